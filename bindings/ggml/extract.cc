@@ -1,0 +1,181 @@
+#include "extract.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace lim::ggml {
+namespace {
+
+// "cache_k_l12" is the K store of layer 12. -1: not a K store.
+int layer_of(const Tensor *store) {
+    constexpr char   kPrefix[] = "cache_k_l";
+    constexpr size_t kLength   = sizeof kPrefix - 1;
+    if (store == nullptr || strncmp(store->name, kPrefix, kLength) != 0) return -1;
+    char      *end;
+    const long layer = strtol(store->name + kLength, &end, 10);
+    return end != store->name + kLength && layer >= 0 && layer <= 4095 ? static_cast<int>(layer) : -1;
+}
+
+lim_ggml_store store_of(const Tensor *store) {
+    return {reinterpret_cast<uint64_t>(store->data), store->ne[1], static_cast<int32_t>(store->ne[2])};
+}
+
+int kernel_type(int type) {
+    switch (type) {
+    case kF32: return LIM_CPU_F32;
+    case kF16: return LIM_CPU_F16;
+    case kBF16: return LIM_CPU_BF16;
+    case kQ8_0: return LIM_CPU_Q8_0;
+    case kQ4_0: return LIM_CPU_Q4_0;
+    }
+    return -1;
+}
+
+// Bytes of an element, or of a block of quantised ones: the stride of a dense first dimension.
+size_t element_size(int type) {
+    switch (type) {
+    case kF32: return 4;
+    case kQ8_0: return 34;
+    case kQ4_0: return 18;
+    }
+    return 2;
+}
+
+bool dim_ok(int64_t dim, int type) {
+    return dim >= 16 && dim <= LIM_CPU_MAX_DIM && dim % (type == kQ8_0 || type == kQ4_0 ? 32 : 16) == 0;
+}
+
+// Fills the call's tensor; the token, head and stream dimensions are given by their numbers.
+lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
+    return {t->data, static_cast<int64_t>(t->nb[token]), static_cast<int64_t>(t->nb[head]), static_cast<int64_t>(t->nb[stream]),
+            kernel_type(t->type)};
+}
+
+// Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_TAKEN.
+int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
+    const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *mask = t->src[3], *sinks = t->src[4];
+    const Tensor *store = k->view_src;
+    n.layer = layer_of(store);
+    if (n.layer < 0) return LIM_GGML_NO_CACHE;
+    n.store = store_of(store);
+    if (v->view_src == store) return LIM_GGML_MLA;
+    if (q->type != kF32 || t->type != kF32 || kernel_type(k->type) < 0 || kernel_type(v->type) < 0) return LIM_GGML_TYPE;
+
+    const int64_t dim_k = q->ne[0], tokens = q->ne[1], heads = q->ne[2], streams = q->ne[3];
+    const int64_t n_kv = k->ne[1], kv_heads = k->ne[2], dim_v = v->ne[0];
+    if (mask == nullptr || mask->type != kF16) return LIM_GGML_TYPE;
+    if (k->ne[0] != dim_k || v->ne[1] != n_kv || v->ne[2] != kv_heads || k->ne[3] != streams || v->ne[3] != streams ||
+        !dim_ok(dim_k, k->type) || !dim_ok(dim_v, v->type) || heads > LIM_CPU_MAX_HEADS || kv_heads < 1 || heads % kv_heads != 0 ||
+        n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX || q->nb[0] != 4 || t->nb[0] != 4 ||
+        k->nb[0] != element_size(k->type) || v->nb[0] != element_size(v->type) || mask->nb[0] != 2 || mask->ne[0] != n_kv ||
+        mask->ne[1] < tokens || mask->ne[2] != 1 || (mask->ne[3] != streams && mask->ne[3] != 1) || store->ne[1] < n_kv ||
+        (sinks != nullptr && (sinks->type != kF32 || sinks->ne[0] != heads))) {
+        return LIM_GGML_SHAPE;
+    }
+    for (int i = 5; i < 10; i++) {
+        if (t->src[i] != nullptr) return LIM_GGML_SHAPE;
+    }
+    if (t->op_params[4] > 0) return LIM_GGML_SPARSE_HINT;
+
+    // Which stream of the store the node's first one is.
+    const int64_t offset = static_cast<const char *>(k->data) - static_cast<const char *>(store->data);
+    const int64_t stride = static_cast<int64_t>(store->nb[2]);
+    if (store->data == nullptr || offset < 0 || (store->ne[2] > 1 ? offset % stride != 0 : offset != 0)) return LIM_GGML_SHAPE;
+    n.first_stream = store->ne[2] > 1 ? static_cast<int32_t>(offset / stride) : 0;
+
+    // The plan reads the mask before the graph runs. Older hosts convert it inside the graph; its
+    // source is there already.
+    const Tensor *scan = mask;
+    if (mask->op != host.none) {
+        scan = mask->src[0];
+        if (scan == nullptr || scan->type != kF32 || scan->op != host.none || scan->nb[0] != 4 || scan->ne[0] != mask->ne[0] ||
+            scan->ne[1] != mask->ne[1] || scan->ne[3] != mask->ne[3]) {
+            return LIM_GGML_SHAPE;
+        }
+    }
+    n.scan_type          = kernel_type(scan->type);
+    n.scan               = scan->data;
+    n.scan_token_stride  = static_cast<int64_t>(scan->nb[1]);
+    n.scan_stream_stride = scan->ne[3] == 1 ? 0 : static_cast<int64_t>(scan->nb[3]);
+    n.mask               = mask->data;
+    n.mask_token_stride  = static_cast<int64_t>(mask->nb[1]);
+    n.mask_stream_stride = mask->ne[3] == 1 ? 0 : static_cast<int64_t>(mask->nb[3]);
+    n.tokens             = static_cast<int32_t>(tokens);
+    n.streams            = static_cast<int32_t>(streams);
+    n.n_kv               = static_cast<int32_t>(n_kv);
+
+    float params[3]; // softmax scale, ALiBi's bias, logit soft-cap
+    memcpy(params, t->op_params, sizeof params);
+    n.max_bias      = params[1];
+    n.call.query    = tensor_of(q, 1, 2, 3);
+    n.call.key      = tensor_of(k, 1, 2, 3);
+    n.call.value    = tensor_of(v, 1, 2, 3);
+    n.call.output   = tensor_of(t, 2, 1, 3);
+    n.call.heads    = static_cast<int32_t>(heads);
+    n.call.kv_heads = static_cast<int32_t>(kv_heads);
+    n.call.dim_k    = static_cast<int32_t>(dim_k);
+    n.call.dim_v    = static_cast<int32_t>(dim_v);
+    n.call.scale    = params[0];
+    n.call.softcap  = params[2];
+    n.call.sinks    = sinks == nullptr ? nullptr : static_cast<const float *>(sinks->data);
+    return LIM_GGML_TAKEN;
+}
+
+// The K store that a tensor is made of, within a few steps: what a K-shift rotates.
+const Tensor *shifted_store(const Tensor *t, int depth) {
+    if (t == nullptr || depth == 0) return nullptr;
+    if (t->view_src != nullptr && layer_of(t->view_src) >= 0) return t->view_src;
+    const Tensor *found = shifted_store(t->src[0], depth - 1);
+    return found != nullptr ? found : shifted_store(t->src[1], depth - 1);
+}
+
+} // namespace
+
+void Extract::read(const Host &host, Graph *from) {
+    nodes.clear();
+    tensors.clear();
+    writes.clear();
+    shifts.clear();
+    graph = {};
+    const int n = host.graph_n_nodes(from);
+    // Hosts that know the flag set it on what is to be computed; older ones set it nowhere.
+    bool flagged = false;
+    for (int i = 0; i < n && !flagged; i++) flagged = (host.graph_node(from, i)->flags & kFlagCompute) != 0;
+
+    for (int i = 0; i < n; i++) {
+        Tensor *t = host.graph_node(from, i);
+        if (flagged && (t->flags & kFlagCompute) == 0) continue;
+        if (t->op == host.flash_attn) {
+            lim_ggml_node node = {};
+            node.reason        = describe(host, t, node);
+            nodes.push_back(node);
+            tensors.push_back(t);
+        } else if (t->op == host.set_rows) {
+            const Tensor *slots = t->src[1];
+            if (layer_of(t->view_src) < 0 || slots == nullptr || slots->data == nullptr || (slots->type != kI64 && slots->type != kI32)) continue;
+            writes.push_back({store_of(t->view_src), slots->data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
+        } else if (t->op == host.rope) {
+            const Tensor *positions = t->src[1];
+            if (positions == nullptr || positions->type != kI32 || positions->op != host.none || positions->data == nullptr) continue;
+            const Tensor *store = shifted_store(t->src[0], 5);
+            const auto   *values = static_cast<const int32_t *>(positions->data);
+            const auto    count  = static_cast<int32_t>(positions->ne[0]);
+            if (store != nullptr && positions->ne[0] == store->ne[1] * store->ne[2]) {
+                shifts.push_back({store_of(store).id, values, count});
+            } else if (graph.positions == nullptr) {
+                graph.positions   = values;
+                graph.n_positions = count;
+            }
+        } else if (t->op == host.soft_max && t->src[1] != nullptr) {
+            graph.n_soft_max++;
+        }
+    }
+    graph.nodes    = nodes.data();
+    graph.writes   = writes.data();
+    graph.shifts   = shifts.data();
+    graph.n_nodes  = static_cast<int32_t>(nodes.size());
+    graph.n_writes = static_cast<int32_t>(writes.size());
+    graph.n_shifts = static_cast<int32_t>(shifts.size());
+}
+
+} // namespace lim::ggml

@@ -1,0 +1,22 @@
+// Reads what attention needs to know out of a host's graph.
+#pragma once
+
+#include <vector>
+
+#include "graph.h"
+#include "host.h"
+
+namespace lim::ggml {
+
+// One context's scratch. It keeps its memory from graph to graph.
+struct Extract {
+    std::vector<lim_ggml_node>  nodes;
+    std::vector<Tensor *>       tensors; // of nodes
+    std::vector<lim_ggml_write> writes;
+    std::vector<lim_ggml_shift> shifts;
+    lim_ggml_graph              graph;
+
+    void read(const Host &host, Graph *from);
+};
+
+} // namespace lim::ggml

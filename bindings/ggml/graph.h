@@ -1,0 +1,81 @@
+/* What the hook reads out of one compute call of a ggml host, and what the plan answers.
+ *
+ * The shim (C++) describes, Go decides (plugin/session.go), the host's threads run. The structures are
+ * mirrored in plugin/graph.go; both sides prove at build time that they agree.
+ */
+#ifndef LESSISMORE_GGML_GRAPH_H
+#define LESSISMORE_GGML_GRAPH_H
+
+#include <stdint.h>
+
+#include "kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Why a node is left to the host; the numbers are those of plugin.Reason. The shim finds only what one
+ * look at the node tells. */
+enum {
+    LIM_GGML_TAKEN        = 0,
+    LIM_GGML_NO_CACHE     = 4,
+    LIM_GGML_MLA          = 6,
+    LIM_GGML_TYPE         = 7,
+    LIM_GGML_SHAPE        = 8,
+    LIM_GGML_SPARSE_HINT  = 9,
+};
+
+/* A view of the host's K store that a node reads or writes. */
+typedef struct lim_ggml_store {
+    uint64_t id;      /* address of the store's first byte */
+    int64_t  slots;   /* per stream */
+    int32_t  streams;
+} lim_ggml_store;
+
+/* One FLASH_ATTN_EXT node. */
+typedef struct lim_ggml_node {
+    lim_cpu_call   call; /* the shim fills tensors and shape, Go the rest */
+    lim_ggml_store store;
+    int32_t        layer;        /* the model's number, from the store's name */
+    int32_t        first_stream; /* of the store, that the node's stream 0 is */
+    int32_t        tokens;       /* query tokens per stream */
+    int32_t        streams;
+    int32_t        n_kv;         /* slots per stream that the node sees */
+    int32_t        scan_type;    /* LIM_CPU_F16 or LIM_CPU_F32 */
+    const void    *scan;         /* mask values that are there before the graph runs */
+    int64_t        scan_token_stride, scan_stream_stride;
+    const void    *mask;         /* the f16 mask that the node reads when it runs */
+    int64_t        mask_token_stride, mask_stream_stride;
+    float          max_bias;     /* ALiBi */
+    int32_t        max_threads;  /* out: how many of the host's threads may share the call */
+    int32_t        reason;       /* in and out: LIM_GGML_TAKEN, or why the host keeps the node */
+} lim_ggml_node;
+
+/* One write into a K store. */
+typedef struct lim_ggml_write {
+    lim_ggml_store store;
+    const void    *slots; /* [n] global slot numbers: stream * slots + index */
+    int32_t        wide;  /* 1: int64, 0: int32 */
+    int32_t        n;
+} lim_ggml_write;
+
+/* Positions of a store's tokens move (the host's K-shift). */
+typedef struct lim_ggml_shift {
+    uint64_t       store;
+    const int32_t *delta; /* [n] by global slot */
+    int32_t        n;
+} lim_ggml_shift;
+
+typedef struct lim_ggml_graph {
+    lim_ggml_node  *nodes;
+    lim_ggml_write *writes;
+    lim_ggml_shift *shifts;
+    const int32_t  *positions; /* of the batch's tokens, or NULL where this part of the graph has none */
+    int32_t         n_nodes, n_writes, n_shifts, n_positions;
+    int32_t         n_soft_max; /* masked softmax nodes: attention without flash attention */
+} lim_ggml_graph;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,204 @@
+// Takes part in a ggml host's graphs, from inside the host's own CPU backend.
+//
+// ggml_backend_init answers with a registry that has no devices, and replaces the CPU device's
+// init_backend. Each CPU backend that is made afterwards gets its graph_compute wrapped: attentions that
+// the plan takes become CUSTOM nodes, which the host runs on its own threads, and are restored when the
+// host's function returns. So nothing is split, nothing is copied, and the host keeps its scheduling.
+#include "hook.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <unistd.h>
+#include <vector>
+
+#include "extract.h"
+
+namespace lim::ggml {
+namespace {
+
+// A node's own words, while it is a CUSTOM node.
+struct Saved {
+    Tensor *tensor;
+    int32_t params[sizeof(CustomParams) / sizeof(int32_t)];
+};
+
+// One backend of the host, that is one context of its user. One thread at a time computes on it.
+struct Context {
+    Backend          *backend;
+    const Host       *host;
+    ComputeFn         compute; // the host's own
+    FreeFn            free;
+    uintptr_t         session;
+    Extract           extract;
+    std::vector<Saved> saved;
+};
+
+// What the hook knows. Never destroyed: hosts free backends while the process ends.
+struct State {
+    std::mutex             mutex;
+    std::vector<Host *>    hosts;
+    std::vector<Context *> contexts;
+    Registry               registry;
+    pid_t                  pid;
+};
+
+State &state() {
+    static State *s = [] {
+        auto *fresh = new State;
+        fresh->pid  = getpid();
+        return fresh;
+    }();
+    return *s;
+}
+
+Context *find_context(Backend *backend) {
+    std::lock_guard lock(state().mutex);
+    for (Context *c : state().contexts) {
+        if (c->backend == backend) return c;
+    }
+    return nullptr;
+}
+
+// One thread's part of a taken node; runs on the host's threads.
+void run(Tensor *, int ith, int nth, void *user) {
+    const auto *node = static_cast<const lim_ggml_node *>(user);
+    if (ith < node->max_threads) lim_cpu_attend(&node->call, ith, nth < node->max_threads ? nth : node->max_threads);
+}
+
+int compute(Backend *backend, Graph *graph) {
+    Context *c = find_context(backend);
+    if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
+    // Go's runtime does not survive a fork; the child's host goes on by itself.
+    if (getpid() != state().pid) return c->compute(backend, graph);
+
+    c->saved.clear();
+    try {
+        c->extract.read(*c->host, graph);
+        c->saved.reserve(c->extract.nodes.size());
+    } catch (const std::bad_alloc &) {
+        return c->compute(backend, graph);
+    }
+    lim_go_ggml_plan(c->session, &c->extract.graph);
+    for (size_t i = 0; i < c->extract.nodes.size(); i++) {
+        if (c->extract.nodes[i].reason != LIM_GGML_TAKEN) continue;
+        Tensor *t = c->extract.tensors[i];
+        Saved   saved{t, {}};
+        memcpy(saved.params, t->op_params, sizeof saved.params);
+        c->saved.push_back(saved);
+        const CustomParams params{run, -1, &c->extract.nodes[i]};
+        memcpy(t->op_params, &params, sizeof params);
+        t->op = c->host->custom;
+    }
+    const int status = c->compute(backend, graph);
+    for (const Saved &saved : c->saved) {
+        memcpy(saved.tensor->op_params, saved.params, sizeof saved.params);
+        saved.tensor->op = c->host->flash_attn;
+    }
+    return status;
+}
+
+void free_backend(Backend *backend) {
+    Context *c = find_context(backend);
+    if (c == nullptr) return;
+    const FreeFn original = c->free;
+    {
+        std::lock_guard lock(state().mutex);
+        auto &all = state().contexts;
+        for (size_t i = 0; i < all.size(); i++) {
+            if (all[i] == c) {
+                all.erase(all.begin() + static_cast<std::ptrdiff_t>(i));
+                break;
+            }
+        }
+    }
+    if (getpid() == state().pid) lim_go_ggml_close(c->session);
+    delete c;
+    original(backend);
+}
+
+// Takes part in a backend that the host just made, if it looks as it should.
+void attach(const Host &host, Backend *backend) {
+    const int word = prove_backend(host, backend);
+    if (word < 0) {
+        static char problem[] = "this host's CPU backend is laid out in an unknown way";
+        lim_go_ggml_problem(problem);
+        return;
+    }
+    const uintptr_t session = lim_go_ggml_open();
+    if (session == 0) return;
+    auto *c    = new Context{};
+    c->backend = backend;
+    c->host    = &host;
+    c->session = session;
+    c->compute = reinterpret_cast<ComputeFn>(backend[word]);
+    c->free    = reinterpret_cast<FreeFn>(backend[kBackendFree]);
+    {
+        std::lock_guard lock(state().mutex);
+        state().contexts.push_back(c);
+    }
+    backend[word]         = reinterpret_cast<void *>(compute);
+    backend[kBackendFree] = reinterpret_cast<void *>(free_backend);
+}
+
+Host *find_host_of(Device *device) {
+    std::lock_guard lock(state().mutex);
+    for (Host *h : state().hosts) {
+        if (h->device == device) return h;
+    }
+    return nullptr;
+}
+
+Backend *init_backend(Device *device, const char *params) {
+    const Host *host = find_host_of(device);
+    if (host == nullptr) return nullptr; // unreachable: only devices in the list are hooked
+    Backend *backend = host->init_backend(device, params);
+    if (backend != nullptr && getpid() == state().pid) attach(*host, backend);
+    return backend;
+}
+
+const char *registry_name(Registry *) { return "LessIsMore"; }
+size_t      no_devices(Registry *) { return 0; }
+void       *no_device(Registry *, size_t) { return nullptr; }
+void       *no_function(Registry *, const char *) { return nullptr; }
+
+} // namespace
+} // namespace lim::ggml
+
+using namespace lim::ggml;
+
+extern "C" void *lim_ggml_install(void *caller, int hook, char *text, size_t size) {
+    Host              host{};
+    const std::string problem = find_host(caller, host);
+    if (!problem.empty()) {
+        snprintf(text, size, "%s", problem.c_str());
+        return nullptr;
+    }
+    snprintf(text, size, "ggml %s, API %d", host.version != nullptr ? host.version() : "of unknown version", host.api_version);
+    if (hook != 0 && find_host_of(host.device) == nullptr && host.init_backend != init_backend) {
+        {
+            std::lock_guard lock(state().mutex);
+            state().hosts.push_back(new Host(host));
+        }
+        __atomic_store_n(&host.device[kDeviceInitBackend], reinterpret_cast<void *>(init_backend), __ATOMIC_RELEASE);
+    }
+    Registry &registry = state().registry;
+    registry           = {host.api_version, registry_name, no_devices, no_device, no_function, nullptr};
+    return &registry;
+}
+
+extern "C" void lim_ggml_at_exit(void) {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        (void)state();
+        atexit([] {
+            if (getpid() == state().pid) lim_go_ggml_exit();
+        });
+    });
+}
+
+// What a ggml host calls on the library that it loads. Some call it more than once.
+extern "C" __attribute__((visibility("default"))) void *ggml_backend_init(void) {
+    return getpid() == state().pid ? lim_go_ggml_init(__builtin_return_address(0)) : nullptr;
+}

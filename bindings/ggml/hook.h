@@ -1,0 +1,34 @@
+/* The ggml hook, as Go sees it. */
+#ifndef LESSISMORE_GGML_HOOK_H
+#define LESSISMORE_GGML_HOOK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "graph.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Finds the host that `caller` (an address in its code) belongs to, and proves its layout. With `hook`,
+ * every CPU backend that the host makes from now on is taken part in; a host is hooked once. Returns the
+ * registry that ggml_backend_init answers with, or NULL, with the reason in `text`; on success `text`
+ * names the host. */
+void *lim_ggml_install(void *caller, int hook, char *text, size_t size);
+
+/* Calls lim_go_ggml_exit when the process ends, unless it is a forked child. */
+void lim_ggml_at_exit(void);
+
+/* Implemented in Go (capi/ggml.go). */
+extern void     *lim_go_ggml_init(void *caller);              /* what ggml_backend_init returns */
+extern uintptr_t lim_go_ggml_open(void);                      /* a context begins; 0: left alone */
+extern void      lim_go_ggml_plan(uintptr_t session, lim_ggml_graph *graph); /* decides about each node */
+extern void      lim_go_ggml_close(uintptr_t session);
+extern void      lim_go_ggml_problem(char *text);             /* the hook cannot work; for the log */
+extern void      lim_go_ggml_exit(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

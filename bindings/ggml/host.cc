@@ -1,0 +1,233 @@
+#include "host.h"
+
+#include <cstdio>
+#include <cstring>
+#include <dlfcn.h>
+#include <link.h>
+
+namespace lim::ggml {
+namespace {
+
+// API versions of ggml's backend interface that the tests run against.
+constexpr int kOldestApi = 2, kNewestApi = 3;
+constexpr int kDeviceTypeCpu = 0;
+
+const void *module_of(const void *address) {
+    Dl_info info;
+    return address != nullptr && dladdr(address, &info) != 0 ? info.dli_fbase : nullptr;
+}
+
+// The host's handle, and how to look things up in it.
+class Symbols {
+public:
+    explicit Symbols(void *handle) : handle_(handle) {}
+
+    template <class F> bool get(F &function, const char *name) const {
+        function = reinterpret_cast<F>(dlsym(handle_, name));
+        return function != nullptr;
+    }
+
+private:
+    void *handle_;
+};
+
+bool has_ggml(void *handle) {
+    return handle != nullptr && dlsym(handle, "ggml_backend_dev_by_type") != nullptr && dlsym(handle, "ggml_graph_node") != nullptr;
+}
+
+// A process may hold several copies of ggml; the one that called is the one that counts. Its handle
+// reaches the libraries that it needs, so functions in libggml-base are found through libggml.
+void *handle_of(void *caller) {
+    Dl_info   info;
+    link_map *map = nullptr;
+    if (caller != nullptr && dladdr1(caller, &info, reinterpret_cast<void **>(&map), RTLD_DL_LINKMAP) != 0 && map != nullptr) {
+        void *handle = map->l_name[0] == '\0' ? dlopen(nullptr, RTLD_LAZY) : dlopen(map->l_name, RTLD_LAZY | RTLD_NOLOAD);
+        if (has_ggml(handle)) return handle;
+    }
+    void *found = nullptr;
+    dl_iterate_phdr(
+        [](dl_phdr_info *module, size_t, void *out) {
+            if (module->dlpi_name == nullptr || module->dlpi_name[0] == '\0') return 0;
+            void *handle = dlopen(module->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
+            if (!has_ggml(handle)) return 0;
+            *static_cast<void **>(out) = handle;
+            return 1;
+        },
+        &found);
+    return found;
+}
+
+// Operation numbers by name. The host's table has no length, so a name outside the host's module ends it.
+std::string find_operations(Host &host) {
+    struct Wanted {
+        const char *name;
+        int        *number;
+    } wanted[] = {
+        {"FLASH_ATTN_EXT", &host.flash_attn}, {"CUSTOM", &host.custom},     {"SET_ROWS", &host.set_rows},
+        {"ROPE", &host.rope},                 {"SOFT_MAX", &host.soft_max}, {"NONE", &host.none},
+    };
+    for (auto &w : wanted) *w.number = -1;
+    const void *module = module_of(reinterpret_cast<const void *>(host.op_name));
+    for (int op = 0, left = sizeof wanted / sizeof *wanted; op < 200 && left > 0; op++) {
+        const char *name = host.op_name(op);
+        if (module_of(name) != module) break;
+        for (auto &w : wanted) {
+            if (*w.number < 0 && strcmp(name, w.name) == 0) {
+                *w.number = op;
+                left--;
+            }
+        }
+    }
+    for (auto &w : wanted) {
+        if (*w.number < 0) return std::string("this host's ggml has no operation ") + w.name;
+    }
+    return "";
+}
+
+// Builds a few tensors with the host's own functions and looks whether they read as abi.h declares.
+std::string prove_tensors(const Symbols &symbols, const Host &host) {
+    struct InitParams { // passed by value; stable
+        size_t size;
+        void  *memory;
+        bool   no_alloc;
+    };
+    void *(*init)(InitParams);
+    void (*free_context)(void *);
+    Tensor *(*new_tensor)(void *, int, int64_t, int64_t, int64_t, int64_t);
+    Tensor *(*view)(void *, Tensor *, int64_t, int64_t, int64_t, int64_t, size_t, size_t, size_t, size_t);
+    Tensor *(*flash)(void *, Tensor *, Tensor *, Tensor *, Tensor *, float, float, float);
+    void (*add_sinks)(Tensor *, Tensor *);
+    Tensor *(*set_rows)(void *, Tensor *, Tensor *, Tensor *);
+    Tensor *(*set_name)(Tensor *, const char *);
+    size_t (*overhead)();
+    const char *(*type_name)(int);
+    if (!symbols.get(init, "ggml_init") || !symbols.get(free_context, "ggml_free") || !symbols.get(new_tensor, "ggml_new_tensor_4d") ||
+        !symbols.get(view, "ggml_view_4d") || !symbols.get(flash, "ggml_flash_attn_ext") ||
+        !symbols.get(add_sinks, "ggml_flash_attn_ext_add_sinks") || !symbols.get(set_rows, "ggml_set_rows") ||
+        !symbols.get(set_name, "ggml_set_name") || !symbols.get(overhead, "ggml_tensor_overhead") ||
+        !symbols.get(type_name, "ggml_type_name")) {
+        return "this host does not export what is needed to prove its layout";
+    }
+    struct {
+        int         type;
+        const char *name;
+    } types[] = {{kF32, "f32"}, {kF16, "f16"}, {kBF16, "bf16"}, {kQ8_0, "q8_0"}, {kQ4_0, "q4_0"}, {kI32, "i32"}, {kI64, "i64"}};
+    for (auto &t : types) {
+        const char *name = type_name(t.type);
+        if (name == nullptr || strcmp(name, t.name) != 0) return std::string("this host numbers the element type ") + t.name + " otherwise";
+    }
+    if (overhead() < sizeof(Tensor)) return "this host's tensors are smaller than expected";
+
+    void *context = init({64 * overhead(), nullptr, true});
+    if (context == nullptr) return "this host refused memory for a layout check";
+    Tensor *store = set_name(new_tensor(context, kF16, 128, 512, 1, 1), "cache_k_l7");
+    Tensor *key   = view(context, store, 64, 256, 2, 1, 256, 128, 512 * 256, 256);
+    Tensor *query = new_tensor(context, kF32, 64, 1, 4, 1);
+    Tensor *mask  = new_tensor(context, kF16, 256, 64, 1, 1);
+    Tensor *sinks = new_tensor(context, kF32, 4, 1, 1, 1);
+    Tensor *node  = flash(context, query, key, key, mask, 0.125f, 8.0f, 30.0f);
+    add_sinks(node, sinks);
+    Tensor *slots = new_tensor(context, kI64, 3, 1, 1, 1);
+    Tensor *write = set_rows(context, store, new_tensor(context, kF32, 128, 3, 1, 1), slots);
+
+    float params[3];
+    memcpy(params, node->op_params, sizeof params);
+    const bool proven =
+        store->type == kF16 && store->ne[0] == 128 && store->ne[1] == 512 && store->nb[0] == 2 && store->nb[1] == 256 &&
+        strcmp(store->name, "cache_k_l7") == 0 && store->op == host.none && store->view_src == nullptr && store->data == nullptr &&
+        key->view_src == store && key->view_offs == 256 && key->ne[1] == 256 && key->ne[2] == 2 && key->nb[2] == 128 &&
+        node->op == host.flash_attn && node->type == kF32 && node->src[0] == query && node->src[1] == key && node->src[2] == key &&
+        node->src[3] == mask && node->src[4] == sinks && node->src[5] == nullptr && params[0] == 0.125f && params[1] == 8.0f &&
+        params[2] == 30.0f && node->ne[0] == 64 && node->ne[1] == 4 && node->ne[2] == 1 && write->op == host.set_rows &&
+        write->view_src == store && write->src[1] == slots && slots->type == kI64 && slots->ne[0] == 3;
+    free_context(context);
+    return proven ? "" : "this host's tensors are laid out in an unknown way";
+}
+
+// True if the address lies in memory that may be written.
+bool writable(const void *address) {
+    FILE *maps = fopen("/proc/self/maps", "re");
+    if (maps == nullptr) return false;
+    bool  yes = false;
+    char  line[512];
+    while (fgets(line, sizeof line, maps) != nullptr) {
+        unsigned long low, high;
+        char          rights[8];
+        if (sscanf(line, "%lx-%lx %7s", &low, &high, rights) == 3 && reinterpret_cast<unsigned long>(address) >= low &&
+            reinterpret_cast<unsigned long>(address) < high) {
+            yes = rights[1] == 'w';
+            break;
+        }
+    }
+    fclose(maps);
+    return yes;
+}
+
+// Finds the CPU device and the place of its init_backend.
+std::string prove_device(const Symbols &symbols, Host &host) {
+    Device *(*by_type)(int);
+    const char *(*device_name)(Device *);
+    int (*device_type)(Device *);
+    Registry *(*device_registry)(Device *);
+    if (!symbols.get(by_type, "ggml_backend_dev_by_type") || !symbols.get(device_name, "ggml_backend_dev_name") ||
+        !symbols.get(device_type, "ggml_backend_dev_type") || !symbols.get(device_registry, "ggml_backend_dev_backend_reg")) {
+        return "this host does not export ggml's device functions";
+    }
+    host.device = by_type(kDeviceTypeCpu);
+    if (host.device == nullptr) return "this host has no CPU device (load the library after ggml's own backends)";
+
+    Registry *registry = device_registry(host.device);
+    host.api_version   = registry == nullptr ? 0 : registry->api_version;
+    if (host.api_version < kOldestApi || host.api_version > kNewestApi) {
+        return "ggml backend API version " + std::to_string(host.api_version) + " is not one that this build is tested with (" +
+               std::to_string(kOldestApi) + " to " + std::to_string(kNewestApi) + ")";
+    }
+    // The first six words are functions of one module, the first of which gives the device's name; the
+    // registry's address follows the functions.
+    const void *module = module_of(host.device[kDeviceGetName]);
+    bool        proven = module != nullptr;
+    for (int i = 0; proven && i <= kDeviceInitBackend; i++) proven = module_of(host.device[i]) == module;
+    proven = proven && reinterpret_cast<const char *(*)(Device *)>(host.device[kDeviceGetName])(host.device) == device_name(host.device);
+    bool follows = false;
+    for (int i = kDeviceInitBackend + 1; proven && !follows && i < 24; i++) follows = host.device[i] == registry;
+    if (!proven || !follows || device_type(host.device) != kDeviceTypeCpu || !writable(&host.device[kDeviceInitBackend])) {
+        return "this host's CPU device is laid out in an unknown way";
+    }
+    host.init_backend = reinterpret_cast<InitFn>(host.device[kDeviceInitBackend]);
+    return "";
+}
+
+} // namespace
+
+std::string find_host(void *caller, Host &host) {
+    void *handle = handle_of(caller);
+    if (handle == nullptr) return "no ggml found in this process, or it does not export its functions";
+    const Symbols symbols(handle);
+    if (!symbols.get(host.graph_n_nodes, "ggml_graph_n_nodes") || !symbols.get(host.graph_node, "ggml_graph_node") ||
+        !symbols.get(host.op_name, "ggml_op_name")) {
+        return "this host does not export ggml's graph functions";
+    }
+    symbols.get(host.version, "ggml_version");
+    std::string problem = find_operations(host);
+    if (problem.empty()) problem = prove_tensors(symbols, host);
+    if (problem.empty()) problem = prove_device(symbols, host);
+    return problem;
+}
+
+int prove_backend(const Host &host, Backend *backend) {
+    // The CPU backend's interface since API version 2, as set (1) and empty (0) functions: name, free,
+    // six of asynchronous data access and synchronisation, four of graph plans, graph_compute. Whatever
+    // follows (events, graph optimisation) is empty, then comes the device.
+    constexpr char kPattern[] = "1100000011011";
+    constexpr int  kFunctions = sizeof kPattern - 1;
+    const void *module = module_of(backend[1]);
+    for (int i = 0; i < kFunctions; i++) {
+        const void *function = backend[1 + i];
+        if (kPattern[i] == '0' ? function != nullptr : module == nullptr || module_of(function) != module) return -1;
+    }
+    int next = 1 + kFunctions;
+    while (next < 24 && backend[next] == nullptr) next++;
+    return backend[next] == host.device ? kFunctions : -1; // word 0 is the GUID: graph_compute is the last of the pattern
+}
+
+} // namespace lim::ggml

@@ -1,0 +1,217 @@
+package main
+
+/*
+#cgo CFLAGS: -I${SRCDIR}/../kernels/cpu -I${SRCDIR}/../bindings/ggml
+#cgo LDFLAGS: -L${SRCDIR}/../build/cmake/lib -llim_ggml -llim_cpu -l:libstdc++.a -ldl -lm -lpthread
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include "hook.h"
+*/
+import "C"
+
+import (
+	"fmt"
+	"os"
+	"runtime/cgo"
+	"runtime/debug"
+	"sync"
+	"unsafe"
+
+	"lessismore/plugin"
+)
+
+// host is the process-wide state of the ggml way in: one engine, configured by the environment.
+var host struct {
+	sync.Mutex
+	engine *plugin.Engine
+	env    plugin.Environment
+	byCell bool
+}
+
+// lookup reads the environment as C sees it: Go's own copy is from the start of the process, and hosts
+// in Python set variables later. Not from a set-user-ID program.
+func lookup(name string) (string, bool) {
+	c := C.CString(name)
+	defer C.free(unsafe.Pointer(c))
+	value := C.secure_getenv(c)
+	if value == nil {
+		return "", false
+	}
+	return C.GoString(value), true
+}
+
+func logLine(level plugin.LogLevel, text string) {
+	if level <= host.env.Log {
+		fmt.Fprintf(os.Stderr, "lessismore: %s\n", text)
+	}
+}
+
+// guard keeps a panic from crossing the C edge: the library switches itself off.
+func guard(where string) {
+	if p := recover(); p != nil {
+		text := fmt.Sprintf("internal error in %s: %v", where, p)
+		logLine(plugin.LogInfo, "inert: "+text)
+		logLine(plugin.LogDebug, string(debug.Stack()))
+		if host.engine != nil {
+			host.engine.Disable(text)
+		}
+	}
+}
+
+//export lim_go_ggml_init
+func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
+	defer guard("ggml_backend_init")
+	host.Lock()
+	defer host.Unlock()
+	first := host.engine == nil
+	if first {
+		configure()
+	}
+	hook := C.int(1)
+	if host.engine.Inert() != "" {
+		hook = 0
+	}
+	text := make([]byte, 512)
+	registry = C.lim_ggml_install(caller, hook, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
+	about := C.GoString((*C.char)(unsafe.Pointer(&text[0])))
+	if registry == nil {
+		host.engine.Disable(about)
+		logLine(plugin.LogInfo, "inert: "+about)
+		return nil
+	}
+	if first && hook != 0 {
+		c := host.env.Config
+		layers := "chosen by rule"
+		if c.Layers != nil {
+			layers = fmt.Sprint(c.Layers)
+		}
+		logLine(plugin.LogInfo, fmt.Sprintf("%s loaded into %s (%s kernels): budget %d tokens, selection layers %s",
+			plugin.Version, about, host.engine.Report().Target, c.Budget, layers))
+	}
+	return registry
+}
+
+// configure makes the engine from the environment. A wrong value makes it inert, with one clear line.
+func configure() {
+	env, err := plugin.FromEnvironment(lookup)
+	if err != nil {
+		env.Config = plugin.DefaultConfig()
+	}
+	host.env = env
+	host.engine, _ = plugin.NewEngine(env.Config)
+	switch {
+	case err != nil:
+		host.engine.Disable(err.Error())
+		logLine(plugin.LogInfo, "inert: "+err.Error())
+	case !env.Enabled:
+		host.engine.Disable("switched off by LESSISMORE")
+		logLine(plugin.LogInfo, "switched off by LESSISMORE")
+	}
+	order, _ := lookup("LESSISMORE_TEST_ORDER")
+	host.byCell = order == "cell"
+	C.lim_ggml_at_exit()
+}
+
+//export lim_go_ggml_open
+func lim_go_ggml_open() (session C.uintptr_t) {
+	defer guard("init_backend")
+	s := host.engine.NewSession(logLine)
+	if host.byCell {
+		s.OrderByCell()
+	}
+	return C.uintptr_t(cgo.NewHandle(s))
+}
+
+//export lim_go_ggml_plan
+func lim_go_ggml_plan(session C.uintptr_t, graph *C.lim_ggml_graph) {
+	nodes := unsafe.Slice((*plugin.Node)(unsafe.Pointer(graph.nodes)), graph.n_nodes)
+	done := false
+	defer func() {
+		if !done { // a panic: the host keeps everything
+			for i := range nodes {
+				nodes[i].Reason = plugin.ReasonFailed
+			}
+		}
+	}()
+	defer guard("graph_compute")
+	g := plugin.Graph{
+		Nodes:   nodes,
+		Writes:  unsafe.Slice((*plugin.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
+		Shifts:  unsafe.Slice((*plugin.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
+		SoftMax: int(graph.n_soft_max),
+	}
+	if graph.positions != nil {
+		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)
+	}
+	cgo.Handle(session).Value().(*plugin.Session).Plan(&g)
+	done = true
+}
+
+//export lim_go_ggml_close
+func lim_go_ggml_close(session C.uintptr_t) {
+	defer guard("free")
+	handle := cgo.Handle(session)
+	s := handle.Value().(*plugin.Session)
+	handle.Delete()
+	s.Close()
+	if c := s.Stats(); c.Steps > 0 {
+		logLine(plugin.LogInfo, fmt.Sprintf("context freed: %d steps, %.1f%% of the tokens attended", c.Steps,
+			100*float64(c.TokensAttended)/float64(max(c.TokensVisible, 1))))
+	}
+	writeStats()
+}
+
+//export lim_go_ggml_problem
+func lim_go_ggml_problem(text *C.char) {
+	defer guard("problem")
+	reason := C.GoString(text)
+	host.engine.Disable(reason)
+	logLine(plugin.LogInfo, "inert: "+reason)
+}
+
+//export lim_go_ggml_exit
+func lim_go_ggml_exit() {
+	defer guard("exit")
+	writeStats()
+}
+
+// statsFile orders the writers of the file: contexts may end on several threads.
+var statsFile sync.Mutex
+
+func writeStats() {
+	if host.env.StatsPath == "" {
+		return
+	}
+	statsFile.Lock()
+	defer statsFile.Unlock()
+	if err := plugin.WriteFile(host.env.StatsPath, host.engine.Report().JSON()); err != nil {
+		logLine(plugin.LogInfo, "LESSISMORE_STATS: "+err.Error())
+	}
+}
+
+// Both sides of what crosses the edge agree, or this does not compile.
+var (
+	_ [unsafe.Sizeof(plugin.Node{}) - C.sizeof_lim_ggml_node]struct{}
+	_ [C.sizeof_lim_ggml_node - unsafe.Sizeof(plugin.Node{})]struct{}
+	_ [unsafe.Sizeof(plugin.Write{}) - C.sizeof_lim_ggml_write]struct{}
+	_ [C.sizeof_lim_ggml_write - unsafe.Sizeof(plugin.Write{})]struct{}
+	_ [unsafe.Sizeof(plugin.Shift{}) - C.sizeof_lim_ggml_shift]struct{}
+	_ [C.sizeof_lim_ggml_shift - unsafe.Sizeof(plugin.Shift{})]struct{}
+
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Store)-unsafe.Offsetof(C.lim_ggml_node{}.store)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Layer)-unsafe.Offsetof(C.lim_ggml_node{}.layer)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.NKV)-unsafe.Offsetof(C.lim_ggml_node{}.n_kv)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Scan)-unsafe.Offsetof(C.lim_ggml_node{}.scan)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Mask)-unsafe.Offsetof(C.lim_ggml_node{}.mask)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.MaxBias)-unsafe.Offsetof(C.lim_ggml_node{}.max_bias)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Write{}.Slots)-unsafe.Offsetof(C.lim_ggml_write{}.slots)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Write{}.N)-unsafe.Offsetof(C.lim_ggml_write{}.n)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Shift{}.Delta)-unsafe.Offsetof(C.lim_ggml_shift{}.delta)]
+
+	_ = [1]int{}[plugin.ReasonNoCache-C.LIM_GGML_NO_CACHE]
+	_ = [1]int{}[plugin.ReasonMLA-C.LIM_GGML_MLA]
+	_ = [1]int{}[plugin.ReasonType-C.LIM_GGML_TYPE]
+	_ = [1]int{}[plugin.ReasonShape-C.LIM_GGML_SHAPE]
+	_ = [1]int{}[plugin.ReasonSparseHint-C.LIM_GGML_SPARSE_HINT]
+)

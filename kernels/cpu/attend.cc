@@ -1,0 +1,240 @@
+/* lim_cpu_attend: plans one layer's attention and runs it on nth threads.
+ *
+ * Each row's tokens are cut into stretches. Threads claim stretches one after another, so a thread that the
+ * system delays does not hold up the rest; each stretch leaves a partial result, and the parts are merged in
+ * order after a barrier. How a row is cut depends on the call only, never on the threads, so the output
+ * and the token sets are the same bits whatever nth is. */
+#include <algorithm>
+#include <time.h>
+
+#include "attention.h"
+#include "dispatch.h"
+#include "kernels.h"
+#include "select.h"
+
+namespace lessismore {
+namespace {
+
+/* Stretches: short enough to balance threads, long enough that merging them costs little. */
+constexpr int32_t kLeastStretch = 128;
+constexpr int32_t kMostPerRow = 64, kLeastPerRow = 8, kPerCall = 128;
+
+int32_t MostStretches(int32_t n_rows) { return std::clamp(kPerCall / std::max(n_rows, 1), kLeastPerRow, kMostPerRow); }
+
+int32_t StretchLength(int32_t n, int32_t n_rows) {
+    const int32_t most = MostStretches(n_rows);
+    const int32_t even = (int32_t)(((int64_t)n + most - 1) / most);
+    return std::max(kLeastStretch, (even + kTile - 1) / kTile * kTile);
+}
+
+int32_t Stretches(int32_t n, int32_t n_rows) {
+    const int32_t length = StretchLength(n, n_rows);
+    return n > 0 ? (int32_t)(((int64_t)n + length - 1) / length) : 0;
+}
+
+bool Sparse(const lim_cpu_row &row) { return row.set_n > 0 && row.set_n < row.n; }
+
+/* What the row attends to in this call. */
+const int32_t *List(const lim_cpu_call &call, const lim_cpu_row &row) {
+    return call.mode == LIM_CPU_LIST && Sparse(row) ? row.set : row.slots;
+}
+int32_t Length(const lim_cpu_call &call, const lim_cpu_row &row) {
+    return call.mode == LIM_CPU_LIST && Sparse(row) ? row.set_n : std::max(row.n, 0);
+}
+bool Selects(const lim_cpu_call &call, const lim_cpu_row &row) { return call.mode == LIM_CPU_SELECT && Sparse(row); }
+
+/* Logits of heads lie a line more than a power of two apart, lest all of them fall into the same cache set. */
+int64_t LogitStride(int32_t n) { return ((int64_t)n + kTile - 1) / kTile * kTile + 16; }
+
+/* A row's memory in SELECT mode. */
+struct RowWork {
+    float    *logits;
+    Selection selection;
+
+    void Take(Arena *arena, const lim_cpu_call &call, const lim_cpu_row &row) {
+        const int32_t n = std::max(row.n, 0);
+        logits = arena->Take<float>((size_t)call.heads * (size_t)LogitStride(n));
+        selection.logits = logits;
+        selection.stride = LogitStride(n);
+        selection.heads = call.heads;
+        selection.n = n;
+        selection.sinks = row.sinks;
+        selection.mid = row.mid;
+        selection.recent = row.recent;
+        selection.policy = call.policy;
+        selection.attention_sinks = call.sinks;
+        selection.slots = row.slots;
+        selection.set = row.set;
+        selection.Take(arena);
+    }
+};
+
+/* The layout of work memory. Rows' own memory comes last and is walked row by row. */
+struct Work {
+    WorkHeader   *header;
+    float        *query, *scratch; /* this thread's */
+    SelectScratch select;          /* this thread's */
+    float        *parts;
+    int32_t       n_parts;
+    Arena         rows{nullptr};
+
+    size_t Take(void *base, const lim_cpu_call &call, int ith, int nth, bool bound) {
+        Arena         arena(base);
+        int64_t       least = 0, now = 0;
+        int32_t       longest = 0, mid = 0;
+        for (int32_t r = 0; r < call.n_rows; r++) {
+            const lim_cpu_row &row = call.rows[r];
+            least += (std::max(row.n, 0) + (int64_t)kLeastStretch - 1) / kLeastStretch;
+            now += Stretches(Length(call, row), call.n_rows);
+            if (row.set_n > 0) {
+                longest = std::max(longest, row.n);
+                mid = std::max(mid, row.mid);
+            }
+        }
+        /* Not Stretches(): growing n can make fewer, and the size must never shrink with n. */
+        n_parts = (int32_t)(bound ? std::min(least, (int64_t)std::max(kPerCall, kLeastPerRow * call.n_rows)) : now);
+        const size_t heads = (size_t)call.heads;
+        header = arena.Take<WorkHeader>(1);
+        for (int i = 0; i < nth; i++) {
+            float        *q = arena.Take<float>(heads * (size_t)call.dim_k);
+            float        *s = arena.Take<float>(heads * kScratchPerHead + kTile);
+            SelectScratch t;
+            t.Take(&arena, longest, mid);
+            if (i == ith) {
+                query = q;
+                scratch = s;
+                select = t;
+            }
+        }
+        parts = arena.Take<float>((size_t)n_parts * Part::Floats(call.heads, call.dim_v));
+        rows = arena;
+        if (bound) {
+            for (int32_t r = 0; r < call.n_rows; r++) {
+                RowWork row;
+                if (call.rows[r].set_n > 0) row.Take(&arena, call, call.rows[r]);
+            }
+        }
+        return arena.used();
+    }
+};
+
+uint64_t Now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Calls visit(row index, selection) for each row that selects. */
+template <class Visit>
+void ForSelections(const lim_cpu_call &call, const Work &work, Visit visit) {
+    Arena arena = work.rows;
+    for (int32_t r = 0; r < call.n_rows; r++) {
+        if (!Selects(call, call.rows[r])) continue;
+        RowWork row;
+        row.Take(&arena, call, call.rows[r]);
+        visit(r, row.selection);
+    }
+}
+
+void AttendAll(const lim_cpu_call &call, const Work &work, const AttentionKernels &kernels) {
+    int32_t row = 0, first = 0, loaded = -1; /* `first`: the first stretch of `row` */
+    int32_t count = call.n_rows > 0 ? Stretches(Length(call, call.rows[0]), call.n_rows) : 0;
+    float  *logits = nullptr;
+    Arena   arena = work.rows;
+    int32_t placed = -1; /* rows up to this one have their memory taken */
+    for (;;) {
+        const int32_t claim = (int32_t)work.header->next.fetch_add(1, std::memory_order_relaxed);
+        if (claim >= work.n_parts) return;
+        while (claim >= first + count) {
+            first += count;
+            row++;
+            count = Stretches(Length(call, call.rows[row]), call.n_rows);
+        }
+        const lim_cpu_row &r = call.rows[row];
+        if (loaded != row) {
+            kernels.load_query(&call, &r, work.query);
+            loaded = row;
+        }
+        for (; placed < row; placed++) {
+            if (!Selects(call, call.rows[placed + 1])) continue;
+            RowWork memory;
+            memory.Take(&arena, call, call.rows[placed + 1]);
+            logits = memory.logits;
+        }
+        const int32_t n = Length(call, r), length = StretchLength(n, call.n_rows);
+        const int32_t begin = (claim - first) * length;
+        Stretch       stretch;
+        stretch.call = &call;
+        stretch.row = &r;
+        stretch.slots = List(call, r);
+        stretch.begin = begin;
+        stretch.end = std::min(n, begin + length);
+        stretch.logits = Selects(call, r) ? logits : nullptr;
+        stretch.logit_stride = LogitStride(r.n);
+        kernels.attend(stretch, work.query, work.scratch,
+                       Part(work.parts + (size_t)claim * Part::Floats(call.heads, call.dim_v), call.heads));
+    }
+}
+
+void MergeAll(const lim_cpu_call &call, const Work &work, const AttentionKernels &kernels, int ith, int nth) {
+    float  *parts = work.parts;
+    int64_t turn = 0;
+    for (int32_t r = 0; r < call.n_rows; r++) {
+        const int32_t count = Stretches(Length(call, call.rows[r]), call.n_rows);
+        for (int h = 0; h < call.heads; h++) {
+            if (turn++ % nth == ith) kernels.merge(&call, &call.rows[r], h, parts, count);
+        }
+        parts += (size_t)count * Part::Floats(call.heads, call.dim_v);
+    }
+}
+
+void SelectAll(const lim_cpu_call &call, const Work &work, int ith, int nth) {
+    const RankingKernels &kernels = *RankingFor(CurrentTarget());
+    int64_t               turn = 0;
+    ForSelections(call, work, [&](int32_t, const Selection &s) {
+        for (int h = 0; h < s.heads; h++) {
+            if (turn++ % nth == ith) RankHead(kernels, s, h, work.select);
+        }
+    });
+    work.header->barrier.Wait(nth);
+    if (call.policy == LIM_CPU_MASS) {
+        ForSelections(call, work, [&](int32_t, const Selection &s) { AddUpMass(kernels, s, ith, nth); });
+        work.header->barrier.Wait(nth);
+    }
+    turn = 0;
+    ForSelections(call, work, [&](int32_t, const Selection &s) {
+        if (turn++ % nth == ith) WriteSet(kernels, s, work.select);
+    });
+}
+
+}  // namespace
+}  // namespace lessismore
+
+using namespace lessismore;
+
+extern "C" size_t lim_cpu_work_size(const lim_cpu_call *call, int nth) {
+    Work work;
+    return work.Take(nullptr, *call, 0, nth, true);
+}
+
+extern "C" void lim_cpu_attend(const lim_cpu_call *call, int ith, int nth) {
+    const uint64_t          begin = ith == 0 && call->timing != nullptr ? Now() : 0;
+    const AttentionKernels &kernels = *AttentionFor(CurrentTarget());
+    Work                    work;
+    work.Take(call->work, *call, ith, nth, false);
+    AttendAll(*call, work, kernels);
+    work.header->barrier.Wait(nth);
+    /* Everybody has claimed their last; ready for the next call. */
+    if (ith == 0) work.header->next.store(0, std::memory_order_relaxed);
+    MergeAll(*call, work, kernels, ith, nth);
+
+    bool selects = false;
+    for (int32_t r = 0; r < call->n_rows; r++) selects |= Selects(*call, call->rows[r]);
+    const uint64_t middle = selects && begin != 0 ? Now() : 0;
+    if (selects) SelectAll(*call, work, ith, nth);
+    if (begin != 0) {
+        const uint64_t end = Now();
+        call->timing->attend_ns += end - begin;
+        if (selects) call->timing->select_ns += end - middle;
+    }
+}

@@ -1,0 +1,437 @@
+/* Decode attention over a stretch of tokens, for all heads at once.
+ *
+ * Decoding is bound by reading K and V, so each row is read once, whole tokens at a time (in the layouts of
+ * the engines all KV heads of a token lie together) and in tiles: score the tile's keys, exponentiate, add up
+ * its values. While one tile is computed the next one's rows are prefetched, which hides memory latency also
+ * where the hardware prefetcher cannot guess the address, as with a token list. The query heads of a KV head
+ * share the conversion of its rows to f32; four tokens are scored together so that the sums across a vector
+ * cost a quarter. */
+#include "targets.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "attention.h"
+#include "dispatch.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+#include "hwy/contrib/math/math-inl.h"
+#include "convert-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lessismore {
+namespace HWY_NAMESPACE {
+namespace {
+
+/* The K or V rows of a tile and of the tile after it. */
+struct Rows {
+    const uint8_t *now[kTile];
+    const uint8_t *next[kTile];
+};
+
+HWY_INLINE void Prefetch(const uint8_t *row, size_t from, size_t to) {
+    for (size_t i = from; i < to; i += 64) __builtin_prefetch(row + i, 0, 2);
+}
+
+/* The largest of no logits. Not -inf: the difference of two would be NaN. */
+constexpr float kLowest = -3.0e38f;
+
+/* ---- scores ---- */
+
+/* Sums across each of four vectors, stored side by side. */
+HWY_INLINE void StoreFourSums(Vec a, Vec b, Vec c, Vec d, float *to) {
+#if HWY_TARGET == HWY_SCALAR
+    to[0] = hn::GetLane(a);
+    to[1] = hn::GetLane(b);
+    to[2] = hn::GetLane(c);
+    to[3] = hn::GetLane(d);
+#else
+    const F32                      df;
+    const hn::Repartition<double, F32> pairs;
+    const auto ab = hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
+    const auto cd = hn::Add(hn::InterleaveLower(df, c, d), hn::InterleaveUpper(df, c, d));
+    const auto lower = hn::InterleaveLower(pairs, hn::BitCast(pairs, ab), hn::BitCast(pairs, cd));
+    const auto upper = hn::InterleaveUpper(pairs, hn::BitCast(pairs, ab), hn::BitCast(pairs, cd));
+    const auto abcd = hn::Add(hn::BitCast(df, lower), hn::BitCast(df, upper));
+#if HWY_TARGET == HWY_AVX3
+    const hn::Half<F32>           half;
+    const hn::Half<decltype(half)> quarter;
+    const auto two = hn::Add(hn::LowerHalf(half, abcd), hn::UpperHalf(half, abcd));
+    hn::StoreU(hn::Add(hn::LowerHalf(quarter, two), hn::UpperHalf(quarter, two)), quarter, to);
+#elif HWY_TARGET == HWY_AVX2
+    const hn::Half<F32> half;
+    hn::StoreU(hn::Add(hn::LowerHalf(half, abcd), hn::UpperHalf(half, abcd)), half, to);
+#else
+    hn::StoreU(abcd, df, to);
+#endif
+#endif
+}
+
+/* Four tokens by kHeads query heads of one KV head. */
+template <class Row, int kHeads>
+HWY_INLINE void ScoreFour(const uint8_t *const *rows, size_t offset, const float *query, size_t dim, float *logits) {
+    const F32      df;
+    const uint8_t *r0 = rows[0] + offset, *r1 = rows[1] + offset, *r2 = rows[2] + offset, *r3 = rows[3] + offset;
+    Vec            sum[kHeads][4];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; h++) {
+        sum[h][0] = sum[h][1] = sum[h][2] = sum[h][3] = hn::Zero(df);
+    }
+    for (size_t i = 0; i < dim; i += Row::kStep) {
+        const auto s0 = Row::ScaleAt(r0, i), s1 = Row::ScaleAt(r1, i), s2 = Row::ScaleAt(r2, i), s3 = Row::ScaleAt(r3, i);
+#pragma GCC unroll 8
+        for (size_t j = 0; j < Row::kStep; j += kLanes) {
+            const Vec k0 = Row::Load(r0, i + j, s0);
+            const Vec k1 = Row::Load(r1, i + j, s1);
+            const Vec k2 = Row::Load(r2, i + j, s2);
+            const Vec k3 = Row::Load(r3, i + j, s3);
+#pragma GCC unroll 4
+            for (int h = 0; h < kHeads; h++) {
+                const Vec q = hn::LoadU(df, query + h * dim + i + j);
+                sum[h][0] = hn::MulAdd(q, k0, sum[h][0]);
+                sum[h][1] = hn::MulAdd(q, k1, sum[h][1]);
+                sum[h][2] = hn::MulAdd(q, k2, sum[h][2]);
+                sum[h][3] = hn::MulAdd(q, k3, sum[h][3]);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; h++) {
+        StoreFourSums(sum[h][0], sum[h][1], sum[h][2], sum[h][3], logits + h * kTile);
+    }
+}
+
+/* logits[head][kTile] for n tokens, a multiple of four. */
+template <class Row>
+void ScoreTile(const lim_cpu_call &call, const Rows &rows, int n, const float *query, float *logits) {
+    const size_t dim = (size_t)call.dim_k;
+    const int    group = call.heads / call.kv_heads;
+    const size_t row_bytes = Row::Bytes(dim);
+    for (int t = 0; t < n; t += 4) {
+        for (int g = 0; g < call.kv_heads; g++) {
+            const size_t offset = (size_t)(g * call.key.head_stride);
+            for (int i = 0; i < 4; i++) Prefetch(rows.next[t + i] + offset, 0, row_bytes);
+            const float *q = query + (size_t)g * group * dim;
+            float       *x = logits + (size_t)g * group * kTile + t;
+            int          left = group;
+            if (kSums >= 16) {
+                for (; left >= 4; left -= 4, q += 4 * dim, x += 4 * kTile) {
+                    ScoreFour<Row, kSums / 4>(rows.now + t, offset, q, dim, x);
+                }
+            }
+            for (; left >= 2; left -= 2, q += 2 * dim, x += 2 * kTile) {
+                ScoreFour<Row, 2>(rows.now + t, offset, q, dim, x);
+            }
+            if (left > 0) ScoreFour<Row, 1>(rows.now + t, offset, q, dim, x);
+        }
+    }
+}
+
+/* ---- values ---- */
+
+/* value[head][...] += weight[head][t] * V row t, for kHeads heads and kVecs vectors of elements from `from` on. */
+template <class Row, int kHeads, int kVecs>
+HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, const float *weights, float *value,
+                         size_t dim) {
+    const F32        df;
+    constexpr int    kScales = kVecs * kLanes > Row::kStep ? kVecs * kLanes / Row::kStep : 1;
+    constexpr size_t kPerScale = kVecs / kScales;
+    const size_t     first = Row::Bytes(from), last = Row::Bytes(from + kVecs * kLanes);
+    Vec              sum[kHeads][kVecs];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; h++) {
+#pragma GCC unroll 16
+        for (int c = 0; c < kVecs; c++) sum[h][c] = hn::LoadU(df, value + h * dim + from + c * kLanes);
+    }
+    for (int t = 0; t < n; t++) {
+        const uint8_t *row = rows.now[t] + offset;
+        Prefetch(rows.next[t] + offset, first, last);
+#pragma GCC unroll 8
+        for (int s = 0; s < kScales; s++) {
+            const auto scale = Row::ScaleAt(row, from + s * kPerScale * kLanes);
+#pragma GCC unroll 16
+            for (size_t c = s * kPerScale; c < (s + 1) * kPerScale; c++) {
+                const Vec v = Row::Load(row, from + c * kLanes, scale);
+#pragma GCC unroll 4
+                for (int h = 0; h < kHeads; h++) {
+                    sum[h][c] = hn::MulAdd(hn::Set(df, weights[h * kTile + t]), v, sum[h][c]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; h++) {
+#pragma GCC unroll 16
+        for (int c = 0; c < kVecs; c++) hn::StoreU(sum[h][c], df, value + h * dim + from + c * kLanes);
+    }
+}
+
+/* All elements of kHeads heads: the widest blocks that the registers take, then smaller ones. */
+template <class Row, int kHeads>
+HWY_INLINE void AddHeads(const Rows &rows, size_t offset, int n, const float *weights, float *value, size_t dim) {
+    constexpr int    kSmall = 16 / kLanes; /* vectors in 16 elements, which divide every dim */
+    constexpr int    kFit = kSums / kHeads;
+    constexpr int    kMost = kFit < kSmall ? kSmall : kFit > 8 && kLanes >= 8 ? 8 : kFit;
+    constexpr size_t kWide = kMost * kLanes;
+    size_t           i = 0;
+    for (; i + kWide <= dim; i += kWide) AddBlock<Row, kHeads, kMost>(rows, offset, i, n, weights, value, dim);
+    for (; i + 32 <= dim && kWide > 32; i += 32) AddBlock<Row, kHeads, 2 * kSmall>(rows, offset, i, n, weights, value, dim);
+    for (; i + 16 <= dim; i += 16) AddBlock<Row, kHeads, kSmall>(rows, offset, i, n, weights, value, dim);
+}
+
+template <class Row>
+void AddTile(const lim_cpu_call &call, const Rows &rows, int n, const float *weights, float *value) {
+    const size_t dim = (size_t)call.dim_v;
+    const int    group = call.heads / call.kv_heads;
+    for (int g = 0; g < call.kv_heads; g++) {
+        const size_t offset = (size_t)(g * call.value.head_stride);
+        const float *w = weights + (size_t)g * group * kTile;
+        float       *v = value + (size_t)g * group * dim;
+        int          left = group;
+        if (kSums >= 16) {
+            for (; left >= 4; left -= 4, w += 4 * kTile, v += 4 * dim) AddHeads<Row, kSums / 4>(rows, offset, n, w, v, dim);
+        }
+        for (; left >= 2; left -= 2, w += 2 * kTile, v += 2 * dim) AddHeads<Row, 2>(rows, offset, n, w, v, dim);
+        if (left > 0) AddHeads<Row, 1>(rows, offset, n, w, v, dim);
+    }
+}
+
+/* ---- one tile's softmax ---- */
+
+HWY_INLINE void Multiply(float *x, size_t n, float by) {
+    const F32 df;
+    for (size_t i = 0; i < n; i += kLanes) hn::StoreU(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, by)), df, x + i);
+}
+
+HWY_INLINE float ExpOne(float x) { return hn::GetLane(Exp(hn::Set(F32(), x))); }
+
+/* q.k times scale to the logit that the softmax sees. */
+HWY_INLINE void FinishLogits(const lim_cpu_call &call, int head, int n, const float *mask, float *x) {
+    const F32 df;
+    if (call.softcap > 0) {
+        const auto cap = hn::Set(df, call.softcap), inverse = hn::Set(df, 1 / call.softcap);
+        for (int t = 0; t < n; t += kLanes) {
+            hn::StoreU(hn::Mul(cap, hn::CallTanh(df, hn::Mul(hn::LoadU(df, x + t), inverse))), df, x + t);
+        }
+    }
+    if (mask != nullptr) {
+        const auto slope = hn::Set(df, call.slopes != nullptr ? call.slopes[head] : 1.0f);
+        for (int t = 0; t < n; t += kLanes) {
+            hn::StoreU(hn::MulAdd(slope, hn::LoadU(df, mask + t), hn::LoadU(df, x + t)), df, x + t);
+        }
+    }
+    for (int t = n; t < kTile; t++) x[t] = -INFINITY;
+}
+
+/* Turns a head's logits into weights relative to its running largest logit, which it raises where needed. */
+HWY_INLINE void Softmax(float *x, float *largest, float *sums, float *value, size_t dim) {
+    const F32  df;
+    const auto before = hn::Set(df, *largest);
+    auto       most = before;
+    /* Comparisons with NaN are false, so NaN never becomes the largest; it reaches the sums below. */
+    for (int t = 0; t < kTile; t += kLanes) {
+        const auto v = hn::LoadU(df, x + t);
+        most = hn::IfThenElse(hn::Gt(v, most), v, most);
+    }
+    if (!hn::AllFalse(df, hn::Gt(most, before))) {
+        const float now = Largest(most);
+        const float shrink = ExpOne(*largest - now);
+        Multiply(sums, kLanes, shrink);
+        Multiply(value, dim, shrink);
+        *largest = now;
+    }
+    const auto top = hn::Set(df, *largest);
+    auto       sum = hn::LoadU(df, sums);
+    for (int t = 0; t < kTile; t += kLanes) {
+        const auto weight = Exp(hn::Sub(hn::LoadU(df, x + t), top));
+        sum = hn::Add(sum, weight);
+        hn::StoreU(weight, df, x + t);
+    }
+    hn::StoreU(sum, df, sums);
+}
+
+/* ---- a stretch ---- */
+
+typedef void (*ScoreFn)(const lim_cpu_call &, const Rows &, int, const float *, float *);
+typedef void (*AddFn)(const lim_cpu_call &, const Rows &, int, const float *, float *);
+
+ScoreFn ScoreOf(int32_t type) {
+    switch (type) {
+    case LIM_CPU_F16: return ScoreTile<RowF16>;
+    case LIM_CPU_BF16: return ScoreTile<RowBF16>;
+    case LIM_CPU_Q8_0: return ScoreTile<RowQ8>;
+    case LIM_CPU_Q4_0: return ScoreTile<RowQ4>;
+    default: return ScoreTile<RowF32>;
+    }
+}
+
+AddFn AddOf(int32_t type) {
+    switch (type) {
+    case LIM_CPU_F16: return AddTile<RowF16>;
+    case LIM_CPU_BF16: return AddTile<RowBF16>;
+    case LIM_CPU_Q8_0: return AddTile<RowQ8>;
+    case LIM_CPU_Q4_0: return AddTile<RowQ4>;
+    default: return AddTile<RowF32>;
+    }
+}
+
+/* Where the rows of tile [begin, begin + n) begin; padded to whole tiles with the last row. */
+HWY_INLINE void FindRows(const lim_cpu_tensor &tensor, int32_t stream, const int32_t *slots, int32_t begin, int n,
+                         const uint8_t **rows) {
+    const uint8_t *base = (const uint8_t *)tensor.data + stream * tensor.stream_stride;
+    for (int t = 0; t < kTile; t++) {
+        const int32_t i = begin + (t < n ? t : n - 1);
+        rows[t] = base + (int64_t)(slots != nullptr ? slots[i] : i) * tensor.token_stride;
+    }
+}
+
+void Attend(const Stretch &stretch, const float *query, float *scratch, const Part &part) {
+    const F32           df;
+    const lim_cpu_call &call = *stretch.call;
+    const lim_cpu_row  &row = *stretch.row;
+    const size_t        heads = (size_t)call.heads, dim_v = (size_t)call.dim_v;
+    const ScoreFn       score = ScoreOf(call.key.type);
+    const AddFn         add = AddOf(call.value.type);
+    float              *logits = scratch;
+    float              *sums = logits + heads * kTile; /* [heads][16], by lane */
+    float              *mask = sums + heads * 16;
+
+    memset(sums, 0, heads * 16 * sizeof(float));
+    memset(part.value, 0, heads * dim_v * sizeof(float));
+    for (size_t h = 0; h < heads; h++) part.largest[h] = kLowest;
+
+    Rows keys, values;
+    int  n = HWY_MIN(kTile, stretch.end - stretch.begin);
+    FindRows(call.key, row.stream, stretch.slots, stretch.begin, n, keys.next);
+    FindRows(call.value, row.stream, stretch.slots, stretch.begin, n, values.next);
+    for (int32_t begin = stretch.begin; begin < stretch.end; begin += kTile) {
+        const int now = n;
+        memcpy(keys.now, keys.next, sizeof keys.now);
+        memcpy(values.now, values.next, sizeof values.now);
+        if (begin + kTile < stretch.end) {
+            n = HWY_MIN(kTile, stretch.end - begin - kTile);
+            FindRows(call.key, row.stream, stretch.slots, begin + kTile, n, keys.next);
+            FindRows(call.value, row.stream, stretch.slots, begin + kTile, n, values.next);
+        }
+        score(call, keys, (now + 3) & ~3, query, logits);
+        if (row.mask != nullptr) {
+            uint16_t bits[kTile];
+            for (int t = 0; t < kTile; t++) {
+                const int32_t i = begin + (t < now ? t : now - 1);
+                bits[t] = row.mask[stretch.slots != nullptr ? stretch.slots[i] : i];
+            }
+            for (int t = 0; t < kTile; t += kLanes) hn::StoreU(LoadHalf((const uint8_t *)(bits + t)), df, mask + t);
+        }
+        for (size_t h = 0; h < heads; h++) {
+            float *x = logits + h * kTile;
+            FinishLogits(call, (int)h, now, row.mask != nullptr ? mask : nullptr, x);
+            if (stretch.logits != nullptr) memcpy(stretch.logits + h * stretch.logit_stride + begin, x, kTile * sizeof(float));
+            Softmax(x, part.largest + h, sums + h * 16, part.value + h * dim_v, dim_v);
+        }
+        add(call, values, now, logits, part.value);
+    }
+    for (size_t h = 0; h < heads; h++) part.sum[h] = Sum(hn::LoadU(df, sums + h * 16));
+}
+
+/* ---- query in, output out ---- */
+
+void LoadQuery(const lim_cpu_call *call, const lim_cpu_row *row, float *query) {
+    const F32    df;
+    const size_t dim = (size_t)call->dim_k;
+    const auto   scale = hn::Set(df, call->scale);
+    for (int h = 0; h < call->heads; h++, query += dim) {
+        const uint8_t *from = (const uint8_t *)call->query.data + row->stream * call->query.stream_stride +
+                              h * call->query.head_stride + row->token * call->query.token_stride;
+        for (size_t i = 0; i < dim; i += kLanes) {
+            Vec v;
+            switch (call->query.type) {
+            case LIM_CPU_F16: v = LoadHalf(from + i * 2); break;
+            case LIM_CPU_BF16: v = LoadBrain(from + i * 2); break;
+            default: v = hn::LoadU(df, (const float *)from + i); break;
+            }
+            hn::StoreU(hn::Mul(v, scale), df, query + i);
+        }
+    }
+}
+
+/* Round to nearest even. In plain integers, since outputs are few and Highway's fallbacks drop NaN or truncate. */
+inline uint16_t HalfFromFloat(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    const uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* rounds to at least 65536 */
+    if (rest < 0x38800000) { /* subnormal: adding 0.5 leaves the value in units of 2^-24 in the low bits */
+        float magnitude;
+        memcpy(&magnitude, &rest, 4);
+        magnitude += 0.5f;
+        memcpy(&bits, &magnitude, 4);
+        return (uint16_t)(sign | (bits - 0x3f000000));
+    }
+    return (uint16_t)(sign | ((rest - (112u << 23) + 0xfff + (rest >> 13 & 1)) >> 13));
+}
+
+inline uint16_t BrainFromFloat(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+void Merge(const lim_cpu_call *call, const lim_cpu_row *row, int head, float *parts, int n_parts) {
+    const F32    df;
+    const size_t dim = (size_t)call->dim_v, floats = Part::Floats(call->heads, call->dim_v);
+    alignas(64) float value[LIM_CPU_MAX_DIM] = {};
+    float             sum = 0;
+    if (n_parts > 0) {
+        float most = kLowest;
+        for (int p = 0; p < n_parts; p++) {
+            const Part part(parts + p * floats, call->heads);
+            if (part.largest[head] > most) most = part.largest[head];
+        }
+        if (call->sinks != nullptr) {
+            if (call->sinks[head] > most) most = call->sinks[head];
+            sum = ExpOne(call->sinks[head] - most);
+        }
+        for (int p = 0; p < n_parts; p++) {
+            const Part  part(parts + p * floats, call->heads);
+            const float weight = ExpOne(part.largest[head] - most), *from = part.value + head * dim;
+            sum += weight * part.sum[head];
+            for (size_t i = 0; i < dim; i += kLanes) {
+                hn::Store(hn::MulAdd(hn::Set(df, weight), hn::LoadU(df, from + i), hn::Load(df, value + i)), df, value + i);
+            }
+        }
+    }
+    /* No visible token: zeros. */
+    Multiply(value, dim, sum == 0 ? 0.0f : 1 / sum);
+
+    uint8_t *to = (uint8_t *)call->output.data + row->stream * call->output.stream_stride +
+                  head * call->output.head_stride + row->token * call->output.token_stride;
+    switch (call->output.type) {
+    case LIM_CPU_F16:
+        for (size_t i = 0; i < dim; i++) ((uint16_t *)to)[i] = HalfFromFloat(value[i]);
+        break;
+    case LIM_CPU_BF16:
+        for (size_t i = 0; i < dim; i++) ((uint16_t *)to)[i] = BrainFromFloat(value[i]);
+        break;
+    default: memcpy(to, value, dim * sizeof(float)); break;
+    }
+}
+
+}  // namespace
+
+const AttentionKernels kTable = {LoadQuery, Attend, Merge};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lessismore
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lessismore {
+LIM_CPU_TABLES(AttentionKernels, AttentionFor)
+}  // namespace lessismore
+#endif

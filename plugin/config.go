@@ -1,0 +1,206 @@
+package plugin
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// Policy is how a selection layer ranks candidates.
+type Policy int32
+
+const (
+	// Union merges the heads' rankings, rank by rank: the method of the paper.
+	Union = Policy(cpu.Union)
+	// Mass ranks by the softmax probability summed over the heads.
+	Mass = Policy(cpu.Mass)
+)
+
+// String is the name that ParsePolicy takes.
+func (p Policy) String() string {
+	switch p {
+	case Union:
+		return "union"
+	case Mass:
+		return "mass"
+	}
+	return fmt.Sprintf("policy(%d)", int32(p))
+}
+
+// LogLevel is how much the library says on standard error.
+type LogLevel int32
+
+const (
+	LogOff LogLevel = iota
+	LogInfo
+	LogDebug
+)
+
+// Limits of the configuration. MaxBudget is far above any context that exists; it keeps sums in range.
+const (
+	MaxBudget     = 1 << 24
+	MaxLayer      = 4095
+	MaxSelections = 64
+)
+
+// Config is what a user may choose. The zero value is not valid; start from DefaultConfig.
+type Config struct {
+	Budget     int     // tokens that a sparse layer attends to
+	Layers     []int   // selection layers, ascending, counted among the layers that can take part; nil: DefaultLayers
+	Recency    float64 // share of the budget kept for the newest tokens, 0 to 1
+	SinkTokens int     // first tokens that are always kept, out of the recency share
+	Policy     Policy
+}
+
+// DefaultConfig is the paper's setting.
+func DefaultConfig() Config {
+	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union}
+}
+
+// DefaultLayers are the selection layers for a model with that many layers that can take part: the
+// third one, and a third of the way up, as the paper has it for its 32- and 36-layer models.
+func DefaultLayers(layers int) []int {
+	if layers/3 <= 2 {
+		return []int{2}
+	}
+	return []int{2, layers / 3}
+}
+
+// Validate returns an error that names the first field with a bad value.
+func (c Config) Validate() error {
+	switch {
+	case c.Budget < 1 || c.Budget > MaxBudget:
+		return fmt.Errorf("budget %d is not in 1 .. %d tokens", c.Budget, MaxBudget)
+	case math.IsNaN(c.Recency) || c.Recency < 0 || c.Recency > 1:
+		return fmt.Errorf("recency %v is not in 0 .. 1", c.Recency)
+	case c.SinkTokens < 0 || c.SinkTokens > MaxBudget:
+		return fmt.Errorf("sink_tokens %d is not in 0 .. %d", c.SinkTokens, MaxBudget)
+	case c.Policy != Union && c.Policy != Mass:
+		return fmt.Errorf("policy %d is unknown (0 is union, 1 is mass)", int32(c.Policy))
+	case len(c.Layers) > MaxSelections:
+		return fmt.Errorf("layers has %d entries, at most %d are possible", len(c.Layers), MaxSelections)
+	}
+	for i, l := range c.Layers {
+		if l < 0 || l > MaxLayer {
+			return fmt.Errorf("layers names layer %d, which is not in 0 .. %d", l, MaxLayer)
+		}
+		if i > 0 && l <= c.Layers[i-1] {
+			return fmt.Errorf("layers is not ascending: %d follows %d", l, c.Layers[i-1])
+		}
+	}
+	return nil
+}
+
+// Environment is a configuration as the environment states it.
+type Environment struct {
+	Config
+	Enabled   bool
+	Log       LogLevel
+	StatsPath string // "" : none is written
+}
+
+// FromEnvironment reads the LESSISMORE_* variables through lookup. A wrong value gives an error that
+// names the variable and the value: the library then stays inert, it never guesses.
+func FromEnvironment(lookup func(name string) (string, bool)) (Environment, error) {
+	env := Environment{Config: DefaultConfig(), Enabled: true, Log: LogInfo}
+	for _, v := range variables {
+		s, ok := lookup(v.name)
+		if !ok || s == "" {
+			continue
+		}
+		if err := v.set(&env, s); err != nil {
+			return env, fmt.Errorf("%s=%q: %w", v.name, s, err)
+		}
+	}
+	if err := env.Validate(); err != nil {
+		return env, fmt.Errorf("LESSISMORE_* variables: %w", err)
+	}
+	return env, nil
+}
+
+var variables = []struct {
+	name string
+	set  func(env *Environment, s string) error
+}{
+	// The log and the statistics come first: they tell what is wrong with the others.
+	{"LESSISMORE_LOG", func(env *Environment, s string) (err error) {
+		env.Log, err = choice(s, map[string]LogLevel{"off": LogOff, "info": LogInfo, "debug": LogDebug}, "off, info or debug")
+		return err
+	}},
+	{"LESSISMORE_STATS", func(env *Environment, s string) error {
+		if len(s) > 4000 || strings.ContainsRune(s, 0) {
+			return fmt.Errorf("is not a usable file name")
+		}
+		env.StatsPath = s
+		return nil
+	}},
+	{"LESSISMORE", func(env *Environment, s string) (err error) {
+		env.Enabled, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
+		return err
+	}},
+	{"LESSISMORE_BUDGET", func(env *Environment, s string) (err error) {
+		env.Budget, err = integer(s, 1, MaxBudget)
+		return err
+	}},
+	{"LESSISMORE_LAYERS", func(env *Environment, s string) (err error) {
+		env.Layers, err = layers(s)
+		return err
+	}},
+	{"LESSISMORE_RECENCY", func(env *Environment, s string) (err error) {
+		env.Recency, err = fraction(s)
+		return err
+	}},
+	{"LESSISMORE_SINK_TOKENS", func(env *Environment, s string) (err error) {
+		env.SinkTokens, err = integer(s, 0, MaxBudget)
+		return err
+	}},
+	{"LESSISMORE_POLICY", func(env *Environment, s string) (err error) {
+		env.Policy, err = choice(s, map[string]Policy{"union": Union, "mass": Mass}, "union or mass")
+		return err
+	}},
+}
+
+func choice[T any](s string, values map[string]T, want string) (T, error) {
+	v, ok := values[strings.ToLower(s)]
+	if !ok {
+		return v, fmt.Errorf("must be %s", want)
+	}
+	return v, nil
+}
+
+func integer(s string, low, high int) (int, error) {
+	v, err := strconv.Atoi(s)
+	if err != nil || v < low || v > high {
+		return 0, fmt.Errorf("must be a whole number in %d .. %d", low, high)
+	}
+	return v, nil
+}
+
+func fraction(s string) (float64, error) {
+	v, err := strconv.ParseFloat(s, 64)
+	if err != nil || math.IsNaN(v) || v < 0 || v > 1 {
+		return 0, fmt.Errorf("must be a number in 0 .. 1")
+	}
+	return v, nil
+}
+
+func layers(s string) ([]int, error) {
+	var out []int
+	for _, part := range strings.Split(s, ",") {
+		l, err := integer(strings.TrimSpace(part), 0, MaxLayer)
+		if err != nil {
+			return nil, fmt.Errorf("must be layer numbers in 0 .. %d with commas between, such as 2,12", MaxLayer)
+		}
+		if len(out) > 0 && l <= out[len(out)-1] {
+			return nil, fmt.Errorf("must name each layer once, in ascending order")
+		}
+		out = append(out, l)
+	}
+	if len(out) > MaxSelections {
+		return nil, fmt.Errorf("names %d layers, at most %d are possible", len(out), MaxSelections)
+	}
+	return out, nil
+}

@@ -1,0 +1,97 @@
+package plugin
+
+import (
+	"runtime"
+	"slices"
+	"sync"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// Engine is a configuration, and what was counted under it. Safe for use from several threads; the
+// sessions and sequences made from it are not, each belongs to one thread at a time.
+type Engine struct {
+	config Config
+
+	mu     sync.Mutex
+	live   []statser
+	ended  []Stats
+	reason string // why the engine is inert; "": it is not
+}
+
+// statser is a session or a sequence: something that counts.
+type statser interface{ stats() Stats }
+
+// maxEnded bounds what is remembered of contexts that have been freed; older ones are summed up.
+const maxEnded = 64
+
+// NewEngine makes an engine. The configuration's error, if any, names the field and the value.
+func NewEngine(config Config) (*Engine, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	config.Layers = slices.Clone(config.Layers)
+	return &Engine{config: config}, nil
+}
+
+// Config is the configuration in force.
+func (e *Engine) Config() Config { return e.config }
+
+// Disable makes the engine inert, for a reason that the statistics carry: every session leaves every
+// layer to its host from then on. The first reason stays.
+func (e *Engine) Disable(reason string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.reason == "" {
+		e.reason = reason
+	}
+}
+
+// Inert is why the engine does nothing; "": it works.
+func (e *Engine) Inert() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.reason
+}
+
+func (e *Engine) started(s statser) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.live = append(e.live, s)
+}
+
+func (e *Engine) finished(s statser) {
+	final := s.stats()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.live = slices.DeleteFunc(e.live, func(o statser) bool { return o == s })
+	e.ended = append(e.ended, final)
+	if len(e.ended) > maxEnded {
+		e.ended[1].add(&e.ended[0])
+		e.ended = slices.Delete(e.ended, 0, 1)
+	}
+}
+
+// Report is what all sessions and sequences of the engine have counted, ended ones first.
+func (e *Engine) Report() *Report {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := &Report{
+		Version: Version, Engine: "cpu", Target: cpu.Target(), State: "active", Reason: e.reason,
+		Config: ReportConfig{
+			Budget: e.config.Budget, Layers: e.config.Layers, Recency: e.config.Recency,
+			SinkTokens: e.config.SinkTokens, Policy: e.config.Policy.String(),
+		},
+		Contexts: append(make([]Stats, 0, len(e.ended)+len(e.live)), e.ended...),
+	}
+	if e.reason != "" {
+		r.State = "inert"
+	}
+	for _, s := range e.live {
+		r.Contexts = append(r.Contexts, s.stats())
+	}
+	return r
+}
+
+// maxThreads is how many threads of a host can share one call. A host with more leaves the rest idle.
+var maxThreads = max(16, runtime.NumCPU())

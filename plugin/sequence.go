@@ -1,0 +1,195 @@
+package plugin
+
+import (
+	"slices"
+	"sync"
+	"unsafe"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// Sequence decodes one sequence, one query token at a time, for callers that hand over each layer's
+// tensors (the C ABI). It belongs to one thread at a time; different ones may run in parallel.
+//
+// Two sights take turns: a call that is refused must leave the step as it was.
+type Sequence struct {
+	engine  *Engine
+	roles   Roles
+	workers *Workers
+
+	step     step
+	position int64 // of the query token of the current step
+	seen     *sight
+	next     *sight
+
+	call    *cpu.Call
+	memory  cpu.Arena // of call
+	work    cpu.Arena
+	timings timings
+	counts  Stats
+
+	mu        sync.Mutex
+	published Stats // for the engine's report, which may come from another thread
+}
+
+// NewSequence begins a sequence on an engine, with the roles of its model's layers and threads to run on.
+func NewSequence(engine *Engine, roles Roles, workers *Workers) (*Sequence, error) {
+	s := &Sequence{engine: engine, roles: roles, workers: workers, seen: new(sight), next: new(sight)}
+	calls := cpu.Slice[cpu.Call](&s.memory, 1)
+	if calls == nil || s.timings.of(cpu.Full) == nil {
+		s.free()
+		return nil, &Error{NoMemory, "no memory for a sequence"}
+	}
+	s.call = &calls[0]
+	s.counts.Layers, s.counts.SelectionLayers = roles.Len(), roles.Selections()
+	s.Reset()
+	s.publish()
+	engine.started(s)
+	return s, nil
+}
+
+// Attend computes one layer of a step (lim_attend in the public header says how). Arguments that were
+// left out are filled in.
+func (s *Sequence) Attend(a *Attention) error {
+	if err := a.check(s.roles.Len()); err != nil {
+		return err
+	}
+	layer := int(a.Layer)
+	fresh := a.QueryPosition != s.position || layer <= s.step.layer
+	// A step that was seen before may still be the same one: a layer computed again, or a token replaced.
+	if fresh || !s.seen.same(a) {
+		if err := s.see(a); err != nil {
+			return err
+		}
+	}
+	team := s.workers.borrow()
+	if team == nil {
+		s.Reset()
+		return &Error{NoMemory, "no threads to be had"}
+	}
+	defer s.workers.giveBack(team)
+
+	config, role := &s.engine.config, s.roles.Role(layer)
+	mode := s.step.mode(role, layer)
+	s.fill(a, mode, config.Policy)
+	work := s.work.Bytes(cpu.WorkSize(s.call, team.Size()))
+	if work == nil {
+		s.Reset()
+		return &Error{NoMemory, "no memory for the kernels' work"}
+	}
+	s.call.Work = work
+	team.Attend(s.call)
+
+	if fresh {
+		s.position = a.QueryPosition
+		s.counts.began(&s.step)
+		s.counts.PositionOrder++
+	}
+	s.counts.planned(&s.step, role, mode)
+	s.publish()
+	return nil
+}
+
+// see makes what a call sees the step's; the token set ends with it.
+func (s *Sequence) see(a *Attention) error {
+	if err := s.next.look(a); err != nil {
+		return err
+	}
+	config := &s.engine.config
+	n := s.next.visible
+	// The slots are the sight's, so the step needs memory for the set alone.
+	if err := s.step.begin(1, min(n, config.Budget), config.Budget); err != nil {
+		s.Reset()
+		return &Error{NoMemory, "no memory for the token set"}
+	}
+	s.seen, s.next = s.next, s.seen
+	s.step.see(0, 0, 0, n, s.seen.slots, nil, config)
+	return nil
+}
+
+// fill states the call for the kernels.
+func (s *Sequence) fill(a *Attention, mode cpu.Mode, policy Policy) {
+	c := s.call
+	fill(&c.Query, &a.Query)
+	fill(&c.Key, &a.Key)
+	fill(&c.Value, &a.Value)
+	fill(&c.Output, &a.Output)
+	c.Heads, c.KVHeads, c.DimK, c.DimV = a.Heads, a.KVHeads, a.KeyDim, a.ValueDim
+	c.Scale, c.Softcap = a.Scale, a.Softcap
+	point(&c.Slopes, a.Slopes)
+	point(&c.Sinks, a.Sinks)
+	c.Mode, c.Policy = mode, cpu.Policy(policy)
+	row := &s.step.rows[0]
+	if s.seen.plain {
+		point(&row.Mask, 0)
+	} else {
+		point(&row.Mask, a.Mask)
+	}
+	c.Rows, c.NRows = unsafe.Pointer(row), 1
+	c.Timing = unsafe.Pointer(s.timings.of(mode))
+}
+
+func fill(t *cpu.Tensor, v *View) {
+	point(&t.Data, v.Data)
+	t.TokenStride, t.HeadStride, t.Type = v.SlotStride, v.HeadStride, cpu.Type(v.Type)
+}
+
+// point stores a caller's address in C memory, as the number that it is to Go.
+func point(p *unsafe.Pointer, address uintptr) { *(*uintptr)(unsafe.Pointer(p)) = address }
+
+// Reset forgets the current step: the next call starts a new one.
+func (s *Sequence) Reset() {
+	s.position = -1
+	s.step.chosen, s.step.layer = false, -1
+}
+
+// TokenSet is the current step's token set: slots, ascending; empty when none has been chosen. It is
+// valid until the next call.
+func (s *Sequence) TokenSet() []int32 {
+	if !s.step.chosen || len(s.step.rows) == 0 || s.step.rows[0].SetLen == 0 {
+		return nil
+	}
+	return s.step.sets[:s.step.rows[0].SetLen]
+}
+
+// Stats is what the sequence has counted. Safe for use from any thread.
+func (s *Sequence) Stats() Stats { return s.stats() }
+
+func (s *Sequence) stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.published
+}
+
+func (s *Sequence) publish() {
+	s.timings.read(&s.counts)
+	s.mu.Lock()
+	s.published = s.counts
+	s.mu.Unlock()
+}
+
+// Free ends the sequence; the engine keeps its counts.
+func (s *Sequence) Free() {
+	s.engine.finished(s)
+	s.free()
+}
+
+func (s *Sequence) free() {
+	s.step.free()
+	s.seen.free()
+	s.next.free()
+	s.memory.Free()
+	s.work.Free()
+	s.timings.free()
+}
+
+// Total is the sum over all sequences and sessions of the engine, ended ones included.
+func (e *Engine) Total() Stats {
+	r := e.Report()
+	var total Stats
+	for i := range r.Contexts {
+		total.add(&r.Contexts[i])
+	}
+	total.SelectionLayers = slices.Clone(total.SelectionLayers)
+	return total
+}

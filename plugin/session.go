@@ -1,0 +1,422 @@
+package plugin
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"unsafe"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// maxRows bounds the rows of a batch that is looked at closely; a larger one is a prompt.
+const maxRows = 256
+
+// Session takes part in one context of a host that computes graphs (ggml). For each compute call, Plan
+// decides which attentions the library takes and what every row of them attends to; the host's own
+// threads then run the calls.
+type Session struct {
+	engine *Engine
+	log    func(level LogLevel, text string)
+
+	mu        sync.Mutex // Plan against a reader of the statistics
+	discovery discovery
+	roles     Roles
+	ordinal   map[int32]int     // model's layer number -> number among the layers that can take part
+	tracks    map[uint64]*track // stores that are followed; one, once the layers are known
+	positions []int32
+	step      step
+	key       stepKey
+	own       []int64 // the rows' own slots in the step
+	reason    Reason  // why the step's batch is left to the host; Taken: it is not
+	work      cpu.Arena
+	slopes    cpu.Arena
+	slopesFor struct {
+		heads int32
+		bias  float32
+	}
+	timings   timings
+	counts    Stats
+	engaged   bool // a sparse layer has been taken
+	attention bool // the host has shown attention that can be taken
+	warned    bool
+
+	// byCell makes recency go by slot number even where positions are known. Tests use it to show
+	// that the difference matters.
+	byCell bool
+}
+
+// track is what is known of one K store.
+type track struct {
+	index *KVIndex
+	last  []int64 // global slots of the last batch that was written; none if there were more than maxRows
+	count int     // tokens of that batch
+}
+
+// stepKey tells the compute calls of one step from those of another.
+type stepKey struct {
+	mask            uintptr
+	nkv             int32
+	tokens, streams int32
+	firstStream     int32
+}
+
+// NewSession starts taking part in a context. log may be nil.
+func (e *Engine) NewSession(log func(level LogLevel, text string)) *Session {
+	if log == nil {
+		log = func(LogLevel, string) {}
+	}
+	s := &Session{engine: e, log: log, tracks: map[uint64]*track{}}
+	e.started(s)
+	return s
+}
+
+// OrderByCell makes recency go by slot number; for tests.
+func (s *Session) OrderByCell() { s.byCell = true }
+
+// Close ends the session; the host's context is gone. What it counted stays with the engine.
+func (s *Session) Close() {
+	s.engine.finished(s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.step.free()
+	s.work.Free()
+	s.slopes.Free()
+	s.timings.free()
+}
+
+func (s *Session) stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.counts
+	out.Layers, out.SelectionLayers = s.roles.Len(), s.roles.Selections()
+	s.timings.read(&out)
+	return out
+}
+
+// Stats is what the session has counted so far.
+func (s *Session) Stats() Stats { return s.stats() }
+
+// Plan decides about each node of a compute call: Reason is Taken where the library computes it, with
+// Call ready to run. It must be called on every compute call of the context, also those without
+// attention: they carry positions and writes.
+func (s *Session) Plan(g *Graph) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.follow(g)
+	if len(g.Nodes) == 0 {
+		s.flashless(g)
+		return
+	}
+	s.attention = true
+	if s.discovery.complete && !s.discovery.decided {
+		s.tell(g)
+	}
+	fresh := false // the step was looked at in this compute call
+	need := 0
+	for i := range g.Nodes {
+		n := &g.Nodes[i]
+		if n.Reason == Taken {
+			n.Reason = s.node(n, &fresh)
+		}
+		if n.Reason == Taken {
+			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
+		}
+	}
+	work := s.work.Bytes(need)
+	for i := range g.Nodes {
+		n := &g.Nodes[i]
+		if n.Reason == Taken && work == nil {
+			n.Reason = ReasonMemory
+		}
+		if n.Reason != Taken {
+			s.counts.decline(n.Reason)
+			continue
+		}
+		n.Call.Work = work
+		s.counts.planned(&s.step, s.roles.Role(s.ordinal[n.Layer]), n.Call.Mode)
+	}
+}
+
+// flashless says once that the host computes attention in a way that the library cannot take part in.
+func (s *Session) flashless(g *Graph) {
+	if s.attention || s.warned || g.SoftMax == 0 || len(g.Writes) == 0 {
+		return
+	}
+	s.warned = true
+	s.log(LogInfo, "nothing is taken: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
+		"llama-cpp-python flash_attn=True, node-llama-cpp flashAttention: true, xllamacpp flash_attn_type enabled")
+}
+
+// follow keeps the K/V index up to date: shifts, then the batch's positions, then its writes.
+func (s *Session) follow(g *Graph) {
+	for i := range g.Shifts {
+		if t := s.tracks[g.Shifts[i].Store]; t != nil {
+			t.index.Shift(unsafe.Slice((*int32)(g.Shifts[i].Delta), g.Shifts[i].N))
+		}
+	}
+	if g.Positions != nil {
+		s.positions = append(s.positions[:0], g.Positions...)
+	}
+	for i := range g.Writes {
+		s.wrote(&g.Writes[i])
+	}
+}
+
+func (s *Session) wrote(w *Write) {
+	t := s.tracks[w.Store.ID]
+	if t == nil || !t.index.Fits(int(w.Store.Slots), int(w.Store.Streams)) {
+		if s.ordinal != nil && t == nil {
+			return // layers are known, and this one's store is not the one that is followed
+		}
+		t = &track{index: NewKVIndex(int(w.Store.Slots), int(w.Store.Streams)), last: make([]int64, 0, maxRows)}
+		s.tracks[w.Store.ID] = t
+	}
+	t.count, t.last = int(w.N), t.last[:0]
+	for i := range int(w.N) {
+		position := int32(unknown)
+		if len(s.positions) >= int(w.N) { // longer: M-RoPE has several positions per token, the first is time
+			position = s.positions[i]
+		}
+		slot := w.slot(i)
+		t.index.Write(slot, position)
+		if w.N <= maxRows {
+			t.last = append(t.last, slot)
+		}
+	}
+}
+
+// tell decides which layers slide by comparing what they see in this graph.
+func (s *Session) tell(g *Graph) {
+	s.discovery.compare(func(store uint64) (int, bool) {
+		for i := range g.Nodes {
+			if n := &g.Nodes[i]; n.Store.ID == store && n.Reason == Taken {
+				visible, _ := cpu.Visible(n.scan(0, 0), n.ScanType, int(n.NKV), nil)
+				return visible, true
+			}
+		}
+		return 0, false
+	})
+}
+
+// node decides about one node that the kernels could take.
+func (s *Session) node(n *Node, fresh *bool) Reason {
+	if s.engine.Inert() != "" {
+		return ReasonInert
+	}
+	if !s.discovery.observe(n) {
+		return ReasonDiscovery
+	}
+	if s.ordinal == nil {
+		if !s.discovery.decided {
+			return ReasonUndecided
+		}
+		if err := s.assign(); err != nil {
+			s.engine.Disable(err.Error())
+			s.log(LogInfo, "inert: "+err.Error())
+			return ReasonInert
+		}
+	}
+	layer, ok := s.ordinal[n.Layer]
+	if !ok {
+		return ReasonSliding
+	}
+	key := stepKey{uintptr(n.Mask), n.NKV, n.Tokens, n.Streams, n.FirstStream}
+	if !*fresh || key != s.key || layer <= s.step.layer {
+		if reason := s.look(n, key, layer); reason != Taken {
+			s.key, s.reason, *fresh = key, reason, true
+			s.step.layer = layer
+			return reason
+		}
+		s.key, s.reason, *fresh = key, Taken, true
+	}
+	if s.reason != Taken {
+		s.step.layer = layer
+		return s.reason
+	}
+	n.MaxThreads = int32(maxThreads)
+	call := &n.Call
+	call.Mode = s.step.mode(s.roles.Role(layer), layer)
+	call.Policy = cpu.Policy(s.engine.config.Policy)
+	call.Rows = unsafe.Pointer(&s.step.rows[0])
+	call.NRows = int32(len(s.step.rows))
+	call.Timing = unsafe.Pointer(s.timings.of(call.Mode))
+	if n.MaxBias > 0 {
+		if call.Slopes = s.alibi(call.Heads, n.MaxBias); call.Slopes == nil {
+			return ReasonMemory
+		}
+	}
+	if call.Mode == cpu.List && !s.engaged {
+		s.engaged = true
+		s.log(LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
+			s.step.rows[0].SetLen, s.step.rows[0].Visible, s.roles.Selections()))
+	}
+	return Taken
+}
+
+// assign gives the layers that can take part their numbers and roles, and keeps only the index that
+// the rows are ordered by: that of the first of them, which is written before any of them is read.
+func (s *Session) assign() error {
+	layers := s.discovery.participants()
+	roles, err := NewRoles(len(layers), s.engine.config)
+	if err != nil {
+		return err
+	}
+	s.roles, s.ordinal = roles, map[int32]int{}
+	for i, l := range layers {
+		s.ordinal[l] = i
+	}
+	for _, d := range s.discovery.layers {
+		if d.full {
+			for id := range s.tracks {
+				if id != d.store.ID {
+					delete(s.tracks, id)
+				}
+			}
+			break
+		}
+	}
+	s.log(LogDebug, fmt.Sprintf("%d layers can take part, %v choose", len(layers), roles.Selections()))
+	return nil
+}
+
+// look finds out what the rows of a batch see, and begins a step unless the batch continues one.
+func (s *Session) look(n *Node, key stepKey, layer int) Reason {
+	rows := int(n.Tokens) * int(n.Streams)
+	if rows > maxRows {
+		return ReasonPrompt
+	}
+	t := s.followed()
+	if t == nil || t.count != rows || len(t.last) != rows {
+		return ReasonUnknownRow
+	}
+	if s.continues(n, key, layer, t) {
+		return Taken
+	}
+	if reason := classify(n, t); reason != Taken {
+		return reason
+	}
+	if err := s.step.begin(rows, int(n.NKV), s.engine.config.Budget); err != nil {
+		return ReasonMemory
+	}
+	s.own = append(s.own[:0], t.last...)
+	for i := range rows {
+		s.see(n, i, t)
+	}
+	s.counts.began(&s.step)
+	return Taken
+}
+
+// followed is the store whose index orders the rows.
+func (s *Session) followed() *track {
+	for _, t := range s.tracks {
+		return t
+	}
+	return nil
+}
+
+// continues tells whether a compute call goes on with the step that an earlier call began: the host
+// splits a step where it off-loads layers or calls back between them.
+func (s *Session) continues(n *Node, key stepKey, layer int, t *track) bool {
+	if key != s.key || s.reason != Taken || layer <= s.step.layer || !slices.Equal(s.own, t.last) {
+		return false
+	}
+	for i := range s.step.rows {
+		stream, token := i/int(n.Tokens), i%int(n.Tokens)
+		visible, _ := cpu.Visible(n.scan(stream, token), n.ScanType, int(n.NKV), nil)
+		if visible != int(s.step.rows[i].Visible) {
+			return false
+		}
+	}
+	return true
+}
+
+// classify tells decode rows from prompts: two rows belong to one sequence if and only if one's own
+// token is visible to the other.
+func classify(n *Node, t *track) Reason {
+	tokens, streams := int(n.Tokens), int(n.Streams)
+	shared, single := 0, 0
+	for stream := range streams {
+		first := int64(n.FirstStream+int32(stream)) * n.Store.Slots
+		own := t.last[stream*tokens : (stream+1)*tokens]
+		for i, slot := range own {
+			if slot -= first; slot < 0 || slot >= int64(n.NKV) || !n.sees(stream, i, slot) {
+				return ReasonUnknownRow
+			}
+			alone := true
+			for j := range own {
+				if j != i && (n.sees(stream, j, slot) || n.sees(stream, i, own[j]-first)) {
+					alone = false
+					break
+				}
+			}
+			if alone {
+				single++
+			} else {
+				shared++
+			}
+		}
+	}
+	switch {
+	case shared == 0:
+		return Taken
+	case single == 0:
+		return ReasonPrompt
+	}
+	return ReasonMixed
+}
+
+// see fills row i of the step with what its mask leaves visible, in position order where that is known.
+func (s *Session) see(n *Node, i int, t *track) {
+	stream, token := i/int(n.Tokens), i%int(n.Tokens)
+	scan := n.scan(stream, token)
+	visible, flags := cpu.Visible(scan, n.ScanType, int(n.NKV), nil)
+	var slots []int32 // nil: slots 0 .. visible-1
+
+	last := t.index.positions[t.last[i]]
+	storeStream := int(n.FirstStream) + stream
+	prefix := flags&cpu.Prefix != 0
+	ordered := !s.byCell && prefix && t.index.Prefix(storeStream, visible, last)
+	if !ordered {
+		slots = s.step.list(i)
+		cpu.Visible(scan, n.ScanType, int(n.NKV), unsafe.Pointer(&slots[0]))
+		slots = slots[:visible]
+		ordered = !s.byCell && last != unknown && t.index.Order(storeStream, slots, last, slots)
+		if !ordered && prefix {
+			slots = nil
+		}
+	}
+	if ordered {
+		s.counts.PositionOrder++
+	} else {
+		s.counts.CellOrder++
+	}
+	var mask unsafe.Pointer
+	if flags&cpu.Plain == 0 {
+		mask = unsafe.Add(n.Mask, int64(stream)*n.MaskStreamStride+int64(token)*n.MaskTokenStride)
+	}
+	s.step.see(i, token, stream, visible, slots, mask, &s.engine.config)
+}
+
+// alibi is the slope of each head's linear bias (ALiBi, arXiv 2108.12409), for any number of heads.
+func (s *Session) alibi(heads int32, bias float32) unsafe.Pointer {
+	slopes := cpu.Slice[float32](&s.slopes, int(heads))
+	if slopes == nil {
+		return nil
+	}
+	if s.slopesFor.heads != heads || s.slopesFor.bias != bias {
+		s.slopesFor.heads, s.slopesFor.bias = heads, bias
+		power := 1 << int(math.Floor(math.Log2(float64(heads)))) // the largest power of two within heads
+		base := math.Exp2(-float64(bias) / float64(power))
+		half := math.Exp2(-float64(bias) / 2 / float64(power))
+		for h := range slopes[:heads] {
+			if h < power {
+				slopes[h] = float32(math.Pow(base, float64(h+1)))
+			} else {
+				slopes[h] = float32(math.Pow(half, float64(2*(h-power)+1)))
+			}
+		}
+	}
+	return unsafe.Pointer(&slopes[0])
+}

@@ -1,0 +1,242 @@
+package plugin
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// Reason is why an attention was left to the host. Its text is the key in the statistics.
+type Reason int32
+
+const (
+	Taken            Reason = iota // not a reason: the library attends
+	ReasonPrompt                   // several query tokens of one sequence
+	ReasonMixed                    // prompt and decode rows in one batch
+	ReasonDiscovery                // first pass: the model's layers are being counted
+	ReasonNoCache                  // no K/V cache: an encoder, or attention across sequences
+	ReasonSliding                  // a sliding-window layer
+	ReasonMLA                      // multi-head latent attention: V is a view of K
+	ReasonType                     // a query, key, value or mask type that the kernels do not have
+	ReasonShape                    // a shape, stride or mask layout that the kernels do not have
+	ReasonSparseHint               // the model itself is sparse here
+	ReasonUnknownRow               // a batch whose rows cannot be told apart
+	ReasonUndecided                // sliding and full layers cannot be told apart yet
+	ReasonInert                    // the library has switched itself off
+	ReasonMemory                   // no memory for the plan
+	ReasonFailed                   // planning failed: a fault of the library
+	reasons
+)
+
+var reasonNames = [reasons]string{
+	"", "prompt", "mixed", "discovery", "no_cache", "sliding_window", "mla", "type", "shape",
+	"sparse_hint", "unknown_rows", "undecided", "inert", "memory", "failed",
+}
+
+// String is the reason's name in the statistics.
+func (r Reason) String() string {
+	if r > 0 && r < reasons {
+		return reasonNames[r]
+	}
+	return fmt.Sprintf("reason(%d)", int32(r))
+}
+
+// Stats counts what was done. Tokens are counted per row and layer.
+type Stats struct {
+	Layers          int   `json:"layers"`           // layers that can take part
+	SelectionLayers []int `json:"selection_layers"` // of them, the ones that choose
+
+	Steps      uint64 `json:"steps"`
+	Rows       uint64 `json:"rows"`        // decode rows taken, once per step
+	RowsSparse uint64 `json:"rows_sparse"` // of them, with more visible tokens than the budget
+	RowsFull   uint64 `json:"rows_full"`
+
+	TokensVisible        uint64 `json:"tokens_visible"`
+	TokensAttended       uint64 `json:"tokens_attended"`
+	SparseTokensVisible  uint64 `json:"sparse_layer_tokens_visible"` // in the layers that do not choose
+	SparseTokensAttended uint64 `json:"sparse_layer_tokens_attended"`
+
+	DenseCalls  uint64 `json:"dense_calls"` // layers computed, by mode
+	SelectCalls uint64 `json:"select_calls"`
+	SparseCalls uint64 `json:"sparse_calls"`
+	NoSetCalls  uint64 `json:"no_set_calls"` // computed densely because no set had been chosen
+	DenseNS     uint64 `json:"dense_ns"`
+	SelectNS    uint64 `json:"select_ns"`
+	SparseNS    uint64 `json:"sparse_ns"`
+	RankingNS   uint64 `json:"ranking_ns"` // of SelectNS, the selection itself
+
+	PositionOrder uint64 `json:"position_order"` // rows whose recency went by position
+	CellOrder     uint64 `json:"cell_order"`     // rows whose positions were not known: by slot number
+
+	Declined map[string]uint64 `json:"declined"`
+
+	declined [reasons]uint64
+}
+
+// decline counts an attention that is left to the host.
+func (s *Stats) decline(r Reason) {
+	if r > 0 && r < reasons {
+		s.declined[r]++
+	}
+}
+
+// planned counts one layer's call over the rows of a step.
+func (s *Stats) planned(st *step, role Role, mode cpu.Mode) {
+	switch {
+	case mode == cpu.Select:
+		s.SelectCalls++
+	case mode == cpu.List:
+		s.SparseCalls++
+	default:
+		s.DenseCalls++
+		if role == RoleSparse && st.sparse() {
+			s.NoSetCalls++
+		}
+	}
+	for i := range st.rows {
+		visible, attended := uint64(st.rows[i].Visible), uint64(st.rows[i].Visible)
+		if mode == cpu.List && st.rows[i].SetLen > 0 {
+			attended = uint64(st.rows[i].SetLen)
+		}
+		s.TokensVisible += visible
+		s.TokensAttended += attended
+		if role == RoleSparse {
+			s.SparseTokensVisible += visible
+			s.SparseTokensAttended += attended
+		}
+	}
+}
+
+// began counts the rows of a new step.
+func (s *Stats) began(st *step) {
+	s.Steps++
+	for i := range st.rows {
+		s.Rows++
+		if st.rows[i].SetLen > 0 {
+			s.RowsSparse++
+		} else {
+			s.RowsFull++
+		}
+	}
+}
+
+// add sums o into s.
+func (s *Stats) add(o *Stats) {
+	s.Layers, s.SelectionLayers = o.Layers, o.SelectionLayers
+	for _, f := range []struct{ to, from *uint64 }{
+		{&s.Steps, &o.Steps}, {&s.Rows, &o.Rows}, {&s.RowsSparse, &o.RowsSparse}, {&s.RowsFull, &o.RowsFull},
+		{&s.TokensVisible, &o.TokensVisible}, {&s.TokensAttended, &o.TokensAttended},
+		{&s.SparseTokensVisible, &o.SparseTokensVisible}, {&s.SparseTokensAttended, &o.SparseTokensAttended},
+		{&s.DenseCalls, &o.DenseCalls}, {&s.SelectCalls, &o.SelectCalls}, {&s.SparseCalls, &o.SparseCalls},
+		{&s.NoSetCalls, &o.NoSetCalls}, {&s.DenseNS, &o.DenseNS}, {&s.SelectNS, &o.SelectNS},
+		{&s.SparseNS, &o.SparseNS}, {&s.RankingNS, &o.RankingNS},
+		{&s.PositionOrder, &o.PositionOrder}, {&s.CellOrder, &o.CellOrder},
+	} {
+		*f.to += *f.from
+	}
+	for i, n := range o.declined {
+		s.declined[i] += n
+	}
+}
+
+// named fills what JSON shows.
+func (s *Stats) named() {
+	s.Declined = map[string]uint64{}
+	for r, n := range s.declined {
+		if n > 0 {
+			s.Declined[Reason(r).String()] = n
+		}
+	}
+	if s.SelectionLayers == nil {
+		s.SelectionLayers = []int{}
+	}
+}
+
+// timings are the kernels' clocks, one per mode, in C memory.
+type timings struct {
+	memory cpu.Arena
+	modes  []cpu.Timing
+}
+
+func (t *timings) of(mode cpu.Mode) *cpu.Timing {
+	if t.modes == nil {
+		if t.modes = cpu.Slice[cpu.Timing](&t.memory, int(cpu.List)+1); t.modes == nil {
+			return nil
+		}
+	}
+	return &t.modes[mode]
+}
+
+// read copies the clocks into s.
+func (t *timings) read(s *Stats) {
+	if t.modes == nil {
+		return
+	}
+	s.DenseNS, s.SelectNS, s.SparseNS = t.modes[cpu.Full].AttendNS, t.modes[cpu.Select].AttendNS, t.modes[cpu.List].AttendNS
+	s.RankingNS = t.modes[cpu.Select].SelectNS
+}
+
+func (t *timings) free() {
+	t.memory.Free()
+	t.modes = nil
+}
+
+// Report is the statistics as they are written: LESSISMORE_STATS, and the C ABI's JSON.
+type Report struct {
+	Version  string       `json:"version"`
+	Engine   string       `json:"engine"`
+	Target   string       `json:"target"`
+	State    string       `json:"state"`            // "active" or "inert"
+	Reason   string       `json:"reason,omitempty"` // why it is inert
+	Config   ReportConfig `json:"config"`
+	Contexts []Stats      `json:"contexts"`
+	Total    Stats        `json:"total"`
+}
+
+// ReportConfig is the configuration that was in force.
+type ReportConfig struct {
+	Budget     int     `json:"budget"`
+	Layers     []int   `json:"layers"` // null: chosen by the library
+	Recency    float64 `json:"recency"`
+	SinkTokens int     `json:"sink_tokens"`
+	Policy     string  `json:"policy"`
+}
+
+// JSON is the report's text.
+func (r *Report) JSON() []byte {
+	r.Total = Stats{}
+	for i := range r.Contexts {
+		r.Contexts[i].named()
+		r.Total.add(&r.Contexts[i])
+	}
+	r.Total.named()
+	text, err := json.MarshalIndent(r, "", " ")
+	if err != nil { // numbers and strings only: cannot happen
+		return []byte("{}")
+	}
+	return append(text, '\n')
+}
+
+// WriteFile puts text in a file, whole or not at all: a new file beside it takes its name. A symbolic
+// link in its place is replaced, never followed.
+func WriteFile(path string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".lessismore-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(text)
+	if e := f.Chmod(0o644); err == nil {
+		err = e
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
