@@ -85,7 +85,7 @@ func (s *Sequence) Attend(a *Attention) error {
 		s.counts.began(&s.step)
 		s.counts.PositionOrder++
 	}
-	s.counts.planned(&s.step, role, mode)
+	s.counts.planned(&s.step, layer, role, mode)
 	s.publish()
 	return nil
 }

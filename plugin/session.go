@@ -24,7 +24,8 @@ type Session struct {
 	discovery discovery
 	roles     Roles
 	ordinal   map[int32]int     // model's layer number -> number among the layers that can take part
-	tracks    map[uint64]*track // stores that are followed; one, once the layers are known
+	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
+	followed  *track            // that one
 	positions []int32
 	step      step
 	key       stepKey
@@ -135,7 +136,8 @@ func (s *Session) Plan(g *Graph) {
 			continue
 		}
 		n.Call.Work = work
-		s.counts.planned(&s.step, s.roles.Role(s.ordinal[n.Layer]), n.Call.Mode)
+		layer := s.ordinal[n.Layer]
+		s.counts.planned(&s.step, layer, s.roles.Role(layer), n.Call.Mode)
 	}
 }
 
@@ -167,8 +169,8 @@ func (s *Session) follow(g *Graph) {
 func (s *Session) wrote(w *Write) {
 	t := s.tracks[w.Store.ID]
 	if t == nil || !t.index.Fits(int(w.Store.Slots), int(w.Store.Streams)) {
-		if s.ordinal != nil && t == nil {
-			return // layers are known, and this one's store is not the one that is followed
+		if s.ordinal != nil {
+			return // the layers are known, and this one's store is not the one that is followed
 		}
 		t = &track{index: NewKVIndex(int(w.Store.Slots), int(w.Store.Streams)), last: make([]int64, 0, maxRows)}
 		s.tracks[w.Store.ID] = t
@@ -223,7 +225,10 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 		return ReasonSliding
 	}
 	key := stepKey{uintptr(n.Mask), n.NKV, n.Tokens, n.Streams, n.FirstStream}
-	if !*fresh || key != s.key || layer <= s.step.layer {
+	if *fresh && (key != s.key || layer <= s.step.layer) {
+		return ReasonUnknownRow // a second step in one call would overwrite what the first one's layers read
+	}
+	if !*fresh {
 		if reason := s.look(n, key, layer); reason != Taken {
 			s.key, s.reason, *fresh = key, reason, true
 			s.step.layer = layer
@@ -267,16 +272,9 @@ func (s *Session) assign() error {
 	for i, l := range layers {
 		s.ordinal[l] = i
 	}
-	for _, d := range s.discovery.layers {
-		if d.full {
-			for id := range s.tracks {
-				if id != d.store.ID {
-					delete(s.tracks, id)
-				}
-			}
-			break
-		}
-	}
+	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, func(d discovered) bool { return d.full })].store.ID
+	s.followed = s.tracks[first]
+	s.tracks = map[uint64]*track{first: s.followed}
 	s.log(LogDebug, fmt.Sprintf("%d layers can take part, %v choose", len(layers), roles.Selections()))
 	return nil
 }
@@ -287,7 +285,7 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	if rows > maxRows {
 		return ReasonPrompt
 	}
-	t := s.followed()
+	t := s.followed
 	if t == nil || t.count != rows || len(t.last) != rows {
 		return ReasonUnknownRow
 	}
@@ -306,14 +304,6 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	}
 	s.counts.began(&s.step)
 	return Taken
-}
-
-// followed is the store whose index orders the rows.
-func (s *Session) followed() *track {
-	for _, t := range s.tracks {
-		return t
-	}
-	return nil
 }
 
 // continues tells whether a compute call goes on with the step that an earlier call began: the host

@@ -3,6 +3,7 @@ package plugin
 import (
 	"encoding/json"
 	"fmt"
+	"math/bits"
 	"os"
 	"path/filepath"
 
@@ -48,6 +49,7 @@ func (r Reason) String() string {
 type Stats struct {
 	Layers          int   `json:"layers"`           // layers that can take part
 	SelectionLayers []int `json:"selection_layers"` // of them, the ones that choose
+	LayersTaken     []int `json:"layers_taken"`     // of them, the ones that the library has computed
 
 	Steps      uint64 `json:"steps"`
 	Rows       uint64 `json:"rows"`        // decode rows taken, once per step
@@ -74,6 +76,22 @@ type Stats struct {
 	Declined map[string]uint64 `json:"declined"`
 
 	declined [reasons]uint64
+	taken    layerSet
+}
+
+// layerSet is a set of layer numbers.
+type layerSet [(MaxLayer + 1) / 64]uint64
+
+func (s *layerSet) add(layer int) { s[layer/64] |= 1 << (layer % 64) }
+
+func (s *layerSet) list() []int {
+	out := []int{}
+	for i, word := range s {
+		for ; word != 0; word &= word - 1 {
+			out = append(out, 64*i+bits.TrailingZeros64(word))
+		}
+	}
+	return out
 }
 
 // decline counts an attention that is left to the host.
@@ -84,7 +102,8 @@ func (s *Stats) decline(r Reason) {
 }
 
 // planned counts one layer's call over the rows of a step.
-func (s *Stats) planned(st *step, role Role, mode cpu.Mode) {
+func (s *Stats) planned(st *step, layer int, role Role, mode cpu.Mode) {
+	s.taken.add(layer)
 	switch {
 	case mode == cpu.Select:
 		s.SelectCalls++
@@ -140,6 +159,9 @@ func (s *Stats) add(o *Stats) {
 	for i, n := range o.declined {
 		s.declined[i] += n
 	}
+	for i, word := range o.taken {
+		s.taken[i] |= word
+	}
 }
 
 // named fills what JSON shows.
@@ -153,6 +175,7 @@ func (s *Stats) named() {
 	if s.SelectionLayers == nil {
 		s.SelectionLayers = []int{}
 	}
+	s.LayersTaken = s.taken.list()
 }
 
 // timings are the kernels' clocks, one per mode, in C memory.
@@ -189,8 +212,8 @@ type Report struct {
 	Version  string       `json:"version"`
 	Engine   string       `json:"engine"`
 	Target   string       `json:"target"`
-	State    string       `json:"state"`            // "active" or "inert"
-	Reason   string       `json:"reason,omitempty"` // why it is inert
+	State    string       `json:"state"`  // "active" or "inert"
+	Reason   string       `json:"reason"` // why it is inert; "" if it is not
 	Config   ReportConfig `json:"config"`
 	Contexts []Stats      `json:"contexts"`
 	Total    Stats        `json:"total"`

@@ -8,6 +8,13 @@ package cpu
 #include "kernels.h"
 
 
+// The count, and the flags above it: a pointer to the flags would escape to Go's heap, per call.
+static uint64_t lim_visible(const void *mask, int32_t type, int32_t n_kv, int32_t *slots) {
+    uint32_t flags = 0;
+    const int32_t n = lim_cpu_visible(mask, type, n_kv, slots, &flags);
+    return (uint64_t)flags << 32 | (uint32_t)n;
+}
+
 static void lim_pool_attend_task(void *arg, int ith, int nth) {
     lim_cpu_attend((const lim_cpu_call *)arg, ith, nth);
 }
@@ -39,9 +46,8 @@ const (
 
 // Visible scans one mask row of n values (F16 or F32). Visible slots go to slots, which may be nil.
 func Visible(mask unsafe.Pointer, typ Type, n int, slots unsafe.Pointer) (visible int, flags uint32) {
-	var f C.uint32_t
-	v := C.lim_cpu_visible(mask, C.int32_t(typ), C.int32_t(n), (*C.int32_t)(slots), &f)
-	return int(v), uint32(f)
+	v := uint64(C.lim_visible(mask, C.int32_t(typ), C.int32_t(n), (*C.int32_t)(slots)))
+	return int(uint32(v)), uint32(v >> 32)
 }
 
 // SelectPositions runs the selection alone on given logits, on the calling thread.

@@ -1,0 +1,403 @@
+package plugin
+
+import (
+	"math/rand"
+	"slices"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// fakeHost plays a ggml host: one K/V store per layer, a mask that only it understands, several
+// sequences in one unified store or one stream each. It lives in C memory, as a host's tensors do.
+type fakeHost struct {
+	t       *testing.T
+	session *Session
+	memory  []*cpu.Arena
+
+	layers  int
+	slots   int // per stream
+	streams int
+	nkv     int
+	cells   [][]cell // per stream
+	mask    []uint16
+	writes  []int64
+
+	heads, kvHeads, dim int
+	softMax             int
+}
+
+type cell struct {
+	sequence int // -1: empty
+	position int32
+}
+
+const negInf = 0xFC00
+
+func newFakeHost(t *testing.T, config Config, layers, slots, streams int) *fakeHost {
+	engine, err := NewEngine(config)
+	require.NoError(t, err)
+	h := &fakeHost{t: t, session: engine.NewSession(nil), layers: layers, slots: slots, nkv: slots, streams: streams, heads: 4, kvHeads: 2, dim: 32}
+	for range streams {
+		row := make([]cell, slots)
+		for i := range row {
+			row[i].sequence = -1
+		}
+		h.cells = append(h.cells, row)
+	}
+	t.Cleanup(func() {
+		h.session.Close()
+		for _, a := range h.memory {
+			a.Free()
+		}
+	})
+	return h
+}
+
+func alloc[T any](h *fakeHost, n int) []T {
+	a := &cpu.Arena{}
+	h.memory = append(h.memory, a)
+	return cpu.Slice[T](a, n)[:n]
+}
+
+// token is one query token of a batch: it goes to a cell of the stream.
+type token struct {
+	stream, cell int
+	sequence     int
+	position     int32
+}
+
+// graph is what the hook reads out of one compute call: layers [from, to) of a batch of tokens, the
+// same number for every stream. firstStream is that of the batch.
+func (h *fakeHost) graph(tokens []token, from, to int) *Graph {
+	streams := 0
+	for _, tk := range tokens {
+		streams = max(streams, tk.stream-tokens[0].stream+1)
+	}
+	perStream := len(tokens) / streams
+	h.mask = alloc[uint16](h, len(tokens)*h.nkv)
+	slots := alloc[int64](h, len(tokens))
+	positions := alloc[int32](h, len(tokens))
+	for i, tk := range tokens {
+		h.cells[tk.stream][tk.cell] = cell{tk.sequence, tk.position}
+		slots[i] = int64(tk.stream*h.slots + tk.cell)
+		positions[i] = tk.position
+	}
+	for i, tk := range tokens {
+		for c := range h.nkv {
+			v := uint16(negInf)
+			if x := h.cells[tk.stream][c]; x.sequence == tk.sequence && x.position <= tk.position {
+				v = 0
+			}
+			h.mask[i*h.nkv+c] = v
+		}
+	}
+	g := &Graph{Positions: positions, SoftMax: h.softMax}
+	for l := from; l < to; l++ {
+		store := Store{ID: uint64(1000 + l), Slots: int64(h.slots), Streams: int32(h.streams)}
+		g.Writes = append(g.Writes, Write{Store: store, Slots: unsafe.Pointer(&slots[0]), Wide: 1, N: int32(len(tokens))})
+		g.Nodes = append(g.Nodes, Node{
+			Store: store, Layer: int32(l), FirstStream: int32(tokens[0].stream), Tokens: int32(perStream), Streams: int32(streams),
+			NKV: int32(h.nkv), ScanType: cpu.F16, Scan: unsafe.Pointer(&h.mask[0]), ScanTokenStride: int64(2 * h.nkv),
+			ScanStreamStride: int64(2 * h.nkv * perStream), Mask: unsafe.Pointer(&h.mask[0]), MaskTokenStride: int64(2 * h.nkv),
+			MaskStreamStride: int64(2 * h.nkv * perStream),
+			Call:             cpu.Call{Heads: int32(h.heads), KVHeads: int32(h.kvHeads), DimK: int32(h.dim), DimV: int32(h.dim), Scale: 1},
+		})
+	}
+	return g
+}
+
+// plan plans a whole pass and returns the nodes.
+func (h *fakeHost) plan(tokens ...token) []Node {
+	g := h.graph(tokens, 0, h.layers)
+	h.session.Plan(g)
+	return g.Nodes
+}
+
+// discover runs the pass that the library leaves to the host: one token, whose cell is emptied again.
+func (h *fakeHost) discover() {
+	for _, n := range h.plan(token{0, h.slots - 1, 99, 0}) {
+		require.Equal(h.t, ReasonDiscovery, n.Reason)
+	}
+	h.cells[0][h.slots-1].sequence = -1
+}
+
+func rowsOf(n *Node) []cpu.Row { return unsafe.Slice((*cpu.Row)(n.Call.Rows), n.Call.NRows) }
+
+func slotsOf(r *cpu.Row) []int32 {
+	if r.Slots == nil {
+		out := make([]int32, r.Visible)
+		for i := range out {
+			out[i] = int32(i)
+		}
+		return out
+	}
+	return slices.Clone(unsafe.Slice((*int32)(r.Slots), r.Visible))
+}
+
+func modes(nodes []Node) (out []cpu.Mode) {
+	for _, n := range nodes {
+		out = append(out, n.Call.Mode)
+	}
+	return out
+}
+
+func small(budget int, layers ...int) Config {
+	c := DefaultConfig()
+	c.Budget, c.Layers = budget, layers
+	return c
+}
+
+func TestSessionAssignsRoles(t *testing.T) {
+	h := newFakeHost(t, small(8, 1, 3), 5, 64, 1)
+	h.discover()
+	for i := range 20 {
+		nodes := h.plan(token{0, i, 0, int32(i)})
+		want := []cpu.Mode{cpu.Full, cpu.Full, cpu.Full, cpu.Full, cpu.Full}
+		if i+1 > 8 {
+			want = []cpu.Mode{cpu.Full, cpu.Select, cpu.List, cpu.Select, cpu.List}
+		}
+		require.Equal(t, want, modes(nodes), "token %d", i)
+		for _, n := range nodes {
+			require.Equal(t, Taken, n.Reason)
+			require.Equal(t, i+1, int(rowsOf(&n)[0].Visible))
+		}
+	}
+	s := h.session.Stats()
+	require.EqualValues(t, 20, s.Rows)
+	require.EqualValues(t, 12, s.RowsSparse)
+	require.EqualValues(t, 24, s.SparseCalls)
+	require.EqualValues(t, 20, s.PositionOrder)
+}
+
+func TestSessionLeavesPromptsAndMixedBatches(t *testing.T) {
+	h := newFakeHost(t, small(8, 1), 3, 64, 1)
+	h.discover()
+	for _, n := range h.plan(token{0, 0, 0, 0}, token{0, 1, 0, 1}, token{0, 2, 0, 2}) {
+		require.Equal(t, ReasonPrompt, n.Reason)
+	}
+	for _, n := range h.plan(token{0, 3, 0, 3}, token{0, 4, 1, 0}, token{0, 5, 1, 1}) {
+		require.Equal(t, ReasonMixed, n.Reason)
+	}
+	for _, n := range h.plan(token{0, 6, 0, 4}, token{0, 7, 1, 2}) {
+		require.Equal(t, Taken, n.Reason)
+		require.Equal(t, []int32{0, 1, 2, 3, 6}, slotsOf(&rowsOf(&n)[0]))
+		require.Equal(t, []int32{4, 5, 7}, slotsOf(&rowsOf(&n)[1]))
+	}
+	s := h.session.Stats()
+	require.EqualValues(t, 3, s.declined[ReasonPrompt])
+	require.EqualValues(t, 3, s.declined[ReasonMixed])
+}
+
+// Random traffic: sequences grow, are truncated, removed and refilled, in one or several streams; the
+// order of every row must be that of the positions.
+func TestSessionOrdersRowsByPosition(t *testing.T) {
+	rng := rand.New(rand.NewSource(rand.Int63()))
+	for range 30 {
+		streams := 1 + rng.Intn(3)
+		unified := streams == 1
+		sequences := streams
+		if unified {
+			sequences = 1 + rng.Intn(3)
+		}
+		h := newFakeHost(t, small(6, 1), 3, 48, streams)
+		h.discover()
+		next := make([]int32, sequences) // position of each sequence's next token
+		for range 60 {
+			q := rng.Intn(sequences)
+			stream := 0
+			if !unified {
+				stream = q
+			}
+			if next[q] > 3 && rng.Intn(8) == 0 { // roll back
+				next[q] -= 1 + rng.Int31n(next[q]-1)
+				for c := range h.cells[stream] {
+					if x := &h.cells[stream][c]; x.sequence == q && x.position >= next[q] {
+						x.sequence = -1
+					}
+				}
+			}
+			free := []int{}
+			for c, x := range h.cells[stream] {
+				if x.sequence < 0 {
+					free = append(free, c)
+				}
+			}
+			if len(free) == 0 {
+				break
+			}
+			nodes := h.plan(token{stream, free[rng.Intn(len(free))], q, next[q]})
+			next[q]++
+			want := make([]int32, next[q])
+			for c, x := range h.cells[stream] {
+				if x.sequence == q {
+					want[x.position] = int32(c)
+				}
+			}
+			require.Equal(t, Taken, nodes[2].Reason)
+			require.Equal(t, want, slotsOf(&rowsOf(&nodes[2])[0]))
+		}
+		require.Zero(t, h.session.Stats().CellOrder)
+	}
+}
+
+func TestSessionFallsBackToCellOrder(t *testing.T) {
+	h := newFakeHost(t, small(4, 1), 3, 32, 1)
+	h.discover()
+	for i := range 6 {
+		h.plan(token{0, 10 - i, 0, int32(i)}) // backwards through the cells
+	}
+	require.Zero(t, h.session.Stats().CellOrder)
+	// A state is restored behind the graphs: two cells that the library never saw being written.
+	h.cells[0][20], h.cells[0][21] = cell{0, 6}, cell{0, 7}
+	nodes := h.plan(token{0, 22, 0, 8})
+	require.Equal(t, []int32{5, 6, 7, 8, 9, 10, 20, 21, 22}, slotsOf(&rowsOf(&nodes[2])[0]))
+	require.EqualValues(t, 1, h.session.Stats().CellOrder)
+}
+
+func TestSessionFollowsAKShift(t *testing.T) {
+	h := newFakeHost(t, small(4, 1), 3, 32, 1)
+	h.discover()
+	for i := range 10 {
+		h.plan(token{0, i, 0, int32(i)})
+	}
+	// Tokens 2 .. 4 are removed and the later ones move up.
+	delta := alloc[int32](h, 32)
+	for i := 5; i < 10; i++ {
+		h.cells[0][i].position -= 3
+		delta[i] = -3
+	}
+	for i := 2; i < 5; i++ {
+		h.cells[0][i].sequence = -1
+	}
+	h.session.Plan(&Graph{Shifts: []Shift{{Store: 1000, Delta: unsafe.Pointer(&delta[0]), N: 32}}})
+	nodes := h.plan(token{0, 3, 0, 7})
+	require.Equal(t, []int32{0, 1, 5, 6, 7, 8, 9, 3}, slotsOf(&rowsOf(&nodes[2])[0]))
+	require.Zero(t, h.session.Stats().CellOrder)
+}
+
+func TestSessionKeepsTheSetAcrossSplitCalls(t *testing.T) {
+	h := newFakeHost(t, small(4, 1, 3), 6, 32, 1)
+	h.discover()
+	for i := range 9 {
+		h.plan(token{0, i, 0, int32(i)})
+	}
+	before := h.session.Stats()
+	g := h.graph([]token{{0, 9, 0, 9}}, 0, 6)
+	var got []cpu.Mode
+	for l := range 6 { // one layer a call, as with an evaluation callback
+		part := &Graph{Nodes: g.Nodes[l : l+1], Writes: g.Writes[l : l+1]}
+		if l == 0 {
+			part.Positions = g.Positions
+		}
+		h.session.Plan(part)
+		require.Equal(t, Taken, g.Nodes[l].Reason)
+		got = append(got, g.Nodes[l].Call.Mode)
+	}
+	require.Equal(t, []cpu.Mode{cpu.Full, cpu.Select, cpu.List, cpu.Select, cpu.List, cpu.List}, got)
+	after := h.session.Stats()
+	require.EqualValues(t, 1, after.Steps-before.Steps)
+	require.EqualValues(t, 1, after.PositionOrder-before.PositionOrder)
+
+	// The next step skips the selection layers: no set of an earlier step may serve.
+	g = h.graph([]token{{0, 10, 0, 10}}, 0, 6)
+	h.session.Plan(&Graph{Nodes: g.Nodes[4:5], Writes: g.Writes[0:1], Positions: g.Positions})
+	require.Equal(t, cpu.Full, g.Nodes[4].Call.Mode)
+	require.EqualValues(t, 1, h.session.Stats().NoSetCalls)
+}
+
+func TestSessionTellsSlidingLayers(t *testing.T) {
+	for _, smaller := range []bool{true, false} {
+		h := newFakeHost(t, small(4, 0), 6, 32, 1)
+		slide := func(g *Graph) {
+			window := alloc[uint16](h, len(h.mask))
+			copy(window, h.mask)
+			hidden := 0
+			for i, v := range window { // only the newest six are seen
+				if v == 0 && hidden < 6 {
+					window[i], hidden = v, hidden+1
+				}
+			}
+			seen := 0
+			for i := len(window) - 1; i >= 0; i-- {
+				if window[i] == 0 {
+					if seen++; seen > 6 {
+						window[i] = negInf
+					}
+				}
+			}
+			for _, l := range []int{0, 1, 3, 4} {
+				n := &g.Nodes[l]
+				n.Mask, n.Scan = unsafe.Pointer(&window[0]), unsafe.Pointer(&window[0])
+				if smaller {
+					n.Store.Slots = 16
+					g.Writes[l].Store.Slots = 16
+				}
+			}
+		}
+		for i := range 12 {
+			g := h.graph([]token{{0, i, 0, int32(i)}}, 0, 6)
+			slide(g)
+			h.session.Plan(g)
+			for l, n := range g.Nodes {
+				switch {
+				case i == 0:
+					require.Equal(t, ReasonDiscovery, n.Reason)
+				case !smaller && i < 6:
+					require.Equal(t, ReasonUndecided, n.Reason, "both masks still show the same")
+				case l == 2 || l == 5:
+					require.Equal(t, Taken, n.Reason)
+				default:
+					require.Equal(t, ReasonSliding, n.Reason)
+				}
+			}
+		}
+		require.Equal(t, 2, h.session.Stats().Layers)
+	}
+}
+
+func TestSessionRefusesLayersThatAreNotThere(t *testing.T) {
+	h := newFakeHost(t, small(4, 2, 7), 5, 32, 1)
+	h.discover()
+	for _, n := range h.plan(token{0, 0, 0, 0}) {
+		require.Equal(t, ReasonInert, n.Reason)
+	}
+	require.Contains(t, h.session.engine.Inert(), "layer 7")
+	require.Contains(t, h.session.engine.Inert(), "5 layers")
+}
+
+func TestSessionSaysThatFlashAttentionIsOff(t *testing.T) {
+	engine, err := NewEngine(DefaultConfig())
+	require.NoError(t, err)
+	var lines []string
+	s := engine.NewSession(func(_ LogLevel, text string) { lines = append(lines, text) })
+	defer s.Close()
+	slot := int64(0)
+	g := &Graph{SoftMax: 28, Writes: []Write{{Store: Store{1, 8, 1}, Slots: unsafe.Pointer(&slot), Wide: 1, N: 1}}}
+	s.Plan(g)
+	s.Plan(g)
+	require.Len(t, lines, 1)
+	require.Contains(t, lines[0], "flash attention is off")
+}
+
+func TestSessionAllocatesNothingPerToken(t *testing.T) {
+	h := newFakeHost(t, small(16, 1, 3), 6, 4096, 1)
+	h.discover()
+	for i := range 2048 {
+		h.cells[0][i] = cell{0, int32(i)}
+		h.session.tracks[1000].index.Write(int64(i), int32(i))
+	}
+	g := h.graph([]token{{0, 2048, 0, 2048}}, 0, 6)
+	step := func() {
+		for i := range g.Nodes {
+			g.Nodes[i].Reason = Taken
+		}
+		h.session.Plan(g)
+	}
+	step()
+	require.Equal(t, Taken, g.Nodes[5].Reason)
+	require.Zero(t, testing.AllocsPerRun(200, step))
+}
