@@ -26,6 +26,7 @@ var host struct {
 	engine *plugin.Engine
 	env    plugin.Environment
 	byCell bool
+	hooked bool // at least one host is taken part in
 }
 
 // lookup reads the environment as C sees it: Go's own copy is from the start of the process, and hosts
@@ -63,8 +64,7 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 	defer guard("ggml_backend_init")
 	host.Lock()
 	defer host.Unlock()
-	first := host.engine == nil
-	if first {
+	if host.engine == nil {
 		configure()
 	}
 	hook := C.int(1)
@@ -75,11 +75,14 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 	registry = C.lim_ggml_install(caller, hook, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
 	about := C.GoString((*C.char)(unsafe.Pointer(&text[0])))
 	if registry == nil {
-		host.engine.Disable(about)
+		if !host.hooked { // another copy of ggml in the process may be one that works
+			host.engine.Disable(about)
+		}
 		logLine(plugin.LogInfo, "inert: "+about)
 		return nil
 	}
-	if first && hook != 0 {
+	if !host.hooked && hook != 0 {
+		host.hooked = true
 		c := host.env.Config
 		layers := "chosen by rule"
 		if c.Layers != nil {

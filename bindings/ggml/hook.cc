@@ -35,13 +35,19 @@ struct Context {
     std::vector<Saved> saved;
 };
 
+// A host that loaded the library. A process may hold several, each with its own copy of ggml.
+struct Installed {
+    Host     host;
+    Registry registry;
+    bool     hooked;
+};
+
 // What the hook knows. Never destroyed: hosts free backends while the process ends.
 struct State {
-    std::mutex             mutex;
-    std::vector<Host *>    hosts;
-    std::vector<Context *> contexts;
-    Registry               registry;
-    pid_t                  pid;
+    std::mutex               mutex;
+    std::vector<Installed *> hosts;
+    std::vector<Context *>   contexts;
+    pid_t                    pid;
 };
 
 State &state() {
@@ -142,19 +148,19 @@ void attach(const Host &host, Backend *backend) {
     backend[kBackendFree] = reinterpret_cast<void *>(free_backend);
 }
 
-Host *find_host_of(Device *device) {
+Installed *find_installed(const Device *device) {
     std::lock_guard lock(state().mutex);
-    for (Host *h : state().hosts) {
-        if (h->device == device) return h;
+    for (Installed *i : state().hosts) {
+        if (i->host.device == device) return i;
     }
     return nullptr;
 }
 
 Backend *init_backend(Device *device, const char *params) {
-    const Host *host = find_host_of(device);
-    if (host == nullptr) return nullptr; // unreachable: only devices in the list are hooked
-    Backend *backend = host->init_backend(device, params);
-    if (backend != nullptr && getpid() == state().pid) attach(*host, backend);
+    const Installed *installed = find_installed(device);
+    if (installed == nullptr) return nullptr; // unreachable: only devices in the list are hooked
+    Backend *backend = installed->host.init_backend(device, params);
+    if (backend != nullptr && getpid() == state().pid) attach(installed->host, backend);
     return backend;
 }
 
@@ -169,23 +175,31 @@ void       *no_function(Registry *, const char *) { return nullptr; }
 using namespace lim::ggml;
 
 extern "C" void *lim_ggml_install(void *caller, int hook, char *text, size_t size) {
-    Host              host{};
-    const std::string problem = find_host(caller, host);
-    if (!problem.empty()) {
-        snprintf(text, size, "%s", problem.c_str());
+    void *handle = find_host(caller);
+    if (handle == nullptr) {
+        snprintf(text, size, "no ggml found in this process, or it does not export its functions");
         return nullptr;
     }
-    snprintf(text, size, "ggml %s, API %d", host.version != nullptr ? host.version() : "of unknown version", host.api_version);
-    if (hook != 0 && find_host_of(host.device) == nullptr && host.init_backend != init_backend) {
-        {
-            std::lock_guard lock(state().mutex);
-            state().hosts.push_back(new Host(host));
+    Installed *installed = find_installed(cpu_device(handle));
+    if (installed == nullptr) {
+        Host              host{};
+        const std::string problem = prove_host(handle, host);
+        if (!problem.empty()) {
+            snprintf(text, size, "%s", problem.c_str());
+            return nullptr;
         }
+        installed = new Installed{host, {host.api_version, registry_name, no_devices, no_device, no_function, nullptr}, false};
+        std::lock_guard lock(state().mutex);
+        state().hosts.push_back(installed);
+    }
+    const Host &host = installed->host;
+    snprintf(text, size, "ggml %s, API %d", host.version != nullptr ? host.version() : "of unknown version", host.api_version);
+    // The registry carries the host's own API version, so the host is sure to keep the library: hooks may be set.
+    if (hook != 0 && !installed->hooked) {
+        installed->hooked = true;
         __atomic_store_n(&host.device[kDeviceInitBackend], reinterpret_cast<void *>(init_backend), __ATOMIC_RELEASE);
     }
-    Registry &registry = state().registry;
-    registry           = {host.api_version, registry_name, no_devices, no_device, no_function, nullptr};
-    return &registry;
+    return &installed->registry;
 }
 
 extern "C" void lim_ggml_at_exit(void) {

@@ -35,28 +35,6 @@ bool has_ggml(void *handle) {
     return handle != nullptr && dlsym(handle, "ggml_backend_dev_by_type") != nullptr && dlsym(handle, "ggml_graph_node") != nullptr;
 }
 
-// A process may hold several copies of ggml; the one that called is the one that counts. Its handle
-// reaches the libraries that it needs, so functions in libggml-base are found through libggml.
-void *handle_of(void *caller) {
-    Dl_info   info;
-    link_map *map = nullptr;
-    if (caller != nullptr && dladdr1(caller, &info, reinterpret_cast<void **>(&map), RTLD_DL_LINKMAP) != 0 && map != nullptr) {
-        void *handle = map->l_name[0] == '\0' ? dlopen(nullptr, RTLD_LAZY) : dlopen(map->l_name, RTLD_LAZY | RTLD_NOLOAD);
-        if (has_ggml(handle)) return handle;
-    }
-    void *found = nullptr;
-    dl_iterate_phdr(
-        [](dl_phdr_info *module, size_t, void *out) {
-            if (module->dlpi_name == nullptr || module->dlpi_name[0] == '\0') return 0;
-            void *handle = dlopen(module->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
-            if (!has_ggml(handle)) return 0;
-            *static_cast<void **>(out) = handle;
-            return 1;
-        },
-        &found);
-    return found;
-}
-
 // Operation numbers by name. The host's table has no length, so a name outside the host's module ends it.
 std::string find_operations(Host &host) {
     struct Wanted {
@@ -163,17 +141,15 @@ bool writable(const void *address) {
     return yes;
 }
 
-// Finds the CPU device and the place of its init_backend.
+// Finds the place of the CPU device's init_backend.
 std::string prove_device(const Symbols &symbols, Host &host) {
-    Device *(*by_type)(int);
     const char *(*device_name)(Device *);
     int (*device_type)(Device *);
     Registry *(*device_registry)(Device *);
-    if (!symbols.get(by_type, "ggml_backend_dev_by_type") || !symbols.get(device_name, "ggml_backend_dev_name") ||
+    if (!symbols.get(device_name, "ggml_backend_dev_name") ||
         !symbols.get(device_type, "ggml_backend_dev_type") || !symbols.get(device_registry, "ggml_backend_dev_backend_reg")) {
         return "this host does not export ggml's device functions";
     }
-    host.device = by_type(kDeviceTypeCpu);
     if (host.device == nullptr) return "this host has no CPU device (load the library after ggml's own backends)";
 
     Registry *registry = device_registry(host.device);
@@ -199,15 +175,41 @@ std::string prove_device(const Symbols &symbols, Host &host) {
 
 } // namespace
 
-std::string find_host(void *caller, Host &host) {
-    void *handle = handle_of(caller);
-    if (handle == nullptr) return "no ggml found in this process, or it does not export its functions";
+// A process may hold several copies of ggml; the one that called is the one that counts. Its handle
+// reaches the libraries that it needs, so functions in libggml-base are found through libggml.
+void *find_host(const void *caller) {
+    Dl_info   info;
+    link_map *map = nullptr;
+    if (caller != nullptr && dladdr1(caller, &info, reinterpret_cast<void **>(&map), RTLD_DL_LINKMAP) != 0 && map != nullptr) {
+        void *handle = map->l_name[0] == '\0' ? dlopen(nullptr, RTLD_LAZY) : dlopen(map->l_name, RTLD_LAZY | RTLD_NOLOAD);
+        if (has_ggml(handle)) return handle;
+    }
+    void *found = nullptr;
+    dl_iterate_phdr(
+        [](dl_phdr_info *module, size_t, void *out) {
+            if (module->dlpi_name == nullptr || module->dlpi_name[0] == '\0') return 0;
+            void *handle = dlopen(module->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
+            if (!has_ggml(handle)) return 0;
+            *static_cast<void **>(out) = handle;
+            return 1;
+        },
+        &found);
+    return found;
+}
+
+Device *cpu_device(void *handle) {
+    Device *(*by_type)(int);
+    return Symbols(handle).get(by_type, "ggml_backend_dev_by_type") ? by_type(kDeviceTypeCpu) : nullptr;
+}
+
+std::string prove_host(void *handle, Host &host) {
     const Symbols symbols(handle);
     if (!symbols.get(host.graph_n_nodes, "ggml_graph_n_nodes") || !symbols.get(host.graph_node, "ggml_graph_node") ||
         !symbols.get(host.op_name, "ggml_op_name")) {
         return "this host does not export ggml's graph functions";
     }
     symbols.get(host.version, "ggml_version");
+    host.device         = cpu_device(handle);
     std::string problem = find_operations(host);
     if (problem.empty()) problem = prove_tensors(symbols, host);
     if (problem.empty()) problem = prove_device(symbols, host);

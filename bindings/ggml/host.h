@@ -24,19 +24,25 @@ struct Host {
     InitFn  init_backend; // the host's own
 };
 
-// The registry that ggml_backend_init answers with: it has no devices.
+// What ggml_backend_init answers with.
 struct Registry {
     int api_version;
     const char *(*get_name)(Registry *);
     size_t (*get_device_count)(Registry *);
-    void  *(*get_device)(Registry *, size_t);
-    void  *(*get_proc_address)(Registry *, const char *);
-    void   *context;
+    void *(*get_device)(Registry *, size_t);
+    void *(*get_proc_address)(Registry *, const char *);
+    void *context;
 };
 
-// Finds the host that `caller`, an address in its code, belongs to, and proves its layout. On success
-// fills `host` and returns ""; otherwise the reason, for the log.
-std::string find_host(void *caller, Host &host);
+// A handle of the host that `caller`, an address in its code, belongs to. Null: there is none.
+void *find_host(const void *caller);
+
+// The CPU device of a host. Null: it has none, or does not export the function that tells.
+Device *cpu_device(void *handle);
+
+// Looks everything up in the host and proves its layout. On success fills `host` and returns "";
+// otherwise the reason, for the log. Not for a host that is hooked already.
+std::string prove_host(void *handle, Host &host);
 
 // Proves the layout of a backend that the host just made. Returns the word of its graph_compute, or -1.
 int prove_backend(const Host &host, Backend *backend);

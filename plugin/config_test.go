@@ -1,0 +1,143 @@
+package plugin
+
+import (
+	"math"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func environment(pairs ...string) func(string) (string, bool) {
+	m := map[string]string{}
+	for i := 0; i < len(pairs); i += 2 {
+		m[pairs[i]] = pairs[i+1]
+	}
+	return func(name string) (string, bool) {
+		s, ok := m[name]
+		return s, ok
+	}
+}
+
+func TestEnvironmentDefaults(t *testing.T) {
+	for _, lookup := range []func(string) (string, bool){
+		environment(),
+		environment("LESSISMORE_BUDGET", "", "LESSISMORE_LAYERS", "", "LESSISMORE", "", "LESSISMORE_STATS", ""), // empty is unset
+	} {
+		env, err := FromEnvironment(lookup)
+		require.NoError(t, err)
+		require.Equal(t, Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union}, Enabled: true, Log: LogInfo}, env)
+	}
+}
+
+func TestEnvironmentValues(t *testing.T) {
+	for _, c := range []struct {
+		name, value string
+		want        func(*Environment)
+	}{
+		{"LESSISMORE", "off", func(e *Environment) { e.Enabled = false }},
+		{"LESSISMORE", "0", func(e *Environment) { e.Enabled = false }},
+		{"LESSISMORE", "ON", func(e *Environment) {}},
+		{"LESSISMORE_BUDGET", "1", func(e *Environment) { e.Budget = 1 }},
+		{"LESSISMORE_BUDGET", "16777216", func(e *Environment) { e.Budget = MaxBudget }},
+		{"LESSISMORE_LAYERS", "0", func(e *Environment) { e.Layers = []int{0} }},
+		{"LESSISMORE_LAYERS", "2, 12", func(e *Environment) { e.Layers = []int{2, 12} }},
+		{"LESSISMORE_LAYERS", "0,1,4095", func(e *Environment) { e.Layers = []int{0, 1, 4095} }},
+		{"LESSISMORE_RECENCY", "0", func(e *Environment) { e.Recency = 0 }},
+		{"LESSISMORE_RECENCY", "1", func(e *Environment) { e.Recency = 1 }},
+		{"LESSISMORE_RECENCY", "1e-3", func(e *Environment) { e.Recency = 0.001 }},
+		{"LESSISMORE_SINK_TOKENS", "0", func(e *Environment) { e.SinkTokens = 0 }},
+		{"LESSISMORE_POLICY", "mass", func(e *Environment) { e.Policy = Mass }},
+		{"LESSISMORE_POLICY", "Union", func(e *Environment) {}},
+		{"LESSISMORE_LOG", "debug", func(e *Environment) { e.Log = LogDebug }},
+		{"LESSISMORE_LOG", "off", func(e *Environment) { e.Log = LogOff }},
+		{"LESSISMORE_STATS", "/tmp/stats.json", func(e *Environment) { e.StatsPath = "/tmp/stats.json" }},
+	} {
+		want, err := FromEnvironment(environment())
+		require.NoError(t, err)
+		c.want(&want)
+		got, err := FromEnvironment(environment(c.name, c.value))
+		require.NoError(t, err, "%s=%s", c.name, c.value)
+		require.Equal(t, want, got, "%s=%s", c.name, c.value)
+	}
+}
+
+func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
+	for name, values := range map[string][]string{
+		"LESSISMORE":             {"2", "yes", " on", "true"},
+		"LESSISMORE_BUDGET":      {"0", "-1", "16777217", "2k", "1.5", "1e3", " 5", "99999999999999999999", "0x10", "none"},
+		"LESSISMORE_LAYERS":      {"-1", "4096", "2,", ",2", "12,2", "2,2", "2;12", "a", "1.0", ",", "0,0,1"},
+		"LESSISMORE_RECENCY":     {"-0.1", "1.01", "NaN", "nan", "inf", "-Inf", "25%", "a"},
+		"LESSISMORE_SINK_TOKENS": {"-1", "16777217", "four", "4.0"},
+		"LESSISMORE_POLICY":      {"0", "sum", "union,mass"},
+		"LESSISMORE_LOG":         {"1", "verbose", "warn"},
+		"LESSISMORE_STATS":       {strings.Repeat("x", 4001), "a\x00b"},
+	} {
+		for _, value := range values {
+			_, err := FromEnvironment(environment(name, value))
+			require.Error(t, err, "%s=%q", name, value)
+			require.Contains(t, err.Error(), name+"=")
+			if len(value) < 100 && !strings.ContainsRune(value, 0) {
+				require.Contains(t, err.Error(), value)
+			}
+		}
+	}
+	ascending := make([]string, MaxSelections+1)
+	for i := range ascending {
+		ascending[i] = strconv.Itoa(i)
+	}
+	_, err := FromEnvironment(environment("LESSISMORE_LAYERS", strings.Join(ascending, ",")))
+	require.ErrorContains(t, err, "65 layers")
+}
+
+// A wrong value must not hide what the log level says about how to complain.
+func TestEnvironmentReadsTheLogLevelFirst(t *testing.T) {
+	env, err := FromEnvironment(environment("LESSISMORE_BUDGET", "x", "LESSISMORE_LOG", "off", "LESSISMORE", "?"))
+	require.Error(t, err)
+	require.Equal(t, LogOff, env.Log)
+}
+
+func TestValidateNamesFieldAndValue(t *testing.T) {
+	for _, c := range []struct {
+		spoil func(*Config)
+		text  []string
+	}{
+		{func(c *Config) { c.Budget = 0 }, []string{"budget", "0"}},
+		{func(c *Config) { c.Budget = MaxBudget + 1 }, []string{"budget", "16777217"}},
+		{func(c *Config) { c.Recency = math.NaN() }, []string{"recency", "NaN"}},
+		{func(c *Config) { c.Recency = -1 }, []string{"recency", "-1"}},
+		{func(c *Config) { c.Recency = math.Inf(1) }, []string{"recency", "+Inf"}},
+		{func(c *Config) { c.SinkTokens = -1 }, []string{"sink_tokens", "-1"}},
+		{func(c *Config) { c.Policy = 2 }, []string{"policy", "2"}},
+		{func(c *Config) { c.Layers = []int{-1} }, []string{"layers", "-1"}},
+		{func(c *Config) { c.Layers = []int{4096} }, []string{"layers", "4096"}},
+		{func(c *Config) { c.Layers = []int{3, 3} }, []string{"layers", "3 follows 3"}},
+		{func(c *Config) { c.Layers = make([]int, 65) }, []string{"layers", "65"}},
+	} {
+		config := DefaultConfig()
+		require.NoError(t, config.Validate())
+		c.spoil(&config)
+		_, err := NewEngine(config)
+		require.Error(t, err)
+		for _, text := range c.text {
+			require.Contains(t, err.Error(), text)
+		}
+	}
+}
+
+func TestDefaultLayers(t *testing.T) {
+	for layers, want := range map[int][]int{
+		36: {2, 12}, 32: {2, 10}, 12: {2, 4}, 9: {2, 3}, 8: {2}, 3: {2}, 1: {2},
+	} {
+		require.Equal(t, want, DefaultLayers(layers), "%d layers", layers)
+	}
+	for _, layers := range []int{1, 2} { // too small to have a third layer: nothing is sparse
+		roles, err := NewRoles(layers, DefaultConfig())
+		require.NoError(t, err)
+		require.Empty(t, roles.Selections())
+		for l := range layers {
+			require.Equal(t, RoleFull, roles.Role(l))
+		}
+	}
+}

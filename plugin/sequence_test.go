@@ -1,0 +1,305 @@
+package plugin
+
+import (
+	"math"
+	"math/rand"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// tensors are one layer's, in C memory as a caller's are.
+type tensors struct {
+	memory    [6]cpu.Arena
+	output    []float32
+	positions []int32
+	mask      []uint16
+	args      Attention
+}
+
+const (
+	testHeads   = 4
+	testKVHeads = 2
+	testDim     = 32
+	testLayers  = 6
+)
+
+func address[T any](s []T) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(s))) }
+
+func newTensors(t testing.TB, rng *rand.Rand, slots int) *tensors {
+	x := new(tensors)
+	row := int64(testDim * 4)
+	floats := func(arena, rows int) []float32 {
+		s := cpu.Slice[float32](&x.memory[arena], rows*testDim)
+		for i := range s {
+			s[i] = float32(rng.NormFloat64())
+		}
+		return s
+	}
+	query, key, value := floats(0, testHeads), floats(1, slots*testKVHeads), floats(2, slots*testKVHeads)
+	x.output = floats(3, testHeads)
+	x.positions, x.mask = cpu.Slice[int32](&x.memory[4], slots), cpu.Slice[uint16](&x.memory[5], slots)
+	for i := range x.positions {
+		x.positions[i] = int32(i)
+	}
+	x.args = Attention{
+		Heads: testHeads, KVHeads: testKVHeads, KeyDim: testDim, ValueDim: testDim,
+		Slots: int64(slots), QueryPosition: int64(slots - 1),
+		Query:  View{Data: address(query), HeadStride: row},
+		Key:    View{Data: address(key), SlotStride: testKVHeads * row, HeadStride: row},
+		Value:  View{Data: address(value), SlotStride: testKVHeads * row, HeadStride: row},
+		Output: View{Data: address(x.output), HeadStride: row},
+	}
+	t.Cleanup(func() {
+		for i := range x.memory {
+			x.memory[i].Free()
+		}
+	})
+	return x
+}
+
+func newTestSequence(t testing.TB, budget, threads int) *Sequence {
+	config := DefaultConfig()
+	config.Budget, config.Layers = budget, []int{1, 3}
+	engine, err := NewEngine(config)
+	require.NoError(t, err)
+	roles, err := NewRoles(testLayers, config)
+	require.NoError(t, err)
+	workers := NewWorkers(threads)
+	s, err := NewSequence(engine, roles, workers)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		s.Free()
+		workers.Free()
+	})
+	return s
+}
+
+func TestSequenceAllocatesNothingPerToken(t *testing.T) {
+	rng := rand.New(rand.NewSource(1))
+	const slots = 2000
+	for name, prepare := range map[string]func(*tensors){
+		"in order": func(x *tensors) {},
+		"placed":   func(x *tensors) { x.args.Positions = address(x.positions) },
+		"out of order": func(x *tensors) {
+			rng.Shuffle(slots, func(i, j int) { x.positions[i], x.positions[j] = x.positions[j], x.positions[i] })
+			x.args.Positions = address(x.positions)
+		},
+		"masked": func(x *tensors) {
+			x.mask[5] = minusInfinity
+			x.args.Mask = address(x.mask)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, x := newTestSequence(t, 256, 2), newTensors(t, rng, slots)
+			prepare(x)
+			token := func() {
+				x.args.QueryPosition = int64(slots - 2 + int(s.counts.Steps)%2)
+				for layer := range int32(testLayers) {
+					x.args.Layer = layer
+					if err := s.Attend(&x.args); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			token()
+			token()
+			require.Zero(t, testing.AllocsPerRun(100, token))
+			require.Zero(t, s.Stats().NoSetCalls)
+			require.NotZero(t, s.Stats().SparseCalls)
+		})
+	}
+}
+
+// TestSightIsLiteral has a sight agree with a plain reading of positions and mask.
+func TestSightIsLiteral(t *testing.T) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewSource(seed))
+	s, before := new(sight), new(sight)
+	defer s.free()
+	defer before.free()
+	for range 3000 {
+		slots := 1 + rng.Intn(100)
+		positions, mask := make([]int32, slots), make([]uint16, slots)
+		stretch := []int{1, 1, 3, 1000}[rng.Intn(4)]
+		for i, p := range rng.Perm(slots) {
+			if positions[i] = int32(p * stretch); rng.Intn(2) == 0 {
+				positions[i] = int32(i * stretch)
+			}
+			if rng.Intn(8) == 0 {
+				positions[i] = -1
+			}
+			mask[i] = []uint16{0, 0, 0, 0x8000, minusInfinity, 0x3C00}[rng.Intn(4+2*rng.Intn(2))]
+		}
+		a := Attention{Slots: int64(slots), QueryPosition: int64(rng.Intn(slots * stretch))}
+		if rng.Intn(3) > 0 {
+			a.Positions = address(positions)
+		}
+		if rng.Intn(3) > 0 {
+			a.Mask = address(mask)
+		}
+
+		type token struct{ position, slot int32 }
+		var want []token
+		taken, twice, plain := map[int32]bool{}, false, true
+		for i := range int32(slots) {
+			p := i
+			if a.Positions != 0 {
+				p = positions[i]
+			}
+			if p < 0 || int64(p) > a.QueryPosition || a.Mask != 0 && mask[i] == minusInfinity {
+				continue
+			}
+			twice = twice || taken[p]
+			taken[p] = true
+			plain = plain && (a.Mask == 0 || mask[i]&0x7FFF == 0)
+			want = append(want, token{p, i})
+		}
+		err := s.look(&a)
+		if twice {
+			require.ErrorContains(t, err, "is also positions[")
+			continue
+		}
+		require.NoError(t, err)
+		slices.SortFunc(want, func(a, b token) int { return int(a.position) - int(b.position) })
+		require.Equal(t, len(want), s.visible)
+		require.Equal(t, plain, s.plain)
+		for i, w := range want {
+			slot := int32(i)
+			if s.slots != nil {
+				slot = s.slots[i]
+			}
+			require.Equal(t, w.slot, slot)
+		}
+
+		// The same arrays elsewhere are the same; any difference that counts is one.
+		require.True(t, s.same(&a))
+		other := a
+		copies, masks := slices.Clone(positions), slices.Clone(mask)
+		if a.Positions != 0 {
+			other.Positions = address(copies)
+		}
+		if a.Mask != 0 {
+			other.Mask = address(masks)
+		}
+		require.True(t, s.same(&other))
+		i := rng.Intn(slots)
+		if a.Positions != 0 {
+			copies[i]++
+			require.False(t, s.same(&other))
+			copies[i]--
+		}
+		if a.Mask != 0 {
+			masks[i] ^= 1
+			require.False(t, s.same(&other))
+			masks[i] ^= 1
+		}
+		other.QueryPosition++
+		require.False(t, s.same(&other))
+	}
+}
+
+func TestSequencesAttendInParallel(t *testing.T) {
+	config := DefaultConfig()
+	config.Budget, config.Layers = 64, []int{1, 3}
+	engine, err := NewEngine(config)
+	require.NoError(t, err)
+	roles, err := NewRoles(testLayers, config)
+	require.NoError(t, err)
+	workers := NewWorkers(2)
+	defer workers.Free()
+	const sequences, tokens = 4, 50
+	var wait sync.WaitGroup
+	inputs := make([]*tensors, sequences)
+	for i := range inputs {
+		inputs[i] = newTensors(t, rand.New(rand.NewSource(5)), 500) // all the same
+	}
+	for i := range sequences {
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			s, err := NewSequence(engine, roles, workers)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Free()
+			for range tokens {
+				for layer := range int32(testLayers) {
+					inputs[i].args.Layer = layer
+					if err := s.Attend(&inputs[i].args); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		}()
+	}
+	for range 100 {
+		engine.Total()
+	}
+	wait.Wait()
+	for _, x := range inputs {
+		require.Equal(t, inputs[0].output, x.output)
+	}
+	require.LessOrEqual(t, len(workers.idle), sequences)
+	require.EqualValues(t, sequences*tokens, engine.Total().Steps)
+	require.EqualValues(t, sequences*tokens*2, engine.Total().SelectCalls)
+}
+
+func TestAttentionArgumentsNeverPanic(t *testing.T) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewSource(seed))
+	x := newTensors(t, rng, 64)
+	extremes := []int64{0, 1, -1, 2, 16, 31, 32, 64, 256, 257, 4096, math.MaxInt32, math.MinInt32, math.MaxInt64, math.MinInt64, 1 << 40, 1 << 62}
+	accepted := 0
+	for range 200000 {
+		a := x.args
+		for range 1 + rng.Intn(3) {
+			v := extremes[rng.Intn(len(extremes))]
+			view := []*View{&a.Query, &a.Key, &a.Value, &a.Output}[rng.Intn(4)]
+			switch rng.Intn(12) {
+			case 0:
+				a.Layer = int32(v)
+			case 1:
+				a.Heads = int32(v)
+			case 2:
+				a.KVHeads = int32(v)
+			case 3:
+				a.KeyDim = int32(v)
+			case 4:
+				a.ValueDim = int32(v)
+			case 5:
+				a.Slots = v
+			case 6:
+				a.QueryPosition = v
+			case 7:
+				view.Data = uintptr(v)
+			case 8:
+				view.SlotStride = v
+			case 9:
+				view.HeadStride = v
+			case 10:
+				view.Type = int32(v)
+			case 11:
+				a.Scale, a.Softcap = float32(v), math.Float32frombits(uint32(v))
+			}
+		}
+		if err := a.check(testLayers); err == nil {
+			accepted++
+			for i, v := range []View{a.Query, a.Output, a.Key, a.Value} { // the last row has an address
+				heads := []int32{a.Heads, a.Heads, a.KVHeads, a.KVHeads}[i]
+				top := int64(v.Data) + v.SlotStride*(a.Slots-1) + v.HeadStride*int64(heads-1)
+				require.True(t, v.Data >= lowest && top >= int64(v.Data) && v.SlotStride >= 0 && v.HeadStride >= 0, "%+v", a)
+			}
+		}
+	}
+	require.NotZero(t, accepted)
+}
