@@ -19,7 +19,7 @@ ARCHIVES = $(wildcard $(BUILD)/cmake/lib/*.a)
 LDFLAGS  = -X main.archives=$(shell cat $(ARCHIVES) | sha256sum | cut -c1-16)
 EXPORTS := $(CURDIR)/capi/exports.map
 
-.PHONY: build deps kernels library test test-kernels test-go test-abi test-python test-hosts hosts demo bench clean
+.PHONY: build deps kernels library test test-kernels test-go test-abi test-ggml test-python test-hosts hosts demo bench clean
 
 build: library
 
@@ -36,7 +36,7 @@ library: kernels
 	  -o $(LIBRARY) ./capi
 	@rm -f $(BUILD)/liblessismore.h
 
-test: test-kernels test-go test-abi test-python test-hosts
+test: test-kernels test-go test-abi test-ggml test-python test-hosts
 
 test-kernels: kernels
 	ctest --test-dir $(BUILD)/cmake --output-on-failure
@@ -47,6 +47,9 @@ test-go: kernels
 
 test-abi: library
 	tests/abi/run.sh
+
+test-ggml: library
+	tests/ggml/run.sh
 
 test-python: library hosts
 	$(VENV) -m pytest -q tests/python
