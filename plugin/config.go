@@ -106,26 +106,27 @@ type Environment struct {
 // names the variable and the value: the library then stays inert, it never guesses.
 func FromEnvironment(lookup func(name string) (string, bool)) (Environment, error) {
 	env := Environment{Config: DefaultConfig(), Enabled: true, Log: LogInfo}
+	var first error // the others are read all the same: the log and the statistics tell what is wrong
 	for _, v := range variables {
 		s, ok := lookup(v.name)
 		if !ok || s == "" {
 			continue
 		}
+		before := env
 		if err := v.set(&env, s); err != nil {
-			return env, fmt.Errorf("%s=%q: %w", v.name, s, err)
+			env = before
+			if first == nil {
+				first = fmt.Errorf("%s=%q: %w", v.name, s, err)
+			}
 		}
 	}
-	if err := env.Validate(); err != nil {
-		return env, fmt.Errorf("LESSISMORE_* variables: %w", err)
-	}
-	return env, nil
+	return env, first
 }
 
 var variables = []struct {
 	name string
 	set  func(env *Environment, s string) error
 }{
-	// The log and the statistics come first: they tell what is wrong with the others.
 	{"LESSISMORE_LOG", func(env *Environment, s string) (err error) {
 		env.Log, err = choice(s, map[string]LogLevel{"off": LogOff, "info": LogInfo, "debug": LogDebug}, "off, info or debug")
 		return err

@@ -1,0 +1,45 @@
+"""Sparse decode attention for long chains of reasoning, without retraining.
+
+A few layers of a model attend to every token and choose one set of tokens for all heads; the other layers
+attend to that set only (LessIsMore, arXiv 2508.07101). Arrays are NumPy's and are used where they are.
+
+    with lessismore.Engine(n_layers=36, budget=2048) as engine, engine.sequence() as sequence:
+        for each new token, for each layer:
+            sequence.attend(layer, query, key, value, out=out)
+
+The shared library is found by the environment variable LESSISMORE_LIBRARY, in this package's directory, or
+in the build directory of the source tree, and is loaded when it is first needed. It does not work in a
+child of os.fork() whose parent has loaded it: use the "spawn" or "forkserver" start method.
+"""
+
+from ._errors import (
+    ArgumentError,
+    BusyError,
+    Error,
+    ForkedError,
+    HandleError,
+    LibraryError,
+    OutOfMemoryError,
+    Status,
+    UnsupportedError,
+)
+from ._version import __version__
+from .engine import Engine
+from .sequence import Sequence
+from ._library import library_path
+
+__all__ = [
+    "ArgumentError",
+    "BusyError",
+    "Engine",
+    "Error",
+    "ForkedError",
+    "HandleError",
+    "LibraryError",
+    "OutOfMemoryError",
+    "Sequence",
+    "Status",
+    "UnsupportedError",
+    "__version__",
+    "library_path",
+]

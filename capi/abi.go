@@ -1,0 +1,378 @@
+package main
+
+/*
+#include <stdlib.h>
+#include "edge.h"
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"unsafe"
+
+	"lessismore/plugin"
+)
+
+// What edge.c calls, once it has seen to the process, to null pointers and to the sizes of structures.
+// Each function states which function of the header it works for: that begins the error's text.
+
+const (
+	statusArgument    = C.LIM_ERROR_ARGUMENT
+	statusUnsupported = C.LIM_ERROR_UNSUPPORTED
+	statusHandle      = C.LIM_ERROR_HANDLE
+	statusBusy        = C.LIM_ERROR_BUSY
+	statusSize        = C.LIM_ERROR_SIZE
+	statusMemory      = C.LIM_ERROR_MEMORY
+	statusInternal    = C.LIM_ERROR_INTERNAL
+)
+
+// The header's limits are the core's: a difference does not compile.
+var (
+	_ = [1]struct{}{}[C.LIM_MAX_BUDGET-plugin.MaxBudget]
+	_ = [1]struct{}{}[C.LIM_MAX_SLOTS-plugin.MaxSlots]
+	_ = [1]struct{}{}[C.LIM_MAX_LAYERS-plugin.MaxLayer-1]
+	_ = [1]struct{}{}[C.LIM_MAX_SELECTION_LAYERS-plugin.MaxSelections]
+	_ = [1]struct{}{}[C.LIM_POLICY_UNION-plugin.Union]
+	_ = [1]struct{}{}[C.LIM_POLICY_MASS-plugin.Mass]
+)
+
+// abiError is an error that knows its status.
+type abiError struct {
+	status C.lim_status
+	text   string
+}
+
+func (e *abiError) Error() string { return e.text }
+
+func fault(status C.lim_status, format string, args ...any) error {
+	return &abiError{status, fmt.Sprintf(format, args...)}
+}
+
+// finish is how every exported function ends: an error becomes a status and a text, and so does a panic.
+func finish(function *C.char, status *C.int32_t, err *error) {
+	if r := recover(); r != nil {
+		*err = fault(statusInternal, "%v; please report this:\n%s", r, debug.Stack())
+	}
+	if *err == nil {
+		*status = C.LIM_OK
+		return
+	}
+	*status = C.int32_t(statusOf(*err))
+	text := (*err).Error()
+	C.edge_fail(function, (*C.char)(unsafe.Pointer(unsafe.StringData(text))), C.size_t(len(text)))
+}
+
+func statusOf(err error) C.lim_status {
+	var a *abiError
+	if errors.As(err, &a) {
+		return a.status
+	}
+	var p *plugin.Error
+	if errors.As(err, &p) {
+		switch p.Kind {
+		case plugin.Unsupported:
+			return statusUnsupported
+		case plugin.NoMemory:
+			return statusMemory
+		}
+	}
+	return statusArgument
+}
+
+// log passes a line to the host's logger, if there is one.
+func (l logger) log(level C.int32_t, format string, args ...any) {
+	if l.function == nil {
+		return
+	}
+	text := C.CString(fmt.Sprintf(format, args...))
+	defer C.free(unsafe.Pointer(text))
+	C.edge_log(C.lim_logger(l.function), *(*unsafe.Pointer)(unsafe.Pointer(&l.user)), level, text)
+}
+
+//export limgo_engine_defaults
+func limgo_engine_defaults(params *C.lim_engine_params) {
+	config := plugin.DefaultConfig()
+	params.recency = C.double(config.Recency)
+	params.budget = C.int32_t(config.Budget)
+	params.sink_tokens = C.int32_t(config.SinkTokens)
+	params.policy = C.int32_t(config.Policy)
+}
+
+//export limgo_engine_create
+func limgo_engine_create(function *C.char, params *C.lim_engine_params, handle *C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	var e *engineHandle
+	if e, err = newEngine(params); err != nil {
+		return
+	}
+	handles.mu.Lock()
+	h := issue()
+	handles.engines[h] = e
+	handles.mu.Unlock()
+	*handle = C.uint64_t(h)
+	e.logger.log(C.LIM_LOG_INFO, "lessismore %s: budget %d, selection layers %v of %d, recency %v, sink tokens %d, policy %s",
+		plugin.Version, e.engine.Config().Budget, e.roles.Selections(), e.roles.Len(), e.engine.Config().Recency,
+		e.engine.Config().SinkTokens, e.engine.Config().Policy)
+	return
+}
+
+func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
+	config := plugin.Config{
+		Budget:     int(params.budget),
+		Recency:    float64(params.recency),
+		SinkTokens: int(params.sink_tokens),
+		Policy:     plugin.Policy(params.policy),
+	}
+	layers, count := uintptr(unsafe.Pointer(params.layers)), int64(params.layers_count)
+	switch {
+	case params.reserved != 0:
+		return nil, fault(statusArgument, "reserved = %d is not 0", params.reserved)
+	case params.n_layers < 1 || params.n_layers > C.LIM_MAX_LAYERS:
+		return nil, fault(statusArgument, "n_layers = %d is not in 1 .. %d", params.n_layers, C.LIM_MAX_LAYERS)
+	case params.n_threads < 0 || params.n_threads > C.LIM_MAX_THREADS:
+		return nil, fault(statusArgument, "n_threads = %d is not in 0 .. %d", params.n_threads, C.LIM_MAX_THREADS)
+	case count < 0 || count > C.LIM_MAX_SELECTION_LAYERS:
+		return nil, fault(statusArgument, "layers_count = %d is not in 0 .. %d", count, C.LIM_MAX_SELECTION_LAYERS)
+	case layers == 0 && count > 0:
+		return nil, fault(statusArgument, "layers = NULL with layers_count = %d", count)
+	case layers != 0 && count == 0:
+		return nil, fault(statusArgument, "layers_count = 0, but layers is not NULL")
+	case layers%4 != 0:
+		return nil, fault(statusArgument, "layers = %#x is not a multiple of 4, the size of its elements", layers)
+	}
+	if count > 0 {
+		config.Layers = make([]int, count)
+		for i, l := range unsafe.Slice(params.layers, count) {
+			config.Layers[i] = int(l)
+		}
+	}
+	engine, err := plugin.NewEngine(config)
+	if err != nil {
+		return nil, err
+	}
+	roles, err := plugin.NewRoles(int(params.n_layers), engine.Config())
+	if err != nil {
+		return nil, err
+	}
+	return &engineHandle{
+		engine:  engine,
+		roles:   roles,
+		workers: plugin.NewWorkers(int(params.n_threads)),
+		logger:  logger{*(*unsafe.Pointer)(unsafe.Pointer(&params.logger)), uintptr(params.logger_user)},
+	}, nil
+}
+
+//export limgo_engine_free
+func limgo_engine_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	e, err := findEngine(uint64(handle))
+	if err != nil {
+		return
+	}
+	handles.mu.Lock()
+	switch {
+	case handles.engines[uint64(handle)] != e:
+		err = unknownHandle("engine", uint64(handle))
+	case e.sequences > 0:
+		err = fault(statusBusy, "engine = %#x has sequences that are still alive: %d", uint64(handle), e.sequences)
+	default:
+		delete(handles.engines, uint64(handle))
+	}
+	handles.mu.Unlock()
+	if err == nil {
+		e.workers.Free()
+	}
+	return
+}
+
+//export limgo_engine_stats
+func limgo_engine_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	e, err := findEngine(uint64(handle))
+	if err != nil {
+		return
+	}
+	total := e.engine.Total()
+	fillStats(stats, &total)
+	return
+}
+
+//export limgo_engine_stats_json
+func limgo_engine_stats_json(function *C.char, handle C.uint64_t, buffer *C.char, size C.size_t, needed *C.size_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	e, err := findEngine(uint64(handle))
+	if err != nil {
+		return
+	}
+	text := e.engine.Report().JSON()
+	if needed != nil {
+		*needed = C.size_t(len(text) + 1)
+	}
+	if buffer == nil {
+		return
+	}
+	if size < C.size_t(len(text)+1) {
+		err = fault(statusSize, "size = %d is less than the %d bytes needed", size, len(text)+1)
+		return
+	}
+	to := unsafe.Slice((*byte)(unsafe.Pointer(buffer)), len(text)+1)
+	copy(to, text)
+	to[len(text)] = 0
+	return
+}
+
+//export limgo_sequence_create
+func limgo_sequence_create(function *C.char, engine C.uint64_t, handle *C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	e, err := findEngine(uint64(engine))
+	if err != nil {
+		return
+	}
+	// Counted first: from then on the engine cannot be freed.
+	handles.mu.Lock()
+	if handles.engines[uint64(engine)] != e {
+		err = unknownHandle("engine", uint64(engine))
+	} else {
+		e.sequences++
+	}
+	handles.mu.Unlock()
+	if err != nil {
+		return
+	}
+	s, err := plugin.NewSequence(e.engine, e.roles, e.workers)
+	handles.mu.Lock()
+	defer handles.mu.Unlock()
+	if err != nil {
+		e.sequences--
+		return
+	}
+	h := issue()
+	handles.sequences[h] = &sequenceHandle{sequence: s, engine: e}
+	*handle = C.uint64_t(h)
+	return
+}
+
+//export limgo_sequence_free
+func limgo_sequence_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	s, err := takeSequence(uint64(handle)) // and keep it: whoever still holds the handle is refused
+	if err != nil {
+		return
+	}
+	s.sequence.Free()
+	handles.mu.Lock()
+	delete(handles.sequences, uint64(handle))
+	s.engine.sequences--
+	handles.mu.Unlock()
+	return
+}
+
+//export limgo_sequence_reset
+func limgo_sequence_reset(function *C.char, handle C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	s, err := takeSequence(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer s.release()
+	s.sequence.Reset()
+	return
+}
+
+//export limgo_sequence_stats
+func limgo_sequence_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	s, err := takeSequence(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer s.release()
+	counts := s.sequence.Stats()
+	fillStats(stats, &counts)
+	return
+}
+
+func fillStats(to *C.lim_stats, s *plugin.Stats) {
+	to.steps, to.rows = C.uint64_t(s.Steps), C.uint64_t(s.Rows)
+	to.rows_sparse, to.rows_full = C.uint64_t(s.RowsSparse), C.uint64_t(s.RowsFull)
+	to.tokens_visible, to.tokens_attended = C.uint64_t(s.TokensVisible), C.uint64_t(s.TokensAttended)
+	to.sparse_layer_tokens_visible = C.uint64_t(s.SparseTokensVisible)
+	to.sparse_layer_tokens_attended = C.uint64_t(s.SparseTokensAttended)
+	to.dense_calls, to.select_calls = C.uint64_t(s.DenseCalls), C.uint64_t(s.SelectCalls)
+	to.sparse_calls, to.no_set_calls = C.uint64_t(s.SparseCalls), C.uint64_t(s.NoSetCalls)
+	to.dense_ns, to.select_ns = C.uint64_t(s.DenseNS), C.uint64_t(s.SelectNS)
+	to.sparse_ns, to.ranking_ns = C.uint64_t(s.SparseNS), C.uint64_t(s.RankingNS)
+}
+
+//export limgo_sequence_token_set
+func limgo_sequence_token_set(function *C.char, handle C.uint64_t, slots *C.int32_t, capacity C.int64_t, count *C.int64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	if capacity < 0 {
+		err = fault(statusArgument, "capacity = %d is negative", capacity)
+		return
+	}
+	s, err := takeSequence(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer s.release()
+	set := s.sequence.TokenSet()
+	*count = C.int64_t(len(set))
+	if slots == nil {
+		return
+	}
+	if int(capacity) < len(set) {
+		err = fault(statusSize, "capacity = %d is less than the %d slots of the set", capacity, len(set))
+		return
+	}
+	copy(unsafe.Slice((*int32)(unsafe.Pointer(slots)), capacity), set)
+	return
+}
+
+//export limgo_attend
+func limgo_attend(function *C.char, handle C.uint64_t, args *C.lim_attention) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	s, err := takeSequence(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer s.release()
+	if args.reserved != 0 {
+		err = fault(statusArgument, "reserved = %d is not 0", args.reserved)
+		return
+	}
+	a := &s.scratch
+	*a = plugin.Attention{
+		Layer: int32(args.layer), Heads: int32(args.heads), KVHeads: int32(args.kv_heads),
+		KeyDim: int32(args.key_dim), ValueDim: int32(args.value_dim),
+		Slots: int64(args.n_slots), QueryPosition: int64(args.query_position),
+		Query:     plugin.View{Data: uintptr(args.query), HeadStride: int64(args.query_head_stride), Type: int32(args.query_dtype)},
+		Key:       plugin.View{Data: uintptr(args.key), SlotStride: int64(args.key_slot_stride), HeadStride: int64(args.key_head_stride), Type: int32(args.key_dtype)},
+		Value:     plugin.View{Data: uintptr(args.value), SlotStride: int64(args.value_slot_stride), HeadStride: int64(args.value_head_stride), Type: int32(args.value_dtype)},
+		Output:    plugin.View{Data: uintptr(args.output), HeadStride: int64(args.output_head_stride), Type: int32(args.output_dtype)},
+		Positions: uintptr(unsafe.Pointer(args.positions)), Mask: uintptr(unsafe.Pointer(args.mask)),
+		Slopes: uintptr(unsafe.Pointer(args.alibi_slopes)), Sinks: uintptr(unsafe.Pointer(args.sinks)),
+		Scale: float32(args.scale), Softcap: float32(args.softcap),
+	}
+	completed := false
+	defer func() {
+		if !completed { // a panic: what the step was is not certain any more
+			s.sequence.Reset()
+		}
+	}()
+	err = s.sequence.Attend(a)
+	completed = true
+	return
+}

@@ -1,0 +1,345 @@
+/* lessismore: sparse decode attention for long chains of reasoning, without retraining.
+ *
+ * A few layers of a model attend to every token and choose one set of tokens for all heads; the other
+ * layers attend to that set only (LessIsMore, arXiv 2508.07101). An engine calls lim_attend() in place
+ * of its own attention, once per layer and decode step. K/V stay where the engine keeps them.
+ *
+ * EXPERIMENTAL. Until batches, paged K/V and a plan/run split are in, functions and fields may change
+ * with the minor version. Compare lim_version_number() with LIM_VERSION_NUMBER.
+ *
+ * A step in short:
+ *
+ *     lim_engine_params params;
+ *     lim_engine_default_params(&params, sizeof params);
+ *     params.n_layers = 36;
+ *     lim_engine *engine;
+ *     if (lim_engine_create(&params, &engine) != LIM_OK) puts(lim_last_error());
+ *     lim_sequence *sequence;
+ *     lim_sequence_create(engine, &sequence);
+ *
+ *     for each new token, for each layer in ascending order, once the token's own key and value are stored:
+ *         lim_attention a = { .struct_size = sizeof a, .layer = layer, ... };
+ *         lim_attend(sequence, &a);
+ *
+ *     lim_sequence_free(sequence);
+ *     lim_engine_free(engine);
+ *
+ * Threads
+ *   - A sequence may be used from any thread, one at a time. A call that finds it in use by another
+ *     thread is refused (LIM_ERROR_BUSY). Different sequences may be used in parallel.
+ *   - An engine may be used from any thread, also by several at once.
+ *   - lim_last_error() belongs to the calling thread.
+ *   - In a child of fork() every function that takes or makes a handle is refused (LIM_ERROR_FORKED):
+ *     the library's threads do not exist there. fork() and then exec(), or load the library after fork().
+ *
+ * Errors
+ *   A function that returns anything but LIM_OK has changed nothing, and lim_last_error() names the
+ *   argument and its value. Sizes, strides, types, order and alignment are checked; that a pointer leads
+ *   to memory of the size that the arguments state is the caller's word. Handles are not addresses: one
+ *   that was freed, or never was one, is refused (LIM_ERROR_HANDLE) and never followed.
+ *
+ * Structures
+ *   Each begins with struct_size, the caller's sizeof. One that is larger than the library knows is
+ *   accepted if the unknown rest is zero; a smaller one than the oldest is refused. Except in
+ *   lim_engine_params, zero is the neutral value of every optional field.
+ */
+#ifndef LESSISMORE_H
+#define LESSISMORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define LIM_VERSION_MAJOR 0
+#define LIM_VERSION_MINOR 1
+#define LIM_VERSION_PATCH 0
+#define LIM_VERSION_NUMBER (LIM_VERSION_MAJOR * 10000 + LIM_VERSION_MINOR * 100 + LIM_VERSION_PATCH)
+#define LIM_VERSION_STRING "0.1.0"
+
+/* The version of the function table, see lim_get_api(). */
+#define LIM_API_VERSION 1
+
+#if defined(__GNUC__)
+#define LIM_EXPORT __attribute__((visibility("default")))
+#else
+#define LIM_EXPORT
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Largest values that are accepted. */
+#define LIM_MAX_BUDGET           16777216
+#define LIM_MAX_SLOTS            16777216
+#define LIM_MAX_LAYERS           4096
+#define LIM_MAX_SELECTION_LAYERS 64
+#define LIM_MAX_HEADS            512
+#define LIM_MAX_HEAD_DIM         256
+#define LIM_MAX_THREADS          1024
+
+/* ---------------------------------------------------------------------------------------------
+ * Types
+ * ------------------------------------------------------------------------------------------- */
+
+/* A configuration, its threads, and what was counted under it. */
+typedef struct lim_engine lim_engine;
+
+/* One sequence that is being decoded: the token set of its current step. It holds no keys or values. */
+typedef struct lim_sequence lim_sequence;
+
+typedef enum lim_status {
+    LIM_OK                = 0,
+    LIM_ERROR_ARGUMENT    = 1, /* an argument has a value that is never right */
+    LIM_ERROR_UNSUPPORTED = 2, /* right, but not something that this version can do */
+    LIM_ERROR_HANDLE      = 3, /* a handle that was freed, is of another kind, or never was one */
+    LIM_ERROR_BUSY        = 4, /* in use by another thread, or by sequences that are still alive */
+    LIM_ERROR_SIZE        = 5, /* a caller's buffer is too small; the size needed is given */
+    LIM_ERROR_MEMORY      = 6, /* no memory or no threads to be had */
+    LIM_ERROR_FORKED      = 7, /* the process is a child of the one that loaded the library */
+    LIM_ERROR_INTERNAL    = 8, /* a fault of the library; the text is for a bug report */
+} lim_status;
+
+/* Element types. Fields of this type are int32_t, so that their size does not depend on the compiler. */
+typedef enum lim_dtype {
+    LIM_DTYPE_F32  = 0,
+    LIM_DTYPE_F16  = 1, /* IEEE 754 half */
+    LIM_DTYPE_BF16 = 2, /* the upper half of an F32 */
+    LIM_DTYPE_Q8_0 = 3, /* 34-byte blocks of 32 elements: F16 scale, 32 x int8 */
+    LIM_DTYPE_Q4_0 = 4, /* 18-byte blocks of 32 elements: F16 scale, 16 bytes; element i in the low nibble of
+                           byte i for i < 16, in the high nibble of byte i - 16 otherwise; minus 8, times scale */
+} lim_dtype;
+
+/* How a selection layer ranks tokens. */
+typedef enum lim_policy {
+    LIM_POLICY_UNION = 0, /* merges the heads' rankings, rank by rank: the paper's method */
+    LIM_POLICY_MASS  = 1, /* softmax probability, summed over the heads */
+} lim_policy;
+
+typedef enum lim_log_level {
+    LIM_LOG_ERROR = 0,
+    LIM_LOG_WARN  = 1,
+    LIM_LOG_INFO  = 2,
+    LIM_LOG_DEBUG = 3,
+} lim_log_level;
+
+/* A host's logger. `text` is one line without its end, valid during the call. Called from whatever thread
+ * the library is in; it may call the library, but not with a sequence that the interrupted call uses. */
+typedef void (*lim_logger)(void *user, int32_t level, const char *text);
+
+/* ---------------------------------------------------------------------------------------------
+ * Library
+ * ------------------------------------------------------------------------------------------- */
+
+/* The library's version as LIM_VERSION_NUMBER and as text. */
+LIM_EXPORT uint32_t    lim_version_number(void);
+LIM_EXPORT const char *lim_version_string(void);
+
+/* The text of the last failure on this thread, naming the argument and its value; "" if there was none.
+ * Success does not clear it. Valid until the next failure on this thread, or the thread's end. */
+LIM_EXPORT const char *lim_last_error(void);
+
+/* A status's name, such as "LIM_ERROR_ARGUMENT"; for a number that is none, "LIM_ERROR_UNKNOWN". Never NULL. */
+LIM_EXPORT const char *lim_status_name(lim_status status);
+
+/* ---------------------------------------------------------------------------------------------
+ * Engine
+ * ------------------------------------------------------------------------------------------- */
+
+/* An engine's configuration. lim_engine_default_params() fills it in; n_layers is for the caller to set. */
+typedef struct lim_engine_params {
+    size_t struct_size;
+
+    /* Selection layers, ascending and less than n_layers; read during lim_engine_create() only. NULL with a
+     * count of 0: the third layer and the one a third of the way up; in a model of fewer layers than that,
+     * none. Layers below the first one attend to everything. Which layers are right depends on the model,
+     * and a wrong one costs more accuracy than a small budget. */
+    const int32_t *layers;
+    int64_t        layers_count;
+
+    double recency; /* share of the budget that is kept for the newest tokens, 0 to 1; default 0.25 */
+
+    lim_logger logger; /* NULL: silence */
+    void      *logger_user;
+
+    int32_t n_layers;    /* attention layers of the model that take part, 1 to LIM_MAX_LAYERS; no default */
+    int32_t budget;      /* tokens that a sparse layer attends to, 1 to LIM_MAX_BUDGET; default 2048 */
+    int32_t sink_tokens; /* first tokens that are always kept, out of the recency share; default 4 */
+    int32_t policy;      /* lim_policy; default LIM_POLICY_UNION */
+    int32_t n_threads;   /* threads per call, the caller's included, up to LIM_MAX_THREADS; 0: one per CPU */
+    int32_t reserved;    /* 0 */
+} lim_engine_params;
+
+/* Fills in the defaults and struct_size. `struct_size` is the caller's sizeof(lim_engine_params).
+ * Environment variables have no say here: they are for hosts that cannot be changed.
+ * @return LIM_OK, LIM_ERROR_ARGUMENT, LIM_ERROR_FORKED */
+LIM_EXPORT lim_status lim_engine_default_params(lim_engine_params *params, size_t struct_size);
+
+/* Makes an engine. Threads are started by the first lim_attend(): one team for as many sequences as
+ * ever attend at the same time.
+ * @return LIM_OK and *engine; else *engine is as it was */
+LIM_EXPORT lim_status lim_engine_create(const lim_engine_params *params, lim_engine **engine);
+
+/* Ends an engine and its threads. NULL is nothing to do.
+ * @return LIM_OK; LIM_ERROR_BUSY while it has sequences; LIM_ERROR_HANDLE */
+LIM_EXPORT lim_status lim_engine_free(lim_engine *engine);
+
+/* ---------------------------------------------------------------------------------------------
+ * Sequence
+ * ------------------------------------------------------------------------------------------- */
+
+/* Begins a sequence.
+ * @return LIM_OK and *sequence; else *sequence is as it was */
+LIM_EXPORT lim_status lim_sequence_create(lim_engine *engine, lim_sequence **sequence);
+
+/* Ends a sequence. NULL is nothing to do.
+ * @return LIM_OK; LIM_ERROR_BUSY while another thread uses it; LIM_ERROR_HANDLE */
+LIM_EXPORT lim_status lim_sequence_free(lim_sequence *sequence);
+
+/* Forgets the current step: the next lim_attend() starts a new one. Never needed for a roll-back, which
+ * starts a step by its layer or position; needed when other tokens come under an unfinished step's position.
+ * What was counted stays. */
+LIM_EXPORT lim_status lim_sequence_reset(lim_sequence *sequence);
+
+/* The attention of one layer for one query token: output = softmax(logits) * value, per query head, over
+ * the tokens that are visible and, in a sparse layer, in the token set;
+ *     logit = softcap(scale * query . key) + slope * mask.
+ *
+ * Steps. The layers of one decode step come in ascending order; a layer that is not above the one before
+ * it, or another query_position, starts a new step. Layers may be left out. The token set is chosen in
+ * each step afresh, and used by the layers after the one that chose it. A layer that sees other tokens than
+ * the one before it (other n_slots, positions or mask) attends to everything, and so do the ones
+ * after it up to the next selection layer; stats count them as no_set_calls.
+ *
+ * Views. All strides are in bytes, not negative, and at least as large as what they step over; one that
+ * would never be taken (a single head, a single slot) is ignored. The elements of a row are contiguous.
+ * Addresses and strides are multiples of the element's size (of 2 for the quantised types). Output may
+ * not overlap query, key or value. */
+typedef struct lim_attention {
+    size_t struct_size;
+
+    const void *query;  /* [heads] rows of key_dim */
+    const void *key;    /* [n_slots][kv_heads] rows of key_dim */
+    const void *value;  /* [n_slots][kv_heads] rows of value_dim */
+    void       *output; /* [heads] rows of value_dim */
+
+    int64_t query_head_stride;
+    int64_t key_slot_stride;
+    int64_t key_head_stride;
+    int64_t value_slot_stride;
+    int64_t value_head_stride;
+    int64_t output_head_stride;
+
+    int64_t n_slots;        /* slots of the K/V store to look at, 1 to LIM_MAX_SLOTS */
+    int64_t query_position; /* logical position of the query token; tokens after it are not visible */
+
+    /* [n_slots] the logical position that each slot holds, -1 for none; visible ones all different. NULL:
+     * slot i holds position i. Given, each layer of a step reads it again, to be sure that it is the same. */
+    const int32_t *positions;
+
+    /* [n_slots] F16 added to the logits by slot; -inf: not visible. NULL: zero. */
+    const uint16_t *mask;
+
+    /* [heads] factors of the mask (ALiBi), which must then be given. NULL: one. */
+    const float *alibi_slopes;
+
+    /* [heads] a further logit in the softmax's denominator (attention sinks; not sink_tokens). NULL: none. */
+    const float *sinks;
+
+    int32_t layer;     /* 0 to n_layers - 1, counted among the layers that take part */
+    int32_t heads;     /* query heads, a multiple of kv_heads; head h reads KV head h / (heads / kv_heads) */
+    int32_t kv_heads;
+    int32_t key_dim;   /* a multiple of 16 up to LIM_MAX_HEAD_DIM; of 32 for a quantised key */
+    int32_t value_dim; /* the same for value; may differ from key_dim */
+
+    int32_t query_dtype; /* lim_dtype: F32, F16 or BF16 */
+    int32_t key_dtype;   /* any lim_dtype */
+    int32_t value_dtype; /* any lim_dtype */
+    int32_t output_dtype; /* F32, F16 or BF16 */
+
+    float scale;   /* 0: 1 / sqrt(key_dim) */
+    float softcap; /* c > 0: c * tanh(x / c); 0: none */
+
+    int32_t reserved; /* 0 */
+} lim_attention;
+
+/* Computes one layer of a step, see lim_attention. The output is complete on return, zero if no token is
+ * visible. Keys, values and everything else are read during the call only.
+ * @return LIM_OK; on anything else output and sequence are as they were, except that
+ * LIM_ERROR_MEMORY and LIM_ERROR_INTERNAL forget the step as lim_sequence_reset() does */
+LIM_EXPORT lim_status lim_attend(lim_sequence *sequence, const lim_attention *attention);
+
+/* The slots of the current step's token set, ascending; *count is 0 before a set is chosen, and when the
+ * visible tokens are no more than the budget. slots may be NULL with a capacity of 0, to ask for *count.
+ * @return LIM_OK; LIM_ERROR_SIZE if capacity < *count, slots is then as it was */
+LIM_EXPORT lim_status lim_sequence_token_set(lim_sequence *sequence, int32_t *slots, int64_t capacity,
+                                             int64_t *count);
+
+/* ---------------------------------------------------------------------------------------------
+ * Statistics
+ * ------------------------------------------------------------------------------------------- */
+
+/* What was counted. Tokens are counted once per layer. The caller sets struct_size. */
+typedef struct lim_stats {
+    size_t   struct_size;
+    uint64_t steps;
+    uint64_t rows;        /* query tokens, once per step */
+    uint64_t rows_sparse; /* of them, with more visible tokens than the budget */
+    uint64_t rows_full;
+    uint64_t tokens_visible;
+    uint64_t tokens_attended;
+    uint64_t sparse_layer_tokens_visible; /* in the layers that do not choose */
+    uint64_t sparse_layer_tokens_attended;
+    uint64_t dense_calls; /* layers, by what they did */
+    uint64_t select_calls;
+    uint64_t sparse_calls;
+    uint64_t no_set_calls; /* of dense_calls: should have been sparse, but there was no set to use */
+    uint64_t dense_ns;     /* time in the kernels */
+    uint64_t select_ns;
+    uint64_t sparse_ns;
+    uint64_t ranking_ns; /* of select_ns, choosing the set */
+} lim_stats;
+
+/* The counts of one sequence, or of all of an engine's sequences, ended ones included. */
+LIM_EXPORT lim_status lim_sequence_stats(lim_sequence *sequence, lim_stats *stats);
+LIM_EXPORT lim_status lim_engine_stats(lim_engine *engine, lim_stats *stats);
+
+/* The engine's configuration and statistics as JSON, zero-terminated. *needed is the size with that zero;
+ * it may grow from call to call. buffer may be NULL with a size of 0, to ask for *needed; needed may be
+ * NULL.
+ * @return LIM_OK; LIM_ERROR_SIZE if size < *needed, buffer is then as it was */
+LIM_EXPORT lim_status lim_engine_stats_json(lim_engine *engine, char *buffer, size_t size, size_t *needed);
+
+/* ---------------------------------------------------------------------------------------------
+ * Function table
+ * ------------------------------------------------------------------------------------------- */
+
+/* Every function above, for hosts that load the library at run time. Functions are only ever added at
+ * the end: a host that knows more of them than struct_size covers must not call those. */
+typedef struct lim_api {
+    size_t struct_size;
+    uint32_t (*version_number)(void);
+    const char *(*version_string)(void);
+    const char *(*last_error)(void);
+    const char *(*status_name)(lim_status status);
+    lim_status (*engine_default_params)(lim_engine_params *params, size_t struct_size);
+    lim_status (*engine_create)(const lim_engine_params *params, lim_engine **engine);
+    lim_status (*engine_free)(lim_engine *engine);
+    lim_status (*engine_stats)(lim_engine *engine, lim_stats *stats);
+    lim_status (*engine_stats_json)(lim_engine *engine, char *buffer, size_t size, size_t *needed);
+    lim_status (*sequence_create)(lim_engine *engine, lim_sequence **sequence);
+    lim_status (*sequence_free)(lim_sequence *sequence);
+    lim_status (*sequence_reset)(lim_sequence *sequence);
+    lim_status (*sequence_stats)(lim_sequence *sequence, lim_stats *stats);
+    lim_status (*sequence_token_set)(lim_sequence *sequence, int32_t *slots, int64_t capacity, int64_t *count);
+    lim_status (*attend)(lim_sequence *sequence, const lim_attention *attention);
+} lim_api;
+
+/* The table of a version: LIM_API_VERSION.
+ * @return the table, valid for ever; NULL for a version that the library does not have, see lim_last_error() */
+LIM_EXPORT const lim_api *lim_get_api(uint32_t version);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* LESSISMORE_H */

@@ -1,0 +1,293 @@
+/* Wrong arguments, one by one: the status, a text that names the argument and the value, and nothing changed. */
+#include <math.h>
+
+#include "small.h"
+
+static small         s;
+static lim_engine   *engine;
+static lim_sequence *sequence;
+static const char   *odd(const void *p) { return (const char *)p + 1; }
+
+typedef struct attention_case {
+    lim_status  status;
+    const char *name, *value; /* both in the text */
+    void (*spoil)(lim_attention *a);
+} attention_case;
+
+#define CASE(status, name, value, code) {status, name, value, spoil_##code}
+#define SPOIL(code, ...) static void spoil_##code(lim_attention *a) { __VA_ARGS__; }
+
+static int32_t positions[SMALL_SLOTS];
+static float   numbers[SMALL_HEADS];
+static char    quantised[SMALL_SLOTS * SMALL_KV_HEADS * 68];
+
+SPOIL(size_0, a->struct_size = 0)
+SPOIL(size_small, a->struct_size -= 4)
+SPOIL(size_huge, a->struct_size = (size_t)-1)
+SPOIL(reserved, a->reserved = 5)
+SPOIL(layer_low, a->layer = -1)
+SPOIL(layer_high, a->layer = 4)
+SPOIL(heads_0, a->heads = 0)
+SPOIL(heads_many, a->heads = 514)
+SPOIL(heads_negative, a->heads = INT32_MIN)
+SPOIL(kv_0, a->kv_heads = 0)
+SPOIL(kv_many, a->kv_heads = 8)
+SPOIL(kv_odd, a->kv_heads = 3)
+SPOIL(key_dim_0, a->key_dim = 0)
+SPOIL(key_dim_odd, a->key_dim = 40)
+SPOIL(key_dim_big, a->key_dim = 272)
+SPOIL(value_dim_negative, a->value_dim = -16)
+SPOIL(value_dim_odd, a->value_dim = 63)
+SPOIL(key_dim_quantised, a->key_dtype = LIM_DTYPE_Q8_0; a->key_dim = 48)
+SPOIL(value_dim_quantised, a->value_dtype = LIM_DTYPE_Q4_0; a->value_dim = 16)
+SPOIL(slots_0, a->n_slots = 0)
+SPOIL(slots_negative, a->n_slots = -64)
+SPOIL(slots_huge, a->n_slots = INT64_MAX)
+SPOIL(query_position_negative, a->query_position = -1)
+SPOIL(query_position_huge, a->query_position = (int64_t)1 << 40)
+SPOIL(query_null, a->query = NULL)
+SPOIL(key_null, a->key = NULL)
+SPOIL(value_null, a->value = NULL)
+SPOIL(output_null, a->output = NULL)
+SPOIL(query_low, a->query = (void *)8)
+SPOIL(key_high, a->key = (void *)(uintptr_t)0xfffffffffffffff0)
+SPOIL(key_end, a->key = (void *)(uintptr_t)0x7ffffffffffffffc)
+SPOIL(query_odd, a->query = odd(a->query))
+SPOIL(key_odd, a->key_dtype = LIM_DTYPE_F16; a->key = odd(a->key))
+SPOIL(value_odd, a->value_dtype = LIM_DTYPE_Q8_0; a->value = odd(quantised))
+SPOIL(output_odd, a->output = (void *)odd(a->output))
+SPOIL(query_dtype, a->query_dtype = 5)
+SPOIL(query_q8, a->query_dtype = LIM_DTYPE_Q8_0)
+SPOIL(output_q4, a->output_dtype = LIM_DTYPE_Q4_0)
+SPOIL(key_dtype, a->key_dtype = -1)
+SPOIL(value_dtype, a->value_dtype = 1000)
+SPOIL(query_stride, a->query_head_stride = 128)
+SPOIL(query_stride_odd, a->query_head_stride = 258)
+SPOIL(key_stride_0, a->key_slot_stride = 0)
+SPOIL(key_stride_negative, a->key_slot_stride = -512)
+SPOIL(key_stride_odd, a->key_head_stride = 257)
+SPOIL(key_stride_overflow, a->key_slot_stride = INT64_MAX - 3)
+SPOIL(key_stride_wrap, a->key_slot_stride = (int64_t)1 << 60)
+SPOIL(value_stride_overflow, a->value_head_stride = INT64_MAX / 4 * 4)
+SPOIL(value_stride_small, a->value_slot_stride = 252)
+SPOIL(output_stride, a->output_head_stride = -256)
+SPOIL(overlap_query, a->output = (void *)a->query)
+SPOIL(overlap_key, a->output = (char *)a->key + 4096)
+SPOIL(overlap_value, a->output = (char *)a->value + 256)
+SPOIL(positions_twice, positions[9] = 3; a->positions = positions)
+SPOIL(positions_far_twice, positions[9] = 7; positions[11] = 7; positions[0] = 100000; a->query_position = 1000000; a->positions = positions)
+SPOIL(positions_low, positions[20] = -2; a->positions = positions)
+SPOIL(positions_odd, a->positions = (const int32_t *)(const void *)odd(positions))
+SPOIL(positions_low_address, a->positions = (const int32_t *)16)
+SPOIL(mask_odd, a->mask = (const uint16_t *)(const void *)odd(s.mask))
+SPOIL(slopes_alone, a->alibi_slopes = s.slopes)
+SPOIL(slopes_nan, a->mask = s.mask; numbers[1] = NAN; a->alibi_slopes = numbers)
+SPOIL(slopes_infinite, a->mask = s.mask; numbers[2] = -INFINITY; a->alibi_slopes = numbers)
+SPOIL(slopes_odd, a->mask = s.mask; a->alibi_slopes = (const float *)(const void *)odd(s.slopes))
+SPOIL(sinks_nan, numbers[3] = NAN; a->sinks = numbers)
+SPOIL(sinks_infinite, numbers[0] = INFINITY; a->sinks = numbers)
+SPOIL(scale_nan, a->scale = NAN)
+SPOIL(scale_infinite, a->scale = -INFINITY)
+SPOIL(softcap_nan, a->softcap = NAN)
+SPOIL(softcap_infinite, a->softcap = INFINITY)
+SPOIL(softcap_negative, a->softcap = -30)
+
+static const attention_case attention_cases[] = {
+    CASE(LIM_ERROR_ARGUMENT, "struct_size", "= 0 ", size_0),
+    CASE(LIM_ERROR_ARGUMENT, "struct_size", "is not in", size_small),
+    CASE(LIM_ERROR_ARGUMENT, "struct_size", "18446744073709551615", size_huge),
+    CASE(LIM_ERROR_ARGUMENT, "reserved", "= 5", reserved),
+    CASE(LIM_ERROR_ARGUMENT, "layer", "= -1", layer_low),
+    CASE(LIM_ERROR_ARGUMENT, "layer", "= 4 is not in 0 .. 3", layer_high),
+    CASE(LIM_ERROR_ARGUMENT, "heads", "= 0", heads_0),
+    CASE(LIM_ERROR_ARGUMENT, "heads", "= 514", heads_many),
+    CASE(LIM_ERROR_ARGUMENT, "heads", "= -2147483648", heads_negative),
+    CASE(LIM_ERROR_ARGUMENT, "kv_heads", "= 0", kv_0),
+    CASE(LIM_ERROR_ARGUMENT, "kv_heads", "= 8", kv_many),
+    CASE(LIM_ERROR_ARGUMENT, "kv_heads", "= 3 does not divide heads = 4", kv_odd),
+    CASE(LIM_ERROR_ARGUMENT, "key_dim", "= 0", key_dim_0),
+    CASE(LIM_ERROR_ARGUMENT, "key_dim", "= 40", key_dim_odd),
+    CASE(LIM_ERROR_ARGUMENT, "key_dim", "= 272", key_dim_big),
+    CASE(LIM_ERROR_ARGUMENT, "value_dim", "= -16", value_dim_negative),
+    CASE(LIM_ERROR_ARGUMENT, "value_dim", "= 63", value_dim_odd),
+    CASE(LIM_ERROR_ARGUMENT, "key_dim", "= 48 is not a multiple of 32", key_dim_quantised),
+    CASE(LIM_ERROR_ARGUMENT, "value_dim", "= 16 is not a multiple of 32", value_dim_quantised),
+    CASE(LIM_ERROR_ARGUMENT, "n_slots", "= 0", slots_0),
+    CASE(LIM_ERROR_ARGUMENT, "n_slots", "= -64", slots_negative),
+    CASE(LIM_ERROR_ARGUMENT, "n_slots", "= 9223372036854775807", slots_huge),
+    CASE(LIM_ERROR_ARGUMENT, "query_position", "= -1", query_position_negative),
+    CASE(LIM_ERROR_ARGUMENT, "query_position", "= 1099511627776", query_position_huge),
+    CASE(LIM_ERROR_ARGUMENT, "query", "= NULL", query_null),
+    CASE(LIM_ERROR_ARGUMENT, "key", "= NULL", key_null),
+    CASE(LIM_ERROR_ARGUMENT, "value", "= NULL", value_null),
+    CASE(LIM_ERROR_ARGUMENT, "output", "= NULL", output_null),
+    CASE(LIM_ERROR_ARGUMENT, "query", "= 0x8", query_low),
+    CASE(LIM_ERROR_ARGUMENT, "key", "= 0xfffffffffffffff0", key_high),
+    CASE(LIM_ERROR_ARGUMENT, "key", "= 0x7ffffffffffffffc", key_end),
+    CASE(LIM_ERROR_ARGUMENT, "query", "multiple of 4", query_odd),
+    CASE(LIM_ERROR_ARGUMENT, "key", "multiple of 2", key_odd),
+    CASE(LIM_ERROR_ARGUMENT, "value", "multiple of 2, as q8_0", value_odd),
+    CASE(LIM_ERROR_ARGUMENT, "output", "multiple of 4", output_odd),
+    CASE(LIM_ERROR_ARGUMENT, "query_dtype", "= 5", query_dtype),
+    CASE(LIM_ERROR_UNSUPPORTED, "query_dtype", "= 3 (q8_0)", query_q8),
+    CASE(LIM_ERROR_UNSUPPORTED, "output_dtype", "= 4 (q4_0)", output_q4),
+    CASE(LIM_ERROR_ARGUMENT, "key_dtype", "= -1", key_dtype),
+    CASE(LIM_ERROR_ARGUMENT, "value_dtype", "= 1000", value_dtype),
+    CASE(LIM_ERROR_ARGUMENT, "query_head_stride", "= 128", query_stride),
+    CASE(LIM_ERROR_ARGUMENT, "query_head_stride", "= 258", query_stride_odd),
+    CASE(LIM_ERROR_ARGUMENT, "key_slot_stride", "= 0", key_stride_0),
+    CASE(LIM_ERROR_ARGUMENT, "key_slot_stride", "= -512", key_stride_negative),
+    CASE(LIM_ERROR_ARGUMENT, "key_head_stride", "= 257", key_stride_odd),
+    CASE(LIM_ERROR_ARGUMENT, "key_slot_stride", "= 9223372036854775804 times 64 slots", key_stride_overflow),
+    CASE(LIM_ERROR_ARGUMENT, "key_slot_stride", "= 1152921504606846976 times 64 slots", key_stride_wrap),
+    CASE(LIM_ERROR_ARGUMENT, "value_head_stride", "= 9223372036854775804 times 2 heads", value_stride_overflow),
+    CASE(LIM_ERROR_ARGUMENT, "value_slot_stride", "= 252", value_stride_small),
+    CASE(LIM_ERROR_ARGUMENT, "output_head_stride", "= -256", output_stride),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps query = 0x", overlap_query),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps key = 0x", overlap_key),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps value = 0x", overlap_value),
+    CASE(LIM_ERROR_ARGUMENT, "positions[9]", "= 3 is also positions[3]", positions_twice),
+    CASE(LIM_ERROR_ARGUMENT, "positions[9]", "= 7 is also positions[7]", positions_far_twice),
+    CASE(LIM_ERROR_ARGUMENT, "positions[20]", "= -2", positions_low),
+    CASE(LIM_ERROR_ARGUMENT, "positions", "multiple of 4", positions_odd),
+    CASE(LIM_ERROR_ARGUMENT, "positions", "= 0x10", positions_low_address),
+    CASE(LIM_ERROR_ARGUMENT, "mask", "multiple of 2", mask_odd),
+    CASE(LIM_ERROR_ARGUMENT, "alibi_slopes", "mask = NULL", slopes_alone),
+    CASE(LIM_ERROR_ARGUMENT, "alibi_slopes[1]", "= NaN", slopes_nan),
+    CASE(LIM_ERROR_ARGUMENT, "alibi_slopes[2]", "= -Inf", slopes_infinite),
+    CASE(LIM_ERROR_ARGUMENT, "alibi_slopes", "multiple of 4", slopes_odd),
+    CASE(LIM_ERROR_ARGUMENT, "sinks[3]", "= NaN", sinks_nan),
+    CASE(LIM_ERROR_ARGUMENT, "sinks[0]", "= +Inf", sinks_infinite),
+    CASE(LIM_ERROR_ARGUMENT, "scale", "= NaN", scale_nan),
+    CASE(LIM_ERROR_ARGUMENT, "scale", "= -Inf", scale_infinite),
+    CASE(LIM_ERROR_ARGUMENT, "softcap", "= NaN", softcap_nan),
+    CASE(LIM_ERROR_ARGUMENT, "softcap", "= +Inf", softcap_infinite),
+    CASE(LIM_ERROR_ARGUMENT, "softcap", "= -30", softcap_negative),
+};
+
+static void expect(lim_status status, lim_status want, const char *name, const char *value) {
+    const char *text = lim_last_error();
+    CHECK(status == want, "%s = %s: %s, not %s", name, value, lim_status_name(status), lim_status_name(want));
+    CHECK(strstr(text, name) && strstr(text, value), "%s %s is not in: %s", name, value, text);
+}
+
+static void attention(void) {
+    lim_attention good = small_attention(&s);
+    OK(lim_attend(sequence, &good));
+    float             output[SMALL_HEADS * SMALL_DIM];
+    lim_stats         before = {.struct_size = sizeof before}, after = before;
+    for (size_t i = 0; i < sizeof attention_cases / sizeof *attention_cases; i++) {
+        const attention_case *c = &attention_cases[i];
+        lim_attention a = good;
+        memcpy(positions, s.positions, sizeof positions);
+        for (int h = 0; h < SMALL_HEADS; h++) numbers[h] = 0;
+        memcpy(output, s.output, sizeof output);
+        a.layer = 1; /* the step's next, were it right */
+        OK(lim_sequence_stats(sequence, &before));
+        c->spoil(&a);
+        expect(lim_attend(sequence, &a), c->status, c->name, c->value);
+        CHECK(strncmp(lim_last_error(), "lim_attend: ", 12) == 0, "%s", lim_last_error());
+        OK(lim_sequence_stats(sequence, &after));
+        CHECK(!memcmp(&before, &after, sizeof before) && !memcmp(output, s.output, sizeof output), "%s %s changed something", c->name, c->value);
+    }
+    /* What is never taken is ignored: strides of one head, or of one slot. */
+    lim_attention one = good;
+    one.heads = one.kv_heads = 1, one.n_slots = 1, one.query_position = 0;
+    one.query_head_stride = one.key_head_stride = one.value_head_stride = one.output_head_stride = -1;
+    one.key_slot_stride = one.value_slot_stride = INT64_MIN;
+    OK(lim_attend(sequence, &one));
+    CHECK(s.output[0] == s.value[0], "%g", s.output[0]);
+
+    expect(lim_attend(sequence, NULL), LIM_ERROR_ARGUMENT, "attention", "NULL");
+    expect(lim_attend(NULL, &good), LIM_ERROR_HANDLE, "sequence", "NULL");
+    OK(lim_attend(sequence, &good));
+}
+
+static const int32_t ascending[3] = {0, 2, 3}, doubled[3] = {1, 2, 2}, beyond[2] = {1, 9}, below[2] = {-1, 2};
+
+static void engine_params(void) {
+    static const struct {
+        const char *name, *value;
+        int         kind;
+    } cases[] = {
+        {"budget", "0", 0}, {"budget", "-5", 1}, {"budget", "16777217", 2}, {"recency", "NaN", 3}, {"recency", "-0.1", 4},
+        {"recency", "1.5", 5}, {"recency", "+Inf", 6}, {"sink_tokens", "-1", 7}, {"sink_tokens", "2147483647", 8}, {"policy", "7", 9},
+        {"n_layers", "0", 10}, {"n_layers", "4097", 11}, {"n_threads", "-1", 12}, {"n_threads", "1025", 13}, {"reserved", "3", 14},
+        {"layers_count", "-1", 15}, {"layers_count", "65", 16}, {"layers", "layers_count = 3", 17}, {"layers_count", "0", 18},
+        {"layers", "2 follows 2", 19}, {"layers", "layer 9", 20}, {"layers", "layer -1", 21}, {"layers", "multiple of 4", 22},
+        {"params.struct_size", "= 8 ", 23}, {"params.struct_size", "= 4097 ", 24},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        lim_engine_params p = small_params();
+        switch (cases[i].kind) {
+            case 0: p.budget = 0; break;
+            case 1: p.budget = -5; break;
+            case 2: p.budget = LIM_MAX_BUDGET + 1; break;
+            case 3: p.recency = NAN; break;
+            case 4: p.recency = -0.1; break;
+            case 5: p.recency = 1.5; break;
+            case 6: p.recency = INFINITY; break;
+            case 7: p.sink_tokens = -1; break;
+            case 8: p.sink_tokens = INT32_MAX; break;
+            case 9: p.policy = 7; break;
+            case 10: p.n_layers = 0; break;
+            case 11: p.n_layers = LIM_MAX_LAYERS + 1; break;
+            case 12: p.n_threads = -1; break;
+            case 13: p.n_threads = LIM_MAX_THREADS + 1; break;
+            case 14: p.reserved = 3; break;
+            case 15: p.layers = ascending, p.layers_count = -1; break;
+            case 16: p.layers = ascending, p.layers_count = 65; break;
+            case 17: p.layers_count = 3; break;
+            case 18: p.layers = ascending; break;
+            case 19: p.layers = doubled, p.layers_count = 3; break;
+            case 20: p.layers = beyond, p.layers_count = 2; break;
+            case 21: p.layers = below, p.layers_count = 2; break;
+            case 22: p.layers = (const int32_t *)(const void *)odd(ascending), p.layers_count = 2; break;
+            case 23: p.struct_size = 8; break;
+            case 24: p.struct_size = 4097; break;
+        }
+        lim_engine *made = (lim_engine *)&s;
+        expect(lim_engine_create(&p, &made), LIM_ERROR_ARGUMENT, cases[i].name, cases[i].value);
+        CHECK(made == (lim_engine *)&s, "%s %s: *engine was written", cases[i].name, cases[i].value);
+    }
+    lim_engine_params p = small_params();
+    expect(lim_engine_create(&p, NULL), LIM_ERROR_ARGUMENT, "engine", "NULL");
+    expect(lim_engine_create(NULL, &engine), LIM_ERROR_ARGUMENT, "params", "NULL");
+    expect(lim_engine_default_params(NULL, sizeof p), LIM_ERROR_ARGUMENT, "params", "NULL");
+    expect(lim_engine_default_params(&p, 8), LIM_ERROR_ARGUMENT, "params.struct_size", "= 8 ");
+}
+
+static void the_rest(void) {
+    lim_stats stats = {.struct_size = 16};
+    int64_t   count;
+    int32_t   set[4];
+    char      text[8];
+    lim_sequence *made = NULL;
+    expect(lim_sequence_stats(sequence, NULL), LIM_ERROR_ARGUMENT, "stats", "NULL");
+    expect(lim_sequence_stats(sequence, &stats), LIM_ERROR_ARGUMENT, "stats.struct_size", "= 16 ");
+    expect(lim_engine_stats(engine, &stats), LIM_ERROR_ARGUMENT, "stats.struct_size", "= 16 ");
+    stats.struct_size = sizeof stats;
+    expect(lim_engine_stats(NULL, &stats), LIM_ERROR_HANDLE, "engine", "NULL");
+    expect(lim_engine_stats_json(NULL, text, sizeof text, NULL), LIM_ERROR_HANDLE, "engine", "NULL");
+    expect(lim_engine_stats_json(engine, NULL, 100, NULL), LIM_ERROR_ARGUMENT, "buffer", "NULL");
+    expect(lim_engine_stats_json(engine, text, sizeof text, NULL), LIM_ERROR_SIZE, "size", "= 8");
+    expect(lim_sequence_token_set(sequence, set, 4, NULL), LIM_ERROR_ARGUMENT, "count", "NULL");
+    expect(lim_sequence_token_set(sequence, NULL, 4, &count), LIM_ERROR_ARGUMENT, "slots", "NULL");
+    expect(lim_sequence_token_set(sequence, set, -4, &count), LIM_ERROR_ARGUMENT, "capacity", "= -4");
+    expect(lim_sequence_token_set(NULL, set, 4, &count), LIM_ERROR_HANDLE, "sequence", "NULL");
+    expect(lim_sequence_reset(NULL), LIM_ERROR_HANDLE, "sequence", "NULL");
+    expect(lim_sequence_create(NULL, &made), LIM_ERROR_HANDLE, "engine", "NULL");
+    expect(lim_sequence_create(engine, NULL), LIM_ERROR_ARGUMENT, "sequence", "NULL");
+}
+
+int main(void) {
+    lim_engine_params params = small_params();
+    OK(lim_engine_create(&params, &engine));
+    OK(lim_sequence_create(engine, &sequence));
+    attention();
+    engine_params();
+    the_rest();
+    OK(lim_sequence_free(sequence));
+    OK(lim_engine_free(engine));
+    return finish("arguments");
+}

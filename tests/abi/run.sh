@@ -1,0 +1,17 @@
+#!/bin/sh
+# Compiles the C ABI's tests against the public header alone, and runs them on the built library.
+# LESSISMORE_LIBRARY: the library; CC, CXX: the compilers; BUILD: where the programs go.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+library=${LESSISMORE_LIBRARY:-$root/build/liblessismore.so}
+build=${BUILD:-$root/build/abi}
+flags="-O1 -g -Wall -Wextra -Wpedantic -Werror -I$root/include"
+mkdir -p "$build"
+
+${CXX:-c++} -std=c++11 $flags "$here/header.cc" "$library" -o "$build/header"
+"$build/header"
+for test in lifecycle arguments numerics misuse; do
+    ${CC:-cc} -std=c11 $flags -D_POSIX_C_SOURCE=200809L "$here/$test.c" "$here/reference.c" "$library" -pthread -lm -o "$build/$test"
+    "$build/$test" "$@"
+done

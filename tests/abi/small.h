@@ -1,0 +1,48 @@
+/* A small model's tensors, right in every respect, to start a test from. */
+#ifndef SMALL_H
+#define SMALL_H
+
+#include "check.h"
+#include "lessismore.h"
+
+enum { SMALL_LAYERS = 4, SMALL_HEADS = 4, SMALL_KV_HEADS = 2, SMALL_DIM = 64, SMALL_SLOTS = 64, SMALL_BUDGET = 16 };
+
+typedef struct small {
+    float    query[SMALL_HEADS * SMALL_DIM];
+    float    key[SMALL_SLOTS * SMALL_KV_HEADS * SMALL_DIM];
+    float    value[SMALL_SLOTS * SMALL_KV_HEADS * SMALL_DIM];
+    float    output[SMALL_HEADS * SMALL_DIM];
+    int32_t  positions[SMALL_SLOTS];
+    uint16_t mask[SMALL_SLOTS];
+    float    slopes[SMALL_HEADS], sinks[SMALL_HEADS];
+} small;
+
+static inline lim_attention small_attention(small *s) {
+    uint64_t seed = 7;
+    for (size_t i = 0; i < sizeof s->query / 4; i++) s->query[i] = (float)random_int(&seed, -8, 8) / 8;
+    for (size_t i = 0; i < sizeof s->key / 4; i++) s->key[i] = (float)random_int(&seed, -8, 8) / 8;
+    for (size_t i = 0; i < sizeof s->value / 4; i++) s->value[i] = (float)random_int(&seed, -8, 8) / 8;
+    for (int i = 0; i < SMALL_SLOTS; i++) s->positions[i] = i, s->mask[i] = 0;
+    for (int i = 0; i < SMALL_HEADS; i++) s->slopes[i] = 1, s->sinks[i] = 0;
+    memset(s->output, 0, sizeof s->output);
+    return (lim_attention){
+        .struct_size = sizeof(lim_attention),
+        .query = s->query, .key = s->key, .value = s->value, .output = s->output,
+        .query_head_stride = SMALL_DIM * 4, .output_head_stride = SMALL_DIM * 4,
+        .key_slot_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .key_head_stride = SMALL_DIM * 4,
+        .value_slot_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .value_head_stride = SMALL_DIM * 4,
+        .n_slots = SMALL_SLOTS, .query_position = SMALL_SLOTS - 1,
+        .heads = SMALL_HEADS, .kv_heads = SMALL_KV_HEADS, .key_dim = SMALL_DIM, .value_dim = SMALL_DIM,
+    };
+}
+
+static inline lim_engine_params small_params(void) {
+    lim_engine_params params;
+    OK(lim_engine_default_params(&params, sizeof params));
+    params.n_layers = SMALL_LAYERS;
+    params.budget = SMALL_BUDGET;
+    params.n_threads = 2;
+    return params;
+}
+
+#endif

@@ -1,0 +1,138 @@
+"""Outputs and token sets against NumPy, over shapes, types, layouts and orders."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lessismore
+import reference
+
+FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+TOLERANCE = {"f32": 2e-5, "f16": 2e-3, "bf16": 1.6e-2}
+
+
+def stored(x, dtype, layout, rng):
+    """x [slots, kv_heads, dim] in a host's type and memory order; None or the dtype to state."""
+    y = x.astype(FLOATS[dtype]) if dtype in FLOATS else reference.quantise(x, dtype)
+    if layout == "head-major":
+        y = np.ascontiguousarray(y.transpose(1, 0, 2)).transpose(1, 0, 2)
+    elif layout == "padded":
+        wide = np.zeros((y.shape[0] + 3, y.shape[1] + 1, y.shape[2] * 2), y.dtype)
+        wide[2 : 2 + y.shape[0], : y.shape[1], : y.shape[2]] = y
+        y = wide[2 : 2 + y.shape[0], : y.shape[1], : y.shape[2]]
+    return y, (None if dtype in FLOATS else dtype)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_matches_numpy(data):
+    draw = lambda s: data.draw(s)  # noqa: E731
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    heads = kv_heads * group
+    key_type, value_type = draw(st.sampled_from(["f32", "f16", "bf16", "q8_0", "q4_0"])), draw(st.sampled_from(["f32", "f16", "bf16", "q8_0", "q4_0"]))
+    query_type, out_type = draw(st.sampled_from(sorted(FLOATS))), draw(st.sampled_from(sorted(FLOATS)))
+    unit = 16 if key_type in FLOATS else 32
+    dim = unit * draw(st.integers(1, 128 // unit))
+    value_dim = 32 * draw(st.integers(1, 4))
+    slots, budget = draw(st.integers(1, 150)), draw(st.integers(1, 60))
+    recency, sink_tokens = draw(st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])), draw(st.integers(0, 6))
+    layout = draw(st.sampled_from(["plain", "head-major", "padded"]))
+    softcap = draw(st.sampled_from([0.0, 0.0, 5.0]))
+    order = rng.permutation(slots) if draw(st.booleans()) else None
+    sinks = rng.integers(-4, 4, heads).astype(np.float32) if draw(st.booleans()) else None
+    hidden = draw(st.booleans())
+    # Values that every type holds, and logits that sum without rounding: sets are then exact.
+    grid = lambda *shape: rng.integers(-8, 8, shape) / 4  # noqa: E731
+
+    with lessismore.Engine(6, budget=budget, layers=[1, 3], recency=recency, sink_tokens=sink_tokens, n_threads=2) as engine:
+        with engine.sequence() as sequence:
+            chosen = None
+            mask = np.zeros(slots, np.float16)
+            if hidden:
+                mask[rng.random(slots) < 0.2] = -np.inf
+            visible = np.flatnonzero(np.isfinite(mask))
+            if order is not None:  # slot order[i] holds position i
+                place = np.empty(slots, np.int32)
+                place[order] = np.arange(slots)
+                visible = np.array([s for s in order if np.isfinite(mask[s])], int)
+            if not visible.size:
+                return
+            for layer in range(6):
+                q, k, v = grid(heads, dim), grid(slots, kv_heads, dim), grid(slots, kv_heads, value_dim)
+                key, key_dtype = stored(k, key_type, layout, rng)
+                value, value_dtype = stored(v, value_type, layout, rng)
+                out = np.full((heads, value_dim), 99, FLOATS[out_type])
+                result = sequence.attend(
+                    layer, q.astype(FLOATS[query_type]), key, value, out=out, scale=0.125, softcap=softcap,
+                    key_dtype=key_dtype, value_dtype=value_dtype, sinks=sinks, mask=mask if hidden else None,
+                    **({} if order is None else {"positions": place, "query_position": slots - 1}),
+                )  # fmt: skip
+                assert result is out
+                x = reference.logits(q, k[visible], 0.125, softcap)
+                seen = visible
+                if len(visible) > budget:
+                    if layer in (1, 3):
+                        chosen = sequence.token_set()
+                        assert len(chosen) == budget
+                        if not softcap:
+                            want = visible[reference.select(x, budget, recency, sink_tokens)]
+                            assert sorted(want) == chosen.tolist()
+                    elif layer > 1:
+                        seen = chosen
+                want = reference.attend(reference.logits(q, k[seen], 0.125, softcap), v[seen], sinks)
+                np.testing.assert_allclose(out.astype(np.float64), want, atol=TOLERANCE[out_type], rtol=0)
+
+
+def test_bfloat16_as_bits_is_the_same():
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in [(4, 64), (50, 2, 64), (50, 2, 64)])
+    with lessismore.Engine(1) as engine, engine.sequence() as sequence:
+        a = sequence.attend(0, q, k, v)
+        b = sequence.attend(0, q.view(np.uint16), k.view(np.uint16), v.view(np.uint16))
+    assert a.dtype == ml_dtypes.bfloat16 and b.dtype == np.uint16
+    np.testing.assert_array_equal(a.view(np.uint16), b)
+
+
+def test_alibi():
+    rng = np.random.default_rng(2)
+    q, k, v = rng.standard_normal((4, 32)), rng.standard_normal((40, 2, 32)), rng.standard_normal((40, 2, 32))
+    mask, slopes = -np.arange(39, -1, -1).astype(np.float16), np.float32([1, 0.5, 0.25, 0.125])
+    with lessismore.Engine(1) as engine, engine.sequence() as sequence:
+        got = sequence.attend(0, *(x.astype(np.float32) for x in (q, k, v)), mask=mask, alibi_slopes=slopes)
+    x = reference.logits(q, k, bias=slopes[:, None] * mask[None].astype(float))
+    np.testing.assert_allclose(got, reference.attend(x, v), atol=2e-5)
+
+
+def test_later_tokens_are_not_seen():
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.standard_normal(s).astype(np.float32) for s in [(2, 32), (30, 1, 32), (30, 1, 32)])
+    with lessismore.Engine(1) as engine, engine.sequence() as sequence:
+        got = sequence.attend(0, q, k, v, query_position=9)
+        np.testing.assert_array_equal(got, sequence.attend(0, q, k[:10], v[:10]))
+
+
+@pytest.mark.parametrize("policy", ["union", "mass"])
+def test_stats_and_report(policy):
+    rng = np.random.default_rng(4)
+    q, k = rng.standard_normal((4, 32)).astype(np.float32), rng.standard_normal((50, 2, 32)).astype(np.float32)
+    lines = []
+    with lessismore.Engine(5, budget=20, policy=policy, n_threads=1, logger=lambda *a: lines.append(a)) as engine:
+        with engine.sequence() as sequence:
+            for n in (48, 49, 50):
+                for layer in range(5):
+                    sequence.attend(layer, q, k[:n], k[:n])
+            stats = sequence.stats()
+            assert (stats["steps"], stats["dense_calls"], stats["select_calls"], stats["sparse_calls"]) == (3, 6, 3, 6)
+            assert stats["sparse_layer_tokens_attended"] == 6 * 20 and stats["no_set_calls"] == 0
+            sequence.reset()
+            assert sequence.token_set().size == 0
+            sequence.attend(4, q, k, k)
+            assert sequence.stats()["no_set_calls"] == 1
+        assert engine.stats()["steps"] == 4
+        report = engine.report()
+    assert report["version"] == lessismore.__version__
+    assert report["config"]["policy"] == policy and report["total"]["steps"] == 4
+    assert lines and lines[0][0] == 2 and "budget 20" in lines[0][1]

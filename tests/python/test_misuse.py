@@ -1,0 +1,311 @@
+"""Whatever a caller gets wrong is an exception with a text that names it, and the process lives on."""
+
+import gc
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import lessismore
+
+HEADS, KV_HEADS, DIM, SLOTS = 4, 2, 64, 40
+
+
+@pytest.fixture
+def engine():
+    with lessismore.Engine(4, budget=16, n_threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture
+def sequence(engine):
+    with engine.sequence() as sequence:
+        yield sequence
+
+
+def good():
+    rng = np.random.default_rng(0)
+    f = lambda *s: rng.standard_normal(s).astype(np.float32)  # noqa: E731
+    return {"layer": 0, "query": f(HEADS, DIM), "key": f(SLOTS, KV_HEADS, DIM), "value": f(SLOTS, KV_HEADS, DIM)}
+
+
+def f32(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def read_only():
+    a = f32(HEADS, DIM)
+    a.flags.writeable = False
+    return a
+
+
+BAD = [
+    ({"layer": 4}, ["layer = 4"]),
+    ({"layer": -1}, ["layer = -1"]),
+    ({"layer": 1 << 32}, ["layer = 4294967296"]),
+    ({"layer": 1.0}, ["layer = 1.0"]),
+    ({"layer": None}, ["layer = None"]),
+    ({"query": None}, ["query", "NoneType"]),
+    ({"query": [[1.0]]}, ["query", "list"]),
+    ({"query": f32(DIM)}, ["query", "(64,)"]),
+    ({"query": f32(3, DIM)}, ["kv_heads = 2", "heads = 3"]),
+    ({"query": f32(0, DIM)}, ["heads = 0"]),
+    ({"query": f32(HEADS, 48)}, ["key_dim", "48"]),
+    ({"query": np.zeros((HEADS, DIM))}, ["query", "float64"]),
+    ({"query": f32(HEADS, DIM).astype(">f4")}, ["query", ">f4"]),
+    ({"query": f32(HEADS, DIM).astype(object)}, ["query", "object"]),
+    ({"query": f32(HEADS, DIM * 2)[:, ::2]}, ["query", "contiguous"]),
+    ({"query": f32(HEADS, DIM)[:, ::-1]}, ["query", "contiguous"]),
+    ({"query": f32(HEADS, DIM)[::-1]}, ["query_head_stride = -256"]),
+    ({"query": np.broadcast_to(f32(DIM), (HEADS, DIM))}, ["query_head_stride = 0"]),
+    ({"query": np.zeros(HEADS * DIM * 4 + 1, np.uint8)[1:].view(np.float32).reshape(HEADS, DIM)}, ["query = 0x", "multiple of 4"]),
+    ({"key": f32(SLOTS, DIM)}, ["key", "(40, 64)"]),
+    ({"key": f32(SLOTS, 3, DIM)}, ["value", "(40, 3, 64)"]),
+    ({"key": f32(SLOTS, KV_HEADS, DIM)[::-1]}, ["key_slot_stride = -512"]),
+    ({"key": np.broadcast_to(f32(1, KV_HEADS, DIM), (SLOTS, KV_HEADS, DIM))}, ["key_slot_stride = 0"]),
+    ({"key": np.zeros((SLOTS, KV_HEADS, DIM), np.int8)}, ["key", "int8"]),
+    ({"key": np.zeros((SLOTS, KV_HEADS, DIM), np.uint8)}, ["key_dtype", "q8_0"]),
+    ({"key": np.zeros((SLOTS, KV_HEADS, 68), np.uint8), "key_dtype": "q4_0"}, ["key", "18 bytes"]),
+    ({"key": np.zeros((SLOTS, KV_HEADS, 34), np.uint8), "key_dtype": "q8_0"}, ["key_dim differs"]),
+    ({"key_dtype": "q8_0"}, ["key_dtype = 'q8_0'", "float32"]),
+    ({"key_dtype": "f64"}, ["key_dtype = 'f64'"]),
+    ({"value_dtype": 3}, ["value_dtype = 3"]),
+    ({"value": f32(SLOTS - 1, KV_HEADS, DIM)}, ["value", "(39, 2, 64)"]),
+    ({"value": f32(SLOTS, KV_HEADS, 24)}, ["value_dim = 24"]),
+    ({"value": f32(SLOTS, KV_HEADS, 0)}, ["value_dim = 0"]),
+    ({"value": f32(SLOTS, KV_HEADS, 512)}, ["value_dim = 512"]),
+    ({"key": f32(0, KV_HEADS, DIM), "value": f32(0, KV_HEADS, DIM)}, ["n_slots = 0"]),
+    ({"key": f32(SLOTS, 0, DIM), "value": f32(SLOTS, 0, DIM)}, ["kv_heads = 0"]),
+    ({"out": f32(HEADS, DIM - 1)}, ["out", "(4, 63)"]),
+    ({"out": read_only()}, ["out", "read-only"]),
+    ({"out": np.zeros((HEADS, DIM), np.int32)}, ["out", "int32"]),
+    ({"out": np.broadcast_to(f32(DIM), (HEADS, DIM)).copy().T.copy().T}, ["out", "contiguous"]),
+    ({"positions": np.arange(SLOTS), "query_position": 39}, ["positions", "int64"]),
+    ({"positions": np.arange(SLOTS, dtype=np.int32)}, ["query_position = None"]),
+    ({"positions": np.arange(SLOTS + 1, dtype=np.int32), "query_position": 39}, ["positions", "(41,)"]),
+    ({"positions": np.arange(2 * SLOTS, dtype=np.int32)[::2], "query_position": 39}, ["positions", "contiguous"]),
+    ({"positions": np.zeros(SLOTS, np.int32), "query_position": 39}, ["positions[1] = 0 is also positions[0]"]),
+    ({"positions": np.full(SLOTS, -9, np.int32), "query_position": 39}, ["positions[0] = -9"]),
+    ({"query_position": -1}, ["query_position = -1"]),
+    ({"query_position": 1 << 70}, ["query_position = 1180591620717411303424"]),
+    ({"query_position": "3"}, ["query_position = '3'"]),
+    ({"mask": np.zeros(SLOTS, np.float32)}, ["mask", "float32"]),
+    ({"mask": np.zeros((1, SLOTS), np.float16)}, ["mask", "(1, 40)"]),
+    ({"alibi_slopes": f32(HEADS)}, ["alibi_slopes", "mask = NULL"]),
+    ({"alibi_slopes": f32(HEADS - 1), "mask": np.zeros(SLOTS, np.float16)}, ["alibi_slopes", "(3,)"]),
+    ({"sinks": np.full(HEADS, np.nan, np.float32)}, ["sinks[0] = NaN"]),
+    ({"sinks": [0.0] * HEADS}, ["sinks", "list"]),
+    ({"scale": float("nan")}, ["scale = NaN"]),
+    ({"scale": 1e39}, ["scale = +Inf"]),
+    ({"scale": 0.0}, ["scale = 0.0"]),
+    ({"scale": "1"}, ["scale = '1'"]),
+    ({"scale": 10**400}, ["scale = 1000"]),
+    ({"softcap": -1.0}, ["softcap = -1"]),
+    ({"softcap": float("inf")}, ["softcap = +Inf"]),
+    ({"softcap": None}, ["softcap = None"]),
+]
+
+
+@pytest.mark.parametrize("change, texts", BAD, ids=[str(i) for i in range(len(BAD))])
+def test_wrong_arguments(sequence, change, texts):
+    before = sequence.stats()
+    with pytest.raises((lessismore.ArgumentError, TypeError)) as e:
+        sequence.attend(**{**good(), **change})
+    for text in texts:
+        assert text in str(e.value)
+    assert sequence.stats() == before
+    sequence.attend(**good())
+
+
+def test_output_may_not_overlap(sequence):
+    args = good()
+    with pytest.raises(lessismore.ArgumentError, match="output = 0x.* overlaps query"):
+        sequence.attend(**args, out=args["query"])
+
+
+@pytest.mark.parametrize(
+    "params, texts",
+    [
+        ({"n_layers": 0}, ["n_layers = 0"]),
+        ({"n_layers": 1 << 31}, ["n_layers = 2147483648"]),
+        ({"n_layers": "36"}, ["n_layers = '36'"]),
+        ({"budget": 0}, ["budget", "0"]),
+        ({"budget": 2.5}, ["budget = 2.5"]),
+        ({"recency": 2}, ["recency", "2"]),
+        ({"recency": float("nan")}, ["recency", "NaN"]),
+        ({"recency": "a"}, ["recency = 'a'"]),
+        ({"sink_tokens": -1}, ["sink_tokens", "-1"]),
+        ({"policy": "sum"}, ["policy = 'sum'"]),
+        ({"policy": ["union"]}, ["policy = ['union']"]),
+        ({"layers": []}, ["layers"]),
+        ({"layers": [2, 2]}, ["layers", "2 follows 2"]),
+        ({"layers": [2, 9]}, ["layers", "layer 9"]),
+        ({"layers": range(100)}, ["layers_count = 100"]),
+        ({"layers": [1 << 33]}, ["layers = 8589934592"]),
+        ({"n_threads": -2}, ["n_threads = -2"]),
+    ],
+)
+def test_wrong_parameters(params, texts):
+    with pytest.raises((lessismore.ArgumentError, TypeError)) as e:
+        lessismore.Engine(**{"n_layers": 4, **params})
+    for text in texts:
+        assert text in str(e.value)
+
+
+def test_closed(engine):
+    sequence = engine.sequence()
+    with pytest.raises(lessismore.BusyError, match="alive: 1"):
+        engine.close()
+    sequence.close()
+    sequence.close()
+    for call in (lambda: sequence.attend(**good()), sequence.stats, sequence.reset, sequence.token_set, sequence.__enter__):
+        with pytest.raises(lessismore.HandleError, match="sequence is closed"):
+            call()
+    engine.close()
+    engine.close()
+    for call in (engine.sequence, engine.stats, engine.report):
+        with pytest.raises(lessismore.HandleError, match="engine is closed"):
+            call()
+
+
+def test_stale_handles_are_refused(engine):
+    """As after a bug in this package: the library itself tells."""
+    sequence = engine.sequence()
+    handle = sequence._handle
+    sequence.close()
+    for number in (handle, engine._handle, id(sequence), 1, 2**63):
+        sequence._handle = number
+        with pytest.raises(lessismore.HandleError, match="sequence = 0x"):
+            sequence.attend(**good())
+    sequence._handle = None
+
+
+def test_garbage_collection_ends_what_was_left_open():
+    def leave():
+        return lessismore.Engine(4).sequence()._engine.stats()
+
+    for _ in range(50):
+        assert leave()["steps"] == 0
+        sequence = lessismore.Engine(4).sequence()
+        sequence.attend(**good())
+        del sequence
+    gc.collect()
+
+
+def test_arrays_are_kept_during_the_call_only(sequence):
+    args = good()
+    import weakref
+
+    alive = [weakref.ref(args[n]) for n in ("query", "key", "value")]
+    sequence.attend(**args)
+    del args
+    gc.collect()
+    assert not any(r() is not None for r in alive)
+
+
+def test_threads_share_an_engine_and_not_a_sequence(engine):
+    sequence, args, outcomes = engine.sequence(), good(), []
+    want = engine.sequence().attend(**args)
+
+    def work(own):
+        mine = engine.sequence() if own else sequence
+        for _ in range(200):
+            try:
+                outcomes.append(("ok", np.array_equal(mine.attend(**args), want)))
+            except lessismore.BusyError as e:
+                outcomes.append(("busy", "in use by another thread" in str(e) and not own))
+
+    threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(outcomes) == 800 and all(fine for _, fine in outcomes)
+    sequence.close()
+    gc.collect()
+
+
+def test_fork_is_refused_with_a_text(sequence):
+    sequence.attend(**good())
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # a call that hangs fails
+        texts = []
+        for call in (lambda: sequence.attend(**good()), lambda: lessismore.Engine(4), sequence.stats, sequence.close):
+            try:
+                call()
+                texts.append("nothing was raised")
+            except lessismore.ForkedError as e:
+                texts.append(str(e))
+            except BaseException as e:
+                texts.append(repr(e))
+        os.write(write, "\n".join(texts).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as f:
+        texts = f.read().splitlines()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert len(texts) == 4
+    for text in texts:
+        assert f"process {pid} was forked from process {os.getpid()}" in text
+    sequence.attend(**good())
+
+
+sizes = st.integers(0, 40) | st.sampled_from([64, 128, 256, 272, 512])
+dtypes = st.sampled_from(["f4", "f2", "u2", "f8", "i4", "u1", ">f4", "c8", "?"])
+
+
+def array(ndim):
+    def make(shape, dtype, ops):
+        a = np.zeros(shape, dtype)
+        for op in ops:
+            if not a.ndim:
+                break
+            if op == "reverse":
+                a = a[::-1]
+            elif op == "step":
+                a = a[..., ::2]
+            elif op == "swap":
+                a = a.T
+            elif op == "broadcast":
+                a = np.broadcast_to(a[:1], a.shape)
+        return a
+
+    shape = st.lists(sizes, min_size=ndim, max_size=ndim) | st.lists(st.integers(0, 8), max_size=4)
+    return st.builds(make, shape, dtypes, st.lists(st.sampled_from(["reverse", "step", "swap", "broadcast"]), max_size=2))
+
+
+@settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "layer": st.integers() | st.floats() | st.none(),
+            "query": array(2),
+            "key": array(3),
+            "value": array(3),
+            "out": array(2),
+            "positions": array(1),
+            "query_position": st.integers(),
+            "mask": array(1),
+            "alibi_slopes": array(1),
+            "sinks": array(1),
+            "scale": st.floats() | st.text(),
+            "softcap": st.floats(),
+            "key_dtype": st.sampled_from(["f32", "f16", "bf16", "q8_0", "q4_0", "", None]),
+            "value_dtype": st.sampled_from(["f32", "q8_0", None]),
+        },
+    )
+)
+def test_any_arguments(change):
+    with lessismore.Engine(4, budget=8, n_threads=1) as engine, engine.sequence() as sequence:
+        try:
+            out = sequence.attend(**{**good(), **change})
+            assert out.ndim == 2
+        except (lessismore.ArgumentError, TypeError) as e:
+            assert str(e)
