@@ -266,7 +266,7 @@ func (s *Session) assign() error {
 	layers := s.discovery.participants()
 	roles, err := NewRoles(len(layers), s.engine.config)
 	if err != nil {
-		return err
+		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
 	}
 	s.roles, s.ordinal = roles, map[int32]int{}
 	for i, l := range layers {
