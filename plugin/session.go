@@ -204,7 +204,7 @@ func (s *Session) tell(g *Graph) {
 
 // node decides about one node that the kernels could take.
 func (s *Session) node(n *Node, fresh *bool) Reason {
-	if s.engine.Inert() != "" {
+	if s.counts.Inert != "" || s.engine.Inert() != "" {
 		return ReasonInert
 	}
 	if !s.discovery.observe(n) {
@@ -214,9 +214,9 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 		if !s.discovery.decided {
 			return ReasonUndecided
 		}
-		if err := s.assign(); err != nil {
-			s.engine.Disable(err.Error())
-			s.log(LogInfo, "inert: "+err.Error())
+		if err := s.assign(); err != nil { // another model in the process, such as the one that it drafts for, may fit
+			s.counts.Inert = err.Error()
+			s.log(LogInfo, "inert in this context: "+err.Error())
 			return ReasonInert
 		}
 	}

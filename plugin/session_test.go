@@ -365,8 +365,10 @@ func TestSessionRefusesLayersThatAreNotThere(t *testing.T) {
 	for _, n := range h.plan(token{0, 0, 0, 0}) {
 		require.Equal(t, ReasonInert, n.Reason)
 	}
-	require.Contains(t, h.session.engine.Inert(), "layer 7")
-	require.Contains(t, h.session.engine.Inert(), "5 layers")
+	require.Contains(t, h.session.Stats().Inert, "LESSISMORE_LAYERS")
+	require.Contains(t, h.session.Stats().Inert, "layer 7")
+	require.Contains(t, h.session.Stats().Inert, "5 layers")
+	require.Empty(t, h.session.engine.Inert(), "other contexts go on")
 }
 
 func TestSessionSaysThatFlashAttentionIsOff(t *testing.T) {

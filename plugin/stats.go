@@ -47,6 +47,8 @@ func (r Reason) String() string {
 
 // Stats counts what was done. Tokens are counted per row and layer.
 type Stats struct {
+	Inert string `json:"inert,omitempty"` // why this context is left alone
+
 	Layers          int   `json:"layers"`           // layers that can take part
 	SelectionLayers []int `json:"selection_layers"` // of them, the ones that choose
 	LayersTaken     []int `json:"layers_taken"`     // of them, the ones that the library has computed
