@@ -124,7 +124,7 @@ uint64_t Now() {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Calls visit(row index, selection) for each row that selects. */
+/* Calls visit(selection) for each row that selects. */
 template <class Visit>
 void ForSelections(const lim_cpu_call &call, const Work &work, Visit visit) {
     Arena arena = work.rows;
@@ -132,47 +132,60 @@ void ForSelections(const lim_cpu_call &call, const Work &work, Visit visit) {
         if (!Selects(call, call.rows[r])) continue;
         RowWork row;
         row.Take(&arena, call, call.rows[r]);
-        visit(r, row.selection);
+        visit(row.selection);
     }
 }
 
-void AttendAll(const lim_cpu_call &call, const Work &work, const AttentionKernels &kernels) {
-    int32_t row = 0, first = 0, loaded = -1; /* `first`: the first stretch of `row` */
-    int32_t count = call.n_rows > 0 ? Stretches(Length(call, call.rows[0]), call.n_rows) : 0;
-    float  *logits = nullptr;
-    Arena   arena = work.rows;
-    int32_t placed = -1; /* rows up to this one have their memory taken */
-    for (;;) {
-        const int32_t claim = (int32_t)work.header->next.fetch_add(1, std::memory_order_relaxed);
-        if (claim >= work.n_parts) return;
-        while (claim >= first + count) {
+/* Walks the stretches in order, from the one that a number names to a later one. */
+struct Cursor {
+    const lim_cpu_call &call;
+    int32_t             row = 0, first = 0, count; /* `first`: the number of the row's first stretch */
+
+    explicit Cursor(const lim_cpu_call &c) : call(c), count(Count(0)) {}
+    int32_t Count(int32_t r) const { return r < call.n_rows ? Stretches(Length(call, call.rows[r]), call.n_rows) : 0; }
+    void    MoveTo(int32_t number) {
+        while (number >= first + count) {
             first += count;
-            row++;
-            count = Stretches(Length(call, call.rows[row]), call.n_rows);
+            count = Count(++row);
         }
-        const lim_cpu_row &r = call.rows[row];
-        if (loaded != row) {
-            kernels.load_query(&call, &r, work.query);
-            loaded = row;
+    }
+    int32_t Begin(int32_t number) const { return (number - first) * StretchLength(Length(call, call.rows[row]), call.n_rows); }
+};
+
+void AttendAll(const lim_cpu_call &call, const Work &work, const AttentionKernels &kernels) {
+    auto    claim = [&] { return (int32_t)work.header->next.fetch_add(1, std::memory_order_relaxed); };
+    Cursor  cursor(call);
+    Arena   arena = work.rows;
+    int32_t loaded = -1, placed = -1; /* the row whose query is loaded; rows up to this one have their memory */
+    float  *logits = nullptr;
+    /* One stretch is claimed ahead, so that its first rows can be prefetched. */
+    for (int32_t now = claim(), next; now < work.n_parts; now = next) {
+        next = claim();
+        cursor.MoveTo(now);
+        const lim_cpu_row &row = call.rows[cursor.row];
+        if (loaded != cursor.row) {
+            loaded = cursor.row;
+            kernels.load_query(&call, &row, work.query);
         }
-        for (; placed < row; placed++) {
-            if (!Selects(call, call.rows[placed + 1])) continue;
+        while (placed < cursor.row) {
+            placed++;
+            if (!Selects(call, call.rows[placed])) continue;
             RowWork memory;
-            memory.Take(&arena, call, call.rows[placed + 1]);
+            memory.Take(&arena, call, call.rows[placed]);
             logits = memory.logits;
         }
-        const int32_t n = Length(call, r), length = StretchLength(n, call.n_rows);
-        const int32_t begin = (claim - first) * length;
-        Stretch       stretch;
+        Stretch stretch;
         stretch.call = &call;
-        stretch.row = &r;
-        stretch.slots = List(call, r);
-        stretch.begin = begin;
-        stretch.end = std::min(n, begin + length);
-        stretch.logits = Selects(call, r) ? logits : nullptr;
-        stretch.logit_stride = LogitStride(r.n);
-        kernels.attend(stretch, work.query, work.scratch,
-                       Part(work.parts + (size_t)claim * Part::Floats(call.heads, call.dim_v), call.heads));
+        stretch.row = &row;
+        stretch.slots = List(call, row);
+        stretch.length = Length(call, row);
+        stretch.begin = cursor.Begin(now);
+        stretch.end = std::min(stretch.length, cursor.Begin(now + 1));
+        stretch.next = next < cursor.first + cursor.count ? cursor.Begin(next) : -1;
+        stretch.logits = Selects(call, row) ? logits : nullptr;
+        stretch.logit_stride = LogitStride(row.n);
+        float *part = work.parts + (size_t)now * Part::Floats(call.heads, call.dim_v);
+        kernels.attend(stretch, work.query, work.scratch, Part(part, call.heads));
     }
 }
 
@@ -189,22 +202,8 @@ void MergeAll(const lim_cpu_call &call, const Work &work, const AttentionKernels
 }
 
 void SelectAll(const lim_cpu_call &call, const Work &work, int ith, int nth) {
-    const RankingKernels &kernels = *RankingFor(CurrentTarget());
-    int64_t               turn = 0;
-    ForSelections(call, work, [&](int32_t, const Selection &s) {
-        for (int h = 0; h < s.heads; h++) {
-            if (turn++ % nth == ith) RankHead(kernels, s, h, work.select);
-        }
-    });
-    work.header->barrier.Wait(nth);
-    if (call.policy == LIM_CPU_MASS) {
-        ForSelections(call, work, [&](int32_t, const Selection &s) { AddUpMass(kernels, s, ith, nth); });
-        work.header->barrier.Wait(nth);
-    }
-    turn = 0;
-    ForSelections(call, work, [&](int32_t, const Selection &s) {
-        if (turn++ % nth == ith) WriteSet(kernels, s, work.select);
-    });
+    SelectTogether(*RankingFor(CurrentTarget()), call.policy, &work.header->barrier, work.select, ith, nth,
+                   [&](auto visit) { ForSelections(call, work, visit); });
 }
 
 }  // namespace

@@ -27,15 +27,42 @@ namespace lessismore {
 namespace HWY_NAMESPACE {
 namespace {
 
-/* The K or V rows of a tile and of the tile after it. */
+/* The K or V rows of a tile, and those that come after it, to prefetch. */
+constexpr int kAhead = 32;
 struct Rows {
-    const uint8_t *now[kTile];
-    const uint8_t *next[kTile];
+    const uint8_t *at[kTile + kAhead];
 };
 
-HWY_INLINE void Prefetch(const uint8_t *row, size_t from, size_t to) {
-    for (size_t i = from; i < to; i += 64) __builtin_prefetch(row + i, 0, 2);
+HWY_INLINE void Prefetch(const uint8_t *row, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
 }
+
+/* Walks the rows ahead in memory order, token by token and head by head, one head's row per call, whatever
+ * order the arithmetic takes them in: memory likes it so. Processors drop prefetches when their queues are
+ * full, so a row can be asked for a second time, kAgain tokens before its turn. */
+template <int kAgain>
+struct Prefetcher {
+    const uint8_t *const *token;
+    int64_t               head_stride;
+    size_t                row_bytes;
+    int                   kv_heads, head = 0;
+
+    Prefetcher(const Rows &rows, const lim_cpu_tensor &tensor, size_t bytes, int heads)
+        : token(rows.at), head_stride(tensor.head_stride), row_bytes(bytes), kv_heads(heads) {}
+
+    HWY_INLINE void Next() {
+        Prefetch(token[kAhead] + head * head_stride, row_bytes);
+        if (kAgain > 0) Prefetch(token[kAgain] + head * head_stride, row_bytes);
+        if (++head == kv_heads) {
+            head = 0;
+            token++;
+        }
+    }
+};
+/* Values are not taken in memory order, and quantised rows are bound by arithmetic: a second time gains nothing. */
+template <class Row>
+using KeyPrefetcher = Prefetcher<Row::kStep == 16 ? 8 : 0>;
+using ValuePrefetcher = Prefetcher<0>;
 
 /* The largest of no logits. Not -inf: the difference of two would be NaN. */
 constexpr float kLowest = -3.0e38f;
@@ -108,25 +135,25 @@ HWY_INLINE void ScoreFour(const uint8_t *const *rows, size_t offset, const float
 /* logits[head][kTile] for n tokens, a multiple of four. */
 template <class Row>
 void ScoreTile(const lim_cpu_call &call, const Rows &rows, int n, const float *query, float *logits) {
-    const size_t dim = (size_t)call.dim_k;
-    const int    group = call.heads / call.kv_heads;
-    const size_t row_bytes = Row::Bytes(dim);
+    const size_t       dim = (size_t)call.dim_k;
+    const int          group = call.heads / call.kv_heads;
+    KeyPrefetcher<Row> prefetcher(rows, call.key, Row::Bytes(dim), call.kv_heads);
     for (int t = 0; t < n; t += 4) {
         for (int g = 0; g < call.kv_heads; g++) {
             const size_t offset = (size_t)(g * call.key.head_stride);
-            for (int i = 0; i < 4; i++) Prefetch(rows.next[t + i] + offset, 0, row_bytes);
+            for (int i = 0; i < 4; i++) prefetcher.Next();
             const float *q = query + (size_t)g * group * dim;
             float       *x = logits + (size_t)g * group * kTile + t;
             int          left = group;
             if (kSums >= 16) {
                 for (; left >= 4; left -= 4, q += 4 * dim, x += 4 * kTile) {
-                    ScoreFour<Row, kSums / 4>(rows.now + t, offset, q, dim, x);
+                    ScoreFour<Row, kSums / 4>(rows.at + t, offset, q, dim, x);
                 }
             }
             for (; left >= 2; left -= 2, q += 2 * dim, x += 2 * kTile) {
-                ScoreFour<Row, 2>(rows.now + t, offset, q, dim, x);
+                ScoreFour<Row, 2>(rows.at + t, offset, q, dim, x);
             }
-            if (left > 0) ScoreFour<Row, 1>(rows.now + t, offset, q, dim, x);
+            if (left > 0) ScoreFour<Row, 1>(rows.at + t, offset, q, dim, x);
         }
     }
 }
@@ -136,11 +163,10 @@ void ScoreTile(const lim_cpu_call &call, const Rows &rows, int n, const float *q
 /* value[head][...] += weight[head][t] * V row t, for kHeads heads and kVecs vectors of elements from `from` on. */
 template <class Row, int kHeads, int kVecs>
 HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, const float *weights, float *value,
-                         size_t dim) {
+                         size_t dim, ValuePrefetcher *prefetcher) {
     const F32        df;
     constexpr int    kScales = kVecs * kLanes > Row::kStep ? kVecs * kLanes / Row::kStep : 1;
     constexpr size_t kPerScale = kVecs / kScales;
-    const size_t     first = Row::Bytes(from), last = Row::Bytes(from + kVecs * kLanes);
     Vec              sum[kHeads][kVecs];
 #pragma GCC unroll 4
     for (int h = 0; h < kHeads; h++) {
@@ -148,8 +174,8 @@ HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, co
         for (int c = 0; c < kVecs; c++) sum[h][c] = hn::LoadU(df, value + h * dim + from + c * kLanes);
     }
     for (int t = 0; t < n; t++) {
-        const uint8_t *row = rows.now[t] + offset;
-        Prefetch(rows.next[t] + offset, first, last);
+        const uint8_t *row = rows.at[t] + offset;
+        if (prefetcher != nullptr) prefetcher->Next();
 #pragma GCC unroll 8
         for (int s = 0; s < kScales; s++) {
             const auto scale = Row::ScaleAt(row, from + s * kPerScale * kLanes);
@@ -172,31 +198,44 @@ HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, co
 
 /* All elements of kHeads heads: the widest blocks that the registers take, then smaller ones. */
 template <class Row, int kHeads>
-HWY_INLINE void AddHeads(const Rows &rows, size_t offset, int n, const float *weights, float *value, size_t dim) {
+HWY_INLINE void AddHeads(const Rows &rows, size_t offset, int n, const float *weights, float *value, size_t dim,
+                         ValuePrefetcher *prefetcher) {
     constexpr int    kSmall = 16 / kLanes; /* vectors in 16 elements, which divide every dim */
     constexpr int    kFit = kSums / kHeads;
     constexpr int    kMost = kFit < kSmall ? kSmall : kFit > 8 && kLanes >= 8 ? 8 : kFit;
     constexpr size_t kWide = kMost * kLanes;
     size_t           i = 0;
-    for (; i + kWide <= dim; i += kWide) AddBlock<Row, kHeads, kMost>(rows, offset, i, n, weights, value, dim);
-    for (; i + 32 <= dim && kWide > 32; i += 32) AddBlock<Row, kHeads, 2 * kSmall>(rows, offset, i, n, weights, value, dim);
-    for (; i + 16 <= dim; i += 16) AddBlock<Row, kHeads, kSmall>(rows, offset, i, n, weights, value, dim);
+    for (; i + kWide <= dim; i += kWide, prefetcher = nullptr) {
+        AddBlock<Row, kHeads, kMost>(rows, offset, i, n, weights, value, dim, prefetcher);
+    }
+    for (; i + 32 <= dim && kWide > 32; i += 32, prefetcher = nullptr) {
+        AddBlock<Row, kHeads, 2 * kSmall>(rows, offset, i, n, weights, value, dim, prefetcher);
+    }
+    for (; i + 16 <= dim; i += 16, prefetcher = nullptr) {
+        AddBlock<Row, kHeads, kSmall>(rows, offset, i, n, weights, value, dim, prefetcher);
+    }
 }
 
 template <class Row>
 void AddTile(const lim_cpu_call &call, const Rows &rows, int n, const float *weights, float *value) {
-    const size_t dim = (size_t)call.dim_v;
-    const int    group = call.heads / call.kv_heads;
+    const size_t    dim = (size_t)call.dim_v;
+    const int       group = call.heads / call.kv_heads;
+    ValuePrefetcher ahead(rows, call.value, Row::Bytes(dim), call.kv_heads);
     for (int g = 0; g < call.kv_heads; g++) {
         const size_t offset = (size_t)(g * call.value.head_stride);
         const float *w = weights + (size_t)g * group * kTile;
         float       *v = value + (size_t)g * group * dim;
         int          left = group;
+        ValuePrefetcher *prefetcher = &ahead; /* once for each row, in the first of its heads */
         if (kSums >= 16) {
-            for (; left >= 4; left -= 4, w += 4 * kTile, v += 4 * dim) AddHeads<Row, kSums / 4>(rows, offset, n, w, v, dim);
+            for (; left >= 4; left -= 4, w += 4 * kTile, v += 4 * dim, prefetcher = nullptr) {
+                AddHeads<Row, kSums / 4>(rows, offset, n, w, v, dim, prefetcher);
+            }
         }
-        for (; left >= 2; left -= 2, w += 2 * kTile, v += 2 * dim) AddHeads<Row, 2>(rows, offset, n, w, v, dim);
-        if (left > 0) AddHeads<Row, 1>(rows, offset, n, w, v, dim);
+        for (; left >= 2; left -= 2, w += 2 * kTile, v += 2 * dim, prefetcher = nullptr) {
+            AddHeads<Row, 2>(rows, offset, n, w, v, dim, prefetcher);
+        }
+        if (left > 0) AddHeads<Row, 1>(rows, offset, n, w, v, dim, prefetcher);
     }
 }
 
@@ -279,13 +318,14 @@ AddFn AddOf(int32_t type) {
     }
 }
 
-/* Where the rows of tile [begin, begin + n) begin; padded to whole tiles with the last row. */
-HWY_INLINE void FindRows(const lim_cpu_tensor &tensor, int32_t stream, const int32_t *slots, int32_t begin, int n,
-                         const uint8_t **rows) {
-    const uint8_t *base = (const uint8_t *)tensor.data + stream * tensor.stream_stride;
-    for (int t = 0; t < kTile; t++) {
-        const int32_t i = begin + (t < n ? t : n - 1);
-        rows[t] = base + (int64_t)(slots != nullptr ? slots[i] : i) * tensor.token_stride;
+/* Where the rows from `begin` on begin; past the stretch's end, those of the next one. */
+HWY_INLINE void FindRows(const lim_cpu_tensor &tensor, const Stretch &stretch, int32_t begin, Rows *rows) {
+    const uint8_t *base = (const uint8_t *)tensor.data + stretch.row->stream * tensor.stream_stride;
+    for (int t = 0; t < kTile + kAhead; t++) {
+        int32_t i = begin + t;
+        if (i >= stretch.end) i = stretch.next >= 0 ? stretch.next + (i - stretch.end) : stretch.end - 1;
+        if (i >= stretch.length) i = stretch.length - 1;
+        rows->at[t] = base + (int64_t)(stretch.slots != nullptr ? stretch.slots[i] : i) * tensor.token_stride;
     }
 }
 
@@ -305,18 +345,10 @@ void Attend(const Stretch &stretch, const float *query, float *scratch, const Pa
     for (size_t h = 0; h < heads; h++) part.largest[h] = kLowest;
 
     Rows keys, values;
-    int  n = HWY_MIN(kTile, stretch.end - stretch.begin);
-    FindRows(call.key, row.stream, stretch.slots, stretch.begin, n, keys.next);
-    FindRows(call.value, row.stream, stretch.slots, stretch.begin, n, values.next);
     for (int32_t begin = stretch.begin; begin < stretch.end; begin += kTile) {
-        const int now = n;
-        memcpy(keys.now, keys.next, sizeof keys.now);
-        memcpy(values.now, values.next, sizeof values.now);
-        if (begin + kTile < stretch.end) {
-            n = HWY_MIN(kTile, stretch.end - begin - kTile);
-            FindRows(call.key, row.stream, stretch.slots, begin + kTile, n, keys.next);
-            FindRows(call.value, row.stream, stretch.slots, begin + kTile, n, values.next);
-        }
+        const int now = HWY_MIN(kTile, stretch.end - begin);
+        FindRows(call.key, stretch, begin, &keys);
+        FindRows(call.value, stretch, begin, &values);
         score(call, keys, (now + 3) & ~3, query, logits);
         if (row.mask != nullptr) {
             uint16_t bits[kTile];

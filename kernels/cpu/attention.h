@@ -9,7 +9,7 @@
 namespace lessismore {
 
 /* Tokens that are scored, exponentiated and added up together. */
-constexpr int kTile = 64;
+constexpr int kTile = 32;
 
 /* What attending to a stretch of a row's tokens alone gives. Parts merge by log-sum-exp. */
 struct Part {
@@ -24,8 +24,10 @@ struct Part {
 struct Stretch {
     const lim_cpu_call *call;
     const lim_cpu_row  *row;
-    const int32_t      *slots; /* list of slots to attend to; NULL: the slot is the index */
+    const int32_t      *slots;      /* list of slots to attend to; NULL: the slot is the index */
+    int32_t             length;     /* of the list */
     int32_t             begin, end; /* indices into the list */
+    int32_t             next;       /* where this thread goes on after that, if in the same row; or -1 */
     float              *logits;     /* [heads][logit_stride], written at the indices; or NULL */
     int64_t             logit_stride;
 };

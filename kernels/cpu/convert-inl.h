@@ -1,7 +1,7 @@
 /* Stored K/V rows to f32 vectors, one small struct per element type, and the exponential.
  *
  * A row type offers: kStep, the elements that share one Scale (a multiple of every vector length used);
- * Bytes(i), where element i begins; ScaleAt and Load for a vector of elements from i on. Loads never
+ * Bytes(n), the size of n elements; ScaleAt and Load for a vector of elements from i on. Loads never
  * touch bytes outside the row. */
 #if defined(LESSISMORE_CPU_CONVERT_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef LESSISMORE_CPU_CONVERT_INL_H
@@ -61,16 +61,14 @@ HWY_INLINE Vec LoadBrain(const uint8_t *p) {
     return hn::BitCast(F32(), hn::ShiftLeft<16>(bits));
 }
 
-/* One f16 to all lanes. The bytes after it must be readable up to 8 in all. */
+/* One f16 to all lanes. */
 HWY_INLINE Vec SplatHalf(const uint8_t *p) {
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_EMU128
     uint16_t bits;
     memcpy(&bits, p, 2);
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_EMU128
     return FloatFromHalfBits(hn::Set(U32(), bits));
 #else
-    const hn::CappedTag<float, 4> d4;
-    const auto four = hn::PromoteTo(d4, hn::LoadU(hn::Rebind<hwy::float16_t, decltype(d4)>(), (const hwy::float16_t *)p));
-    return hn::Set(F32(), hn::GetLane(four));
+    return hn::PromoteTo(F32(), hn::BitCast(hn::Rebind<hwy::float16_t, F32>(), hn::Set(U16(), bits)));
 #endif
 }
 
@@ -79,7 +77,7 @@ struct NoScale {};
 struct RowF32 {
     static constexpr size_t kStep = 16;
     using Scale = NoScale;
-    static constexpr size_t Bytes(size_t i) { return i * 4; }
+    static constexpr size_t Bytes(size_t n) { return n * 4; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *, size_t) { return {}; }
     static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return hn::LoadU(F32(), (const float *)p + i); }
 };
@@ -87,7 +85,7 @@ struct RowF32 {
 struct RowF16 {
     static constexpr size_t kStep = 16;
     using Scale = NoScale;
-    static constexpr size_t Bytes(size_t i) { return i * 2; }
+    static constexpr size_t Bytes(size_t n) { return n * 2; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *, size_t) { return {}; }
     static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return LoadHalf(p + i * 2); }
 };
@@ -95,7 +93,7 @@ struct RowF16 {
 struct RowBF16 {
     static constexpr size_t kStep = 16;
     using Scale = NoScale;
-    static constexpr size_t Bytes(size_t i) { return i * 2; }
+    static constexpr size_t Bytes(size_t n) { return n * 2; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *, size_t) { return {}; }
     static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return LoadBrain(p + i * 2); }
 };
@@ -103,7 +101,7 @@ struct RowBF16 {
 struct RowQ8 {
     static constexpr size_t kStep = 32;
     using Scale = Vec;
-    static constexpr size_t Bytes(size_t i) { return i / 32 * 34 + (i % 32 ? 2 + i % 32 : 0); }
+    static constexpr size_t Bytes(size_t n) { return n / 32 * 34; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *p, size_t i) { return SplatHalf(p + i / 32 * 34); }
     static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale scale) {
         const int8_t *from = (const int8_t *)p + i / 32 * 34 + 2 + i % 32;
@@ -112,16 +110,24 @@ struct RowQ8 {
     }
 };
 
+/* (nibble - 8) * scale as nibble * scale - 8 * scale, which is one operation less. Both are exact to f32. */
+struct NibbleScale {
+    Vec scale, minus_eight;
+};
+
 struct RowQ4 {
     static constexpr size_t kStep = 32;
-    using Scale = Vec;
-    static constexpr size_t Bytes(size_t i) { return i / 32 * 18 + (i % 32 ? 2 + i % 16 : 0); }
-    static HWY_INLINE Scale ScaleAt(const uint8_t *p, size_t i) { return SplatHalf(p + i / 32 * 18); }
+    using Scale = NibbleScale;
+    static constexpr size_t Bytes(size_t n) { return n / 32 * 18; }
+    static HWY_INLINE Scale ScaleAt(const uint8_t *p, size_t i) {
+        const Vec scale = SplatHalf(p + i / 32 * 18);
+        return {scale, hn::Mul(scale, hn::Set(F32(), -8.0f))};
+    }
     static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale scale) {
         const uint8_t *from = p + i / 32 * 18 + 2 + i % 16;
         const auto     pair = hn::PromoteTo(I32(), hn::LoadU(U8(), from));
-        const auto nibble = i % 32 < 16 ? hn::And(pair, hn::Set(I32(), 15)) : hn::ShiftRight<4>(pair);
-        return hn::Mul(hn::ConvertTo(F32(), hn::Sub(nibble, hn::Set(I32(), 8))), scale);
+        const auto     nibble = i % 32 < 16 ? hn::And(pair, hn::Set(I32(), 15)) : hn::ShiftRight<4>(pair);
+        return hn::MulAdd(hn::ConvertTo(F32(), nibble), scale.scale, scale.minus_eight);
     }
 };
 

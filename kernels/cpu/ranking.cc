@@ -35,6 +35,31 @@ inline uint32_t KeyOf(float x) {
     return (uint32_t)INT32_MAX - (uint32_t)order;
 }
 
+/* Orders beyond those of the infinities. */
+inline bool IsNan(int32_t order) { return order > 0x7f800000 || order < (int32_t)0x807fffff; }
+
+/* The float of an order. */
+inline float FloatOf(int32_t order) {
+    const int32_t bits = order < 0 ? order ^ INT32_MAX : order;
+    float         x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+inline int32_t OrderOfKey(uint32_t key) { return (int32_t)((uint32_t)INT32_MAX - key); }
+
+/* Those with an order in [least, most], in position order, until `room` are written. */
+inline size_t Collect(const float *x, size_t n, int32_t least, int32_t most, size_t room, uint32_t *keys, uint32_t *positions) {
+    size_t count = 0;
+    for (size_t i = 0; i < n && count < room; i++) {
+        const uint32_t key = KeyOf(x[i]);
+        keys[count] = key;
+        positions[count] = (uint32_t)i;
+        count += OrderOfKey(key) >= least && OrderOfKey(key) <= most;
+    }
+    return count;
+}
+
 }  // namespace
 }  // namespace lessismore
 #endif
@@ -54,8 +79,6 @@ HWY_INLINE hn::Vec<I32> OrderOf(Vec x) {
     return hn::IfThenElse(hn::Gt(hn::And(bits, rest), hn::Set(di, 0x7f800000)), none, order);
 }
 
-inline int32_t OrderOfKey(uint32_t key) { return (int32_t)((uint32_t)INT32_MAX - key); }
-
 /* How many of x[0, n) have at least this order. */
 size_t Count(const float *x, size_t n, int32_t least) {
     const I32 di;
@@ -70,45 +93,61 @@ size_t Count(const float *x, size_t n, int32_t least) {
     return count;
 }
 
-/* Those in [least, most], in position order, until `room` are written. */
-size_t Collect(const float *x, size_t n, int32_t least, int32_t most, size_t room, uint32_t *keys, uint32_t *positions) {
-    const I32  di;
-    const U32  du;
+/* Those not below `least`, in position order. Gives up, with a count above `room`, when there are more. The few
+ * that pass are picked out of a bit mask one by one: cheaper than compressing whole vectors. */
+size_t CollectFrom(const float *x, size_t n, float least, size_t room, uint32_t *keys, uint32_t *positions) {
+    const F32  df;
+    const auto low = hn::Set(df, least);
     size_t     count = 0, i = 0;
-    const auto low = hn::Set(di, least), high = hn::Set(di, most);
-    for (; i + kLanes <= n && count < room; i += kLanes) {
-        const auto order = OrderOf(hn::LoadU(F32(), x + i));
-        const auto pass = hn::Not(hn::Or(hn::Gt(low, order), hn::Gt(order, high)));
-        if (hn::AllFalse(di, pass)) continue;
-        const auto key = hn::Sub(hn::Set(di, INT32_MAX), order);
-        /* Whole vectors: what lies beyond the count is overwritten by the next. */
-        hn::StoreU(hn::Compress(hn::BitCast(du, key), hn::RebindMask(du, pass)), du, keys + count);
-        hn::StoreU(hn::Compress(hn::Iota(du, (uint32_t)i), hn::RebindMask(du, pass)), du, positions + count);
-        count += hn::CountTrue(di, pass);
+    for (; i + 64 <= n; i += 64) {
+        uint64_t passes = 0;
+        for (size_t j = 0; j < 64; j += kLanes) {
+            uint8_t  bytes[8] = {};
+            uint64_t part;
+            hn::StoreMaskBits(df, hn::Ge(hn::LoadU(df, x + i + j), low), bytes);
+            memcpy(&part, bytes, 8);
+            passes |= part << j;
+        }
+        if (count + 64 > room && count + (size_t)__builtin_popcountll(passes) > room) return room + 1;
+        for (; passes != 0; passes &= passes - 1) {
+            const size_t t = i + (size_t)__builtin_ctzll(passes);
+            keys[count] = KeyOf(x[t]);
+            positions[count] = (uint32_t)t;
+            count++;
+        }
     }
-    for (; i < n && count < room; i++) {
-        const uint32_t key = KeyOf(x[i]);
-        if (OrderOfKey(key) < least || OrderOfKey(key) > most) continue;
-        keys[count] = key;
+    for (; i < n; i++) {
+        if (!(x[i] >= least)) continue;
+        if (count == room) return room + 1;
+        keys[count] = KeyOf(x[i]);
         positions[count] = (uint32_t)i;
         count++;
     }
-    return HWY_MIN(count, room);
+    return count;
 }
 
 size_t Candidates(const float *x, size_t n, size_t want, size_t capacity, uint32_t *keys, uint32_t *positions) {
     if (n <= capacity) return Collect(x, n, INT32_MIN, INT32_MAX, n, keys, positions);
 
-    /* A guess from a sample: the order that about 1.4 * want reach. */
+    /* Guesses from a sample: first the order that about 1.75 * want reach. */
     constexpr size_t kSample = 512;
     int32_t          sample[kSample];
     const size_t     samples = HWY_MIN(n, kSample);
     for (size_t i = 0; i < samples; i++) sample[i] = OrderOfKey(KeyOf(x[(i * n + n / 2) / samples]));
-    size_t at = HWY_MIN(samples - 1, (want * 7 / 5) * samples / n);
-    std::nth_element(sample, sample + at, sample + samples, [](int32_t a, int32_t b) { return a > b; });
+    size_t  at = want * 7 / 4 * samples / n;
+    int64_t guess = 0;
+    for (int tries = 0; tries < 3; tries++) {
+        at = HWY_MIN(at, samples - 1);
+        std::nth_element(sample, sample + at, sample + samples, [](int32_t a, int32_t b) { return a > b; });
+        guess = sample[at];
+        if (IsNan((int32_t)guess)) break;
+        const size_t found = CollectFrom(x, n, FloatOf((int32_t)guess), capacity, keys, positions);
+        if (found >= want && found <= capacity) return found;
+        at = found < want ? at + at / 2 + 1 : at * 2 / 3;
+    }
 
-    /* The order `low` lets too many through, `high` too few. */
-    int64_t low = INT32_MIN, high = (int64_t)INT32_MAX + 1, guess = sample[at], step = 1 << 18;
+    /* Not so (many ties, mostly). The order `low` lets too many through, `high` too few. */
+    int64_t low = INT32_MIN, high = (int64_t)INT32_MAX + 1, step = 1 << 18;
     for (;;) {
         const size_t count = Count(x, n, (int32_t)guess);
         if (count >= want && count <= capacity) {

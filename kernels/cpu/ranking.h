@@ -10,7 +10,7 @@ namespace lessismore {
 struct RankingKernels {
     /* Candidates for the `want` largest of x[0, n): writes keys (0 is the largest possible value, more is
      * smaller; NaN is the largest key) and positions in ascending order within equal keys. The candidates are
-     * a superset of the answer, at least `want` (or n) and at most `capacity` of them; capacity >= 2 * want.
+     * a superset of the answer, at least `want` (or n) and at most `capacity` of them; capacity >= 3 * want.
      * keys and positions have room for 16 more. Returns how many. */
     size_t (*candidates)(const float *x, size_t n, size_t want, size_t capacity, uint32_t *keys, uint32_t *positions);
     /* The largest of x[0, n) (NaN left out) and the sum of exp(x - largest). */

@@ -1,7 +1,7 @@
 /* The token set of a row: sinks, the best of the middle, the newest.
  *
- * `union` merges the heads' rankings rank by rank; only the best `mid` of each head can matter, so only those
- * are found and sorted. `mass` needs no order, only the `mid` largest sums. Every step gives the same answer
+ * `union` merges the heads' rankings rank by rank; only the best `mid` of each head can matter, so at most
+ * those are found and sorted, and at first fewer: heads differ, so a merge is seldom that deep. `mass` needs no order, only the `mid` largest sums. Every step gives the same answer
  * for any number of threads. */
 #include "select.h"
 
@@ -16,7 +16,7 @@ namespace lessismore {
 namespace {
 
 /* How many candidates a threshold may let through: the wider, the fewer tries, but the more to sort. */
-size_t Capacity(size_t want) { return 2 * want + 64; }
+size_t Capacity(size_t want) { return 3 * want + 64; }
 
 size_t Words(size_t n) { return (n + 63) / 64; }
 
@@ -63,6 +63,7 @@ size_t Chosen(const Selection &s) { return std::min((size_t)std::max(s.mid, 0), 
 
 void Selection::Take(Arena *arena) {
     ranks = arena->Take<uint32_t>((size_t)heads * (size_t)std::max(mid, 0));
+    shallow = arena->Take<uint32_t>(1);
     largest = arena->Take<float>((size_t)heads);
     inverse = arena->Take<float>((size_t)heads);
     mass = arena->Take<float>((size_t)n);
@@ -77,7 +78,13 @@ void SelectScratch::Take(Arena *arena, int32_t n, int32_t mid) {
     chosen = arena->Take<uint64_t>(Words((size_t)n));
 }
 
-void RankHead(const RankingKernels &kernels, const Selection &s, int head, const SelectScratch &scratch) {
+int32_t FirstDepth(const Selection &s) {
+    /* The heads' best tokens differ, so the merge is full long before the last rank. With few heads it is not. */
+    const int32_t want = (int32_t)Chosen(s);
+    return s.heads < 8 ? want : std::min(want, std::max(64, want * 3 / 8));
+}
+
+void RankHead(const RankingKernels &kernels, const Selection &s, int head, int32_t depth, const SelectScratch &scratch) {
     const float *x = s.logits + head * s.stride;
     if (s.policy == LIM_CPU_MASS) {
         float top, sum;
@@ -92,7 +99,7 @@ void RankHead(const RankingKernels &kernels, const Selection &s, int head, const
         s.inverse[head] = top > -INFINITY && sum > 0 ? 1 / sum : 0;
         return;
     }
-    const size_t want = Chosen(s);
+    const size_t want = std::min((size_t)depth, Chosen(s));
     if (want == 0) return;
     uint32_t        range;
     const size_t    count = FindItems(kernels, x + s.sinks, Candidates(s), want, scratch, &range);
@@ -108,7 +115,7 @@ void AddUpMass(const RankingKernels &kernels, const Selection &s, int part, int 
     if (begin < end) kernels.add_up(s.logits, s.stride, s.heads, begin, end, s.largest, s.inverse, s.mass);
 }
 
-void WriteSet(const RankingKernels &kernels, const Selection &s, const SelectScratch &scratch) {
+bool WriteSet(const RankingKernels &kernels, const Selection &s, int32_t depth, const SelectScratch &scratch) {
     const size_t candidates = Candidates(s), want = Chosen(s);
     uint64_t    *chosen = scratch.chosen;
     memset(chosen, 0, Words(candidates) * sizeof(uint64_t));
@@ -121,17 +128,19 @@ void WriteSet(const RankingKernels &kernels, const Selection &s, const SelectScr
         if (want > 0) std::nth_element(items, items + want - 1, items + count);
         for (size_t i = 0; i < want; i++) chosen[(uint32_t)items[i] / 64] |= (uint64_t)1 << (uint32_t)items[i] % 64;
     } else {
-        /* Rank 0 of every head, then rank 1, until enough are in. A head's own ranking holds `want`
-         * different tokens, so the ranks never run out. */
-        size_t count = 0;
-        for (size_t r = 0; r < want && count < want; r++) {
+        /* Rank 0 of every head, then rank 1, until enough are in. With all `want` ranks they never run out, since
+         * a single head's are that many different tokens. */
+        const size_t ranks = std::min((size_t)depth, want);
+        size_t       count = 0;
+        for (size_t r = 0; r < ranks && count < want; r++) {
             for (int h = 0; h < s.heads && count < want; h++) {
-                const uint32_t t = s.ranks[(size_t)h * want + r];
+                const uint32_t t = s.ranks[(size_t)h * ranks + r];
                 const uint64_t bit = (uint64_t)1 << t % 64;
                 count += (chosen[t / 64] & bit) == 0;
                 chosen[t / 64] |= bit;
             }
         }
+        if (count < want) return false;
     }
 
     int32_t *to = s.set;
@@ -147,6 +156,7 @@ void WriteSet(const RankingKernels &kernels, const Selection &s, const SelectScr
         /* Where slots were reused, position order is not address order; readers like the latter. */
         if (!std::is_sorted(s.set, to)) std::sort(s.set, to);
     }
+    return true;
 }
 
 }  // namespace lessismore
@@ -198,11 +208,5 @@ extern "C" void lim_cpu_select(const float *logits, int64_t stride, int32_t head
     s.policy = policy;
     s.set = positions;
     work.Take(memory, ith, nth);
-    for (int h = ith; h < heads; h += nth) RankHead(kernels, s, h, work.scratch);
-    work.header->barrier.Wait(nth);
-    if (policy == LIM_CPU_MASS) {
-        AddUpMass(kernels, s, ith, nth);
-        work.header->barrier.Wait(nth);
-    }
-    if (ith == 0) WriteSet(kernels, s, work.scratch);
+    SelectTogether(kernels, policy, &work.header->barrier, work.scratch, ith, nth, [&](auto visit) { visit(s); });
 }

@@ -3,6 +3,7 @@
 #ifndef LESSISMORE_CPU_SELECT_H
 #define LESSISMORE_CPU_SELECT_H
 
+#include "kernels.h"
 #include "ranking.h"
 #include "work.h"
 
@@ -19,7 +20,8 @@ struct Selection {
     const int32_t *slots;           /* of the positions; NULL: the same */
     int32_t       *set;             /* the answer, ascending */
 
-    uint32_t *ranks;   /* union: [heads][mid], positions best first */
+    uint32_t *ranks;   /* union: [heads][mid], positions best first, as far down as `depth` */
+    uint32_t *shallow; /* union: set if `depth` was too little */
     float    *largest; /* mass: [heads] */
     float    *inverse; /* mass: [heads] */
     float    *mass;    /* mass: [n] */
@@ -36,10 +38,56 @@ struct SelectScratch {
     void Take(Arena *arena, int32_t n, int32_t mid);
 };
 
-/* Step 1, per head. Step 2, `mass` only, split into parts. Step 3, per row. A barrier between them. */
-void RankHead(const RankingKernels &kernels, const Selection &selection, int head, const SelectScratch &scratch);
+/* How many ranks of each head to find at first. */
+int32_t FirstDepth(const Selection &selection);
+
+/* Step 1, per head. */
+void RankHead(const RankingKernels &kernels, const Selection &selection, int head, int32_t depth, const SelectScratch &scratch);
+/* Step 2, `mass` only, split into parts. */
 void AddUpMass(const RankingKernels &kernels, const Selection &selection, int part, int parts);
-void WriteSet(const RankingKernels &kernels, const Selection &selection, const SelectScratch &scratch);
+/* Step 3, per row. Returns false if the ranks end before the budget is full: then every head needs step 1 again, as
+ * deep as `mid`, and this once more. */
+bool WriteSet(const RankingKernels &kernels, const Selection &selection, int32_t depth, const SelectScratch &scratch);
+
+/* All steps for all selections of a call, by all its threads: each(visit) calls visit(selection) for every one, in
+ * the same order every time. */
+template <class Each>
+void SelectTogether(const RankingKernels &kernels, int32_t policy, Barrier *barrier, const SelectScratch &scratch, int ith, int nth,
+                    Each each) {
+    int64_t turn = 0;
+    each([&](const Selection &s) {
+        for (int h = 0; h < s.heads; h++) {
+            if (turn++ % nth == ith) RankHead(kernels, s, h, FirstDepth(s), scratch);
+        }
+    });
+    barrier->Wait(nth);
+    if (policy == LIM_CPU_MASS) {
+        each([&](const Selection &s) { AddUpMass(kernels, s, ith, nth); });
+        barrier->Wait(nth);
+    }
+    turn = 0;
+    each([&](const Selection &s) {
+        if (turn++ % nth == ith) *s.shallow = !WriteSet(kernels, s, FirstDepth(s), scratch);
+    });
+    if (policy == LIM_CPU_MASS) return;
+
+    barrier->Wait(nth);
+    turn = 0;
+    bool any = false;
+    each([&](const Selection &s) {
+        if (*s.shallow == 0) return;
+        any = true;
+        for (int h = 0; h < s.heads; h++) {
+            if (turn++ % nth == ith) RankHead(kernels, s, h, s.mid, scratch);
+        }
+    });
+    if (!any) return;
+    barrier->Wait(nth);
+    turn = 0;
+    each([&](const Selection &s) {
+        if (*s.shallow != 0 && turn++ % nth == ith) WriteSet(kernels, s, s.mid, scratch);
+    });
+}
 
 }  // namespace lessismore
 

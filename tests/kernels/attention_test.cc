@@ -16,6 +16,7 @@ struct Problem {
     std::vector<std::vector<int32_t>>  slots, sets;
     std::vector<std::vector<uint16_t>> masks;
     std::vector<float>                 slopes, sinks;
+    std::vector<std::vector<double>>   expected; /* outputs, once known */
     std::string                        text;
     size_t                             output_bytes = 0;
 };
@@ -148,15 +149,17 @@ bool Sparse(const lim_cpu_row &row) { return row.set_n > 0 && row.set_n < row.n;
 
 /* The error of a head's output relative to its norm; a norm far below that of the values' counts as theirs,
  * since weights that cancel leave rounding only. */
-void CheckOutput(const Problem &p, const std::string &where) {
+void CheckOutput(Problem &p, const std::string &where) {
     const lim_cpu_call &call = p.call;
+    const bool          known = !p.expected.empty(); /* from the run with another number of threads */
     for (int r = 0; r < call.n_rows; r++) {
         const lim_cpu_row &row = p.rows[r];
         const bool         list = call.mode == LIM_CPU_LIST && Sparse(row);
         const int32_t     *slots = list ? row.set : row.slots;
         const int          n = list ? row.set_n : row.n;
         for (int h = 0; h < call.heads; h++) {
-            const auto expected = ReferenceOutput(call, row, h, slots, ReferenceLogits(call, row, h, slots, n));
+            if (!known) p.expected.push_back(ReferenceOutput(call, row, h, slots, ReferenceLogits(call, row, h, slots, n)));
+            const std::vector<double> &expected = p.expected[(size_t)r * call.heads + h];
             double     error = 0, norm = 0;
             for (int i = 0; i < call.dim_v; i++) {
                 const double got = Load(call.output.type, OutputOf(call, row, h), i);
@@ -236,9 +239,9 @@ void CheckRandom(uint64_t salt, int cases, bool exact) {
     lim_cpu_force_target(nullptr);
 }
 
-TEST(Attention, MatchesFloat64) { CheckRandom(100, 2500, false); }
+TEST(Attention, MatchesFloat64) { CheckRandom(100, 1500, false); }
 
-TEST(Attention, ExactLogitsGiveExactSets) { CheckRandom(101, 2500, true); }
+TEST(Attention, ExactLogitsGiveExactSets) { CheckRandom(101, 1500, true); }
 
 /* Long rows: many stretches, more than one tile each, and a realistic budget. */
 TEST(Attention, LongRows) {

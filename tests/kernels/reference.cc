@@ -21,6 +21,17 @@ uint64_t Seed() {
     return seed;
 }
 
+float Random::Normal() {
+    static const std::vector<float> table = [] {
+        std::mt19937_64                 engine(Seed());
+        std::normal_distribution<float> normal;
+        std::vector<float>              t(1 << 16);
+        for (float &x : t) x = normal(engine);
+        return t;
+    }();
+    return table[engine_() >> 48];
+}
+
 Guarded::Guarded(size_t size) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     const size_t body = (size + page - 1) / page * page;
@@ -35,8 +46,9 @@ Guarded::~Guarded() {
     if (map_ != nullptr) munmap(map_, length_);
 }
 
-/* By search, so that the tests share no arithmetic with the kernels: the nearest half, ties to even. */
-float FloatOfHalf(uint16_t h) {
+namespace {
+
+float DecodeHalf(uint16_t h) {
     const int   exponent = h >> 10 & 31, fraction = h & 1023;
     const float sign = h & 0x8000 ? -1.0f : 1.0f;
     if (exponent == 31) return fraction != 0 ? NAN : sign * INFINITY;
@@ -44,20 +56,29 @@ float FloatOfHalf(uint16_t h) {
     return sign * std::ldexp((float)(1024 + fraction), exponent - 25);
 }
 
+}  // namespace
+
+float FloatOfHalf(uint16_t h) {
+    static const std::vector<float> table = [] {
+        std::vector<float> t;
+        for (int i = 0; i < 65536; i++) t.push_back(DecodeHalf((uint16_t)i));
+        return t;
+    }();
+    return table[h];
+}
+
+/* In floating-point arithmetic, so that the tests share nothing with the kernels' bit tricks. */
 uint16_t HalfOf(float f) {
     if (std::isnan(f)) return 0x7e00;
     const uint16_t sign = std::signbit(f) ? 0x8000 : 0;
     const double   a = std::fabs((double)f);
     if (a >= 65520) return sign | 0x7c00;
-    int    low = 0, high = 0x7bff; /* the largest half not above a */
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if (FloatOfHalf((uint16_t)middle) <= a) low = middle;
-        else high = middle - 1;
-    }
-    const double below = FloatOfHalf((uint16_t)low), above = low == 0x7bff ? 65536 : FloatOfHalf((uint16_t)(low + 1));
-    if (a - below > above - a || (a - below == above - a && low % 2 == 1)) low++;
-    return sign | (uint16_t)low;
+    int exponent;
+    std::frexp(a, &exponent);
+    const int unit = std::max(exponent - 11, -24); /* the last bit kept is worth 2^unit */
+    const int kept = (int)std::nearbyint(std::ldexp(a, -unit));
+    if (kept < 1024) return (uint16_t)(sign | kept);
+    return (uint16_t)(sign | (((unit + 25) << 10) + kept - 1024));
 }
 
 namespace {

@@ -22,7 +22,7 @@ class Random {
     explicit Random(uint64_t salt) : engine_(Seed() * 1000003 + salt) {}
     int    Int(int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine_); }
     bool   Chance(double p) { return std::uniform_real_distribution<double>(0, 1)(engine_) < p; }
-    float  Normal() { return normal_(engine_); }
+    float  Normal(); /* from a table: it is called millions of times */
     double Uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(engine_); }
     template <class T>
     T Pick(std::initializer_list<T> of) { return of.begin()[Int(0, (int)of.size() - 1)]; }
@@ -30,8 +30,7 @@ class Random {
     void Shuffle(std::vector<T> *v) { std::shuffle(v->begin(), v->end(), engine_); }
 
   private:
-    std::mt19937_64             engine_;
-    std::normal_distribution<float> normal_;
+    std::mt19937_64 engine_;
 };
 
 /* Zeroed memory of `size` bytes that ends where unreadable memory begins. */
