@@ -19,7 +19,7 @@ ARCHIVES = $(wildcard $(BUILD)/cmake/lib/*.a)
 LDFLAGS  = -X main.archives=$(shell cat $(ARCHIVES) | sha256sum | cut -c1-16)
 EXPORTS := $(CURDIR)/capi/exports.map
 
-.PHONY: build deps kernels library test test-kernels test-go test-abi test-ggml test-python test-hosts hosts demo bench clean
+.PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-ggml test-python test-hosts hosts demo bench clean
 
 build: library
 
@@ -36,10 +36,14 @@ library: kernels
 	  -o $(LIBRARY) ./capi
 	@rm -f $(BUILD)/liblessismore.h
 
-test: test-kernels test-go test-abi test-ggml test-python test-hosts
+test: test-kernels test-neon test-go test-abi test-ggml test-python test-hosts
 
 test-kernels: kernels
 	ctest --test-dir $(BUILD)/cmake --output-on-failure
+
+# The same tests for aarch64, under emulation.
+test-neon: deps
+	tests/kernels/neon.sh
 
 test-go: kernels
 	go vet ./...

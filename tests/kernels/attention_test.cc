@@ -239,9 +239,9 @@ void CheckRandom(uint64_t salt, int cases, bool exact) {
     lim_cpu_force_target(nullptr);
 }
 
-TEST(Attention, MatchesFloat64) { CheckRandom(100, 1500, false); }
+TEST(Attention, MatchesFloat64) { CheckRandom(100, Cases(1500), false); }
 
-TEST(Attention, ExactLogitsGiveExactSets) { CheckRandom(101, 1500, true); }
+TEST(Attention, ExactLogitsGiveExactSets) { CheckRandom(101, Cases(1500), true); }
 
 /* Long rows: many stretches, more than one tile each, and a realistic budget. */
 TEST(Attention, LongRows) {
@@ -305,7 +305,7 @@ TEST(Attention, LongRows) {
 TEST(Attention, WorkMemoryIsReusable) {
     Random  random(103);
     Guarded work(64 << 20);
-    for (int i = 0; i < 300; i++) {
+    for (int i = 0; i < Cases(300); i++) {
         Problem p;
         Make(&random, &p, true);
         ASSERT_LE(lim_cpu_work_size(&p.call, 4), 64u << 20);
@@ -321,7 +321,7 @@ TEST(Attention, WorkMemoryIsReusable) {
 TEST(Attention, SurvivesAnything) {
     Random     random(104);
     const auto targets = Targets();
-    for (int i = 0; i < 600; i++) {
+    for (int i = 0; i < Cases(600); i++) {
         Problem p;
         Make(&random, &p, false, true);
         ASSERT_TRUE(lim_cpu_force_target(targets[i % targets.size()].c_str()));

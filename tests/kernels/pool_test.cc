@@ -28,7 +28,7 @@ TEST(Pool, EveryIndexRunsOnce) {
     for (int size : {1, 2, 3, 8}) {
         lim_cpu_pool *pool = lim_cpu_pool_create(size);
         ASSERT_NE(pool, nullptr);
-        for (int i = 0; i < 600; i++) {
+        for (int i = 0; i < Cases(600); i++) {
             Counts counts = {};
             counts.nth = random.Int(1, size);
             /* Now and then long enough for the workers to fall asleep. */

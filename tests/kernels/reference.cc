@@ -13,6 +13,11 @@
 #include <thread>
 #include <unistd.h>
 
+int Cases(int all) {
+    const char *share = getenv("LIM_TEST_SHARE");
+    return share == nullptr ? all : std::max(1, all * atoi(share) / 100);
+}
+
 uint64_t Seed() {
     static const uint64_t seed = [] {
         const char *text = getenv("LIM_SEED");

@@ -17,6 +17,9 @@
 /* A new seed each run; LIM_SEED repeats one. */
 uint64_t Seed();
 
+/* How many random cases to run: all of them, or LIM_TEST_SHARE per cent where the processor is emulated. */
+int Cases(int all);
+
 class Random {
   public:
     explicit Random(uint64_t salt) : engine_(Seed() * 1000003 + salt) {}

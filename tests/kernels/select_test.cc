@@ -85,13 +85,13 @@ void CheckRandom(int policy, int cases, uint64_t salt) {
     lim_cpu_force_target(nullptr);
 }
 
-TEST(Select, UnionIsTheText) { CheckRandom(LIM_CPU_UNION, 12000, 1); }
+TEST(Select, UnionIsTheText) { CheckRandom(LIM_CPU_UNION, Cases(12000), 1); }
 
-TEST(Select, MassIsTheText) { CheckRandom(LIM_CPU_MASS, 6000, 2); }
+TEST(Select, MassIsTheText) { CheckRandom(LIM_CPU_MASS, Cases(6000), 2); }
 
 TEST(Select, LargeUnion) {
     Random random(3);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < Cases(4); i++) {
         const int   n = random.Int(20000, 40000), heads = random.Int(8, 32);
         const Split split = SplitBudget(n, 2048, 0.25, 4);
         std::vector<std::vector<float>> logits(heads, std::vector<float>(n));
@@ -113,7 +113,7 @@ TEST(Select, LargeUnion) {
 /* NaN and infinities under `mass`: no crash, the right number of ascending positions, the same for any nth. */
 TEST(Select, MassSurvivesAnything) {
     Random random(4);
-    for (int i = 0; i < 1500; i++) {
+    for (int i = 0; i < Cases(1500); i++) {
         const Case c = RandomCase(&random);
         std::vector<std::vector<float>> logits(c.heads, std::vector<float>(c.n));
         Fill(&random, &logits, true);

@@ -10,7 +10,7 @@ namespace {
 TEST(Visible, IsAPlainLoop) {
     Random     random(10);
     const auto targets = Targets();
-    for (int i = 0; i < 8000; i++) {
+    for (int i = 0; i < Cases(8000); i++) {
         const int  n = random.Chance(0.2) ? random.Int(0, 3000) : random.Int(0, 200);
         const bool half = random.Chance(0.5);
         std::vector<float> mask(n);

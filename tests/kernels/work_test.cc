@@ -6,7 +6,7 @@ namespace {
 
 TEST(Work, SizeIsMonotone) {
     Random random(30);
-    for (int i = 0; i < 20000; i++) {
+    for (int i = 0; i < Cases(20000); i++) {
         std::vector<lim_cpu_row> rows(random.Int(1, 40));
         for (auto &row : rows) {
             row = {};
