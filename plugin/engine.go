@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"lessismore/plugin/internal/cpu"
 )
@@ -13,10 +14,11 @@ import (
 type Engine struct {
 	config Config
 
-	mu     sync.Mutex
-	live   []statser
-	ended  []Stats
-	reason string // why the engine is inert; "": it is not
+	reason atomic.Pointer[string] // why the engine is inert; nil: it is not
+
+	mu    sync.Mutex // never held while a session's or sequence's own lock is taken
+	live  []statser
+	ended []Stats
 }
 
 // statser is a session or a sequence: something that counts.
@@ -39,19 +41,14 @@ func (e *Engine) Config() Config { return e.config }
 
 // Disable makes the engine inert, for a reason that the statistics carry: every session leaves every
 // layer to its host from then on. The first reason stays.
-func (e *Engine) Disable(reason string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.reason == "" {
-		e.reason = reason
-	}
-}
+func (e *Engine) Disable(reason string) { e.reason.CompareAndSwap(nil, &reason) }
 
 // Inert is why the engine does nothing; "": it works.
 func (e *Engine) Inert() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.reason
+	if reason := e.reason.Load(); reason != nil {
+		return *reason
+	}
+	return ""
 }
 
 func (e *Engine) started(s statser) {
@@ -75,20 +72,22 @@ func (e *Engine) finished(s statser) {
 // Report is what all sessions and sequences of the engine have counted, ended ones first.
 func (e *Engine) Report() *Report {
 	e.mu.Lock()
-	defer e.mu.Unlock()
+	contexts := append(make([]Stats, 0, len(e.ended)+len(e.live)), e.ended...)
+	live := slices.Clone(e.live)
+	e.mu.Unlock()
+	for _, s := range live {
+		contexts = append(contexts, s.stats())
+	}
 	r := &Report{
-		Version: Version, Engine: "cpu", Target: cpu.Target(), State: "active", Reason: e.reason,
+		Version: Version, Engine: "cpu", Target: cpu.Target(), State: "active", Reason: e.Inert(),
 		Config: ReportConfig{
 			Budget: e.config.Budget, Layers: e.config.Layers, Recency: e.config.Recency,
 			SinkTokens: e.config.SinkTokens, Policy: e.config.Policy.String(),
 		},
-		Contexts: append(make([]Stats, 0, len(e.ended)+len(e.live)), e.ended...),
+		Contexts: contexts,
 	}
-	if e.reason != "" {
+	if r.Reason != "" {
 		r.State = "inert"
-	}
-	for _, s := range e.live {
-		r.Contexts = append(r.Contexts, s.stats())
 	}
 	return r
 }

@@ -125,6 +125,7 @@ func (s *Session) Plan(g *Graph) {
 			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
 		}
 	}
+	s.untakable(g)
 	work := s.work.Bytes(need)
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
@@ -149,6 +150,26 @@ func (s *Session) flashless(g *Graph) {
 	s.warned = true
 	s.log(LogInfo, "nothing is taken: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
 		"llama-cpp-python flash_attn=True, node-llama-cpp flashAttention: true, xllamacpp flash_attn_type enabled")
+}
+
+// untakable says once that no attention of a graph can ever be taken, and why.
+func (s *Session) untakable(g *Graph) {
+	if s.warned {
+		return
+	}
+	for i := range g.Nodes {
+		switch g.Nodes[i].Reason {
+		case ReasonNoCache, ReasonMLA, ReasonType, ReasonShape, ReasonSparseHint:
+		default:
+			return
+		}
+	}
+	s.warned = true
+	reason := g.Nodes[0].Reason.String()
+	if g.Nodes[0].Reason == ReasonNoCache {
+		reason += ": keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32)"
+	}
+	s.log(LogInfo, "nothing is taken in this context: "+reason)
 }
 
 // follow keeps the K/V index up to date: shifts, then the batch's positions, then its writes.

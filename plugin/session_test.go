@@ -4,6 +4,7 @@ import (
 	"math/rand"
 	"slices"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
@@ -402,4 +403,27 @@ func TestSessionAllocatesNothingPerToken(t *testing.T) {
 	step()
 	require.Equal(t, Taken, g.Nodes[5].Reason)
 	require.Zero(t, testing.AllocsPerRun(200, step))
+}
+
+// A context that ends while others compute writes the statistics of all.
+func TestReportWhileSessionsPlan(t *testing.T) {
+	h := newFakeHost(t, small(8, 1), 3, 64, 1)
+	h.discover()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 2000 {
+			h.session.engine.Report()
+			h.session.engine.Disable("")
+		}
+	}()
+	for i := range 2000 {
+		h.session.Plan(&Graph{Nodes: []Node{{Reason: ReasonMLA, Layer: int32(i)}}})
+		h.session.engine.Inert()
+	}
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("deadlock")
+	}
 }

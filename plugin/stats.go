@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/bits"
 	"os"
@@ -250,7 +251,7 @@ func (r *Report) JSON() []byte {
 func WriteFile(path string, text []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".lessismore-*")
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", path, errors.Unwrap(err)) // the temporary name says nothing to anybody
 	}
 	defer os.Remove(f.Name())
 	_, err = f.Write(text)

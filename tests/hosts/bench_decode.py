@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Whole decode, milliseconds per token: the host with and without the library.
+
+    <cache>/venv/bin/python tests/hosts/bench_decode.py --contexts 4096,16384 --out decode.json
+
+For each context length, thread count and cache type three processes hold the same
+context in the same host: flash attention on, flash attention off, and the library.
+They take turns, a few tokens each, round after round, so that a machine that slows
+down slows all of them; the baseline is the better of the two stock settings. The
+ratio is the median over rounds, its interval a bootstrap over rounds. Text and
+weights are random, which is all that the time depends on.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+
+import hostlib
+import numpy as np
+from make_model import PRESETS, make
+
+KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
+STOCK = ("off", "on")
+
+
+def interval(values: np.ndarray, rng, rounds: int = 4000) -> tuple[float, float]:
+    """Bootstrap 95 % confidence interval of the median."""
+    picks = rng.integers(0, len(values), (rounds, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def library_bytes(shape, context: int, budget: int, layers, kv: str) -> int:
+    """K/V bytes that the library reads for one token: full layers all of it, others T."""
+    start = layers[0]
+    full = len(set(range(start)) | set(layers)) if budget < context else shape.layers
+    row = shape.kv_bytes(KV_BYTES[kv])
+    return full * context * row + (shape.layers - full) * min(budget, context) * row
+
+
+def say(text: str):
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure(args, shape, model, context: int, threads: int, kv: str, library) -> dict:
+    settings = {"LESSISMORE_BUDGET": args.budget}
+    if args.layers:
+        settings["LESSISMORE_LAYERS"] = args.layers
+    names = [*STOCK] + (["library"] if library else [])
+    workers, times = {}, {n: [] for n in names}
+    try:
+        for n in names:
+            say(f"  {context} tokens, {threads} thread(s), {kv}, {n}: filling")
+            workers[n] = hostlib.Worker(args.host, n, library=library, settings=settings, model=model,
+                                        context=context, threads=threads, kv=kv)
+        for k in range(args.rounds):
+            order = names[k % len(names) :] + names[: k % len(names)]
+            for n in order:
+                times[n].append(float(np.median(workers[n].decode(args.steps))))
+    finally:
+        for w in workers.values():
+            w.close()
+    if (load := os.getloadavg()[0]) > threads + 1:
+        say(f"  warning: other programs run here (load {load:.1f}): these numbers mean little")
+    rng = np.random.default_rng(0)
+    ms = {n: float(np.median(t)) for n, t in times.items()}
+    best = min(STOCK, key=ms.get)
+    out = {
+        "name": "decode", "host": args.host, "model": args.preset, "kv_type": kv, "heads": shape.heads,
+        "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "context": context, "budget": args.budget,
+        "threads": threads, "rounds": args.rounds, "steps": args.steps, "load": load,
+        **hostlib.machine(),
+        "baseline": f"host, flash attention {best}", "baseline_ms": ms[best],
+        "host_flash_on_ms": ms["on"], "host_flash_off_ms": ms["off"],
+        "ms": None, "ratio": None, "ratio_interval": None, "bytes": None, "limit_share": None,
+    }
+    if library:
+        stats = workers["library"].stats
+        if not stats or stats["state"] != "active":
+            raise SystemExit(f"the library took no part: {stats and stats['reason']}")
+        used = next(c for c in stats["contexts"] if c["rows"])
+        ratios = np.array(times[best]) / np.array(times["library"])
+        low, high = interval(ratios, rng)
+        out |= {"ms": ms["library"], "ratio": float(np.median(ratios)), "ratio_interval": [low, high],
+                "ratio_to_flash_on": float(np.median(np.array(times["on"]) / np.array(times["library"]))),
+                "layers": used["selection_layers"],
+                "bytes": library_bytes(shape, context, args.budget, used["selection_layers"], kv),
+                "share_attended": used["tokens_attended"] / max(1, used["tokens_visible"])}
+        if args.bandwidth:
+            out["limit_share"] = out["bytes"] / (args.bandwidth * 1e9) * 1e3 / ms["library"]
+    return out
+
+
+def main():
+    numbers = lambda text: [int(x) for x in text.split(",")]  # noqa: E731
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument("--contexts", type=numbers, default=[512, 4096, 16384], help="default 512,4096,16384")
+    ap.add_argument("--threads", type=numbers, default=[1, 2])
+    ap.add_argument("--kv", default="f16", help="cache types, comma separated")
+    ap.add_argument("--budget", type=int, default=2048)
+    ap.add_argument("--layers", help="selection layers (default: the library's own)")
+    ap.add_argument("--preset", default="qwen3-0.6b", choices=PRESETS)
+    ap.add_argument("--host", default="llama-cpp-python", choices=["llama-cpp-python", "node-libs"])
+    ap.add_argument("--rounds", type=int, default=7)
+    ap.add_argument("--steps", type=int, default=4, help="tokens per setting and round")
+    ap.add_argument("--bandwidth", type=float, help="measured read bandwidth, GB/s, for limit_share")
+    ap.add_argument("--stock", action="store_true", help="measure the host only")
+    ap.add_argument("--out", help="JSON file (default: standard output)")
+    args = ap.parse_args()
+    library = None if args.stock else hostlib.library_path()
+    if library and not library.exists():
+        ap.error(f"no library at {library}")
+    shape = PRESETS[args.preset]
+    model = str(make(hostlib.cache() / "models" / f"{args.preset}.gguf", shape))
+    results = []
+    for context in args.contexts:
+        for threads in args.threads:
+            for kv in args.kv.split(","):
+                start = time.time()
+                r = measure(args, shape, model, context, threads, kv, library)
+                results.append(r)
+                ours = "" if r["ms"] is None else (f", library {r['ms']:.1f}, {r['ratio']:.2f}x "
+                                                   f"[{r['ratio_interval'][0]:.2f}, {r['ratio_interval'][1]:.2f}]")
+                say(f"{context:6} tokens, {threads} thread(s), {kv}: on {r['host_flash_on_ms']:.1f} ms, "
+                    f"off {r['host_flash_off_ms']:.1f}{ours}   ({time.time() - start:.0f} s)")
+                if args.out:
+                    with open(args.out, "w") as f:
+                        json.dump(results, f, indent=1)
+    if not args.out:
+        json.dump(results, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""One host holding one long context, told in turn to decode.
+
+Job: as native.py's, and {"context": tokens, "flash", "threads", "kv"}; answers
+{"event": "filled", …} once, then to every line {"steps": m} on stdin {"ms": [...]}.
+Each answer begins at the same position again, so all measure the same length.
+"""
+import time
+
+import engine
+import protocol
+from native import open_host
+
+BLOCK = 512
+
+
+def main():
+    job = protocol.job()
+    api = open_host(job["host"], job.get("library"), job.get("environ", {}))
+    keep = engine.quiet(api, job.get("log_level", 3))
+    model = engine.Model(api, job["model"])
+    n = job["context"]
+    ctx = engine.Context(model, n + 2 * BLOCK, n_seq=2, threads=job["threads"], flash=job["flash"], unified=True,
+                         kv=job.get("kv", "f16"), n_batch=BLOCK)
+    start = time.perf_counter()
+    end = engine.fill_context(ctx, n, block=BLOCK, progress=lambda k: protocol.emit(event="filling", tokens=k))
+    engine.timed_steps(ctx, end, 2)  # the first decode moves the keys to their positions
+    ctx.remove(0, end)
+    protocol.emit(event="filled", tokens=end, seconds=time.perf_counter() - start)
+    for command in protocol.commands():
+        if "steps" not in command:
+            break
+        ms, tokens = engine.timed_steps(ctx, end, command["steps"])
+        ctx.remove(0, end)
+        protocol.emit(ms=ms, tokens=tokens)
+    ctx.free()
+    model.free()
+    protocol.emit(event="end")
+    del keep
+
+
+if __name__ == "__main__":
+    main()

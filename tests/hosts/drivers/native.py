@@ -1,0 +1,42 @@
+"""Driver for hosts that are a libllama: runs one scenario of scenarios.py.
+
+Job: {"host": "llama-cpp-python" | folder or file with llama.cpp's libraries,
+      "library": path of liblessismore.so or null, "environ": {set before loading},
+      "loads": how often the library is loaded,
+      "scenario": name, "model": path, ...arguments of the scenario}
+"""
+import os
+
+import capi
+import engine
+import protocol
+import scenarios
+
+
+def open_host(host: str, library: str | None, environ: dict, loads: int = 1) -> capi.Api:
+    if host == "llama-cpp-python":
+        import llama_cpp.llama_cpp
+
+        api = capi.load(llama_cpp.llama_cpp._lib)
+    else:
+        api = capi.load(host)
+    os.environ.update(environ)
+    for _ in range(loads if library else 0):
+        # Loaded is not engaged: whether it is, the library's stats say.
+        if not api.ggml_backend_load(library.encode()):
+            raise RuntimeError(f"the host refused {library}")
+    return api
+
+
+def main():
+    job = protocol.job()
+    api = open_host(job.pop("host"), job.pop("library", None), job.pop("environ", {}), job.pop("loads", 1))
+    job_log = engine.quiet(api, job.pop("log_level", 3))
+    model = engine.Model(api, job.pop("model"))
+    getattr(scenarios, job.pop("scenario"))(model, **job)
+    model.free()
+    del job_log
+
+
+if __name__ == "__main__":
+    main()

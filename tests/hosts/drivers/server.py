@@ -1,0 +1,104 @@
+"""Driver for llama-server: starts it, sends all prompts at once, stops it.
+
+Job: {"server": path, "model", "prompts", "lengths", "slots", "context", "threads",
+      "flash": "on" | "off" | "auto", "unified", "arguments": [...], "stream"}
+The library comes in through the environment alone: GGML_BACKEND_PATH.
+"""
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import protocol
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def request(port, method, path, body=None, timeout=300):
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    c.request(method, path, json.dumps(body) if body is not None else None, {"Content-Type": "application/json"})
+    return c.getresponse()
+
+
+def start(job) -> tuple[subprocess.Popen, int]:
+    port = free_port()
+    slots = job.get("slots", 1)
+    cmd = [job["server"], "-m", job["model"], "--host", "127.0.0.1", "--port", str(port), "-np", str(slots),
+           "-c", str(job.get("context", 2048) * slots), "-t", str(job.get("threads", 1)), "-tb",
+           str(job.get("threads", 1)), "--no-warmup", "-fa", job.get("flash", "auto"),
+           "-kvu" if job.get("unified", True) else "-no-kvu", *job.get("arguments", [])]
+    server = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"llama-server ended with {server.returncode}")
+        try:
+            if request(port, "GET", "/health", timeout=5).status == 200:
+                return server, port
+        except OSError:
+            pass
+        time.sleep(0.1)
+    server.kill()
+    raise RuntimeError("llama-server did not come up in 120 s")
+
+
+def complete(port, slot, prompt, length, stream):
+    body = {"prompt": prompt, "n_predict": length, "temperature": 0.0, "top_k": 1, "id_slot": slot, "stream": True,
+            "return_tokens": True, "cache_prompt": False, "ignore_eos": True}
+    response = request(port, "POST", "/completion", body)
+    if response.status != 200:
+        raise RuntimeError(response.read().decode())
+    out = []
+    for raw in response:
+        if raw.startswith(b"data: "):
+            tokens = json.loads(raw[6:]).get("tokens", [])
+            out += tokens
+            if stream:
+                for t in tokens:
+                    protocol.emit(prompt=slot, token=t)
+    return out
+
+
+def main():
+    job = protocol.job()
+    server, port = start(job)
+    errors = []
+
+    def work(i):
+        try:
+            protocol.emit(prompt=i, tokens=complete(port, i, job["prompts"][i], job["lengths"][i], job.get("stream")))
+        except Exception as error:  # noqa: BLE001 (raised below, on the main thread)
+            errors.append(error)
+
+    try:
+        if "text" in job:
+            body = {"content": job["text"], "add_special": True}
+            protocol.emit(tokens=json.loads(request(port, "POST", "/tokenize", body).read())["tokens"])
+        workers = [threading.Thread(target=work, args=(i,)) for i in range(len(job.get("prompts", [])))]
+        for w in workers:
+            w.start()
+        for w in workers:
+            w.join()
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            code = server.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            raise RuntimeError("llama-server did not end within 60 s of SIGINT")
+    if errors:
+        raise errors[0]
+    protocol.emit(exit=code)
+
+
+if __name__ == "__main__":
+    main()

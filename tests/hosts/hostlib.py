@@ -1,0 +1,264 @@
+"""Runs a host's driver in a process of its own and returns what came of it.
+
+Used by the tests, the benchmark and the demo. `run("node", library=…, prompts=…)`
+starts the host with a clean LESSISMORE environment, gives it the library in the way
+that this host takes one, and reads its JSON lines, its log and the library's stats.
+"""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+DRIVERS = HERE / "drivers"
+REASONER = ROOT / "tests" / "data" / "reasoner" / "reasoner-f16.gguf"
+
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(REASONER.parent))
+import install  # noqa: E402
+import task  # noqa: E402
+
+STEPS = task.steps_for(2048)
+
+
+class HostError(RuntimeError):
+    """The driver failed; the text carries the end of its log."""
+
+
+def library_path() -> Path:
+    return Path(os.environ.get("LESSISMORE_LIBRARY") or ROOT / "build" / "liblessismore.so").absolute()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of the reasoner: the prompt's tokens and those of its one solution."""
+
+    prompt: list[int]
+    solution: list[int]
+
+    @classmethod
+    def make(cls, seed: int, steps: int = STEPS) -> "Problem":
+        prompt, solution = task.problem(random.Random(seed), steps)
+        return cls([task.BOS] + task.encode(prompt), task.encode(solution))
+
+
+@dataclass
+class Result:
+    lines: list[dict]
+    log: str
+    stats: dict | None
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        for line in self.lines:
+            if "prompt" in line and "tokens" in line:
+                self.tokens[line["prompt"]] = line["tokens"]
+            elif "prompt" in line and "text" in line:
+                self.tokens[line["prompt"]] = task.encode("".join(c for c in line["text"] if c in task.ID))
+            self.rows += line.get("rows", [])
+
+    def value(self, key):
+        return next(line[key] for line in self.lines if key in line)
+
+    def exact(self, problems) -> list[bool]:
+        """For each problem whether the host's tokens are its solution's, as far as they go."""
+        return [bool(t := self.tokens.get(i)) and t == p.solution[: len(t)] for i, p in enumerate(problems)]
+
+    def solved(self, problems) -> int:
+        return sum(ok and len(self.tokens[i]) == len(p.solution)
+                   for i, (ok, p) in enumerate(zip(self.exact(problems), problems)))
+
+    def contexts(self) -> list[dict]:
+        """The stats of the contexts that decoded; hosts make others only to look at a device."""
+        return [c for c in self.stats["contexts"] if c["rows"]]
+
+    def visible_beyond(self, budget: int) -> int:
+        return sum(n > budget for n in self.rows)
+
+
+def cache() -> Path:
+    return install.cache_dir()
+
+
+def installed(part: str) -> Path:
+    if not install.PARTS[part].stamp(cache()):
+        raise HostError(f"host {part!r} is not installed: run  python3 {HERE / 'install.py'} {part}")
+    return cache() / part
+
+
+def python(part: str) -> str:
+    return str(installed(part) / "bin" / "python")
+
+
+def node_libs() -> Path:
+    return installed("node") / "libs"
+
+
+def command(host: str, scenario: bool) -> list[str]:
+    """How the driver of a host is started."""
+    if host == "node":
+        root = installed("node")
+        entry = root / "node_modules" / "node-llama-cpp" / "dist" / "index.js"
+        return [str(root / "node"), str(DRIVERS / "node.mjs"), str(entry)]
+    if host == "xllamacpp":
+        return [python("xllamacpp"), str(DRIVERS / "xllamacpp_host.py")]
+    if host == "llama-server":
+        return [python("venv"), str(DRIVERS / "server.py")]
+    if host == "llama-cpp-python":
+        return [python("llama-cpp-python"), str(DRIVERS / ("native.py" if scenario else "high_level.py"))]
+    if host == "node-libs":  # node-llama-cpp's libraries without Node.js
+        return [python("venv"), str(DRIVERS / "native.py")]
+    raise ValueError(f"unknown host {host!r}")
+
+
+def environment(host: str, library: Path | None, settings: dict, stats: Path | None) -> dict:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LESSISMORE", "GGML_BACKEND_PATH", "PYTHONPATH"))}
+    env.update({k: str(v) for k, v in settings.items()})
+    env["PYTHONDONTWRITEBYTECODE"] = "1"
+    if stats:
+        env["LESSISMORE_STATS"] = str(stats)
+    if library and host in ("node", "llama-server"):
+        env["GGML_BACKEND_PATH"] = str(library)
+    return env
+
+
+def run(host: str, *, library: Path | None = None, settings: dict | None = None, timeout: float = 300,
+        on_line=None, **job) -> Result:
+    """One run of a host from start to end.
+
+    `settings` is its environment (LESSISMORE_…), `library` the .so or None for the
+    host alone, `scenario` picks one of drivers/scenarios.py where the host's C
+    interface is at hand, and the rest of `job` goes to the driver.
+    """
+    job.setdefault("model", str(REASONER))
+    scenario = host in ("llama-cpp-python", "node-libs") and "scenario" in job
+    if "problems" in job:
+        problems = job.pop("problems")
+        job["prompts"] = [p.prompt for p in problems]
+        job.setdefault("lengths", [len(p.solution) for p in problems])
+    if scenario:
+        job["host"] = str(node_libs()) if host == "node-libs" else host
+    if host == "llama-server":
+        job["server"] = str(installed("llama-server") / "bin" / "llama-server")
+    if library and host not in ("node", "llama-server"):
+        job["library"] = str(library)
+    with tempfile.TemporaryDirectory(prefix="lessismore-") as tmp:
+        stats = Path(tmp) / "stats.json"
+        env = environment(host, library, settings or {}, stats if library else None)
+        # Two threads of an OpenMP host on a busy machine otherwise spin against each other.
+        env.setdefault("OMP_WAIT_POLICY", "passive")
+        with open(Path(tmp) / "log", "w+") as log:
+            child = subprocess.Popen(command(host, scenario), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                     stderr=log, text=True)
+            timer = threading.Timer(timeout, child.kill)
+            timer.start()
+            try:
+                child.stdin.write(json.dumps(job) + "\n")
+                child.stdin.close()
+                lines = []
+                for raw in child.stdout:
+                    line = json.loads(raw)
+                    lines.append(line)
+                    if on_line:
+                        on_line(line)
+                code = child.wait()
+            finally:
+                timer.cancel()
+                child.kill()
+                child.wait()
+            log.seek(0)
+            text = log.read()
+        if code:
+            raise HostError(f"{host} ended with {code}:\n{text[-4000:]}")
+        return Result(lines, text, json.loads(stats.read_text()) if stats.exists() else None)
+
+
+class Worker:
+    """A driver that stays: bench_worker.py in a process of its own.
+
+    `setting` is "on" or "off" (the host's flash attention) or "library".
+    """
+
+    def __init__(self, host: str, setting: str, *, library: Path | None = None, settings: dict | None = None,
+                 on_fill=None, **job):
+        self.setting = setting
+        self._tmp = tempfile.TemporaryDirectory(prefix="lessismore-")
+        self._stats = Path(self._tmp.name) / "stats.json"
+        self._log = open(Path(self._tmp.name) / "log", "w+")
+        ours = setting == "library"
+        job |= {"host": str(node_libs()) if host == "node-libs" else host, "flash": setting != "off",
+                "library": str(library) if ours else None}
+        cmd = command(host, True)
+        cmd[-1] = str(DRIVERS / "bench_worker.py")
+        env = environment(host, library if ours else None, (settings or {}) if ours else {},
+                          self._stats if ours else None)
+        self._child = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       stderr=self._log, text=True, bufsize=1)
+        self.stats = None
+        self._send(job)
+        while (line := self._receive()).get("event") != "filled":
+            if on_fill:
+                on_fill(line["tokens"])
+        self.context, self.fill_seconds = line["tokens"], line["seconds"]
+
+    def _send(self, fields):
+        self._child.stdin.write(json.dumps(fields) + "\n")
+        self._child.stdin.flush()
+
+    def _receive(self) -> dict:
+        raw = self._child.stdout.readline()
+        if not raw:
+            self._child.wait()
+            self._log.seek(0)
+            text = self._log.read()
+            raise HostError(f"the worker ended with {self._child.returncode}:\n{text[-4000:]}")
+        return json.loads(raw)
+
+    def decode(self, steps: int) -> list[float]:
+        """Milliseconds of each of `steps` tokens, always behind the same context."""
+        self._send({"steps": steps})
+        return self._receive()["ms"]
+
+    def close(self):
+        """Ends the worker and reads the library's stats."""
+        try:
+            if self._child.poll() is None:
+                self._send({"end": True})
+                self._receive()
+                self._child.wait(timeout=60)
+            if self._stats.exists():
+                self.stats = json.loads(self._stats.read_text())
+        finally:
+            self._child.kill()
+            self._child.wait()
+            self._log.close()
+            self._tmp.cleanup()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def machine() -> dict:
+    """What the numbers were measured on."""
+    model = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {"cpu": model or platform.machine(), "cores": len(os.sched_getaffinity(0))}

