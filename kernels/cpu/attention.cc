@@ -61,7 +61,7 @@ struct Prefetcher {
 };
 /* Values are not taken in memory order, and quantised rows are bound by arithmetic: a second time gains nothing. */
 template <class Row>
-using KeyPrefetcher = Prefetcher<Row::kStep == 16 ? 8 : 0>;
+using KeyPrefetcher = Prefetcher<Row::kStep == 16 ? 16 : 0>;
 using ValuePrefetcher = Prefetcher<0>;
 
 /* The largest of no logits. Not -inf: the difference of two would be NaN. */
