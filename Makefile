@@ -56,7 +56,8 @@ test-ggml: library
 	tests/ggml/run.sh
 
 test-python: library hosts
-	$(VENV) -m pytest -q tests/python
+	$(PYTHON) tests/python/install.py
+	$(LESSISMORE_CACHE)/python/bin/python -m pytest -q tests/python
 
 test-hosts: library hosts
 	$(VENV) -m pytest -q tests/hosts
