@@ -11,10 +11,11 @@ import "C"
 
 import (
 	"fmt"
-	"os"
+	"path/filepath"
 	"runtime/cgo"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"unsafe"
 
 	"lessismore/plugin"
@@ -43,7 +44,8 @@ func lookup(name string) (string, bool) {
 
 func logLine(level plugin.LogLevel, text string) {
 	if level <= host.env.Log {
-		fmt.Fprintf(os.Stderr, "lessismore: %s\n", text)
+		// Not through os.Stderr: Go ends the process when that is a pipe that nobody reads any more.
+		_, _ = syscall.Write(2, []byte("lessismore: "+text+"\n"))
 	}
 }
 
@@ -99,6 +101,11 @@ func configure() {
 	env, err := plugin.FromEnvironment(lookup)
 	if err != nil {
 		env.Config = plugin.DefaultConfig()
+	}
+	if env.StatsPath != "" { // hosts may change their directory
+		if path, err := filepath.Abs(env.StatsPath); err == nil {
+			env.StatsPath = path
+		}
 	}
 	host.env = env
 	host.engine, _ = plugin.NewEngine(env.Config)

@@ -30,6 +30,16 @@ func (d *discovery) observe(n *Node) bool {
 	return false
 }
 
+// knows tells whether a complete pass had this layer, with this store.
+func (d *discovery) knows(n *Node) bool {
+	for _, l := range d.layers {
+		if l.layer == n.Layer {
+			return l.store.ID == n.Store.ID
+		}
+	}
+	return false
+}
+
 // decide tells full from sliding-window layers where a model has both: they have two masks, and the
 // sliding layers' store is smaller, unless the host keeps it whole. Then compare decides later.
 func (d *discovery) decide() {

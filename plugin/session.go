@@ -10,6 +10,10 @@ import (
 	"lessismore/plugin/internal/cpu"
 )
 
+// maxWork bounds the kernels' work memory: logits of many rows over a long context. Beyond it the host
+// computes the batch itself.
+const maxWork = 1 << 30
+
 // maxRows bounds the rows of a batch that is looked at closely; a larger one is a prompt.
 const maxRows = 256
 
@@ -126,10 +130,17 @@ func (s *Session) Plan(g *Graph) {
 		}
 	}
 	s.untakable(g)
-	work := s.work.Bytes(need)
+	var work unsafe.Pointer
+	if need <= maxWork {
+		work = s.work.Bytes(need)
+	}
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
-		if n.Reason == Taken && work == nil {
+		switch {
+		case n.Reason != Taken:
+		case s.ordinal == nil: // a later node of the graph showed that the layers were not known after all
+			n.Reason = ReasonDiscovery
+		case work == nil:
 			n.Reason = ReasonMemory
 		}
 		if n.Reason != Taken {
@@ -148,6 +159,7 @@ func (s *Session) flashless(g *Graph) {
 		return
 	}
 	s.warned = true
+	clear(s.tracks)
 	s.log(LogInfo, "nothing is taken: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
 		"llama-cpp-python flash_attn=True, node-llama-cpp flashAttention: true, xllamacpp flash_attn_type enabled")
 }
@@ -188,6 +200,9 @@ func (s *Session) follow(g *Graph) {
 }
 
 func (s *Session) wrote(w *Write) {
+	if s.warned && !s.attention {
+		return // flash attention is off: nothing will ask
+	}
 	t := s.tracks[w.Store.ID]
 	if t == nil || !t.index.Fits(int(w.Store.Slots), int(w.Store.Streams)) {
 		if s.ordinal != nil {
@@ -225,11 +240,18 @@ func (s *Session) tell(g *Graph) {
 
 // node decides about one node that the kernels could take.
 func (s *Session) node(n *Node, fresh *bool) Reason {
-	if s.counts.Inert != "" || s.engine.Inert() != "" {
+	if s.engine.Inert() != "" {
 		return ReasonInert
 	}
-	if !s.discovery.observe(n) {
+	if s.discovery.observe(n) && !s.discovery.knows(n) {
+		s.rediscover()
+		s.discovery.observe(n)
+	}
+	if !s.discovery.complete {
 		return ReasonDiscovery
+	}
+	if s.counts.Inert != "" {
+		return ReasonInert
 	}
 	if s.ordinal == nil {
 		if !s.discovery.decided {
@@ -246,7 +268,10 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 		return ReasonSliding
 	}
 	key := stepKey{uintptr(n.Mask), n.NKV, n.Tokens, n.Streams, n.FirstStream}
-	if *fresh && (key != s.key || layer <= s.step.layer) {
+	if *fresh && layer <= s.step.layer {
+		return ReasonShared
+	}
+	if *fresh && key != s.key {
 		return ReasonUnknownRow // a second step in one call would overwrite what the first one's layers read
 	}
 	if !*fresh {
@@ -279,6 +304,14 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 			s.step.rows[0].SetLen, s.step.rows[0].Visible, s.roles.Selections()))
 	}
 	return Taken
+}
+
+// rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
+func (s *Session) rediscover() {
+	s.discovery, s.roles, s.ordinal, s.followed = discovery{}, Roles{}, nil, nil
+	clear(s.tracks)
+	s.step.chosen, s.reason = false, ReasonDiscovery
+	s.counts.Inert = ""
 }
 
 // assign gives the layers that can take part their numbers and roles, and keeps only the index that

@@ -360,6 +360,24 @@ func TestSessionTellsSlidingLayers(t *testing.T) {
 	}
 }
 
+// A first pass that a callback ended early is not taken for the whole model.
+func TestSessionStartsOverAfterAShortFirstPass(t *testing.T) {
+	h := newFakeHost(t, small(4, 1), 6, 32, 1)
+	g := h.graph([]token{{0, 31, 99, 0}}, 0, 3)
+	h.session.Plan(g)
+	h.cells[0][31].sequence = -1
+	for i := range 8 {
+		nodes := h.plan(token{0, i, 0, int32(i)})
+		if i >= 4 { // sooner, but not later
+			for _, n := range nodes {
+				require.Equal(t, Taken, n.Reason)
+			}
+		}
+	}
+	require.Equal(t, 6, h.session.Stats().Layers)
+	require.Equal(t, []int{1}, h.session.Stats().SelectionLayers)
+}
+
 func TestSessionRefusesLayersThatAreNotThere(t *testing.T) {
 	h := newFakeHost(t, small(4, 2, 7), 5, 32, 1)
 	h.discover()

@@ -25,17 +25,18 @@ const (
 	ReasonType                     // a query, key, value or mask type that the kernels do not have
 	ReasonShape                    // a shape, stride or mask layout that the kernels do not have
 	ReasonSparseHint               // the model itself is sparse here
-	ReasonUnknownRow               // a batch whose rows cannot be told apart
+	ReasonUnknownRow               // a batch whose rows cannot be told apart, or whose store's writes are not seen
 	ReasonUndecided                // sliding and full layers cannot be told apart yet
 	ReasonInert                    // the library has switched itself off
 	ReasonMemory                   // no memory for the plan
 	ReasonFailed                   // planning failed: a fault of the library
+	ReasonShared                   // a layer that reads the store of another one
 	reasons
 )
 
 var reasonNames = [reasons]string{
 	"", "prompt", "mixed", "discovery", "no_cache", "sliding_window", "mla", "type", "shape",
-	"sparse_hint", "unknown_rows", "undecided", "inert", "memory", "failed",
+	"sparse_hint", "unknown_rows", "undecided", "inert", "memory", "failed", "shared_store",
 }
 
 // String is the reason's name in the statistics.
@@ -147,7 +148,9 @@ func (s *Stats) began(st *step) {
 
 // add sums o into s.
 func (s *Stats) add(o *Stats) {
-	s.Layers, s.SelectionLayers = o.Layers, o.SelectionLayers
+	if s.Layers == 0 {
+		s.Layers, s.SelectionLayers = o.Layers, o.SelectionLayers
+	}
 	for _, f := range []struct{ to, from *uint64 }{
 		{&s.Steps, &o.Steps}, {&s.Rows, &o.Rows}, {&s.RowsSparse, &o.RowsSparse}, {&s.RowsFull, &o.RowsFull},
 		{&s.TokensVisible, &o.TokensVisible}, {&s.TokensAttended, &o.TokensAttended},
@@ -249,6 +252,9 @@ func (r *Report) JSON() []byte {
 // WriteFile puts text in a file, whole or not at all: a new file beside it takes its name. A symbolic
 // link in its place is replaced, never followed.
 func WriteFile(path string, text []byte) error {
+	if there, err := os.Lstat(path); err == nil && !there.Mode().IsRegular() && there.Mode()&os.ModeSymlink == 0 {
+		return fmt.Errorf("%s: is there and is not a regular file", path)
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".lessismore-*")
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, errors.Unwrap(err)) // the temporary name says nothing to anybody

@@ -153,6 +153,7 @@ void Extract::read(const Host &host, Graph *from) {
         } else if (t->op == host.set_rows) {
             const Tensor *slots = t->src[1];
             if (layer_of(t->view_src) < 0 || slots == nullptr || slots->data == nullptr || (slots->type != kI64 && slots->type != kI32)) continue;
+            if ((slots->view_src != nullptr ? slots->view_src : slots)->op != host.none) continue; // computed in the graph: not there yet
             writes.push_back({store_of(t->view_src), slots->data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
         } else if (t->op == host.rope) {
             const Tensor *positions = t->src[1];

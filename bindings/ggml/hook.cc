@@ -7,6 +7,7 @@
 #include "hook.h"
 
 #include <cstdio>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -33,7 +34,11 @@ struct Context {
     uintptr_t         session;
     Extract           extract;
     std::vector<Saved> saved;
+    uint32_t           computed; // graphs
 };
+
+// Graphs between two looks at the process's signal handlers: a few microseconds each.
+constexpr uint32_t kSignalCheck = 64;
 
 // A host that loaded the library. A process may hold several, each with its own copy of ggml.
 struct Installed {
@@ -47,24 +52,38 @@ struct State {
     std::mutex               mutex;
     std::vector<Installed *> hosts;
     std::vector<Context *>   contexts;
-    pid_t                    pid;
 };
 
+// The process that loaded the library. Go's runtime, which starts with it, does not survive a fork: in a
+// child the host goes on by itself.
+const pid_t loaded_in = getpid();
+bool        forked() { return getpid() != loaded_in; }
+
 State &state() {
-    static State *s = [] {
-        auto *fresh = new State;
-        fresh->pid  = getpid();
-        return fresh;
-    }();
+    static State *s = new State;
     return *s;
 }
 
 Context *find_context(Backend *backend) {
-    std::lock_guard lock(state().mutex);
+    std::unique_lock lock(state().mutex, std::defer_lock);
+    if (!forked()) lock.lock(); // a child has one thread, and its copy of the lock may be held for ever
     for (Context *c : state().contexts) {
         if (c->backend == backend) return c;
     }
     return nullptr;
+}
+
+// A handler without SA_ONSTACK runs on the stack that it interrupts. While a thread is in Go that is a
+// goroutine's, of a few kilobytes, and Go's runtime aborts. Go gives the flag to the handlers that it finds
+// at its start; hosts install theirs later (llama-server after loading the model).
+void give_handlers_their_stack() {
+    for (int number = 1; number < NSIG; number++) {
+        struct sigaction action;
+        if (sigaction(number, nullptr, &action) != 0 || (action.sa_flags & SA_ONSTACK) != 0) continue;
+        if ((action.sa_flags & SA_SIGINFO) == 0 && (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)) continue;
+        action.sa_flags |= SA_ONSTACK;
+        sigaction(number, &action, nullptr);
+    }
 }
 
 // One thread's part of a taken node; runs on the host's threads.
@@ -76,8 +95,8 @@ void run(Tensor *, int ith, int nth, void *user) {
 int compute(Backend *backend, Graph *graph) {
     Context *c = find_context(backend);
     if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
-    // Go's runtime does not survive a fork; the child's host goes on by itself.
-    if (getpid() != state().pid) return c->compute(backend, graph);
+    if (forked()) return c->compute(backend, graph);
+    if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
 
     c->saved.clear();
     try {
@@ -110,7 +129,8 @@ void free_backend(Backend *backend) {
     if (c == nullptr) return;
     const FreeFn original = c->free;
     {
-        std::lock_guard lock(state().mutex);
+        std::unique_lock lock(state().mutex, std::defer_lock);
+        if (!forked()) lock.lock();
         auto &all = state().contexts;
         for (size_t i = 0; i < all.size(); i++) {
             if (all[i] == c) {
@@ -119,7 +139,7 @@ void free_backend(Backend *backend) {
             }
         }
     }
-    if (getpid() == state().pid) lim_go_ggml_close(c->session);
+    if (!forked()) lim_go_ggml_close(c->session);
     delete c;
     original(backend);
 }
@@ -160,7 +180,7 @@ Backend *init_backend(Device *device, const char *params) {
     const Installed *installed = find_installed(device);
     if (installed == nullptr) return nullptr; // unreachable: only devices in the list are hooked
     Backend *backend = installed->host.init_backend(device, params);
-    if (backend != nullptr && getpid() == state().pid) attach(installed->host, backend);
+    if (backend != nullptr && !forked()) attach(installed->host, backend);
     return backend;
 }
 
@@ -205,14 +225,13 @@ extern "C" void *lim_ggml_install(void *caller, int hook, char *text, size_t siz
 extern "C" void lim_ggml_at_exit(void) {
     static std::once_flag once;
     std::call_once(once, [] {
-        (void)state();
         atexit([] {
-            if (getpid() == state().pid) lim_go_ggml_exit();
+            if (!forked()) lim_go_ggml_exit();
         });
     });
 }
 
 // What a ggml host calls on the library that it loads. Some call it more than once.
 extern "C" __attribute__((visibility("default"))) void *ggml_backend_init(void) {
-    return getpid() == state().pid ? lim_go_ggml_init(__builtin_return_address(0)) : nullptr;
+    return forked() ? nullptr : lim_go_ggml_init(__builtin_return_address(0));
 }

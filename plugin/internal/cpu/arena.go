@@ -1,11 +1,11 @@
 package cpu
 
 // #include <stdlib.h>
-// #include <string.h>
-// static void *lim_zeroed_block(size_t n) {
-//     void *p = NULL;
-//     if (posix_memalign(&p, 64, n) != 0) return NULL;
-//     return memset(p, 0, n);
+// #include <stdint.h>
+// // Large blocks from calloc are fresh pages, which cost nothing until they are used.
+// static void *lim_zeroed_block(size_t n, void **block) {
+//     *block = calloc(n + 64, 1);
+//     return *block == NULL ? NULL : (void *)(((uintptr_t)*block + 63) & ~(uintptr_t)63);
 // }
 import "C"
 
@@ -14,8 +14,9 @@ import "unsafe"
 // Arena is one growing block of zeroed C memory, 64-byte aligned. The zero value is empty. It grows in
 // powers of two and never shrinks, so that a steady state allocates nothing.
 type Arena struct {
-	ptr  unsafe.Pointer
-	size int
+	block unsafe.Pointer // what C gave
+	ptr   unsafe.Pointer // in it, aligned
+	size  int
 }
 
 // Bytes gives a block of at least n bytes. A block that has to grow is a new one, zeroed: what the old
@@ -28,19 +29,20 @@ func (a *Arena) Bytes(n int) unsafe.Pointer {
 	for size < n {
 		size *= 2
 	}
-	p := C.lim_zeroed_block(C.size_t(size))
+	var block unsafe.Pointer
+	p := C.lim_zeroed_block(C.size_t(size), &block)
 	if p == nil {
 		return nil
 	}
-	C.free(a.ptr)
-	a.ptr, a.size = p, size
+	C.free(a.block)
+	a.block, a.ptr, a.size = block, p, size
 	return p
 }
 
 // Free gives the memory back.
 func (a *Arena) Free() {
-	C.free(a.ptr)
-	a.ptr, a.size = nil, 0
+	C.free(a.block)
+	*a = Arena{}
 }
 
 // Slice gives n elements of T in the arena (see Bytes); nil when there is no memory. T must hold no Go pointers.
