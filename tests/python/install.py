@@ -17,24 +17,7 @@ sys.path.insert(0, str(HERE.parent / "hosts"))
 sys.modules.pop("install", None)  # this file may be known under that name
 import install as hosts  # noqa: E402
 
-PACKAGES = [
-    hosts.NUMPY,
-    "torch==2.15.0",
-    "transformers==5.23.0",
-    "pytest==9.2.0",
-    "hypothesis==6.170.15",
-    "ml_dtypes==0.6.0",
-    "rich==15.0.0",
-    "matplotlib==3.11.2" if sys.version_info >= (3, 11) else "matplotlib==3.10.0",
-    "openai==3.54.0",
-    # llama-cpp-python's server
-    "fastapi==0.165.0",
-    "uvicorn==0.54.0",
-    "sse-starlette==3.7.0",
-    "starlette-context==0.3.6",
-    "pydantic-settings==2.16.3",
-    "PyYAML>=5.1",
-]
+REQUIREMENTS = HERE / "requirements.txt"
 SEEN = ("llama-cpp-python", "xllamacpp")
 
 
@@ -45,14 +28,15 @@ class Python(hosts.Part):
     needs = ("sdist", *SEEN)
 
     def recipe(self):
-        return {"packages": PACKAGES, "seen": [hosts.PARTS[name].recipe() for name in SEEN]}
+        return {"packages": REQUIREMENTS.read_text(), "seen": [hosts.PARTS[name].recipe() for name in SEEN]}
 
     def build(self, cache, tmp, log, opts):
-        hosts.make_venv(tmp, log, PACKAGES)
+        hosts.make_venv(tmp, log, ["-r", REQUIREMENTS])
         site = next((tmp / "lib").glob("python*")) / "site-packages"
         paths = [next((cache / name / "lib").glob("python*")) / "site-packages" for name in SEEN]
         (site / "hosts.pth").write_text("".join(f"{path}\n" for path in paths))
-        return {p.split("==")[0]: p.split("==")[1] for p in PACKAGES[:3]}
+        found = {name: next(site.glob(f"{name}-*.dist-info")).stem for name in ("torch", "transformers")}
+        return {name: stem.removeprefix(f"{name}-") for name, stem in found.items()}
 
 
 hosts.PARTS[Python.name] = Python()

@@ -1,0 +1,398 @@
+"""Hugging Face transformers: attn_implementation="lessismore".
+
+    lessismore.transformers.register(budget=2048, layers=[2, 12])
+    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="lessismore")
+    model.generate(...)
+    print(lessismore.transformers.stats(model))
+
+Decode steps (one query token per row) of full-attention layers are the library's: each row of a batch has a
+token set of its own, padding is no part of it. Prompts, and layers with a sliding window or chunks, are computed as
+stock transformers does: by torch's own attention, or by the model's eager function where logits are capped or
+sinks take part, which torch's does not know.
+
+Whatever cannot be taken raises UnsupportedError, naming the layer and the reason: when the model is first called, or
+by check(model) as soon as it is loaded. Nothing is silently dense. Tested with transformers 5.23 and torch 2.15.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import weakref
+from typing import Any, Callable, Iterable, Optional
+
+import torch
+import transformers
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from . import _torch
+from ._errors import ArgumentError, Error, UnsupportedError
+from ._torch import Decoder
+from .engine import Engine
+
+__all__ = ["check", "register", "stats"]
+
+NAME = "lessismore"
+TAKEN = "full_attention"
+PASSED = ("sliding_attention", "chunked_attention")
+ELSEWHERE = ("linear_attention", "conv", "moe")  # layers that never ask for attention
+KNOWN = frozenset(("position_ids", "cache_position", "position_embeddings"))  # tensors that have had their effect
+MAX_LAYERS = 4096
+HEAD_DIM = 64  # stands for a size that a layer does not state; the first call knows it
+EAGER_LOGITS = 1 << 26  # the eager function takes so many query tokens at once that its logits stay below this
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Settings:
+    budget: Optional[int]
+    layers: Optional[tuple[int, ...]]
+    recency: Optional[float]
+    sink_tokens: Optional[int]
+    policy: Optional[str]
+    n_threads: Optional[int]
+
+    def engine(self, n_layers: int) -> Engine:
+        threads = torch.get_num_threads() if self.n_threads is None else self.n_threads
+        return Engine(
+            n_layers,
+            budget=self.budget,
+            layers=self.layers,
+            recency=self.recency,
+            sink_tokens=self.sink_tokens,
+            policy=self.policy,
+            n_threads=threads,
+        )
+
+
+def register(
+    name: str = NAME,
+    *,
+    budget: Optional[int] = None,
+    layers: Optional[Iterable[int]] = None,
+    recency: Optional[float] = None,
+    sink_tokens: Optional[int] = None,
+    policy: Optional[str] = None,
+    n_threads: Optional[int] = None,
+) -> None:
+    """Makes attn_implementation=name mean this configuration, for every model that is called from now on.
+
+    Args:
+        name: several configurations may have several names; the same name again replaces what it meant.
+        budget, layers, recency, sink_tokens, policy: see lessismore.Engine. Layers are counted among the
+            full-attention layers of the model.
+        n_threads: threads per layer; default: as many as torch uses when the model is first called.
+
+    Raises:
+        ArgumentError, TypeError: a value is out of range, or no number; the text names it.
+        LibraryError: the shared library is missing or of another version.
+    """
+    if name in ALL_ATTENTION_FUNCTIONS and not isinstance(ALL_ATTENTION_FUNCTIONS[name], _Attention):
+        raise ArgumentError(f"name = {name!r} is an attention function of transformers")
+    settings = _Settings(budget, None if layers is None else tuple(layers), recency, sink_tokens, policy, n_threads)
+    settings.engine(MAX_LAYERS).close()  # tells what is wrong with the values
+    ALL_ATTENTION_FUNCTIONS.register(name, _Attention(settings))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, _mask)
+
+
+def check(model: torch.nn.Module) -> None:
+    """Says right after loading what the first call would.
+
+    Raises:
+        UnsupportedError: the model, or one of its layers, cannot be taken; the text names it and why.
+        ArgumentError: the model has another attn_implementation, or lacks a layer that was to choose.
+    """
+    config: Any = model.config
+    config = config.get_text_config()
+    function = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation)
+    if not isinstance(function, _Attention):
+        raise ArgumentError(f"{type(model).__name__} has attn_implementation={config._attn_implementation!r}")
+    _asks(type(config))
+    _layer_types(config)
+    met = 0
+    for module in model.modules():
+        if getattr(module, "config", None) is config and hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
+            layer = _meet(function.settings, module)
+            _last.model = layer.model.weak
+            weight: torch.Tensor = next(module.parameters())
+            if layer.index >= 0:
+                head_dim = int(getattr(module, "head_dim", HEAD_DIM))
+                try:
+                    _torch.check("query", weight.device, torch.float32, head_dim)
+                except UnsupportedError as e:
+                    raise UnsupportedError(f"{layer.name}: {e}") from None
+            met += 1
+    if not met:
+        raise UnsupportedError(f"{type(model).__name__} has no attention layer that could be taken")
+
+
+def stats(model: torch.nn.Module) -> dict[str, Any]:
+    """What was done for a model: lim_stats in the C header, and
+
+    layers, selection_layers: of the model's full-attention layers, how many there are and which ones choose.
+    prompt_calls: calls of such layers with several query tokens, left to torch.
+    passed_calls: calls of layers that cannot take part (sliding windows, chunks), left to torch. These two may
+        miss some where threads share a model.
+
+    Raises Error when the model has not been called with this attention.
+    """
+    found = {id(m): m for m in (_layers[l].model for l in model.modules() if l in _layers)}
+    if not found:
+        raise Error(f"{type(model).__name__} has not been called with attn_implementation={NAME!r} yet")
+    if len(found) > 1:
+        raise Error(f"{type(model).__name__} holds {len(found)} language models: ask for the statistics of one")
+    (of,) = found.values()
+    return {
+        **of.engine.stats(),
+        "layers": len(of.taken),
+        "selection_layers": of.selection_layers,
+        "prompt_calls": of.prompt_calls,
+        "passed_calls": of.passed_calls,
+    }
+
+
+class _Model:
+    """The language model that a group of attention layers forms: its engine, and its threads' sequences."""
+
+    def __init__(self, settings: _Settings, config: Any) -> None:
+        self.settings, self.config = settings, config
+        self.types = _layer_types(config)
+        taken = [i for i, kind in enumerate(self.types) if kind == TAKEN]
+        if not taken:
+            kinds = ", ".join(sorted(set(self.types)))
+            raise UnsupportedError(f"{_named(config)} has no full-attention layer: {kinds}")
+        self.taken = {layer: index for index, layer in enumerate(taken)}
+        self.members: dict[int, weakref.ref[torch.nn.Module]] = {}
+        self.engine = settings.engine(len(taken))
+        self.prompt_calls = self.passed_calls = 0
+        self.weak = weakref.ref(self)
+        with self.engine.sequence():  # an engine tells its rule through its sequences
+            self.selection_layers: list[int] = self.engine.report()["contexts"][0]["selection_layers"]
+        self._threads = threading.local()
+
+    def decoder(self) -> Decoder:
+        try:
+            mine: Decoder = self._threads.decoder
+        except AttributeError:
+            mine = self._threads.decoder = Decoder(self.engine)
+        return mine
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    model: _Model
+    index: int  # among those that take part; -1: passed on
+    name: str
+
+
+_layers: weakref.WeakKeyDictionary[torch.nn.Module, _Layer] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+_last = threading.local()  # .model: whose layer was last called on this thread, weakly
+
+
+class _Attention:
+    """The function that models call, once per layer."""
+
+    def __init__(self, settings: _Settings) -> None:
+        self.settings = settings
+
+    # Traced, it would compute something else.
+    @torch.compiler.disable(reason="lessismore calls C")  # type: ignore[untyped-decorator,no-untyped-call]
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Optional[torch.Tensor],
+        scaling: Optional[float] = None,
+        softcap: Optional[float] = None,
+        s_aux: Optional[torch.Tensor] = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        layer = _layers.get(module)
+        if layer is None or layer.model.settings is not self.settings:
+            layer = _meet(self.settings, module)
+            _check(layer, query=query, key=key, value=value)
+        model = layer.model
+        _last.model = model.weak
+        _refuse(layer, module, query, key, value, kwargs)
+        sliding = kwargs.get("sliding_window") is not None
+        if layer.index >= 0 and sliding:
+            raise UnsupportedError(f"{layer.name} has a sliding window, which its layer type does not say")
+
+        if layer.index >= 0 and query.shape[2] == 1:
+            if not (query.is_cpu and key.is_cpu and value.is_cpu):  # it has moved
+                _check(layer, query=query, key=key, value=value)
+            sinks = None if s_aux is None else s_aux.detach().reshape(-1).to(torch.float32).contiguous()
+            try:
+                output = model.decoder().attend(
+                    layer.index, query, key, value, attention_mask, scaling or 0.0, softcap or 0.0, sinks
+                )
+            except (ArgumentError, UnsupportedError) as e:
+                raise type(e)(f"{layer.name}: {e}") from None
+            return output, None
+
+        if layer.index >= 0:
+            model.prompt_calls += 1
+        else:
+            model.passed_calls += 1
+        if softcap is None and s_aux is None:
+            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+            return out, None
+        return _eager(layer, module, query, key, value, attention_mask, scaling, softcap, s_aux), None
+
+
+def _mask(*, config: Any = None, **kwargs: Any) -> Optional[torch.Tensor]:
+    """The mask as torch's attention takes it. Models ask for it even if they attend by themselves: not those."""
+    if config is not None:
+        kind = type(config)
+        if kind not in _asking:
+            _asks(kind)
+            _asking.add(kind)
+    mask: Optional[torch.Tensor] = sdpa_mask(config=config, **kwargs)
+    return mask
+
+
+_asking: set[type] = set()  # configurations whose models have been seen to
+
+
+def _asks(config: type) -> None:
+    """Raises UnsupportedError for models that do not ask transformers' interface for their attention."""
+    module = sys.modules.get(config.__module__.replace("configuration_", "modeling_"))
+    if module is not None and module.__name__ != config.__module__ and not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+        raise UnsupportedError(f"{config.__name__}: this model's attention cannot be replaced")
+
+
+def _named(config: Any) -> str:
+    return getattr(config, "model_type", None) or type(config).__name__
+
+
+def _layer_types(config: Any) -> list[str]:
+    """Each layer's kind of attention. Raises UnsupportedError for a model with kinds that are not known."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError(f"{_named(config)} is an encoder-decoder model")
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        kind = TAKEN
+        if getattr(config, "sliding_window", None) is not None:
+            kind = "sliding_attention"
+        elif getattr(config, "attention_chunk_size", None) is not None:
+            kind = "chunked_attention"
+        types = [kind] * config.num_hidden_layers
+    for i, kind in enumerate(types):
+        if kind != TAKEN and kind not in PASSED and kind not in ELSEWHERE:
+            raise UnsupportedError(f"{_named(config)}: layer {i} is of type {kind}, which is not known")
+    return list(types)
+
+
+def _meet(settings: _Settings, module: torch.nn.Module) -> _Layer:
+    """A layer that is called for the first time: of the model that this thread is in, or the first of a new one."""
+    config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kind = type(module).__name__
+    if config is None or not isinstance(number, int):
+        raise UnsupportedError(f"{kind} does not say which layer of which model it is")
+    if not getattr(module, "is_causal", True) or getattr(module, "is_cross_attention", False):
+        raise UnsupportedError(f"{kind}, layer {number}: only causal self-attention can be taken")
+    with _lock:
+        known = _layers.get(module)
+        if known is not None and known.model.settings is settings:  # another thread was first
+            return known
+        model: Optional[_Model] = getattr(_last, "model", lambda: None)()
+        if model is None or not _fits(model, settings, config, number, module):
+            model = _Model(settings, config)
+        if number >= len(model.types):
+            raise UnsupportedError(f"{kind}, layer {number}: {_named(config)} states {len(model.types)} layers")
+        if model.types[number] in ELSEWHERE:
+            raise UnsupportedError(f"{kind}, layer {number}: type {model.types[number]} should not ask for attention")
+        model.members[number] = weakref.ref(module)
+        layer = _Layer(model, model.taken.get(number, -1), f"{kind}, layer {number}")
+        _layers[module] = layer
+    return layer
+
+
+def _fits(model: _Model, settings: _Settings, config: Any, number: int, module: torch.nn.Module) -> bool:
+    """Whether a layer can be of this model: not when another one has its number already."""
+    taken = model.members.get(number)
+    return model.config is config and model.settings is settings and (taken is None or taken() in (None, module))
+
+
+def _check(layer: _Layer, **tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        try:
+            _torch.check(name, tensor.device, tensor.dtype, tensor.shape[-1])
+        except UnsupportedError as e:
+            raise UnsupportedError(f"{layer.name}: {e}") from None
+
+
+def _refuse(
+    layer: _Layer,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kwargs: dict[str, Any],
+) -> None:
+    """Raises UnsupportedError for what would be lost."""
+    what = ""
+    if module.training:
+        what = "training: call model.eval()"
+    elif query.requires_grad or key.requires_grad or value.requires_grad:
+        what = "gradients: use torch.inference_mode() or torch.no_grad()"
+    else:
+        for name, given in kwargs.items():
+            if given is None or name in KNOWN:
+                continue
+            if name == "output_attentions" and given:
+                what = 'output_attentions: use attn_implementation="eager"'
+            elif name == "is_causal" and not given:
+                what = "is_causal=False: only causal self-attention can be taken"
+            elif name == "cache":
+                what = f"{type(given).__name__}: K/V in pages"
+            elif isinstance(given, torch.Tensor):
+                what = f"{name}, whose meaning is not known"
+    if what:
+        raise UnsupportedError(f"{layer.name}: {what}")
+
+
+def _eager(
+    layer: _Layer,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Optional[torch.Tensor],
+    scaling: Optional[float],
+    softcap: Optional[float],
+    s_aux: Optional[torch.Tensor],
+) -> torch.Tensor:
+    """The model's own eager function, some query tokens at a time."""
+    eager: Optional[Callable[..., Any]] = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise UnsupportedError(f"{layer.name}: capped logits or sinks, and no eager function for the prompt")
+    batch, heads, tokens, _ = query.shape
+    if mask is None and tokens > 1:  # causal, and whatever lies behind the prompt is unused
+        key, value = key[:, :, :tokens], value[:, :, :tokens]
+    slots = key.shape[2]
+    more: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
+    if s_aux is not None:
+        more["s_aux"] = s_aux
+    width = max(1, EAGER_LOGITS // (batch * heads * slots))
+    parts = []
+    for start in range(0, tokens, width):
+        end = min(start + width, tokens)
+        if mask is not None:
+            visible = mask[:, :, start:end, :slots]
+        elif tokens > 1:
+            row = torch.arange(start, end, device=query.device)
+            visible = (torch.arange(slots, device=query.device) <= row[:, None])[None, None]
+        else:
+            visible = None
+        if visible is not None and visible.dtype == torch.bool:
+            lowest = torch.finfo(query.dtype).min
+            visible = torch.where(visible, torch.zeros((), dtype=query.dtype), lowest)
+        out, _ = eager(module, query[:, :, start:end], key, value, visible, scaling=scaling, dropout=0.0, **more)
+        parts.append(out)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

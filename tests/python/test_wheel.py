@@ -1,0 +1,91 @@
+"""The wheel: built as pip does, installed where there is neither Go nor a compiler."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from test_examples import EXAMPLES, ROOT
+
+import lessismore
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    before = tree()
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT / "bindings" / "python"],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tree() == before  # nothing is left in the source tree
+    (path,) = folder.iterdir()
+    return path
+
+
+def tree():
+    return sorted(p for p in (ROOT / "bindings").rglob("*") if "__pycache__" not in p.parts)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A virtual environment with the wheel in it, and a PATH with Python alone."""
+    folder = tmp_path_factory.mktemp("empty")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LESSISMORE", "PYTHON"))}
+    env["PATH"] = str(folder / "bin")
+    for tool in ("go", "gcc", "cc", "c++", "make", "cmake"):
+        assert shutil.which(tool, path=env["PATH"]) is None
+    pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "install", "-q", wheel], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+    def run(*command):
+        command = [folder / "bin" / command[0], *command[1:]]
+        return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def test_name_and_contents(wheel):
+    major, minor = map(int, re.fullmatch(
+        rf"lessismore-{re.escape(lessismore.__version__)}-py3-none-manylinux_(\d+)_(\d+)_\w+\.whl", wheel.name
+    ).groups())  # fmt: skip
+    with zipfile.ZipFile(wheel) as z:
+        names = z.namelist()
+        library = z.read("lessismore/liblessismore.so")
+    assert {"lessismore/py.typed", "lessismore/cli/bench.py", "lessismore/LICENSE", "lessismore/THIRD_PARTY_LICENSES"} <= set(names)
+    needed = {(int(a), int(b)) for a, b in re.findall(rb"\0GLIBC_(\d+)\.(\d+)[.\0]", library)}
+    assert max(needed) == (major, minor)
+
+
+def test_runs_without_go_and_a_compiler(installed):
+    done = installed("python", EXAMPLES / "with_numpy.py")
+    assert done.stdout == "4 steps, 56.2% of the tokens attended\n", done.stderr
+    done = installed("python", "-c", "import lessismore; print(lessismore.library_path(), lessismore.__version__)")
+    path, version = done.stdout.split()
+    assert pathlib.Path(path).parts[-3:] == ("site-packages", "lessismore", "liblessismore.so") and version == lessismore.__version__
+
+
+def test_the_command_is_installed(installed):
+    done = installed("lessismore", "doctor")
+    assert done.returncode == 0, done.stderr
+    assert "site-packages/lessismore/liblessismore.so" in done.stdout
+    assert "- llama-cpp-python  does not engage: not installed" in done.stdout
+    done = installed("lessismore", "run", ROOT / "tests" / "data" / "reasoner" / "reasoner-f16.gguf", "-p", "a")
+    assert done.returncode == 1 and done.stderr.startswith("lessismore: llama-cpp-python is needed"), done.stderr
+
+
+def test_says_what_is_missing_to_build(tmp_path):
+    """Away from a checkout."""
+    shutil.copytree(ROOT / "bindings" / "python", tmp_path / "a" / "b", ignore=shutil.ignore_patterns("__pycache__"))
+    env = {k: v for k, v in os.environ.items() if k != "LESSISMORE_LIBRARY"}
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tmp_path / "a" / "b"]
+    done = subprocess.run(build, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and f"{tmp_path} is no checkout of lessismore" in done.stdout + done.stderr
