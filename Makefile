@@ -2,6 +2,9 @@
 # make test    everything: kernels, Go, C ABI, Python, real hosts
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
 # make bench   build/bench.json
+# make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
+# make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
+# make gpu-test, make gpu-bench   on a machine with a GPU, torch and gcc, after make cuda (there or elsewhere)
 # make clean
 
 BUILD   := build
@@ -57,7 +60,7 @@ test-ggml: library
 
 test-python: library hosts
 	$(PYTHON) tests/python/install.py
-	$(LESSISMORE_CACHE)/python/bin/python -m pytest -q tests/python
+	OMP_NUM_THREADS=1 $(LESSISMORE_CACHE)/python/bin/python -m pytest -q tests/python
 
 test-hosts: library hosts
 	$(VENV) -m pytest -q tests/hosts
@@ -73,3 +76,41 @@ bench: library hosts
 
 clean:
 	rm -rf $(BUILD)
+
+# ---- CUDA ----
+# One image for all supported GPUs: machine code from Ampere to Blackwell, and PTX for what comes after.
+CUDA         := $(BUILD)/cuda
+CUDA_TARGETS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 \
+  -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_100,code=sm_100 -gencode arch=compute_120,code=sm_120
+
+.PHONY: cuda test-cuda gpu-test gpu-bench gpu-sanitize
+
+cuda: $(CUDA)/kernels.fatbin $(CUDA)/read.fatbin
+
+# The report is written by one compilation at a time, or its lines would mix.
+$(CUDA)/kernels.fatbin: $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/*.h)
+	@mkdir -p $(CUDA)
+	$$(scripts/cuda-toolchain.sh)/bin/nvcc -std=c++17 -O3 --compress-mode=size -Xptxas -v $(CUDA_TARGETS) \
+	  -fatbin -o $@ kernels/cuda/kernels.cu 2> $(CUDA)/resources.log || { cat $(CUDA)/resources.log; rm -f $@; exit 1; }
+	cp $@ plugin/internal/cuda/kernels.fatbin
+
+$(CUDA)/read.fatbin: tests/gpu/read.cu
+	@mkdir -p $(CUDA)
+	$$(scripts/cuda-toolchain.sh)/bin/nvcc -O3 $(CUDA_TARGETS) -fatbin -o $@ $<
+
+test-cuda: cuda kernels
+	$(PYTHON) tests/gpu/resources.py $(CUDA)/resources.log
+	ctest --test-dir $(BUILD)/cmake --output-on-failure -R cuda
+	CGO_CFLAGS="-O2 -g -I$(CURDIR)/plugin/internal/cudrv/include -I$$(scripts/cuda-toolchain.sh)/include" \
+	  go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' ./plugin/internal/cuda
+
+gpu-test:
+	$(PYTHON) tests/gpu/test_kernels.py
+
+gpu-bench:
+	$(PYTHON) tests/gpu/bench.py --json $(CUDA)/bench.json
+
+# Plain allocations, so that the checker sees every array's end.
+gpu-sanitize:
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) tests/gpu/test_kernels.py --quick
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) tests/gpu/test_kernels.py --quick

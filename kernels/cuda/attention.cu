@@ -1,0 +1,30 @@
+/* The attention kernels' entry points: lim_attend_<type>_<dim>_<heads>_<direct|indexed>, where heads is how
+ * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. */
+#include "attention.cuh"
+
+using namespace lessismore;
+
+/* Three blocks on a multiprocessor where the registers allow it without spills, else two; plan.c knows. */
+#define ATTEND(type, Rows, dim, heads, where, indexed)                                              \
+    extern "C" __global__ void __launch_bounds__(kThreads, Rows::kConvert || dim > 128 || heads > 8 ? 2 : 3) \
+        lim_attend_##type##_##dim##_##heads##_##where(const __grid_constant__ lim_cuda_args args) { \
+        Attend<Rows, dim, heads / 8, indexed>(args);                                       \
+    }
+#define ATTEND_DIM(type, dim, ...)                           \
+    ATTEND(type, __VA_ARGS__, dim, 8, direct, false)         \
+    ATTEND(type, __VA_ARGS__, dim, 8, indexed, true)         \
+    ATTEND(type, __VA_ARGS__, dim, 16, direct, false)        \
+    ATTEND(type, __VA_ARGS__, dim, 16, indexed, true)
+
+template <int kDim> using F16Rows = HalfRows<kDim, false>;
+template <int kDim> using BF16Rows = HalfRows<kDim, true>;
+
+#define ATTEND_TYPE(type, Rows)        \
+    ATTEND_DIM(type, 64, Rows<64>)     \
+    ATTEND_DIM(type, 128, Rows<128>)   \
+    ATTEND_DIM(type, 256, Rows<256>)
+
+ATTEND_TYPE(f16, F16Rows)
+ATTEND_TYPE(bf16, BF16Rows)
+ATTEND_TYPE(fp8, ByteRows)
+ATTEND_TYPE(q8_0, BlockRows)

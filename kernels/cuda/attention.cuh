@@ -1,0 +1,673 @@
+/* Decode attention: one query token per row, all query heads of a KV head at once.
+ *
+ * Reading K and V is all the cost, so they are read once, in tiles of 16 tokens, through each warp's own
+ * pipeline of asynchronous copies: warps never wait for each other until a piece is done. The scores of a
+ * tile, its weights and its values are three small matrix products in registers. Blocks take equal stretches
+ * of all work (split.h); what a stretch leaves unfinished is merged by the last block to arrive, in the order
+ * of the pieces and not of the arrivals, so results are the same bits in every run.
+ *
+ * Softmax is kept in base 2. Weights are stored as f16 or bf16 for the second product; for f16 they are
+ * shifted up by 2^kShift so that the weights of a diffuse head do not fall below its smallest numbers. */
+#ifndef LESSISMORE_CUDA_ATTENTION_CUH
+#define LESSISMORE_CUDA_ATTENTION_CUH
+
+#include "kernels.h"
+#include "rows.cuh"
+#include "split.h"
+
+namespace lessismore {
+
+constexpr int   kWarps = 4;
+constexpr int   kThreads = kWarps * 32;
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kLowest = -3.0e38f; /* the largest of no logits: the difference of two must be a number */
+constexpr uint32_t kAll = 0xffffffffu;
+
+__device__ __forceinline__ float LoadElement(const uint8_t *from, int type, int i) {
+    switch (type) {
+    case LIM_CUDA_F16: return __half2float(((const __half *)from)[i]);
+    case LIM_CUDA_BF16: return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
+    default: return ((const float *)from)[i];
+    }
+}
+
+static __device__ __noinline__ void StoreFour(uint8_t *to, int type, int i, float4 v) {
+    switch (type) {
+    case LIM_CUDA_F16: {
+        __half *p = (__half *)to + i;
+        p[0] = __float2half_rn(v.x), p[1] = __float2half_rn(v.y), p[2] = __float2half_rn(v.z), p[3] = __float2half_rn(v.w);
+        break;
+    }
+    case LIM_CUDA_BF16: {
+        __nv_bfloat16 *p = (__nv_bfloat16 *)to + i;
+        p[0] = __float2bfloat16_rn(v.x), p[1] = __float2bfloat16_rn(v.y);
+        p[2] = __float2bfloat16_rn(v.z), p[3] = __float2bfloat16_rn(v.w);
+        break;
+    }
+    default: {
+        float *p = (float *)to + i;
+        p[0] = v.x, p[1] = v.y, p[2] = v.z, p[3] = v.w;
+    }
+    }
+}
+
+/* Out of line: code that is rare, or runs once, must not push the loop out of the instruction cache; at
+ * these run times a kernel's first pass through its code is mostly waiting for it. */
+static __device__ __noinline__ float SoftCap(float x, float cap) { return cap * tanhf(x / cap); }
+
+/* What a row attends to in this call. */
+__device__ __forceinline__ int RowTokens(const lim_cuda_call &call, int row) {
+    const int n = __ldg((const int32_t *)call.lengths + row);
+    return call.mode == LIM_CUDA_LIST ? min(n, call.budget) : n;
+}
+
+/* A block's place in the line of units: the row, KV head and unit that it begins with. Every warp finds it
+ * by itself, from one read of the lengths where there are no more than 32 rows. */
+struct Place {
+    uint32_t total; /* units of the whole call */
+    int32_t  row, head;
+    int32_t  tokens; /* of the row */
+    uint32_t unit;   /* inside the pair */
+    uint32_t before; /* units before the pair */
+};
+
+__device__ __forceinline__ uint32_t WarpScan(uint32_t x, int lane) { /* inclusive */
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const uint32_t other = __shfl_up_sync(kAll, x, d);
+        if (lane >= d) x += other;
+    }
+    return x;
+}
+
+/* The place of the block's first unit; begin and end of its stretch. Returns false if it has no work. */
+static __device__ __noinline__ bool FindPlace(const lim_cuda_args &args, int lane, Place *p, uint32_t *begin, uint32_t *end) {
+    const int rows = args.call.n_rows;
+    const uint32_t kv_heads = (uint32_t)args.call.kv_heads;
+    int       tokens = lane < rows ? RowTokens(args.call, lane) : 0;
+    uint32_t  units = lane < rows ? SplitUnits(tokens, args.unit) * kv_heads : 0;
+    uint32_t  sum = WarpScan(units, lane);
+    uint32_t  total = __shfl_sync(kAll, sum, 31);
+    if (rows > 32) {
+        uint32_t more = 0;
+#pragma unroll 1
+        for (int r = 32 + lane; r < rows; r += 32) more += SplitUnits(RowTokens(args.call, r), args.unit) * kv_heads;
+#pragma unroll
+        for (int d = 16; d > 0; d /= 2) more += __shfl_xor_sync(kAll, more, d);
+        total += more;
+    }
+    const uint32_t blocks = SplitBlocks(total, gridDim.x);
+    if (blockIdx.x >= blocks) return false;
+    const uint32_t at = SplitBegin(blockIdx.x, blocks, total);
+    *begin = at;
+    *end = SplitBegin(blockIdx.x + 1, blocks, total);
+    uint32_t before = 0; /* units of the rows passed */
+    for (int base = 0;;) {
+        const uint32_t found = __ballot_sync(kAll, units > 0 && at < before + sum);
+        if (found != 0) {
+            const int      who = __ffs((int)found) - 1;
+            const uint32_t first = before + __shfl_sync(kAll, sum - units, who);
+            p->total = total;
+            p->row = base + who;
+            p->tokens = __shfl_sync(kAll, tokens, who);
+            const uint32_t per_pair = SplitUnits(p->tokens, args.unit);
+            p->head = (int32_t)((at - first) / per_pair);
+            p->unit = (at - first) % per_pair;
+            p->before = first + (uint32_t)p->head * per_pair;
+            return true;
+        }
+        before += __shfl_sync(kAll, sum, 31);
+        base += 32;
+        tokens = base + lane < rows ? RowTokens(args.call, base + lane) : 0;
+        units = base + lane < rows ? SplitUnits(tokens, args.unit) * kv_heads : 0;
+        sum = WarpScan(units, lane);
+    }
+}
+
+/* The place if every row's list is as long as the budget, which takes no reading of lengths. */
+__device__ __forceinline__ void GuessPlace(const lim_cuda_args &args, Place *p, uint32_t *begin, uint32_t *end) {
+    const uint32_t per_pair = SplitUnits(args.call.budget, args.unit);
+    p->total = (uint32_t)(args.call.n_rows * args.call.kv_heads) * per_pair;
+    const uint32_t blocks = SplitBlocks(p->total, gridDim.x);
+    *begin = SplitBegin(blockIdx.x, blocks, p->total);
+    *end = SplitBegin(blockIdx.x + 1, blocks, p->total);
+    const uint32_t pair = *begin / per_pair;
+    p->unit = *begin - pair * per_pair;
+    p->before = pair * per_pair;
+    p->row = (int32_t)(pair / (uint32_t)args.call.kv_heads);
+    p->head = (int32_t)(pair - (uint32_t)p->row * (uint32_t)args.call.kv_heads);
+    p->tokens = args.call.budget;
+}
+
+__device__ __forceinline__ bool GuessHolds(const lim_cuda_args &args, int lane) {
+    bool holds = true;
+#pragma unroll 1
+    for (int r = lane; r < args.call.n_rows; r += 32) holds &= __ldg((const int32_t *)args.call.lengths + r) >= args.call.budget;
+    return __all_sync(kAll, holds);
+}
+
+/* Partial results: [group][dim] sums of values, then [group] largest, [group] sums of weights. */
+__device__ __forceinline__ size_t PartFloats(int group, int dim) { return (size_t)(group * (dim + 2) + 3) / 4 * 4; }
+
+/* The sink, the quotient, the output: four elements of one head. Weights are 2^shift too large. */
+static __device__ __noinline__ void FinishHead(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float most,
+                                               float total) {
+    const lim_cuda_call &call = args.call;
+    if (call.sinks != 0) {
+        const float sink = __ldg((const float *)call.sinks + head) * kLog2e, larger = fmaxf(most, sink);
+        const float shrink = Exp2(most - larger);
+        v.x *= shrink, v.y *= shrink, v.z *= shrink, v.w *= shrink;
+        total = total * shrink + Exp2(sink - larger + shift);
+        most = larger;
+    }
+    if (call.mode == LIM_CUDA_SELECT && d == 0) {
+        ((float *)args.sums)[(int64_t)row * call.heads + head] = (most - shift) * kLn2 + logf(total);
+    }
+    const float inverse = total == 0 ? 0.0f : call.value_scale / total; /* no visible token: zeros */
+    v.x *= inverse, v.y *= inverse, v.z *= inverse, v.w *= inverse;
+    uint8_t *to = (uint8_t *)call.output.data + row * call.output.row_stride + (int64_t)head * call.output.head_stride;
+    StoreFour(to, call.output.type, d, v);
+}
+
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed>
+struct Attention {
+    static constexpr int   kFragments = kDim / 16;
+    static constexpr int   kSteps = Rows::kSteps;
+    static constexpr float kShift = Rows::kBrain ? 0.0f : 12.0f;
+    static constexpr int   kChunks = Rows::kRowBytes / Rows::kCopy; /* copies of a row */
+    static constexpr int   kMergePitch = kDim + 4;
+    static constexpr int   kAtOnce = 8; /* parts that the merge reads at once */
+    /* With 16 heads of 256 elements the query does not fit the registers beside the values. */
+    static constexpr bool  kQueryInRegisters = kFragments * kHeadTiles <= 16;
+    static constexpr int   kQueryFragments = kQueryInRegisters ? kFragments : 1;
+
+    struct Store {
+        const uint8_t *base; /* of the KV head, and of the row where there is no table */
+        int64_t        token_stride, page_stride;
+    };
+
+    const lim_cuda_args &args;
+    uint8_t             *shared;
+    int                  warp, lane, g, t;
+    uint64_t             policy;
+
+    /* ---- copies ---- */
+
+    __device__ __forceinline__ const uint8_t *Address(const Store &s, int slot) const {
+        if (!kIndexed || args.call.table == 0) return s.base + (int64_t)slot * s.token_stride;
+        const int page = slot >> args.call.page_shift, in_page = slot & ((1 << args.call.page_shift) - 1);
+        return s.base + page * s.page_stride + (int64_t)in_page * s.token_stride;
+    }
+
+    /* The slot of a token of this row. */
+    __device__ __forceinline__ int SlotOf(int row, int token, int end) const {
+        if (token >= end) return 0;
+        if (args.call.mode == LIM_CUDA_LIST) {
+            return __ldg((const int32_t *)args.call.set + (int64_t)row * args.call.set_stride + token);
+        }
+        const int page = __ldg((const int32_t *)args.call.table + (int64_t)row * args.call.table_stride +
+                               (token >> args.call.page_shift));
+        return page << args.call.page_shift | (token & ((1 << args.call.page_shift) - 1));
+    }
+    /* Those of the warp's tiles that begin at `begin` (lanes 0 .. 15) and one turn later (16 .. 31). */
+    __device__ __forceinline__ int TwoTiles(int row, int begin, int end) const {
+        return kIndexed ? SlotOf(row, begin + (lane & 15) + (lane >> 4) * kWarps * kTile, end) : 0;
+    }
+
+    /* Starts copying a tile of `count` tokens (more than 16: all). Indexed, key and value are the rows' addresses of the tile's
+     * tokens, from lane `from_lane` on; direct, they are that of its first token. */
+    __device__ __forceinline__ void Copy(uint32_t stage, const uint8_t *key, const uint8_t *value, const Store &keys, const Store &values,
+                                         int count, int from_lane) const {
+        constexpr bool kEven = kChunks <= 32 && 32 % kChunks == 0;
+        constexpr int  kTurns = (kTile * kChunks + 31) / 32;
+        /* Every lane keeps its column where a row's copies go evenly into a warp. */
+#pragma unroll
+        for (int i = 0; i < kTurns; i++) {
+            const int c = i * 32 + lane;
+            const int r = kEven ? lane / kChunks + i * (32 / kChunks) : min(c / kChunks, kTile - 1);
+            const int column = (kEven ? lane % kChunks : c % kChunks) * Rows::kCopy;
+            const uint8_t *from_key = key, *from_value = value;
+            if (kIndexed) {
+                from_key = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)key, from_lane + r);
+                from_value = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)value, from_lane + r);
+            } else {
+                const int row = min(r, count - 1);
+                from_key += row * keys.token_stride;
+                from_value += row * values.token_stride;
+            }
+            if (kEven || c < kTile * kChunks) {
+                const uint32_t bytes = r < count ? Rows::kCopy : 0;
+                const uint32_t to = stage + r * Rows::kPitch + column;
+                CopyAsync<Rows::kCopy>(to, from_key + column, bytes, policy);
+                CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, bytes, policy);
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void WaitFor(int stages) {
+        switch (stages) {
+        case 2: CopyWait<0>(); break;
+        case 3: CopyWait<1>(); break;
+        case 4: CopyWait<2>(); break;
+        default: CopyWait<4>(); break; /* 6 */
+        }
+    }
+
+    /* ---- the query ---- */
+
+    /* The block brings the group's query into shared memory, as the store's type and in the order of the
+     * fragments; heads that are not there are zero. */
+    static constexpr int kQueryPitch = kDim * 2 + 16;
+
+    __device__ __forceinline__ void StageQuery(const uint8_t *query) const {
+        const int type = args.call.query.type;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < kHeadTiles * 8 * (kDim / 2); i += kThreads) {
+            const int head = i / (kDim / 2), pair = i % (kDim / 2); /* of a step's eight: half * 4 + t */
+            uint32_t  two = 0;
+            if (head < args.group) {
+                const uint8_t *from = query + head * args.call.query.head_stride;
+                const int      d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4);
+                if (type == (Rows::kBrain ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
+                    two = __ldg((const uint32_t *)from + d / 2); /* the usual case needs no conversion */
+                } else {
+                    two = PackPair<Rows::kBrain>(LoadElement(from, type, d), LoadElement(from, type, d + 1));
+                }
+            }
+            *(uint32_t *)(shared + head * kQueryPitch + pair * 4) = two;
+        }
+    }
+    static __device__ __forceinline__ void MeetForQuery() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+    /* Two steps' fragments of eight heads. */
+    __device__ __forceinline__ void QueryFragments(int tile, int step, uint32_t (&b)[4]) const {
+        LoadMatrices(b, SharedAddress(shared) + (tile * 8 + (lane & 7)) * kQueryPitch + step * 32 + (lane >> 3) * 16);
+    }
+
+    /* ---- a piece of a pair ---- */
+
+    /* Tokens [begin, end) of a row and KV head by the whole block. */
+    __device__ __forceinline__ void Piece(const Place &place, int begin, int end, bool whole, uint32_t part, int slots, int more_slots) {
+        const lim_cuda_call &call = args.call;
+        const int            group = args.group, row = place.row, kv_head = place.head;
+        const int64_t        row_offset = call.table != 0 ? 0 : (int64_t)row;
+        const Store key = {(const uint8_t *)call.key.data + kv_head * call.key.head_stride + row_offset * call.key.page_stride,
+                           call.key.token_stride, call.key.page_stride};
+        const Store value = {(const uint8_t *)call.value.data + kv_head * call.value.head_stride + row_offset * call.value.page_stride,
+                             call.value.token_stride, call.value.page_stride};
+
+        const int      stages = args.stages;
+        uint8_t       *mine = shared + kHeadTiles * 8 * kQueryPitch + warp * (stages * StageOf<Rows>::kBytes + (Rows::kConvert ? StageOf<HalfRows<kDim, false>>::kBytes : 0));
+        uint8_t       *wide = mine + stages * StageOf<Rows>::kBytes;
+        const uint32_t stage0 = SharedAddress(mine);
+
+        /* The warp's tiles are warp, warp + kWarps, ... of the piece. */
+        const int turn = kWarps * kTile;
+        int       next = begin + warp * kTile; /* the tile to copy next */
+
+        StageQuery((const uint8_t *)call.query.data + row * call.query.row_stride + (int64_t)kv_head * group * call.query.head_stride);
+        /* The copies do not wait for it: warps meet when they first need it, those without a tile at the end. */
+        bool     staged = false;
+        uint32_t q[kHeadTiles][kQueryFragments][2];
+
+        float o[kHeadTiles][kFragments][4];
+        float largest[kHeadTiles][2], sum[kHeadTiles][2];
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; h++) {
+            largest[h][0] = largest[h][1] = kLowest;
+            sum[h][0] = sum[h][1] = 0;
+#pragma unroll
+            for (int f = 0; f < kFragments; f++) o[h][f][0] = o[h][f][1] = o[h][f][2] = o[h][f][3] = 0;
+        }
+        float *logits = nullptr;
+        if (call.mode == LIM_CUDA_SELECT && place.tokens > call.budget) {
+            logits = (float *)args.logits + ((int64_t)row * call.heads + (int64_t)kv_head * group) * args.logit_stride;
+        }
+
+        /* One loop both fills the pipeline and keeps it full: the first turns only copy. */
+        int stage = 0, fill = 0, odd = 0;
+#pragma unroll 1
+        for (int at = next - (stages - 1) * turn; at < end; at += turn) {
+            const bool computes = at >= begin;
+            if (computes) {
+                if (!staged) {
+                    staged = true;
+                    MeetForQuery();
+                    if constexpr (kQueryInRegisters) {
+#pragma unroll
+                        for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+                            for (int f = 0; f < kQueryFragments; f += 2) {
+                                uint32_t b[4];
+                                QueryFragments(h, f, b);
+                                q[h][f][0] = b[0], q[h][f][1] = b[1], q[h][f + 1][0] = b[2], q[h][f + 1][1] = b[3];
+                            }
+                        }
+                    }
+                }
+                WaitFor(stages);
+                __syncwarp();
+            }
+            if (next < end) {
+                const int      which = kIndexed ? slots : next;
+                const uint8_t *key_from = Address(key, which), *value_from = Address(value, which);
+                Copy(stage0 + fill * StageOf<Rows>::kBytes, key_from, value_from, key, value, end - next, odd);
+                next += turn;
+                odd ^= 16;
+                if (kIndexed && odd == 0) {
+                    slots = more_slots;
+                    more_slots = TwoTiles(row, next + 2 * turn, end);
+                }
+            }
+            CopyCommit();
+            fill = fill + 1 == stages ? 0 : fill + 1;
+            if (!computes) continue;
+
+            uint32_t from = stage0 + stage * StageOf<Rows>::kBytes, value_from = from + StageOf<Rows>::kTileBytes;
+            const uint8_t *raw = mine + stage * StageOf<Rows>::kBytes;
+            if constexpr (Rows::kConvert) {
+                constexpr int kWide = StageOf<HalfRows<kDim, false>>::kTileBytes;
+                Rows::template Convert<false>(raw, wide, lane);
+                Rows::template Convert<true>(raw + StageOf<Rows>::kTileBytes, wide + kWide, lane);
+                __syncwarp();
+                from = SharedAddress(wide);
+                value_from = from + kWide;
+            }
+
+            /* Scores: rows of x are tokens g and g + 8, columns heads 2t and 2t + 1. */
+            float x[kHeadTiles][4];
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) x[h][0] = x[h][1] = x[h][2] = x[h][3] = 0;
+            uint32_t again[kHeadTiles][4]; /* the query's fragments where registers do not hold them */
+            float    block[kHeadTiles][4]; /* q8_0: the part of a score within a block */
+            const uint32_t key_lane = from + Rows::KeyLane(lane);
+#pragma unroll
+            for (int f = 0; f < kFragments; f += kSteps) {
+                if (Rows::kConvert && f % 2 == 0) {
+#pragma unroll
+                    for (int h = 0; h < kHeadTiles; h++) block[h][0] = block[h][1] = block[h][2] = block[h][3] = 0;
+                }
+                uint32_t a[kSteps][4];
+                Rows::KeyFragments(key_lane, f / kSteps, a);
+#pragma unroll
+                for (int s = 0; s < kSteps; s++) {
+#pragma unroll
+                    for (int h = 0; h < kHeadTiles; h++) {
+                        float(&to)[4] = Rows::kConvert ? block[h] : x[h];
+                        if constexpr (kQueryInRegisters) {
+                            MultiplyAdd<Rows::kBrain>(to, a[s], q[h][f + s][0], q[h][f + s][1]);
+                        } else {
+                            if ((f + s) % 2 == 0) QueryFragments(h, f + s, again[h]);
+                            MultiplyAdd<Rows::kBrain>(to, a[s], again[h][(f + s) % 2 * 2], again[h][(f + s) % 2 * 2 + 1]);
+                        }
+                    }
+                }
+                if constexpr (Rows::kConvert) {
+                    if (f % 2 == 1) {
+                        const float low = Rows::ScaleOf(raw, g, f / 2), high = Rows::ScaleOf(raw, g + 8, f / 2);
+#pragma unroll
+                        for (int h = 0; h < kHeadTiles; h++) {
+                            x[h][0] += block[h][0] * low, x[h][1] += block[h][1] * low;
+                            x[h][2] += block[h][2] * high, x[h][3] += block[h][3] * high;
+                        }
+                    }
+                }
+            }
+
+            /* Logits, then weights. */
+            bool higher = false;
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int token = at + g + (i >> 1) * 8;
+                    float     v = x[h][i] * call.scale;
+                    if (call.softcap > 0) v = SoftCap(v, call.softcap);
+                    if (logits != nullptr && token < end && h * 8 + t * 2 + (i & 1) < group) {
+                        logits[(int64_t)(h * 8 + t * 2 + (i & 1)) * args.logit_stride + token] = v;
+                    }
+                    x[h][i] = token < end ? v * kLog2e : -INFINITY;
+                    higher |= x[h][i] > largest[h][i & 1];
+                }
+            }
+            if (__any_sync(kAll, higher)) {
+#pragma unroll
+                for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+                    for (int c = 0; c < 2; c++) {
+                        /* fmaxf leaves NaN out; it reaches the sums by itself. */
+                        float most = fmaxf(fmaxf(x[h][c], x[h][c + 2]), largest[h][c]);
+                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 4));
+                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 8));
+                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 16));
+                        const float shrink = Exp2(largest[h][c] - most);
+                        largest[h][c] = most;
+                        sum[h][c] *= shrink;
+#pragma unroll
+                        for (int f = 0; f < kFragments; f++) {
+                            o[h][f][c] *= shrink;
+                            o[h][f][c + 2] *= shrink;
+                        }
+                    }
+                }
+            }
+            uint32_t weights[kHeadTiles][2];
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    x[h][i] = Exp2(x[h][i] - largest[h][i & 1] + kShift);
+                    sum[h][i & 1] += x[h][i];
+                }
+                /* Tokens to the rows' side: what was the result's layout becomes the second operand's. */
+                weights[h][0] = TransposeMatrix(PackPair<Rows::kBrain>(x[h][0], x[h][1]));
+                weights[h][1] = TransposeMatrix(PackPair<Rows::kBrain>(x[h][2], x[h][3]));
+            }
+
+            /* Values. */
+            const uint32_t value_lane = value_from + Rows::ValueLane(lane);
+#pragma unroll
+            for (int f = 0; f < kFragments; f += kSteps) {
+                uint32_t a[kSteps][4];
+                Rows::ValueFragments(value_lane, f / kSteps, a);
+#pragma unroll
+                for (int s = 0; s < kSteps; s++) {
+#pragma unroll
+                    for (int h = 0; h < kHeadTiles; h++) MultiplyAdd<Rows::kBrain>(o[h][f + s], a[s], weights[h][0], weights[h][1]);
+                }
+            }
+            if (Rows::kConvert) __syncwarp();
+            stage = stage + 1 == stages ? 0 : stage + 1;
+        }
+        if (!staged) MeetForQuery();
+
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+#pragma unroll
+                for (int d = 4; d < 32; d *= 2) sum[h][c] += __shfl_xor_sync(kAll, sum[h][c], d);
+            }
+        }
+
+        /* The block's warps into one, through shared memory that the copies no longer need. */
+        __shared__ float warp_largest[kWarps][kHeadTiles * 8], warp_sum[kWarps][kHeadTiles * 8];
+        if (g == 0) {
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    warp_largest[warp][h * 8 + t * 2 + c] = largest[h][c];
+                    warp_sum[warp][h * 8 + t * 2 + c] = sum[h][c];
+                }
+            }
+        }
+        __syncthreads();
+        float *values = (float *)shared; /* [kWarps][group][kMergePitch] */
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                const int head = h * 8 + t * 2 + c;
+                if (head >= group) continue;
+                float most = warp_largest[0][head];
+#pragma unroll
+                for (int w = 1; w < kWarps; w++) most = fmaxf(most, warp_largest[w][head]);
+                const float shrink = Exp2(largest[h][c] - most);
+                float      *to = values + (warp * group + head) * kMergePitch;
+#pragma unroll
+                for (int f = 0; f < kFragments; f++) {
+                    to[Rows::ValueDim(f, 0, g)] = o[h][f][c] * shrink;
+                    to[Rows::ValueDim(f, 1, g)] = o[h][f][c + 2] * shrink;
+                }
+            }
+        }
+        __syncthreads();
+
+        float *mine_part = (float *)args.parts + part * PartFloats(group, kDim);
+#pragma unroll 1
+        for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
+            const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
+            float     most = warp_largest[0][head];
+#pragma unroll
+            for (int w = 1; w < kWarps; w++) most = fmaxf(most, warp_largest[w][head]);
+            float4 v = {0, 0, 0, 0};
+            float  total = 0;
+#pragma unroll
+            for (int w = 0; w < kWarps; w++) {
+                const float4 from = *(const float4 *)(values + (w * group + head) * kMergePitch + d);
+                v.x += from.x, v.y += from.y, v.z += from.z, v.w += from.w;
+                total += warp_sum[w][head] * Exp2(warp_largest[w][head] - most);
+            }
+            if (whole) {
+                Finish(row, kv_head, head, d, v, most, total);
+            } else {
+                __stcg((float4 *)(mine_part + head * kDim + d), v);
+                if (d == 0) {
+                    __stcg(mine_part + group * kDim + head, most);
+                    __stcg(mine_part + group * (kDim + 1) + head, total);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void Finish(int row, int kv_head, int in_group, int d, float4 v, float most, float total) const {
+        FinishHead(args, kShift, row, kv_head * args.group + in_group, d, v, most, total);
+    }
+
+    /* Counts this block in; the last one of the pair merges all of its parts. */
+    __device__ __forceinline__ void Arrive(const Place &place, uint32_t units, uint32_t blocks) {
+        const lim_cuda_call &call = args.call;
+        const int            group = args.group;
+        const uint32_t       first = SplitBlockOf(place.before, blocks, place.total);
+        const uint32_t       last = SplitBlockOf(place.before + units - 1, blocks, place.total);
+        const int            count = (int)(last - first + 1);
+        uint32_t            *arrivals = (uint32_t *)args.arrivals + (int64_t)place.row * call.kv_heads + place.head;
+
+        __shared__ bool is_last;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence(); /* for the whole block: the barrier before it makes it cumulative */
+            is_last = atomicAdd(arrivals, 1) == (uint32_t)count - 1;
+            if (is_last) *arrivals = 0; /* ready for the next call */
+            __threadfence();
+        }
+        __syncthreads();
+        if (!is_last) return;
+
+        const float *parts = (const float *)args.parts;
+        const size_t size = PartFloats(group, kDim);
+#pragma unroll 1
+        for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
+            const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
+            float     most = kLowest, total = 0;
+            float4    v = {0, 0, 0, 0};
+            /* Several parts under way at once: the time is all latency. */
+#pragma unroll 1
+            for (int base = 0; base < count; base += kAtOnce) {
+                float  part_most[kAtOnce], part_sum[kAtOnce];
+                float4 part[kAtOnce];
+#pragma unroll
+                for (int p = 0; p < kAtOnce; p++) {
+                    const int    which = min(base + p, count - 1);
+                    const float *from = parts + SplitPart(first + which, which == 0) * size;
+                    part_most[p] = base + p < count ? __ldcg(from + group * kDim + head) : kLowest;
+                    part_sum[p] = base + p < count ? __ldcg(from + group * (kDim + 1) + head) : 0.0f;
+                    part[p] = base + p < count ? __ldcg((const float4 *)(from + head * kDim + d)) : float4{0, 0, 0, 0};
+                }
+                float now = most;
+#pragma unroll
+                for (int p = 0; p < kAtOnce; p++) now = fmaxf(now, part_most[p]);
+                const float shrink = Exp2(most - now);
+                v.x *= shrink, v.y *= shrink, v.z *= shrink, v.w *= shrink;
+                total *= shrink;
+#pragma unroll
+                for (int p = 0; p < kAtOnce; p++) {
+                    const float weight = Exp2(part_most[p] - now);
+                    v.x += part[p].x * weight, v.y += part[p].y * weight, v.z += part[p].z * weight, v.w += part[p].w * weight;
+                    total += part_sum[p] * weight;
+                }
+                most = now;
+            }
+            Finish(place.row, place.head, head, d, v, most, total);
+        }
+    }
+
+    __device__ __forceinline__ void Run() {
+        Place    place;
+        uint32_t at, end;
+        int      slots = 0, more_slots = 0;
+        bool     placed = false;
+        if (kIndexed && args.call.mode == LIM_CUDA_LIST && args.call.capacity >= args.call.budget) {
+            /* Reading the list does not wait for the lengths. */
+            GuessPlace(args, &place, &at, &end);
+            if (at < end) {
+                const int first = (int)(place.unit * args.unit) + warp * kTile;
+                slots = TwoTiles(place.row, first, place.tokens);
+                more_slots = TwoTiles(place.row, first + 2 * kWarps * kTile, place.tokens);
+            }
+            placed = GuessHolds(args, lane);
+            if (placed && at >= end) return;
+        }
+        if (!placed && !FindPlace(args, lane, &place, &at, &end)) return;
+        bool fresh = placed; /* the slots are this piece's */
+        const uint32_t blocks = SplitBlocks(place.total, gridDim.x);
+#pragma unroll 1
+        for (;;) {
+            const uint32_t units = SplitUnits(place.tokens, args.unit);
+            const uint32_t to = min(units, place.unit + (end - at));
+            const bool     begins = place.unit == 0, whole = begins && to == units;
+            const int      last_token = (int)min((uint64_t)to * args.unit, (uint64_t)max(place.tokens, 0));
+            const int      first_token = (int)(place.unit * args.unit);
+            if (kIndexed && !fresh) {
+                slots = TwoTiles(place.row, first_token + warp * kTile, last_token);
+                more_slots = TwoTiles(place.row, first_token + (warp + 2 * kWarps) * kTile, last_token);
+            }
+            fresh = false;
+            Piece(place, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots);
+            if (!whole) Arrive(place, units, blocks);
+            at += to - place.unit;
+            if (at >= end) return;
+            __syncthreads(); /* shared memory is for the next piece now */
+            place.unit = 0;
+            place.before += units;
+            if (++place.head == args.call.kv_heads) {
+                place.head = 0;
+                place.row++;
+                place.tokens = RowTokens(args.call, place.row);
+            }
+        }
+    }
+};
+
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed>
+__device__ __forceinline__ void Attend(const lim_cuda_args &args) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    const int lane = threadIdx.x & 31;
+    Attention<Rows, kDim, kHeadTiles, kIndexed> attention = {args, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy()};
+    attention.Run();
+}
+
+}  // namespace lessismore
+
+#endif

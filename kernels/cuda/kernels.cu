@@ -1,0 +1,3 @@
+/* Everything in one image: the library embeds one file. */
+#include "attention.cu"
+#include "select.cu"

@@ -1,0 +1,28 @@
+/* Launching a planned call: one crossing from Go per layer. */
+#ifndef LESSISMORE_CUDA_LAUNCH_H
+#define LESSISMORE_CUDA_LAUNCH_H
+
+#include "kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A call that is ready to run, any number of times and under stream capture. It belongs to the device whose
+ * functions and context it names. */
+typedef struct lim_cuda_plan_t {
+    lim_cuda_args   args;
+    lim_cuda_launch launches[2];
+    void           *functions[2]; /* CUfunction */
+    void           *context;      /* CUcontext, made current on threads that have none */
+    int32_t         count;
+    int32_t         reserved;
+} lim_cuda_plan_t;
+
+/* Queues the plan's kernels on the stream. Nothing is allocated, copied or waited for. Returns a CUresult. */
+int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,88 @@
+/* The few instructions that have no C++ name, one function each. */
+#ifndef LESSISMORE_CUDA_MMA_CUH
+#define LESSISMORE_CUDA_MMA_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+namespace lessismore {
+
+__device__ __forceinline__ uint32_t SharedAddress(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+/* ---- asynchronous copies into shared memory ---- */
+
+/* For what is read once: K and V leave the second-level cache first, the logits stay for the selection. */
+__device__ __forceinline__ uint64_t StreamPolicy() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+/* `bytes` of 0 reads nothing and writes zeros. */
+template <int kBytes>
+__device__ __forceinline__ void CopyAsync(uint32_t to, const void *from, uint32_t bytes, uint64_t policy) {
+    if (kBytes == 16) {
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes), "l"(policy)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %3, %2, %4;" ::"r"(to), "l"(from), "r"(bytes), "n"(kBytes), "l"(policy)
+                     : "memory");
+    }
+}
+__device__ __forceinline__ void CopyCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int kPending>
+__device__ __forceinline__ void CopyWait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+/* ---- matrix fragments ---- */
+
+__device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+__device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_t from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+__device__ __forceinline__ uint32_t TransposeMatrix(uint32_t r) {
+    uint32_t to;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to) : "r"(r));
+    return to;
+}
+
+/* c[16][8] += a[16][16] * b[16][8] */
+template <bool kBrain>
+__device__ __forceinline__ void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    if (kBrain) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+}
+
+template <bool kBrain>
+__device__ __forceinline__ uint32_t PackPair(float low, float high) {
+    if (kBrain) {
+        const __nv_bfloat162 p = __floats2bfloat162_rn(low, high);
+        return *(const uint32_t *)&p;
+    }
+    const __half2 p = __floats2half2_rn(low, high);
+    return *(const uint32_t *)&p;
+}
+
+__device__ __forceinline__ float Exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+}  // namespace lessismore
+
+#endif

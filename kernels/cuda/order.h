@@ -1,0 +1,71 @@
+/* The order of logits and the search for a head's best, shared by device and host.
+ *
+ * An item is a logit's key and its position in one number: smaller is better, all items differ, and ties go
+ * to the lower position. Larger logits come first, -0 equals +0, NaN is last. */
+#ifndef LESSISMORE_CUDA_ORDER_H
+#define LESSISMORE_CUDA_ORDER_H
+
+#include "shared.h"
+
+LIM_SHARED uint32_t OrderKey(uint32_t bits) {
+    if (bits == 0x80000000u) bits = 0;
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0xffffffffu;
+    return bits & 0x80000000u ? bits : 0x7fffffffu - bits;
+}
+
+LIM_SHARED uint64_t OrderItem(uint32_t bits, uint32_t position) { return (uint64_t)OrderKey(bits) << 32 | position; }
+
+/* Finding a bound such that at least `want` and at most `room` items are not above it. Counting is the
+ * caller's; it tells the search what a bound let through until that fits. */
+typedef struct BoundSearch {
+    uint64_t low, high; /* `low` lets too few through, `high` too many (once they have been tried) */
+    uint64_t step;
+    int32_t  has_low, has_high;
+} BoundSearch;
+
+LIM_SHARED void BoundBegin(BoundSearch *s) {
+    s->low = 0;
+    s->high = UINT64_MAX;
+    s->step = (uint64_t)1 << 51; /* 2^19 keys: a sixteenth of a logit's value at least */
+    s->has_low = s->has_high = 0;
+}
+
+/* The next bound to try after `bound` let `count` through; the same bound if it fits. */
+LIM_SHARED uint64_t BoundNext(BoundSearch *s, uint64_t bound, uint32_t count, uint32_t want, uint32_t room) {
+    if (count >= want && count <= room) return bound;
+    if (count < want) {
+        s->low = bound;
+        s->has_low = 1;
+    } else {
+        s->high = bound;
+        s->has_high = 1;
+    }
+    /* Walk away in growing steps until the answer is bracketed, then halve the bracket. */
+    if (!s->has_high) {
+        const uint64_t next = bound > UINT64_MAX - s->step ? UINT64_MAX : bound + s->step;
+        s->step *= 2;
+        return next;
+    }
+    if (!s->has_low) {
+        const uint64_t next = bound < s->step ? 0 : bound - s->step;
+        if (s->step < (uint64_t)1 << 62) s->step *= 2;
+        return next;
+    }
+    const uint64_t middle = s->low + (s->high - s->low) / 2;
+    /* Whole keys as long as there are several: only equal logits need a bound between positions. */
+    return (s->high >> 32) - (s->low >> 32) > 1 ? middle | UINT32_MAX : middle;
+}
+
+/* The place in a sorted sample of a bound that should let through about five eighths of `room`. */
+LIM_SHARED uint32_t SampleRank(uint32_t samples, uint32_t count, uint32_t want, uint32_t room) {
+    const uint32_t aim = want + (room - want) / 2 < room * 5 / 8 ? room * 5 / 8 : want + (room - want) / 2;
+    const uint64_t at = (uint64_t)aim * samples / count;
+    return at < samples ? (uint32_t)at : samples - 1;
+}
+
+/* The i-th sampled position of `count`. */
+LIM_SHARED uint32_t SampleAt(uint32_t i, uint32_t samples, uint32_t count) {
+    return (uint32_t)(((uint64_t)i * count + count / 2) / samples);
+}
+
+#endif

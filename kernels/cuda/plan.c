@@ -1,0 +1,302 @@
+/* Plans a call: checks its arguments, carves the work memory, sizes grids and pipelines. Plain C without the
+ * driver, so that it is tested without a GPU and shared by Go and by the tests on GPU machines. */
+#include "kernels.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "split.h"
+
+enum {
+    kThreads = 128, /* of an attention block, four warps */
+    kWarps = 4,
+    kTile = 16,
+    kSelectThreads = 512,
+    kBuckets = 2048,
+};
+
+/* Shared memory that the system takes of each block. */
+#define RESERVED 1024
+/* Of the selection's and attention's own static variables, rounded up. */
+#define STATIC 1024
+
+static int power_of_two_from(int64_t least) {
+    int p = 64;
+    while (p < least) p *= 2;
+    return p;
+}
+
+static int group_of(const lim_cuda_call *c) { return c->heads / c->kv_heads; }
+
+/* ---- checks ---- */
+
+#define REFUSE(kind, ...)                    \
+    do {                                     \
+        snprintf(text, size, __VA_ARGS__);   \
+        return kind;                         \
+    } while (0)
+
+static int64_t row_bytes(int type, int dim) {
+    switch (type) {
+    case LIM_CUDA_FP8: return dim;
+    case LIM_CUDA_Q8_0: return dim / 32 * 34;
+    case LIM_CUDA_F32: return dim * 4;
+    default: return dim * 2;
+    }
+}
+
+static int check_store(const char *name, const lim_cuda_store *s, const lim_cuda_call *c, char *text, size_t size) {
+    const int64_t align = c->kv_type == LIM_CUDA_Q8_0 ? c->dim / 16 : 16, bytes = row_bytes(c->kv_type, c->dim);
+    if (s->data == 0) REFUSE(1, "%s = NULL", name);
+    if (s->data % align != 0)
+        REFUSE(2, "%s = %#llx is not a multiple of %lld bytes", name, (unsigned long long)s->data, (long long)align);
+    const struct {
+        const char *name;
+        int64_t     stride;
+        int         used;
+    } strides[] = {
+        {"token_stride", s->token_stride, 1},
+        {"head_stride", s->head_stride, c->kv_heads > 1},
+        {"page_stride", s->page_stride, c->table != 0 || c->n_rows > 1},
+    };
+    for (int i = 0; i < 3; i++) {
+        if (!strides[i].used) continue;
+        if (strides[i].stride < bytes)
+            REFUSE(1, "%s's %s = %lld is less than a row of %lld bytes", name, strides[i].name, (long long)strides[i].stride,
+                   (long long)bytes);
+        if (strides[i].stride % align != 0)
+            REFUSE(2, "%s's %s = %lld is not a multiple of %lld bytes", name, strides[i].name, (long long)strides[i].stride,
+                   (long long)align);
+    }
+    return 0;
+}
+
+static int check_rows(const char *name, const lim_cuda_rows *r, const lim_cuda_call *c, char *text, size_t size) {
+    if (r->data == 0) REFUSE(1, "%s = NULL", name);
+    if (r->type != LIM_CUDA_F32 && r->type != LIM_CUDA_F16 && r->type != LIM_CUDA_BF16)
+        REFUSE(1, "%s's type = %d is not f32, f16 or bf16", name, r->type);
+    const int64_t align = 4, bytes = row_bytes(r->type, c->dim);
+    if (r->data % align != 0) REFUSE(2, "%s = %#llx is not a multiple of 4 bytes", name, (unsigned long long)r->data);
+    if (c->heads > 1 && (r->head_stride < bytes || r->head_stride % align != 0))
+        REFUSE(1, "%s's head_stride = %lld is no multiple of 4 that holds a row of %lld bytes", name, (long long)r->head_stride, (long long)bytes);
+    if (c->n_rows > 1 && (r->row_stride < bytes || r->row_stride % align != 0))
+        REFUSE(1, "%s's row_stride = %lld is no multiple of 4 that holds a row of %lld bytes", name, (long long)r->row_stride, (long long)bytes);
+    return 0;
+}
+
+static int64_t select_shared(const lim_cuda_call *c);
+static int64_t attend_shared(const lim_cuda_call *c, int stages);
+
+int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *text, size_t size) {
+    if (c->mode < LIM_CUDA_FULL || c->mode > LIM_CUDA_LIST) REFUSE(1, "mode = %d is unknown", c->mode);
+    if (c->policy != LIM_CUDA_UNION && c->policy != LIM_CUDA_MASS) REFUSE(1, "policy = %d is unknown", c->policy);
+    if (c->n_rows < 1 || c->n_rows > LIM_CUDA_MAX_ROWS) REFUSE(1, "n_rows = %d is not in 1 .. %d", c->n_rows, LIM_CUDA_MAX_ROWS);
+    if (c->heads < 1 || c->heads > LIM_CUDA_MAX_HEADS) REFUSE(1, "heads = %d is not in 1 .. %d", c->heads, LIM_CUDA_MAX_HEADS);
+    if (c->kv_heads < 1 || c->kv_heads > c->heads || c->heads % c->kv_heads != 0)
+        REFUSE(1, "kv_heads = %d does not divide heads = %d", c->kv_heads, c->heads);
+    if (group_of(c) > LIM_CUDA_MAX_GROUP)
+        REFUSE(2, "heads = %d is more than %d for each of the %d KV heads", c->heads, LIM_CUDA_MAX_GROUP, c->kv_heads);
+    if (c->dim != 64 && c->dim != 128 && c->dim != 256) REFUSE(2, "dim = %d is not 64, 128 or 256", c->dim);
+    if (c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16 && c->kv_type != LIM_CUDA_FP8 && c->kv_type != LIM_CUDA_Q8_0)
+        REFUSE(2, "kv_type = %d is not f16, bf16, fp8 or q8_0", c->kv_type);
+    if (c->capacity < 1 || c->capacity > 1 << 28) REFUSE(1, "capacity = %d is not in 1 .. %d", c->capacity, 1 << 28);
+    if (!(c->softcap >= 0) || c->softcap > 3.0e38f) REFUSE(1, "softcap = %g is not a finite number of 0 or more", c->softcap);
+    if (!(c->scale > -3.0e38f && c->scale < 3.0e38f)) REFUSE(1, "scale = %g is not a finite number", c->scale);
+    if (!(c->value_scale > -3.0e38f && c->value_scale < 3.0e38f)) REFUSE(1, "value_scale = %g is not a finite number", c->value_scale);
+    int refused = check_rows("query", &c->query, c, text, size);
+    if (refused == 0) refused = check_rows("output", &c->output, c, text, size);
+    if (refused == 0) refused = check_store("key", &c->key, c, text, size);
+    if (refused == 0) refused = check_store("value", &c->value, c, text, size);
+    if (refused != 0) return refused;
+    if (c->lengths == 0 || c->lengths % 4 != 0) REFUSE(1, "lengths = %#llx is no address of int32", (unsigned long long)c->lengths);
+    if (c->sinks % 4 != 0) REFUSE(1, "sinks = %#llx is no address of float", (unsigned long long)c->sinks);
+    if (c->work == 0 || c->work % 256 != 0) REFUSE(1, "work = %#llx is not a multiple of 256", (unsigned long long)c->work);
+    if (c->table != 0) {
+        if (c->table % 4 != 0) REFUSE(1, "table = %#llx is no address of int32", (unsigned long long)c->table);
+        if (c->page_shift < 0 || c->page_shift > 24) REFUSE(1, "page_shift = %d is not in 0 .. 24", c->page_shift);
+        const int64_t pages = ((int64_t)c->capacity + (1 << c->page_shift) - 1) >> c->page_shift;
+        if (c->n_rows > 1 && c->table_stride < pages)
+            REFUSE(1, "table_stride = %lld is less than the %lld pages of the capacity", (long long)c->table_stride, (long long)pages);
+    }
+    /* Two tiles under way for each warp are the least that makes sense. */
+    if (attend_shared(c, 2) + STATIC > device->shared_per_block)
+        REFUSE(2, "dim = %d with %d heads for a KV head needs %lld bytes of shared memory; the device has %d", c->dim, group_of(c),
+               (long long)attend_shared(c, 2) + STATIC, device->shared_per_block);
+    if (c->mode == LIM_CUDA_FULL) return 0;
+
+    if (c->budget < 1 || c->first < 0 || c->mid < 0 || c->recent < 0 || (int64_t)c->first + c->mid + c->recent != c->budget)
+        REFUSE(1, "budget = %d is not the sum of first = %d, mid = %d and recent = %d", c->budget, c->first, c->mid, c->recent);
+    if (c->set == 0 || c->set % 4 != 0 || c->positions % 4 != 0)
+        REFUSE(1, "set = %#llx is no address of int32", (unsigned long long)c->set);
+    const int64_t most = c->budget < c->capacity ? c->budget : c->capacity;
+    if (c->n_rows > 1 && c->set_stride < most)
+        REFUSE(1, "set_stride = %lld is less than the %lld tokens of a set", (long long)c->set_stride, (long long)most);
+    if (c->mode == LIM_CUDA_SELECT) {
+        if (c->mid > LIM_CUDA_MAX_MID) REFUSE(2, "mid = %d is more than the %d tokens that can be ranked", c->mid, LIM_CUDA_MAX_MID);
+        if (c->capacity > LIM_CUDA_MAX_TOKENS && c->capacity > c->budget)
+            REFUSE(2, "capacity = %d is more than the %d tokens that can be chosen from", c->capacity, LIM_CUDA_MAX_TOKENS);
+        if (select_shared(c) + STATIC > device->shared_per_block)
+            REFUSE(2, "budget = %d at capacity = %d needs %lld bytes of shared memory; the device has %d", c->budget, c->capacity,
+                   (long long)select_shared(c) + STATIC, device->shared_per_block);
+    }
+    return 0;
+}
+
+/* ---- attention: pipeline and grid ---- */
+
+static int64_t attend_shared(const lim_cuda_call *c, int stages) {
+    const int     group = group_of(c);
+    const int64_t pitch = row_bytes(c->kv_type, c->dim) + (c->kv_type == LIM_CUDA_Q8_0 ? 0 : 16);
+    int64_t       warp = stages * 2 * kTile * pitch;
+    if (c->kv_type == LIM_CUDA_Q8_0) warp += 2 * kTile * (c->dim * 2 + 16); /* the tile as f16 */
+    const int64_t merge = (int64_t)kWarps * group * (c->dim + 4) * 4;
+    const int64_t query = (int64_t)(group > 8 ? 16 : 8) * (c->dim * 2 + 16);
+    const int64_t all = query + warp * kWarps;
+    return all > merge ? all : merge;
+}
+
+typedef struct shape {
+    int      stages, per_multiprocessor;
+    uint32_t blocks;
+} shape;
+
+/* Bytes in flight hide the memory's latency: as deep as two blocks on each multiprocessor allow, then as many
+ * blocks as fit. */
+static shape attend_shape(const lim_cuda_device *d, const lim_cuda_call *c) {
+    static const int depths[] = {6, 4, 3, 2};
+    shape            s = {2, 1, 0};
+    for (int i = 0; i < 4; i++) {
+        const int64_t bytes = attend_shared(c, depths[i]);
+        if (bytes + STATIC > d->shared_per_block) continue;
+        if (2 * (bytes + STATIC + RESERVED) > d->shared_per_multiprocessor && depths[i] > 2) continue;
+        s.stages = depths[i];
+        break;
+    }
+    const int64_t fit = d->shared_per_multiprocessor / (attend_shared(c, s.stages) + STATIC + RESERVED);
+    s.per_multiprocessor = fit < 1 ? 1 : fit > 3 ? 3 : (int)fit;
+    /* The registers of these are for two: see attention.cu. */
+    if (group_of(c) > 8 || c->dim > 128 || c->kv_type == LIM_CUDA_Q8_0) s.per_multiprocessor = s.per_multiprocessor > 2 ? 2 : s.per_multiprocessor;
+    s.blocks = (uint32_t)(d->multiprocessors * s.per_multiprocessor);
+    return s;
+}
+
+/* With rows of equal length, a number of blocks that goes evenly into the pairs (or they into it) gives each
+ * block whole pieces: a piece's end is where a pipeline runs dry. Taken where it leaves few blocks idle. */
+static uint32_t even_blocks(uint32_t blocks, uint32_t pairs) {
+    const uint32_t waves = (pairs + blocks - 1) / blocks;
+    const uint32_t even = pairs <= blocks ? blocks / pairs * pairs : (pairs + waves - 1) / waves;
+    return even * 10 >= blocks * 9 ? even : blocks;
+}
+
+/* ---- selection ---- */
+
+static int room_of(const lim_cuda_call *c) {
+    const int room = power_of_two_from(2 * (int64_t)c->mid + 64);
+    return room > LIM_CUDA_MAX_MID ? LIM_CUDA_MAX_MID : room;
+}
+
+static int64_t select_shared(const lim_cuda_call *c) {
+    /* From LIM_CUDA_MAX_RANKED on there is no second copy: such rankings are sorted in place. */
+    const int     room = room_of(c);
+    const int64_t ranking = (int64_t)room * (room > LIM_CUDA_MAX_RANKED ? 12 : 16) + kBuckets * 4;
+    const int64_t merging = ((int64_t)c->mid + (c->capacity + 31) / 32 + 1) * 4;
+    if (c->policy == LIM_CUDA_MASS) return ranking + merging;
+    return ranking > merging ? ranking : merging;
+}
+
+/* ---- work memory ---- */
+
+static uint64_t take(uint64_t *used, int64_t bytes) {
+    const uint64_t at = *used;
+    *used += ((uint64_t)bytes + 255) / 256 * 256;
+    return at;
+}
+
+static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a) {
+    uint64_t      used = c->work;
+    const int     group = group_of(c);
+    const int64_t part = ((int64_t)group * (c->dim + 2) + 3) / 4 * 4 * 4;
+    const int     three = d->multiprocessors * 3; /* the most blocks of any mode */
+    a->logit_stride = ((int64_t)c->capacity + 31) / 32 * 32;
+    a->arrivals = take(&used, (int64_t)c->n_rows * c->kv_heads * 4);
+    a->gathered = take(&used, (int64_t)c->n_rows * 4);
+    a->parts = take(&used, 2 * three * part);
+    a->sums = take(&used, (int64_t)c->n_rows * c->heads * 4);
+    if (c->budget > 0) { /* both policies' parts, so that the size does not depend on it */
+        a->ranks = take(&used, (int64_t)c->n_rows * c->heads * c->mid * 4);
+        a->mass = take(&used, c->n_rows * a->logit_stride * 4);
+        a->logits = take(&used, c->n_rows * c->heads * a->logit_stride * 4);
+    }
+    return used - c->work;
+}
+
+size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *call) {
+    lim_cuda_args args;
+    lim_cuda_call c = *call;
+    c.work = 0;
+    memset(&args, 0, sizeof args);
+    return carve(device, &c, &args);
+}
+
+/* ---- plans ---- */
+
+static void fill(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a) {
+    memset(a, 0, sizeof *a);
+    a->call = *c;
+    carve(d, c, a);
+    a->group = group_of(c);
+    a->room = room_of(c);
+}
+
+static void plan_select(const lim_cuda_call *c, lim_cuda_launch *l) {
+    const int mass = c->policy == LIM_CUDA_MASS;
+    memset(l, 0, sizeof *l);
+    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : "lim_select_union");
+    l->grid[0] = mass ? (uint32_t)(c->capacity + kSelectThreads - 1) / kSelectThreads : (uint32_t)c->heads;
+    l->grid[1] = (uint32_t)c->n_rows;
+    l->grid[2] = 1;
+    l->block = kSelectThreads;
+    l->shared = (uint32_t)select_shared(c);
+}
+
+int lim_cuda_plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2]) {
+    static const char *const types[] = {"", "f16", "bf16", "q8_0", "", "fp8"};
+    fill(d, c, a);
+    const shape    s = attend_shape(d, c);
+    const int32_t  longest = c->mode == LIM_CUDA_LIST && c->budget < c->capacity ? c->budget : c->capacity;
+    const uint32_t pairs = (uint32_t)c->n_rows * (uint32_t)c->kv_heads;
+    a->stages = s.stages;
+    /* Where two blocks on each multiprocessor would have a unit or less each, one block with twice as much is
+     * as fast and leaves half the parts to merge. */
+    uint32_t least = kWarps * kTile;
+    for (;;) {
+        const uint64_t count = (uint64_t)pairs * SplitUnits(longest, least);
+        if (count <= (uint64_t)d->multiprocessors || count > s.blocks || least >= (uint32_t)longest) break;
+        least *= 2;
+    }
+    const uint32_t blocks = even_blocks(s.blocks, pairs);
+    a->unit = SplitUnit(least, pairs, (uint32_t)longest, blocks);
+    lim_cuda_launch *l = &launches[0];
+    memset(l, 0, sizeof *l);
+    snprintf(l->name, sizeof l->name, "lim_attend_%s_%d_%d_%s", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
+             c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
+    const uint64_t units = (uint64_t)pairs * SplitUnits(longest, a->unit);
+    l->grid[0] = units < blocks ? (uint32_t)units : blocks;
+    l->grid[1] = l->grid[2] = 1;
+    l->block = kThreads;
+    l->shared = (uint32_t)attend_shared(c, s.stages);
+    /* A capacity within the budget leaves nothing to choose: the set is written all the same. */
+    if (c->mode != LIM_CUDA_SELECT) return 1;
+    plan_select(c, &launches[1]);
+    return 2;
+}
+
+int lim_cuda_plan_select(const lim_cuda_device *d, const lim_cuda_call *c, uint64_t logits, int64_t logit_stride,
+                         uint64_t sums, lim_cuda_args *a, lim_cuda_launch launches[2]) {
+    fill(d, c, a);
+    a->logits = logits;
+    a->logit_stride = logit_stride;
+    if (sums != 0) a->sums = sums;
+    plan_select(c, &launches[0]);
+    return 1;
+}

@@ -1,0 +1,147 @@
+/* K and V rows by element type: how they are copied to shared memory and how matrix fragments are read there.
+ *
+ * A tile is 16 tokens of one KV head. Scores are K (16 tokens x dim) times query (dim x 8 heads); values are
+ * V transposed (dim x 16 tokens) times weights (16 tokens x 8 heads): with the tokens on the 16-wide side,
+ * 8 query heads fill the instruction and nothing is padded at the usual group sizes.
+ *
+ * Each type says:
+ *   kCopy      bytes of one asynchronous copy; rows and strides are multiples of it
+ *   RowBytes   bytes of a row in device memory
+ *   kPitch     bytes from row to row in shared memory: 16 more than the row, so that the eight rows of a
+ *              matrix fall into different banks
+ *   KeyFragments / ValueFragments   one ldmatrix: kSteps k-steps (K) or m-tiles (V) of 16 elements
+ *   QueryDim / ValueDim             which element of the head a fragment's index means */
+#ifndef LESSISMORE_CUDA_ROWS_CUH
+#define LESSISMORE_CUDA_ROWS_CUH
+
+#include "mma.cuh"
+
+namespace lessismore {
+
+constexpr int kTile = 16;
+
+/* f16 and bf16: the fragments are what ldmatrix gives. */
+template <int kDim, bool kBrainType>
+struct HalfRows {
+    static constexpr bool kBrain = kBrainType;
+    static constexpr bool kConvert = false;
+    static constexpr int  kCopy = 16;
+    static constexpr int  kRowBytes = kDim * 2;
+    static constexpr int  kPitch = kRowBytes + 16;
+    static constexpr int  kSteps = 1;
+
+    /* From a K tile's address: this lane's row address for ldmatrix, to which the step's offset is added. */
+    static __device__ __forceinline__ uint32_t KeyLane(int lane) { return (lane & 15) * kPitch + (lane >> 4) * 16; }
+    static __device__ __forceinline__ uint32_t ValueLane(int lane) {
+        return ((lane & 7) + (lane >> 4) * 8) * kPitch + (lane >> 3 & 1) * 16;
+    }
+    static __device__ __forceinline__ void KeyFragments(uint32_t from, int step, uint32_t (&a)[kSteps][4]) {
+        LoadMatrices(a[0], from + step * 32);
+    }
+    static __device__ __forceinline__ void ValueFragments(uint32_t from, int step, uint32_t (&a)[kSteps][4]) {
+        LoadMatricesTransposed(a[0], from + step * 32);
+    }
+    /* The query element for register `half` of k-step `step`, lane's column pair `t`: it and the next one. */
+    static __device__ __forceinline__ int QueryDim(int step, int half, int t) { return step * 16 + half * 8 + t * 2; }
+    /* The value element of accumulator row `g` (+ 8 for the upper half) of m-tile `step`. */
+    static __device__ __forceinline__ int ValueDim(int step, int upper, int g) { return step * 16 + upper * 8 + g; }
+};
+
+/* e4m3: ldmatrix moves pairs of elements, which conversion to f16 parts again. Each thread then holds other
+ * elements than with f16, so the query is loaded, and the values are stored, in that order. */
+template <int kDim>
+struct ByteRows {
+    static constexpr bool kBrain = false;
+    static constexpr bool kConvert = false;
+    static constexpr int  kCopy = 16;
+    static constexpr int  kRowBytes = kDim;
+    static constexpr int  kPitch = kRowBytes + 16;
+    static constexpr int  kSteps = 2;
+
+    static __device__ __forceinline__ uint32_t KeyLane(int lane) { return (lane & 15) * kPitch + (lane >> 4) * 16; }
+    static __device__ __forceinline__ uint32_t ValueLane(int lane) { return KeyLane(lane); }
+
+    static __device__ __forceinline__ uint32_t Widen(uint32_t two) {
+#if __CUDA_ARCH__ >= 890
+        uint32_t r;
+        asm("{.reg .b16 x; cvt.u16.u32 x, %1; cvt.rn.f16x2.e4m3x2 %0, x;}" : "=r"(r) : "r"(two));
+        return r;
+#else
+        /* By hand: e4m3's exponent bias is 7, f16's 15. Shifted into place a value is 2^-8 of itself, and
+         * subnormals stay right; NaN (all ones) is put in afterwards. */
+        const uint32_t spread = (two & 0xff) | (two & 0xff00) << 8;
+        uint32_t       bits = (spread & 0x00800080) << 8 | (spread & 0x007f007f) << 7;
+        __half2        h = __hmul2(*(__half2 *)&bits, __float2half2_rn(256.0f));
+        bits = *(uint32_t *)&h;
+        if ((spread & 0x7f) == 0x7f) bits |= 0x7fff;
+        if ((spread & 0x7f0000) == 0x7f0000) bits |= 0x7fff0000;
+        return bits;
+#endif
+    }
+    static __device__ __forceinline__ void KeyFragments(uint32_t from, int step, uint32_t (&a)[kSteps][4]) {
+        uint32_t r[4];
+        LoadMatrices(r, from + step * 32);
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+            a[s][0] = Widen(r[2 * s] & 0xffff);
+            a[s][1] = Widen(r[2 * s + 1] & 0xffff);
+            a[s][2] = Widen(r[2 * s] >> 16);
+            a[s][3] = Widen(r[2 * s + 1] >> 16);
+        }
+    }
+    static __device__ __forceinline__ void ValueFragments(uint32_t from, int step, uint32_t (&a)[kSteps][4]) {
+        uint32_t r[4];
+        LoadMatricesTransposed(r, from + step * 32);
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+            /* Tokens 2t and 2t + 1, elements 2g and 2g + 1: bring the tokens of one element together. */
+            const uint32_t low = __byte_perm(r[2 * s], 0, 0x3120), high = __byte_perm(r[2 * s + 1], 0, 0x3120);
+            a[s][0] = Widen(low & 0xffff);
+            a[s][1] = Widen(low >> 16);
+            a[s][2] = Widen(high & 0xffff);
+            a[s][3] = Widen(high >> 16);
+        }
+    }
+    static __device__ __forceinline__ int QueryDim(int step, int half, int t) { return step * 16 + t * 4 + half * 2; }
+    static __device__ __forceinline__ int ValueDim(int step, int upper, int g) { return step * 16 + g * 2 + upper; }
+};
+
+/* q8_0: 34-byte blocks cannot be read as matrices, so each warp widens its tile first. Keys become the integers
+ * themselves, which f16 holds exactly, and each block's part of a score is multiplied by its scale in f32: the
+ * ranking sees no rounding. Values are multiplied before they are rounded to f16. */
+template <int kDim>
+struct BlockRows : HalfRows<kDim, false> {
+    using Wide = HalfRows<kDim, false>;
+    static constexpr bool kConvert = true;
+    static constexpr int  kRowBytes = kDim / 32 * 34;
+    static constexpr int  kCopy = kDim / 16; /* rows are 17 times that, and blocks follow one another */
+    static constexpr int  kPitch = kRowBytes;
+
+    template <bool kScaled>
+    static __device__ __forceinline__ void Convert(const uint8_t *from, uint8_t *to, int lane) {
+        constexpr int kPairs = kDim / 2;
+#pragma unroll 4
+        for (int i = lane; i < kTile * kPairs; i += 32) {
+            const int      row = i / kPairs, pair = i % kPairs;
+            const uint8_t *block = from + row * kPitch + pair / 16 * 34;
+            const uint16_t two = *(const uint16_t *)(block + 2 + pair % 16 * 2);
+            const float    scale = kScaled ? ScaleOf(from, row, pair / 16) : 1.0f;
+            *(__half2 *)(to + row * Wide::kPitch + pair * 4) =
+                __floats2half2_rn((float)(int8_t)(two & 0xff) * scale, (float)(int8_t)(two >> 8) * scale);
+        }
+    }
+    static __device__ __forceinline__ float ScaleOf(const uint8_t *from, int row, int block) {
+        return __half2float(*(const __half *)(from + row * kPitch + block * 34));
+    }
+};
+
+/* Shared memory of a warp: a stage is a tile of K and one of V. */
+template <class Rows>
+struct StageOf {
+    static constexpr int kTileBytes = kTile * Rows::kPitch;
+    static constexpr int kBytes = 2 * kTileBytes;
+};
+
+}  // namespace lessismore
+
+#endif

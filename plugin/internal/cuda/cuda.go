@@ -1,0 +1,364 @@
+//go:build cuda
+
+package cuda
+
+/*
+#cgo CFLAGS: -std=gnu11 -I${SRCDIR}/../../../kernels/cuda
+#cgo LDFLAGS: -L${SRCDIR}/../../../build/cmake/lib -llim_cuda
+#include <stdlib.h>
+#include <cuda.h>
+#include "launch.h"
+
+// What gorgonia.org/cu lacks. Each may run on any thread: the context is put back as it was found.
+static CUresult lim_with(CUcontext mine, CUcontext *before) {
+    CUresult r = cuCtxGetCurrent(before);
+    return r != CUDA_SUCCESS ? r : cuCtxSetCurrent(mine);
+}
+static CUresult lim_shared(CUfunction f, int most) {
+    int own = 0;
+    CUresult r = cuFuncGetAttribute(&own, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, f);
+    if (r != CUDA_SUCCESS) return r;
+    return cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most - own);
+}
+static CUresult lim_function(CUmodule m, const char *name, void **f) { return cuModuleGetFunction((CUfunction *)f, m, name); }
+static CUresult lim_pin(CUcontext mine, size_t n, void **p) {
+    CUcontext before;
+    CUresult r = lim_with(mine, &before);
+    if (r != CUDA_SUCCESS) return r;
+    r = cuMemHostAlloc(p, n, CU_MEMHOSTALLOC_PORTABLE);
+    cuCtxSetCurrent(before);
+    return r;
+}
+static void lim_unpin(CUcontext mine, void *p) {
+    CUcontext before;
+    if (lim_with(mine, &before) != CUDA_SUCCESS) return;
+    cuMemFreeHost(p);
+    cuCtxSetCurrent(before);
+}
+static CUresult lim_zeroed(CUcontext mine, size_t n, unsigned long long *p) {
+    CUcontext   before;
+    CUdeviceptr d = 0;
+    CUresult    r = lim_with(mine, &before);
+    if (r != CUDA_SUCCESS) return r;
+    r = cuMemAlloc(&d, n);
+    if (r == CUDA_SUCCESS) {
+        r = cuMemsetD8Async(d, 0, n, 0);
+        if (r == CUDA_SUCCESS) r = cuStreamSynchronize(0);
+        if (r != CUDA_SUCCESS) cuMemFree(d);
+    }
+    *p = d;
+    cuCtxSetCurrent(before);
+    return r;
+}
+static void lim_free(CUcontext mine, unsigned long long p) {
+    CUcontext before;
+    if (lim_with(mine, &before) != CUDA_SUCCESS) return;
+    cuMemFree(p);
+    cuCtxSetCurrent(before);
+}
+static CUresult lim_ordinal(unsigned long long p, int *ordinal) {
+    return cuPointerGetAttribute(ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, p);
+}
+*/
+import "C"
+
+import (
+	_ "embed"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"unsafe"
+
+	"gorgonia.org/cu"
+
+	"lessismore/plugin/internal/cudrv"
+)
+
+// Built tells whether this build has the CUDA engine.
+const Built = true
+
+// The kernels' machine code for all supported GPUs; made by the Makefile.
+//
+//go:embed kernels.fatbin
+var fatbin string
+
+// CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, which gorgonia.org/cu does not name.
+const maxSharedPerBlock cu.DeviceAttribute = 97
+
+// Device is a GPU with the kernels loaded into its primary context, which it shares with the host's own CUDA
+// code. It lives as long as the process.
+type Device struct {
+	ordinal int
+	name    string
+	context cu.CUContext
+	module  cu.Module
+	limits  C.lim_cuda_device
+
+	mu        sync.Mutex
+	functions map[string]unsafe.Pointer
+}
+
+var (
+	devicesMu sync.Mutex
+	devices   = map[int]*Device{}
+)
+
+// Open gives the GPU of that number. The first call loads the driver and the kernels; an error leaves nothing
+// behind, and the next call tries again.
+func Open(ordinal int) (*Device, error) {
+	devicesMu.Lock()
+	defer devicesMu.Unlock()
+	if d := devices[ordinal]; d != nil {
+		return d, nil
+	}
+	if err := cudrv.Open(); err != nil {
+		return nil, err
+	}
+	d, err := open(ordinal)
+	if err != nil {
+		return nil, err
+	}
+	devices[ordinal] = d
+	return d, nil
+}
+
+func open(ordinal int) (*Device, error) {
+	count, err := cu.NumDevices()
+	if err != nil {
+		return nil, fmt.Errorf("counting CUDA devices: %w", err)
+	}
+	if ordinal < 0 || ordinal >= count {
+		return nil, fmt.Errorf("CUDA device %d is not one of the %d", ordinal, count)
+	}
+	device, err := cu.GetDevice(ordinal)
+	if err != nil {
+		return nil, fmt.Errorf("CUDA device %d: %w", ordinal, err)
+	}
+	d := &Device{ordinal: ordinal, functions: map[string]unsafe.Pointer{}}
+	if d.name, err = device.Name(); err != nil {
+		return nil, fmt.Errorf("CUDA device %d: %w", ordinal, err)
+	}
+	for _, a := range [...]struct {
+		attribute cu.DeviceAttribute
+		to        *C.int32_t
+	}{
+		{cu.MultiprocessorCount, &d.limits.multiprocessors},
+		{cu.MaxSharedMemoryPerMultiprocessor, &d.limits.shared_per_multiprocessor},
+		{maxSharedPerBlock, &d.limits.shared_per_block},
+	} {
+		v, err := device.Attribute(a.attribute)
+		if err != nil {
+			return nil, fmt.Errorf("CUDA device %d (%s): attribute %d: %w", ordinal, d.name, a.attribute, err)
+		}
+		*a.to = C.int32_t(v)
+	}
+	if d.context, err = device.RetainPrimaryCtx(); err != nil {
+		return nil, fmt.Errorf("CUDA device %d (%s): primary context: %w", ordinal, d.name, err)
+	}
+
+	// The context is a property of the thread; it is left as the host had it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := cu.CurrentContext()
+	if err == nil {
+		err = cu.SetCurrentContext(d.context)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("CUDA device %d (%s): context: %w", ordinal, d.name, err)
+	}
+	defer cu.SetCurrentContext(before)
+	if d.module, err = cu.LoadData(fatbin); err != nil {
+		return nil, fmt.Errorf("CUDA device %d (%s) has no kernels in this build: %w", ordinal, d.name, err)
+	}
+	return d, nil
+}
+
+// The handles of gorgonia.org/cu are structures of one unexported pointer.
+func (d *Device) handle() C.CUcontext { return *(*C.CUcontext)(unsafe.Pointer(&d.context)) }
+
+func driverError(doing string, r C.CUresult) error {
+	if r == C.CUDA_SUCCESS {
+		return nil
+	}
+	var name *C.char
+	if C.cuGetErrorName(r, &name) != C.CUDA_SUCCESS || name == nil {
+		return &DriverError{doing, int(r), "unknown error"}
+	}
+	return &DriverError{doing, int(r), C.GoString(name)}
+}
+
+// OrdinalOf is the number of the GPU whose memory a device address is in.
+func OrdinalOf(address uint64) (int, error) {
+	if err := cudrv.Open(); err != nil {
+		return 0, err
+	}
+	var ordinal C.int
+	if err := driverError(fmt.Sprintf("address %#x", address), C.lim_ordinal(C.ulonglong(address), &ordinal)); err != nil {
+		return 0, err
+	}
+	return int(ordinal), nil
+}
+
+// Name is the driver's name for the GPU.
+func (d *Device) Name() string { return d.name }
+
+// Ordinal is the GPU's number.
+func (d *Device) Ordinal() int { return d.ordinal }
+
+func (c *Call) c() *C.lim_cuda_call { return (*C.lim_cuda_call)(unsafe.Pointer(c)) }
+
+// Check names the first argument that the kernels cannot take, as a *Refusal.
+func (d *Device) Check(call *Call) error {
+	// The text is asked for only when there is one: the buffer would be on the heap.
+	if C.lim_cuda_check(&d.limits, call.c(), nil, 0) == 0 {
+		return nil
+	}
+	var text [256]C.char
+	kind := C.lim_cuda_check(&d.limits, call.c(), &text[0], C.size_t(len(text)))
+	return &Refusal{Kind(kind), C.GoString(&text[0])}
+}
+
+// WorkSize is the work memory that calls of this shape need.
+func (d *Device) WorkSize(call *Call) int { return int(C.lim_cuda_work_size(&d.limits, call.c())) }
+
+// Memory is device memory of our own: work memory for callers that bring none.
+type Memory struct {
+	device  *Device
+	address uint64
+	size    int
+}
+
+// Zeroed allocates device memory filled with zeros. It waits for the device: for set-up, not for decoding.
+func (d *Device) Zeroed(size int) (*Memory, error) {
+	var p C.ulonglong
+	if err := driverError(fmt.Sprintf("allocating %d bytes on %s", size, d.name), C.lim_zeroed(d.handle(), C.size_t(size), &p)); err != nil {
+		return nil, err
+	}
+	return &Memory{d, uint64(p), size}, nil
+}
+
+// Address is the memory's device address.
+func (m *Memory) Address() uint64 { return m.address }
+
+// Size is the number of bytes.
+func (m *Memory) Size() int { return m.size }
+
+// Free gives the memory back; no kernel may still be using it.
+func (m *Memory) Free() {
+	if m.address != 0 {
+		C.lim_free(m.device.handle(), C.ulonglong(m.address))
+		m.address = 0
+	}
+}
+
+// Pinned is host memory that the device copies from without a stop in between.
+type Pinned struct {
+	device *Device
+	data   unsafe.Pointer
+	size   int
+}
+
+// Pin allocates pinned host memory.
+func (d *Device) Pin(size int) (*Pinned, error) {
+	var p unsafe.Pointer
+	if err := driverError(fmt.Sprintf("pinning %d bytes", size), C.lim_pin(d.handle(), C.size_t(size), &p)); err != nil {
+		return nil, err
+	}
+	return &Pinned{d, p, size}, nil
+}
+
+// Bytes is the memory.
+func (p *Pinned) Bytes() []byte { return unsafe.Slice((*byte)(p.data), p.size) }
+
+// Free gives it back.
+func (p *Pinned) Free() {
+	if p.data != nil {
+		C.lim_unpin(p.device.handle(), p.data)
+		p.data = nil
+	}
+}
+
+// Plan is a call that is ready to run. It lies in C memory, so that running it is one crossing and no copy.
+type Plan struct {
+	plan *C.lim_cuda_plan_t
+}
+
+var errMemory = errors.New("out of memory")
+
+// Plan checks a call and gets it ready, into the memory of an old plan if there is one. The call's addresses are
+// read when it runs; nothing is queued here.
+func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
+	if err := d.Check(call); err != nil {
+		return nil, err
+	}
+	if into == nil {
+		p := (*C.lim_cuda_plan_t)(C.calloc(1, C.sizeof_lim_cuda_plan_t))
+		if p == nil {
+			return nil, errMemory
+		}
+		into = &Plan{p}
+	}
+	p := into.plan
+	p.count = C.int32_t(C.lim_cuda_plan(&d.limits, call.c(), &p.args, &p.launches[0]))
+	p.context = unsafe.Pointer(d.handle())
+	for i := range int(p.count) {
+		f, err := d.function(&p.launches[i].name[0])
+		if err != nil {
+			p.count = 0
+			return nil, err
+		}
+		p.functions[i] = f
+	}
+	return into, nil
+}
+
+// function finds an entry point, once, and allows it all the shared memory that the device has.
+func (d *Device) function(name *C.char) (unsafe.Pointer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	// The conversion inside the index does not allocate.
+	text := unsafe.Slice((*byte)(unsafe.Pointer(name)), 48)
+	n := 0
+	for n < len(text) && text[n] != 0 {
+		n++
+	}
+	if f, ok := d.functions[string(text[:n])]; ok {
+		return f, nil
+	}
+	key := string(text[:n])
+	var (
+		before C.CUcontext
+		f      unsafe.Pointer
+	)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := driverError("context", C.lim_with(d.handle(), &before)); err != nil {
+		return nil, err
+	}
+	defer C.cuCtxSetCurrent(before)
+	if err := driverError("kernel "+key, C.lim_function(*(*C.CUmodule)(unsafe.Pointer(&d.module)), name, &f)); err != nil {
+		return nil, err
+	}
+	if err := driverError("shared memory of "+key, C.lim_shared(C.CUfunction(f), C.int(d.limits.shared_per_block))); err != nil {
+		return nil, err
+	}
+	d.functions[key] = f
+	return f, nil
+}
+
+// Run queues the call on a stream of the plan's device (0: the default stream) and returns. It may be called
+// while the stream is being captured.
+func (p *Plan) Run(stream uintptr) error {
+	r := C.lim_cuda_run(p.plan, *(*unsafe.Pointer)(unsafe.Pointer(&stream)))
+	if r != 0 {
+		return driverError("launching "+C.GoString(&p.plan.launches[0].name[0]), C.CUresult(r))
+	}
+	return nil
+}
+
+// Free gives the plan's memory back. What was queued or captured from it has its own copy.
+func (p *Plan) Free() {
+	C.free(unsafe.Pointer(p.plan))
+	p.plan = nil
+}

@@ -1,0 +1,39 @@
+//go:build !cuda
+
+package cuda
+
+import "errors"
+
+// Built tells whether this build has the CUDA engine.
+const Built = false
+
+var errNotBuilt = errors.New("built without CUDA")
+
+// Device is a GPU; there is none in this build.
+type Device struct{}
+
+// Plan is a call that is ready to run; there is none in this build.
+type Plan struct{}
+
+// Memory is device memory; there is none in this build.
+type Memory struct{}
+
+// Pinned is host memory that copies read asynchronously; there is none in this build.
+type Pinned struct{}
+
+func Open(int) (*Device, error)                  { return nil, errNotBuilt }
+func OrdinalOf(uint64) (int, error)              { return 0, errNotBuilt }
+func (*Device) Name() string                     { return "" }
+func (*Device) Ordinal() int                     { return 0 }
+func (*Device) Check(*Call) error                { return errNotBuilt }
+func (*Device) WorkSize(*Call) int               { return 0 }
+func (*Device) Zeroed(int) (*Memory, error)      { return nil, errNotBuilt }
+func (*Device) Pin(int) (*Pinned, error)         { return nil, errNotBuilt }
+func (*Device) Plan(*Call, *Plan) (*Plan, error) { return nil, errNotBuilt }
+func (*Memory) Address() uint64                  { return 0 }
+func (*Memory) Size() int                        { return 0 }
+func (*Memory) Free()                            {}
+func (*Pinned) Bytes() []byte                    { return nil }
+func (*Pinned) Free()                            {}
+func (*Plan) Run(uintptr) error                  { return errNotBuilt }
+func (*Plan) Free()                              {}

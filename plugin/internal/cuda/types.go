@@ -1,0 +1,109 @@
+// Package cuda is the Go face of the CUDA kernels (kernels/cuda/kernels.h).
+//
+// A Device is opened once per process and GPU. A Plan is one layer's call, checked and sized, in C memory; Run
+// queues it on the host's stream and returns, also while the stream is being captured into a graph. Nothing on
+// that path allocates, copies or waits, and lengths, block table and token sets are read by the kernels
+// themselves, so that a captured graph replays as sequences grow.
+//
+// Without the build tag `cuda`, Open says that this build has no CUDA.
+package cuda
+
+import "fmt"
+
+// Type is the element type of a tensor.
+type Type int32
+
+const (
+	F32  Type = 0
+	F16  Type = 1
+	BF16 Type = 2
+	Q8_0 Type = 3
+	FP8  Type = 5
+)
+
+// Mode says what a call does with its rows.
+type Mode int32
+
+const (
+	Full   Mode = 0 // attend to every visible token
+	Select Mode = 1 // the same, and choose each row's token set
+	List   Mode = 2 // attend to each row's token set
+)
+
+// Policy ranks the candidates of a selection.
+type Policy int32
+
+const (
+	Union Policy = 0
+	Mass  Policy = 1
+)
+
+// Store is K or V in device memory; strides in bytes (see lim_cuda_store).
+type Store struct {
+	Data        uint64
+	TokenStride int64
+	HeadStride  int64
+	PageStride  int64
+}
+
+// Rows is the query or the output in device memory.
+type Rows struct {
+	Data       uint64
+	RowStride  int64
+	HeadStride int64
+	Type       Type
+	_          int32
+}
+
+// Call is one layer's attention for a batch of rows, field by field lim_cuda_call. Addresses are device
+// addresses, and numbers: Go's collector has no business with them.
+type Call struct {
+	Query, Output      Rows
+	Key, Value         Store
+	Lengths            uint64 // int32 [NRows]
+	Table              uint64 // int32 [NRows][TableStride], or 0
+	TableStride        int64
+	Set                uint64 // int32 [NRows][SetStride]
+	SetStride          int64
+	Positions          uint64 // int32 [NRows][SetStride], or 0
+	Sinks              uint64 // float32 [Heads], or 0
+	Work               uint64 // WorkSize bytes, zeroed before first use
+	NRows              int32
+	Heads, KVHeads     int32
+	Dim                int32
+	KVType             Type
+	PageShift          int32
+	Capacity           int32
+	Scale              float32
+	Softcap            float32
+	ValueScale         float32
+	Mode               Mode
+	Policy             Policy
+	Budget             int32
+	First, Mid, Recent int32
+}
+
+// Kind is why a call was refused.
+type Kind int
+
+const (
+	BadArgument Kind = iota + 1 // never right
+	Unsupported                 // right, but not something the kernels do
+)
+
+// Refusal names the argument that the kernels cannot take, with its value.
+type Refusal struct {
+	Kind Kind
+	Text string
+}
+
+func (r *Refusal) Error() string { return r.Text }
+
+// DriverError is a failure that the driver reports.
+type DriverError struct {
+	Doing string
+	Code  int
+	Name  string
+}
+
+func (e *DriverError) Error() string { return fmt.Sprintf("%s: %s (%d)", e.Doing, e.Name, e.Code) }

@@ -1,0 +1,188 @@
+"""Times the CUDA kernels on the Qwen3-8B shape and prints one table; --json FILE for all of it.
+
+Each figure is the median of replays of a CUDA graph that runs the kernel over the K/V of several layers in turn,
+so that nothing is left in the second-level cache from the run before, divided by the number of layers. Read
+bandwidth is measured in the same run by a kernel that only reads."""
+
+import argparse
+import ctypes as C
+import json
+import os
+import statistics
+import subprocess
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import device as D
+
+warnings.filterwarnings("ignore")
+
+HEADS, KV_HEADS, DIM, LAYERS = 32, 8, 128, 36
+DENSE, SELECTING = (0, 1), (2, 12)
+BUDGET = 2048
+
+
+def time_graph(body, repeats=15):
+    """Microseconds of one replay."""
+    body()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        body()
+    for _ in range(2):
+        graph.replay()
+    times = []
+    for _ in range(repeats):
+        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        a.record()
+        graph.replay()
+        b.record()
+        torch.cuda.synchronize()
+        times.append(a.elapsed_time(b) * 1e3)
+    return statistics.median(times)
+
+
+class Bench:
+    def __init__(self, fatbin):
+        self.k = D.Kernels()
+        self.module = C.c_void_p()
+        with open(fatbin, "rb") as f:
+            self.image = f.read()
+        self.k.ok(self.k.cuda.cuModuleLoadData(C.byref(self.module), self.image))
+        self.result = {"device": torch.cuda.get_device_name(), "rows": []}
+
+    def bandwidth(self):
+        f = C.c_void_p()
+        self.k.ok(self.k.cuda.cuModuleGetFunction(C.byref(f), self.module, b"read_all"))
+        x = torch.empty(4 << 30, dtype=torch.uint8, device="cuda").random_()
+        sink = torch.zeros(1, dtype=torch.int32, device="cuda")
+        best = 0
+        for per in (2, 3, 4):
+            p = (C.c_uint64(x.data_ptr()), C.c_uint64(x.numel() // 16), C.c_uint64(sink.data_ptr()))
+            params = (C.c_void_p * 3)(*[C.cast(C.pointer(v), C.c_void_p) for v in p])
+            def body():
+                s = C.c_void_p(torch.cuda.current_stream().cuda_stream)
+                self.k.ok(self.k.cuda.cuLaunchKernel(f, self.k.device.multiprocessors * per, 1, 1, 512, 1, 1, 0, s, params, None))
+            best = max(best, x.numel() / time_graph(body) / 1e6)
+        y = torch.empty_like(x)
+        copy = 2 * x.numel() / time_graph(lambda: y.copy_(x)) / 1e6
+        self.result["read_tb_s"], self.result["copy_tb_s"] = best, copy
+        self.read = best
+        print(f"{self.result['device']}: read {best:.2f} TB/s, copy {copy:.2f} TB/s", flush=True)
+
+    def case(self, batch, context, layout, kv_type=D.F16, torch_too=True):
+        torch.cuda.empty_cache()
+        element = {D.F16: 2, D.BF16: 2, D.FP8: 1, D.Q8_0: 34 / 32}[kv_type]
+        per_layer = batch * context * KV_HEADS * DIM * 2 * element
+        layers = max(2, min(8, int(24e9 / per_layer)))
+        shape = {"contiguous": (batch, KV_HEADS, context, DIM), "strided": (batch, context, KV_HEADS, DIM)}[layout]
+        def make():
+            x = torch.randn(shape, device="cuda", dtype=torch.float16)
+            if kv_type == D.Q8_0:
+                return torch.cat([D.to_q8_0(part)[0] for part in x.split(1)])
+            return x.to(D.TORCH[kv_type])
+        kv = [[make() for _ in range(2)] for _ in range(layers)]
+        token, head = (2, 1) if layout == "contiguous" else (1, 2)
+        q = torch.randn(batch, HEADS, DIM, device="cuda", dtype=torch.float16)
+        out = torch.empty_like(q)
+        lengths = torch.full((batch,), context, dtype=torch.int32, device="cuda")
+        token_set = torch.zeros(batch, BUDGET, dtype=torch.int32, device="cuda")
+
+        def call(i, mode):
+            c = D.Call()
+            rows = lambda x: D.Rows(x.data_ptr(), x.stride(0) * 2, x.stride(1) * 2, D.F16, 0)
+            store = lambda x: D.Store(x.data_ptr(), x.stride(token) * x.element_size(), x.stride(head) * x.element_size(), x.stride(0) * x.element_size())
+            c.query, c.output, c.key, c.value = rows(q), rows(out), store(kv[i][0]), store(kv[i][1])
+            c.lengths, c.set, c.set_stride = lengths.data_ptr(), token_set.data_ptr(), BUDGET
+            c.n_rows, c.heads, c.kv_heads, c.dim, c.kv_type, c.capacity = batch, HEADS, KV_HEADS, DIM, kv_type, context
+            c.scale, c.value_scale, c.mode, c.budget = DIM ** -0.5, 1.0, mode, BUDGET
+            c.first, c.mid, c.recent = D.split(BUDGET)
+            return c
+        work = torch.zeros(self.k.work_size(call(0, D.SELECT)), dtype=torch.uint8, device="cuda")
+        def plan(i, mode):
+            c = call(i, mode)
+            c.work = work.data_ptr()
+            return self.k.plan(c)
+        plans = {m: [plan(i, m) for i in range(layers)] for m in (D.FULL, D.SELECT, D.LIST)}
+
+        def run(mode, only=None):
+            def body():
+                for p in plans[mode]:
+                    p.run(torch.cuda.current_stream(), only)
+            return time_graph(body) / layers
+        r = {"batch": batch, "context": context, "layout": layout, "kv": D.NAMES[kv_type]}
+        r["full_us"] = run(D.FULL)
+        r["full_share"] = per_layer / r["full_us"] / 1e6 / self.read
+        r["select_us"] = run(D.SELECT)
+        r["attend_logits_us"] = run(D.SELECT, 0)
+        r["selection_us"] = r["select_us"] - r["attend_logits_us"]
+        if context > BUDGET:
+            r["list_us"] = run(D.LIST)
+            r["list_share"] = per_layer / context * BUDGET / r["list_us"] / 1e6 / self.read
+
+        def step():
+            s = torch.cuda.current_stream()
+            for layer in range(LAYERS):
+                mode = D.FULL if layer in DENSE else D.SELECT if layer in SELECTING else D.LIST
+                plans[mode][layer % layers].run(s)
+        r["step_us"] = time_graph(step, 7)
+        if torch_too and kv_type == D.F16:
+            r.update(self.torch_step(batch, kv, q, layout, layers))
+            r["speedup"] = r["torch_us"] / r["step_us"]
+        self.result["rows"].append(r)
+        print(f"b{batch:<3} {context // 1024:>4}K {layout:<10} {r['kv']:<5} full {r['full_us']:8.1f} us {r['full_share']:4.0%}  selection {r['selection_us']:6.1f} us "
+              f"{r['selection_us'] / r['full_us']:5.1%} (logits +{r['attend_logits_us'] - r['full_us']:.1f})  list {r.get('list_us', 0):6.1f} us {r.get('list_share', 0):4.0%}  "
+              f"step {r['step_us']:9.0f} us" + (f"  torch {r['torch_us']:9.0f} us ({r['torch_by']})  {r['speedup']:.2f}x" if "speedup" in r else ""), flush=True)
+
+    def torch_step(self, batch, kv, q, layout, layers):
+        """The fastest of torch's: heads by its own grouping, or the group as query tokens (what reads K/V once)."""
+        if layout == "strided":
+            kv = [[x.transpose(1, 2) for x in two] for two in kv]
+        one, packed = q[:, :, None], q.reshape(batch, KV_HEADS, HEADS // KV_HEADS, DIM)
+        found = {}
+        for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION), ("efficient", SDPBackend.EFFICIENT_ATTENTION)):
+            for how, x, gqa in (("grouped", one, True), ("packed", packed, False)):
+                def body():
+                    for i in range(layers):
+                        F.scaled_dot_product_attention(x, kv[i][0], kv[i][1], enable_gqa=gqa)
+                try:
+                    with sdpa_kernel(backend):
+                        found[f"{name} {how}"] = time_graph(body, 5) / layers * LAYERS
+                except Exception as e:  # a backend that does not take the shape
+                    found[f"{name} {how}"] = None
+                    self.result.setdefault("refused", {})[f"{name} {how}"] = str(e).splitlines()[0][:200]
+                    torch.cuda.synchronize()
+        by = min((n for n in found if found[n]), key=lambda n: found[n])
+        return {"torch_us": found[by], "torch_by": by, "torch_all": found}
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--json")
+    p.add_argument("--cases", default="1:8,1:32,1:128,8:8,8:32,8:128,32:8,32:32")
+    p.add_argument("--layouts", default="strided")
+    p.add_argument("--types", default="f16")
+    p.add_argument("--no-torch", action="store_true")
+    a = p.parse_args()
+    b = Bench(os.path.join(os.path.dirname(D.FATBIN), "read.fatbin"))
+    b.bandwidth()
+    types = {v: k for k, v in D.NAMES.items()}
+    try:
+        for layout in a.layouts.split(","):
+            for kv in a.types.split(","):
+                for case in a.cases.split(","):
+                    batch, k = case.split(":")
+                    b.case(int(batch), int(float(k) * 1024), layout, types[kv], not a.no_torch)
+    finally:
+        if a.json:
+            with open(a.json, "w") as f:
+                json.dump(b.result, f, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The CUDA kernels from Python, without the library: the same planning code (kernels/cuda/plan.c) and the same
+fatbin, launched through the driver. Needs a GPU, gcc and torch (for memory and references only)."""
+
+import ctypes as C
+import math
+import os
+import subprocess
+import tempfile
+
+import torch
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+FATBIN = os.environ.get("LESSISMORE_FATBIN", os.path.join(ROOT, "build", "cuda", "kernels.fatbin"))
+
+F32, F16, BF16, Q8_0, FP8 = 0, 1, 2, 3, 5
+FULL, SELECT, LIST = 0, 1, 2
+UNION, MASS = 0, 1
+TORCH = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16, FP8: torch.float8_e4m3fn}
+NAMES = {F32: "f32", F16: "f16", BF16: "bf16", Q8_0: "q8_0", FP8: "fp8"}
+
+i32, i64, u32, u64, f32 = C.c_int32, C.c_int64, C.c_uint32, C.c_uint64, C.c_float
+
+
+class Device(C.Structure):
+    _fields_ = [("multiprocessors", i32), ("shared_per_multiprocessor", i32), ("shared_per_block", i32), ("reserved", i32)]
+
+
+class Store(C.Structure):
+    _fields_ = [("data", u64), ("token_stride", i64), ("head_stride", i64), ("page_stride", i64)]
+
+
+class Rows(C.Structure):
+    _fields_ = [("data", u64), ("row_stride", i64), ("head_stride", i64), ("type", i32), ("reserved", i32)]
+
+
+class Call(C.Structure):
+    _fields_ = [
+        ("query", Rows), ("output", Rows), ("key", Store), ("value", Store),
+        ("lengths", u64), ("table", u64), ("table_stride", i64), ("set", u64), ("set_stride", i64), ("positions", u64),
+        ("sinks", u64), ("work", u64), ("n_rows", i32), ("heads", i32), ("kv_heads", i32), ("dim", i32), ("kv_type", i32),
+        ("page_shift", i32), ("capacity", i32), ("scale", f32), ("softcap", f32), ("value_scale", f32), ("mode", i32),
+        ("policy", i32), ("budget", i32), ("first", i32), ("mid", i32), ("recent", i32),
+    ]
+
+
+class Args(C.Structure):
+    _fields_ = [
+        ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
+        ("mass", u64), ("logit_stride", i64), ("unit", u32), ("stages", i32), ("group", i32), ("room", i32),
+    ]
+
+
+class Launch(C.Structure):
+    _fields_ = [("name", C.c_char * 48), ("grid", u32 * 3), ("block", u32), ("shared", u32)]
+
+
+def build_plan():
+    """plan.c as a shared library: what the product links in is what runs here."""
+    folder = tempfile.mkdtemp(prefix="lessismore-")
+    path = os.path.join(folder, "plan.so")
+    source = os.path.join(ROOT, "kernels", "cuda", "plan.c")
+    subprocess.check_call(["gcc", "-O2", "-std=c11", "-shared", "-fPIC", "-o", path, source])
+    return C.CDLL(path)
+
+
+class Kernels:
+    def __init__(self):
+        torch.zeros(1, device="cuda")  # the primary context
+        self.plan_library = build_plan()
+        self.plan_library.lim_cuda_work_size.restype = C.c_size_t
+        self.cuda = C.CDLL("libcuda.so.1")
+        self.module = C.c_void_p()
+        with open(FATBIN, "rb") as f:
+            self.image = f.read()
+        self.ok(self.cuda.cuModuleLoadData(C.byref(self.module), self.image))
+        p = torch.cuda.get_device_properties(0)
+        self.device = Device(p.multi_processor_count, self.attribute(81), self.attribute(97), 0)
+        self.functions = {}
+
+    def ok(self, result):
+        if result != 0:
+            name = C.c_char_p()
+            self.cuda.cuGetErrorName(result, C.byref(name))
+            raise RuntimeError(f"driver: {name.value}")
+
+    def attribute(self, number):
+        value = C.c_int()
+        self.ok(self.cuda.cuDeviceGetAttribute(C.byref(value), number, 0))
+        return value.value
+
+    def function(self, name):
+        if name not in self.functions:
+            f = C.c_void_p()
+            self.ok(self.cuda.cuModuleGetFunction(C.byref(f), self.module, name))
+            largest = self.device.shared_per_block
+            static = C.c_int()
+            self.ok(self.cuda.cuFuncGetAttribute(C.byref(static), 1, f))
+            self.ok(self.cuda.cuFuncSetAttribute(f, 8, largest - static.value))
+            self.functions[name] = f
+        return self.functions[name]
+
+    def check(self, call):
+        text = C.create_string_buffer(256)
+        return self.plan_library.lim_cuda_check(C.byref(self.device), C.byref(call), text, 256), text.value.decode()
+
+    def work_size(self, call):
+        return self.plan_library.lim_cuda_work_size(C.byref(self.device), C.byref(call))
+
+    def plan(self, call):
+        refused, text = self.check(call)
+        if refused:
+            raise ValueError(text)
+        args, launches = Args(), (Launch * 2)()
+        count = self.plan_library.lim_cuda_plan(C.byref(self.device), C.byref(call), C.byref(args), launches)
+        return Plan(self, args, [launches[i] for i in range(count)])
+
+    def refuse_select(self, call):
+        """What lim_cuda_check says of a selection, with stand-ins for the attention's arguments."""
+        c = Call.from_buffer_copy(call)
+        for rows in (c.query, c.output):
+            rows.data, rows.row_stride, rows.head_stride, rows.type = 1 << 20, 1 << 20, 1 << 10, F16
+        for store in (c.key, c.value):
+            store.data, store.token_stride, store.head_stride, store.page_stride = 1 << 20, 1 << 20, 1 << 10, 1 << 30
+        c.kv_type, c.scale, c.value_scale = F16, 1.0, 1.0
+        refused, text = self.check(c)
+        return text if refused else ""
+
+    def plan_select(self, call, logits, stride, sums):
+        args, launches = Args(), (Launch * 2)()
+        self.plan_library.lim_cuda_plan_select(C.byref(self.device), C.byref(call), u64(logits), i64(stride), u64(sums),
+                                               C.byref(args), launches)
+        return Plan(self, args, [launches[0]])
+
+
+class Plan:
+    def __init__(self, kernels, args, launches):
+        self.kernels, self.args, self.launches = kernels, args, launches
+        self.params = (C.c_void_p * 1)(C.cast(C.pointer(args), C.c_void_p))
+        self.handles = [kernels.function(l.name) for l in launches]
+
+    def run(self, stream=None, only=None):
+        handle = C.c_void_p((stream or torch.cuda.current_stream()).cuda_stream)
+        for i, (l, f) in enumerate(zip(self.launches, self.handles)):
+            if only is not None and i != only:
+                continue
+            self.kernels.ok(self.kernels.cuda.cuLaunchKernel(f, l.grid[0], l.grid[1], l.grid[2], l.block, 1, 1, l.shared, handle,
+                                                             self.params, None))
+
+
+def split(budget, recency=0.25, sinks=4):
+    """plugin.SplitBudget for rows with more tokens than the budget."""
+    recent = min(max(math.ceil(budget * recency - 1e-9), 0), budget)
+    mid = budget - recent
+    if recent <= sinks:
+        sinks = 0
+    else:
+        recent -= sinks
+    return sinks, mid, recent
+
+
+def to_q8_0(x):
+    """[..., dim] float to ggml's blocks as bytes, and what they stand for."""
+    blocks = x.float().reshape(*x.shape[:-1], -1, 32)
+    scale = (blocks.abs().amax(-1, keepdim=True) / 127).half()
+    q = torch.where(scale > 0, (blocks / scale.float()).round(), torch.zeros_like(blocks)).clamp(-128, 127).to(torch.int8)
+    data = torch.cat([scale.view(torch.uint8).reshape(*scale.shape[:-1], 2), q.view(torch.uint8)], -1)
+    return data.reshape(*x.shape[:-1], -1).contiguous(), (q.double() * scale.double()).reshape(x.shape)

@@ -1,0 +1,274 @@
+/* The parts of the CUDA engine that do not need a GPU: how tokens are shared out among blocks (split.h), the order
+ * of logits and the search for a head's best (order.h), planning (plan.c). The kernels compile the same source. */
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels.h"
+#include "order.h"
+#include "split.h"
+
+namespace {
+
+uint32_t Bits(float x) {
+    uint32_t b;
+    memcpy(&b, &x, 4);
+    return b;
+}
+
+/* As the kernel walks it: every unit of every pair is computed once, by the block that SplitBlockOf names; no
+ * block leaves two partial results in one place; a pair's parts come from consecutive blocks. */
+TEST(Split, CoversEverythingOnce) {
+    std::mt19937 random(1);
+    for (int i = 0; i < 3000; i++) {
+        const uint32_t rows = 1 + random() % 40, kv_heads = 1 + random() % 8, grid = 1 + random() % 400;
+        const int32_t  capacity = 1 + random() % (random() % 2 != 0 ? 300 : 40000);
+        const uint32_t unit = SplitUnit(64, rows * kv_heads, (uint32_t)capacity, grid);
+        std::vector<int32_t> lengths(rows);
+        for (auto &n : lengths) n = random() % 4 == 0 ? 0 : (int32_t)(random() % ((uint32_t)capacity + 1));
+
+        struct Pair { uint32_t before, units; };
+        std::vector<Pair> pairs;
+        uint32_t          total = 0;
+        for (uint32_t r = 0; r < rows; r++) {
+            for (uint32_t h = 0; h < kv_heads; h++) {
+                pairs.push_back({total, SplitUnits(lengths[r], unit)});
+                total += pairs.back().units;
+            }
+        }
+        const uint32_t blocks = SplitBlocks(total, grid);
+        std::vector<int>   seen(total);
+        std::set<uint32_t> parts;
+        std::vector<std::vector<uint32_t>> of_pair(pairs.size());
+        ASSERT_EQ(SplitBegin(0, blocks, total), 0u);
+        ASSERT_EQ(SplitBegin(blocks, blocks, total), total);
+        for (uint32_t b = 0; b < blocks; b++) {
+            uint32_t at = SplitBegin(b, blocks, total);
+            const uint32_t end = SplitBegin(b + 1, blocks, total);
+            ASSERT_LT(at, end) << "a block without work";
+            while (at < end) {
+                size_t p = 0;
+                while (pairs[p].before + pairs[p].units <= at) p++;
+                const uint32_t from = at - pairs[p].before, to = std::min(pairs[p].units, from + (end - at));
+                if (!(from == 0 && to == pairs[p].units)) {
+                    const uint32_t part = SplitPart(b, from == 0);
+                    ASSERT_LT(part, 2 * blocks);
+                    ASSERT_TRUE(parts.insert(part).second) << "two parts in one place";
+                    of_pair[p].push_back(b);
+                }
+                for (uint32_t u = from; u < to; u++) {
+                    ASSERT_EQ(SplitBlockOf(pairs[p].before + u, blocks, total), b);
+                    seen[pairs[p].before + u]++;
+                }
+                at += to - from;
+            }
+        }
+        for (int s : seen) ASSERT_EQ(s, 1);
+        for (size_t p = 0; p < pairs.size(); p++) {
+            if (of_pair[p].empty()) continue;
+            const uint32_t first = SplitBlockOf(pairs[p].before, blocks, total);
+            const uint32_t last = SplitBlockOf(pairs[p].before + pairs[p].units - 1, blocks, total);
+            ASSERT_EQ(of_pair[p].size(), last - first + 1);
+            for (size_t k = 0; k < of_pair[p].size(); k++) ASSERT_EQ(of_pair[p][k], first + k);
+        }
+    }
+}
+
+TEST(Split, ProductsFit) {
+    for (uint32_t pairs : {1u, 8u, 2048u, 32768u, 2097152u}) {
+        for (uint32_t capacity : {1u, 4096u, 1u << 20, 1u << 28}) {
+            const uint32_t unit = SplitUnit(64, pairs, capacity, 528);
+            ASSERT_LE(((uint64_t)pairs * SplitUnits((int32_t)capacity, unit) + 1) * 528, UINT32_MAX);
+        }
+    }
+}
+
+/* Larger first, -0 equals +0, NaN last; ties by position. */
+bool Before(float a, uint32_t i, float b, uint32_t j) {
+    if (std::isnan(a) != std::isnan(b)) return std::isnan(b);
+    if (!std::isnan(a) && a != b) return a > b;
+    return i < j;
+}
+
+const float kOdd[] = {0.0f, -0.0f, 1.0f, -1.0f, INFINITY, -INFINITY, NAN, -NAN, 1e-45f, -1e-45f, 3.4e38f, -3.4e38f, 1.0000001f};
+
+TEST(Order, IsThatOfTheLogits) {
+    for (float a : kOdd) {
+        for (float b : kOdd) {
+            for (uint32_t i = 0; i < 2; i++) {
+                if (std::isnan(a) && std::isnan(b) && i == 1) continue;
+                ASSERT_EQ(OrderItem(Bits(a), i) < OrderItem(Bits(b), 1 - i), Before(a, i, b, 1 - i)) << a << " " << b;
+            }
+        }
+    }
+}
+
+/* The search of the kernel, with its counting done here: it ends, soon where a guess is good, and what it lets
+ * through contains the best. */
+TEST(Order, BoundIsFound) {
+    std::mt19937 random(2);
+    for (int i = 0; i < 2000; i++) {
+        const uint32_t n = 1 + random() % 3000, kind = random() % 5;
+        std::vector<uint64_t> items(n);
+        for (uint32_t p = 0; p < n; p++) {
+            float x = std::normal_distribution<float>(0, 4)(random);
+            if (kind == 0) x = (float)(int)(random() % 3);
+            if (kind == 1) x = 7;
+            if (kind == 2) x = kOdd[random() % 13];
+            if (kind == 3) x *= 1e-20f;
+            items[p] = OrderItem(Bits(x), p);
+        }
+        const uint32_t want = 1 + random() % n, room = want + random() % (n + 1);
+        BoundSearch    search;
+        BoundBegin(&search);
+        uint64_t bound = random() % 2 != 0 ? items[random() % n] | UINT32_MAX : (uint64_t)random() << 32 | random();
+        int      tries = 0;
+        uint32_t count;
+        for (;; tries++) {
+            ASSERT_LT(tries, 200) << "n " << n << " want " << want << " room " << room << " kind " << kind;
+            count = 0;
+            for (uint64_t item : items) count += item <= bound;
+            const uint64_t next = BoundNext(&search, bound, count, want, room);
+            if (next == bound) break;
+            bound = next;
+        }
+        ASSERT_GE(count, want);
+        ASSERT_LE(count, room);
+        std::nth_element(items.begin(), items.begin() + (want - 1), items.end());
+        ASSERT_LE(items[want - 1], bound);
+    }
+}
+
+TEST(Order, SamplesStayInside) {
+    for (uint32_t count : {2049u, 4097u, 32768u, 1u << 20}) {
+        for (uint32_t i : {0u, 1u, 2047u}) ASSERT_LT(SampleAt(i, 2048, count), count);
+        ASSERT_LT(SampleRank(2048, count, 1536, 4096), 2048u);
+    }
+}
+
+/* ---- planning ---- */
+
+const lim_cuda_device kH200 = {132, 233472, 232448, 0};
+const lim_cuda_device kSmall = {48, 102400, 101376, 0}; /* as of compute capability 8.6 or 12.0 */
+
+lim_cuda_call Good() {
+    lim_cuda_call c = {};
+    c.query = {0x1000, 8192, 256, LIM_CUDA_F16, 0};
+    c.output = c.query;
+    c.key = {0x100000, 2048, 256, 1 << 26};
+    c.value = c.key;
+    c.lengths = 0x1000, c.set = 0x1000, c.set_stride = 2048, c.work = 0x1000;
+    c.n_rows = 8, c.heads = 32, c.kv_heads = 8, c.dim = 128, c.kv_type = LIM_CUDA_F16, c.capacity = 32768;
+    c.scale = 0.1f, c.value_scale = 1;
+    c.budget = 2048, c.first = 4, c.mid = 1536, c.recent = 508;
+    return c;
+}
+
+TEST(Plan, FitsEveryDeviceAndShape) {
+    char text[256];
+    for (const lim_cuda_device *d : {&kH200, &kSmall}) {
+        for (int type : {LIM_CUDA_F16, LIM_CUDA_BF16, LIM_CUDA_FP8, LIM_CUDA_Q8_0}) {
+            for (int dim : {64, 128, 256}) {
+                for (int group = 1; group <= 16; group++) {
+                    for (int rows : {1, 7, 25, 300}) {
+                        for (int capacity : {1, 100, 2048, 131072}) {
+                            lim_cuda_call c = Good();
+                            c.kv_type = type, c.dim = dim, c.heads = 8 * group, c.n_rows = rows, c.capacity = capacity;
+                            c.query.head_stride = c.output.head_stride = dim * 2;
+                            c.query.row_stride = c.output.row_stride = dim * 2 * c.heads;
+                            c.key.head_stride = c.value.head_stride = type == LIM_CUDA_Q8_0 ? dim / 32 * 34 : dim * 2;
+                            c.key.token_stride = c.value.token_stride = c.key.head_stride * 8;
+                            for (int mode : {LIM_CUDA_FULL, LIM_CUDA_SELECT, LIM_CUDA_LIST}) {
+                                c.mode = mode;
+                                if (lim_cuda_check(d, &c, text, sizeof text) != 0) {
+                                    ASSERT_EQ(d, &kSmall) << text; /* the largest tiles do not fit the smallest cards */
+                                    ASSERT_NE(std::string(text).find("shared memory"), std::string::npos) << text;
+                                    ASSERT_EQ(dim, 256);
+                                    continue;
+                                }
+                                lim_cuda_args   args;
+                                lim_cuda_launch l[2];
+                                const int       count = lim_cuda_plan(d, &c, &args, l);
+                                ASSERT_EQ(count, mode == LIM_CUDA_SELECT ? 2 : 1);
+                                for (int k = 0; k < count; k++) ASSERT_LE(l[k].shared + 1024, (uint32_t)d->shared_per_block) << l[k].name;
+                                ASSERT_GE(l[0].grid[0], 1u);
+                                ASSERT_LE(l[0].grid[0], (uint32_t)d->multiprocessors * 3);
+                                ASSERT_TRUE(args.stages == 2 || args.stages == 3 || args.stages == 4 || args.stages == 6);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST(Plan, WorkGrowsWithTheCall) {
+    lim_cuda_call c = Good();
+    size_t        last = 0;
+    for (int capacity : {1, 1000, 32768, 131072}) {
+        c.capacity = capacity;
+        const size_t size = lim_cuda_work_size(&kH200, &c);
+        ASSERT_GE(size, last);
+        last = size;
+    }
+    for (int rows : {8, 9, 64}) {
+        c.n_rows = rows;
+        const size_t size = lim_cuda_work_size(&kH200, &c);
+        ASSERT_GE(size, last);
+        last = size;
+    }
+}
+
+/* Everything that a plan hands out lies in the work memory, in one piece each. */
+TEST(Plan, WorkIsInside) {
+    lim_cuda_call c = Good();
+    c.mode = LIM_CUDA_SELECT;
+    lim_cuda_args   a;
+    lim_cuda_launch l[2];
+    lim_cuda_plan(&kH200, &c, &a, l);
+    const uint64_t end = c.work + lim_cuda_work_size(&kH200, &c);
+    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits};
+    for (size_t i = 0; i + 1 < sizeof parts / sizeof *parts; i++) ASSERT_LT(parts[i], parts[i + 1]);
+    ASSERT_GE(parts[0], c.work);
+    ASSERT_EQ(a.logits + (uint64_t)c.n_rows * c.heads * a.logit_stride * 4, end);
+    ASSERT_EQ(a.logits % 256, 0u);
+}
+
+TEST(Plan, RefusalsNameTheArgument) {
+    char text[256];
+    const struct {
+        const char *name;
+        void (*spoil)(lim_cuda_call *);
+    } cases[] = {
+        {"dim", [](lim_cuda_call *c) { c->dim = 80; }},
+        {"kv_type", [](lim_cuda_call *c) { c->kv_type = 4; }},
+        {"heads", [](lim_cuda_call *c) { c->heads = 256; }},
+        {"scale", [](lim_cuda_call *c) { c->scale = NAN; }},
+        {"softcap", [](lim_cuda_call *c) { c->softcap = INFINITY; }},
+        {"value_scale", [](lim_cuda_call *c) { c->value_scale = NAN; }},
+        {"key", [](lim_cuda_call *c) { c->key.data = 0; }},
+        {"page_stride", [](lim_cuda_call *c) { c->value.page_stride = 8; }},
+        {"page_shift", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 20; c->page_shift = 30; }},
+        {"query", [](lim_cuda_call *c) { c->query.type = LIM_CUDA_FP8; }},
+        {"output", [](lim_cuda_call *c) { c->output.row_stride = 4; }},
+        {"capacity", [](lim_cuda_call *c) { c->capacity = 1 << 21; }},
+        {"budget", [](lim_cuda_call *c) { c->first = -1; }},
+    };
+    for (const auto &x : cases) {
+        lim_cuda_call c = Good();
+        c.mode = LIM_CUDA_SELECT;
+        ASSERT_EQ(lim_cuda_check(&kH200, &c, text, sizeof text), 0) << text;
+        x.spoil(&c);
+        ASSERT_NE(lim_cuda_check(&kH200, &c, text, sizeof text), 0) << x.name;
+        ASSERT_NE(std::string(text).find(x.name), std::string::npos) << text;
+    }
+}
+
+}  // namespace

@@ -1,0 +1,94 @@
+/* Stands in for libcuda.so.1 where there is no GPU: one device, memory from the heap, kernels that do nothing.
+ * Every call is written, one line each, to the file that LIM_STANDIN_LOG names, so that a test can see what the
+ * library asks of the driver, in which order, with which arguments. Calls that must not be made while a
+ * stream is captured are marked with an exclamation mark. */
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static __thread void  *current;
+
+static void note(const char *format, ...) {
+    const char *path = getenv("LIM_STANDIN_LOG");
+    if (path == NULL) return;
+    pthread_mutex_lock(&mutex);
+    FILE *f = fopen(path, "a");
+    if (f != NULL) {
+        va_list args;
+        va_start(args, format);
+        vfprintf(f, format, args);
+        va_end(args);
+        fputc('\n', f);
+        fclose(f);
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+/* LIM_STANDIN_FAIL=name:code makes that function fail. */
+static int fails(const char *name) {
+    const char *what = getenv("LIM_STANDIN_FAIL");
+    const size_t n = strlen(name);
+    return what != NULL && strncmp(what, name, n) == 0 && what[n] == ':' ? atoi(what + n + 1) : 0;
+}
+
+#define BEGIN(name, mark, ...)             \
+    note(mark #name " " __VA_ARGS__);      \
+    if (fails(#name) != 0) return fails(#name)
+
+EXPORT int cuInit(unsigned flags) { BEGIN(cuInit, "!", "%u", flags); return 0; }
+EXPORT int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+EXPORT int cuDeviceGetCount(int *n) { BEGIN(cuDeviceGetCount, "", "%s", ""); *n = 1; return 0; }
+EXPORT int cuDeviceGet(int *d, int i) { BEGIN(cuDeviceGet, "", "%d", i); *d = i; return 0; }
+EXPORT int cuDeviceGetName(char *name, int n, int d) { (void)d; snprintf(name, (size_t)n, "stand-in"); return 0; }
+EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
+    (void)d;
+    switch (which) {
+    case 16: *v = 132; break;     /* multiprocessors */
+    case 81: *v = 233472; break;  /* shared memory of each */
+    case 97: *v = 232448; break;  /* of a block, opting in */
+    default: *v = 0;
+    }
+    return 0;
+}
+EXPORT int cuDevicePrimaryCtxRetain(void **c, int d) { BEGIN(cuDevicePrimaryCtxRetain, "!", "%d", d); *c = (void *)0x1000; return 0; }
+EXPORT int cuDevicePrimaryCtxRelease_v2(int d) { BEGIN(cuDevicePrimaryCtxRelease_v2, "!", "%d", d); return 0; }
+EXPORT int cuCtxGetCurrent(void **c) { BEGIN(cuCtxGetCurrent, "", "%s", ""); *c = current; return 0; }
+EXPORT int cuCtxSetCurrent(void *c) { BEGIN(cuCtxSetCurrent, "", "%p", c); current = c; return 0; }
+EXPORT int cuModuleLoadData(void **m, const void *image) {
+    BEGIN(cuModuleLoadData, "!", "magic %08x", *(const uint32_t *)image);
+    *m = (void *)0x2000;
+    return 0;
+}
+EXPORT int cuModuleGetFunction(void **f, void *m, const char *name) {
+    BEGIN(cuModuleGetFunction, "!", "%p %s", m, name);
+    *f = strdup(name);
+    return 0;
+}
+EXPORT int cuFuncGetAttribute(int *v, int which, void *f) { (void)which; (void)f; *v = 512; return 0; }
+EXPORT int cuFuncSetAttribute(void *f, int which, int v) { BEGIN(cuFuncSetAttribute, "!", "%s %d %d", (char *)f, which, v); return 0; }
+EXPORT int cuMemAlloc_v2(uint64_t *p, size_t n) { BEGIN(cuMemAlloc_v2, "!", "%zu", n); *p = (uint64_t)(uintptr_t)aligned_alloc(4096, (n + 4095) / 4096 * 4096); return 0; }
+EXPORT int cuMemFree_v2(uint64_t p) { BEGIN(cuMemFree_v2, "!", "%s", ""); free((void *)(uintptr_t)p); return 0; }
+EXPORT int cuMemHostAlloc(void **p, size_t n, unsigned flags) { BEGIN(cuMemHostAlloc, "!", "%zu %u", n, flags); *p = calloc(1, n); return 0; }
+EXPORT int cuMemFreeHost(void *p) { BEGIN(cuMemFreeHost, "!", "%s", ""); free(p); return 0; }
+EXPORT int cuMemsetD8Async(uint64_t p, unsigned char v, size_t n, void *s) { BEGIN(cuMemsetD8Async, "", "%d %zu %p", v, n, s); memset((void *)(uintptr_t)p, v, n); return 0; }
+EXPORT int cuStreamSynchronize(void *s) { BEGIN(cuStreamSynchronize, "!", "%p", s); return 0; }
+EXPORT int cuPointerGetAttribute(void *v, int which, uint64_t p) {
+    BEGIN(cuPointerGetAttribute, "", "%d", which);
+    if (p < 4096) return 1;
+    *(int *)v = 0;
+    return 0;
+}
+EXPORT int cuGetErrorName(int code, const char **name) { *name = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : code == 1 ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR"; return 0; }
+EXPORT int cuGetErrorString(int code, const char **text) { return cuGetErrorName(code, text); }
+EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
+                          void **params, void **extra) {
+    BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d", (char *)f, gx, gy, gz,
+          bx, by, bz, shared, stream, current, *(unsigned long long *)params[0], extra == NULL);
+    return 0;
+}
