@@ -10,6 +10,7 @@
 #include "attention.h"
 #include "dispatch.h"
 #include "kernels.h"
+#include "probe.h"
 #include "select.h"
 
 namespace lessismore {
@@ -65,6 +66,7 @@ struct RowWork {
         selection.attention_sinks = call.sinks;
         selection.slots = row.slots;
         selection.set = row.set;
+        selection.positions = OwnPositions(call, row);
         selection.Take(arena);
     }
 };
@@ -204,6 +206,12 @@ void MergeAll(const lim_cpu_call &call, const Work &work, const AttentionKernels
 void SelectAll(const lim_cpu_call &call, const Work &work, int ith, int nth) {
     SelectTogether(*RankingFor(CurrentTarget()), call.policy, &work.header->barrier, work.select, ith, nth,
                    [&](auto visit) { ForSelections(call, work, visit); });
+    if (call.probe == nullptr || call.probe->kept == nullptr) return;
+    work.header->barrier.Wait(nth); /* the probe reads the set, and turns the logits into shares */
+    const RankingKernels &kernels = *RankingFor(CurrentTarget());
+    ForSelections(call, work, [&](const Selection &s) {
+        if (s.set == call.rows[call.probe->row].set) Probe(kernels, *call.probe, s, ith, nth);
+    });
 }
 
 }  // namespace

@@ -74,8 +74,22 @@ typedef struct lim_cpu_row {
 /* What thread 0 adds up, in nanoseconds and counts, after each call. */
 typedef struct lim_cpu_timing {
     uint64_t attend_ns; /* whole call, selection included */
-    uint64_t select_ns; /* of it, the selection */
+    uint64_t select_ns; /* of it, the selection and the probe */
 } lim_cpu_timing;
+
+/* What a SELECT call measures besides, for one of its rows: how much of each head's attention other token
+ * sets of the row would keep, and how much the set that the call itself chooses keeps. Sets are lists of
+ * positions (indices of visible tokens), in any order, each position once. */
+typedef struct lim_cpu_probe {
+    int32_t        row;        /* index of the row; nothing happens unless it selects */
+    int32_t        n_sets;     /* other sets */
+    int32_t        set_n;      /* positions in each of them */
+    int64_t        set_stride; /* from one to the next, in elements */
+    const int32_t *sets;       /* or NULL without any */
+    int32_t       *own;        /* [row's set_n] the call's own set is written here, as positions */
+    float         *kept;       /* [n_sets + 1][heads] share of each head's softmax on each set, the own one last;
+                                  the attention sink counts in the denominator; or NULL: only own is wanted */
+} lim_cpu_probe;
 
 /* One layer's attention for a batch of rows. */
 typedef struct lim_cpu_call {
@@ -97,6 +111,7 @@ typedef struct lim_cpu_call {
     int32_t            n_rows;
     void              *work;    /* 64-byte aligned; see lim_cpu_work_size */
     lim_cpu_timing    *timing;  /* or NULL */
+    const lim_cpu_probe *probe; /* SELECT only; or NULL */
 } lim_cpu_call;
 
 /* Bytes of work memory that `call` needs when up to `nth` threads run it. The memory must be zero when

@@ -84,19 +84,23 @@ int32_t FirstDepth(const Selection &s) {
     return s.heads < 8 ? want : std::min(want, std::max(64, want * 3 / 8));
 }
 
+void FindSoftmax(const RankingKernels &kernels, const Selection &s, int head) {
+    float top, sum;
+    kernels.softmax_stats(s.logits + head * s.stride, (size_t)s.n, &top, &sum);
+    if (s.attention_sinks != nullptr && s.attention_sinks[head] > -INFINITY) {
+        /* The sink joins the denominator as one more logit. */
+        const float sink = s.attention_sinks[head], larger = std::max(top, sink);
+        sum = sum * (top == larger ? 1 : std::exp(top - larger)) + (sink == larger ? 1 : std::exp(sink - larger));
+        top = larger;
+    }
+    s.largest[head] = top;
+    s.inverse[head] = top > -INFINITY && sum > 0 ? 1 / sum : 0;
+}
+
 void RankHead(const RankingKernels &kernels, const Selection &s, int head, int32_t depth, const SelectScratch &scratch) {
     const float *x = s.logits + head * s.stride;
     if (s.policy == LIM_CPU_MASS) {
-        float top, sum;
-        kernels.softmax_stats(x, (size_t)s.n, &top, &sum);
-        if (s.attention_sinks != nullptr && s.attention_sinks[head] > -INFINITY) {
-            /* The sink joins the denominator as one more logit. */
-            const float sink = s.attention_sinks[head], larger = std::max(top, sink);
-            sum = sum * (top == larger ? 1 : std::exp(top - larger)) + (sink == larger ? 1 : std::exp(sink - larger));
-            top = larger;
-        }
-        s.largest[head] = top;
-        s.inverse[head] = top > -INFINITY && sum > 0 ? 1 / sum : 0;
+        FindSoftmax(kernels, s, head);
         return;
     }
     const size_t want = std::min((size_t)depth, Chosen(s));
@@ -151,6 +155,7 @@ bool WriteSet(const RankingKernels &kernels, const Selection &s, int32_t depth, 
         }
     }
     for (int32_t i = s.n - s.recent; i < s.n; i++) *to++ = i;
+    if (s.positions != nullptr) memcpy(s.positions, s.set, (size_t)(to - s.set) * sizeof(int32_t));
     if (s.slots != nullptr) {
         for (int32_t *p = s.set; p < to; p++) *p = s.slots[*p];
         /* Where slots were reused, position order is not address order; readers like the latter. */

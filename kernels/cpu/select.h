@@ -19,6 +19,7 @@ struct Selection {
     const float   *attention_sinks; /* [heads] for the softmax's denominator, or NULL */
     const int32_t *slots;           /* of the positions; NULL: the same */
     int32_t       *set;             /* the answer, ascending */
+    int32_t       *positions;       /* the answer as positions besides, or NULL */
 
     uint32_t *ranks;   /* union: [heads][mid], positions best first, as far down as `depth` */
     uint32_t *shallow; /* union: set if `depth` was too little */
@@ -88,6 +89,9 @@ void SelectTogether(const RankingKernels &kernels, int32_t policy, Barrier *barr
         if (*s.shallow != 0 && turn++ % nth == ith) WriteSet(kernels, s, s.mid, scratch);
     });
 }
+
+/* Sets largest and inverse of a head: its softmax is exp(logit - largest) * inverse. */
+void FindSoftmax(const RankingKernels &kernels, const Selection &selection, int head);
 
 }  // namespace lessismore
 
