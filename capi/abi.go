@@ -113,19 +113,22 @@ func limgo_engine_create(function *C.char, params *C.lim_engine_params, handle *
 	handles.engines[h] = e
 	handles.mu.Unlock()
 	*handle = C.uint64_t(h)
-	e.logger.log(C.LIM_LOG_INFO, "lessismore %s: budget %d, selection layers %v of %d, recency %v, sink tokens %d, policy %s",
-		plugin.Version, e.engine.Config().Budget, e.roles.Selections(), e.roles.Len(), e.engine.Config().Recency,
+	choice := "found by measuring"
+	if layers := e.engine.Config().Layers; layers != nil {
+		choice = fmt.Sprint(layers)
+	}
+	e.logger.log(C.LIM_LOG_INFO, "lessismore %s: budget %d, selection layers %s, of %d layers, recency %v, sink tokens %d, policy %s",
+		plugin.Version, e.engine.Config().Budget, choice, e.layers, e.engine.Config().Recency,
 		e.engine.Config().SinkTokens, e.engine.Config().Policy)
 	return
 }
 
 func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
-	config := plugin.Config{
-		Budget:     int(params.budget),
-		Recency:    float64(params.recency),
-		SinkTokens: int(params.sink_tokens),
-		Policy:     plugin.Policy(params.policy),
-	}
+	config := plugin.DefaultConfig()
+	config.Budget = int(params.budget)
+	config.Recency = float64(params.recency)
+	config.SinkTokens = int(params.sink_tokens)
+	config.Policy = plugin.Policy(params.policy)
 	layers, count := uintptr(unsafe.Pointer(params.layers)), int64(params.layers_count)
 	switch {
 	case params.reserved != 0:
@@ -153,13 +156,12 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	if err != nil {
 		return nil, err
 	}
-	roles, err := plugin.NewRoles(int(params.n_layers), engine.Config())
-	if err != nil {
+	if _, err := plugin.NewRoles(int(params.n_layers), engine.Config()); err != nil {
 		return nil, err
 	}
 	return &engineHandle{
 		engine:  engine,
-		roles:   roles,
+		layers:  int(params.n_layers),
 		workers: plugin.NewWorkers(int(params.n_threads)),
 		logger:  logger{*(*unsafe.Pointer)(unsafe.Pointer(&params.logger)), uintptr(params.logger_user)},
 	}, nil
@@ -246,7 +248,7 @@ func limgo_sequence_create(function *C.char, engine C.uint64_t, handle *C.uint64
 	if err != nil {
 		return
 	}
-	s, err := plugin.NewSequence(e.engine, e.roles, e.workers)
+	s, err := plugin.NewSequence(e.engine, e.layers, e.workers)
 	handles.mu.Lock()
 	defer handles.mu.Unlock()
 	if err != nil {

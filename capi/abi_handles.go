@@ -18,7 +18,7 @@ const (
 
 type engineHandle struct {
 	engine    *plugin.Engine
-	roles     plugin.Roles
+	layers    int
 	workers   *plugin.Workers
 	logger    logger
 	sequences int // that are alive; under handles.mu

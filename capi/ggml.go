@@ -42,6 +42,17 @@ func lookup(name string) (string, bool) {
 	return C.GoString(value), true
 }
 
+// profileDir is where profiles are kept; "" without a home.
+func profileDir() string {
+	if dir, _ := lookup("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "lessismore", "profiles")
+	}
+	if dir, _ := lookup("HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, ".cache", "lessismore", "profiles")
+	}
+	return ""
+}
+
 func logLine(level plugin.LogLevel, text string) {
 	if level <= host.env.Log {
 		// Not through os.Stderr: Go ends the process when that is a pipe that nobody reads any more.
@@ -86,7 +97,7 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 	if !host.hooked && hook != 0 {
 		host.hooked = true
 		c := host.env.Config
-		layers := "chosen by rule"
+		layers := "found by measuring"
 		if c.Layers != nil {
 			layers = fmt.Sprint(c.Layers)
 		}
@@ -109,6 +120,9 @@ func configure() {
 	}
 	host.env = env
 	host.engine, _ = plugin.NewEngine(env.Config)
+	if env.Profiles {
+		host.engine.Keep(plugin.Profiles{Dir: profileDir(), Path: env.Profile})
+	}
 	switch {
 	case err != nil:
 		host.engine.Disable(err.Error())
@@ -149,11 +163,15 @@ func lim_go_ggml_plan(session C.uintptr_t, graph *C.lim_ggml_graph) {
 		Writes:  unsafe.Slice((*plugin.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
 		Shifts:  unsafe.Slice((*plugin.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
 		SoftMax: int(graph.n_soft_max),
+		Weights: uint64(graph.weights),
 	}
 	if graph.positions != nil {
 		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)
 	}
 	cgo.Handle(session).Value().(*plugin.Session).Plan(&g)
+	if g.KnowsWeights {
+		graph.knows_weights = 1
+	}
 	done = true
 }
 

@@ -44,24 +44,29 @@ const (
 	MaxBudget     = 1 << 24
 	MaxLayer      = 4095
 	MaxSelections = 64
+	MaxGuard      = 1 << 20
+	MaxInterval   = 64
 )
 
 // Config is what a user may choose. The zero value is not valid; start from DefaultConfig.
 type Config struct {
 	Budget     int     // tokens that a sparse layer attends to
-	Layers     []int   // selection layers, ascending, counted among the layers that can take part; nil: DefaultLayers
+	Layers     []int   // selection layers, ascending, counted among the layers that can take part; nil: found by measuring
 	Recency    float64 // share of the budget kept for the newest tokens, 0 to 1
 	SinkTokens int     // first tokens that are always kept, out of the recency share
 	Policy     Policy
+	Selections int // at most so many selection layers are chosen where Layers is nil
+	Guard      int // steps between two audits of a choice; 0: none
+	Interval   int // steps that a token set serves; 1: it is chosen afresh in each
 }
 
-// DefaultConfig is the paper's setting.
+// DefaultConfig is the paper's setting, with layers found by measuring.
 func DefaultConfig() Config {
-	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union}
+	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1}
 }
 
-// DefaultLayers are the selection layers for a model with that many layers that can take part: the
-// third one, and a third of the way up, as the paper has it for its 32- and 36-layer models.
+// DefaultLayers are the selection layers by rule, where measuring is not possible: the third layer that
+// can take part, and the one a third of the way up, as the paper has it for its 32- and 36-layer models.
 func DefaultLayers(layers int) []int {
 	if layers/3 <= 2 {
 		return []int{2}
@@ -80,6 +85,12 @@ func (c Config) Validate() error {
 		return fmt.Errorf("sink_tokens %d is not in 0 .. %d", c.SinkTokens, MaxBudget)
 	case c.Policy != Union && c.Policy != Mass:
 		return fmt.Errorf("policy %d is unknown (0 is union, 1 is mass)", int32(c.Policy))
+	case c.Selections < 1 || c.Selections > MaxSelections:
+		return fmt.Errorf("selections %d is not in 1 .. %d", c.Selections, MaxSelections)
+	case c.Guard < 0 || c.Guard > MaxGuard:
+		return fmt.Errorf("guard %d is not in 0 .. %d steps", c.Guard, MaxGuard)
+	case c.Interval < 1 || c.Interval > MaxInterval:
+		return fmt.Errorf("interval %d is not in 1 .. %d steps", c.Interval, MaxInterval)
 	case len(c.Layers) > MaxSelections:
 		return fmt.Errorf("layers has %d entries, at most %d are possible", len(c.Layers), MaxSelections)
 	}
@@ -100,12 +111,14 @@ type Environment struct {
 	Enabled   bool
 	Log       LogLevel
 	StatsPath string // "" : none is written
+	Profiles  bool   // what is learned about models is kept in files
+	Profile   string // in this file; "": in the user's cache directory
 }
 
 // FromEnvironment reads the LESSISMORE_* variables through lookup. A wrong value gives an error that
 // names the variable and the value: the library then stays inert, it never guesses.
 func FromEnvironment(lookup func(name string) (string, bool)) (Environment, error) {
-	env := Environment{Config: DefaultConfig(), Enabled: true, Log: LogInfo}
+	env := Environment{Config: DefaultConfig(), Enabled: true, Log: LogInfo, Profiles: true}
 	var first error // the others are read all the same: the log and the statistics tell what is wrong
 	for _, v := range variables {
 		s, ok := lookup(v.name)
@@ -147,8 +160,41 @@ var variables = []struct {
 		return err
 	}},
 	{"LESSISMORE_LAYERS", func(env *Environment, s string) (err error) {
+		if strings.EqualFold(s, "auto") {
+			env.Layers = nil
+			return nil
+		}
 		env.Layers, err = layers(s)
 		return err
+	}},
+	{"LESSISMORE_SELECTIONS", func(env *Environment, s string) (err error) {
+		env.Selections, err = integer(s, 1, MaxSelections)
+		return err
+	}},
+	{"LESSISMORE_GUARD", func(env *Environment, s string) (err error) {
+		if steps, e := integer(s, 2, MaxGuard); e == nil {
+			env.Guard = steps
+			return nil
+		}
+		on, err := choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false},
+			fmt.Sprintf("on, off, or a number of steps in 2 .. %d", MaxGuard))
+		if env.Guard = 0; on {
+			env.Guard = DefaultGuard
+		}
+		return err
+	}},
+	{"LESSISMORE_INTERVAL", func(env *Environment, s string) (err error) {
+		env.Interval, err = integer(s, 1, MaxInterval)
+		return err
+	}},
+	{"LESSISMORE_PROFILE", func(env *Environment, s string) error {
+		if len(s) > 4000 || strings.ContainsRune(s, 0) {
+			return fmt.Errorf("is not a usable file name")
+		}
+		if env.Profile = s; strings.EqualFold(s, "off") {
+			env.Profile, env.Profiles = "", false
+		}
+		return nil
 	}},
 	{"LESSISMORE_RECENCY", func(env *Environment, s string) (err error) {
 		env.Recency, err = fraction(s)
@@ -193,7 +239,7 @@ func layers(s string) ([]int, error) {
 	for _, part := range strings.Split(s, ",") {
 		l, err := integer(strings.TrimSpace(part), 0, MaxLayer)
 		if err != nil {
-			return nil, fmt.Errorf("must be layer numbers in 0 .. %d with commas between, such as 2,12", MaxLayer)
+			return nil, fmt.Errorf("must be auto, or layer numbers in 0 .. %d with commas between, such as 2,12", MaxLayer)
 		}
 		if len(out) > 0 && l <= out[len(out)-1] {
 			return nil, fmt.Errorf("must name each layer once, in ascending order")

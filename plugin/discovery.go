@@ -40,6 +40,11 @@ func (d *discovery) knows(n *Node) bool {
 	return false
 }
 
+// begins tells whether a graph whose first attention is of that layer still belongs to the first pass.
+func (d *discovery) begins(layer int32) bool {
+	return !d.complete && (len(d.layers) == 0 || layer > d.layers[len(d.layers)-1].layer)
+}
+
 // decide tells full from sliding-window layers where a model has both: they have two masks, and the
 // sliding layers' store is smaller, unless the host keeps it whole. Then compare decides later.
 func (d *discovery) decide() {

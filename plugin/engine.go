@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -12,13 +13,15 @@ import (
 // Engine is a configuration, and what was counted under it. Safe for use from several threads; the
 // sessions and sequences made from it are not, each belongs to one thread at a time.
 type Engine struct {
-	config Config
+	config   Config
+	profiles Profiles
 
 	reason atomic.Pointer[string] // why the engine is inert; nil: it is not
 
-	mu    sync.Mutex // never held while a session's or sequence's own lock is taken
-	live  []statser
-	ended []Stats
+	mu     sync.Mutex // never held while a session's, sequence's or model's own lock is taken
+	models map[identity]*model
+	live   []statser
+	ended  []Stats
 }
 
 // statser is a session or a sequence: something that counts.
@@ -33,7 +36,24 @@ func NewEngine(config Config) (*Engine, error) {
 		return nil, err
 	}
 	config.Layers = slices.Clone(config.Layers)
-	return &Engine{config: config}, nil
+	return &Engine{config: config, models: map[identity]*model{}}, nil
+}
+
+// Keep says where profiles are read and written; without it, nowhere. Before the first session.
+func (e *Engine) Keep(profiles Profiles) { e.profiles = profiles }
+
+// model is what the engine's contexts of one model share.
+func (e *Engine) model(about identity, log func(LogLevel, string)) (*model, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if m := e.models[about]; m != nil {
+		return m, nil
+	}
+	m, err := newModel(e.config, about.Layers, about, e.profiles.file(fingerprint(about, settingsOf(&e.config))), log)
+	if err == nil {
+		e.models[about] = m
+	}
+	return m, err
 }
 
 // Config is the configuration in force.
@@ -73,7 +93,7 @@ func (e *Engine) finished(s statser) {
 func (e *Engine) Report() *Report {
 	e.mu.Lock()
 	contexts := append(make([]Stats, 0, len(e.ended)+len(e.live)), e.ended...)
-	live := slices.Clone(e.live)
+	live, models := slices.Clone(e.live), slices.Collect(maps.Values(e.models))
 	e.mu.Unlock()
 	for _, s := range live {
 		contexts = append(contexts, s.stats())
@@ -83,11 +103,18 @@ func (e *Engine) Report() *Report {
 		Config: ReportConfig{
 			Budget: e.config.Budget, Layers: e.config.Layers, Recency: e.config.Recency,
 			SinkTokens: e.config.SinkTokens, Policy: e.config.Policy.String(),
+			Selections: e.config.Selections, Guard: e.config.Guard, Interval: e.config.Interval,
 		},
+		Models:   []*Profile{},
 		Contexts: contexts,
 	}
 	if r.Reason != "" {
 		r.State = "inert"
+	}
+	for _, m := range models {
+		if p := m.learned(); p != nil {
+			r.Models = append(r.Models, p)
+		}
 	}
 	return r
 }

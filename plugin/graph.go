@@ -68,6 +68,9 @@ type Graph struct {
 	Shifts    []Shift
 	Positions []int32 // of the batch's tokens; nil: this part of the graph has none
 	SoftMax   int     // masked softmax nodes: attention that runs without flash attention
+	Weights   uint64  // hash of the weights in this part of the graph; a sum over them, so parts add up
+
+	KnowsWeights bool // the answer: no more hashes are wanted
 }
 
 // scan is the row of mask values of one query token.

@@ -14,7 +14,8 @@ import (
 // Two sights take turns: a call that is refused must leave the step as it was.
 type Sequence struct {
 	engine  *Engine
-	roles   Roles
+	layers  int
+	pilot   *pilot
 	workers *Workers
 
 	step     step
@@ -32,16 +33,21 @@ type Sequence struct {
 	published Stats // for the engine's report, which may come from another thread
 }
 
-// NewSequence begins a sequence on an engine, with the roles of its model's layers and threads to run on.
-func NewSequence(engine *Engine, roles Roles, workers *Workers) (*Sequence, error) {
-	s := &Sequence{engine: engine, roles: roles, workers: workers, seen: new(sight), next: new(sight)}
+// NewSequence begins a sequence on an engine, of a model with that many layers, with threads to run on.
+// The sequences of an engine share what is learned of the model; nothing tells it from others of the
+// shape, so it is kept in no file.
+func NewSequence(engine *Engine, layers int, workers *Workers) (*Sequence, error) {
+	m, err := engine.model(identity{Layers: layers}, func(LogLevel, string) {})
+	if err != nil {
+		return nil, err
+	}
+	s := &Sequence{engine: engine, layers: layers, pilot: newPilot(m, m.log), workers: workers, seen: new(sight), next: new(sight)}
 	calls := cpu.Slice[cpu.Call](&s.memory, 1)
 	if calls == nil || s.timings.of(cpu.Full) == nil {
 		s.free()
 		return nil, &Error{NoMemory, "no memory for a sequence"}
 	}
 	s.call = &calls[0]
-	s.counts.Layers, s.counts.SelectionLayers = roles.Len(), roles.Selections()
 	s.Reset()
 	s.publish()
 	engine.started(s)
@@ -51,7 +57,7 @@ func NewSequence(engine *Engine, roles Roles, workers *Workers) (*Sequence, erro
 // Attend computes one layer of a step (lim_attend in the public header says how). Arguments that were
 // left out are filled in.
 func (s *Sequence) Attend(a *Attention) error {
-	if err := a.check(s.roles.Len()); err != nil {
+	if err := a.check(s.layers); err != nil {
 		return err
 	}
 	layer := int(a.Layer)
@@ -69,9 +75,9 @@ func (s *Sequence) Attend(a *Attention) error {
 	}
 	defer s.workers.giveBack(team)
 
-	config, role := &s.engine.config, s.roles.Role(layer)
-	mode := s.step.mode(role, layer)
-	s.fill(a, mode, config.Policy)
+	s.fill(a, s.engine.config.Policy)
+	s.pilot.direct(&s.step, layer, s.call)
+	s.call.Timing = unsafe.Pointer(s.timings.of(s.call.Mode))
 	work := s.work.Bytes(cpu.WorkSize(s.call, team.Size()))
 	if work == nil {
 		s.Reset()
@@ -82,10 +88,10 @@ func (s *Sequence) Attend(a *Attention) error {
 
 	if fresh {
 		s.position = a.QueryPosition
-		s.counts.began(&s.step)
+		s.counts.began(&s.step, s.pilot.kind == stepMeasure)
 		s.counts.PositionOrder++
 	}
-	s.counts.planned(&s.step, layer, role, mode)
+	s.counts.planned(&s.step, layer, s.pilot.roles.Role(layer), s.call.Mode)
 	s.publish()
 	return nil
 }
@@ -104,11 +110,12 @@ func (s *Sequence) see(a *Attention) error {
 	}
 	s.seen, s.next = s.next, s.seen
 	s.step.see(0, 0, 0, n, s.seen.slots, nil, config)
+	s.pilot.begin(&s.step, int(a.Heads), &s.counts)
 	return nil
 }
 
 // fill states the call for the kernels.
-func (s *Sequence) fill(a *Attention, mode cpu.Mode, policy Policy) {
+func (s *Sequence) fill(a *Attention, policy Policy) {
 	c := s.call
 	fill(&c.Query, &a.Query)
 	fill(&c.Key, &a.Key)
@@ -118,15 +125,13 @@ func (s *Sequence) fill(a *Attention, mode cpu.Mode, policy Policy) {
 	c.Scale, c.Softcap = a.Scale, a.Softcap
 	point(&c.Slopes, a.Slopes)
 	point(&c.Sinks, a.Sinks)
-	c.Mode, c.Policy = mode, cpu.Policy(policy)
+	c.Policy = cpu.Policy(policy)
 	row := &s.step.rows[0]
 	if s.seen.plain {
 		point(&row.Mask, 0)
 	} else {
 		point(&row.Mask, a.Mask)
 	}
-	c.Rows, c.NRows = unsafe.Pointer(row), 1
-	c.Timing = unsafe.Pointer(s.timings.of(mode))
 }
 
 func fill(t *cpu.Tensor, v *View) {
@@ -141,6 +146,7 @@ func point(p *unsafe.Pointer, address uintptr) { *(*uintptr)(unsafe.Pointer(p)) 
 func (s *Sequence) Reset() {
 	s.position = -1
 	s.step.chosen, s.step.layer = false, -1
+	s.pilot.forget()
 }
 
 // TokenSet is the current step's token set: slots, ascending; empty when none has been chosen. It is
@@ -157,8 +163,10 @@ func (s *Sequence) Stats() Stats { return s.stats() }
 
 func (s *Sequence) stats() Stats {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.published
+	out := s.published
+	s.mu.Unlock()
+	s.pilot.report(&out)
+	return out
 }
 
 func (s *Sequence) publish() {
@@ -175,6 +183,7 @@ func (s *Sequence) Free() {
 }
 
 func (s *Sequence) free() {
+	s.pilot.free()
 	s.step.free()
 	s.seen.free()
 	s.next.free()

@@ -69,10 +69,8 @@ func newTestSequence(t testing.TB, budget, threads int) *Sequence {
 	config.Budget, config.Layers = budget, []int{1, 3}
 	engine, err := NewEngine(config)
 	require.NoError(t, err)
-	roles, err := NewRoles(testLayers, config)
-	require.NoError(t, err)
 	workers := NewWorkers(threads)
-	s, err := NewSequence(engine, roles, workers)
+	s, err := NewSequence(engine, testLayers, workers)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		s.Free()
@@ -211,8 +209,6 @@ func TestSequencesAttendInParallel(t *testing.T) {
 	config.Budget, config.Layers = 64, []int{1, 3}
 	engine, err := NewEngine(config)
 	require.NoError(t, err)
-	roles, err := NewRoles(testLayers, config)
-	require.NoError(t, err)
 	workers := NewWorkers(2)
 	defer workers.Free()
 	const sequences, tokens = 4, 50
@@ -225,7 +221,7 @@ func TestSequencesAttendInParallel(t *testing.T) {
 		wait.Add(1)
 		go func() {
 			defer wait.Done()
-			s, err := NewSequence(engine, roles, workers)
+			s, err := NewSequence(engine, testLayers, workers)
 			if err != nil {
 				t.Error(err)
 				return

@@ -26,11 +26,12 @@ type Session struct {
 
 	mu        sync.Mutex // Plan against a reader of the statistics
 	discovery discovery
-	roles     Roles
+	weights   uint64            // hash of the model's weights, as far as the first pass shows them
 	ordinal   map[int32]int     // model's layer number -> number among the layers that can take part
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
 	followed  *track            // that one
 	positions []int32
+	pilot     *pilot // once the layers are known
 	step      step
 	key       stepKey
 	own       []int64 // the rows' own slots in the step
@@ -85,6 +86,10 @@ func (s *Session) Close() {
 	s.engine.finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.pilot != nil {
+		s.pilot.settle()
+		s.pilot.free()
+	}
 	s.step.free()
 	s.work.Free()
 	s.slopes.Free()
@@ -95,7 +100,9 @@ func (s *Session) stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := s.counts
-	out.Layers, out.SelectionLayers = s.roles.Len(), s.roles.Selections()
+	if s.pilot != nil {
+		s.pilot.report(&out)
+	}
 	s.timings.read(&out)
 	return out
 }
@@ -115,6 +122,10 @@ func (s *Session) Plan(g *Graph) {
 		return
 	}
 	s.attention = true
+	if s.discovery.begins(g.Nodes[0].Layer) {
+		s.weights += g.Weights
+	}
+	g.KnowsWeights = s.discovery.complete
 	if s.discovery.complete && !s.discovery.decided {
 		s.tell(g)
 	}
@@ -149,7 +160,7 @@ func (s *Session) Plan(g *Graph) {
 		}
 		n.Call.Work = work
 		layer := s.ordinal[n.Layer]
-		s.counts.planned(&s.step, layer, s.roles.Role(layer), n.Call.Mode)
+		s.counts.planned(&s.step, layer, s.pilot.roles.Role(layer), n.Call.Mode)
 	}
 }
 
@@ -257,7 +268,7 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 		if !s.discovery.decided {
 			return ReasonUndecided
 		}
-		if err := s.assign(); err != nil { // another model in the process, such as the one that it drafts for, may fit
+		if err := s.assign(n); err != nil { // another model in the process, such as the one that it drafts for, may fit
 			s.counts.Inert = err.Error()
 			s.log(LogInfo, "inert in this context: "+err.Error())
 			return ReasonInert
@@ -288,10 +299,8 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 	}
 	n.MaxThreads = int32(maxThreads)
 	call := &n.Call
-	call.Mode = s.step.mode(s.roles.Role(layer), layer)
+	s.pilot.direct(&s.step, layer, call)
 	call.Policy = cpu.Policy(s.engine.config.Policy)
-	call.Rows = unsafe.Pointer(&s.step.rows[0])
-	call.NRows = int32(len(s.step.rows))
 	call.Timing = unsafe.Pointer(s.timings.of(call.Mode))
 	if n.MaxBias > 0 {
 		if call.Slopes = s.alibi(call.Heads, n.MaxBias); call.Slopes == nil {
@@ -301,7 +310,7 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 	if call.Mode == cpu.List && !s.engaged {
 		s.engaged = true
 		s.log(LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
-			s.step.rows[0].SetLen, s.step.rows[0].Visible, s.roles.Selections()))
+			s.step.rows[0].SetLen, s.step.rows[0].Visible, s.pilot.roles.Selections()))
 	}
 	return Taken
 }
@@ -316,21 +325,31 @@ func (s *Session) rediscover() {
 
 // assign gives the layers that can take part their numbers and roles, and keeps only the index that
 // the rows are ordered by: that of the first of them, which is written before any of them is read.
-func (s *Session) assign() error {
+func (s *Session) assign(n *Node) error {
 	layers := s.discovery.participants()
-	roles, err := NewRoles(len(layers), s.engine.config)
+	model, err := s.engine.model(s.identity(n, layers), s.log)
 	if err != nil {
 		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
 	}
-	s.roles, s.ordinal = roles, map[int32]int{}
+	s.pilot, s.ordinal = newPilot(model, s.log), map[int32]int{}
 	for i, l := range layers {
 		s.ordinal[l] = i
 	}
 	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, func(d discovered) bool { return d.full })].store.ID
 	s.followed = s.tracks[first]
 	s.tracks = map[uint64]*track{first: s.followed}
-	s.log(LogDebug, fmt.Sprintf("%d layers can take part, %v choose", len(layers), roles.Selections()))
+	s.log(LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), s.pilot.roles.Selections(), s.pilot.source))
 	return nil
+}
+
+// identity is what the graphs show of the model.
+func (s *Session) identity(n *Node, layers []int32) identity {
+	c := &n.Call
+	return identity{
+		Layers: len(layers), First: layers[0], Last: layers[len(layers)-1], Heads: c.Heads, KVHeads: c.KVHeads,
+		KeyDim: c.DimK, ValueDim: c.DimV, Scale: c.Scale, Softcap: c.Softcap, MaxBias: n.MaxBias,
+		Weights: fmt.Sprintf("%016x", s.weights),
+	}
 }
 
 // look finds out what the rows of a batch see, and begins a step unless the batch continues one.
@@ -356,7 +375,8 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	for i := range rows {
 		s.see(n, i, t)
 	}
-	s.counts.began(&s.step)
+	s.pilot.begin(&s.step, int(n.Call.Heads), &s.counts)
+	s.counts.began(&s.step, s.pilot.kind == stepMeasure)
 	return Taken
 }
 

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"lessismore/plugin/internal/cpu"
 )
@@ -51,9 +52,10 @@ func (r Reason) String() string {
 type Stats struct {
 	Inert string `json:"inert,omitempty"` // why this context is left alone
 
-	Layers          int   `json:"layers"`           // layers that can take part
-	SelectionLayers []int `json:"selection_layers"` // of them, the ones that choose
-	LayersTaken     []int `json:"layers_taken"`     // of them, the ones that the library has computed
+	LayersFrom      string `json:"layers_from,omitempty"` // "given", "profile", "measured", "rule"; "unmeasured": dense so far
+	Layers          int    `json:"layers"`                // layers that can take part
+	SelectionLayers []int  `json:"selection_layers"`      // of them, the ones that choose
+	LayersTaken     []int  `json:"layers_taken"`          // of them, the ones that the library has computed
 
 	Steps      uint64 `json:"steps"`
 	Rows       uint64 `json:"rows"`        // decode rows taken, once per step
@@ -76,6 +78,13 @@ type Stats struct {
 
 	PositionOrder uint64 `json:"position_order"` // rows whose recency went by position
 	CellOrder     uint64 `json:"cell_order"`     // rows whose positions were not known: by slot number
+
+	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
+	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
+	Audits        uint64      `json:"audits"`         // of a sparse layer by the guard
+	Alarms        uint64      `json:"alarms"`         // of the guard: a choice did not keep what was expected
+	Audited       []LayerLoss `json:"audited,omitempty"`
+	Events        []Event     `json:"events,omitempty"`
 
 	Declined map[string]uint64 `json:"declined"`
 
@@ -133,12 +142,12 @@ func (s *Stats) planned(st *step, layer int, role Role, mode cpu.Mode) {
 	}
 }
 
-// began counts the rows of a new step.
-func (s *Stats) began(st *step) {
+// began counts the rows of a new step. In a measured one no row is sparse, though one has a set.
+func (s *Stats) began(st *step, measured bool) {
 	s.Steps++
 	for i := range st.rows {
 		s.Rows++
-		if st.rows[i].SetLen > 0 {
+		if st.rows[i].SetLen > 0 && !measured {
 			s.RowsSparse++
 		} else {
 			s.RowsFull++
@@ -149,8 +158,9 @@ func (s *Stats) began(st *step) {
 // add sums o into s.
 func (s *Stats) add(o *Stats) {
 	if s.Layers == 0 {
-		s.Layers, s.SelectionLayers = o.Layers, o.SelectionLayers
+		s.Layers, s.SelectionLayers, s.LayersFrom = o.Layers, o.SelectionLayers, o.LayersFrom
 	}
+	s.addAudits(o.Audited)
 	for _, f := range []struct{ to, from *uint64 }{
 		{&s.Steps, &o.Steps}, {&s.Rows, &o.Rows}, {&s.RowsSparse, &o.RowsSparse}, {&s.RowsFull, &o.RowsFull},
 		{&s.TokensVisible, &o.TokensVisible}, {&s.TokensAttended, &o.TokensAttended},
@@ -158,6 +168,7 @@ func (s *Stats) add(o *Stats) {
 		{&s.DenseCalls, &o.DenseCalls}, {&s.SelectCalls, &o.SelectCalls}, {&s.SparseCalls, &o.SparseCalls},
 		{&s.NoSetCalls, &o.NoSetCalls}, {&s.DenseNS, &o.DenseNS}, {&s.SelectNS, &o.SelectNS},
 		{&s.SparseNS, &o.SparseNS}, {&s.RankingNS, &o.RankingNS},
+		{&s.MeasuredSteps, &o.MeasuredSteps}, {&s.DenseSteps, &o.DenseSteps}, {&s.Audits, &o.Audits}, {&s.Alarms, &o.Alarms},
 		{&s.PositionOrder, &o.PositionOrder}, {&s.CellOrder, &o.CellOrder},
 	} {
 		*f.to += *f.from
@@ -167,6 +178,22 @@ func (s *Stats) add(o *Stats) {
 	}
 	for i, word := range o.taken {
 		s.taken[i] |= word
+	}
+}
+
+// addAudits merges what two contexts' audits found, each weighing by its number.
+func (s *Stats) addAudits(of []LayerLoss) {
+	for _, o := range of {
+		i := slices.IndexFunc(s.Audited, func(a LayerLoss) bool { return a.Layer == o.Layer })
+		if i < 0 {
+			s.Audited = append(slices.Clip(s.Audited), o)
+			continue
+		}
+		s.Audited = slices.Clone(s.Audited)
+		a, all := &s.Audited[i], float64(s.Audited[i].Audits+o.Audits)
+		a.Loss = round((a.Loss*float64(a.Audits) + o.Loss*float64(o.Audits)) / all)
+		a.Expected = o.Expected
+		a.Audits += o.Audits
 	}
 }
 
@@ -221,6 +248,7 @@ type Report struct {
 	State    string       `json:"state"`  // "active" or "inert"
 	Reason   string       `json:"reason"` // why it is inert; "" if it is not
 	Config   ReportConfig `json:"config"`
+	Models   []*Profile   `json:"models"` // what was measured, or read from profiles
 	Contexts []Stats      `json:"contexts"`
 	Total    Stats        `json:"total"`
 }
@@ -228,10 +256,13 @@ type Report struct {
 // ReportConfig is the configuration that was in force.
 type ReportConfig struct {
 	Budget     int     `json:"budget"`
-	Layers     []int   `json:"layers"` // null: chosen by the library
+	Layers     []int   `json:"layers"` // null: found by measuring
 	Recency    float64 `json:"recency"`
 	SinkTokens int     `json:"sink_tokens"`
 	Policy     string  `json:"policy"`
+	Selections int     `json:"selections"`
+	Guard      int     `json:"guard"`    // steps between audits; 0: off
+	Interval   int     `json:"interval"` // steps that a token set serves
 }
 
 // JSON is the report's text.

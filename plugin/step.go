@@ -16,6 +16,7 @@ type step struct {
 	slots   []int32   // visible slots of the rows that need a list, capacity per row
 	sets    []int32   // token sets, budget per row
 	visible int       // capacity of slots per row
+	budget  int       // capacity of sets per row
 
 	rowMemory, slotMemory, setMemory cpu.Arena
 
@@ -25,15 +26,18 @@ type step struct {
 
 // begin starts a new step of n rows, each of which sees at most visible tokens.
 func (s *step) begin(n, visible, budget int) error {
-	s.chosen, s.layer, s.visible = false, -1, visible
+	s.chosen, s.layer, s.visible, s.budget = false, -1, visible, min(budget, visible)
 	s.rows = cpu.Slice[cpu.Row](&s.rowMemory, n)
 	s.slots = cpu.Slice[int32](&s.slotMemory, n*visible)
-	s.sets = cpu.Slice[int32](&s.setMemory, n*min(budget, visible))
+	s.sets = cpu.Slice[int32](&s.setMemory, n*s.budget)
 	if s.rows == nil || s.slots == nil || s.sets == nil {
 		return errMemory
 	}
 	return nil
 }
+
+// set is row i's memory for its token set.
+func (s *step) set(i int) unsafe.Pointer { return unsafe.Pointer(&s.sets[i*s.budget]) }
 
 // list is row i's memory for its visible slots.
 func (s *step) list(i int) []int32 { return s.slots[i*s.visible : (i+1)*s.visible] }
@@ -49,7 +53,7 @@ func (s *step) see(i int, token, stream, n int, slots []int32, mask unsafe.Point
 		split := SplitBudget(n, config.Budget, config.Recency, config.SinkTokens)
 		r.Sinks, r.Mid, r.Recent = int32(split.Sinks), int32(split.Mid), int32(split.Recent)
 		r.SetLen = int32(split.Len())
-		r.Set = unsafe.Pointer(&s.sets[i*min(config.Budget, s.visible)])
+		r.Set = s.set(i)
 	}
 }
 

@@ -129,9 +129,35 @@ const Tensor *shifted_store(const Tensor *t, int depth) {
     return found != nullptr ? found : shifted_store(t->src[1], depth - 1);
 }
 
+// Tells one model's weights from another's of the same shape: their names and shapes, and a few bytes of
+// each. What a graph on the CPU multiplies with lies where the CPU can read it.
+uint64_t hash_weight(const Tensor *t) {
+    constexpr size_t kSample = 64;
+    uint64_t         hash    = 0xcbf29ce484222325; // FNV-1a
+    auto             take    = [&hash](const void *from, size_t n) {
+        for (size_t i = 0; i < n; i++) hash = (hash ^ static_cast<const uint8_t *>(from)[i]) * 0x100000001b3;
+    };
+    take(t->name, strnlen(t->name, sizeof t->name));
+    take(&t->type, sizeof t->type);
+    take(t->ne, sizeof t->ne);
+    const size_t bytes = t->nb[3] * static_cast<size_t>(t->ne[3]);
+    if (t->data != nullptr && bytes >= 2 * kSample) {
+        take(t->data, kSample);
+        take(static_cast<const char *>(t->data) + bytes / 2 / kSample * kSample, kSample);
+    }
+    return hash;
+}
+
+bool is_weight(const Host &host, const Tensor *t) {
+    constexpr char kSuffix[] = ".weight";
+    if (t == nullptr || t->op != host.none || t->view_src != nullptr) return false;
+    const size_t n = strnlen(t->name, sizeof t->name), k = sizeof kSuffix - 1;
+    return n > k && memcmp(t->name + n - k, kSuffix, k) == 0;
+}
+
 } // namespace
 
-void Extract::read(const Host &host, Graph *from) {
+void Extract::read(const Host &host, Graph *from, bool hash) {
     nodes.clear();
     tensors.clear();
     writes.clear();
@@ -145,6 +171,9 @@ void Extract::read(const Host &host, Graph *from) {
     for (int i = 0; i < n; i++) {
         Tensor *t = host.graph_node(from, i);
         if (flagged && (t->flags & kFlagCompute) == 0) continue;
+        for (int s = 0; hash && s < 2; s++) {
+            if (is_weight(host, t->src[s])) graph.weights += hash_weight(t->src[s]);
+        }
         if (t->op == host.flash_attn) {
             lim_ggml_node node = {};
             node.reason        = describe(host, t, node);

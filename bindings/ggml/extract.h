@@ -16,7 +16,8 @@ struct Extract {
     std::vector<lim_ggml_shift> shifts;
     lim_ggml_graph              graph;
 
-    void read(const Host &host, Graph *from);
+    // With `hash`, the graph's weights are hashed as well.
+    void read(const Host &host, Graph *from, bool hash);
 };
 
 } // namespace lim::ggml

@@ -73,6 +73,8 @@ typedef struct lim_ggml_graph {
     const int32_t  *positions; /* of the batch's tokens, or NULL where this part of the graph has none */
     int32_t         n_nodes, n_writes, n_shifts, n_positions;
     int32_t         n_soft_max; /* masked softmax nodes: attention without flash attention */
+    int32_t         knows_weights; /* out: the next graphs' weights need not be hashed */
+    uint64_t        weights;    /* hash of this graph's weights, a sum over them; 0: not asked for */
 } lim_ggml_graph;
 
 #ifdef __cplusplus

@@ -35,6 +35,7 @@ struct Context {
     Extract           extract;
     std::vector<Saved> saved;
     uint32_t           computed; // graphs
+    bool               known;    // the model's weights are
 };
 
 // Graphs between two looks at the process's signal handlers: a few microseconds each.
@@ -100,12 +101,13 @@ int compute(Backend *backend, Graph *graph) {
 
     c->saved.clear();
     try {
-        c->extract.read(*c->host, graph);
+        c->extract.read(*c->host, graph, !c->known);
         c->saved.reserve(c->extract.nodes.size());
     } catch (const std::bad_alloc &) {
         return c->compute(backend, graph);
     }
     lim_go_ggml_plan(c->session, &c->extract.graph);
+    c->known = c->extract.graph.knows_weights != 0;
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         if (c->extract.nodes[i].reason != LIM_GGML_TAKEN) continue;
         Tensor *t = c->extract.tensors[i];

@@ -16,6 +16,8 @@ var (
 	_ [C.sizeof_lim_cpu_timing - unsafe.Sizeof(Timing{})]struct{}
 	_ [unsafe.Sizeof(Call{}) - C.sizeof_lim_cpu_call]struct{}
 	_ [C.sizeof_lim_cpu_call - unsafe.Sizeof(Call{})]struct{}
+	_ [unsafe.Sizeof(Probe{}) - C.sizeof_lim_cpu_probe]struct{}
+	_ [C.sizeof_lim_cpu_probe - unsafe.Sizeof(Probe{})]struct{}
 )
 
 var (
@@ -30,4 +32,8 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Rows)-unsafe.Offsetof(C.lim_cpu_call{}.rows)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Work)-unsafe.Offsetof(C.lim_cpu_call{}.work)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Timing)-unsafe.Offsetof(C.lim_cpu_call{}.timing)]
+	_ = [1]int{}[unsafe.Offsetof(Call{}.Probe)-unsafe.Offsetof(C.lim_cpu_call{}.probe)]
+	_ = [1]int{}[unsafe.Offsetof(Probe{}.Sets)-unsafe.Offsetof(C.lim_cpu_probe{}.sets)]
+	_ = [1]int{}[unsafe.Offsetof(Probe{}.Own)-unsafe.Offsetof(C.lim_cpu_probe{}.own)]
+	_ = [1]int{}[unsafe.Offsetof(Probe{}.Kept)-unsafe.Offsetof(C.lim_cpu_probe{}.kept)]
 )

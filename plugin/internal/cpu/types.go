@@ -85,4 +85,16 @@ type Call struct {
 	NRows                     int32
 	Work                      unsafe.Pointer
 	Timing                    unsafe.Pointer // *Timing, or nil
+	Probe                     unsafe.Pointer // *Probe, or nil
+}
+
+// Probe is what a Select call measures besides, for one of its rows.
+type Probe struct {
+	Row       int32
+	Count     int32          // other sets
+	SetLen    int32          // positions in each of them
+	SetStride int64          // from one to the next, in elements
+	Sets      unsafe.Pointer // *int32
+	Own       unsafe.Pointer // *int32: the call's own set goes here, as positions
+	Kept      unsafe.Pointer // *float32 [Count+1][Heads]: share of each head's softmax on each set, or nil
 }

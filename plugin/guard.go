@@ -1,0 +1,103 @@
+package plugin
+
+import (
+	"fmt"
+	"math"
+	"slices"
+)
+
+// What the guard makes of its audits. docs/auto.md has the distribution that these come from.
+// driftLine is what the log says of an alarm.
+func driftLine(layer int, loss, expected float64, choice []int, tokens int) string {
+	return fmt.Sprintf("guard: the worst head of layer %d loses %.2f of its attention with selection layers %v, "+
+		"%.2f was to be expected: dense until measured again (%d tokens)", layer, loss, choice, expected, tokens)
+}
+
+const (
+	leastAudits  = 8          // of a layer, before anything is said of it
+	forget       = 1 - 1.0/64 // weight of an audit after the next one
+	sigmas       = 3          // how certain an alarm is, in standard errors
+	slack        = 0.10       // and how much larger than the profile's a loss has to be besides
+	DefaultGuard = 16         // steps between audits
+)
+
+// guard watches the losses of sparse layers against what the model's measurement lets expect.
+type guard struct {
+	layers []watched
+	turn   int
+}
+
+// watched is one layer under the guard.
+type watched struct {
+	sparse        bool
+	expected, err float64
+	audits        int
+	weight        float64
+	sum, square   []float64 // per head, older audits weigh less
+}
+
+// expect begins anew with a choice. A choice that its own measurement speaks against (someone wrote it into
+// the profile) is held to what the best one would lose: a layer that should choose may lose nothing.
+func (g *guard) expect(m *model, choice []int) {
+	held := choice
+	if best := m.measured.choose(m.config.Selections); best != nil &&
+		m.measured.worst(choice) > m.measured.worst(best)+lossTolerance {
+		held = best
+	}
+	g.layers = make([]watched, m.layers)
+	for j := range g.layers {
+		w := &g.layers[j]
+		w.sparse = j > choice[0] && !slices.Contains(choice, j)
+		if i := latest(held, j); w.sparse && i >= 0 {
+			w.expected, w.err = m.measured.at(i, j), float64(m.measured.err[pair(i, j)])
+		}
+	}
+}
+
+// latest is the selection layer whose set layer j uses; -1: none, it attends to everything.
+func latest(choice []int, j int) int {
+	out := -1
+	for _, i := range choice {
+		if i == j {
+			return -1
+		}
+		if i < j {
+			out = i
+		}
+	}
+	return out
+}
+
+// next is the sparse layer whose turn it is; -1: there is none.
+func (g *guard) next() int {
+	for range g.layers {
+		g.turn = (g.turn + 1) % len(g.layers)
+		if g.layers[g.turn].sparse {
+			return g.turn
+		}
+	}
+	return -1
+}
+
+// audit takes one audit of a layer: what each head loses. It returns the worst head's mean loss so far, and
+// whether that is drift.
+func (g *guard) audit(layer, heads int, kept []float32) (loss float64, drift bool) {
+	w := &g.layers[layer]
+	if w.sum == nil {
+		w.sum, w.square = make([]float64, heads), make([]float64, heads)
+	}
+	w.audits++
+	w.weight = w.weight*forget + 1
+	for h := range w.sum {
+		x := float64(kept[heads+h] - kept[h])
+		w.sum[h] = w.sum[h]*forget + x
+		w.square[h] = w.square[h]*forget + x*x
+		mean := w.sum[h] / w.weight
+		loss = max(loss, mean)
+		spread := max(w.square[h]/w.weight-mean*mean, 0) / w.weight
+		if w.audits >= leastAudits && mean > w.expected+slack+sigmas*math.Sqrt(spread+w.err*w.err) {
+			drift = true
+		}
+	}
+	return loss, drift
+}

@@ -1,0 +1,250 @@
+package plugin
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+const (
+	profileFormat = 1
+	profileCap    = 8 << 20 // bytes of a file that is read
+)
+
+// identity is what tells a model from others, as far as the hook can see it.
+type identity struct {
+	Layers   int     `json:"layers"` // that can take part
+	First    int32   `json:"first_layer"`
+	Last     int32   `json:"last_layer"`
+	Heads    int32   `json:"heads"`
+	KVHeads  int32   `json:"kv_heads"`
+	KeyDim   int32   `json:"key_dim"`
+	ValueDim int32   `json:"value_dim"`
+	Scale    float32 `json:"scale"`
+	Softcap  float32 `json:"softcap"`
+	MaxBias  float32 `json:"max_bias"`
+	Weights  string  `json:"weights"` // hash of names, shapes and samples of the weights
+}
+
+// settings are what a measurement depends on besides the model.
+type settings struct {
+	Budget     int     `json:"budget"`
+	Recency    float64 `json:"recency"`
+	SinkTokens int     `json:"sink_tokens"`
+	Policy     string  `json:"policy"`
+	Selections int     `json:"selections"`
+}
+
+func settingsOf(c *Config) settings {
+	return settings{c.Budget, c.Recency, c.SinkTokens, c.Policy.String(), c.Selections}
+}
+
+// fingerprint names the profile of a model under settings.
+func fingerprint(about identity, with settings) string {
+	text, _ := json.Marshal(struct {
+		identity
+		settings
+	}{about, with})
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
+}
+
+// Profile is what was learned about a model: a small JSON file.
+type Profile struct {
+	Format      int      `json:"format"`
+	Library     string   `json:"library"`
+	Fingerprint string   `json:"fingerprint"`
+	Model       identity `json:"model"`
+	Settings    settings `json:"settings"`
+	Choice      []int    `json:"choice"` // selection layers
+	Worst       float64  `json:"worst_loss"`
+	Measured    struct {
+		Measure string `json:"measure"`
+		Steps   int    `json:"steps"`
+		Tokens  int    `json:"tokens"`
+		Budget  int    `json:"probe_budget"`
+		Reach   int    `json:"reach"` // in budgets
+	} `json:"measured"`
+	// Row j-1: what the worst head of layer j loses on the sets of layers 0 .. j-1, and its standard error.
+	Loss  [][]float32 `json:"loss"`
+	Error [][]float32 `json:"loss_error"`
+}
+
+// profile states what is known of the model now.
+func (m *model) profile() *Profile {
+	p := &Profile{Format: profileFormat, Library: Version, Model: m.about, Settings: settingsOf(&m.config),
+		Choice: m.roles.Selections(), Worst: round(m.measured.worst(m.roles.Selections()))}
+	p.Fingerprint = fingerprint(m.about, p.Settings)
+	p.Measured.Measure = "share of its attention that the worst head loses against the layer's own set, mean over steps"
+	p.Measured.Steps, p.Measured.Tokens = m.measured.steps, m.measured.tokens
+	p.Measured.Budget, p.Measured.Reach = m.measured.budget, m.reach
+	for j := 1; j < m.layers; j++ {
+		loss, err := make([]float32, j), make([]float32, j)
+		for i := range j {
+			loss[i], err[i] = float32(round(m.measured.at(i, j))), float32(round(float64(m.measured.err[pair(i, j)])))
+		}
+		p.Loss, p.Error = append(p.Loss, loss), append(p.Error, err)
+	}
+	return p
+}
+
+func round(x float64) float64 { return math.Round(x*1e4) / 1e4 }
+
+// measurement is the profile's, as it was before it became a file.
+func (p *Profile) measurement() measurement {
+	m := measurement{newLosses(p.Model.Layers), p.Measured.Steps, p.Measured.Tokens, p.Measured.Budget}
+	for j := range p.Loss {
+		copy(m.loss[pair(0, j+1):], p.Loss[j])
+		copy(m.err[pair(0, j+1):], p.Error[j])
+	}
+	return m
+}
+
+// fits tells why a profile is not this model's; nil if it is.
+func (p *Profile) fits(about identity, with settings) error {
+	if p.Format != profileFormat {
+		return fmt.Errorf("its format is %d, not %d", p.Format, profileFormat)
+	}
+	for _, f := range []struct {
+		name       string
+		its, needs any
+	}{
+		{"layers", p.Model.Layers, about.Layers}, {"first_layer", p.Model.First, about.First},
+		{"last_layer", p.Model.Last, about.Last}, {"heads", p.Model.Heads, about.Heads},
+		{"kv_heads", p.Model.KVHeads, about.KVHeads}, {"key_dim", p.Model.KeyDim, about.KeyDim},
+		{"value_dim", p.Model.ValueDim, about.ValueDim}, {"scale", p.Model.Scale, about.Scale},
+		{"softcap", p.Model.Softcap, about.Softcap}, {"max_bias", p.Model.MaxBias, about.MaxBias},
+		{"weights", p.Model.Weights, about.Weights}, {"budget", p.Settings.Budget, with.Budget},
+		{"recency", p.Settings.Recency, with.Recency}, {"sink_tokens", p.Settings.SinkTokens, with.SinkTokens},
+		{"policy", p.Settings.Policy, with.Policy}, {"selections", p.Settings.Selections, with.Selections},
+	} {
+		if f.its != f.needs {
+			return fmt.Errorf("it was made for %s %v, here it is %v", f.name, f.its, f.needs)
+		}
+	}
+	return p.sound()
+}
+
+// sound tells what is wrong with a profile that may have been edited.
+func (p *Profile) sound() error {
+	n := p.Model.Layers
+	if len(p.Choice) == 0 || len(p.Choice) > MaxSelections {
+		return fmt.Errorf("choice has %d layers", len(p.Choice))
+	}
+	for i, l := range p.Choice {
+		if l < 0 || l >= n || i > 0 && l <= p.Choice[i-1] {
+			return fmt.Errorf("choice %v is not ascending layers in 0 .. %d", p.Choice, n-1)
+		}
+	}
+	if len(p.Loss) != n-1 || len(p.Error) != n-1 {
+		return fmt.Errorf("loss is not for %d layers", n)
+	}
+	for j := range p.Loss {
+		if len(p.Loss[j]) != j+1 || len(p.Error[j]) != j+1 {
+			return fmt.Errorf("loss of layer %d is not for %d layers", j+1, j+1)
+		}
+		for i := range p.Loss[j] {
+			if x, e := p.Loss[j][i], p.Error[j][i]; x < -1 || x > 1 || e < 0 || e > 1 {
+				return fmt.Errorf("loss of layer %d is not a share", j+1)
+			}
+		}
+	}
+	return nil
+}
+
+// Profiles is where profiles are kept: at Path, or by fingerprint in Dir; nowhere with both empty.
+type Profiles struct {
+	Dir  string
+	Path string
+}
+
+// profileFile is one model's place in it.
+type profileFile struct {
+	path  string
+	given bool // by the user: not to be overwritten if it is another model's
+	keep  bool // nothing may be written
+}
+
+func (p Profiles) file(name string) profileFile {
+	switch {
+	case p.Path != "":
+		return profileFile{path: p.Path, given: true}
+	case p.Dir != "":
+		return profileFile{path: filepath.Join(p.Dir, name+".json")}
+	}
+	return profileFile{}
+}
+
+// load reads the model's profile; nil: there is none that fits, and the log says so.
+func (f *profileFile) load(m *model) *Profile {
+	if f.path == "" {
+		return nil
+	}
+	p, err := readProfile(f.path, f.given)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err == nil {
+		err = p.fits(m.about, settingsOf(&m.config))
+	}
+	if err != nil {
+		f.keep = f.given
+		m.log(LogInfo, fmt.Sprintf("profile %s is not used: %v", f.path, err))
+		return nil
+	}
+	return p
+}
+
+// readProfile reads a regular file of bounded size; through a symbolic link only where the user named it.
+func readProfile(path string, follow bool) (*Profile, error) {
+	flags := os.O_RDONLY | syscall.O_NONBLOCK // a pipe must not make the host wait
+	if !follow {
+		flags |= syscall.O_NOFOLLOW
+	}
+	file, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	about, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !about.Mode().IsRegular() || about.Size() > profileCap {
+		return nil, fmt.Errorf("it is no regular file of at most %d bytes", profileCap)
+	}
+	text, err := io.ReadAll(io.LimitReader(file, profileCap+1))
+	if err != nil {
+		return nil, err
+	}
+	p := &Profile{}
+	if err := json.Unmarshal(text, p); err != nil {
+		return nil, fmt.Errorf("it is no profile: %v", err)
+	}
+	return p, nil
+}
+
+// save writes a profile, whole or not at all.
+func (f *profileFile) save(p *Profile, log func(LogLevel, string)) {
+	if f.path == "" || f.keep {
+		return
+	}
+	text, err := json.Marshal(p)
+	if err == nil && !f.given {
+		err = os.MkdirAll(filepath.Dir(f.path), 0o700)
+	}
+	if err == nil {
+		err = WriteFile(f.path, append(text, '\n'))
+	}
+	if err != nil {
+		log(LogInfo, fmt.Sprintf("profile is not saved: %v", err))
+		return
+	}
+	log(LogDebug, "profile saved: "+f.path)
+}
