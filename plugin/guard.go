@@ -14,6 +14,7 @@ func driftLine(layer int, loss, expected float64, choice []int, tokens int) stri
 }
 
 const (
+	trialSteps   = 2          // steps between audits of a choice that another process made
 	leastAudits  = 8          // of a layer, before anything is said of it
 	forget       = 1 - 1.0/64 // weight of an audit after the next one
 	sigmas       = 3          // how certain an alarm is, in standard errors
@@ -25,6 +26,7 @@ const (
 type guard struct {
 	layers []watched
 	turn   int
+	trial  int // audits that are still to come before the choice has been on trial long enough
 }
 
 // watched is one layer under the guard.
@@ -44,10 +46,13 @@ func (g *guard) expect(m *model, choice []int) {
 		m.measured.worst(choice) > m.measured.worst(best)+lossTolerance {
 		held = best
 	}
-	g.layers = make([]watched, m.layers)
+	g.layers, g.trial = make([]watched, m.layers), 0
 	for j := range g.layers {
 		w := &g.layers[j]
 		w.sparse = j > choice[0] && !slices.Contains(choice, j)
+		if w.sparse && m.source == SourceProfile {
+			g.trial += leastAudits
+		}
 		if i := latest(held, j); w.sparse && i >= 0 {
 			w.expected, w.err = m.measured.at(i, j), float64(m.measured.err[pair(i, j)])
 		}
@@ -87,6 +92,7 @@ func (g *guard) audit(layer, heads int, kept []float32) (loss float64, drift boo
 		w.sum, w.square = make([]float64, heads), make([]float64, heads)
 	}
 	w.audits++
+	g.trial = max(g.trial-1, 0)
 	w.weight = w.weight*forget + 1
 	for h := range w.sum {
 		x := float64(kept[heads+h] - kept[h])

@@ -76,17 +76,21 @@ func newPilot(m *model, log func(LogLevel, string)) *pilot {
 	p := &pilot{model: m, log: log, random: 0x9E3779B9}
 	m.mu.Lock()
 	p.roles, p.revision, p.source, p.fixed = m.roles, m.revision, m.source, m.fixed
-	m.mu.Unlock()
 	p.until = p.wait()
+	m.mu.Unlock()
 	return p
 }
 
-// wait is the number of steps to the next audit: about Guard of them, never in step with the text.
+// wait is the number of steps to the next audit: about Guard of them, never in step with the text. A choice
+// that was read from a file is on trial at first.
 func (p *pilot) wait() int {
 	p.random ^= p.random << 13
 	p.random ^= p.random >> 17
 	p.random ^= p.random << 5
 	m := p.model.config.Guard
+	if p.model.guard.trial > 0 {
+		m = min(m, trialSteps)
+	}
 	return 1 + m/2 + int(p.random%uint32(max(m, 1)))
 }
 
