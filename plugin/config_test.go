@@ -27,7 +27,8 @@ func TestEnvironmentDefaults(t *testing.T) {
 	} {
 		env, err := FromEnvironment(lookup)
 		require.NoError(t, err)
-		require.Equal(t, Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union}, Enabled: true, Log: LogInfo}, env)
+		require.Equal(t, Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1},
+			Enabled: true, Log: LogInfo, Profiles: true}, env)
 	}
 }
 

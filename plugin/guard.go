@@ -42,14 +42,17 @@ type watched struct {
 // the profile) is held to what the best one would lose: a layer that should choose may lose nothing.
 func (g *guard) expect(m *model, choice []int) {
 	held := choice
-	if best := m.measured.choose(m.config.Selections); best != nil &&
+	if m.fixed { // nothing was measured: only what a layer's own set loses with age can be judged
+		held = nil
+	} else if best := m.measured.choose(m.config.Selections); best != nil &&
 		m.measured.worst(choice) > m.measured.worst(best)+lossTolerance {
 		held = best
 	}
 	g.layers, g.trial = make([]watched, m.layers), 0
 	for j := range g.layers {
 		w := &g.layers[j]
-		w.sparse = j > choice[0] && !slices.Contains(choice, j)
+		selects := slices.Contains(choice, j)
+		w.sparse = selects && m.interval > 1 || !m.fixed && !selects && len(choice) > 0 && j > choice[0]
 		if w.sparse && m.source == SourceProfile {
 			g.trial += leastAudits
 		}

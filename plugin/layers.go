@@ -48,6 +48,17 @@ func NewRoles(layers int, config Config) (Roles, error) {
 // Role is the role of a layer that can take part.
 func (r Roles) Role(layer int) Role { return r.roles[layer] }
 
+// Group is which of the selection layers' sets a layer uses or chooses, counted from 0.
+func (r Roles) Group(layer int) int {
+	g := 0
+	for i, l := range r.selections {
+		if l <= layer {
+			g = i
+		}
+	}
+	return g
+}
+
 // Len is the number of layers that can take part.
 func (r Roles) Len() int { return len(r.roles) }
 

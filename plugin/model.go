@@ -39,6 +39,7 @@ type model struct {
 	measured measurement
 	sums     *sums // of the measurement under way
 	guard    guard
+	interval int // steps that token sets serve; 1 once the guard has objected
 }
 
 // measurement is what came of a number of measured steps.
@@ -61,7 +62,7 @@ const (
 // newModel makes the state of a model. Its roles are those of the configuration where layers are given,
 // of a profile where one fits, and otherwise measured.
 func newModel(config Config, layers int, about identity, file profileFile, log func(LogLevel, string)) (*model, error) {
-	m := &model{config: config, log: log, layers: layers, about: about, file: file, heads: int(about.Heads)}
+	m := &model{config: config, log: log, layers: layers, about: about, file: file, heads: int(about.Heads), interval: config.Interval}
 	if config.Layers != nil || layers < leastMeasured {
 		roles, err := NewRoles(layers, config)
 		if err != nil {
@@ -71,6 +72,7 @@ func newModel(config Config, layers int, about identity, file profileFile, log f
 		if config.Layers == nil {
 			m.source = SourceRule
 		}
+		m.guard.expect(m, roles.Selections())
 		return m, nil
 	}
 	config.Layers = []int{}

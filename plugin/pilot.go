@@ -1,6 +1,8 @@
 package plugin
 
 import (
+	"fmt"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -26,6 +28,7 @@ type pilot struct {
 	roles    Roles
 	source   string
 	fixed    bool // the roles will not change
+	interval int
 
 	kind    stepKind
 	row     int    // of the step, that is measured or audited
@@ -43,6 +46,7 @@ type pilot struct {
 	kept   []float32 // per layer, a block of (layer+1)*heads; below zero where nothing was written
 	sets   []int32   // per layer, budget positions
 	rows   []cpu.Row // of the audited layer
+	where  []int32   // scratch of place
 
 	probeMemory, keptMemory, setMemory, rowMemory cpu.Arena
 
@@ -63,7 +67,7 @@ type LayerLoss struct {
 type Event struct {
 	Step     uint64  `json:"step"`   // of the context
 	Tokens   int     `json:"tokens"` // visible then
-	What     string  `json:"what"`   // "measured" or "drift"
+	What     string  `json:"what"`   // "measured", "drift"; "interval": it was given up
 	Layers   []int   `json:"layers"` // the choice after a measurement; the layer that drifted
 	Loss     float64 `json:"loss"`
 	Expected float64 `json:"expected,omitempty"`
@@ -75,7 +79,7 @@ const maxEvents = 64
 func newPilot(m *model, log func(LogLevel, string)) *pilot {
 	p := &pilot{model: m, log: log, random: 0x9E3779B9}
 	m.mu.Lock()
-	p.roles, p.revision, p.source, p.fixed = m.roles, m.revision, m.source, m.fixed
+	p.take()
 	p.until = p.wait()
 	m.mu.Unlock()
 	return p
@@ -94,13 +98,47 @@ func (p *pilot) wait() int {
 	return 1 + m/2 + int(p.random%uint32(max(m, 1)))
 }
 
+// take copies what is in force.
+func (p *pilot) take() {
+	m := p.model
+	p.roles, p.revision, p.source, p.fixed, p.interval = m.roles, m.revision, m.source, m.fixed, m.interval
+}
+
+// groups is how many token sets a row of a step has.
+func (p *pilot) groups() int {
+	if p.interval <= 1 {
+		return 1
+	}
+	return max(len(p.roles.Selections()), 1)
+}
+
+// lasts tells whether a step, which has begun, may go on with the sets of the one before.
+func (p *pilot) lasts(st *step) bool {
+	if p.interval <= 1 || p.kind == stepDense || p.kind == stepMeasure || p.groups() != st.groups {
+		st.lasting.interval = p.interval
+		st.lasting.drop()
+		return false
+	}
+	return true
+}
+
+// arrange prepares the rest of a step, once it is known which sets its rows have.
+func (p *pilot) arrange(st *step) {
+	if st.groups > 1 {
+		st.spread()
+	}
+	if p.kind == stepAudit {
+		p.audit(st)
+	}
+}
+
 // begin decides what a step is for, whose rows are known. heads is the number of its first layer's.
 func (p *pilot) begin(st *step, heads int, counts *Stats) {
 	p.settle()
 	m := p.model
 	p.steps++
 	p.kind = stepPlain
-	if p.fixed {
+	if p.fixed && p.interval <= 1 {
 		return
 	}
 	row, longest := 0, 0
@@ -116,15 +154,12 @@ func (p *pilot) begin(st *step, heads int, counts *Stats) {
 	p.decide(st, row, longest, heads)
 	if p.revision != m.revision {
 		p.mu.Lock()
-		p.roles, p.revision, p.source, p.fixed = m.roles, m.revision, m.source, m.fixed
+		p.take()
 		p.mu.Unlock()
 	}
 	m.mu.Unlock()
-	switch p.kind {
-	case stepMeasure:
+	if p.kind == stepMeasure {
 		p.measure(st)
-	case stepAudit:
-		p.audit(st)
 	}
 	switch p.kind {
 	case stepDense:
@@ -141,9 +176,9 @@ func (p *pilot) begin(st *step, heads int, counts *Stats) {
 func (p *pilot) decide(st *step, row, longest, heads int) {
 	m := p.model
 	switch {
-	case m.fixed || !m.suits(heads):
+	case m.fixed && m.interval <= 1 || !m.fixed && !m.suits(heads):
 		return
-	case m.due(longest):
+	case !m.fixed && m.due(longest):
 		p.kind, p.row, p.tokens = stepMeasure, row, longest
 		p.budget = min(m.config.Budget, longest/probeShare, mostProbed)
 		if m.sums == nil {
@@ -169,7 +204,7 @@ func (p *pilot) decide(st *step, row, longest, heads int) {
 			p.rowTurn = (p.rowTurn + 1) % len(st.rows)
 			if st.rows[p.rowTurn].SetLen > 0 {
 				p.kind, p.row = stepAudit, p.rowTurn
-				p.tokens, p.budget = int(st.rows[p.row].Visible), int(st.rows[p.row].SetLen)
+				p.tokens = int(st.rows[p.row].Visible)
 				return
 			}
 		}
@@ -214,10 +249,12 @@ func (p *pilot) measure(st *step) {
 // audit prepares an audited step; a plain one, where there is no memory for it. The layer's rows are copies,
 // so that its own best set does not take the place of the one that the layers after it attend to.
 func (p *pilot) audit(st *step) {
-	heads := p.model.heads
+	heads, row := p.model.heads, &st.rows[p.row]
+	length := int(row.SetLen)
+	p.budget = int(row.Sinks + row.Mid + row.Recent)
 	p.probes = cpu.Slice[cpu.Probe](&p.probeMemory, 2)
 	p.kept = cpu.Slice[float32](&p.keptMemory, 2*heads)
-	p.sets = cpu.Slice[int32](&p.setMemory, 3*p.budget)
+	p.sets = cpu.Slice[int32](&p.setMemory, length+2*p.budget)
 	p.rows = cpu.Slice[cpu.Row](&p.rowMemory, len(st.rows))
 	if p.probes == nil || p.kept == nil || p.sets == nil || p.rows == nil {
 		p.kind = stepPlain
@@ -230,22 +267,43 @@ func (p *pilot) audit(st *step) {
 			p.rows[i].SetLen = 0
 		}
 	}
-	used, own, slots := &p.sets[0], &p.sets[p.budget], &p.sets[2*p.budget]
-	p.rows[p.row].Set = unsafe.Pointer(slots)
+	used, own, slots := &p.sets[0], &p.sets[length], &p.sets[length+p.budget]
+	p.rows[p.row].Set, p.rows[p.row].SetLen = unsafe.Pointer(slots), int32(p.budget)
+	if st.lasting.resumed { // the set is there already
+		p.place(p.sets[:length], st.group(p.roles.Group(p.layer))[p.row].Set, row)
+	}
 	p.probes[0] = cpu.Probe{
-		Row: int32(p.row), Count: 1, SetLen: int32(p.budget), SetStride: int64(p.budget),
+		Row: int32(p.row), Count: 1, SetLen: int32(length), SetStride: int64(length),
 		Sets: unsafe.Pointer(used), Own: unsafe.Pointer(own), Kept: unsafe.Pointer(&p.kept[0]),
 	}
 	p.probes[1] = cpu.Probe{Row: int32(p.row), Own: unsafe.Pointer(used)}
 }
 
+// place turns a set of slots into positions of the row's visible tokens.
+func (p *pilot) place(positions []int32, set unsafe.Pointer, row *cpu.Row) {
+	slots := unsafe.Slice((*int32)(set), len(positions))
+	if row.Slots == nil {
+		copy(positions, slots)
+		return
+	}
+	visible := unsafe.Slice((*int32)(row.Slots), row.Visible)
+	last := slices.Max(visible)
+	p.where = slices.Grow(p.where[:0], int(last)+1)[:last+1]
+	for i, slot := range visible {
+		p.where[slot] = int32(i)
+	}
+	for i, slot := range slots {
+		positions[i] = p.where[slot]
+	}
+}
+
 // direct states how a layer attends: mode, rows and probe of its call.
 func (p *pilot) direct(st *step, layer int, call *cpu.Call) {
-	call.Rows, call.NRows, call.Probe = unsafe.Pointer(&st.rows[0]), int32(len(st.rows)), nil
 	role := p.roles.Role(layer)
+	call.Rows, call.NRows, call.Probe = unsafe.Pointer(&st.group(p.roles.Group(layer))[0]), int32(len(st.rows)), nil
 	switch p.kind {
 	case stepDense, stepMeasure:
-		st.layer, call.Mode = layer, cpu.Full
+		st.layer, call.Mode, call.Rows = layer, cpu.Full, unsafe.Pointer(&st.rows[0])
 		if p.kind == stepMeasure {
 			if int(call.Heads) != p.model.heads {
 				p.misfit = int(call.Heads)
@@ -277,7 +335,7 @@ func (p *pilot) settle() {
 	var save *Profile
 	m.mu.Lock()
 	switch {
-	case m.fixed:
+	case m.fixed && p.kind == stepMeasure:
 	case p.misfit != 0:
 		m.suits(p.misfit)
 	case p.kind == stepMeasure:
@@ -333,6 +391,15 @@ func (p *pilot) settleAudit() {
 	if !drift {
 		return
 	}
+	if m.interval > 1 { // sets that are too old lose too: that is the first thing to mend
+		m.interval = 1
+		m.revision++
+		m.guard.expect(m, m.roles.Selections())
+		m.log(LogInfo, fmt.Sprintf("guard: the worst head of layer %d loses %.2f of its attention, %.2f was to be expected: "+
+			"token sets are chosen in every step from now on", p.layer, loss, w.expected))
+		p.note(Event{Step: p.steps, Tokens: p.tokens, What: "interval", Layers: []int{p.layer}, Loss: round(loss), Expected: round(w.expected)})
+		return
+	}
 	m.again, m.sums = true, nil
 	m.log(LogInfo, driftLine(p.layer, loss, w.expected, m.roles.Selections(), p.tokens))
 	p.note(Event{Step: p.steps, Tokens: p.tokens, What: "drift", Layers: []int{p.layer}, Loss: round(loss), Expected: round(w.expected)})
@@ -360,7 +427,7 @@ func (p *pilot) report(s *Stats) {
 	}
 	for _, e := range p.events {
 		s.Events = append(s.Events, e)
-		if e.What == "drift" {
+		if e.What != "measured" {
 			s.Alarms++
 		}
 	}

@@ -104,13 +104,14 @@ func (s *Sequence) see(a *Attention) error {
 	config := &s.engine.config
 	n := s.next.visible
 	// The slots are the sight's, so the step needs memory for the set alone.
-	if err := s.step.begin(1, min(n, config.Budget), config.Budget); err != nil {
+	if err := s.step.begin(1, min(n, config.Budget), config.Budget, 1); err != nil {
 		s.Reset()
 		return &Error{NoMemory, "no memory for the token set"}
 	}
 	s.seen, s.next = s.next, s.seen
 	s.step.see(0, 0, 0, n, s.seen.slots, nil, config)
 	s.pilot.begin(&s.step, int(a.Heads), &s.counts)
+	s.pilot.arrange(&s.step)
 	return nil
 }
 

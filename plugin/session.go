@@ -197,6 +197,9 @@ func (s *Session) untakable(g *Graph) {
 
 // follow keeps the K/V index up to date: shifts, then the batch's positions, then its writes.
 func (s *Session) follow(g *Graph) {
+	if len(g.Shifts) > 0 {
+		s.step.lasting.drop()
+	}
 	for i := range g.Shifts {
 		if t := s.tracks[g.Shifts[i].Store]; t != nil {
 			t.index.Shift(unsafe.Slice((*int32)(g.Shifts[i].Delta), g.Shifts[i].N))
@@ -287,6 +290,7 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 	}
 	if !*fresh {
 		if reason := s.look(n, key, layer); reason != Taken {
+			s.step.lasting.drop()
 			s.key, s.reason, *fresh = key, reason, true
 			s.step.layer = layer
 			return reason
@@ -332,6 +336,7 @@ func (s *Session) assign(n *Node) error {
 		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
 	}
 	s.pilot, s.ordinal = newPilot(model, s.log), map[int32]int{}
+	s.step.lasting.interval = s.engine.config.Interval
 	for i, l := range layers {
 		s.ordinal[l] = i
 	}
@@ -368,7 +373,7 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	if reason := classify(n, t); reason != Taken {
 		return reason
 	}
-	if err := s.step.begin(rows, int(n.NKV), s.engine.config.Budget); err != nil {
+	if err := s.step.begin(rows, int(n.NKV), s.engine.config.Budget, s.pilot.groups()); err != nil {
 		return ReasonMemory
 	}
 	s.own = append(s.own[:0], t.last...)
@@ -376,6 +381,14 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 		s.see(n, i, t)
 	}
 	s.pilot.begin(&s.step, int(n.Call.Heads), &s.counts)
+	if s.pilot.lasts(&s.step) && s.step.lasting.resume(&s.step, func(row int, slot int32) bool {
+		return n.sees(row/int(n.Tokens), row%int(n.Tokens), int64(slot))
+	}, func(row int) int32 {
+		return int32(t.last[row] - int64(n.FirstStream+int32(row/int(n.Tokens)))*n.Store.Slots)
+	}) {
+		s.counts.ReusedSteps++
+	}
+	s.pilot.arrange(&s.step)
 	s.counts.began(&s.step, s.pilot.kind == stepMeasure)
 	return Taken
 }

@@ -13,26 +13,35 @@ var errMemory = errors.New("out of memory")
 // layers of the step share it, also when the host computes the step in several calls.
 type step struct {
 	rows    []cpu.Row // in C memory: the host's threads read them
-	slots   []int32   // visible slots of the rows that need a list, capacity per row
-	sets    []int32   // token sets, budget per row
-	visible int       // capacity of slots per row
-	budget  int       // capacity of sets per row
+	more    []cpu.Row // the same for the later groups of a step with several, see interval.go
+	groups  int
+	slots   []int32 // visible slots of the rows that need a list, capacity per row
+	sets    []int32 // token sets, budget per row
+	visible int     // capacity of slots per row
+	budget  int     // capacity of sets per row
 
 	rowMemory, slotMemory, setMemory cpu.Arena
+
+	lasting lasting // how sets outlive their step, where they do
 
 	chosen bool // a selection layer of this step has chosen the sets
 	layer  int  // the last layer that was planned
 }
 
-// begin starts a new step of n rows, each of which sees at most visible tokens.
-func (s *step) begin(n, visible, budget int) error {
-	s.chosen, s.layer, s.visible, s.budget = false, -1, visible, min(budget, visible)
-	s.rows = cpu.Slice[cpu.Row](&s.rowMemory, n)
+// begin starts a new step of n rows, each of which sees at most visible tokens. There is one group of
+// token sets, unless sets outlive their step: then there is one for each selection layer.
+func (s *step) begin(n, visible, budget, groups int) error {
+	s.lasting.before(s)
+	s.chosen, s.layer, s.visible, s.budget, s.groups = false, -1, visible, min(budget, visible)+s.lasting.spare(), groups
+	rows := cpu.Slice[cpu.Row](&s.rowMemory, n*groups)
 	s.slots = cpu.Slice[int32](&s.slotMemory, n*visible)
-	s.sets = cpu.Slice[int32](&s.setMemory, n*s.budget)
-	if s.rows == nil || s.slots == nil || s.sets == nil {
+	s.sets = cpu.Slice[int32](&s.setMemory, n*s.budget*groups)
+	if rows == nil || s.slots == nil || s.sets == nil {
+		s.lasting.drop()
 		return errMemory
 	}
+	s.rows, s.more = rows[:n], rows[n:n*groups]
+	s.lasting.after(s)
 	return nil
 }
 
@@ -74,8 +83,12 @@ func (s *step) mode(role Role, layer int) cpu.Mode {
 	switch {
 	case !s.sparse():
 		return cpu.Full
+	case role != RoleFull && s.lasting.resumed:
+		s.chosen = true
+		return cpu.List
 	case role == RoleSelect:
 		s.chosen = true
+		s.lasting.chose++
 		return cpu.Select
 	case role == RoleSparse && s.chosen:
 		return cpu.List

@@ -119,7 +119,7 @@ def test_stats_and_report(policy):
     rng = np.random.default_rng(4)
     q, k = rng.standard_normal((4, 32)).astype(np.float32), rng.standard_normal((50, 2, 32)).astype(np.float32)
     lines = []
-    with lessismore.Engine(5, budget=20, policy=policy, n_threads=1, logger=lambda *a: lines.append(a)) as engine:
+    with lessismore.Engine(5, budget=20, layers=[2], policy=policy, n_threads=1, logger=lambda *a: lines.append(a)) as engine:
         with engine.sequence() as sequence:
             for n in (48, 49, 50):
                 for layer in range(5):
