@@ -6,15 +6,16 @@ import (
 	"slices"
 )
 
-// What the guard makes of its audits. docs/auto.md has the distribution that these come from.
 // driftLine is what the log says of an alarm.
 func driftLine(layer int, loss, expected float64, choice []int, tokens int) string {
 	return fmt.Sprintf("guard: the worst head of layer %d loses %.2f of its attention with selection layers %v, "+
 		"%.2f was to be expected: dense until measured again (%d tokens)", layer, loss, choice, expected, tokens)
 }
 
+// What the guard makes of its audits. docs/auto.md has the distribution that these come from.
 const (
-	trialSteps   = 2          // steps between audits of a choice that another process made
+	trialSteps   = 2          // steps between audits of what this process has not measured
+	trialAudits  = 16         // of each layer that is on trial
 	leastAudits  = 8          // of a layer, before anything is said of it
 	forget       = 1 - 1.0/64 // weight of an audit after the next one
 	sigmas       = 3          // how certain an alarm is, in standard errors
@@ -25,13 +26,16 @@ const (
 // guard watches the losses of sparse layers against what the model's measurement lets expect.
 type guard struct {
 	layers []watched
-	turn   int
-	trial  int // audits that are still to come before the choice has been on trial long enough
+	turn   int // the layer that was audited last
+	own    int // the selection layer that was
+	odd    bool
+	trial  int // layers that have not been audited often enough, of a choice that is on trial
 }
 
 // watched is one layer under the guard.
 type watched struct {
-	sparse        bool
+	sparse        bool // it attends to a token set, at least now and then
+	selects       bool // only when it goes on with its own last one
 	expected, err float64
 	audits        int
 	weight        float64
@@ -51,10 +55,10 @@ func (g *guard) expect(m *model, choice []int) {
 	g.layers, g.trial = make([]watched, m.layers), 0
 	for j := range g.layers {
 		w := &g.layers[j]
-		selects := slices.Contains(choice, j)
-		w.sparse = selects && m.interval > 1 || !m.fixed && !selects && len(choice) > 0 && j > choice[0]
-		if w.sparse && m.source == SourceProfile {
-			g.trial += leastAudits
+		w.selects = slices.Contains(choice, j)
+		w.sparse = w.selects && m.interval > 1 || !m.fixed && !w.selects && len(choice) > 0 && j > choice[0]
+		if w.sparse && (m.source == SourceProfile || m.interval > 1) {
+			g.trial++
 		}
 		if i := latest(held, j); w.sparse && i >= 0 {
 			w.expected, w.err = m.measured.at(i, j), float64(m.measured.err[pair(i, j)])
@@ -76,15 +80,24 @@ func latest(choice []int, j int) int {
 	return out
 }
 
-// next is the sparse layer whose turn it is; -1: there is none.
-func (g *guard) next() int {
-	for range g.layers {
-		g.turn = (g.turn + 1) % len(g.layers)
-		if g.layers[g.turn].sparse {
-			return g.turn
+// next is the layer whose turn it is; -1: there is none. In a step that goes on with older sets every other
+// audit is of a selection layer: those lose first.
+func (g *guard) next(resumed bool) int {
+	rotate := func(at *int, selects bool) int {
+		for range g.layers {
+			*at = (*at + 1) % len(g.layers)
+			if w := &g.layers[*at]; w.sparse && w.selects == selects {
+				return *at
+			}
+		}
+		return -1
+	}
+	if g.odd = resumed && !g.odd; g.odd {
+		if layer := rotate(&g.own, true); layer >= 0 {
+			return layer
 		}
 	}
-	return -1
+	return rotate(&g.turn, false)
 }
 
 // audit takes one audit of a layer: what each head loses. It returns the worst head's mean loss so far, and
@@ -95,7 +108,9 @@ func (g *guard) audit(layer, heads int, kept []float32) (loss float64, drift boo
 		w.sum, w.square = make([]float64, heads), make([]float64, heads)
 	}
 	w.audits++
-	g.trial = max(g.trial-1, 0)
+	if w.audits == trialAudits {
+		g.trial = max(g.trial-1, 0)
+	}
 	w.weight = w.weight*forget + 1
 	for h := range w.sum {
 		x := float64(kept[heads+h] - kept[h])

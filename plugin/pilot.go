@@ -127,9 +127,17 @@ func (p *pilot) arrange(st *step) {
 	if st.groups > 1 {
 		st.spread()
 	}
-	if p.kind == stepAudit {
-		p.audit(st)
+	if p.kind != stepAudit {
+		return
 	}
+	p.model.mu.Lock()
+	p.layer = p.model.guard.next(st.lasting.resumed)
+	p.model.mu.Unlock()
+	if p.layer < 0 {
+		p.kind = stepPlain
+		return
+	}
+	p.audit(st)
 }
 
 // begin decides what a step is for, whose rows are known. heads is the number of its first layer's.
@@ -196,10 +204,6 @@ func (p *pilot) decide(st *step, row, longest, heads int) {
 			return
 		}
 		p.until = p.wait()
-		p.layer = m.guard.next()
-		if p.layer < 0 {
-			return
-		}
 		for range st.rows {
 			p.rowTurn = (p.rowTurn + 1) % len(st.rows)
 			if st.rows[p.rowTurn].SetLen > 0 {
