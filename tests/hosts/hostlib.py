@@ -155,6 +155,7 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
     with tempfile.TemporaryDirectory(prefix="lessismore-") as tmp:
         stats = Path(tmp) / "stats.json"
         env = environment(host, library, settings or {}, stats if library else None)
+        env["XDG_CACHE_HOME"] = str((settings or {}).get("XDG_CACHE_HOME", tmp))  # no profile but the test's own
         # Two threads of an OpenMP host on a busy machine otherwise spin against each other.
         env.setdefault("OMP_WAIT_POLICY", "passive")
         with open(Path(tmp) / "log", "w+") as log:
@@ -202,6 +203,7 @@ class Worker:
         cmd[-1] = str(DRIVERS / "bench_worker.py")
         env = environment(host, library if ours else None, (settings or {}) if ours else {},
                           self._stats if ours else None)
+        env["XDG_CACHE_HOME"] = str((settings or {}).get("XDG_CACHE_HOME", self._tmp.name))
         self._child = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        stderr=self._log, text=True, bufsize=1)
         self.stats = None
