@@ -85,6 +85,32 @@ func TestChoiceIsTheBest(t *testing.T) {
 	}
 }
 
+// Every pair of layers is compared equally often, and often enough.
+func TestMeasuredStepsAreBalanced(t *testing.T) {
+	for _, layers := range []int{5, 6, 7, 8, 12, 28, 32, 36, 48, 64, 80, 126} {
+		steps := measuredSteps(layers)
+		require.LessOrEqual(t, steps, max(64, 2*layers+1))
+		for j := range layers {
+			alone := 0
+			for i := range j + 1 {
+				n := 0
+				for s := range steps {
+					if inStep(i, 1+s%roundOf(layers)) && inStep(j, 1+s%roundOf(layers)) {
+						n++
+					}
+				}
+				if i == j {
+					alone = n
+				} else {
+					require.GreaterOrEqual(t, n, 14)
+					require.InDelta(t, steps/4, n, 4)
+				}
+			}
+			require.InDelta(t, steps/2, alone, 5)
+		}
+	}
+}
+
 // autoHost is a fakeHost whose kernels are played too: probes are answered from a table of losses.
 type autoHost struct {
 	*fakeHost
@@ -122,8 +148,10 @@ func (h *autoHost) run(nodes []Node) {
 		}
 		kept := unsafe.Slice((*float32)(p.Kept), (p.Count+1)*call.Heads)
 		for s := range p.Count {
-			i := int(s)
-			if p.Count == 1 && h.session.pilot.kind == stepAudit {
+			var i int
+			if h.session.pilot.kind == stepMeasure {
+				i = h.session.pilot.layers[s]
+			} else {
 				i = h.session.pilot.roles.Selections()[h.session.pilot.roles.Group(l)]
 			}
 			for head := range call.Heads {
@@ -173,27 +201,31 @@ func TestAutoMeasuresThenChooses(t *testing.T) {
 	}
 	require.EqualValues(t, 15, h.session.Stats().DenseSteps)
 	require.Equal(t, SourceNone, h.session.Stats().LayersFrom)
-	for i, m := range h.decode(measuredSteps) {
-		require.Equal(t, repeated(cpu.Select, 12), m, "measured step %d", i)
+	selects := make([]int, 12)
+	for i, m := range h.decode(60) {
+		require.NotContains(t, m, cpu.List, "measured step %d", i)
+		for l := range m {
+			selects[l] += int(m[l])
+		}
+	}
+	for l, n := range selects {
+		require.Equal(t, 32, n, "of 60 measured steps, layer %d is in half", l)
 	}
 	s := h.session.Stats()
-	require.EqualValues(t, measuredSteps, s.MeasuredSteps)
+	require.EqualValues(t, 60, s.MeasuredSteps)
 	require.Zero(t, s.RowsSparse)
-	for _, m := range h.decode(measuredSteps) { // from 64 tokens on, which are four budgets
-		require.Equal(t, repeated(cpu.Select, 12), m, "again at four budgets")
-	}
-	for i, m := range h.decode(32) {
+	for i, m := range h.decode(36) { // four budgets were reached while it was being measured
 		require.Equal(t, twoNine(), m, "sparse step %d", i)
 	}
 	s = h.session.Stats()
 	require.Equal(t, []int{2, 9}, s.SelectionLayers)
 	require.Equal(t, SourceMeasured, s.LayersFrom)
-	require.Len(t, s.Events, 2)
+	require.Len(t, s.Events, 1)
 	require.Equal(t, "measured", s.Events[0].What)
 	require.InDelta(t, 0.36, s.Events[0].Loss, 1e-3)
 	require.Equal(t, 127, h.next)
-	for _, m := range h.decode(measuredSteps) {
-		require.Equal(t, repeated(cpu.Select, 12), m, "again at eight budgets")
+	for _, m := range h.decode(60) {
+		require.NotContains(t, m, cpu.List, "again at eight budgets")
 	}
 	for _, m := range h.decode(100) {
 		require.Equal(t, twoNine(), m)
@@ -205,16 +237,26 @@ func TestAutoProbes(t *testing.T) {
 	h := newAutoHost(t, auto(16), Profiles{}, 12)
 	h.decode(39)
 	nodes := h.plan(token{0, h.next, 0, int32(h.next)})
+	var first *cpu.Probe
+	rank := 0
 	for l := range nodes {
+		if nodes[l].Call.Mode == cpu.Full {
+			require.Nil(t, nodes[l].Call.Probe)
+			continue
+		}
 		r, p := rowsOf(&nodes[l])[0], (*cpu.Probe)(nodes[l].Call.Probe)
+		if first == nil {
+			first = p
+		}
 		require.EqualValues(t, 5, r.SetLen)
 		require.EqualValues(t, 5, r.Sinks+r.Mid+r.Recent)
-		require.EqualValues(t, l, p.Count)
+		require.EqualValues(t, rank, p.Count)
 		require.EqualValues(t, 5, p.SetStride)
-		first := (*cpu.Probe)(nodes[0].Call.Probe)
 		require.Equal(t, first.Own, p.Sets)
-		require.Equal(t, unsafe.Add(first.Own, 4*5*l), p.Own)
+		require.Equal(t, unsafe.Add(first.Own, 4*5*rank), p.Own)
+		rank++
 	}
+	require.Contains(t, []int{5, 6, 7, 8}, rank)
 }
 
 func TestAutoContextsShareWhatWasLearned(t *testing.T) {
@@ -249,7 +291,7 @@ func TestGuardFindsDriftAndMeasuresAgain(t *testing.T) {
 	i := slices.IndexFunc(s.Events, func(e Event) bool { return e.What == "drift" })
 	require.Equal(t, []int{6}, s.Events[i].Layers)
 	require.Equal(t, "measured", s.Events[i+1].What)
-	require.EqualValues(t, measuredSteps, s.Events[i+1].Step-s.Events[i].Step)
+	require.EqualValues(t, 60, s.Events[i+1].Step-s.Events[i].Step)
 	require.Equal(t, []int{2, 6}, s.SelectionLayers)
 }
 
@@ -658,8 +700,8 @@ func TestSequencesMeasureTogether(t *testing.T) {
 	}
 	wait.Wait()
 	total := engine.Total()
-	require.GreaterOrEqual(t, total.MeasuredSteps, uint64(measuredSteps))
-	require.Less(t, total.MeasuredSteps, uint64(measuredSteps+2*sequences))
+	require.GreaterOrEqual(t, total.MeasuredSteps, uint64(measuredSteps(testLayers)))
+	require.Less(t, total.MeasuredSteps, uint64(measuredSteps(testLayers)+2*sequences))
 	require.NotZero(t, total.SparseCalls)
 	require.NotZero(t, total.Audits)
 	require.Equal(t, SourceMeasured, total.LayersFrom)

@@ -3,20 +3,35 @@ package plugin
 import (
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 	"sync"
 )
 
 // Measuring, in numbers. docs/auto.md says where they come from.
 const (
-	measuredSteps  = 32   // steps that a measurement takes
-	probeShare     = 8    // a measured step chooses at most this part of what it sees …
-	mostProbed     = 8192 // … and at most so many tokens, whatever the budget
-	mostMeasured   = 1 << 22
-	probeRatios    = 3 // a model is measured from 2, from 4 and from 8 times the budget on
-	firstMeasured  = 2
-	remeasuredFrom = "guard"
+	leastRounds   = 64   // a measurement takes about so many steps, see measuredSteps
+	probeShare    = 8    // a measured step chooses at most this part of what it sees …
+	mostProbed    = 8192 // … and at most so many tokens, whatever the budget
+	mostMeasured  = 1 << 22
+	probeRatios   = 3 // a model is measured from 2, from 4 and from 8 times the budget on
+	firstMeasured = 2
 )
+
+// A measured step looks at every other layer, so that it costs less than half a step more. Which ones is a
+// balanced design: layer l takes part in step s where the bits that l+1 and s share are odd in number.
+// Over the steps 1 .. 2^k-1 of a round each layer is in half of them and each pair of layers in a quarter.
+func inStep(layer, s int) bool { return bits.OnesCount(uint(layer+1)&uint(s))%2 == 1 }
+
+// roundOf is the number of steps of a round.
+func roundOf(layers int) int { return 1<<bits.Len(uint(layers)) - 1 }
+
+// measuredSteps is how many steps a measurement takes: whole rounds. Each pair of layers is compared in at
+// least 16 of them.
+func measuredSteps(layers int) int {
+	r := roundOf(layers)
+	return r * max(leastRounds/(r+1), 1)
+}
 
 // model is what the contexts of one model share: its measurement, and the choice that came of it. The
 // lock is held for bookkeeping between steps, never while a kernel runs.
@@ -155,7 +170,8 @@ func (m *model) suits(heads int) bool {
 // sums adds up measured losses: per pair of layers and per head, so that the worst head can be found.
 type sums struct {
 	reach  int
-	steps  int
+	begun  int     // steps
+	steps  int     // whose results are in
 	n      []int32 // per pair
 	sum    []float32
 	square []float32
@@ -166,16 +182,17 @@ func newSums(layers, heads int) *sums {
 	return &sums{n: make([]int32, pairs), sum: make([]float32, pairs*heads), square: make([]float32, pairs*heads)}
 }
 
-// add takes what one layer's probe measured: kept[i] for the sets of layers i < j, kept[j] for its own.
-func (s *sums) add(j, heads int, kept []float32, seen func(i int) bool) {
-	own := kept[j*heads : (j+1)*heads]
-	for i := range j {
-		if !seen(i) {
+// add takes what the probe of a layer of a step measured, the rank-th of them: kept[k] for the set of the
+// k-th layer, kept[rank] for its own.
+func (s *sums) add(layers []int, rank, heads int, kept []float32, seen func(k int) bool) {
+	own := kept[rank*heads : (rank+1)*heads]
+	for k, i := range layers[:rank] {
+		if !seen(k) {
 			continue
 		}
-		p := pair(i, j)
+		p := pair(i, layers[rank])
 		s.n[p]++
-		for h, k := range kept[i*heads : (i+1)*heads] {
+		for h, k := range kept[k*heads : (k+1)*heads] {
 			x := own[h] - k
 			s.sum[p*heads+h] += x
 			s.square[p*heads+h] += x * x

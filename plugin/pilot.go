@@ -15,7 +15,7 @@ type stepKind int32
 const (
 	stepPlain   stepKind = iota // every layer by its role
 	stepDense                   // every layer attends to everything: the layers' roles are not known
-	stepMeasure                 // the same, and every layer's set is held against those of the layers before
+	stepMeasure                 // the same, and half of the layers' sets are held against each other
 	stepAudit                   // by role, but one sparse layer attends to everything and is compared
 )
 
@@ -42,9 +42,10 @@ type pilot struct {
 	rowTurn int
 	steps   uint64
 
+	layers []int // that a measured step compares, ascending; their number is their rank
 	probes []cpu.Probe
-	kept   []float32 // per layer, a block of (layer+1)*heads; below zero where nothing was written
-	sets   []int32   // per layer, budget positions
+	kept   []float32 // by rank, blocks of (rank+1)*heads; below zero where nothing was written
+	sets   []int32   // by rank, budget positions
 	rows   []cpu.Row // of the audited layer
 	where  []int32   // scratch of place
 
@@ -194,6 +195,13 @@ func (p *pilot) decide(st *step, row, longest, heads int) {
 		}
 		// From 8 budgets on is said by the steps that end a measurement, not by those that began it.
 		m.sums.reach = reachOf(longest, m.config.Budget)
+		p.layers = p.layers[:0]
+		for l := range m.layers {
+			if inStep(l, 1+m.sums.begun%roundOf(m.layers)) {
+				p.layers = append(p.layers, l)
+			}
+		}
+		m.sums.begun++
 		if p.budget < 1 {
 			p.kind = stepDense
 		}
@@ -215,12 +223,12 @@ func (p *pilot) decide(st *step, row, longest, heads int) {
 	}
 }
 
-// block is where layer j's measured shares begin.
-func block(j, heads int) int { return j * (j + 1) / 2 * heads }
+// block is where the measured shares of a rank begin.
+func block(rank, heads int) int { return rank * (rank + 1) / 2 * heads }
 
 // measure prepares a measured step; dense, where there is no memory for it.
 func (p *pilot) measure(st *step) {
-	layers, heads := p.model.layers, p.model.heads
+	layers, heads := len(p.layers), p.model.heads
 	p.probes = cpu.Slice[cpu.Probe](&p.probeMemory, layers)
 	p.kept = cpu.Slice[float32](&p.keptMemory, block(layers, heads))
 	p.sets = cpu.Slice[int32](&p.setMemory, layers*p.budget)
@@ -313,7 +321,9 @@ func (p *pilot) direct(st *step, layer int, call *cpu.Call) {
 				p.misfit = int(call.Heads)
 				return
 			}
-			call.Mode, call.Probe = cpu.Select, unsafe.Pointer(&p.probes[layer])
+			if rank := slices.Index(p.layers, layer); rank >= 0 {
+				call.Mode, call.Probe = cpu.Select, unsafe.Pointer(&p.probes[rank])
+			}
 		}
 	case stepAudit:
 		call.Mode = st.mode(role, layer)
@@ -360,16 +370,16 @@ func (p *pilot) settleMeasure() *Profile {
 	}
 	heads, any := m.heads, false
 	seen := func(j int) bool { return p.kept[block(j, heads)] >= 0 }
-	for j := range m.layers {
+	for j := range p.layers {
 		if seen(j) {
-			m.sums.add(j, heads, p.kept[block(j, heads):block(j+1, heads)], seen)
+			m.sums.add(p.layers, j, heads, p.kept[block(j, heads):block(j+1, heads)], seen)
 			any = true
 		}
 	}
 	if !any {
 		return nil
 	}
-	if m.sums.steps++; m.sums.steps < measuredSteps {
+	if m.sums.steps++; m.sums.steps < measuredSteps(m.layers) {
 		return nil
 	}
 	profile := m.finish(p.tokens, p.budget)
