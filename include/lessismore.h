@@ -150,9 +150,13 @@ typedef struct lim_engine_params {
     size_t struct_size;
 
     /* Selection layers, ascending and less than n_layers; read during lim_engine_create() only. NULL with a
-     * count of 0: the third layer and the one a third of the way up; in a model of fewer layers than that,
-     * none. Layers below the first one attend to everything. Which layers are right depends on the model,
-     * and a wrong one costs more accuracy than a small budget. */
+     * count of 0: found by measuring. Then every layer attends to everything until a sequence sees twice the
+     * budget and some sixty of its steps have been measured; the sequences of an engine share what is found.
+     * A guard compares one sparse layer with full attention now and then, and has the model measured again
+     * if it loses more than was measured. In a model of fewer than 5 layers, or whose layers differ in
+     * heads: the third layer and the one a third of the way up. Layers below the first one attend to
+     * everything. Which layers are right depends on the model, and a wrong one costs more accuracy than a
+     * small budget. */
     const int32_t *layers;
     int64_t        layers_count;
 

@@ -21,7 +21,7 @@ class Engine:
     Args:
         n_layers: attention layers of the model that take part.
         budget: tokens that a sparse layer attends to; default 2048.
-        layers: selection layers, ascending; default: the third, and the one a third of the way up.
+        layers: selection layers, ascending; default: found by measuring, all layers are full until then.
         recency: share of the budget that is kept for the newest tokens; default 0.25.
         sink_tokens: first tokens that are always kept; default 4.
         policy: "union" (the paper's, default) or "mass".
