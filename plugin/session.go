@@ -17,6 +17,10 @@ const maxWork = 1 << 30
 // maxRows bounds the rows of a batch that is looked at closely; a larger one is a prompt.
 const maxRows = 256
 
+// maxHashed is how many compute calls are waited for the model's layers, hashing weights. A host that calls
+// back after each node makes many; one whose attention never shows would hash for ever.
+const maxHashed = 4096
+
 // Session takes part in one context of a host that computes graphs (ggml). For each compute call, Plan
 // decides which attentions the library takes and what every row of them attends to; the host's own
 // threads then run the calls.
@@ -26,6 +30,7 @@ type Session struct {
 
 	mu        sync.Mutex // Plan against a reader of the statistics
 	discovery discovery
+	graphs    int
 	weights   uint64            // hash of the model's weights, as far as the first pass shows them
 	ordinal   map[int32]int     // model's layer number -> number among the layers that can take part
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
@@ -116,6 +121,8 @@ func (s *Session) Stats() Stats { return s.stats() }
 func (s *Session) Plan(g *Graph) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.graphs++
+	g.KnowsWeights = s.discovery.complete || s.graphs > maxHashed
 	s.follow(g)
 	if len(g.Nodes) == 0 {
 		s.flashless(g)
@@ -125,7 +132,6 @@ func (s *Session) Plan(g *Graph) {
 	if s.discovery.begins(g.Nodes[0].Layer) {
 		s.weights += g.Weights
 	}
-	g.KnowsWeights = s.discovery.complete
 	if s.discovery.complete && !s.discovery.decided {
 		s.tell(g)
 	}
