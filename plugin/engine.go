@@ -4,6 +4,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -49,7 +50,11 @@ func (e *Engine) model(about identity, log func(LogLevel, string)) (*model, erro
 	if m := e.models[about]; m != nil {
 		return m, nil
 	}
-	m, err := newModel(e.config, about.Layers, about, e.profiles.file(fingerprint(about, settingsOf(&e.config))), log)
+	file := e.profiles.file(fingerprint(about, settingsOf(&e.config)))
+	if strings.HasPrefix(about.Weights, unknownWeights) {
+		file = profileFile{}
+	}
+	m, err := newModel(e.config, about.Layers, about, file, log)
 	if err == nil {
 		e.models[about] = m
 	}

@@ -32,6 +32,9 @@ type identity struct {
 	Weights  string  `json:"weights"` // hash of names, shapes and samples of the weights
 }
 
+// unknownWeights begins the identity of a model that no file can be kept of.
+const unknownWeights = "unknown"
+
 // settings are what a measurement depends on besides the model.
 type settings struct {
 	Budget     int     `json:"budget"`

@@ -31,6 +31,7 @@ type Session struct {
 	mu        sync.Mutex // Plan against a reader of the statistics
 	discovery discovery
 	graphs    int
+	unhashed  bool              // the weights of the model that is served now were never seen
 	weights   uint64            // hash of the model's weights, as far as the first pass shows them
 	ordinal   map[int32]int     // model's layer number -> number among the layers that can take part
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
@@ -327,8 +328,14 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 
 // rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
 func (s *Session) rediscover() {
-	s.discovery, s.roles, s.ordinal, s.followed = discovery{}, Roles{}, nil, nil
+	s.discovery, s.ordinal, s.followed, s.unhashed = discovery{}, nil, nil, true
 	clear(s.tracks)
+	if s.pilot != nil {
+		s.pilot.settle()
+		s.pilot.free()
+		s.pilot = nil
+	}
+	s.step.lasting.drop()
 	s.step.chosen, s.reason = false, ReasonDiscovery
 	s.counts.Inert = ""
 }
@@ -356,10 +363,14 @@ func (s *Session) assign(n *Node) error {
 // identity is what the graphs show of the model.
 func (s *Session) identity(n *Node, layers []int32) identity {
 	c := &n.Call
+	weights := fmt.Sprintf("%016x", s.weights)
+	if s.unhashed { // this context alone knows the model
+		weights = fmt.Sprintf("%s %p", unknownWeights, s)
+	}
 	return identity{
 		Layers: len(layers), First: layers[0], Last: layers[len(layers)-1], Heads: c.Heads, KVHeads: c.KVHeads,
 		KeyDim: c.DimK, ValueDim: c.DimV, Scale: c.Scale, Softcap: c.Softcap, MaxBias: n.MaxBias,
-		Weights: fmt.Sprintf("%016x", s.weights),
+		Weights: weights,
 	}
 }
 
