@@ -29,10 +29,14 @@ def main(source: str, target: str) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xticks(contexts, [f"{c // 1024}K" if c >= 1024 else str(c) for c in contexts])
     ax.set_yscale("log")
+    ax.set_ylim(bottom=min(r["ms"] for r in rows) * 0.65)
+    ticks = [t for t in (5, 10, 20, 50, 100, 200, 500, 1000, 2000) if t > ax.get_ylim()[0] and t < ax.get_ylim()[1]]
+    ax.set_yticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
     ax.set_xlabel("tokens of context")
     ax.set_ylabel("ms per token")
     ax.set_title("Decode, Qwen3-0.6B shape, Q4_0, f16 K/V, 2 threads, budget 2,048", fontsize=10)
-    ax.grid(True, which="both", alpha=0.25)
+    ax.grid(True, alpha=0.25)
     ax.legend(frameon=False, fontsize=9)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
