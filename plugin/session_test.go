@@ -316,13 +316,7 @@ func TestSessionTellsSlidingLayers(t *testing.T) {
 		slide := func(g *Graph) {
 			window := alloc[uint16](h, len(h.mask))
 			copy(window, h.mask)
-			hidden := 0
-			for i, v := range window { // only the newest six are seen
-				if v == 0 && hidden < 6 {
-					window[i], hidden = v, hidden+1
-				}
-			}
-			seen := 0
+			seen := 0 // only the newest six are
 			for i := len(window) - 1; i >= 0; i-- {
 				if window[i] == 0 {
 					if seen++; seen > 6 {

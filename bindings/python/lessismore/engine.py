@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import json
-from types import TracebackType
-from typing import Any, Callable, Iterable, Optional, Type
+from typing import Any, Callable, Iterable, Optional
 
 from . import _library
-from ._errors import ArgumentError, Error, HandleError
+from ._errors import ArgumentError
+from ._handle import Handle
 from ._values import integer, real
 from .sequence import Sequence
 
 POLICIES = {"union": 0, "mass": 1}
 
 
-class Engine:
+class Engine(Handle):
     """A configuration, its threads, and what was counted under it.
 
     Args:
@@ -37,6 +37,8 @@ class Engine:
         ForkedError: in a child of os.fork().
     """
 
+    _kind = "engine"
+
     def __init__(
         self,
         n_layers: int,
@@ -49,7 +51,6 @@ class Engine:
         n_threads: int = 0,
         logger: Optional[Callable[[int, str], Any]] = None,
     ) -> None:
-        self._handle: Optional[int] = None
         lib = _library.library()
         params = _library.EngineParams()
         lib.lim_engine_default_params(params, ctypes.sizeof(params))
@@ -105,26 +106,4 @@ class Engine:
 
         Raises BusyError while it has open sequences.
         """
-        if self._handle is not None:
-            _library.library().lim_engine_free(self._handle)
-            self._handle = None
-
-    def _use(self) -> int:
-        if self._handle is None:
-            raise HandleError("engine is closed")
-        return self._handle
-
-    def __enter__(self) -> Engine:
-        self._use()
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except (Error, AttributeError, TypeError):  # a forked child, or the interpreter's end
-            pass
+        super().close()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Optional, Type
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _library
-from ._errors import ArgumentError, Error, HandleError
+from ._errors import ArgumentError, Error
+from ._handle import Handle
 from ._values import integer, real
 
 if TYPE_CHECKING:
@@ -23,14 +23,15 @@ NAMES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
 BLOCK, BLOCK_BYTES = 32, {Q8_0: 34, Q4_0: 18}
 
 
-class Sequence:
+class Sequence(Handle):
     """The token set of one sequence's current step; keys and values stay with the caller.
 
     Made by Engine.sequence(). To be used by one thread at a time. A context manager; close() ends it.
     """
 
+    _kind = "sequence"
+
     def __init__(self, engine: Engine) -> None:
-        self._handle: Optional[int] = None
         handle = ctypes.c_void_p()
         _library.library().lim_sequence_create(engine._use(), handle)
         self._engine = engine  # an engine outlives its sequences
@@ -158,29 +159,7 @@ class Sequence:
 
     def close(self) -> None:
         """Ends the sequence; again is nothing to do. Raises BusyError while another thread uses it."""
-        if self._handle is not None:
-            _library.library().lim_sequence_free(self._handle)
-            self._handle = None
-
-    def _use(self) -> int:
-        if self._handle is None:
-            raise HandleError("sequence is closed")
-        return self._handle
-
-    def __enter__(self) -> Sequence:
-        self._use()
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except (Error, AttributeError, TypeError):  # a forked child, or the interpreter's end
-            pass
+        super().close()
 
 
 def _address(array: Array) -> int:
