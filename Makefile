@@ -1,4 +1,5 @@
-# make build   the library: build/liblessismore.so
+# make build   the library: build/liblessismore.so, with the CUDA engine where its compiler is to be had;
+#              CUDA=0: without it, CUDA=1: fail where it cannot be built
 # make test    everything: kernels, Go, C ABI, Python, real hosts
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
 # make bench   build/bench.json
@@ -10,6 +11,7 @@
 BUILD   := build
 LIBRARY := $(BUILD)/liblessismore.so
 JOBS    := $(shell nproc)
+CUDA    := auto
 PYTHON  := python3
 
 # Hosts and virtual environments live outside the tree and are made again when they are missing.
@@ -34,12 +36,19 @@ kernels: deps
 	@cmake --build $(BUILD)/cmake -j $(JOBS)
 
 library: kernels
-	go build -trimpath -buildmode=c-shared -tags netgo,osusergo \
+	@toolkit=$$(scripts/cuda-toolchain.sh $(CUDA)) || exit 1; \
+	tags=netgo,osusergo; \
+	if [ -n "$$toolkit" ]; then \
+	  $(MAKE) --no-print-directory $(CUDA_BUILD)/kernels.fatbin && $(EMBED) || exit 1; \
+	  tags=$$tags,cuda; export CGO_CFLAGS="$(CUDA_CFLAGS) -I$$toolkit/include"; \
+	fi; \
+	set -x; \
+	go build -trimpath -buildmode=c-shared -tags $$tags \
 	  -ldflags="-s -w $(LDFLAGS) '-extldflags=-Wl,--version-script=$(EXPORTS),--as-needed -static-libgcc'" \
 	  -o $(LIBRARY) ./capi
 	@rm -f $(BUILD)/liblessismore.h
 
-test: test-kernels test-neon test-go test-abi test-ggml test-python test-hosts
+test: test-kernels test-neon test-go test-cuda test-abi test-ggml test-python test-hosts
 
 test-kernels: kernels
 	ctest --test-dir $(BUILD)/cmake --output-on-failure
@@ -79,36 +88,44 @@ clean:
 
 # ---- CUDA ----
 # One image for all supported GPUs: machine code from Ampere to Blackwell, and PTX for what comes after.
-CUDA         := $(BUILD)/cuda
+CUDA_BUILD   := $(BUILD)/cuda
 CUDA_TARGETS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 \
   -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_100,code=sm_100 -gencode arch=compute_120,code=sm_120
+CUDA_CFLAGS  := -O2 -g -I$(CURDIR)/plugin/internal/cudrv/include
+EMBEDDED     := plugin/internal/cuda/kernels.fatbin
+EMBED        := { cmp -s $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED) || cp $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED); }
 
 .PHONY: cuda test-cuda gpu-test gpu-bench gpu-sanitize
 
-cuda: $(CUDA)/kernels.fatbin $(CUDA)/read.fatbin
+cuda: $(CUDA_BUILD)/kernels.fatbin $(CUDA_BUILD)/read.fatbin
 
 # The report is written by one compilation at a time, or its lines would mix.
-$(CUDA)/kernels.fatbin: $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/*.h)
-	@mkdir -p $(CUDA)
+$(CUDA_BUILD)/kernels.fatbin: $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/*.h)
+	@mkdir -p $(CUDA_BUILD)
 	$$(scripts/cuda-toolchain.sh)/bin/nvcc -std=c++17 -O3 --compress-mode=size -Xptxas -v $(CUDA_TARGETS) \
-	  -fatbin -o $@ kernels/cuda/kernels.cu 2> $(CUDA)/resources.log || { cat $(CUDA)/resources.log; rm -f $@; exit 1; }
-	cp $@ plugin/internal/cuda/kernels.fatbin
+	  -fatbin -o $@ kernels/cuda/kernels.cu 2> $(CUDA_BUILD)/resources.log || { cat $(CUDA_BUILD)/resources.log; rm -f $@; exit 1; }
 
-$(CUDA)/read.fatbin: tests/gpu/read.cu
-	@mkdir -p $(CUDA)
+$(CUDA_BUILD)/read.fatbin: tests/gpu/read.cu
+	@mkdir -p $(CUDA_BUILD)
 	$$(scripts/cuda-toolchain.sh)/bin/nvcc -O3 $(CUDA_TARGETS) -fatbin -o $@ $<
 
-test-cuda: cuda kernels
-	$(PYTHON) tests/gpu/resources.py $(CUDA)/resources.log
-	ctest --test-dir $(BUILD)/cmake --output-on-failure -R cuda
-	CGO_CFLAGS="-O2 -g -I$(CURDIR)/plugin/internal/cudrv/include -I$$(scripts/cuda-toolchain.sh)/include" \
-	  go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' ./plugin/internal/cuda
+# Nothing is tested where the library has no CUDA engine either.
+test-cuda: library
+	@toolkit=$$(scripts/cuda-toolchain.sh $(CUDA)) || exit 1; \
+	[ -n "$$toolkit" ] || exit 0; \
+	export CGO_CFLAGS="$(CUDA_CFLAGS) -I$$toolkit/include"; \
+	set -ex; \
+	$(PYTHON) tests/gpu/resources.py $(CUDA_BUILD)/resources.log; \
+	ctest --test-dir $(BUILD)/cmake --output-on-failure -R cuda; \
+	go vet -tags cuda ./...; \
+	go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' ./plugin/internal/cuda; \
+	go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' -run Batch ./plugin
 
 gpu-test:
 	$(PYTHON) tests/gpu/test_kernels.py
 
 gpu-bench:
-	$(PYTHON) tests/gpu/bench.py --json $(CUDA)/bench.json
+	$(PYTHON) tests/gpu/bench.py --json $(CUDA_BUILD)/bench.json
 
 # Plain allocations, so that the checker sees every array's end.
 gpu-sanitize:

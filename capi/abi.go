@@ -26,12 +26,15 @@ const (
 	statusSize        = C.LIM_ERROR_SIZE
 	statusMemory      = C.LIM_ERROR_MEMORY
 	statusInternal    = C.LIM_ERROR_INTERNAL
+	statusDevice      = C.LIM_ERROR_DEVICE
 )
 
 // The header's limits are the core's: a difference does not compile.
 var (
 	_ = [1]struct{}{}[C.LIM_MAX_BUDGET-plugin.MaxBudget]
 	_ = [1]struct{}{}[C.LIM_MAX_SLOTS-plugin.MaxSlots]
+	_ = [1]struct{}{}[C.LIM_MAX_ROWS-plugin.MaxRows]
+	_ = [1]struct{}{}[C.LIM_DTYPE_FP8-plugin.FP8]
 	_ = [1]struct{}{}[C.LIM_MAX_LAYERS-plugin.MaxLayer-1]
 	_ = [1]struct{}{}[C.LIM_MAX_SELECTION_LAYERS-plugin.MaxSelections]
 	_ = [1]struct{}{}[C.LIM_POLICY_UNION-plugin.Union]
@@ -76,6 +79,8 @@ func statusOf(err error) C.lim_status {
 			return statusUnsupported
 		case plugin.NoMemory:
 			return statusMemory
+		case plugin.DeviceFailed:
+			return statusDevice
 		}
 	}
 	return statusArgument
@@ -181,6 +186,8 @@ func limgo_engine_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
 		err = unknownHandle("engine", uint64(handle))
 	case e.sequences > 0:
 		err = fault(statusBusy, "engine = %#x has sequences that are still alive: %d", uint64(handle), e.sequences)
+	case e.batches > 0:
+		err = fault(statusBusy, "engine = %#x has batches that are still alive: %d", uint64(handle), e.batches)
 	default:
 		delete(handles.engines, uint64(handle))
 	}
@@ -329,17 +336,21 @@ func limgo_sequence_token_set(function *C.char, handle C.uint64_t, slots *C.int3
 		return
 	}
 	defer s.release()
-	set := s.sequence.TokenSet()
+	err = giveSet("slots", s.sequence.TokenSet(), slots, capacity, count)
+	return
+}
+
+// giveSet hands a token set to the caller, as far as it wants one.
+func giveSet(what string, set []int32, to *C.int32_t, capacity C.int64_t, count *C.int64_t) error {
 	*count = C.int64_t(len(set))
-	if slots == nil {
-		return
+	if to == nil {
+		return nil
 	}
 	if int(capacity) < len(set) {
-		err = fault(statusSize, "capacity = %d is less than the %d slots of the set", capacity, len(set))
-		return
+		return fault(statusSize, "capacity = %d is less than the %d %s of the set", capacity, len(set), what)
 	}
-	copy(unsafe.Slice((*int32)(unsafe.Pointer(slots)), capacity), set)
-	return
+	copy(unsafe.Slice((*int32)(unsafe.Pointer(to)), capacity), set)
+	return nil
 }
 
 //export limgo_attend

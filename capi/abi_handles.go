@@ -22,6 +22,7 @@ type engineHandle struct {
 	workers   *plugin.Workers
 	logger    logger
 	sequences int // that are alive; under handles.mu
+	batches   int // the same
 }
 
 type sequenceHandle struct {
@@ -31,13 +32,21 @@ type sequenceHandle struct {
 	busy     atomic.Bool
 }
 
+type batchHandle struct {
+	batch   *plugin.Batch
+	engine  *engineHandle
+	scratch plugin.BatchAttention // of the call that holds busy
+	busy    atomic.Bool
+}
+
 // handles are the live ones.
 var handles = struct {
 	mu        sync.RWMutex
 	next      uint64
 	engines   map[uint64]*engineHandle
 	sequences map[uint64]*sequenceHandle
-}{next: 1, engines: map[uint64]*engineHandle{}, sequences: map[uint64]*sequenceHandle{}}
+	batches   map[uint64]*batchHandle
+}{next: 1, engines: map[uint64]*engineHandle{}, sequences: map[uint64]*sequenceHandle{}, batches: map[uint64]*batchHandle{}}
 
 // issue gives a new handle's number; under handles.mu.
 func issue() uint64 {
@@ -78,6 +87,26 @@ func takeSequence(handle uint64) (*sequenceHandle, error) {
 
 func (s *sequenceHandle) release() { s.busy.Store(false) }
 
+// takeBatch finds a batch and marks it as in use; the caller calls release.
+func takeBatch(handle uint64) (*batchHandle, error) {
+	handles.mu.RLock()
+	b := handles.batches[handle]
+	var err error
+	if b == nil {
+		err = unknownHandle("batch", handle)
+	}
+	handles.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	if !b.busy.CompareAndSwap(false, true) {
+		return nil, fault(statusBusy, "batch = %#x is in use by another thread", handle)
+	}
+	return b, nil
+}
+
+func (b *batchHandle) release() { b.busy.Store(false) }
+
 // unknownHandle says what is wrong with a handle; under handles.mu.
 func unknownHandle(want string, handle uint64) error {
 	switch {
@@ -87,6 +116,8 @@ func unknownHandle(want string, handle uint64) error {
 		return fault(statusHandle, "%s = %#x is an engine", want, handle)
 	case handles.sequences[handle] != nil:
 		return fault(statusHandle, "%s = %#x is a sequence", want, handle)
+	case handles.batches[handle] != nil:
+		return fault(statusHandle, "%s = %#x is a batch", want, handle)
 	case handle&handleMask == handleMark && handle&^handleMask < handles.next && handle != handleMark:
 		return fault(statusHandle, "%s = %#x has been freed", want, handle)
 	}

@@ -133,6 +133,7 @@ const char *lim_status_name(lim_status status) {
         case LIM_ERROR_MEMORY: return "LIM_ERROR_MEMORY";
         case LIM_ERROR_FORKED: return "LIM_ERROR_FORKED";
         case LIM_ERROR_INTERNAL: return "LIM_ERROR_INTERNAL";
+        case LIM_ERROR_DEVICE: return "LIM_ERROR_DEVICE";
     }
     return "LIM_ERROR_UNKNOWN";
 }
@@ -232,6 +233,56 @@ lim_status lim_attend(lim_sequence *sequence, const lim_attention *attention) {
     return (lim_status)limgo_attend((char *)__func__, number(sequence), &copy);
 }
 
+/* ---- Batch ---- */
+
+lim_status lim_batch_work_size(lim_engine *engine, const lim_batch_params *params, uint64_t *size) {
+    CHECK(check_process(__func__));
+    lim_batch_params copy;
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, params));
+    CHECK(check_pointer(__func__, "size", size));
+    return (lim_status)limgo_batch_work_size((char *)__func__, number(engine), &copy, size);
+}
+
+lim_status lim_batch_create(lim_engine *engine, const lim_batch_params *params, lim_batch **batch) {
+    CHECK(check_process(__func__));
+    lim_batch_params copy;
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, params));
+    CHECK(check_pointer(__func__, "batch", batch));
+    uint64_t handle = 0;
+    CHECK((lim_status)limgo_batch_create((char *)__func__, number(engine), &copy, &handle));
+    *batch = (lim_batch *)(uintptr_t)handle;
+    return LIM_OK;
+}
+
+lim_status lim_batch_free(lim_batch *batch) {
+    CHECK(check_process(__func__));
+    if (!batch) return LIM_OK;
+    return (lim_status)limgo_batch_free((char *)__func__, number(batch));
+}
+
+lim_status lim_batch_reset(lim_batch *batch) {
+    CHECK(check_process(__func__));
+    return (lim_status)limgo_batch_reset((char *)__func__, number(batch));
+}
+
+lim_status lim_batch_attend(lim_batch *batch, const lim_batch_attention *attention) {
+    CHECK(check_process(__func__));
+    lim_batch_attention copy;
+    CHECK(copy_in(__func__, "attention", &copy, sizeof copy, attention));
+    return (lim_status)limgo_batch_attend((char *)__func__, number(batch), &copy);
+}
+
+lim_status lim_batch_token_set(lim_batch *batch, int32_t row, int32_t *positions, int64_t capacity, int64_t *count) {
+    CHECK(check_process(__func__));
+    CHECK(check_pointer(__func__, "count", count));
+    if (capacity > 0) CHECK(check_pointer(__func__, "positions", positions));
+    return (lim_status)limgo_batch_token_set((char *)__func__, number(batch), row, positions, capacity, count);
+}
+
+lim_status lim_batch_stats(lim_batch *batch, lim_stats *stats) {
+    return stats_out(__func__, stats, number(batch), limgo_batch_stats);
+}
+
 /* ---- Function table ---- */
 
 const lim_api *lim_get_api(uint32_t version) {
@@ -240,6 +291,8 @@ const lim_api *lim_get_api(uint32_t version) {
         lim_status_name,          lim_engine_default_params, lim_engine_create,    lim_engine_free,
         lim_engine_stats,         lim_engine_stats_json,   lim_sequence_create,    lim_sequence_free,
         lim_sequence_reset,       lim_sequence_stats,      lim_sequence_token_set, lim_attend,
+        lim_batch_work_size,      lim_batch_create,        lim_batch_free,         lim_batch_reset,
+        lim_batch_attend,         lim_batch_token_set,     lim_batch_stats,
     };
     if (version == LIM_API_VERSION) return &api;
     char text[80];

@@ -2,10 +2,10 @@
  *
  * A few layers of a model attend to every token and choose one set of tokens for all heads; the other
  * layers attend to that set only (LessIsMore, arXiv 2508.07101). An engine calls lim_attend() in place
- * of its own attention, once per layer and decode step. K/V stay where the engine keeps them.
+ * of its own attention, once per layer and decode step, or lim_batch_attend() where K/V are on a GPU.
+ * K/V stay where the engine keeps them.
  *
- * EXPERIMENTAL. Until batches, paged K/V and a plan/run split are in, functions and fields may change
- * with the minor version. Compare lim_version_number() with LIM_VERSION_NUMBER.
+ * EXPERIMENTAL. Until a plan/run split is in, functions and fields may change with the minor version. Compare lim_version_number() with LIM_VERSION_NUMBER.
  *
  * A step in short:
  *
@@ -25,8 +25,8 @@
  *     lim_engine_free(engine);
  *
  * Threads
- *   - A sequence may be used from any thread, one at a time. A call that finds it in use by another
- *     thread is refused (LIM_ERROR_BUSY). Different sequences may be used in parallel.
+ *   - A sequence or a batch may be used from any thread, one at a time. A call that finds it in use by
+ *     another thread is refused (LIM_ERROR_BUSY). Different ones may be used in parallel.
  *   - An engine may be used from any thread, also by several at once.
  *   - lim_last_error() belongs to the calling thread.
  *   - In a child of fork() every function that takes or makes a handle is refused (LIM_ERROR_FORKED):
@@ -76,6 +76,7 @@ extern "C" {
 #define LIM_MAX_HEADS            512
 #define LIM_MAX_HEAD_DIM         256
 #define LIM_MAX_THREADS          1024
+#define LIM_MAX_ROWS             4096
 
 /* ---------------------------------------------------------------------------------------------
  * Types
@@ -87,16 +88,20 @@ typedef struct lim_engine lim_engine;
 /* One sequence that is being decoded: the token set of its current step. It holds no keys or values. */
 typedef struct lim_sequence lim_sequence;
 
+/* Sequences that are decoded side by side on a GPU: the token sets of their current step, and work memory. */
+typedef struct lim_batch lim_batch;
+
 typedef enum lim_status {
     LIM_OK                = 0,
     LIM_ERROR_ARGUMENT    = 1, /* an argument has a value that is never right */
     LIM_ERROR_UNSUPPORTED = 2, /* right, but not something that this version can do */
     LIM_ERROR_HANDLE      = 3, /* a handle that was freed, is of another kind, or never was one */
-    LIM_ERROR_BUSY        = 4, /* in use by another thread, or by sequences that are still alive */
+    LIM_ERROR_BUSY        = 4, /* in use by another thread, or by sequences or batches that are still alive */
     LIM_ERROR_SIZE        = 5, /* a caller's buffer is too small; the size needed is given */
     LIM_ERROR_MEMORY      = 6, /* no memory or no threads to be had */
     LIM_ERROR_FORKED      = 7, /* the process is a child of the one that loaded the library */
     LIM_ERROR_INTERNAL    = 8, /* a fault of the library; the text is for a bug report */
+    LIM_ERROR_DEVICE      = 9, /* no GPU or no driver to be used, or the driver failed */
 } lim_status;
 
 /* Element types. Fields of this type are int32_t, so that their size does not depend on the compiler. */
@@ -107,6 +112,7 @@ typedef enum lim_dtype {
     LIM_DTYPE_Q8_0 = 3, /* 34-byte blocks of 32 elements: F16 scale, 32 x int8 */
     LIM_DTYPE_Q4_0 = 4, /* 18-byte blocks of 32 elements: F16 scale, 16 bytes; element i in the low nibble of
                            byte i for i < 16, in the high nibble of byte i - 16 otherwise; minus 8, times scale */
+    LIM_DTYPE_FP8  = 5, /* e4m3, in batches only */
 } lim_dtype;
 
 /* How a selection layer ranks tokens. */
@@ -184,7 +190,7 @@ LIM_EXPORT lim_status lim_engine_default_params(lim_engine_params *params, size_
 LIM_EXPORT lim_status lim_engine_create(const lim_engine_params *params, lim_engine **engine);
 
 /* Ends an engine and its threads. NULL is nothing to do.
- * @return LIM_OK; LIM_ERROR_BUSY while it has sequences; LIM_ERROR_HANDLE */
+ * @return LIM_OK; LIM_ERROR_BUSY while it has sequences or batches; LIM_ERROR_HANDLE */
 LIM_EXPORT lim_status lim_engine_free(lim_engine *engine);
 
 /* ---------------------------------------------------------------------------------------------
@@ -256,8 +262,8 @@ typedef struct lim_attention {
     int32_t value_dim; /* the same for value; may differ from key_dim */
 
     int32_t query_dtype; /* lim_dtype: F32, F16 or BF16 */
-    int32_t key_dtype;   /* any lim_dtype */
-    int32_t value_dtype; /* any lim_dtype */
+    int32_t key_dtype;   /* any lim_dtype but FP8 */
+    int32_t value_dtype; /* the same */
     int32_t output_dtype; /* F32, F16 or BF16 */
 
     float scale;   /* 0: 1 / sqrt(key_dim) */
@@ -277,6 +283,125 @@ LIM_EXPORT lim_status lim_attend(lim_sequence *sequence, const lim_attention *at
  * @return LIM_OK; LIM_ERROR_SIZE if capacity < *count, slots is then as it was */
 LIM_EXPORT lim_status lim_sequence_token_set(lim_sequence *sequence, int32_t *slots, int64_t capacity,
                                              int64_t *count);
+
+/* ---------------------------------------------------------------------------------------------
+ * Batch: sequences side by side on a GPU
+ * ------------------------------------------------------------------------------------------- */
+
+/* The library opens NVIDIA's driver when the first batch is made, and needs none for anything else. Fields
+ * that are device addresses are uint64_t, as CUdeviceptr is.
+ *
+ * lim_batch_attend() queues kernels on the caller's stream and returns: it allocates nothing, waits for nothing
+ * and copies nothing, and may be captured into a CUDA graph. What differs from step to step is read by the
+ * kernels from device memory, lengths and block table, so that a captured step can be replayed as the
+ * sequences grow, up to the capacity. A layer whose arguments are those of its last call costs a comparison
+ * and the launches; one whose arguments have changed is checked and planned again, which takes some
+ * microseconds. The library works in the device's primary context, as the CUDA runtime does. */
+
+/* What a batch is made for. Zero where nothing is said. */
+typedef struct lim_batch_params {
+    size_t struct_size;
+
+    /* Device memory for the library's work: lim_batch_work_size() bytes or more, a multiple of 256, all of it
+     * zero before the first lim_batch_attend(), the batch's alone until lim_batch_free(). 0: the library allocates
+     * it, which waits for the device. */
+    uint64_t work;
+    uint64_t work_size;
+
+    int32_t device;   /* the GPU's number in the CUDA driver */
+    int32_t max_rows; /* rows of a call, 1 to LIM_MAX_ROWS */
+    int32_t capacity; /* tokens that a row may see, 1 to LIM_MAX_SLOTS; above the budget at most 1048576 */
+    int32_t heads;    /* query heads, up to 16 for each KV head */
+    int32_t kv_heads;
+    int32_t head_dim; /* of query, key and value: 64, 128 or 256 */
+    int32_t kv_dtype; /* lim_dtype: F16, BF16, FP8 or Q8_0 */
+    int32_t reserved; /* 0 */
+} lim_batch_params;
+
+/* The device memory that a batch needs, in bytes. Grows with each of max_rows, capacity and heads.
+ * @return LIM_OK and *size; LIM_ERROR_DEVICE without a driver or GPU; what lim_batch_create() refuses */
+LIM_EXPORT lim_status lim_batch_work_size(lim_engine *engine, const lim_batch_params *params, uint64_t *size);
+
+/* Begins a batch on an engine whose selection layers were given: in a batch they are not found by measuring.
+ * May wait for the device; not to be called while a stream is being captured.
+ * @return LIM_OK and *batch; LIM_ERROR_DEVICE without a driver or GPU; LIM_ERROR_UNSUPPORTED in a build without
+ * CUDA, on an engine without given layers, and for what the kernels do not have; else *batch is as it was */
+LIM_EXPORT lim_status lim_batch_create(lim_engine *engine, const lim_batch_params *params, lim_batch **batch);
+
+/* Ends a batch, once all that was queued on the device is done. A graph that was captured from it must not be
+ * replayed any more. NULL is nothing to do.
+ * @return LIM_OK; LIM_ERROR_BUSY while another thread uses it; LIM_ERROR_HANDLE */
+LIM_EXPORT lim_status lim_batch_free(lim_batch *batch);
+
+/* Forgets the current step: the next lim_batch_attend() starts a new one. */
+LIM_EXPORT lim_status lim_batch_reset(lim_batch *batch);
+
+/* The attention of one layer for the rows of a batch, one query token each: as lim_attention for each row, with
+ * a token set of its own. Rows that see no more tokens than the budget attend to all of them.
+ *
+ * Steps. As in lim_attend(): a layer that is not above the one before it starts a new step. A layer attends to
+ * the token sets only if n_rows, lengths, table, table_stride and page_size are those of the layer that chose
+ * them; otherwise to everything, and so do the ones after it up to the next selection layer. What lengths and
+ * table point to must not change within a step. Two steps of one batch must not be under way at the same time:
+ * keep them on one stream, or order the streams.
+ *
+ * K/V. Token t of row r is in page table[r * table_stride + t / page_size], at place t % page_size. Without a
+ * table each row is one page: page r, place t. Its key of KV head h is at
+ *     key + page * key_page_stride + place * key_token_stride + h * key_head_stride.
+ *
+ * Strides are in bytes and at least as large as what they step over; one that would never be taken is ignored.
+ * Key and value and their strides are multiples of 16 bytes (Q8_0: of head_dim / 16), query and output of 4. */
+typedef struct lim_batch_attention {
+    size_t struct_size;
+
+    uint64_t query;   /* device address: [n_rows][heads] rows of head_dim */
+    uint64_t output;  /* device address: the same; must not overlap the query */
+    uint64_t key;     /* device address */
+    uint64_t value;   /* device address */
+    uint64_t lengths; /* device address: [n_rows] int32, tokens that each row sees, its own included; up to the capacity */
+    uint64_t table;   /* device address: [n_rows][table_stride] int32, pages in position order; 0: none */
+    uint64_t sinks;   /* device address: [heads] float, a further logit in the softmax's denominator; 0: none */
+
+    int64_t query_row_stride;
+    int64_t query_head_stride;
+    int64_t output_row_stride;
+    int64_t output_head_stride;
+    int64_t key_token_stride;
+    int64_t key_head_stride;
+    int64_t key_page_stride;
+    int64_t value_token_stride;
+    int64_t value_head_stride;
+    int64_t value_page_stride;
+    int64_t table_stride; /* in elements: from row to row */
+
+    void *stream; /* CUstream or cudaStream_t of the batch's device; NULL: the default stream */
+
+    int32_t layer;        /* 0 to n_layers - 1, counted among the layers that take part */
+    int32_t n_rows;       /* 1 to max_rows */
+    int32_t page_size;    /* tokens, a power of two; read with a table only */
+    int32_t query_dtype;  /* lim_dtype: F32, F16 or BF16 */
+    int32_t output_dtype; /* the same */
+
+    float scale;       /* of the logits; 0: 1 / sqrt(head_dim) */
+    float softcap;     /* c > 0: c * tanh(x / c); 0: none */
+    float key_scale;   /* what keys are multiplied by; 0: 1 */
+    float value_scale; /* what values are multiplied by; 0: 1 */
+
+    int32_t reserved; /* 0 */
+} lim_batch_attention;
+
+/* Queues one layer of a step on the stream, see lim_batch_attention.
+ * @return LIM_OK; LIM_ERROR_DEVICE if the driver refuses a launch, the step is then forgotten; on anything else
+ * nothing was queued */
+LIM_EXPORT lim_status lim_batch_attend(lim_batch *batch, const lim_batch_attention *attention);
+
+/* The token set of a row in the last finished step, one whose last layer (n_layers - 1) has been computed: positions,
+ * ascending. *count is 0 if no set was chosen, or the row saw no more tokens than the budget. positions may be
+ * NULL with a capacity of 0, to ask for *count. Waits for the device; not to be called while a stream is being
+ * captured.
+ * @return LIM_OK; LIM_ERROR_SIZE if capacity < *count, positions is then as it was */
+LIM_EXPORT lim_status lim_batch_token_set(lim_batch *batch, int32_t row, int32_t *positions, int64_t capacity,
+                                          int64_t *count);
 
 /* ---------------------------------------------------------------------------------------------
  * Statistics
@@ -303,8 +428,12 @@ typedef struct lim_stats {
     uint64_t ranking_ns; /* of select_ns, choosing the set */
 } lim_stats;
 
-/* The counts of one sequence, or of all of an engine's sequences, ended ones included. */
+/* The counts of one sequence, of one batch, or of all of an engine's, ended ones included.
+ * A batch counts on the device, as its steps finish (their last layer, n_layers - 1): replayed steps are in it,
+ * unfinished ones and times are not. lim_batch_stats() waits for the device and reads, and must not be called
+ * while a stream is being captured; lim_engine_stats() has what was last read so. */
 LIM_EXPORT lim_status lim_sequence_stats(lim_sequence *sequence, lim_stats *stats);
+LIM_EXPORT lim_status lim_batch_stats(lim_batch *batch, lim_stats *stats);
 LIM_EXPORT lim_status lim_engine_stats(lim_engine *engine, lim_stats *stats);
 
 /* The engine's configuration and statistics as JSON, zero-terminated. *needed is the size with that zero;
@@ -336,6 +465,13 @@ typedef struct lim_api {
     lim_status (*sequence_stats)(lim_sequence *sequence, lim_stats *stats);
     lim_status (*sequence_token_set)(lim_sequence *sequence, int32_t *slots, int64_t capacity, int64_t *count);
     lim_status (*attend)(lim_sequence *sequence, const lim_attention *attention);
+    lim_status (*batch_work_size)(lim_engine *engine, const lim_batch_params *params, uint64_t *size);
+    lim_status (*batch_create)(lim_engine *engine, const lim_batch_params *params, lim_batch **batch);
+    lim_status (*batch_free)(lim_batch *batch);
+    lim_status (*batch_reset)(lim_batch *batch);
+    lim_status (*batch_attend)(lim_batch *batch, const lim_batch_attention *attention);
+    lim_status (*batch_token_set)(lim_batch *batch, int32_t row, int32_t *positions, int64_t capacity, int64_t *count);
+    lim_status (*batch_stats)(lim_batch *batch, lim_stats *stats);
 } lim_api;
 
 /* The table of a version: LIM_API_VERSION.

@@ -44,9 +44,10 @@ type View struct {
 type Kind int32
 
 const (
-	BadArgument Kind = iota + 1 // never right
-	Unsupported                 // right, but not possible in this version
-	NoMemory                    // no memory or no threads
+	BadArgument  Kind = iota + 1 // never right
+	Unsupported                  // right, but not possible in this version
+	NoMemory                     // no memory or no threads
+	DeviceFailed                 // no GPU or driver to be used, or the driver failed
 )
 
 // Error is a refused call. Its text names the argument and the value.
@@ -169,6 +170,9 @@ func (a *Attention) check(layers int) error {
 
 // check checks one view: slots is 0 for a query or output.
 func (v *View) check(name, dim string, elements, heads int32, slots int64) (span, error) {
+	if v.Type == FP8 {
+		return span{}, &Error{Unsupported, fmt.Sprintf("%s_dtype = %d (fp8) is for batches only", name, v.Type)}
+	}
 	if v.Type < 0 || int(v.Type) >= len(types) {
 		return span{}, bad("%s_dtype = %d is unknown", name, v.Type)
 	}

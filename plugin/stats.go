@@ -52,6 +52,7 @@ func (r Reason) String() string {
 type Stats struct {
 	Inert string `json:"inert,omitempty"` // why this context is left alone
 
+	Device          string `json:"device,omitempty"`      // the GPU that computed it; "": the CPU
 	LayersFrom      string `json:"layers_from,omitempty"` // "given", "profile", "measured", "rule"; "unmeasured": dense so far
 	Layers          int    `json:"layers"`                // layers that can take part
 	SelectionLayers []int  `json:"selection_layers"`      // of them, the ones that choose

@@ -3,6 +3,7 @@
 #define LESSISMORE_CUDA_LAUNCH_H
 
 #include "kernels.h"
+#include "tally.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -17,6 +18,8 @@ typedef struct lim_cuda_plan_t {
     void           *context;      /* CUcontext, made current on threads that have none */
     int32_t         count;
     int32_t         reserved;
+    lim_cuda_tally  tally;
+    void           *tally_function; /* CUfunction, launched after the others; 0: nothing is counted */
 } lim_cuda_plan_t;
 
 /* Queues the plan's kernels on the stream. Nothing is allocated, copied or waited for. Returns a CUresult. */

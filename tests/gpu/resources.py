@@ -5,7 +5,7 @@ blocks that fit a multiprocessor by registers, per target."""
 import re
 import sys
 
-THREADS = {"attend": 128, "select": 512}
+THREADS = {"attend": 128, "select": 512, "tally": 128}
 # Spills that are known and judged harmless: the largest tile of the type that is not tuned.
 ALLOWED = {"lim_attend_q8_0_256_16_direct": 64, "lim_attend_q8_0_256_16_indexed": 64}
 
@@ -14,7 +14,7 @@ def wanted_blocks(name):
     """What plan.c counts on (attend_shape) and __launch_bounds__ states."""
     if name == "lim_select_union":
         return 2
-    if name == "lim_select_mass":
+    if name in ("lim_select_mass", "lim_tally"):
         return 1
     _, _, kind = name.partition("lim_attend_")
     kind, dim, heads, _ = kind.rsplit("_", 3)

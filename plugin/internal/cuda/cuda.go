@@ -56,6 +56,29 @@ static void lim_free(CUcontext mine, unsigned long long p) {
     cuMemFree(p);
     cuCtxSetCurrent(before);
 }
+// The first of n addresses that is none of this device's memory; -1: all are. Zeros are passed over.
+static int lim_foreign(CUcontext mine, int device, const unsigned long long *addresses, int n) {
+    CUcontext context = 0;
+    if (cuCtxGetCurrent(&context) == CUDA_SUCCESS && context == 0) cuCtxSetCurrent(mine);
+    for (int i = 0; i < n; i++) {
+        int ordinal = -1;
+        if (addresses[i] == 0) continue;
+        if (cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, addresses[i]) != CUDA_SUCCESS || ordinal != device) return i;
+    }
+    return -1;
+}
+static CUresult lim_read(CUcontext mine, void *to, unsigned long long from, size_t n) {
+    CUcontext before;
+    CUresult r = lim_with(mine, &before);
+    if (r != CUDA_SUCCESS) return r;
+    r = cuCtxSynchronize(); // streams that do not wait for the default one, too
+    if (r == CUDA_SUCCESS) r = cuMemcpyDtoH(to, from, n);
+    cuCtxSetCurrent(before);
+    return r;
+}
+// A stream's handle can be a small number, which Go takes for no pointer.
+static int lim_run(const lim_cuda_plan_t *plan, uintptr_t stream) { return lim_cuda_run(plan, (void *)stream); }
+static const char lim_tally_name[] = LIM_CUDA_TALLY;
 static CUresult lim_ordinal(unsigned long long p, int *ordinal) {
     return cuPointerGetAttribute(ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, p);
 }
@@ -252,6 +275,17 @@ func (m *Memory) Free() {
 	}
 }
 
+// Foreign is the place of the first address that is not one of this device's memory; -1: all are. Zeros stand for none.
+func (d *Device) Foreign(addresses []uint64) int {
+	return int(C.lim_foreign(d.handle(), C.int(d.ordinal), (*C.ulonglong)(unsafe.Pointer(unsafe.SliceData(addresses))), C.int(len(addresses))))
+}
+
+// Read copies device memory to the host, once all that was queued on the device is done.
+func (d *Device) Read(address uint64, to []byte) error {
+	return driverError(fmt.Sprintf("reading %d bytes from %s", len(to), d.name),
+		C.lim_read(d.handle(), unsafe.Pointer(unsafe.SliceData(to)), C.ulonglong(address), C.size_t(len(to))))
+}
+
 // Pinned is host memory that the device copies from without a stop in between.
 type Pinned struct {
 	device *Device
@@ -284,7 +318,17 @@ type Plan struct {
 	plan *C.lim_cuda_plan_t
 }
 
-var errMemory = errors.New("out of memory")
+// ErrMemory is the host's memory running out.
+var ErrMemory = errors.New("out of memory")
+
+// NewPlan is memory for a plan, with no call in it yet.
+func NewPlan() (*Plan, error) {
+	p := (*C.lim_cuda_plan_t)(C.calloc(1, C.sizeof_lim_cuda_plan_t))
+	if p == nil {
+		return nil, ErrMemory
+	}
+	return &Plan{p}, nil
+}
 
 // Plan checks a call and gets it ready, into the memory of an old plan if there is one. The call's addresses are
 // read when it runs; nothing is queued here.
@@ -293,11 +337,10 @@ func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
 		return nil, err
 	}
 	if into == nil {
-		p := (*C.lim_cuda_plan_t)(C.calloc(1, C.sizeof_lim_cuda_plan_t))
-		if p == nil {
-			return nil, errMemory
+		var err error
+		if into, err = NewPlan(); err != nil {
+			return nil, err
 		}
-		into = &Plan{p}
 	}
 	p := into.plan
 	p.count = C.int32_t(C.lim_cuda_plan(&d.limits, call.c(), &p.args, &p.launches[0]))
@@ -313,12 +356,30 @@ func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
 	return into, nil
 }
 
+// Tally makes the plan count a step, too, after its call; nil: it counts nothing any more.
+func (p *Plan) Tally(d *Device, t *Tally) error {
+	if t == nil {
+		p.plan.tally_function = nil
+		return nil
+	}
+	f, err := d.function((*C.char)(unsafe.Pointer(&C.lim_tally_name[0])))
+	if err != nil {
+		return err
+	}
+	p.plan.tally = *(*C.lim_cuda_tally)(unsafe.Pointer(t))
+	p.plan.tally_function = f
+	return nil
+}
+
+// maxName is the room for an entry point's name, its end included.
+const maxName = 48
+
 // function finds an entry point, once, and allows it all the shared memory that the device has.
 func (d *Device) function(name *C.char) (unsafe.Pointer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	// The conversion inside the index does not allocate.
-	text := unsafe.Slice((*byte)(unsafe.Pointer(name)), 48)
+	text := unsafe.Slice((*byte)(unsafe.Pointer(name)), maxName)
 	n := 0
 	for n < len(text) && text[n] != 0 {
 		n++
@@ -350,7 +411,7 @@ func (d *Device) function(name *C.char) (unsafe.Pointer, error) {
 // Run queues the call on a stream of the plan's device (0: the default stream) and returns. It may be called
 // while the stream is being captured.
 func (p *Plan) Run(stream uintptr) error {
-	r := C.lim_cuda_run(p.plan, *(*unsafe.Pointer)(unsafe.Pointer(&stream)))
+	r := C.lim_run(p.plan, C.uintptr_t(stream))
 	if r != 0 {
 		return driverError("launching "+C.GoString(&p.plan.launches[0].name[0]), C.CUresult(r))
 	}

@@ -3,6 +3,7 @@
 package cuda
 
 // #include "kernels.h"
+// #include "tally.h"
 import "C"
 
 import "unsafe"
@@ -16,6 +17,18 @@ var (
 	_ [unsafe.Sizeof(Rows{}) - C.sizeof_lim_cuda_rows]struct{}
 	_ [C.sizeof_lim_cuda_rows - unsafe.Sizeof(Rows{})]struct{}
 
+	_ [unsafe.Sizeof(Tally{}) - C.sizeof_lim_cuda_tally]struct{}
+	_ [C.sizeof_lim_cuda_tally - unsafe.Sizeof(Tally{})]struct{}
+
+	_ = [1]int{}[Counters-C.LIM_CUDA_COUNTERS]
+	_ = [1]int{}[NoSetCalls-C.LIM_CUDA_NO_SET_CALLS]
+	_ = [1]int{}[SparseTokensVisible-C.LIM_CUDA_SPARSE_TOKENS_VISIBLE]
+	_ = [1]int{}[MaxHeads-C.LIM_CUDA_MAX_HEADS]
+	_ = [1]int{}[MaxGroup-C.LIM_CUDA_MAX_GROUP]
+	_ = [1]int{}[MaxRows-C.LIM_CUDA_MAX_ROWS]
+
+	_ = [1]int{}[unsafe.Offsetof(Tally{}.Kept)-unsafe.Offsetof(C.lim_cuda_tally{}.kept)]
+	_ = [1]int{}[unsafe.Offsetof(Tally{}.NoSet)-unsafe.Offsetof(C.lim_cuda_tally{}.no_set)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Lengths)-unsafe.Offsetof(C.lim_cuda_call{}.lengths)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Set)-unsafe.Offsetof(C.lim_cuda_call{}.set)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Positions)-unsafe.Offsetof(C.lim_cuda_call{}.positions)]

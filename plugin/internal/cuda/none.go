@@ -7,6 +7,9 @@ import "errors"
 // Built tells whether this build has the CUDA engine.
 const Built = false
 
+// ErrMemory is the host's memory running out.
+var ErrMemory = errors.New("out of memory")
+
 var errNotBuilt = errors.New("built without CUDA")
 
 // Device is a GPU; there is none in this build.
@@ -30,10 +33,14 @@ func (*Device) WorkSize(*Call) int               { return 0 }
 func (*Device) Zeroed(int) (*Memory, error)      { return nil, errNotBuilt }
 func (*Device) Pin(int) (*Pinned, error)         { return nil, errNotBuilt }
 func (*Device) Plan(*Call, *Plan) (*Plan, error) { return nil, errNotBuilt }
+func (*Device) Foreign([]uint64) int             { return -1 }
+func (*Device) Read(uint64, []byte) error        { return errNotBuilt }
+func NewPlan() (*Plan, error)                    { return nil, errNotBuilt }
 func (*Memory) Address() uint64                  { return 0 }
 func (*Memory) Size() int                        { return 0 }
 func (*Memory) Free()                            {}
 func (*Pinned) Bytes() []byte                    { return nil }
 func (*Pinned) Free()                            {}
+func (*Plan) Tally(*Device, *Tally) error        { return errNotBuilt }
 func (*Plan) Run(uintptr) error                  { return errNotBuilt }
 func (*Plan) Free()                              {}

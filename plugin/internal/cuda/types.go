@@ -83,6 +83,40 @@ type Call struct {
 	First, Mid, Recent int32
 }
 
+// Tally is a finished step to be counted, field by field lim_cuda_tally.
+type Tally struct {
+	Lengths, Counters, Kept      uint64
+	NRows, Budget                int32
+	Dense, Select, Sparse, NoSet int32
+}
+
+// What a tally's counters are, in their order (kernels/cuda/tally.h).
+const (
+	Steps = iota
+	TallyRows
+	RowsSparse
+	TokensVisible
+	TokensAttended
+	SparseTokensVisible
+	SparseTokensAttended
+	DenseCalls
+	SelectCalls
+	SparseCalls
+	NoSetCalls
+	Counters
+)
+
+// Bounds of the kernels.
+const (
+	MaxHeads    = 512
+	MaxGroup    = 16
+	MaxRows     = 4096
+	MaxCapacity = 1 << 28
+)
+
+// OutOfMemory is the driver's code for it.
+const OutOfMemory = 2
+
 // Kind is why a call was refused.
 type Kind int
 

@@ -1,0 +1,187 @@
+package main
+
+/*
+#include "edge.h"
+*/
+import "C"
+
+import (
+	"unsafe"
+
+	"lessismore/plugin"
+)
+
+func batchParams(params *C.lim_batch_params) (plugin.BatchParams, error) {
+	if params.reserved != 0 {
+		return plugin.BatchParams{}, fault(statusArgument, "reserved = %d is not 0", params.reserved)
+	}
+	return plugin.BatchParams{
+		Device: int32(params.device), MaxRows: int32(params.max_rows), Capacity: int32(params.capacity),
+		Heads: int32(params.heads), KVHeads: int32(params.kv_heads), HeadDim: int32(params.head_dim), KVType: int32(params.kv_dtype),
+		Work: uint64(params.work), WorkSize: uint64(params.work_size),
+	}, nil
+}
+
+//export limgo_batch_work_size
+func limgo_batch_work_size(function *C.char, engine C.uint64_t, params *C.lim_batch_params, size *C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	e, err := findEngine(uint64(engine))
+	if err != nil {
+		return
+	}
+	p, err := batchParams(params)
+	if err != nil {
+		return
+	}
+	bytes, err := plugin.BatchWorkSize(e.engine, e.layers, p)
+	if err == nil {
+		*size = C.uint64_t(bytes)
+	}
+	return
+}
+
+//export limgo_batch_create
+func limgo_batch_create(function *C.char, engine C.uint64_t, params *C.lim_batch_params, handle *C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	e, err := findEngine(uint64(engine))
+	if err != nil {
+		return
+	}
+	p, err := batchParams(params)
+	if err != nil {
+		return
+	}
+	// Counted first: from then on the engine cannot be freed.
+	handles.mu.Lock()
+	if handles.engines[uint64(engine)] != e {
+		err = unknownHandle("engine", uint64(engine))
+	} else {
+		e.batches++
+	}
+	handles.mu.Unlock()
+	if err != nil {
+		return
+	}
+	var b *plugin.Batch
+	defer func() {
+		handles.mu.Lock()
+		defer handles.mu.Unlock()
+		if b == nil {
+			e.batches--
+			return
+		}
+		h := issue()
+		handles.batches[h] = &batchHandle{batch: b, engine: e}
+		*handle = C.uint64_t(h)
+	}()
+	b, err = plugin.NewBatch(e.engine, e.layers, p)
+	return
+}
+
+//export limgo_batch_free
+func limgo_batch_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	b, err := takeBatch(uint64(handle)) // and keep it: whoever still holds the handle is refused
+	if err != nil {
+		return
+	}
+	b.batch.Free()
+	handles.mu.Lock()
+	delete(handles.batches, uint64(handle))
+	b.engine.batches--
+	handles.mu.Unlock()
+	return
+}
+
+//export limgo_batch_reset
+func limgo_batch_reset(function *C.char, handle C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	b, err := takeBatch(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer b.release()
+	b.batch.Reset()
+	return
+}
+
+//export limgo_batch_stats
+func limgo_batch_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	b, err := takeBatch(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer b.release()
+	counts, err := b.batch.Read()
+	if err == nil {
+		fillStats(stats, &counts)
+	}
+	return
+}
+
+//export limgo_batch_token_set
+func limgo_batch_token_set(function *C.char, handle C.uint64_t, row C.int32_t, positions *C.int32_t, capacity C.int64_t, count *C.int64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	if capacity < 0 {
+		err = fault(statusArgument, "capacity = %d is negative", capacity)
+		return
+	}
+	b, err := takeBatch(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer b.release()
+	set, err := b.batch.TokenSet(int(row))
+	if err != nil {
+		return
+	}
+	err = giveSet("positions", set, positions, capacity, count)
+	return
+}
+
+//export limgo_batch_attend
+func limgo_batch_attend(function *C.char, handle C.uint64_t, args *C.lim_batch_attention) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	b, err := takeBatch(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer b.release()
+	if args.reserved != 0 {
+		err = fault(statusArgument, "reserved = %d is not 0", args.reserved)
+		return
+	}
+	a := &b.scratch
+	*a = plugin.BatchAttention{
+		Layer: int32(args.layer), Rows: int32(args.n_rows),
+		Query: plugin.DeviceRows{Data: uint64(args.query), RowStride: int64(args.query_row_stride),
+			HeadStride: int64(args.query_head_stride), Type: int32(args.query_dtype)},
+		Output: plugin.DeviceRows{Data: uint64(args.output), RowStride: int64(args.output_row_stride),
+			HeadStride: int64(args.output_head_stride), Type: int32(args.output_dtype)},
+		Key: plugin.DeviceStore{Data: uint64(args.key), TokenStride: int64(args.key_token_stride),
+			HeadStride: int64(args.key_head_stride), PageStride: int64(args.key_page_stride)},
+		Value: plugin.DeviceStore{Data: uint64(args.value), TokenStride: int64(args.value_token_stride),
+			HeadStride: int64(args.value_head_stride), PageStride: int64(args.value_page_stride)},
+		Lengths: uint64(args.lengths), Table: uint64(args.table), TableStride: int64(args.table_stride), PageSize: int32(args.page_size),
+		Sinks: uint64(args.sinks), Scale: float32(args.scale), Softcap: float32(args.softcap),
+		KeyScale: float32(args.key_scale), ValueScale: float32(args.value_scale),
+		Stream: *(*uint64)(unsafe.Pointer(&args.stream)), // 1 and 2 are streams, but no pointers to Go
+	}
+	completed := false
+	defer func() {
+		if !completed { // a panic: what the step was is not certain any more
+			b.batch.Reset()
+		}
+	}()
+	err = b.batch.Attend(a)
+	completed = true
+	return
+}
