@@ -56,8 +56,9 @@ SPOIL(query_odd, a->query = odd(a->query))
 SPOIL(key_odd, a->key_dtype = LIM_DTYPE_F16; a->key = odd(a->key))
 SPOIL(value_odd, a->value_dtype = LIM_DTYPE_Q8_0; a->value = odd(quantised))
 SPOIL(output_odd, a->output = (void *)odd(a->output))
-SPOIL(query_dtype, a->query_dtype = 5)
+SPOIL(query_dtype, a->query_dtype = 6)
 SPOIL(query_q8, a->query_dtype = LIM_DTYPE_Q8_0)
+SPOIL(key_fp8, a->key_dtype = LIM_DTYPE_FP8)
 SPOIL(output_q4, a->output_dtype = LIM_DTYPE_Q4_0)
 SPOIL(key_dtype, a->key_dtype = -1)
 SPOIL(value_dtype, a->value_dtype = 1000)
@@ -128,7 +129,8 @@ static const attention_case attention_cases[] = {
     CASE(LIM_ERROR_ARGUMENT, "key", "multiple of 2", key_odd),
     CASE(LIM_ERROR_ARGUMENT, "value", "multiple of 2, as q8_0", value_odd),
     CASE(LIM_ERROR_ARGUMENT, "output", "multiple of 4", output_odd),
-    CASE(LIM_ERROR_ARGUMENT, "query_dtype", "= 5", query_dtype),
+    CASE(LIM_ERROR_ARGUMENT, "query_dtype", "= 6", query_dtype),
+    CASE(LIM_ERROR_UNSUPPORTED, "key_dtype", "= 5 (fp8)", key_fp8),
     CASE(LIM_ERROR_UNSUPPORTED, "query_dtype", "= 3 (q8_0)", query_q8),
     CASE(LIM_ERROR_UNSUPPORTED, "output_dtype", "= 4 (q4_0)", output_q4),
     CASE(LIM_ERROR_ARGUMENT, "key_dtype", "= -1", key_dtype),

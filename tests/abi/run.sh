@@ -15,3 +15,11 @@ for test in lifecycle arguments numerics misuse; do
     ${CC:-cc} -std=c11 $flags -D_POSIX_C_SOURCE=200809L "$here/$test.c" "$here/reference.c" "$library" -pthread -lm -o "$build/$test"
     "$build/$test" "$@"
 done
+
+# Batches, without a driver and with the stand-in.
+flags="$flags -D_POSIX_C_SOURCE=200809L"
+${CC:-cc} -std=c11 $flags "$here/batch.c" "$library" -pthread -o "$build/batch"
+${CC:-cc} -O1 -shared -fPIC -o "$build/libcuda.so.1" "$root/tests/gpu/standin/standin.c" -lpthread
+LESSISMORE_LIBCUDA="$build/nothing.so" "$build/batch"
+rm -f "$build/driver.log"
+LESSISMORE_LIBCUDA="$build/libcuda.so.1" LIM_STANDIN_LOG="$build/driver.log" "$build/batch" standin "$build/driver.log"

@@ -78,7 +78,7 @@ static CUresult lim_read(CUcontext mine, void *to, unsigned long long from, size
 }
 // A stream's handle can be a small number, which Go takes for no pointer.
 static int lim_run(const lim_cuda_plan_t *plan, uintptr_t stream) { return lim_cuda_run(plan, (void *)stream); }
-static const char lim_tally_name[] = LIM_CUDA_TALLY;
+static const char *lim_tally_name(void) { return LIM_CUDA_TALLY; }
 static CUresult lim_ordinal(unsigned long long p, int *ordinal) {
     return cuPointerGetAttribute(ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, p);
 }
@@ -356,13 +356,15 @@ func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
 	return into, nil
 }
 
+var tallyName = C.lim_tally_name()
+
 // Tally makes the plan count a step, too, after its call; nil: it counts nothing any more.
 func (p *Plan) Tally(d *Device, t *Tally) error {
 	if t == nil {
 		p.plan.tally_function = nil
 		return nil
 	}
-	f, err := d.function((*C.char)(unsafe.Pointer(&C.lim_tally_name[0])))
+	f, err := d.function(tallyName)
 	if err != nil {
 		return err
 	}

@@ -78,6 +78,8 @@ EXPORT int cuMemHostAlloc(void **p, size_t n, unsigned flags) { BEGIN(cuMemHostA
 EXPORT int cuMemFreeHost(void *p) { BEGIN(cuMemFreeHost, "!", "%s", ""); free(p); return 0; }
 EXPORT int cuMemsetD8Async(uint64_t p, unsigned char v, size_t n, void *s) { BEGIN(cuMemsetD8Async, "", "%d %zu %p", v, n, s); memset((void *)(uintptr_t)p, v, n); return 0; }
 EXPORT int cuStreamSynchronize(void *s) { BEGIN(cuStreamSynchronize, "!", "%p", s); return 0; }
+EXPORT int cuCtxSynchronize(void) { BEGIN(cuCtxSynchronize, "!", "%s", ""); return 0; }
+EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) { BEGIN(cuMemcpyDtoH_v2, "!", "%zu", n); memcpy(to, (const void *)(uintptr_t)from, n); return 0; }
 EXPORT int cuPointerGetAttribute(void *v, int which, uint64_t p) {
     BEGIN(cuPointerGetAttribute, "", "%d", which);
     if (p < 4096) return 1;
