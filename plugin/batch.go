@@ -43,6 +43,7 @@ type BatchAttention struct {
 	Layer, Rows   int32
 	Query, Output DeviceRows
 	Key, Value    DeviceStore
+	Capacity      int32  // no row sees more tokens; 0: the batch's
 	Lengths       uint64 // int32 [Rows]
 	Table         uint64 // int32 [Rows][TableStride], or 0
 	TableStride   int64  // elements
@@ -120,6 +121,15 @@ type batchSight struct {
 
 // NewBatch makes a batch on an engine, of a model with that many layers.
 func NewBatch(engine *Engine, layers int, params BatchParams) (*Batch, error) {
+	b, err := newBatch(engine, layers, params)
+	if err == nil {
+		engine.started(b)
+	}
+	return b, err
+}
+
+// newBatch makes a batch that the engine's report does not know; free ends it.
+func newBatch(engine *Engine, layers int, params BatchParams) (*Batch, error) {
 	b := &Batch{engine: engine, params: params}
 	if err := b.shape(layers); err != nil {
 		return nil, err
@@ -158,7 +168,6 @@ func NewBatch(engine *Engine, layers int, params BatchParams) (*Batch, error) {
 	}
 	b.Reset()
 	b.published = b.describe()
-	engine.started(b)
 	return b, nil
 }
 
@@ -274,17 +283,25 @@ func (b *Batch) fill(c *cuda.Call, a *BatchAttention) {
 		Lengths: a.Lengths, Table: a.Table, TableStride: a.TableStride,
 		Sinks: a.Sinks, Work: b.work,
 		NRows: a.Rows, Heads: p.Heads, KVHeads: p.KVHeads, Dim: p.HeadDim, KVType: cuda.Type(p.KVType),
-		Capacity: p.Capacity, Scale: scale * orOne(a.KeyScale), Softcap: a.Softcap, ValueScale: orOne(a.ValueScale),
+		Capacity: b.capacity(a), Scale: scale * orOne(a.KeyScale), Softcap: a.Softcap, ValueScale: orOne(a.ValueScale),
 		Policy: cuda.Policy(b.engine.config.Policy),
 	}
 	if a.Table != 0 {
 		c.PageShift = int32(bits.TrailingZeros32(uint32(a.PageSize)))
 	}
-	if b.selects {
+	if b.selects { // also in calls that cannot outgrow the budget: the work memory's layout is one
 		budget := int32(b.engine.config.Budget)
 		c.Set, c.Positions, c.SetStride = b.sets, b.positions, int64(budget)
 		c.Budget, c.First, c.Mid, c.Recent = budget, int32(b.split.Sinks), int32(b.split.Mid), int32(b.split.Recent)
 	}
+}
+
+// capacity is the most tokens that a row of an attention may see.
+func (b *Batch) capacity(a *BatchAttention) int32 {
+	if a.Capacity != 0 {
+		return a.Capacity
+	}
+	return b.params.Capacity
 }
 
 func orOne(x float32) float32 {
@@ -334,18 +351,19 @@ func (b *Batch) Attend(a *BatchAttention) error {
 // mode says how a layer attends, and notes in the step that it does.
 func (b *Batch) mode(step *batchStep, layer int, sight batchSight) cuda.Mode {
 	role := b.roles.Role(layer)
+	chooses := b.selects && int(b.call.Capacity) > b.engine.config.Budget
 	if sight != step.sight {
 		step.chosen = false
 	}
 	switch {
-	case b.selects && role == RoleSelect:
+	case chooses && role == RoleSelect:
 		step.chose++
 		step.chosen, step.sight = true, sight
 		return cuda.Select
-	case b.selects && role == RoleSparse && step.chosen:
+	case chooses && role == RoleSparse && step.chosen:
 		step.sparse++
 		return cuda.List
-	case b.selects && role == RoleSparse:
+	case chooses && role == RoleSparse:
 		step.without++
 	}
 	step.dense++
@@ -359,6 +377,8 @@ func (b *Batch) check(a *BatchAttention) error {
 		return bad("layer = %d is not in 0 .. %d", a.Layer, len(b.layers)-1)
 	case a.Rows < 1 || a.Rows > b.params.MaxRows:
 		return bad("n_rows = %d is not in 1 .. %d, the batch's max_rows", a.Rows, b.params.MaxRows)
+	case a.Capacity < 0 || a.Capacity > b.params.Capacity:
+		return bad("capacity = %d is not in 1 .. %d, the batch's", a.Capacity, b.params.Capacity)
 	case !finite(a.Scale):
 		return bad("scale = %v is not a finite number", a.Scale)
 	case !finite(a.KeyScale):

@@ -108,8 +108,8 @@ typedef struct lim_cuda_call {
 int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *call, char *text, size_t size);
 
 /* Bytes of work memory for calls of this shape in any mode: rows, heads, dim, capacity, budget count.
- * The memory must be zero when first used; each call leaves it ready for the next one of the same shape on
- * the same stream. Calls that may run at the same time need separate work memory. Monotone in each of
+ * The memory must be zero when first used; each call leaves it ready for the next one on the same stream, which may
+ * have other rows, lengths and mode, but not another kv_heads. Calls that may run at the same time need separate work memory. Monotone in each of
  * n_rows, capacity, mid and heads. */
 size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *call);
 

@@ -218,8 +218,9 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     const int64_t part = ((int64_t)group * (c->dim + 2) + 3) / 4 * 4 * 4;
     const int     three = d->multiprocessors * 3; /* the most blocks of any mode */
     a->logit_stride = ((int64_t)c->capacity + 31) / 32 * 32;
-    a->arrivals = take(&used, (int64_t)c->n_rows * c->kv_heads * 4);
-    a->gathered = take(&used, (int64_t)c->n_rows * 4);
+    /* What has to be zero stays in its place when the number of rows changes. */
+    a->arrivals = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * c->kv_heads * 4);
+    a->gathered = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * 4);
     a->parts = take(&used, 2 * three * part);
     a->sums = take(&used, (int64_t)c->n_rows * c->heads * 4);
     if (c->budget > 0) { /* both policies' parts, so that the size does not depend on it */
