@@ -158,17 +158,17 @@ func (p *Profile) sound() error {
 			return fmt.Errorf("choice %v is not ascending layers in 0 .. %d", p.Choice, n-1)
 		}
 	}
-	if err := triangle("loss", n, p.Loss, p.Error, 1, "a share"); err != nil || p.Calibrated == nil {
+	if err := triangle("loss", n, p.Loss, p.Error, 0, 1, "a share"); err != nil || p.Calibrated == nil {
 		return err
 	}
-	return triangle("calibrated", n, p.Calibrated.Nats, p.Calibrated.Error, mostNats, "a divergence")
+	return triangle("calibrated", n, p.Calibrated.Nats, p.Calibrated.Error, -1, mostNats, "a divergence")
 }
 
 // mostNats bounds a divergence that is read; what is measured stays far below.
 const mostNats = 1e6
 
 // triangle tells what is wrong with a number per pair of layers, and its error.
-func triangle(name string, layers int, of, errors [][]float32, most float32, what string) error {
+func triangle(name string, layers int, of, errors [][]float32, leastError, most float32, what string) error {
 	if len(of) != layers-1 || len(errors) != layers-1 {
 		return fmt.Errorf("%s is not for %d layers", name, layers)
 	}
@@ -177,7 +177,7 @@ func triangle(name string, layers int, of, errors [][]float32, most float32, wha
 			return fmt.Errorf("%s of layer %d is not for %d layers", name, j+1, j+1)
 		}
 		for i := range of[j] {
-			if x, e := of[j][i], errors[j][i]; x < -1 || x > most || e < -1 || e > most {
+			if x, e := of[j][i], errors[j][i]; x < -1 || x > most || e < leastError || e > most {
 				return fmt.Errorf("%s of layer %d is not %s", name, j+1, what)
 			}
 		}
