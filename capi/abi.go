@@ -1,7 +1,9 @@
 package main
 
 /*
+#define _GNU_SOURCE
 #include <stdlib.h>
+#include <string.h>
 #include "edge.h"
 */
 import "C"
@@ -37,6 +39,9 @@ var (
 	_ = [1]struct{}{}[C.LIM_DTYPE_FP8-plugin.FP8]
 	_ = [1]struct{}{}[C.LIM_MAX_LAYERS-plugin.MaxLayer-1]
 	_ = [1]struct{}{}[C.LIM_MAX_SELECTION_LAYERS-plugin.MaxSelections]
+	_ = [1]struct{}{}[C.LIM_MAX_GUARD-plugin.MaxGuard]
+	_ = [1]struct{}{}[C.LIM_MAX_INTERVAL-plugin.MaxInterval]
+	_ = [1]struct{}{}[C.LIM_MAX_TRACE-plugin.MaxTrace]
 	_ = [1]struct{}{}[C.LIM_POLICY_UNION-plugin.Union]
 	_ = [1]struct{}{}[C.LIM_POLICY_MASS-plugin.Mass]
 )
@@ -103,6 +108,8 @@ func limgo_engine_defaults(params *C.lim_engine_params) {
 	params.budget = C.int32_t(config.Budget)
 	params.sink_tokens = C.int32_t(config.SinkTokens)
 	params.policy = C.int32_t(config.Policy)
+	params.selections, params.guard = C.int32_t(config.Selections), C.int32_t(config.Guard)
+	params.interval, params.trace = C.int32_t(config.Interval), C.int32_t(config.Trace)
 }
 
 //export limgo_engine_create
@@ -134,6 +141,8 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	config.Recency = float64(params.recency)
 	config.SinkTokens = int(params.sink_tokens)
 	config.Policy = plugin.Policy(params.policy)
+	config.Selections, config.Guard = int(params.selections), int(params.guard)
+	config.Interval, config.Trace = int(params.interval), int(params.trace)
 	layers, count := uintptr(unsafe.Pointer(params.layers)), int64(params.layers_count)
 	switch {
 	case params.reserved != 0:
@@ -164,12 +173,95 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	if _, err := plugin.NewRoles(int(params.n_layers), engine.Config()); err != nil {
 		return nil, err
 	}
+	var texts [3]string
+	for i, p := range []struct {
+		name string
+		text *C.char
+	}{{"model", params.model}, {"profile", params.profile}, {"profile_dir", params.profile_dir}} {
+		if texts[i], err = text(p.name, p.text); err != nil {
+			return nil, err
+		}
+	}
+	about, profiles := texts[0], plugin.Profiles{Path: texts[1], Dir: texts[2]}
+	switch {
+	case profiles.Path != "" && profiles.Dir != "":
+		return nil, fault(statusArgument, "profile_dir = %q, but profile is not NULL", profiles.Dir)
+	case profiles.Dir != "" && about == "":
+		return nil, fault(statusArgument, "profile_dir = %q, but model = NULL", profiles.Dir)
+	}
+	engine.Keep(profiles)
+	host := logger{*(*unsafe.Pointer)(unsafe.Pointer(&params.logger)), uintptr(params.logger_user)}
+	engine.Serve(about, func(level plugin.LogLevel, text string) {
+		to := C.int32_t(C.LIM_LOG_INFO)
+		if level == plugin.LogDebug {
+			to = C.LIM_LOG_DEBUG
+		}
+		host.log(to, "%s", text)
+	})
 	return &engineHandle{
 		engine:  engine,
 		layers:  int(params.n_layers),
 		workers: plugin.NewWorkers(int(params.n_threads)),
-		logger:  logger{*(*unsafe.Pointer)(unsafe.Pointer(&params.logger)), uintptr(params.logger_user)},
+		logger:  host,
 	}, nil
+}
+
+// text is a parameter's; "": NULL.
+func text(name string, s *C.char) (string, error) {
+	if s == nil {
+		return "", nil
+	}
+	n := C.strnlen(s, C.LIM_MAX_TEXT+1)
+	switch {
+	case n == 0:
+		return "", fault(statusArgument, "%s = \"\" is not text; NULL stands for none", name)
+	case n > C.LIM_MAX_TEXT:
+		return "", fault(statusArgument, "%s is longer than %d bytes", name, C.LIM_MAX_TEXT)
+	}
+	return C.GoStringN(s, C.int(n)), nil
+}
+
+//export limgo_engine_intervene
+func limgo_engine_intervene(function *C.char, handle C.uint64_t, selects, sparse C.int32_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	e, err := findEngine(uint64(handle))
+	if err != nil {
+		return
+	}
+	switch last := C.int32_t(e.layers - 1); {
+	case selects < -1 || selects > last:
+		err = fault(statusArgument, "select = %d is not in -1 .. %d", selects, last)
+	case sparse < -1 || sparse > last:
+		err = fault(statusArgument, "sparse = %d is not in -1 .. %d", sparse, last)
+	case selects == -1 && sparse == -1:
+		e.engine.Intervene(nil)
+	case selects == -1 || sparse != -1 && sparse <= selects:
+		err = fault(statusArgument, "sparse = %d is not above select = %d", sparse, selects)
+	default:
+		e.engine.Intervene(&plugin.Intervention{Select: int(selects), Sparse: int(sparse)})
+	}
+	return
+}
+
+//export limgo_ggml_engine
+func limgo_ggml_engine(function *C.char, handle *C.uint64_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	host.Lock()
+	defer host.Unlock()
+	if !host.hooked {
+		err = fault(statusUnsupported, "no ggml host has loaded the library into this process")
+		return
+	}
+	if host.handle == 0 {
+		handles.mu.Lock()
+		host.handle = issue()
+		handles.engines[host.handle] = &engineHandle{engine: host.engine, layers: plugin.MaxLayer + 1}
+		handles.mu.Unlock()
+	}
+	*handle = C.uint64_t(host.handle)
+	return
 }
 
 //export limgo_engine_free
@@ -184,6 +276,8 @@ func limgo_engine_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
 	switch {
 	case handles.engines[uint64(handle)] != e:
 		err = unknownHandle("engine", uint64(handle))
+	case e.workers == nil:
+		err = hosts(uint64(handle))
 	case e.sequences > 0:
 		err = fault(statusBusy, "engine = %#x has sequences that are still alive: %d", uint64(handle), e.sequences)
 	case e.batches > 0:
@@ -241,6 +335,9 @@ func limgo_sequence_create(function *C.char, engine C.uint64_t, handle *C.uint64
 	var err error
 	defer finish(function, &status, &err)
 	e, err := findEngine(uint64(engine))
+	if err == nil && e.workers == nil {
+		err = hosts(uint64(engine))
+	}
 	if err != nil {
 		return
 	}
@@ -320,6 +417,8 @@ func fillStats(to *C.lim_stats, s *plugin.Stats) {
 	to.dense_calls, to.select_calls = C.uint64_t(s.DenseCalls), C.uint64_t(s.SelectCalls)
 	to.sparse_calls, to.no_set_calls = C.uint64_t(s.SparseCalls), C.uint64_t(s.NoSetCalls)
 	to.dense_ns, to.select_ns = C.uint64_t(s.DenseNS), C.uint64_t(s.SelectNS)
+	to.measured_steps, to.dense_steps, to.reused_steps = C.uint64_t(s.MeasuredSteps), C.uint64_t(s.DenseSteps), C.uint64_t(s.ReusedSteps)
+	to.audits, to.alarms = C.uint64_t(s.Audits), C.uint64_t(s.Alarms)
 	to.sparse_ns, to.ranking_ns = C.uint64_t(s.SparseNS), C.uint64_t(s.RankingNS)
 }
 

@@ -19,7 +19,7 @@ const (
 type engineHandle struct {
 	engine    *plugin.Engine
 	layers    int
-	workers   *plugin.Workers
+	workers   *plugin.Workers // nil: the engine of this process's ggml hosts
 	logger    logger
 	sequences int // that are alive; under handles.mu
 	batches   int // the same
@@ -71,6 +71,11 @@ func findSequence(handle uint64) (*sequenceHandle, error) {
 		return s, nil
 	}
 	return nil, unknownHandle("sequence", handle)
+}
+
+// hosts says what is not done to the engine of ggml hosts.
+func hosts(handle uint64) error {
+	return fault(statusUnsupported, "engine = %#x is that of this process's ggml hosts: it has no sequences, and is not to be freed", handle)
 }
 
 // takeSequence finds a sequence and marks it as in use; the caller calls release.

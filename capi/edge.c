@@ -74,21 +74,21 @@ static lim_status check_pointer(const char *function, const char *name, const vo
 /* The largest structure that is searched for unknown fields: what is larger was never initialised. */
 enum { MAX_STRUCT_SIZE = 4096 };
 
-static lim_status check_size(const char *function, const char *name, size_t size, size_t known) {
-    if (size >= known && size <= MAX_STRUCT_SIZE) return LIM_OK;
+static lim_status check_size(const char *function, const char *name, size_t size, size_t oldest) {
+    if (size >= oldest && size <= MAX_STRUCT_SIZE) return LIM_OK;
     char text[160];
-    snprintf(text, sizeof text, "%s.struct_size = %zu is not in %zu .. %d, the sizes of this and of newer versions", name,
-             size, known, MAX_STRUCT_SIZE);
+    snprintf(text, sizeof text, "%s.struct_size = %zu is not in %zu .. %d, the sizes of the oldest and of newer versions", name,
+             size, oldest, MAX_STRUCT_SIZE);
     return fail(LIM_ERROR_ARGUMENT, function, text);
 }
 
-/* Copies a caller's structure, of which the first field is its size. */
-static lim_status copy_in(const char *function, const char *name, void *to, size_t known, const void *from) {
+/* Copies a caller's structure, of which the first field is its size, over what it lacks if it is older. */
+static lim_status copy_in(const char *function, const char *name, void *to, size_t known, size_t oldest, const void *from) {
     lim_status status = check_pointer(function, name, from);
     if (status) return status;
     size_t size;
     memcpy(&size, from, sizeof size);
-    if ((status = check_size(function, name, size, known))) return status;
+    if ((status = check_size(function, name, size, oldest))) return status;
     const unsigned char *bytes = from;
     for (size_t i = known; i < size; i++) {
         if (!bytes[i]) continue;
@@ -97,15 +97,16 @@ static lim_status copy_in(const char *function, const char *name, void *to, size
                  name, i);
         return fail(LIM_ERROR_UNSUPPORTED, function, text);
     }
-    memcpy(to, from, known);
+    memcpy(to, from, size < known ? size : known);
     return LIM_OK;
 }
 
 /* Copies a structure to the caller, whose size it has stated. */
 static void copy_out(void *to, size_t size, const void *from, size_t known) {
     unsigned char *bytes = to;
-    memcpy(bytes + sizeof size, (const unsigned char *)from + sizeof size, known - sizeof size);
-    memset(bytes + known, 0, size - known);
+    size_t shared = size < known ? size : known;
+    memcpy(bytes + sizeof size, (const unsigned char *)from + sizeof size, shared - sizeof size);
+    memset(bytes + shared, 0, size - shared);
 }
 
 /* Handles are numbers, never addresses. */
@@ -142,10 +143,13 @@ void edge_log(lim_logger logger, void *user, int32_t level, const char *text) { 
 
 /* ---- Engine ---- */
 
+/* What the structures of the oldest version that is still served have. */
+enum { OLDEST_PARAMS = offsetof(lim_engine_params, selections), OLDEST_STATS = offsetof(lim_stats, measured_steps) };
+
 lim_status lim_engine_default_params(lim_engine_params *params, size_t struct_size) {
     CHECK(check_process(__func__));
     CHECK(check_pointer(__func__, "params", params));
-    CHECK(check_size(__func__, "params", struct_size, sizeof *params));
+    CHECK(check_size(__func__, "params", struct_size, OLDEST_PARAMS));
     lim_engine_params defaults;
     memset(&defaults, 0, sizeof defaults);
     limgo_engine_defaults(&defaults);
@@ -157,7 +161,9 @@ lim_status lim_engine_default_params(lim_engine_params *params, size_t struct_si
 lim_status lim_engine_create(const lim_engine_params *params, lim_engine **engine) {
     CHECK(check_process(__func__));
     lim_engine_params copy;
-    CHECK(copy_in(__func__, "params", &copy, sizeof copy, params));
+    memset(&copy, 0, sizeof copy);
+    limgo_engine_defaults(&copy);
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, OLDEST_PARAMS, params));
     CHECK(check_pointer(__func__, "engine", engine));
     uint64_t handle = 0;
     CHECK((lim_status)limgo_engine_create((char *)__func__, &copy, &handle));
@@ -171,11 +177,25 @@ lim_status lim_engine_free(lim_engine *engine) {
     return (lim_status)limgo_engine_free((char *)__func__, number(engine));
 }
 
+lim_status lim_engine_intervene(lim_engine *engine, int32_t select, int32_t sparse) {
+    CHECK(check_process(__func__));
+    return (lim_status)limgo_engine_intervene((char *)__func__, number(engine), select, sparse);
+}
+
+lim_status lim_ggml_engine(lim_engine **engine) {
+    CHECK(check_process(__func__));
+    CHECK(check_pointer(__func__, "engine", engine));
+    uint64_t handle = 0;
+    CHECK((lim_status)limgo_ggml_engine((char *)__func__, &handle));
+    *engine = (lim_engine *)(uintptr_t)handle;
+    return LIM_OK;
+}
+
 static lim_status stats_out(const char *function, lim_stats *stats, uint64_t handle,
                             int32_t (*get)(char *, uint64_t, lim_stats *)) {
     CHECK(check_process(function));
     CHECK(check_pointer(function, "stats", stats));
-    CHECK(check_size(function, "stats", stats->struct_size, sizeof *stats));
+    CHECK(check_size(function, "stats", stats->struct_size, OLDEST_STATS));
     lim_stats copy;
     memset(&copy, 0, sizeof copy);
     CHECK((lim_status)get((char *)function, handle, &copy));
@@ -229,7 +249,7 @@ lim_status lim_sequence_token_set(lim_sequence *sequence, int32_t *slots, int64_
 lim_status lim_attend(lim_sequence *sequence, const lim_attention *attention) {
     CHECK(check_process(__func__));
     lim_attention copy;
-    CHECK(copy_in(__func__, "attention", &copy, sizeof copy, attention));
+    CHECK(copy_in(__func__, "attention", &copy, sizeof copy, sizeof copy, attention));
     return (lim_status)limgo_attend((char *)__func__, number(sequence), &copy);
 }
 
@@ -238,7 +258,7 @@ lim_status lim_attend(lim_sequence *sequence, const lim_attention *attention) {
 lim_status lim_batch_work_size(lim_engine *engine, const lim_batch_params *params, uint64_t *size) {
     CHECK(check_process(__func__));
     lim_batch_params copy;
-    CHECK(copy_in(__func__, "params", &copy, sizeof copy, params));
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, sizeof copy, params));
     CHECK(check_pointer(__func__, "size", size));
     return (lim_status)limgo_batch_work_size((char *)__func__, number(engine), &copy, size);
 }
@@ -246,7 +266,7 @@ lim_status lim_batch_work_size(lim_engine *engine, const lim_batch_params *param
 lim_status lim_batch_create(lim_engine *engine, const lim_batch_params *params, lim_batch **batch) {
     CHECK(check_process(__func__));
     lim_batch_params copy;
-    CHECK(copy_in(__func__, "params", &copy, sizeof copy, params));
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, sizeof copy, params));
     CHECK(check_pointer(__func__, "batch", batch));
     uint64_t handle = 0;
     CHECK((lim_status)limgo_batch_create((char *)__func__, number(engine), &copy, &handle));
@@ -268,7 +288,7 @@ lim_status lim_batch_reset(lim_batch *batch) {
 lim_status lim_batch_attend(lim_batch *batch, const lim_batch_attention *attention) {
     CHECK(check_process(__func__));
     lim_batch_attention copy;
-    CHECK(copy_in(__func__, "attention", &copy, sizeof copy, attention));
+    CHECK(copy_in(__func__, "attention", &copy, sizeof copy, sizeof copy, attention));
     return (lim_status)limgo_batch_attend((char *)__func__, number(batch), &copy);
 }
 
@@ -293,6 +313,7 @@ const lim_api *lim_get_api(uint32_t version) {
         lim_sequence_reset,       lim_sequence_stats,      lim_sequence_token_set, lim_attend,
         lim_batch_work_size,      lim_batch_create,        lim_batch_free,         lim_batch_reset,
         lim_batch_attend,         lim_batch_token_set,     lim_batch_stats,
+        lim_engine_intervene,     lim_ggml_engine,
     };
     if (version == LIM_API_VERSION) return &api;
     char text[80];

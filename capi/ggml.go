@@ -27,7 +27,8 @@ var host struct {
 	engine *plugin.Engine
 	env    plugin.Environment
 	byCell bool
-	hooked bool // at least one host is taken part in
+	hooked bool   // at least one host is taken part in
+	handle uint64 // of the engine, in the C ABI; 0: nobody has asked
 }
 
 // lookup reads the environment as C sees it: Go's own copy is from the start of the process, and hosts

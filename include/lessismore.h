@@ -40,8 +40,8 @@
  *
  * Structures
  *   Each begins with struct_size, the caller's sizeof. One that is larger than the library knows is
- *   accepted if the unknown rest is zero; a smaller one than the oldest is refused. Except in
- *   lim_engine_params, zero is the neutral value of every optional field.
+ *   accepted if the unknown rest is zero; one of an older version has the defaults in what it lacks; a smaller
+ *   one than the oldest is refused. Except in lim_engine_params, zero is the neutral value of every optional field.
  */
 #ifndef LESSISMORE_H
 #define LESSISMORE_H
@@ -77,6 +77,10 @@ extern "C" {
 #define LIM_MAX_HEAD_DIM         256
 #define LIM_MAX_THREADS          1024
 #define LIM_MAX_ROWS             4096
+#define LIM_MAX_GUARD            1048576
+#define LIM_MAX_INTERVAL         64
+#define LIM_MAX_TRACE            65536
+#define LIM_MAX_TEXT             4000
 
 /* ---------------------------------------------------------------------------------------------
  * Types
@@ -156,10 +160,10 @@ typedef struct lim_engine_params {
     size_t struct_size;
 
     /* Selection layers, ascending and less than n_layers; read during lim_engine_create() only. NULL with a
-     * count of 0: found by measuring. Then every layer attends to everything until a sequence sees twice the
-     * budget and some sixty of its steps have been measured; the sequences of an engine share what is found.
-     * A guard compares one sparse layer with full attention now and then, and has the model measured again
-     * if it loses more than was measured. In a model of fewer than 5 layers, or whose layers differ in
+     * count of 0: found by measuring, or read from a profile. Then every layer attends to everything until a
+     * sequence sees twice the budget and some sixty of its steps have been measured; the sequences of an engine
+     * share what is found. A guard compares one sparse layer with full attention now and then, and has the model
+     * measured again if it loses more than was measured. In a model of fewer than 5 layers, or whose layers differ in
      * heads: the third layer and the one a third of the way up. Layers below the first one attend to
      * everything. Which layers are right depends on the model, and a wrong one costs more accuracy than a
      * small budget. */
@@ -177,6 +181,29 @@ typedef struct lim_engine_params {
     int32_t policy;      /* lim_policy; default LIM_POLICY_UNION */
     int32_t n_threads;   /* threads per call, the caller's included, up to LIM_MAX_THREADS; 0: one per CPU */
     int32_t reserved;    /* 0 */
+
+    /* What finds, keeps and watches the selection layers where none are given. */
+    int32_t selections; /* at most so many layers choose, 1 to LIM_MAX_SELECTION_LAYERS; default 2 */
+    int32_t guard;      /* steps between two audits, about, up to LIM_MAX_GUARD; 0: none; default 16 */
+
+    /* Steps that a token set serves, 1 (default) to LIM_MAX_INTERVAL: new tokens join it, and the selection layers
+     * attend to their own last set in between. More reads less and loses more; the guard watches that too, also
+     * where layers are given. A step goes on with the sets of the one before if it sees one token more and all that
+     * they hold, in the same slots; lim_sequence_reset() where the keys in these slots are another text's. */
+    int32_t interval;
+
+    /* Steps of a sequence whose token sets lim_engine_stats_json() shows, at most, up to LIM_MAX_TRACE; 0 (default):
+     * none. For a person to look at: it takes time and memory. */
+    int32_t trace;
+
+    /* Text, read during lim_engine_create() only, up to LIM_MAX_TEXT bytes. NULL: none. What is learned about the
+     * model is kept in the file `profile`, or in the directory `profile_dir` under a name that is made of the model
+     * and of the settings that matter, and read there the next time. `profile_dir` needs `model`: any text that tells
+     * the model from others of its shape, such as a hash of its weights. A profile of another model or of other
+     * settings is not used, and named to the logger; a file that the caller named is then left as it is. */
+    const char *model;
+    const char *profile;
+    const char *profile_dir;
 } lim_engine_params;
 
 /* Fills in the defaults and struct_size. `struct_size` is the caller's sizeof(lim_engine_params).
@@ -188,6 +215,20 @@ LIM_EXPORT lim_status lim_engine_default_params(lim_engine_params *params, size_
  * ever attend at the same time.
  * @return LIM_OK and *engine; else *engine is as it was */
 LIM_EXPORT lim_status lim_engine_create(const lim_engine_params *params, lim_engine **engine);
+
+/* The truth about a choice of selection layers: every step that begins from now on, of all sequences of the
+ * engine, is dense but for one layer, `sparse`, which attends to the token set that layer `select` chooses. What the
+ * model says then, compared with what it says when all layers are dense, is what that layer loses. Nothing is
+ * measured or audited meanwhile. sparse = -1: all layers are dense (`select` still chooses a set). select = -1 and
+ * sparse = -1: that is over.
+ * @return LIM_OK; LIM_ERROR_ARGUMENT for layers out of range or not ascending; LIM_ERROR_HANDLE */
+LIM_EXPORT lim_status lim_engine_intervene(lim_engine *engine, int32_t select, int32_t sparse);
+
+/* The engine that serves the ggml hosts of this process, by the settings of the environment, for
+ * lim_engine_intervene(), lim_engine_stats() and lim_engine_stats_json(). Its layers are counted among those that can
+ * take part. It has no sequences of its own, and is not to be freed: both are refused (LIM_ERROR_UNSUPPORTED).
+ * @return LIM_OK and *engine; LIM_ERROR_UNSUPPORTED where no host has loaded the library */
+LIM_EXPORT lim_status lim_ggml_engine(lim_engine **engine);
 
 /* Ends an engine and its threads. NULL is nothing to do.
  * @return LIM_OK; LIM_ERROR_BUSY while it has sequences or batches; LIM_ERROR_HANDLE */
@@ -206,7 +247,8 @@ LIM_EXPORT lim_status lim_sequence_create(lim_engine *engine, lim_sequence **seq
 LIM_EXPORT lim_status lim_sequence_free(lim_sequence *sequence);
 
 /* Forgets the current step: the next lim_attend() starts a new one. Never needed for a roll-back, which
- * starts a step by its layer or position; needed when other tokens come under an unfinished step's position.
+ * starts a step by its layer or position; needed when other tokens come under an unfinished step's position,
+ * and with an interval where the keys of earlier tokens have changed.
  * What was counted stays. */
 LIM_EXPORT lim_status lim_sequence_reset(lim_sequence *sequence);
 
@@ -426,6 +468,11 @@ typedef struct lim_stats {
     uint64_t select_ns;
     uint64_t sparse_ns;
     uint64_t ranking_ns; /* of select_ns, choosing the set */
+    uint64_t measured_steps; /* dense, to find the selection layers */
+    uint64_t dense_steps;    /* dense, because they are not known */
+    uint64_t reused_steps;   /* with the token sets of the step before (interval) */
+    uint64_t audits;         /* of a layer by the guard */
+    uint64_t alarms;         /* of the guard: more was lost than expected */
 } lim_stats;
 
 /* The counts of one sequence, of one batch, or of all of an engine's, ended ones included.
@@ -472,6 +519,8 @@ typedef struct lim_api {
     lim_status (*batch_attend)(lim_batch *batch, const lim_batch_attention *attention);
     lim_status (*batch_token_set)(lim_batch *batch, int32_t row, int32_t *positions, int64_t capacity, int64_t *count);
     lim_status (*batch_stats)(lim_batch *batch, lim_stats *stats);
+    lim_status (*engine_intervene)(lim_engine *engine, int32_t select, int32_t sparse);
+    lim_status (*ggml_engine)(lim_engine **engine);
 } lim_api;
 
 /* The table of a version: LIM_API_VERSION.

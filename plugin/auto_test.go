@@ -423,17 +423,18 @@ func TestProfileThatDoesNotFitIsRefused(t *testing.T) {
 		change func(*Profile)
 		says   string
 	}{
-		"layers":    {func(p *Profile) { p.Model.Layers = 36 }, "layers 36, here it is 12"},
-		"heads":     {func(p *Profile) { p.Model.Heads = 5 }, "heads 5, here it is 4"},
-		"weights":   {func(p *Profile) { p.Model.Weights = "x" }, "weights x"},
-		"budget":    {func(p *Profile) { p.Settings.Budget = 2048 }, "budget 2048, here it is 16"},
-		"format":    {func(p *Profile) { p.Format = 9 }, "format is 9"},
-		"choice":    {func(p *Profile) { p.Choice = []int{9, 2} }, "not ascending"},
-		"beyond":    {func(p *Profile) { p.Choice = []int{2, 12} }, "0 .. 11"},
-		"none":      {func(p *Profile) { p.Choice = nil }, "choice has 0"},
-		"triangle":  {func(p *Profile) { p.Loss[4] = p.Loss[4][:2] }, "loss of layer 5"},
-		"no losses": {func(p *Profile) { p.Loss = nil }, "loss is not for 12"},
-		"no share":  {func(p *Profile) { p.Loss[4][0] = 7 }, "not a share"},
+		"layers":     {func(p *Profile) { p.Model.Layers = 36 }, "layers 36, here it is 12"},
+		"heads":      {func(p *Profile) { p.Model.Heads = 5 }, "heads 5, here it is 4"},
+		"weights":    {func(p *Profile) { p.Model.Weights = "x" }, "weights x"},
+		"budget":     {func(p *Profile) { p.Settings.Budget = 2048 }, "budget 2048, here it is 16"},
+		"format":     {func(p *Profile) { p.Format = 9 }, "format is 9"},
+		"choice":     {func(p *Profile) { p.Choice = []int{9, 2} }, "not ascending"},
+		"beyond":     {func(p *Profile) { p.Choice = []int{2, 12} }, "0 .. 11"},
+		"none":       {func(p *Profile) { p.Choice = nil }, "choice has 0"},
+		"triangle":   {func(p *Profile) { p.Loss[4] = p.Loss[4][:2] }, "loss of layer 5"},
+		"no losses":  {func(p *Profile) { p.Loss = nil }, "loss is not for 12"},
+		"divergence": {func(p *Profile) { p.Calibrated = &Calibration{} }, "calibrated is not for 12"},
+		"no share":   {func(p *Profile) { p.Loss[4][0] = 7 }, "not a share"},
 	} {
 		require.NoError(t, os.WriteFile(path, good, 0o600))
 		edit(t, path, c.change)

@@ -46,6 +46,8 @@ const (
 	MaxSelections = 64
 	MaxGuard      = 1 << 20
 	MaxInterval   = 64
+	MaxTrace      = 1 << 16
+	DefaultTrace  = 1024 // where it is just on
 )
 
 // Config is what a user may choose. The zero value is not valid; start from DefaultConfig.
@@ -58,6 +60,7 @@ type Config struct {
 	Selections int // at most so many selection layers are chosen where Layers is nil
 	Guard      int // steps between two audits of a choice; 0: none
 	Interval   int // steps that a token set serves; 1: it is chosen afresh in each
+	Trace      int // steps of a context whose token sets the statistics keep, at most; 0: none
 }
 
 // DefaultConfig is the paper's setting, with layers found by measuring.
@@ -91,6 +94,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("guard %d is not in 0 .. %d steps", c.Guard, MaxGuard)
 	case c.Interval < 1 || c.Interval > MaxInterval:
 		return fmt.Errorf("interval %d is not in 1 .. %d steps", c.Interval, MaxInterval)
+	case c.Trace < 0 || c.Trace > MaxTrace:
+		return fmt.Errorf("trace %d is not in 0 .. %d steps", c.Trace, MaxTrace)
 	case len(c.Layers) > MaxSelections:
 		return fmt.Errorf("layers has %d entries, at most %d are possible", len(c.Layers), MaxSelections)
 	}
@@ -172,19 +177,15 @@ var variables = []struct {
 		return err
 	}},
 	{"LESSISMORE_GUARD", func(env *Environment, s string) (err error) {
-		if steps, e := integer(s, 2, MaxGuard); e == nil {
-			env.Guard = steps
-			return nil
-		}
-		on, err := choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false},
-			fmt.Sprintf("on, off, or a number of steps in 2 .. %d", MaxGuard))
-		if env.Guard = 0; on {
-			env.Guard = DefaultGuard
-		}
+		env.Guard, err = switched(s, MaxGuard, DefaultGuard)
 		return err
 	}},
 	{"LESSISMORE_INTERVAL", func(env *Environment, s string) (err error) {
 		env.Interval, err = integer(s, 1, MaxInterval)
+		return err
+	}},
+	{"LESSISMORE_TRACE", func(env *Environment, s string) (err error) {
+		env.Trace, err = switched(s, MaxTrace, DefaultTrace)
 		return err
 	}},
 	{"LESSISMORE_PROFILE", func(env *Environment, s string) error {
@@ -224,6 +225,19 @@ func integer(s string, low, high int) (int, error) {
 		return 0, fmt.Errorf("must be a whole number in %d .. %d", low, high)
 	}
 	return v, nil
+}
+
+// switched is a number of steps, or on (that many: usual) or off (0).
+func switched(s string, high, usual int) (int, error) {
+	if steps, e := integer(s, 2, high); e == nil {
+		return steps, nil
+	}
+	on, err := choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false},
+		fmt.Sprintf("on, off, or a number of steps in 2 .. %d", high))
+	if !on {
+		return 0, err
+	}
+	return usual, err
 }
 
 func fraction(s string) (float64, error) {

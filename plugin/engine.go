@@ -16,8 +16,11 @@ import (
 type Engine struct {
 	config   Config
 	profiles Profiles
+	about    string // what tells the model of the engine's sequences from others of its shape
+	said     lines  // about that model; a session has its host's log
 
-	reason atomic.Pointer[string] // why the engine is inert; nil: it is not
+	reason       atomic.Pointer[string] // why the engine is inert; nil: it is not
+	intervention atomic.Pointer[Intervention]
 
 	mu     sync.Mutex // never held while a session's, sequence's or model's own lock is taken
 	models map[identity]*model
@@ -43,6 +46,53 @@ func NewEngine(config Config) (*Engine, error) {
 // Keep says where profiles are read and written; without it, nowhere. Before the first session.
 func (e *Engine) Keep(profiles Profiles) { e.profiles = profiles }
 
+// Serve says what model the engine's sequences are of: any text that tells it from others of its shape, ""
+// where nothing does; and who is told what is learned of it. Before the first sequence.
+func (e *Engine) Serve(about string, log func(LogLevel, string)) {
+	if about != "" {
+		e.about = "model " + about
+	}
+	e.said.to = log
+}
+
+// lines are what there is to say to a host, who may call the library from its logger: they wait until
+// no lock is held.
+type lines struct {
+	to      func(LogLevel, string)
+	waiting atomic.Bool
+	mu      sync.Mutex
+	of      []line
+}
+
+type line struct {
+	level LogLevel
+	text  string
+}
+
+func (l *lines) add(level LogLevel, text string) {
+	if l.to == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.of = append(l.of, line{level, text})
+	l.waiting.Store(true)
+}
+
+func (l *lines) flush() {
+	if !l.waiting.Load() {
+		return
+	}
+	l.mu.Lock()
+	of := l.of
+	l.of = nil
+	l.waiting.Store(false)
+	l.mu.Unlock()
+	for _, s := range of {
+		l.to(s.level, s.text)
+	}
+}
+
 // model is what the engine's contexts of one model share.
 func (e *Engine) model(about identity, log func(LogLevel, string)) (*model, error) {
 	e.mu.Lock()
@@ -51,11 +101,12 @@ func (e *Engine) model(about identity, log func(LogLevel, string)) (*model, erro
 		return m, nil
 	}
 	file := e.profiles.file(fingerprint(about, settingsOf(&e.config)))
-	if strings.HasPrefix(about.Weights, unknownWeights) {
+	if strings.HasPrefix(about.Weights, unknownWeights) || about.Weights == "" && !file.given {
 		file = profileFile{}
 	}
 	m, err := newModel(e.config, about.Layers, about, file, log)
 	if err == nil {
+		m.intervention = &e.intervention
 		e.models[about] = m
 	}
 	return m, err
@@ -108,7 +159,7 @@ func (e *Engine) Report() *Report {
 		Config: ReportConfig{
 			Budget: e.config.Budget, Layers: e.config.Layers, Recency: e.config.Recency,
 			SinkTokens: e.config.SinkTokens, Policy: e.config.Policy.String(),
-			Selections: e.config.Selections, Guard: e.config.Guard, Interval: e.config.Interval,
+			Selections: e.config.Selections, Guard: e.config.Guard, Interval: e.config.Interval, Trace: e.config.Trace,
 		},
 		Models:   []*Profile{},
 		Contexts: contexts,

@@ -43,12 +43,13 @@ type watched struct {
 }
 
 // expect begins anew with a choice. A choice that its own measurement speaks against (someone wrote it into
-// the profile) is held to what the best one would lose: a layer that should choose may lose nothing.
+// the profile) is held to what the best one would lose: a layer that should choose may lose nothing. Not so one
+// that was found by intervention: what it loses was seen to do no harm.
 func (g *guard) expect(m *model, choice []int) {
 	held := choice
 	if m.fixed { // nothing was measured: only what a layer's own set loses with age can be judged
 		held = nil
-	} else if best := m.measured.choose(m.config.Selections); best != nil &&
+	} else if best := m.measured.choose(m.config.Selections); m.truth == nil && best != nil &&
 		m.measured.worst(choice) > m.measured.worst(best)+lossTolerance {
 		held = best
 	}

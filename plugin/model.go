@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // Measuring, in numbers. docs/auto.md says where they come from.
@@ -36,11 +37,12 @@ func measuredSteps(layers int) int {
 // model is what the contexts of one model share: its measurement, and the choice that came of it. The
 // lock is held for bookkeeping between steps, never while a kernel runs.
 type model struct {
-	config Config
-	log    func(LogLevel, string)
-	layers int
-	about  identity
-	file   profileFile
+	intervention *atomic.Pointer[Intervention] // the engine's
+	config       Config
+	log          func(LogLevel, string)
+	layers       int
+	about        identity
+	file         profileFile
 
 	mu       sync.Mutex
 	heads    int
@@ -52,7 +54,8 @@ type model struct {
 	reach    int    // measured from this many budgets on: 0, 2, 4 or 8
 	again    bool   // the guard wants it measured again; dense until it is
 	measured measurement
-	sums     *sums // of the measurement under way
+	truth    *Calibration // what the choice is by, where it was read from a profile that has one
+	sums     *sums        // of the measurement under way
 	guard    guard
 	interval int // steps that token sets serve; 1 once the guard has objected
 }
@@ -96,6 +99,7 @@ func newModel(config Config, layers int, about identity, file profileFile, log f
 	m.revision = 1
 	if p := m.file.load(m); p != nil {
 		m.measured, m.reach = p.measurement(), p.Measured.Reach
+		m.truth = p.Calibrated
 		m.adopt(p.Choice, SourceProfile)
 		log(LogInfo, fmt.Sprintf("selection layers %v: profile %s", p.Choice, m.file.path))
 	}
@@ -229,7 +233,7 @@ func (m *model) finish(tokens, budget int) *Profile {
 		m.rule("the host never showed all of its layers in one step")
 		return nil
 	}
-	m.measured = measurement{found, steps, tokens, budget}
+	m.measured, m.truth = measurement{found, steps, tokens, budget}, nil
 	m.reach = max(m.reach, reach)
 	choice, old := found.choose(m.config.Selections), m.roles.Selections()
 	// Near-equals take turns at being the best: what works stays.

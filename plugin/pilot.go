@@ -13,10 +13,11 @@ import (
 type stepKind int32
 
 const (
-	stepPlain   stepKind = iota // every layer by its role
-	stepDense                   // every layer attends to everything: the layers' roles are not known
-	stepMeasure                 // the same, and half of the layers' sets are held against each other
-	stepAudit                   // by role, but one sparse layer attends to everything and is compared
+	stepPlain     stepKind = iota // every layer by its role
+	stepDense                     // every layer attends to everything: the layers' roles are not known
+	stepMeasure                   // the same, and half of the layers' sets are held against each other
+	stepAudit                     // by role, but one sparse layer attends to everything and is compared
+	stepIntervene                 // dense but for one layer, whatever the roles are (Engine.Intervene)
 )
 
 // pilot decides for one context what each step is for, and collects what measured and audited steps bring.
@@ -32,7 +33,8 @@ type pilot struct {
 
 	kind    stepKind
 	row     int    // of the step, that is measured or audited
-	layer   int    // that is audited
+	layer   int    // that is audited, or the sparse one of an intervention
+	chosen  int    // the selection layer of an intervention
 	tokens  int    // that the row sees
 	budget  int    // of its set
 	waiting bool   // a step's results have not been read
@@ -54,6 +56,9 @@ type pilot struct {
 	mu      sync.Mutex // what a reader of the statistics wants
 	audited []LayerLoss
 	events  []Event
+	traced  trace
+
+	recorded uint64 // the last step that was offered to the trace
 }
 
 // LayerLoss is what audits of a layer found.
@@ -115,7 +120,7 @@ func (p *pilot) groups() int {
 
 // lasts tells whether a step, which has begun, may go on with the sets of the one before.
 func (p *pilot) lasts(st *step) bool {
-	if p.interval <= 1 || p.kind == stepDense || p.kind == stepMeasure || p.groups() != st.groups {
+	if p.interval <= 1 || p.kind == stepDense || p.kind == stepMeasure || p.kind == stepIntervene || p.groups() != st.groups {
 		st.lasting.interval = p.interval
 		st.lasting.drop()
 		return false
@@ -147,6 +152,11 @@ func (p *pilot) begin(st *step, heads int, counts *Stats) {
 	m := p.model
 	p.steps++
 	p.kind = stepPlain
+	if x := m.intervention.Load(); x != nil {
+		p.intervene(x)
+		counts.Interventions++
+		return
+	}
 	if p.fixed && p.interval <= 1 {
 		return
 	}
@@ -291,12 +301,12 @@ func (p *pilot) audit(st *step) {
 	p.probes[1] = cpu.Probe{Row: int32(p.row), Own: unsafe.Pointer(used)}
 }
 
-// place turns a set of slots into positions of the row's visible tokens.
-func (p *pilot) place(positions []int32, set unsafe.Pointer, row *cpu.Row) {
+// place turns a set of slots into positions of the row's visible tokens; false: some slot is none of them.
+func (p *pilot) place(positions []int32, set unsafe.Pointer, row *cpu.Row) bool {
 	slots := unsafe.Slice((*int32)(set), len(positions))
 	if row.Slots == nil {
 		copy(positions, slots)
-		return
+		return true
 	}
 	visible := unsafe.Slice((*int32)(row.Slots), row.Visible)
 	last := slices.Max(visible)
@@ -305,13 +315,17 @@ func (p *pilot) place(positions []int32, set unsafe.Pointer, row *cpu.Row) {
 		p.where[slot] = int32(i)
 	}
 	for i, slot := range slots {
+		if slot < 0 || slot > last {
+			return false
+		}
 		positions[i] = p.where[slot]
 	}
+	return true
 }
 
 // direct states how a layer attends: mode, rows and probe of its call.
 func (p *pilot) direct(st *step, layer int, call *cpu.Call) {
-	role := p.roles.Role(layer)
+	role := p.role(layer)
 	call.Rows, call.NRows, call.Probe = unsafe.Pointer(&st.group(p.roles.Group(layer))[0]), int32(len(st.rows)), nil
 	switch p.kind {
 	case stepDense, stepMeasure:
@@ -325,6 +339,9 @@ func (p *pilot) direct(st *step, layer int, call *cpu.Call) {
 				call.Mode, call.Probe = cpu.Select, unsafe.Pointer(&p.probes[rank])
 			}
 		}
+	case stepIntervene:
+		call.Mode, call.Rows = st.mode(role, layer), unsafe.Pointer(&st.rows[0])
+		st.lasting.drop()
 	case stepAudit:
 		call.Mode = st.mode(role, layer)
 		switch {
@@ -337,6 +354,14 @@ func (p *pilot) direct(st *step, layer int, call *cpu.Call) {
 	default:
 		call.Mode = st.mode(role, layer)
 	}
+}
+
+// role is the layer's in this step, for the counts.
+func (p *pilot) role(layer int) Role {
+	if p.kind == stepIntervene {
+		return p.interveneIn(layer)
+	}
+	return p.roles.Role(layer)
 }
 
 // settle reads what the last step brought, if it was measured or audited.
@@ -394,6 +419,10 @@ func (p *pilot) settleAudit() {
 	m := p.model
 	w := &m.guard.layers[p.layer]
 	loss, drift := m.guard.audit(p.layer, m.heads, p.kept)
+	worst := 0.0
+	for h := range m.heads {
+		worst = max(worst, float64(p.kept[m.heads+h]-p.kept[h]))
+	}
 	p.mu.Lock()
 	if p.audited == nil {
 		p.audited = make([]LayerLoss, m.layers)
@@ -401,6 +430,7 @@ func (p *pilot) settleAudit() {
 	a := &p.audited[p.layer]
 	a.Layer, a.Loss, a.Expected = p.layer, loss, w.expected
 	a.Audits++
+	p.recordAudit(TraceAudit{Step: p.steps, Layer: p.layer, Loss: round(worst), Mean: round(loss)})
 	p.mu.Unlock()
 	if !drift {
 		return
@@ -438,6 +468,9 @@ func (p *pilot) report(s *Stats) {
 			s.Audited = append(s.Audited, a)
 			s.Audits += a.Audits
 		}
+	}
+	if p.model.config.Trace > 0 {
+		s.Trace = p.traced.show()
 	}
 	for _, e := range p.events {
 		s.Events = append(s.Events, e)

@@ -77,6 +77,19 @@ type Profile struct {
 	// Row j-1: what the worst head of layer j loses on the sets of layers 0 .. j-1, and its standard error.
 	Loss  [][]float32 `json:"loss"`
 	Error [][]float32 `json:"loss_error"`
+	// What was found by intervention; the choice is then by that, and the loss what the guard expects of it.
+	Calibrated *Calibration `json:"calibrated,omitempty"`
+}
+
+// Calibration is what one layer at a time does to the next token, attending to another layer's set.
+type Calibration struct {
+	Measure   string `json:"measure"`
+	Positions int    `json:"positions"` // of the text that were tried
+	Tokens    int    `json:"tokens"`    // visible at the last of them
+	// Row j-1: divergence from the dense model, in nats, with layer j alone on the sets of layers 0 .. j-1, mean
+	// over the positions, and its standard error; -1: not tried.
+	Nats  [][]float32 `json:"nats"`
+	Error [][]float32 `json:"nats_error"`
 }
 
 // profile states what is known of the model now.
@@ -86,7 +99,7 @@ func (m *model) profile() *Profile {
 	p.Fingerprint = fingerprint(m.about, p.Settings)
 	p.Measured.Measure = "share of its attention that the worst head loses against the layer's own set, mean over steps"
 	p.Measured.Steps, p.Measured.Tokens = m.measured.steps, m.measured.tokens
-	p.Measured.Budget, p.Measured.Reach = m.measured.budget, m.reach
+	p.Measured.Budget, p.Measured.Reach, p.Calibrated = m.measured.budget, m.reach, m.truth
 	for j := 1; j < m.layers; j++ {
 		loss, err := make([]float32, j), make([]float32, j)
 		for i := range j {
@@ -145,16 +158,27 @@ func (p *Profile) sound() error {
 			return fmt.Errorf("choice %v is not ascending layers in 0 .. %d", p.Choice, n-1)
 		}
 	}
-	if len(p.Loss) != n-1 || len(p.Error) != n-1 {
-		return fmt.Errorf("loss is not for %d layers", n)
+	if err := triangle("loss", n, p.Loss, p.Error, 0, 1, "a share"); err != nil || p.Calibrated == nil {
+		return err
 	}
-	for j := range p.Loss {
-		if len(p.Loss[j]) != j+1 || len(p.Error[j]) != j+1 {
-			return fmt.Errorf("loss of layer %d is not for %d layers", j+1, j+1)
+	return triangle("calibrated", n, p.Calibrated.Nats, p.Calibrated.Error, -1, mostNats, "a divergence")
+}
+
+// mostNats bounds a divergence that is read; what is measured stays far below.
+const mostNats = 1e6
+
+// triangle tells what is wrong with a number per pair of layers, and its error.
+func triangle(name string, layers int, of, errors [][]float32, leastError, most float32, what string) error {
+	if len(of) != layers-1 || len(errors) != layers-1 {
+		return fmt.Errorf("%s is not for %d layers", name, layers)
+	}
+	for j := range of {
+		if len(of[j]) != j+1 || len(errors[j]) != j+1 {
+			return fmt.Errorf("%s of layer %d is not for %d layers", name, j+1, j+1)
 		}
-		for i := range p.Loss[j] {
-			if x, e := p.Loss[j][i], p.Error[j][i]; x < -1 || x > 1 || e < 0 || e > 1 {
-				return fmt.Errorf("loss of layer %d is not a share", j+1)
+		for i := range of[j] {
+			if x, e := of[j][i], errors[j][i]; x < -1 || x > most || e < leastError || e > most {
+				return fmt.Errorf("%s of layer %d is not %s", name, j+1, what)
 			}
 		}
 	}

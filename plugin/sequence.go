@@ -34,10 +34,9 @@ type Sequence struct {
 }
 
 // NewSequence begins a sequence on an engine, of a model with that many layers, with threads to run on.
-// The sequences of an engine share what is learned of the model; nothing tells it from others of the
-// shape, so it is kept in no file.
+// The sequences of an engine share what is learned of the model.
 func NewSequence(engine *Engine, layers int, workers *Workers) (*Sequence, error) {
-	m, err := engine.model(identity{Layers: layers}, func(LogLevel, string) {})
+	m, err := engine.model(identity{Layers: layers, Weights: engine.about}, engine.said.add)
 	if err != nil {
 		return nil, err
 	}
@@ -48,9 +47,11 @@ func NewSequence(engine *Engine, layers int, workers *Workers) (*Sequence, error
 		return nil, &Error{NoMemory, "no memory for a sequence"}
 	}
 	s.call = &calls[0]
+	s.step.lasting.interval = engine.config.Interval
 	s.Reset()
 	s.publish()
 	engine.started(s)
+	engine.said.flush()
 	return s, nil
 }
 
@@ -91,8 +92,9 @@ func (s *Sequence) Attend(a *Attention) error {
 		s.counts.began(&s.step, s.pilot.kind == stepMeasure)
 		s.counts.PositionOrder++
 	}
-	s.counts.planned(&s.step, layer, s.pilot.roles.Role(layer), s.call.Mode)
+	s.counts.planned(&s.step, layer, s.pilot.role(layer), s.call.Mode)
 	s.publish()
+	s.engine.said.flush()
 	return nil
 }
 
@@ -103,16 +105,29 @@ func (s *Sequence) see(a *Attention) error {
 	}
 	config := &s.engine.config
 	n := s.next.visible
-	// The slots are the sight's, so the step needs memory for the set alone.
-	if err := s.step.begin(1, min(n, config.Budget), config.Budget, 1); err != nil {
+	s.trace()
+	// The slots are the sight's, so the step needs memory for the sets alone.
+	if err := s.step.begin(1, min(n, config.Budget), config.Budget, s.pilot.groups()); err != nil {
 		s.Reset()
 		return &Error{NoMemory, "no memory for the token set"}
 	}
 	s.seen, s.next = s.next, s.seen
 	s.step.see(0, 0, 0, n, s.seen.slots, nil, config)
 	s.pilot.begin(&s.step, int(a.Heads), &s.counts)
+	if s.pilot.lasts(&s.step) && s.step.lasting.resume(&s.step, func(_ int, slot int32) bool {
+		return s.seen.holds(slot) && s.next.holds(slot) && s.seen.position(slot) == s.next.position(slot)
+	}, func(int) int32 { return s.seen.newest() }) {
+		s.counts.ReusedSteps++
+	}
 	s.pilot.arrange(&s.step)
 	return nil
+}
+
+// trace keeps the step that has ended, where its token sets are asked for.
+func (s *Sequence) trace() {
+	if s.engine.config.Trace > 0 {
+		s.pilot.record(&s.step)
+	}
 }
 
 // fill states the call for the kernels.
@@ -146,7 +161,9 @@ func point(p *unsafe.Pointer, address uintptr) { *(*uintptr)(unsafe.Pointer(p)) 
 // Reset forgets the current step: the next call starts a new one.
 func (s *Sequence) Reset() {
 	s.position = -1
+	s.trace()
 	s.step.chosen, s.step.layer = false, -1
+	s.step.lasting.drop()
 	s.pilot.forget()
 }
 
@@ -156,7 +173,8 @@ func (s *Sequence) TokenSet() []int32 {
 	if !s.step.chosen || len(s.step.rows) == 0 || s.step.rows[0].SetLen == 0 {
 		return nil
 	}
-	return s.step.sets[:s.step.rows[0].SetLen]
+	row := &s.step.group(s.pilot.roles.Group(s.step.layer))[0]
+	return unsafe.Slice((*int32)(row.Set), row.SetLen)
 }
 
 // Stats is what the sequence has counted. Safe for use from any thread.
@@ -179,6 +197,7 @@ func (s *Sequence) publish() {
 
 // Free ends the sequence; the engine keeps its counts.
 func (s *Sequence) Free() {
+	s.trace()
 	s.engine.finished(s)
 	s.free()
 }

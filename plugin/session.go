@@ -89,6 +89,9 @@ func (s *Session) OrderByCell() { s.byCell = true }
 
 // Close ends the session; the host's context is gone. What it counted stays with the engine.
 func (s *Session) Close() {
+	s.mu.Lock()
+	s.trace()
+	s.mu.Unlock()
 	s.engine.finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,7 +170,7 @@ func (s *Session) Plan(g *Graph) {
 		}
 		n.Call.Work = work
 		layer := s.ordinal[n.Layer]
-		s.counts.planned(&s.step, layer, s.pilot.roles.Role(layer), n.Call.Mode)
+		s.counts.planned(&s.step, layer, s.pilot.role(layer), n.Call.Mode)
 	}
 }
 
@@ -390,6 +393,7 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	if reason := classify(n, t); reason != Taken {
 		return reason
 	}
+	s.trace()
 	if err := s.step.begin(rows, int(n.NKV), s.engine.config.Budget, s.pilot.groups()); err != nil {
 		return ReasonMemory
 	}
@@ -408,6 +412,13 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	s.pilot.arrange(&s.step)
 	s.counts.began(&s.step, s.pilot.kind == stepMeasure)
 	return Taken
+}
+
+// trace keeps the step that has ended, where its token sets are asked for.
+func (s *Session) trace() {
+	if s.engine.config.Trace > 0 && s.pilot != nil {
+		s.pilot.record(&s.step)
+	}
 }
 
 // continues tells whether a compute call goes on with the step that an earlier call began: the host

@@ -156,6 +156,28 @@ func (s *sight) twice(first, second int32) error {
 	return bad("positions[%d] = %d is also positions[%d]", second, s.positions[second], first)
 }
 
+// holds tells whether a slot is visible.
+func (s *sight) holds(slot int32) bool {
+	p := s.position(slot)
+	return int(slot) < s.n && p >= 0 && p <= s.query && (!s.masked || s.mask[slot] != minusInfinity)
+}
+
+// position is what a slot of the store holds.
+func (s *sight) position(slot int32) int64 {
+	if s.placed && int(slot) < s.n {
+		return int64(s.positions[slot])
+	}
+	return int64(slot)
+}
+
+// newest is the slot of the last visible token.
+func (s *sight) newest() int32 {
+	if s.slots != nil {
+		return s.slots[s.visible-1]
+	}
+	return int32(s.visible - 1)
+}
+
 func (s *sight) free() { s.memory.Free() }
 
 // raw is a slice's bytes.

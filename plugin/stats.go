@@ -83,10 +83,12 @@ type Stats struct {
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
 	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
 	ReusedSteps   uint64      `json:"reused_steps"`   // with the token sets of the step before (LESSISMORE_INTERVAL)
-	Audits        uint64      `json:"audits"`         // of a sparse layer by the guard
-	Alarms        uint64      `json:"alarms"`         // of the guard: a choice did not keep what was expected
+	Interventions uint64      `json:"intervention_steps,omitempty"`
+	Audits        uint64      `json:"audits"` // of a sparse layer by the guard
+	Alarms        uint64      `json:"alarms"` // of the guard: a choice did not keep what was expected
 	Audited       []LayerLoss `json:"audited,omitempty"`
 	Events        []Event     `json:"events,omitempty"`
+	Trace         *Trace      `json:"trace,omitempty"` // LESSISMORE_TRACE
 
 	Declined map[string]uint64 `json:"declined"`
 
@@ -170,7 +172,8 @@ func (s *Stats) add(o *Stats) {
 		{&s.DenseCalls, &o.DenseCalls}, {&s.SelectCalls, &o.SelectCalls}, {&s.SparseCalls, &o.SparseCalls},
 		{&s.NoSetCalls, &o.NoSetCalls}, {&s.DenseNS, &o.DenseNS}, {&s.SelectNS, &o.SelectNS},
 		{&s.SparseNS, &o.SparseNS}, {&s.RankingNS, &o.RankingNS},
-		{&s.MeasuredSteps, &o.MeasuredSteps}, {&s.DenseSteps, &o.DenseSteps}, {&s.ReusedSteps, &o.ReusedSteps}, {&s.Audits, &o.Audits}, {&s.Alarms, &o.Alarms},
+		{&s.MeasuredSteps, &o.MeasuredSteps}, {&s.DenseSteps, &o.DenseSteps}, {&s.ReusedSteps, &o.ReusedSteps}, {&s.Interventions, &o.Interventions},
+		{&s.Audits, &o.Audits}, {&s.Alarms, &o.Alarms},
 		{&s.PositionOrder, &o.PositionOrder}, {&s.CellOrder, &o.CellOrder},
 	} {
 		*f.to += *f.from
@@ -265,6 +268,7 @@ type ReportConfig struct {
 	Selections int     `json:"selections"`
 	Guard      int     `json:"guard"`    // steps between audits; 0: off
 	Interval   int     `json:"interval"` // steps that a token set serves
+	Trace      int     `json:"trace"`    // steps of a context whose token sets are kept at most; 0: none
 }
 
 // JSON is the report's text.

@@ -207,7 +207,10 @@ static void attention(void) {
 
 static const int32_t ascending[3] = {0, 2, 3}, doubled[3] = {1, 2, 2}, beyond[2] = {1, 9}, below[2] = {-1, 2};
 
+static char long_text[LIM_MAX_TEXT + 2];
+
 static void engine_params(void) {
+    memset(long_text, 'x', LIM_MAX_TEXT + 1);
     static const struct {
         const char *name, *value;
         int         kind;
@@ -217,6 +220,10 @@ static void engine_params(void) {
         {"n_layers", "0", 10}, {"n_layers", "4097", 11}, {"n_threads", "-1", 12}, {"n_threads", "1025", 13}, {"reserved", "3", 14},
         {"layers_count", "-1", 15}, {"layers_count", "65", 16}, {"layers", "layers_count = 3", 17}, {"layers_count", "0", 18},
         {"layers", "2 follows 2", 19}, {"layers", "layer 9", 20}, {"layers", "layer -1", 21}, {"layers", "multiple of 4", 22},
+        {"selections", "0 ", 25}, {"selections", "65 ", 26}, {"guard", "-1 ", 27}, {"guard", "1048577 ", 28},
+        {"interval", "0 ", 29}, {"interval", "65 ", 30}, {"trace", "-1 ", 31}, {"trace", "65537 ", 32},
+        {"model", "NULL stands for none", 33}, {"profile", "longer than 4000 bytes", 34},
+        {"profile_dir", "\"/nowhere\", but model = NULL", 35}, {"profile_dir", "but profile is not NULL", 36},
         {"params.struct_size", "= 8 ", 23}, {"params.struct_size", "= 4097 ", 24},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -245,6 +252,18 @@ static void engine_params(void) {
             case 20: p.layers = beyond, p.layers_count = 2; break;
             case 21: p.layers = below, p.layers_count = 2; break;
             case 22: p.layers = (const int32_t *)(const void *)odd(ascending), p.layers_count = 2; break;
+            case 25: p.selections = 0; break;
+            case 26: p.selections = LIM_MAX_SELECTION_LAYERS + 1; break;
+            case 27: p.guard = -1; break;
+            case 28: p.guard = LIM_MAX_GUARD + 1; break;
+            case 29: p.interval = 0; break;
+            case 30: p.interval = LIM_MAX_INTERVAL + 1; break;
+            case 31: p.trace = -1; break;
+            case 32: p.trace = LIM_MAX_TRACE + 1; break;
+            case 33: p.model = ""; break;
+            case 34: p.profile = long_text; break;
+            case 35: p.profile_dir = "/nowhere"; break;
+            case 36: p.model = "m", p.profile = "/nowhere/p", p.profile_dir = "/nowhere"; break;
             case 23: p.struct_size = 8; break;
             case 24: p.struct_size = 4097; break;
         }
@@ -277,6 +296,18 @@ static void the_rest(void) {
     expect(lim_sequence_token_set(sequence, NULL, 4, &count), LIM_ERROR_ARGUMENT, "slots", "NULL");
     expect(lim_sequence_token_set(sequence, set, -4, &count), LIM_ERROR_ARGUMENT, "capacity", "= -4");
     expect(lim_sequence_token_set(NULL, set, 4, &count), LIM_ERROR_HANDLE, "sequence", "NULL");
+    static const struct {
+        int32_t     select, sparse;
+        const char *name, *value;
+    } interventions[] = {{-2, -1, "select", "= -2"}, {4, -1, "select", "= 4 is not in -1 .. 3"}, {0, 4, "sparse", "= 4"}, {0, -2, "sparse", "= -2"},
+                         {2, 2, "sparse", "= 2 is not above select = 2"}, {-1, 0, "sparse", "= 0 is not above select = -1"}};
+    for (size_t i = 0; i < sizeof interventions / sizeof *interventions; i++)
+        expect(lim_engine_intervene(engine, interventions[i].select, interventions[i].sparse), LIM_ERROR_ARGUMENT, interventions[i].name, interventions[i].value);
+    expect(lim_engine_intervene(NULL, -1, -1), LIM_ERROR_HANDLE, "engine", "NULL");
+    lim_engine *host = engine;
+    expect(lim_ggml_engine(NULL), LIM_ERROR_ARGUMENT, "engine", "NULL");
+    expect(lim_ggml_engine(&host), LIM_ERROR_UNSUPPORTED, "no ggml host", "loaded");
+    CHECK(host == engine, "*engine was written");
     expect(lim_sequence_reset(NULL), LIM_ERROR_HANDLE, "sequence", "NULL");
     expect(lim_sequence_create(NULL, &made), LIM_ERROR_HANDLE, "engine", "NULL");
     expect(lim_sequence_create(engine, NULL), LIM_ERROR_ARGUMENT, "sequence", "NULL");

@@ -9,7 +9,7 @@ from typing import Callable, Iterable, Iterator, Optional
 
 from . import _library
 from ._errors import ArgumentError, Error, UnsupportedError
-from .engine import Engine
+from .engine import Engine, Path
 
 MAX_LAYERS = 4096
 LOG = ("off", "info", "debug")
@@ -24,6 +24,11 @@ def settings(
     recency: Optional[float],
     sink_tokens: Optional[int],
     policy: Optional[str],
+    selections: Optional[int],
+    guard: Optional[int],
+    interval: Optional[int],
+    profile: Optional[Path],
+    trace: Optional[int],
     log: Optional[str],
     stats: Optional[str],
 ) -> dict[str, str]:
@@ -31,8 +36,21 @@ def settings(
     numbers = None if layers is None else list(layers)
     # An engine that nobody uses tells what is wrong with the values.
     Engine(
-        MAX_LAYERS, budget=budget, layers=numbers, recency=recency, sink_tokens=sink_tokens, policy=policy, n_threads=1
+        MAX_LAYERS,
+        budget=budget,
+        layers=numbers,
+        recency=recency,
+        sink_tokens=sink_tokens,
+        policy=policy,
+        selections=selections,
+        guard=guard,
+        interval=interval,
+        profile=profile,
+        trace=trace,
+        n_threads=1,
     ).close()
+    if guard == 1:
+        raise ArgumentError("guard = 1 is not in 2 .. 1048576, nor 0 for none")
     if log is not None and log not in LOG:
         raise ArgumentError(f"log = {log!r} is none of {', '.join(LOG)}")
     given = {
@@ -41,6 +59,11 @@ def settings(
         "LESSISMORE_RECENCY": recency,
         "LESSISMORE_SINK_TOKENS": sink_tokens,
         "LESSISMORE_POLICY": policy,
+        "LESSISMORE_SELECTIONS": selections,
+        "LESSISMORE_GUARD": "off" if guard == 0 else guard,
+        "LESSISMORE_INTERVAL": interval,
+        "LESSISMORE_PROFILE": None if profile is None else os.fspath(profile),
+        "LESSISMORE_TRACE": "off" if trace == 0 else trace,
         "LESSISMORE_LOG": log,
         "LESSISMORE_STATS": None if stats is None else os.fspath(stats),
     }

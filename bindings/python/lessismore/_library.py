@@ -31,6 +31,13 @@ class EngineParams(ctypes.Structure):
         ("policy", c_int32),
         ("n_threads", c_int32),
         ("reserved", c_int32),
+        ("selections", c_int32),
+        ("guard", c_int32),
+        ("interval", c_int32),
+        ("trace", c_int32),
+        ("model", c_char_p),
+        ("profile", c_char_p),
+        ("profile_dir", c_char_p),
     ]
 
 
@@ -74,7 +81,8 @@ class Stats(ctypes.Structure):
         for name in (
             "steps", "rows", "rows_sparse", "rows_full", "tokens_visible", "tokens_attended",
             "sparse_layer_tokens_visible", "sparse_layer_tokens_attended", "dense_calls", "select_calls",
-            "sparse_calls", "no_set_calls", "dense_ns", "select_ns", "sparse_ns", "ranking_ns",
+            "sparse_calls", "no_set_calls", "dense_ns", "select_ns", "sparse_ns", "ranking_ns", "measured_steps",
+            "dense_steps", "reused_steps", "audits", "alarms",
         )
     ]  # fmt: skip
 
@@ -124,6 +132,8 @@ def library() -> ctypes.CDLL:
         ("lim_engine_default_params", status, [POINTER(EngineParams), c_size_t]),
         ("lim_engine_create", status, [POINTER(EngineParams), POINTER(handle)]),
         ("lim_engine_free", status, [handle]),
+        ("lim_engine_intervene", status, [handle, c_int32, c_int32]),
+        ("lim_ggml_engine", status, [POINTER(handle)]),
         ("lim_engine_stats", status, [handle, POINTER(Stats)]),
         ("lim_engine_stats_json", status, [handle, POINTER(c_char), c_size_t, POINTER(c_size_t)]),
         ("lim_sequence_create", status, [handle, POINTER(handle)]),

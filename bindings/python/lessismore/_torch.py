@@ -77,6 +77,11 @@ class Decoder:
         self._mask: Optional[torch.Tensor] = None  # what the sight was made from, kept so that it stays the same object
         self._shape = (0, 0)
 
+    def forget(self) -> None:
+        """No token set outlives this: the keys may be another text's from now on."""
+        for sequence in self._sequences:
+            sequence.reset()
+
     def attend(
         self,
         layer: int,

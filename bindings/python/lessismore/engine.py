@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import Any, Callable, Iterable, Optional
+import os
+from typing import Any, Callable, Iterable, Optional, Union
 
 from . import _library
 from ._errors import ArgumentError
@@ -13,6 +14,7 @@ from ._values import integer, real
 from .sequence import Sequence
 
 POLICIES = {"union": 0, "mass": 1}
+Path = Union[str, "os.PathLike[str]"]
 
 
 class Engine(Handle):
@@ -21,10 +23,18 @@ class Engine(Handle):
     Args:
         n_layers: attention layers of the model that take part.
         budget: tokens that a sparse layer attends to; default 2048.
-        layers: selection layers, ascending; default: found by measuring, all layers are full until then.
+        layers: selection layers, ascending; default: found by measuring or read from a profile, all layers are full
+            until then.
         recency: share of the budget that is kept for the newest tokens; default 0.25.
         sink_tokens: first tokens that are always kept; default 4.
         policy: "union" (the paper's, default) or "mass".
+        selections: without layers: at most so many choose; default 2.
+        guard: steps between two audits of what was found, about; 0: none; default 16.
+        interval: steps that a token set serves; default 1.
+        trace: steps of a sequence whose token sets report() shows, at most; default 0.
+        model: text that tells the model from others of its shape, such as a hash of its weights.
+        profile: a file that keeps what is learned about the model, and is read the next time; default: none.
+        profile_dir: the same in a directory, by model and settings; needs model.
         n_threads: threads per call; 0 (default): one per CPU.
         logger: called with a level (0 error, 1 warning, 2 info, 3 debug) and a line of text.
 
@@ -48,6 +58,13 @@ class Engine(Handle):
         recency: Optional[float] = None,
         sink_tokens: Optional[int] = None,
         policy: Optional[str] = None,
+        selections: Optional[int] = None,
+        guard: Optional[int] = None,
+        interval: Optional[int] = None,
+        trace: Optional[int] = None,
+        model: Optional[str] = None,
+        profile: Optional[Path] = None,
+        profile_dir: Optional[Path] = None,
         n_threads: int = 0,
         logger: Optional[Callable[[int, str], Any]] = None,
     ) -> None:
@@ -56,10 +73,19 @@ class Engine(Handle):
         lib.lim_engine_default_params(params, ctypes.sizeof(params))
         params.n_layers = integer("n_layers", n_layers, 32)
         params.n_threads = integer("n_threads", n_threads, 32)
-        if budget is not None:
-            params.budget = integer("budget", budget, 32)
-        if sink_tokens is not None:
-            params.sink_tokens = integer("sink_tokens", sink_tokens, 32)
+        for name, number in (
+            ("budget", budget),
+            ("sink_tokens", sink_tokens),
+            ("selections", selections),
+            ("guard", guard),
+            ("interval", interval),
+            ("trace", trace),
+        ):
+            if number is not None:
+                setattr(params, name, integer(name, number, 32))
+        for name, text in (("model", model), ("profile", profile), ("profile_dir", profile_dir)):
+            if text is not None:
+                setattr(params, name, _bytes(name, text))
         if recency is not None:
             params.recency = real("recency", recency)
         if policy is not None:
@@ -81,6 +107,14 @@ class Engine(Handle):
         lib.lim_engine_create(params, handle)
         self._handle = handle.value
 
+    def intervene(self, select: int, sparse: int = -1) -> None:
+        """Makes every step from now on dense, but for layer `sparse`, which attends to the token set that layer
+        `select` chooses; -1: all layers are dense. select -1 and sparse -1: that is over (lim_engine_intervene in
+        the C header).
+        """
+        select, sparse = integer("select", select, 32), integer("sparse", sparse, 32)
+        _library.library().lim_engine_intervene(self._use(), select, sparse)
+
     def sequence(self) -> Sequence:
         """Begins a sequence. Raises HandleError, OutOfMemoryError, ForkedError."""
         return Sequence(self)
@@ -93,13 +127,7 @@ class Engine(Handle):
 
     def report(self) -> dict[str, Any]:
         """The configuration, the instruction set in use, and the counts of each sequence."""
-        lib, handle, needed = _library.library(), self._use(), ctypes.c_size_t()
-        lib.lim_engine_stats_json(handle, None, 0, needed)
-        while True:
-            text = ctypes.create_string_buffer(needed.value + 64)  # the numbers grow while others attend
-            if lib.lim_engine_stats_json(handle, text, len(text), needed) == 0:
-                report: dict[str, Any] = json.loads(text.value)
-                return report
+        return _report(self._use())
 
     def close(self) -> None:
         """Ends the engine and its threads; again is nothing to do.
@@ -107,3 +135,46 @@ class Engine(Handle):
         Raises BusyError while it has open sequences.
         """
         super().close()
+
+
+class HostEngine:
+    """The engine that serves the ggml hosts of this process (lim_ggml_engine in the C header).
+
+    Raises UnsupportedError where no host has loaded the library.
+    """
+
+    def __init__(self) -> None:
+        handle = ctypes.c_void_p()
+        _library.library().lim_ggml_engine(handle)
+        self._handle = handle.value
+        assert self._handle
+
+    def intervene(self, select: int, sparse: int = -1) -> None:
+        """See Engine.intervene()."""
+        _library.library().lim_engine_intervene(self._handle, select, sparse)
+
+    def report(self) -> dict[str, Any]:
+        """See Engine.report()."""
+        assert self._handle
+        return _report(self._handle)
+
+
+def _report(handle: int) -> dict[str, Any]:
+    lib, needed = _library.library(), ctypes.c_size_t()
+    lib.lim_engine_stats_json(handle, None, 0, needed)
+    while True:
+        text = ctypes.create_string_buffer(needed.value + 64)  # the numbers grow while others attend
+        if lib.lim_engine_stats_json(handle, text, len(text), needed) == 0:
+            report: dict[str, Any] = json.loads(text.value)
+            return report
+
+
+def _bytes(name: str, value: Any) -> bytes:
+    """Text on its way to C, which ends it at a zero byte."""
+    try:
+        text = os.fsencode(value)
+    except TypeError:
+        raise TypeError(f"{name} = {value!r} is no text") from None
+    if b"\0" in text:
+        raise ArgumentError(f"{name} = {value!r} has a zero byte in it")
+    return text

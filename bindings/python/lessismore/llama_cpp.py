@@ -18,6 +18,7 @@ from typing import Iterable, Optional
 import llama_cpp
 
 from . import _ggml
+from .engine import Path
 
 __all__ = ["enable", "main"]
 
@@ -29,14 +30,20 @@ def enable(
     recency: Optional[float] = None,
     sink_tokens: Optional[int] = None,
     policy: Optional[str] = None,
+    selections: Optional[int] = None,
+    guard: Optional[int] = None,
+    interval: Optional[int] = None,
+    profile: Optional[Path] = None,
+    trace: Optional[int] = None,
     log: Optional[str] = None,
     stats: Optional[str] = None,
 ) -> None:
     """Has every context that is made from now on decode sparsely.
 
     Args:
-        budget, layers, recency, sink_tokens, policy: see lessismore.Engine. Layers are counted among those
-            that can take part.
+        budget, layers, recency, sink_tokens, policy, selections, guard, interval, trace: see lessismore.Engine.
+            Layers are counted among those that can take part.
+        profile: the file that keeps what was measured of the model; "off": none; default: in the user's cache.
         log: what goes to standard error: "off", "info" (default) or "debug".
         stats: a file that gets JSON when a context is freed and when the process ends.
 
@@ -55,7 +62,9 @@ def enable(
     _ggml.enable(
         f"llama-cpp-python {llama_cpp.__version__}",
         load,
-        _ggml.settings(budget, layers, recency, sink_tokens, policy, log, stats),
+        _ggml.settings(
+            budget, layers, recency, sink_tokens, policy, selections, guard, interval, profile, trace, log, stats
+        ),
     )
 
 

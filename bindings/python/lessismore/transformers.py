@@ -17,6 +17,9 @@ by check(model) as soon as it is loaded. Nothing is silently dense. Tested with 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import logging
 import sys
 import threading
 import weakref
@@ -31,16 +34,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from . import _torch
 from ._errors import ArgumentError, Error, UnsupportedError
 from ._torch import Decoder
-from .engine import Engine
+from ._profiles import profile_dir
+from .engine import Engine, Path
 
-__all__ = ["check", "register", "stats"]
+__all__ = ["check", "register", "report", "stats"]
 
 NAME = "lessismore"
+logger = logging.getLogger(NAME)
+LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 TAKEN = "full_attention"
 PASSED = ("sliding_attention", "chunked_attention")
 ELSEWHERE = ("linear_attention", "conv", "moe")  # layers that never ask for attention
 KNOWN = frozenset(("position_ids", "cache_position", "position_embeddings"))  # tensors that have had their effect
 MAX_LAYERS = 4096
+PASSING = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")  # say nothing about the weights
 HEAD_DIM = 64  # stands for a size that a layer does not state; the first call knows it
 EAGER_LOGITS = 1 << 26  # the eager function takes so many query tokens at once that its logits stay below this
 
@@ -52,10 +59,17 @@ class _Settings:
     recency: Optional[float]
     sink_tokens: Optional[int]
     policy: Optional[str]
+    selections: Optional[int]
+    guard: Optional[int]
+    interval: Optional[int]
+    profile: Optional[Path]
+    trace: Optional[int]
     n_threads: Optional[int]
 
-    def engine(self, n_layers: int) -> Engine:
+    def engine(self, n_layers: int, about: Optional[str] = None) -> Engine:
+        """For a model that `about` tells from others."""
         threads = torch.get_num_threads() if self.n_threads is None else self.n_threads
+        given = self.profile is not None and self.profile != "off"
         return Engine(
             n_layers,
             budget=self.budget,
@@ -63,8 +77,20 @@ class _Settings:
             recency=self.recency,
             sink_tokens=self.sink_tokens,
             policy=self.policy,
+            selections=self.selections,
+            guard=self.guard,
+            interval=self.interval,
+            trace=self.trace,
+            model=about,
+            profile=self.profile if given else None,
+            profile_dir=profile_dir() if self.profile is None and about is not None else None,
             n_threads=threads,
+            logger=_log,
         )
+
+
+def _log(level: int, text: str) -> None:
+    logger.log(LEVELS[level], text)
 
 
 def register(
@@ -75,14 +101,21 @@ def register(
     recency: Optional[float] = None,
     sink_tokens: Optional[int] = None,
     policy: Optional[str] = None,
+    selections: Optional[int] = None,
+    guard: Optional[int] = None,
+    interval: Optional[int] = None,
+    profile: Optional[Path] = None,
+    trace: Optional[int] = None,
     n_threads: Optional[int] = None,
 ) -> None:
     """Makes attn_implementation=name mean this configuration, for every model that is called from now on.
 
     Args:
         name: several configurations may have several names; the same name again replaces what it meant.
-        budget, layers, recency, sink_tokens, policy: see lessismore.Engine. Layers are counted among the
-            full-attention layers of the model.
+        budget, layers, recency, sink_tokens, policy, selections, guard, interval, trace: see lessismore.Engine.
+            Layers are counted among the full-attention layers of the model. An interval is not for beams.
+        profile: the file that keeps what was measured of the model; "off": none; default: in the user's cache, by
+            the model's configuration and samples of its weights.
         n_threads: threads per layer; default: as many as torch uses when the model is first called.
 
     Raises:
@@ -91,7 +124,10 @@ def register(
     """
     if name in ALL_ATTENTION_FUNCTIONS and not isinstance(ALL_ATTENTION_FUNCTIONS[name], _Attention):
         raise ArgumentError(f"name = {name!r} is an attention function of transformers")
-    settings = _Settings(budget, None if layers is None else tuple(layers), recency, sink_tokens, policy, n_threads)
+    numbers = None if layers is None else tuple(layers)
+    settings = _Settings(
+        budget, numbers, recency, sink_tokens, policy, selections, guard, interval, profile, trace, n_threads
+    )
     settings.engine(MAX_LAYERS).close()  # tells what is wrong with the values
     ALL_ATTENTION_FUNCTIONS.register(name, _Attention(settings))
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, _mask)
@@ -131,32 +167,50 @@ def check(model: torch.nn.Module) -> None:
 def stats(model: torch.nn.Module) -> dict[str, Any]:
     """What was done for a model: lim_stats in the C header, and
 
-    layers, selection_layers: of the model's full-attention layers, how many there are and which ones choose.
+    layers, selection_layers: of the model's full-attention layers, how many there are and which ones choose now.
+    layers_from: "given", "measured", "profile", "rule"; "unmeasured": all are dense so far.
+    events: what the guard and measurements did, and when.
     prompt_calls: calls of such layers with several query tokens, left to torch.
     passed_calls: calls of layers that cannot take part (sliding windows, chunks), left to torch. These two may
         miss some where threads share a model.
 
     Raises Error when the model has not been called with this attention.
     """
+    of = _serves(model)
+    found = of.engine.report()
+    contexts = found["contexts"]
+    latest = max(contexts, key=lambda c: c["steps"], default={"layers_from": "unmeasured", "selection_layers": []})
+    choice = next((m["choice"] for m in found["models"]), latest["selection_layers"])
+    return {
+        **of.engine.stats(),
+        "layers": len(of.taken),
+        "selection_layers": choice,
+        "layers_from": latest["layers_from"],
+        "events": [event for c in contexts for event in c.get("events", [])],
+        "prompt_calls": of.prompt_calls,
+        "passed_calls": of.passed_calls,
+    }
+
+
+def report(model: torch.nn.Module) -> dict[str, Any]:
+    """The whole of what was counted, learned and traced for a model, as `lessismore report` takes it. Raises Error."""
+    return _serves(model).engine.report()
+
+
+def _serves(model: torch.nn.Module) -> _Model:
     found = {id(m): m for m in (_layers[l].model for l in model.modules() if l in _layers)}
     if not found:
         raise Error(f"{type(model).__name__} has not been called with attn_implementation={NAME!r} yet")
     if len(found) > 1:
         raise Error(f"{type(model).__name__} holds {len(found)} language models: ask for the statistics of one")
     (of,) = found.values()
-    return {
-        **of.engine.stats(),
-        "layers": len(of.taken),
-        "selection_layers": of.selection_layers,
-        "prompt_calls": of.prompt_calls,
-        "passed_calls": of.passed_calls,
-    }
+    return of
 
 
 class _Model:
     """The language model that a group of attention layers forms: its engine, and its threads' sequences."""
 
-    def __init__(self, settings: _Settings, config: Any) -> None:
+    def __init__(self, settings: _Settings, config: Any, first: torch.nn.Module) -> None:
         self.settings, self.config = settings, config
         self.types = _layer_types(config)
         taken = [i for i, kind in enumerate(self.types) if kind == TAKEN]
@@ -165,11 +219,10 @@ class _Model:
             raise UnsupportedError(f"{_named(config)} has no full-attention layer: {kinds}")
         self.taken = {layer: index for index, layer in enumerate(taken)}
         self.members: dict[int, weakref.ref[torch.nn.Module]] = {}
-        self.engine = settings.engine(len(taken))
+        self.engine = settings.engine(len(taken), _about(config, first))
         self.prompt_calls = self.passed_calls = 0
         self.weak = weakref.ref(self)
-        with self.engine.sequence():  # an engine tells its rule through its sequences
-            self.selection_layers: list[int] = self.engine.report()["contexts"][0]["selection_layers"]
+        self.engine.sequence().close()  # an engine tells where its layers come from through its sequences
         self._threads = threading.local()
 
     def decoder(self) -> Decoder:
@@ -178,6 +231,17 @@ class _Model:
         except AttributeError:
             mine = self._threads.decoder = Decoder(self.engine)
         return mine
+
+
+def _about(config: Any, first: torch.nn.Module) -> str:
+    """What tells a model from others of its shape: its configuration, and samples of a layer's weights."""
+    settings = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in PASSING}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weight in sorted(first.named_parameters()):
+        some = weight.detach().reshape(-1)
+        some = some[:: max(1, some.numel() // 256)].to(torch.float32).cpu()
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +301,8 @@ class _Attention:
 
         if layer.index >= 0:
             model.prompt_calls += 1
+            if layer.index == 0:  # another text may begin
+                model.decoder().forget()
         else:
             model.passed_calls += 1
         if softcap is None and s_aux is None:
@@ -302,7 +368,7 @@ def _meet(settings: _Settings, module: torch.nn.Module) -> _Layer:
             return known
         model: Optional[_Model] = getattr(_last, "model", lambda: None)()
         if model is None or not _fits(model, settings, config, number, module):
-            model = _Model(settings, config)
+            model = _Model(settings, config, module)
         if number >= len(model.types):
             raise UnsupportedError(f"{kind}, layer {number}: {_named(config)} states {len(model.types)} layers")
         if model.types[number] in ELSEWHERE:

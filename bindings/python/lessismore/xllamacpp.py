@@ -16,6 +16,7 @@ import xllamacpp  # type: ignore[import-untyped]
 from xllamacpp import xllamacpp as _module
 
 from . import _ggml
+from .engine import Path
 
 __all__ = ["enable"]
 
@@ -27,6 +28,11 @@ def enable(
     recency: Optional[float] = None,
     sink_tokens: Optional[int] = None,
     policy: Optional[str] = None,
+    selections: Optional[int] = None,
+    guard: Optional[int] = None,
+    interval: Optional[int] = None,
+    profile: Optional[Path] = None,
+    trace: Optional[int] = None,
     log: Optional[str] = None,
     stats: Optional[str] = None,
 ) -> None:
@@ -36,5 +42,7 @@ def enable(
     _ggml.enable(
         f"xllamacpp {getattr(xllamacpp, '__version__', '')}".strip(),
         load,
-        _ggml.settings(budget, layers, recency, sink_tokens, policy, log, stats),
+        _ggml.settings(
+            budget, layers, recency, sink_tokens, policy, selections, guard, interval, profile, trace, log, stats
+        ),
     )

@@ -27,7 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_options.positive, default=_options.cpus(), help="default: one per CPU")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--stock", action="store_true", help="the host alone, to compare with")
+    parser.add_argument("--stats", metavar="FILE", help="keep the library's statistics here, for `lessismore report`")
     _options.selection(parser)
+    _options.watching(parser)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -39,7 +41,8 @@ def command(options: argparse.Namespace) -> int:
     job["model"] = _llama.model_file(options.model)
     _llama.host()
     with tempfile.TemporaryDirectory(prefix="lessismore-") as folder:
-        stats, job["result"] = os.path.join(folder, "stats.json"), os.path.join(folder, "result.json")
+        stats = os.path.abspath(options.stats) if options.stats else os.path.join(folder, "stats.json")
+        job["result"] = os.path.join(folder, "result.json")
         if not options.stock:
             job["enable"] = {**_options.chosen(options), "stats": stats}
         child = subprocess.Popen(
