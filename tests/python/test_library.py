@@ -13,7 +13,10 @@ import pytest
 import lessismore
 from lessismore import _library, _errors
 
-FIELDS = {"lim_engine_params": _library.EngineParams, "lim_attention": _library.Attention, "lim_stats": _library.Stats}
+FIELDS = {
+    "lim_engine_params": _library.EngineParams, "lim_attention": _library.Attention, "lim_batch_params": _library.BatchParams,
+    "lim_batch_attention": _library.BatchAttention, "lim_stats": _library.Stats,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ attend to that set only (LessIsMore, arXiv 2508.07101). Arrays are NumPy's and a
         for each new token, for each layer:
             sequence.attend(layer, query, key, value, out=out)
 
+Batch does the same for sequences side by side whose keys and values are in a GPU's memory.
+
 The shared library is found by the environment variable LESSISMORE_LIBRARY, in this package's directory, or
 in the build directory of the source tree, and is loaded when it is first needed. It does not work in a
 child of os.fork() whose parent has loaded it: use the "spawn" or "forkserver" start method.
@@ -15,6 +17,7 @@ child of os.fork() whose parent has loaded it: use the "spawn" or "forkserver" s
 from ._errors import (
     ArgumentError,
     BusyError,
+    DeviceError,
     Error,
     ForkedError,
     HandleError,
@@ -24,13 +27,16 @@ from ._errors import (
     UnsupportedError,
 )
 from ._version import __version__
+from .batch import Batch
 from .engine import Engine
 from .sequence import Sequence
 from ._library import library_path
 
 __all__ = [
     "ArgumentError",
+    "Batch",
     "BusyError",
+    "DeviceError",
     "Engine",
     "Error",
     "ForkedError",

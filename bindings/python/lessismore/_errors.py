@@ -18,6 +18,7 @@ class Status(enum.IntEnum):
     ERROR_MEMORY = 6
     ERROR_FORKED = 7
     ERROR_INTERNAL = 8
+    ERROR_DEVICE = 9
 
 
 class Error(Exception):
@@ -43,13 +44,13 @@ class UnsupportedError(Error, NotImplementedError):
 
 
 class HandleError(Error, ValueError):
-    """An engine or a sequence that is closed."""
+    """An engine, a sequence or a batch that is closed."""
 
     status = Status.ERROR_HANDLE
 
 
 class BusyError(Error):
-    """A sequence that another thread is using, or an engine with sequences that are still open."""
+    """A sequence or batch that another thread is using, or an engine with some that are still open."""
 
     status = Status.ERROR_BUSY
 
@@ -66,8 +67,15 @@ class ForkedError(Error):
     status = Status.ERROR_FORKED
 
 
+class DeviceError(Error):
+    """No GPU or no driver to be used, or the driver failed."""
+
+    status = Status.ERROR_DEVICE
+
+
 _BY_STATUS: dict[int, Type[Error]] = {
-    c.status: c for c in (ArgumentError, UnsupportedError, HandleError, BusyError, OutOfMemoryError, ForkedError)
+    c.status: c
+    for c in (ArgumentError, UnsupportedError, HandleError, BusyError, OutOfMemoryError, ForkedError, DeviceError)
 }
 
 

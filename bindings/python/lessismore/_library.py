@@ -75,6 +75,57 @@ class Attention(ctypes.Structure):
     ]
 
 
+class BatchParams(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("work", c_uint64),
+        ("work_size", c_uint64),
+        ("device", c_int32),
+        ("max_rows", c_int32),
+        ("capacity", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("kv_dtype", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class BatchAttention(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("query", c_uint64),
+        ("output", c_uint64),
+        ("key", c_uint64),
+        ("value", c_uint64),
+        ("lengths", c_uint64),
+        ("table", c_uint64),
+        ("sinks", c_uint64),
+        ("query_row_stride", c_int64),
+        ("query_head_stride", c_int64),
+        ("output_row_stride", c_int64),
+        ("output_head_stride", c_int64),
+        ("key_token_stride", c_int64),
+        ("key_head_stride", c_int64),
+        ("key_page_stride", c_int64),
+        ("value_token_stride", c_int64),
+        ("value_head_stride", c_int64),
+        ("value_page_stride", c_int64),
+        ("table_stride", c_int64),
+        ("stream", c_void_p),
+        ("layer", c_int32),
+        ("n_rows", c_int32),
+        ("page_size", c_int32),
+        ("query_dtype", c_int32),
+        ("output_dtype", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("key_scale", c_float),
+        ("value_scale", c_float),
+        ("reserved", c_int32),
+    ]
+
+
 class Stats(ctypes.Structure):
     _fields_ = [("struct_size", c_size_t)] + [
         (name, c_uint64)
@@ -142,6 +193,13 @@ def library() -> ctypes.CDLL:
         ("lim_sequence_stats", status, [handle, POINTER(Stats)]),
         ("lim_sequence_token_set", status, [handle, c_void_p, c_int64, POINTER(c_int64)]),
         ("lim_attend", status, [handle, POINTER(Attention)]),
+        ("lim_batch_work_size", status, [handle, POINTER(BatchParams), POINTER(c_uint64)]),
+        ("lim_batch_create", status, [handle, POINTER(BatchParams), POINTER(handle)]),
+        ("lim_batch_free", status, [handle]),
+        ("lim_batch_reset", status, [handle]),
+        ("lim_batch_stats", status, [handle, POINTER(Stats)]),
+        ("lim_batch_token_set", status, [handle, c_int32, c_void_p, c_int64, POINTER(c_int64)]),
+        ("lim_batch_attend", status, [handle, POINTER(BatchAttention)]),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = restype, argtypes

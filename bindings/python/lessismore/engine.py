@@ -11,6 +11,7 @@ from . import _library
 from ._errors import ArgumentError
 from ._handle import Handle
 from ._values import integer, real
+from .batch import Batch
 from .sequence import Sequence
 
 POLICIES = {"union": 0, "mass": 1}
@@ -119,8 +120,15 @@ class Engine(Handle):
         """Begins a sequence. Raises HandleError, OutOfMemoryError, ForkedError."""
         return Sequence(self)
 
+    def batch(
+        self, max_rows: int, capacity: int, heads: int, kv_heads: int, head_dim: int, dtype: str = "f16", *, device: int = 0
+    ) -> Batch:
+        """Begins a batch on a GPU: see Batch."""
+        return Batch(self, max_rows, capacity, heads, kv_heads, head_dim, dtype, device=device)
+
     def stats(self) -> dict[str, int]:
-        """The counts of all sequences, ended ones included (lim_stats in the C header)."""
+        """The counts of all sequences and batches, ended ones included (lim_stats in the C header); a batch's as its
+        stats() last read them."""
         stats = _library.Stats(struct_size=ctypes.sizeof(_library.Stats))
         _library.library().lim_engine_stats(self._use(), stats)
         return _library.stats_dict(stats)
@@ -132,7 +140,7 @@ class Engine(Handle):
     def close(self) -> None:
         """Ends the engine and its threads; again is nothing to do.
 
-        Raises BusyError while it has open sequences.
+        Raises BusyError while it has open sequences or batches.
         """
         super().close()
 
