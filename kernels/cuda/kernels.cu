@@ -1,4 +1,4 @@
 /* Everything in one image: the library embeds one file. */
 #include "attention.cu"
 #include "select.cu"
-#include "tally.cu"
+#include "probe.cu"
