@@ -46,14 +46,14 @@ static __device__ void Probe(const lim_cuda_probe_args &args) {
     float                *kept = probe.kept == 0 ? nullptr : (float *)probe.kept + (int64_t)set * args.heads + head;
     uint32_t             *stamps = (uint32_t *)probe.stamps;
     const int             length = __ldg((const int32_t *)args.length);
-    if (length < probe.least || (!is_own && stamps != nullptr && __ldcg(stamps + set) != probe.stamp)) {
+    if (length <= args.own_budget || length < probe.least || (!is_own && stamps != nullptr && __ldcg(stamps + set) != probe.stamp)) {
         if (threadIdx.x == 0 && kept != nullptr) *kept = -1;
         return;
     }
-    const uint32_t n = (uint32_t)max(length, 0);
+    const uint32_t n = (uint32_t)length;
     const float   *x = (const float *)args.logits + head * args.logit_stride;
     const float    sum = __ldcg((const float *)args.sums + head);
-    float2         share = {0, Share(x, sum, n, (const int32_t *)probe.own, min(n, (uint32_t)args.own_budget))};
+    float2         share = {0, Share(x, sum, n, (const int32_t *)probe.own, (uint32_t)args.own_budget)};
     if (!is_own) share.x = Share(x, sum, n, (const int32_t *)probe.sets + set * probe.set_stride, min(n, (uint32_t)probe.set_budget));
     share = BlockSum(share);
     if (threadIdx.x != 0) return;

@@ -16,7 +16,8 @@ extern "C" {
 enum { LIM_CUDA_MAX_PROBED = 4096 }; /* sets that one probe looks at */
 
 /* What a SELECT call measures besides, for one of its rows. Sets are lists of positions, each once, in any order.
- * A position that the row does not see counts for nothing. */
+ * A position that the row does not see counts for nothing. A row that sees no more than the call's budget has nothing
+ * to choose and takes no part. */
 typedef struct lim_cuda_probe {
     uint64_t own;        /* int32 [min(n, call's budget)]: the set that the call chooses for the row is written here */
     uint64_t sets;       /* int32 [n_sets][set_stride]: the others, min(n, set_budget) positions in each */
@@ -31,7 +32,7 @@ typedef struct lim_cuda_probe {
     int32_t  row;        /* of the call */
     int32_t  n_sets;
     int32_t  set_budget;
-    int32_t  least; /* a row that sees fewer tokens takes no part: the host may know its length late */
+    int32_t  least; /* nor does one that sees fewer tokens than this: the host may know its length late */
     uint32_t stamp;
     int32_t  reserved;
 } lim_cuda_probe;

@@ -14,7 +14,7 @@ type Probe struct {
 	Row       int32
 	NSets     int32
 	SetBudget int32 // a set holds min(n, SetBudget) positions
-	Least     int32 // a row that sees fewer tokens takes no part
+	Least     int32 // a row that sees fewer tokens takes no part, nor does one with no more than the call's Budget
 	Stamp     uint32
 	_         int32
 }
