@@ -48,7 +48,7 @@ func batchEngine(t *testing.T, change func(*Config)) *Engine {
 	return e
 }
 
-func newBatch(t *testing.T, change func(*BatchParams)) *Batch {
+func makeBatch(t *testing.T, change func(*BatchParams)) *Batch {
 	params := batchShape
 	if change != nil {
 		change(&params)
@@ -74,7 +74,7 @@ func batchCall(layer int) BatchAttention {
 
 func TestBatchDecodePath(t *testing.T) {
 	if batchChild() {
-		b := newBatch(t, nil)
+		b := makeBatch(t, nil)
 		for step := range 3 {
 			b.device.Foreign([]uint64{4096}) // a mark in the log
 			for layer := range batchLayers {
@@ -118,7 +118,7 @@ func TestBatchAllocatesNothing(t *testing.T) {
 		batchAgain(t, "LIM_STANDIN_LOG=")
 		return
 	}
-	b := newBatch(t, nil)
+	b := makeBatch(t, nil)
 	a := batchCall(0)
 	step := func() {
 		for layer := range batchLayers {
@@ -139,7 +139,7 @@ func TestBatchSteps(t *testing.T) {
 		batchAgain(t)
 		return
 	}
-	b := newBatch(t, nil)
+	b := makeBatch(t, nil)
 	does := func(layer int, change func(*BatchAttention)) string {
 		a := batchCall(layer)
 		if change != nil {
@@ -187,8 +187,17 @@ func TestBatchSteps(t *testing.T) {
 	b.Reset()
 	require.Equal(t, "no set", does(5, nil))
 
+	// A call whose rows cannot outgrow the budget has nothing to choose, nor has the one after it.
+	small := func(a *BatchAttention) { a.Capacity = 2048 }
+	require.Equal(t, "dense", does(2, small))
+	require.Equal(t, "dense", does(3, small))
+	require.Equal(t, "no set", does(5, nil))
+	a := batchCall(0)
+	a.Capacity = 32769
+	require.ErrorContains(t, b.Attend(&a), "capacity = 32769 is not in 1 .. 32768")
+
 	// Rows that cannot outgrow the budget have nothing to choose.
-	b = newBatch(t, func(p *BatchParams) { p.Capacity = 2048 })
+	b = makeBatch(t, func(p *BatchParams) { p.Capacity = 2048 })
 	for layer := range batchLayers {
 		require.Equal(t, "dense", does(layer, nil))
 	}
@@ -199,7 +208,7 @@ func TestBatchRefusals(t *testing.T) {
 		batchAgain(t)
 		return
 	}
-	b := newBatch(t, nil)
+	b := makeBatch(t, nil)
 	good := batchCall(2)
 	require.NoError(t, b.Attend(&good))
 	require.NoError(t, b.Attend(&BatchAttention{Layer: 3, Rows: good.Rows, Query: good.Query, Output: good.Output, Key: good.Key,
@@ -286,7 +295,7 @@ func TestBatchLaunchThatFails(t *testing.T) {
 		batchAgain(t, "LIM_STANDIN_FAIL=cuLaunchKernel:700")
 		return
 	}
-	b := newBatch(t, nil)
+	b := makeBatch(t, nil)
 	a := batchCall(2)
 	err := b.Attend(&a)
 	var refusal *Error

@@ -73,7 +73,7 @@ func (d *Device) PlanProbe(call *Call, probe *Probe, into *ProbePlan) (*ProbePla
 	if into == nil {
 		p := (*C.lim_cuda_probe_plan)(C.calloc(1, C.sizeof_lim_cuda_probe_plan))
 		if p == nil {
-			return nil, errMemory
+			return nil, ErrMemory
 		}
 		into = &ProbePlan{p}
 	}
