@@ -2,3 +2,4 @@
 #include "attention.cu"
 #include "select.cu"
 #include "probe.cu"
+#include "tally.cu"

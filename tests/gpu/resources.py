@@ -6,3 +6,74 @@ import re
 import sys
 
 THREADS = {"attend": 128, "select": 512, "probe": 256, "tally": 128}
+# Spills that are known and judged harmless: the largest tile of the type that is not tuned.
+ALLOWED = {"lim_attend_q8_0_256_16_direct": 64, "lim_attend_q8_0_256_16_indexed": 64}
+
+
+def wanted_blocks(name):
+    """What plan.c counts on (attend_shape) and __launch_bounds__ states."""
+    if name == "lim_select_union":
+        return 2
+    if name in ("lim_select_mass", "lim_tally"):
+        return 1
+    if name == "lim_probe":
+        return 6
+    _, _, kind = name.partition("lim_attend_")
+    kind, dim, heads, _ = kind.rsplit("_", 3)
+    return 2 if kind == "q8_0" or int(dim) > 128 or int(heads) > 8 else 3
+
+
+def read(path):
+    found, name, target = {}, None, None
+    for line in open(path):
+        m = re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line)
+        if m:
+            name, target = m.groups()
+            found[name, target] = {"registers": 0, "spill": 0, "shared": 0, "stack": 0}
+            inside = name
+        m = re.search(r"Function properties for (\w+)", line)
+        if m:
+            inside = m.group(1)
+        m = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line)
+        if m and name:
+            found[name, target]["spill"] += int(m.group(2)) + int(m.group(3))
+            if inside == name:
+                found[name, target]["stack"] = int(m.group(1))
+        m = re.search(r"Used (\d+) registers", line)
+        if m and name:
+            found[name, target]["registers"] = int(m.group(1))
+            m = re.search(r"(\d+) bytes smem", line)
+            found[name, target]["shared"] = int(m.group(1)) if m else 0
+    return found
+
+
+def main():
+    found = read(sys.argv[1])
+    if not found:
+        sys.exit(f"{sys.argv[1]}: no kernels in the report")
+    targets = sorted({t for _, t in found})
+    bad = []
+    print(f"{'kernel':<36}" + "".join(f"{t + ' regs/blocks':>22}" for t in targets))
+    for name in sorted({n for n, _ in found}):
+        row = f"{name:<36}"
+        for t in targets:
+            r = found.get((name, t))
+            if r is None:
+                bad.append(f"{name} is missing for {t}")
+                continue
+            threads = THREADS[name.split("_")[1]]
+            granted = -(-r["registers"] // 8) * 8
+            blocks = 65536 // (granted * threads)
+            row += f"{r['registers']:>15} / {blocks:<4}"
+            if r["spill"] > ALLOWED.get(name, 0) * 2:
+                bad.append(f"{name} for {t} spills {r['spill']} bytes")
+            if blocks < wanted_blocks(name):
+                bad.append(f"{name} for {t}: {r['registers']} registers leave room for {blocks} blocks, not {wanted_blocks(name)}")
+        print(row)
+    for b in bad:
+        print("FAIL", b)
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()

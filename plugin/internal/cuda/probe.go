@@ -3,10 +3,13 @@
 package cuda
 
 /*
+#include <stdint.h>
 #include <stdlib.h>
 #include <cuda.h>
 #include "probe.h"
 
+// Streams come as numbers: 1 and 2 are streams, but no pointers to Go.
+static int lim_probe_on(const lim_cuda_probe_plan *p, uintptr_t stream) { return lim_cuda_run_probe(p, (void *)stream); }
 static CUresult lim_here(CUcontext mine) {
     CUcontext current = 0;
     CUresult  r = cuCtxGetCurrent(&current);
@@ -21,18 +24,19 @@ static CUresult lim_event(CUcontext mine, CUevent *e) {
     cuCtxSetCurrent(before);
     return r;
 }
-static CUresult lim_fetch(CUcontext mine, void *to, unsigned long long from, size_t n, CUevent e, CUstream stream) {
+static CUresult lim_fetch(CUcontext mine, void *to, unsigned long long from, size_t n, CUevent e, uintptr_t on) {
+    CUstream stream = (CUstream)on;
     CUresult r = lim_here(mine);
     if (r == CUDA_SUCCESS) r = cuMemcpyDtoHAsync(to, from, n, stream);
     return r == CUDA_SUCCESS ? cuEventRecord(e, stream) : r;
 }
-static CUresult lim_clear(CUcontext mine, unsigned long long at, size_t n, CUstream stream) {
+static CUresult lim_clear(CUcontext mine, unsigned long long at, size_t n, uintptr_t stream) {
     CUresult r = lim_here(mine);
-    return r == CUDA_SUCCESS ? cuMemsetD8Async(at, 0, n, stream) : r;
+    return r == CUDA_SUCCESS ? cuMemsetD8Async(at, 0, n, (CUstream)stream) : r;
 }
-static int lim_capturing(CUcontext mine, CUstream stream) {
+static int lim_capturing(CUcontext mine, uintptr_t stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    if (lim_here(mine) != CUDA_SUCCESS || cuStreamIsCapturing(stream, &status) != CUDA_SUCCESS) return 1;
+    if (lim_here(mine) != CUDA_SUCCESS || cuStreamIsCapturing((CUstream)stream, &status) != CUDA_SUCCESS) return 1;
     return status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 */
@@ -50,8 +54,6 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(Probe{}.Square)-unsafe.Offsetof(C.lim_cuda_probe{}.square)]
 	_ = [1]int{}[unsafe.Offsetof(Probe{}.Stamp)-unsafe.Offsetof(C.lim_cuda_probe{}.stamp)]
 )
-
-func cStream(stream uintptr) C.CUstream { return *(*C.CUstream)(unsafe.Pointer(&stream)) }
 
 // ProbePlan is a Select call with a probe behind it, ready to run; like a Plan.
 type ProbePlan struct {
@@ -92,7 +94,7 @@ func (d *Device) PlanProbe(call *Call, probe *Probe, into *ProbePlan) (*ProbePla
 
 // Run queues the call and its probe on a stream and returns.
 func (p *ProbePlan) Run(stream uintptr) error {
-	return driverError("launching a probed call", C.CUresult(C.lim_cuda_run_probe(p.plan, unsafe.Pointer(cStream(stream)))))
+	return driverError("launching a probed call", C.CUresult(C.lim_probe_on(p.plan, C.uintptr_t(stream))))
 }
 
 // Free gives the plan's memory back.
@@ -103,12 +105,12 @@ func (p *ProbePlan) Free() {
 
 // Clear queues the zeroing of n bytes.
 func (d *Device) Clear(address uint64, n int, stream uintptr) error {
-	return driverError("clearing memory", C.lim_clear(d.handle(), C.ulonglong(address), C.size_t(n), cStream(stream)))
+	return driverError("clearing memory", C.lim_clear(d.handle(), C.ulonglong(address), C.size_t(n), C.uintptr_t(stream)))
 }
 
 // Capturing tells whether what is queued on a stream becomes part of a graph, or may not be asked just now.
 func (d *Device) Capturing(stream uintptr) bool {
-	return C.lim_capturing(d.handle(), cStream(stream)) != 0
+	return C.lim_capturing(d.handle(), C.uintptr_t(stream)) != 0
 }
 
 // Fetch brings results from the device when the stream comes to it. Nobody waits: Ready asks.
@@ -133,7 +135,7 @@ func (d *Device) NewFetch(size int) (*Fetch, error) {
 
 // Start queues the copy of n bytes.
 func (f *Fetch) Start(address uint64, n int, stream uintptr) error {
-	return driverError("fetching results", C.lim_fetch(f.pinned.device.handle(), f.pinned.data, C.ulonglong(address), C.size_t(n), f.event, cStream(stream)))
+	return driverError("fetching results", C.lim_fetch(f.pinned.device.handle(), f.pinned.data, C.ulonglong(address), C.size_t(n), f.event, C.uintptr_t(stream)))
 }
 
 // Ready tells whether what was started has arrived.
