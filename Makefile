@@ -123,6 +123,7 @@ test-cuda: library
 
 gpu-test:
 	$(PYTHON) tests/gpu/test_kernels.py
+	$(PYTHON) tests/gpu/test_probe.py
 
 gpu-bench:
 	$(PYTHON) tests/gpu/bench.py --json $(CUDA_BUILD)/bench.json
@@ -130,4 +131,6 @@ gpu-bench:
 # Plain allocations, so that the checker sees every array's end.
 gpu-sanitize:
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) tests/gpu/test_kernels.py --quick
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) tests/gpu/test_probe.py --quick
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) tests/gpu/test_kernels.py --quick
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) tests/gpu/test_probe.py --quick

@@ -50,16 +50,27 @@ class Args(C.Structure):
     ]
 
 
+class Probe(C.Structure):
+    _fields_ = [
+        ("own", u64), ("sets", u64), ("set_stride", i64), ("stamps", u64), ("kept", u64), ("count", u64), ("sum", u64), ("square", u64),
+        ("row", i32), ("n_sets", i32), ("set_budget", i32), ("least", i32), ("stamp", u32), ("reserved", i32),
+    ]
+
+
+class ProbeArgs(C.Structure):
+    _fields_ = [("probe", Probe), ("length", u64), ("logits", u64), ("sums", u64), ("logit_stride", i64), ("heads", i32), ("own_budget", i32)]
+
+
 class Launch(C.Structure):
     _fields_ = [("name", C.c_char * 48), ("grid", u32 * 3), ("block", u32), ("shared", u32)]
 
 
 def build_plan():
-    """plan.c as a shared library: what the product links in is what runs here."""
+    """plan.c and plan_probe.c as a shared library: what the product links in is what runs here."""
     folder = tempfile.mkdtemp(prefix="lessismore-")
     path = os.path.join(folder, "plan.so")
-    source = os.path.join(ROOT, "kernels", "cuda", "plan.c")
-    subprocess.check_call(["gcc", "-O2", "-std=c11", "-shared", "-fPIC", "-o", path, source])
+    sources = [os.path.join(ROOT, "kernels", "cuda", name) for name in ("plan.c", "plan_probe.c")]
+    subprocess.check_call(["gcc", "-O2", "-std=c11", "-shared", "-fPIC", "-o", path, *sources])
     return C.CDLL(path)
 
 
@@ -114,6 +125,18 @@ class Kernels:
         count = self.plan_library.lim_cuda_plan(C.byref(self.device), C.byref(call), C.byref(args), launches)
         return Plan(self, args, [launches[i] for i in range(count)])
 
+    def check_probe(self, call, probe):
+        text = C.create_string_buffer(256)
+        return self.plan_library.lim_cuda_check_probe(C.byref(call), C.byref(probe), text, 256), text.value.decode()
+
+    def plan_probe(self, call, probe):
+        for refused, text in (self.check(call), self.check_probe(call, probe)):
+            if refused:
+                raise ValueError(text)
+        args, launches = (Args(), Args(), ProbeArgs()), (Launch * 3)()
+        self.plan_library.lim_cuda_plan_probe(C.byref(self.device), C.byref(call), C.byref(probe), *map(C.byref, args), launches)
+        return Plan(self, args, list(launches))
+
     def refuse_select(self, call):
         """What lim_cuda_check says of a selection, with stand-ins for the attention's arguments."""
         c = Call.from_buffer_copy(call)
@@ -135,7 +158,8 @@ class Kernels:
 class Plan:
     def __init__(self, kernels, args, launches):
         self.kernels, self.args, self.launches = kernels, args, launches
-        self.params = (C.c_void_p * 1)(C.cast(C.pointer(args), C.c_void_p))
+        each = args if isinstance(args, tuple) else [args] * len(launches) # of each launch
+        self.params = [(C.c_void_p * 1)(C.cast(C.pointer(a), C.c_void_p)) for a in each]
         self.handles = [kernels.function(l.name) for l in launches]
 
     def run(self, stream=None, only=None):
@@ -144,7 +168,7 @@ class Plan:
             if only is not None and i != only:
                 continue
             self.kernels.ok(self.kernels.cuda.cuLaunchKernel(f, l.grid[0], l.grid[1], l.grid[2], l.block, 1, 1, l.shared, handle,
-                                                             self.params, None))
+                                                             self.params[i], None))
 
 
 def split(budget, recency=0.25, sinks=4):

@@ -5,7 +5,7 @@ blocks that fit a multiprocessor by registers, per target."""
 import re
 import sys
 
-THREADS = {"attend": 128, "select": 512, "tally": 128}
+THREADS = {"attend": 128, "select": 512, "probe": 256, "tally": 128}
 # Spills that are known and judged harmless: the largest tile of the type that is not tuned.
 ALLOWED = {"lim_attend_q8_0_256_16_direct": 64, "lim_attend_q8_0_256_16_indexed": 64}
 
@@ -16,6 +16,8 @@ def wanted_blocks(name):
         return 2
     if name in ("lim_select_mass", "lim_tally"):
         return 1
+    if name == "lim_probe":
+        return 6
     _, _, kind = name.partition("lim_attend_")
     kind, dim, heads, _ = kind.rsplit("_", 3)
     return 2 if kind == "q8_0" or int(dim) > 128 or int(heads) > 8 else 3

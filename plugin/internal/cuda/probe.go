@@ -1,0 +1,157 @@
+//go:build cuda
+
+package cuda
+
+/*
+#include <stdint.h>
+#include <stdlib.h>
+#include <cuda.h>
+#include "probe.h"
+
+// Streams come as numbers: 1 and 2 are streams, but no pointers to Go.
+static int lim_probe_on(const lim_cuda_probe_plan *p, uintptr_t stream) { return lim_cuda_run_probe(p, (void *)stream); }
+static CUresult lim_here(CUcontext mine) {
+    CUcontext current = 0;
+    CUresult  r = cuCtxGetCurrent(&current);
+    return r == CUDA_SUCCESS && current == 0 ? cuCtxSetCurrent(mine) : r;
+}
+static CUresult lim_event(CUcontext mine, CUevent *e) {
+    CUcontext before;
+    CUresult  r = cuCtxGetCurrent(&before);
+    if (r == CUDA_SUCCESS) r = cuCtxSetCurrent(mine);
+    if (r != CUDA_SUCCESS) return r;
+    r = cuEventCreate(e, CU_EVENT_DISABLE_TIMING);
+    cuCtxSetCurrent(before);
+    return r;
+}
+static CUresult lim_fetch(CUcontext mine, void *to, unsigned long long from, size_t n, CUevent e, uintptr_t on) {
+    CUstream stream = (CUstream)on;
+    CUresult r = lim_here(mine);
+    if (r == CUDA_SUCCESS) r = cuMemcpyDtoHAsync(to, from, n, stream);
+    return r == CUDA_SUCCESS ? cuEventRecord(e, stream) : r;
+}
+static CUresult lim_clear(CUcontext mine, unsigned long long at, size_t n, uintptr_t stream) {
+    CUresult r = lim_here(mine);
+    return r == CUDA_SUCCESS ? cuMemsetD8Async(at, 0, n, (CUstream)stream) : r;
+}
+static int lim_capturing(CUcontext mine, uintptr_t stream) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    if (lim_here(mine) != CUDA_SUCCESS || cuStreamIsCapturing((CUstream)stream, &status) != CUDA_SUCCESS) return 1;
+    return status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+*/
+import "C"
+
+import "unsafe"
+
+// Both sides of each structure agree, or the package does not compile.
+var (
+	_ [unsafe.Sizeof(Probe{}) - C.sizeof_lim_cuda_probe]struct{}
+	_ [C.sizeof_lim_cuda_probe - unsafe.Sizeof(Probe{})]struct{}
+
+	_ = [1]int{}[unsafe.Offsetof(Probe{}.SetStride)-unsafe.Offsetof(C.lim_cuda_probe{}.set_stride)]
+	_ = [1]int{}[unsafe.Offsetof(Probe{}.Kept)-unsafe.Offsetof(C.lim_cuda_probe{}.kept)]
+	_ = [1]int{}[unsafe.Offsetof(Probe{}.Square)-unsafe.Offsetof(C.lim_cuda_probe{}.square)]
+	_ = [1]int{}[unsafe.Offsetof(Probe{}.Stamp)-unsafe.Offsetof(C.lim_cuda_probe{}.stamp)]
+)
+
+// ProbePlan is a Select call with a probe behind it, ready to run; like a Plan.
+type ProbePlan struct {
+	plan *C.lim_cuda_probe_plan
+}
+
+// PlanProbe gets a Select call and its probe ready, into the memory of an old plan if there is one. Every row
+// attends to everything; the set is chosen for the probe's row alone, and the call's Set is left as it is.
+func (d *Device) PlanProbe(call *Call, probe *Probe, into *ProbePlan) (*ProbePlan, error) {
+	if err := d.Check(call); err != nil {
+		return nil, err
+	}
+	c := (*C.lim_cuda_probe)(unsafe.Pointer(probe))
+	if C.lim_cuda_check_probe(call.c(), c, nil, 0) != 0 {
+		var text [256]C.char
+		kind := C.lim_cuda_check_probe(call.c(), c, &text[0], C.size_t(len(text)))
+		return nil, &Refusal{Kind(kind), C.GoString(&text[0])}
+	}
+	if into == nil {
+		p := (*C.lim_cuda_probe_plan)(C.calloc(1, C.sizeof_lim_cuda_probe_plan))
+		if p == nil {
+			return nil, ErrMemory
+		}
+		into = &ProbePlan{p}
+	}
+	p := into.plan
+	C.lim_cuda_plan_probe(&d.limits, call.c(), c, &p.attend, &p._select, &p.probe, &p.launches[0])
+	p.context = unsafe.Pointer(d.handle())
+	for i := range p.launches {
+		f, err := d.function(&p.launches[i].name[0])
+		if err != nil {
+			return nil, err
+		}
+		p.functions[i] = f
+	}
+	return into, nil
+}
+
+// Run queues the call and its probe on a stream and returns.
+func (p *ProbePlan) Run(stream uintptr) error {
+	return driverError("launching a probed call", C.CUresult(C.lim_probe_on(p.plan, C.uintptr_t(stream))))
+}
+
+// Free gives the plan's memory back.
+func (p *ProbePlan) Free() {
+	C.free(unsafe.Pointer(p.plan))
+	p.plan = nil
+}
+
+// Clear queues the zeroing of n bytes.
+func (d *Device) Clear(address uint64, n int, stream uintptr) error {
+	return driverError("clearing memory", C.lim_clear(d.handle(), C.ulonglong(address), C.size_t(n), C.uintptr_t(stream)))
+}
+
+// Capturing tells whether what is queued on a stream becomes part of a graph, or may not be asked just now.
+func (d *Device) Capturing(stream uintptr) bool {
+	return C.lim_capturing(d.handle(), C.uintptr_t(stream)) != 0
+}
+
+// Fetch brings results from the device when the stream comes to it. Nobody waits: Ready asks.
+type Fetch struct {
+	pinned *Pinned
+	event  C.CUevent
+}
+
+// NewFetch makes room for results of up to size bytes.
+func (d *Device) NewFetch(size int) (*Fetch, error) {
+	pinned, err := d.Pin(size)
+	if err != nil {
+		return nil, err
+	}
+	f := &Fetch{pinned: pinned}
+	if err := driverError("making an event", C.lim_event(d.handle(), &f.event)); err != nil {
+		pinned.Free()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Start queues the copy of n bytes.
+func (f *Fetch) Start(address uint64, n int, stream uintptr) error {
+	return driverError("fetching results", C.lim_fetch(f.pinned.device.handle(), f.pinned.data, C.ulonglong(address), C.size_t(n), f.event, C.uintptr_t(stream)))
+}
+
+// Ready tells whether what was started has arrived.
+func (f *Fetch) Ready() (bool, error) {
+	r := C.cuEventQuery(f.event)
+	if r == C.CUDA_ERROR_NOT_READY {
+		return false, nil
+	}
+	return r == C.CUDA_SUCCESS, driverError("results", r)
+}
+
+// Bytes are the results.
+func (f *Fetch) Bytes() []byte { return f.pinned.Bytes() }
+
+// Free gives the memory back; nothing may be under way.
+func (f *Fetch) Free() {
+	C.cuEventDestroy(f.event)
+	f.pinned.Free()
+}
