@@ -119,3 +119,15 @@ class Browser:
         os.close(self._in)
         os.close(self._out)
         self._folder.cleanup()
+
+
+if __name__ == "__main__":  # browser.py page.html picture.png [width height [dark]]
+    import sys
+
+    page, picture, *more = sys.argv[1:]
+    width, height = map(int, more[:2]) if more else (1200, 900)
+    browser = Browser()
+    browser.open(page, width, height, dark="dark" in more)
+    browser.screenshot(picture, full=not more)
+    browser.close()
+    print("\n".join(browser.problems) or "no complaints")

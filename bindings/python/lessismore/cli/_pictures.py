@@ -8,7 +8,7 @@ from typing import Any, Optional
 from . import _page
 from ._page import Axes, Page, escape, legend, marker, number, ticks
 
-TRACES = 3  # contexts that are shown at once; a few more can be opened
+TRACES = 2  # contexts that are shown at once; a few more can be opened
 MORE = 6
 HEIGHT = 560  # pixels of a step picture at most
 LINES = 8  # layers that have a colour of their own in a chart
@@ -217,19 +217,19 @@ def _audited(
     colored = {layer: COLORS[i] for i, layer in enumerate(sorted(worst[:LINES]))}
     for at, e in events:
         x, alarm = axes.x(at), e["what"] != "measured"
-        color = "var(--alarm)" if alarm else "var(--good)"
+        color = "var(--alarm)" if alarm else "var(--ink)"
         what = {"drift": "alarm", "interval": "interval given up"}.get(e["what"], e["what"])
         told = f"{what} at step {number(at)}, layers {_layers(e['layers'])}, loss {e['loss']:.2f}"
         axes.parts.append(
             f'<line x1="{_page.n(x)}" x2="{_page.n(x)}" y1="{axes.top}" y2="{axes.top + axes.height}" stroke="{color}" '
-            f'stroke-width="1.5"><title>{escape(told)}</title></line>'
+            f'stroke-width="1.5" stroke-dasharray="{"" if alarm else "2 4"}"><title>{escape(told)}</title></line>'
         )
     for layer in sorted(series, key=lambda layer: layer in colored):
         of, color = series[layer], colored.get(layer, "var(--rest)")
         for at, loss, _ in of:
             axes.parts.append(
-                f'<circle cx="{_page.n(axes.x(at))}" cy="{_page.n(axes.y(min(max(loss, 0), axes._y[1])))}" r="1.6" '
-                f'fill="{color}" fill-opacity=".45"/>'
+                f'<circle cx="{_page.n(axes.x(at))}" cy="{_page.n(axes.y(min(max(loss, 0), axes._y[1])))}" r="1.9" '
+                f'fill="{color}" fill-opacity=".55"/>'
             )
         axes.line([(at, mean) for at, _, mean in of], color)
         if layer in colored and layer in expected:
@@ -240,7 +240,7 @@ def _audited(
     if any(e["what"] != "measured" for _, e in events):
         entries.append((_line("var(--alarm)"), "alarm"))
     if any(e["what"] == "measured" for _, e in events):
-        entries.append((_line("var(--good)"), "measured"))
+        entries.append((_line("var(--ink)", "2 4"), "measured"))
     rows = [
         ("", [f"layer {layer}", number(counts.get(layer, len(series[layer]))), f"{series[layer][-1][2]:.3f}", f"{expected.get(layer, 0):.3f}"])
         for layer in sorted(series)
@@ -411,30 +411,39 @@ def compared(page: Page, found: dict[str, Any]) -> None:
         f"95 % intervals (Wilson).",
     )
     style = _styles(methods, keys)
-    low, high = budgets[0] / 1.25, budgets[-1] * 1.25
-    axes = Axes((low, high), (0, 1), log_x=True, size=(620, 400))
-    shares = [(k / 5, f"{20 * k} %") for k in range(6)]
-    axes.grid([(b, number(b)) for b in budgets], shares, "budget (tokens per sparse layer)", "problems solved")
+    low, high = budgets[0] / 1.3, budgets[-1] * 1.3
     lines = [key for key in keys if None not in by[key]]
-    for i, key in enumerate(lines):
-        color, dash, shape = style[key]
-        nudge = 2 ** ((i - (len(lines) - 1) / 2) * 0.012)  # so that equal ones are not on top of each other
-        points = [(b * nudge, r) for b, r in sorted((b, r) for b, r in by[key].items() if b is not None)]
-        axes.line([(b, r["exact"] / r["problems"]) for b, r in points], color, dash=dash)
-        for b, r in points:
-            x, (least, most) = axes.x(b), r["exact_interval"]
-            axes.parts.append(
-                f'<line x1="{_page.n(x)}" x2="{_page.n(x)}" y1="{_page.n(axes.y(least))}" y2="{_page.n(axes.y(most))}" '
-                f'stroke="{color}" stroke-opacity=".35"/>'
-                + marker(shape, x, axes.y(r["exact"] / r["problems"]), color, _told(methods[key], r))
-            )
-    for key in keys:
-        if None in by[key]:
-            r, (color, dash, _) = by[key][None], style[key]
-            share = r["exact"] / r["problems"]
-            axes.line([(low, share), (high, share)], color, dash=dash, width=1.4)
+
+    def by_budget(value: Any, interval: Any, shares: list[tuple[float, str]], name: str) -> Axes:
+        span = shares[-1][0] - shares[0][0]
+        axes = Axes((low, high), (shares[0][0] - 0.02 * span, shares[-1][0] + 0.03 * span), log_x=True, size=(620, 400))
+        axes.grid([(b, number(b)) for b in budgets], shares, "budget (tokens per sparse layer)", name)
+        for key in keys:
+            color, dash, _ = style[key]
+            if None in by[key]:
+                axes.line([(low, value(by[key][None])), (high, value(by[key][None]))], color, dash=dash, width=1.4)
+        for i, key in enumerate(lines):
+            color, dash, shape = style[key]
+            nudge = 2 ** ((i - (len(lines) - 1) / 2) * 0.02)  # so that equal ones are not on top of each other
+            points = [(b * nudge, r) for b, r in sorted((b, r) for b, r in by[key].items() if b is not None)]
+            axes.line([(b, value(r)) for b, r in points], color, dash=dash)
+            for b, r in points:
+                x = axes.x(b)
+                if interval is not None:
+                    least, most = interval(r)
+                    axes.parts.append(
+                        f'<line x1="{_page.n(x)}" x2="{_page.n(x)}" y1="{_page.n(axes.y(least))}" y2="{_page.n(axes.y(most))}" '
+                        f'stroke="{color}" stroke-opacity=".35"/>'
+                    )
+                axes.parts.append(marker(shape, x, axes.y(value(r)), color, _told(methods[key], r)))
+        return axes
+
+    shares = [(k / 5, f"{20 * k} %") for k in range(6)]
+    solved = by_budget(lambda r: r["exact"] / r["problems"], lambda r: r["exact_interval"], shares, "problems solved")
+    least = min(r["tokens_right"] for r in found["results"])
+    right = by_budget(lambda r: r["tokens_right"], None, _percents(least), "tokens right")
     entries = [(_line(*style[key][:2], style[key][2] if key in lines else ""), methods[key]["name"]) for key in keys]
-    reading = Axes((0, 1), (0, 1), size=(620, 400))
+    reading = Axes((0, 1), (-0.02, 1.03), size=(620, 400))
     reading.grid(shares, shares, "K/V bytes read, the choice included (share of full attention)", "problems solved")
     for key in keys:
         color, dash, shape = style[key]
@@ -449,11 +458,16 @@ def compared(page: Page, found: dict[str, Any]) -> None:
         f"At {b} tokens {name} solves {100 * share:.0f} %." for b, (share, name) in best.items()
     )
     page.add('<div class="card">' + legend(entries) + '</div><div class="pair">')
-    page.figure("Problems solved, by budget", axes.svg(label), "Higher is better. Lines without points do not depend on the budget.")
+    page.figure("Problems solved, by budget", solved.svg(label), "Higher is better. Lines without points do not depend on the budget.")
     page.figure(
         "Problems solved, by what is read",
         reading.svg("Share of problems solved against the share of K/V bytes read, one line per method over its budgets."),
         "Up and to the left is better. One line is one method, over its budgets.",
+    )
+    page.figure(
+        "Tokens right, by budget",
+        right.svg("Share of the next tokens that are right, each behind the right text, by budget."),
+        "Each prediction is made behind the right text: how often a method goes wrong, where one wrong token spoils an answer.",
     )
     page.add("</div>")
     rows = []
@@ -474,6 +488,12 @@ def compared(page: Page, found: dict[str, Any]) -> None:
     made = found.get("made") or {}
     if made.get("command"):
         page.add(f'<p class="soft">Made by <code>{escape(made["command"])}</code>, {escape(str(made.get("host", "")))}, {escape(str(made.get("cpu", "")))}.</p>')
+
+
+def _percents(least: float) -> list[tuple[float, str]]:
+    """Ticks from below a share up to 1."""
+    low = 1 - math.ceil(max(1 - least, 0.01) * 20) / 20
+    return [(low + (1 - low) * k / 5, f"{100 * (low + (1 - low) * k / 5):.0f} %") for k in range(6)]
 
 
 def _percent(x: Optional[float]) -> str:
