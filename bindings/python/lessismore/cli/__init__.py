@@ -12,7 +12,7 @@ from typing import Optional, Sequence
 
 from .._errors import Error
 from .._version import __version__
-from . import _exit, bench, calibrate, doctor, run
+from . import _exit, bench, calibrate, doctor, report, run
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="lessismore", description="Sparse decode attention for long reasoning.")
     parser.add_argument("--version", action="version", version=f"lessismore {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (doctor, run, bench, calibrate):
+    for command in (doctor, run, bench, calibrate, report):
         name = command.__name__.rpartition(".")[2]
         assert command.__doc__
         line = command.__doc__.splitlines()[0]
