@@ -31,6 +31,9 @@ class Played:
     def close(self):
         self.closed = True
 
+    def reset(self):
+        self.resets = getattr(self, "resets", 0) + 1
+
     def attend(self, a):
         self.calls += 1
         s = self.shape
@@ -136,6 +139,15 @@ def test_a_step_sees_once(decoder, monkeypatch):
         for layer in range(4):
             decoder.attend(layer, *problem(rng, 3, 20, "heads"), mask, 0.0, 0.0, None)
     assert len(set(seen[:4])) == 1 and len(set(seen[4:])) == 1
+
+
+def test_a_prompt_ends_the_step(decoder):
+    rng = np.random.default_rng()
+    for layer in range(2):
+        decoder.attend(layer, *problem(rng, 2, 9, "heads"), None, 0.0, 0.0, None)
+    decoder.forget()
+    assert decoder.opened[0].resets == 1
+    decoder.attend(3, *problem(rng, 2, 9, "heads", heads=8), None, 0.0, 0.0, None)  # a new step, of whatever shape
 
 
 def test_batches_are_kept_by_shape(decoder):

@@ -77,6 +77,12 @@ class CudaDecoder:
         self._shape: Optional[Shape] = None
         self._tables: dict[int, torch.Tensor] = {}
 
+    def forget(self) -> None:
+        """No token set outlives this: the keys may be another text's from now on."""
+        self._shape = None
+        for batch in self._batches.values():
+            batch.reset()
+
     def attend(
         self,
         layer: int,

@@ -322,7 +322,7 @@ class _Attention:
         if layer.index >= 0:
             model.prompt_calls += 1
             if layer.index == 0:  # another text may begin
-                model.decoder().forget()
+                model.decoder(query).forget()
         else:
             model.passed_calls += 1
         if softcap is None and s_aux is None:
