@@ -119,8 +119,7 @@ test-cuda: library
 	$(PYTHON) tests/gpu/resources.py $(CUDA_BUILD)/resources.log; \
 	ctest --test-dir $(BUILD)/cmake --output-on-failure -R cuda; \
 	go vet -tags cuda ./...; \
-	go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' ./plugin/internal/cuda; \
-	go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' -run Batch ./plugin
+	go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' ./plugin ./plugin/internal/cuda
 
 # On a GPU machine nothing is built but a C program: the library and the kernels are brought along.
 gpu-test:

@@ -85,8 +85,8 @@ type Batch struct {
 	work, sets, positions, kept, counters uint64
 
 	layers []batchLayer
-	call   cuda.Call // of the attention that is being looked at
-	places [7]uint64 // and its addresses
+	call   cuda.Call  // of the attention that is being looked at
+	places [12]uint64 // and its addresses
 	tally  cuda.Tally
 	step   batchStep
 	taken  layerSet
@@ -397,13 +397,8 @@ func (b *Batch) plan(l *batchLayer, c *cuda.Call) error {
 	if err := b.device.Check(c); err != nil {
 		return deviceError(err)
 	}
-	if err := reach(c); err != nil {
+	if err := b.look(c); err != nil {
 		return err
-	}
-	b.places = [...]uint64{c.Query.Data, c.Output.Data, c.Key.Data, c.Value.Data, c.Lengths, c.Table, c.Sinks}
-	if i := b.device.Foreign(b.places[:]); i >= 0 {
-		names := [...]string{"query", "output", "key", "value", "lengths", "table", "sinks"}
-		return bad("%s = %#x is not in the memory of CUDA device %d", names[i], b.places[i], b.params.Device)
 	}
 	if _, err := b.device.Plan(c, l.plan); err != nil {
 		return deviceError(err)
@@ -412,65 +407,77 @@ func (b *Batch) plan(l *batchLayer, c *cuda.Call) error {
 	return nil
 }
 
-// reach checks that nothing that a call states leads out of the address space, and that the output is apart from
-// the query.
-func reach(c *cuda.Call) error {
-	for _, v := range [...]struct {
-		name string
-		data uint64
-	}{{"query", c.Query.Data}, {"output", c.Output.Data}, {"key", c.Key.Data}, {"value", c.Value.Data}} {
-		if v.data > math.MaxInt64-cpu.MaxDim*4 {
-			return bad("%s = %#x is no address", v.name, v.data)
-		}
+// maxAddress is beyond every address that a processor has.
+const maxAddress = 1 << 57
+
+// reach is one dimension of an array: its steps, and how often one is taken.
+type reach struct {
+	name   string
+	stride int64
+	count  int64
+}
+
+// last is the address of an array's last row; the strides are known to be positive where they are used.
+func last(name string, data uint64, dims ...reach) (uint64, error) {
+	if data >= maxAddress {
+		return 0, bad("%s = %#x is no address", name, data)
 	}
-	ends := [2]uint64{}
-	for i, v := range [...]struct {
-		name string
-		rows *cuda.Rows
-	}{{"query", &c.Query}, {"output", &c.Output}} {
-		end := v.rows.Data
-		for _, s := range [...]struct {
-			name   string
-			stride int64
-			count  int32
-		}{{"row_stride", v.rows.RowStride, c.NRows}, {"head_stride", v.rows.HeadStride, c.Heads}} {
-			if s.count > 1 && uint64(s.stride) > (math.MaxInt64-end)/uint64(s.count) {
-				return bad("%s's %s = %d times %d leaves the address space", v.name, s.name, s.stride, s.count)
-			}
-			if s.count > 1 {
-				end += uint64(s.stride) * uint64(s.count-1)
-			}
+	for _, d := range dims {
+		if d.count <= 1 {
+			continue
 		}
-		ends[i] = end + uint64(c.Dim)*uint64(types[v.rows.Type].bytes)
+		if uint64(d.stride) > (maxAddress-data)/uint64(d.count) {
+			return 0, bad("%s's %s = %d times %d leaves the address space", name, d.name, d.stride, d.count)
+		}
+		data += uint64(d.stride) * uint64(d.count-1)
 	}
-	if c.Query.Data < ends[1] && c.Output.Data < ends[0] {
+	return data, nil
+}
+
+// look checks that what a call states is in the device's memory, as far as the host can know, and that the output is
+// apart from the query.
+func (b *Batch) look(c *cuda.Call) error {
+	rows, heads := int64(c.NRows), int64(c.Heads)
+	query, err := last("query", c.Query.Data, reach{"row_stride", c.Query.RowStride, rows}, reach{"head_stride", c.Query.HeadStride, heads})
+	if err != nil {
+		return err
+	}
+	output, err := last("output", c.Output.Data, reach{"row_stride", c.Output.RowStride, rows}, reach{"head_stride", c.Output.HeadStride, heads})
+	if err != nil {
+		return err
+	}
+	query += uint64(int64(c.Dim)*types[c.Query.Type].bytes) - 1
+	output += uint64(int64(c.Dim)*types[c.Output.Type].bytes) - 1
+	if c.Query.Data <= output && c.Output.Data <= query {
 		return bad("output = %#x overlaps query = %#x", c.Output.Data, c.Query.Data)
 	}
-	for _, v := range [...]struct {
-		name  string
-		store *cuda.Store
-	}{{"key", &c.Key}, {"value", &c.Value}} {
-		pages, tokens := int64(c.NRows), int64(c.Capacity)
-		if c.Table != 0 { // how many there are is known to the table alone
-			pages, tokens = 2, 1<<c.PageShift
+	// The lengths and the table alone say which tokens and pages there are: the first of the last row are looked at.
+	pages := rows
+	if c.Table != 0 {
+		pages = 1
+	}
+	var stores [2]uint64
+	for i, s := range [...]*cuda.Store{&c.Key, &c.Value} {
+		stores[i], err = last([...]string{"key", "value"}[i], s.Data, reach{"page_stride", s.PageStride, pages},
+			reach{"head_stride", s.HeadStride, int64(c.KVHeads)})
+		if err != nil {
+			return err
 		}
-		end := v.store.Data
-		for _, s := range [...]struct {
-			name   string
-			stride int64
-			count  int64
-		}{
-			{"token_stride", v.store.TokenStride, tokens}, {"head_stride", v.store.HeadStride, int64(c.KVHeads)},
-			{"page_stride", v.store.PageStride, pages},
-		} {
-			if s.count <= 1 {
-				continue
-			}
-			if uint64(s.stride) > (math.MaxInt64-end)/uint64(s.count) {
-				return bad("%s's %s = %d times %d leaves the address space", v.name, s.name, s.stride, s.count)
-			}
-			end += uint64(s.stride) * uint64(s.count-1)
+		// A token's stride must not leave the address space either, wherever the tokens are.
+		if _, err = last([...]string{"key", "value"}[i], stores[i], reach{"token_stride", s.TokenStride, 2}); err != nil {
+			return err
 		}
+	}
+	b.places = [...]uint64{
+		c.Query.Data, c.Output.Data, c.Key.Data, c.Value.Data, c.Lengths, c.Table, c.Sinks,
+		query, output, stores[0], stores[1], c.Lengths + uint64(rows-1)*4,
+	}
+	if i := b.device.Foreign(b.places[:]); i >= 0 {
+		names := [...]string{
+			"query", "output", "key", "value", "lengths", "table", "sinks",
+			"the query's end", "the output's end", "the key of the last row", "the value of the last row", "the end of lengths",
+		}
+		return bad("%s = %#x is not in the memory of CUDA device %d", names[i], b.places[i], b.params.Device)
 	}
 	return nil
 }

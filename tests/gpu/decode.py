@@ -128,7 +128,10 @@ class Decode:
             times.append(a.elapsed_time(b))
         found = {"ms": statistics.median(times[1:]), "tokens_per_s": batch / statistics.median(times[1:]) * 1e3}
         if profile:
-            found["kernels_ms"] = self.profile(graph)
+            try:
+                found["kernels_ms"] = self.profile(graph)
+            except RuntimeError as e:  # a machine that lets nobody look
+                print(f"no profile: {e}", flush=True)
         del graph
         return found
 

@@ -144,9 +144,10 @@ def test_refusals():
     with torch.inference_mode():
         cache = StaticCache(config=model.config, max_cache_len=1024)
         model(ids.cuda(), past_key_values=cache, use_cache=True)
+        token = ids[:, :1].cuda()
         try:
             with torch.cuda.graph(torch.cuda.CUDAGraph()):
-                model(ids[:, :1].cuda(), past_key_values=cache, use_cache=True)
+                model(token, past_key_values=cache, use_cache=True)
             raise AssertionError("a first step was captured")
         except lessismore.UnsupportedError as e:
             assert "run one before the capture" in str(e), e

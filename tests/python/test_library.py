@@ -61,6 +61,15 @@ def test_layout_agrees(root, tmp_path):
     assert [int(n) for n in subprocess.check_output([tmp_path / "layout"]).split()] == want
 
 
+@pytest.mark.skipif(not shutil.which("readelf"), reason="no readelf")
+def test_needs_nothing_but_libc():
+    """No C++ runtime, and no driver either, though the CUDA engine is in it."""
+    dynamic = subprocess.check_output(["readelf", "-d", lessismore.library_path()], text=True)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*?)\]", dynamic))
+    assert "libc.so.6" in needed
+    assert {re.sub(r"[.-].*", "", name) for name in needed} <= {"libc", "libm", "libdl", "libpthread", "libresolv", "ld"}, needed
+
+
 def test_environment_override(root, tmp_path):
     copy = tmp_path / "other name.so"
     shutil.copy(lessismore.library_path(), copy)
