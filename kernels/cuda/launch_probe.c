@@ -17,5 +17,9 @@ int lim_cuda_run_probe(const lim_cuda_probe_plan *plan, void *stream) {
         void                  *params[1] = {(void *)args[i]};
         result = cuLaunchKernel(plan->functions[i], l->grid[0], l->grid[1], l->grid[2], l->block, 1, 1, l->shared, stream, params, 0);
     }
+    if (result == 0 && plan->tally_function != 0) {
+        void *step[1] = {(void *)&plan->tally};
+        result = cuLaunchKernel(plan->tally_function, 1, 1, 1, LIM_CUDA_TALLY_THREADS, 1, 1, 0, stream, step, 0);
+    }
     return result;
 }

@@ -63,6 +63,8 @@ typedef struct lim_cuda_probe_plan {
     lim_cuda_launch     launches[3];
     void               *functions[3]; /* CUfunction */
     void               *context;
+    lim_cuda_tally      tally; /* as in lim_cuda_plan_t */
+    void               *tally_function;
 } lim_cuda_probe_plan;
 
 /* As lim_cuda_run. */
