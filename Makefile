@@ -5,7 +5,8 @@
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
-# make gpu-test, make gpu-bench   on a machine with a GPU, torch and gcc, after make cuda (there or elsewhere)
+# make gpu-test, make gpu-bench, make gpu-decode   on a machine with a GPU, torch, transformers and gcc, after make library
+#              cuda (there or elsewhere: no Go is needed)
 # make clean
 
 BUILD   := build
@@ -95,7 +96,7 @@ CUDA_CFLAGS  := -O2 -g -I$(CURDIR)/plugin/internal/cudrv/include
 EMBEDDED     := plugin/internal/cuda/kernels.fatbin
 EMBED        := { cmp -s $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED) || cp $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED); }
 
-.PHONY: cuda test-cuda gpu-test gpu-bench gpu-sanitize
+.PHONY: cuda test-cuda gpu-test gpu-bench gpu-decode gpu-sanitize
 
 cuda: $(CUDA_BUILD)/kernels.fatbin $(CUDA_BUILD)/read.fatbin
 
@@ -121,16 +122,26 @@ test-cuda: library
 	go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' ./plugin/internal/cuda; \
 	go test -count=1 -tags cuda -ldflags='$(LDFLAGS)' -run Batch ./plugin
 
+# On a GPU machine nothing is built but a C program: the library and the kernels are brought along.
 gpu-test:
 	$(PYTHON) tests/gpu/test_kernels.py
 	$(PYTHON) tests/gpu/test_probe.py
+	$(PYTHON) tests/gpu/test_library.py
+	$(PYTHON) tests/gpu/test_transformers.py
 
 gpu-bench:
 	$(PYTHON) tests/gpu/bench.py --json $(CUDA_BUILD)/bench.json
+	$(CC) -O2 -std=gnu11 -Iinclude -Ikernels/cuda -o $(CUDA_BUILD)/overhead tests/gpu/overhead.c -ldl
+	$(CUDA_BUILD)/overhead $(LIBRARY) $(CUDA_BUILD)/kernels.fatbin
+
+# A whole model of Qwen3-8B's shape in transformers.
+gpu-decode:
+	$(PYTHON) tests/gpu/decode.py --json $(CUDA_BUILD)/decode.json
 
 # Plain allocations, so that the checker sees every array's end.
 gpu-sanitize:
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) tests/gpu/test_kernels.py --quick
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) tests/gpu/test_probe.py --quick
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) tests/gpu/test_library.py --quick
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) tests/gpu/test_kernels.py --quick
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) tests/gpu/test_probe.py --quick

@@ -447,6 +447,14 @@ func (b *Batch) plan(l *batchLayer, c *cuda.Call) error {
 // reach checks that nothing that a call states leads out of the address space, and that the output is apart from
 // the query.
 func reach(c *cuda.Call) error {
+	for _, v := range [...]struct {
+		name string
+		data uint64
+	}{{"query", c.Query.Data}, {"output", c.Output.Data}, {"key", c.Key.Data}, {"value", c.Value.Data}} {
+		if v.data > math.MaxInt64-cpu.MaxDim*4 {
+			return bad("%s = %#x is no address", v.name, v.data)
+		}
+	}
 	ends := [2]uint64{}
 	for i, v := range [...]struct {
 		name string

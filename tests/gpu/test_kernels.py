@@ -1,19 +1,16 @@
 """Every CUDA kernel against float64 and the literal algorithm, on random shapes. Plain functions: run with
-pytest, or as a script (`--quick` for the sanitizers; LIM_SEED repeats a run)."""
+pytest, or as a script (see harness.py)."""
 
 import os
 import random
-import sys
-import time
 
 import numpy as np
 import torch
 
 import device as D
+from harness import QUICK, SEED, main
 
 KERNELS = None
-SEED = int(os.environ.get("LIM_SEED", "0")) or random.SystemRandom().randrange(1 << 31)
-QUICK = "--quick" in sys.argv
 
 
 def kernels():
@@ -434,25 +431,5 @@ def test_refusals():
         assert kernels().check(bad)[0] and store in kernels().check(bad)[1]
 
 
-def main(names):
-    torch.manual_seed(SEED)
-    tests = [(n, f) for n, f in names.items() if n.startswith("test_")]
-    wanted = [a for a in sys.argv[1:] if not a.startswith("-")]
-    failed = 0
-    for name, f in tests:
-        if wanted and not any(w in name for w in wanted):
-            continue
-        begin = time.time()
-        try:
-            f()
-            torch.cuda.synchronize()
-            print(f"ok    {name}  {time.time() - begin:.1f} s", flush=True)
-        except AssertionError as e:
-            failed += 1
-            print(f"FAIL  {name}: {str(e)[:600]}", flush=True)
-    print(f"seed {SEED}: {'FAILED' if failed else 'all passed'}")
-    sys.exit(failed != 0)
-
-
 if __name__ == "__main__":
-    main(globals())
+    main(dict(globals()))

@@ -1,6 +1,7 @@
 """Kinds of models: what is taken agrees with NumPy and with the model's own eager attention, the rest is refused by name."""
 
 import gc
+import re
 import sys
 import threading
 import weakref
@@ -14,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lessismore.transformers
+from lessismore import _torch
 
 BUDGET, LAYERS = 24, [1]
 SIZE = dict(
@@ -269,11 +271,25 @@ def test_encoders_are_refused():
         lessismore.transformers.check(model)
 
 
-@pytest.mark.parametrize("device, dtype, text", [("meta", torch.float32, "on meta.*CPU only"), ("cpu", torch.float64, "torch.float64")])
+@pytest.mark.parametrize("device, dtype, text", [("meta", torch.float32, "on meta.*on the CPU and on CUDA devices only"), ("cpu", torch.float64, "torch.float64")])
 def test_refused_tensors(device, dtype, text):
     model = build(MODELS["llama"](), "lessismore", dtype).to(device)
     with torch.inference_mode(), pytest.raises(lessismore.UnsupportedError, match=f"LlamaAttention, layer 0: query is {text}"):
         model(batch(1)[0].to(device))
+
+
+@pytest.mark.parametrize(
+    "name, dtype, head_dim, text",
+    [
+        ("key", torch.float32, 128, "key is torch.float32: on cuda:0 it has to be float16 or bfloat16"),
+        ("query", torch.float16, 96, "query has heads of 96: on cuda:0 it has to be one of (64, 128, 256)"),
+        ("value", torch.float64, 128, "value is torch.float64"),
+    ],
+)
+def test_what_a_gpu_does_not_take(name, dtype, head_dim, text):
+    _torch.check("query", torch.device("cuda:0"), torch.float32, 64)
+    with pytest.raises(lessismore.UnsupportedError, match=re.escape(text)):
+        _torch.check(name, torch.device("cuda:0"), dtype, head_dim)
 
 
 @pytest.mark.parametrize(

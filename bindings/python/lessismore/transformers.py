@@ -10,6 +10,9 @@ token set of its own, padding is no part of it. Prompts, and layers with a slidi
 stock transformers does: by torch's own attention, or by the model's eager function where logits are capped or
 sinks take part, which torch's does not know.
 
+Where a model is on an NVIDIA GPU, so is all of this: in float16 or bfloat16, with layers given, on torch's current
+stream and without waiting, also inside a CUDA graph (with a static cache, after one step outside of it).
+
 Whatever cannot be taken raises UnsupportedError, naming the layer and the reason: when the model is first called, or
 by check(model) as soon as it is loaded. Nothing is silently dense. Tested with transformers 5.23 and torch 2.15.
 """
@@ -28,11 +31,12 @@ from typing import Any, Callable, Iterable, Optional
 import torch
 import transformers
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import _torch
 from ._errors import ArgumentError, Error, UnsupportedError
+from ._cuda import LENGTHS, CudaDecoder
 from ._torch import Decoder
 from ._profiles import profile_dir
 from .engine import Engine, Path
@@ -174,6 +178,7 @@ def stats(model: torch.nn.Module) -> dict[str, Any]:
     passed_calls: calls of layers that cannot take part (sliding windows, chunks), left to torch. These two may
         miss some where threads share a model.
 
+    Waits for the GPU that the model is on, if it is on one; its steps are counted as they finish.
     Raises Error when the model has not been called with this attention.
     """
     of = _serves(model)
@@ -204,6 +209,7 @@ def _serves(model: torch.nn.Module) -> _Model:
     if len(found) > 1:
         raise Error(f"{type(model).__name__} holds {len(found)} language models: ask for the statistics of one")
     (of,) = found.values()
+    of.read()
     return of
 
 
@@ -224,13 +230,27 @@ class _Model:
         self.weak = weakref.ref(self)
         self.engine.sequence().close()  # an engine tells where its layers come from through its sequences
         self._threads = threading.local()
+        self._on_gpus: weakref.WeakSet[CudaDecoder] = weakref.WeakSet()
 
-    def decoder(self) -> Decoder:
+    def decoder(self, query: torch.Tensor) -> "Decoder | CudaDecoder":
+        """This thread's, for where the query is."""
         try:
-            mine: Decoder = self._threads.decoder
+            mine: Decoder | CudaDecoder = self._threads.on_gpu if query.is_cuda else self._threads.decoder
         except AttributeError:
-            mine = self._threads.decoder = Decoder(self.engine)
+            if query.is_cuda:
+                mine = self._threads.on_gpu = CudaDecoder(self.engine)
+                with _lock:
+                    self._on_gpus.add(mine)
+            else:
+                mine = self._threads.decoder = Decoder(self.engine)
         return mine
+
+    def read(self) -> None:
+        """Brings what was counted on GPUs."""
+        with _lock:
+            decoders = list(self._on_gpus)
+        for decoder in decoders:
+            decoder.read()
 
 
 def _about(config: Any, first: torch.nn.Module) -> str:
@@ -288,11 +308,11 @@ class _Attention:
             raise UnsupportedError(f"{layer.name} has a sliding window, which its layer type does not say")
 
         if layer.index >= 0 and query.shape[2] == 1:
-            if not (query.is_cpu and key.is_cpu and value.is_cpu):  # it has moved
+            if not (query.is_cpu and key.is_cpu and value.is_cpu):  # it may have moved
                 _check(layer, query=query, key=key, value=value)
             sinks = None if s_aux is None else s_aux.detach().reshape(-1).to(torch.float32).contiguous()
             try:
-                output = model.decoder().attend(
+                output = model.decoder(query).attend(
                     layer.index, query, key, value, attention_mask, scaling or 0.0, softcap or 0.0, sinks
                 )
             except (ArgumentError, UnsupportedError) as e:
@@ -318,8 +338,36 @@ def _mask(*, config: Any = None, **kwargs: Any) -> Optional[torch.Tensor]:
         if kind not in _asking:
             _asks(kind)
             _asking.add(kind)
+    lengths = _lengths(**kwargs)
+    if lengths is not None:  # torch's own would skip the mask of a static cache, which is not full yet
+        kwargs["allow_is_causal_skip"] = False
     mask: Optional[torch.Tensor] = sdpa_mask(config=config, **kwargs)
+    if mask is not None and lengths is not None:
+        setattr(mask, LENGTHS, lengths)
     return mask
+
+
+def _lengths(
+    *,
+    batch_size: int = 0,
+    q_length: int = 0,
+    kv_length: int = 0,
+    q_offset: "int | torch.Tensor" = 0,
+    kv_offset: int = 0,
+    mask_function: Any = None,
+    attention_mask: Optional[torch.Tensor] = None,
+    device: Any = None,
+    **kwargs: Any,
+) -> Optional[torch.Tensor]:
+    """What the rows of a decode step on a GPU see where nothing is hidden but a static cache's empty end; else None."""
+    plain = attention_mask is None and mask_function is causal_mask_function and q_length == 1 and kv_offset == 0
+    if not plain or device is None or torch.device(device).type != "cuda":
+        return None
+    if isinstance(q_offset, torch.Tensor):
+        return (q_offset.reshape(-1)[:1] + 1).to(device, torch.int32).expand(batch_size).contiguous()
+    if q_offset + 1 == kv_length:
+        return None
+    return torch.full((batch_size,), q_offset + 1, dtype=torch.int32, device=device)
 
 
 _asking: set[type] = set()  # configurations whose models have been seen to

@@ -1,0 +1,197 @@
+"""Whole decode of a model of Qwen3-8B's shape in transformers, each step one CUDA graph: stock sdpa, the fastest of torch's
+flash and cuDNN attention, and lessismore, in one run. Weights and K/V are random: speed does not depend on them.
+
+Layers share K/V stores in rotation where all of them would not fit (--gigabytes); each is far larger than any cache,
+so that it comes from memory every time."""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AutoModelForCausalLM, Qwen3Config, StaticCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import device as D
+from bench import time_graph
+
+sys.path.insert(0, os.path.join(D.ROOT, "bindings", "python"))
+import lessismore.transformers  # noqa: E402
+
+SHAPE = dict(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
+             num_key_value_heads=8, head_dim=128, max_position_embeddings=1 << 18)
+BUDGET, SELECTING = 2048, [2, 12]
+SPARE = 64  # tokens that are decoded at most
+WAYS = [("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)]
+FASTEST = "fastest-of-torch"
+
+
+class Torch:
+    """torch's attention without a mask, over the keys that there are: what a host with a captured step for each length
+    could do at best."""
+
+    def __init__(self, heads, kv_heads):
+        self.heads, self.kv_heads, self.tokens, self.how = heads, kv_heads, 0, None
+
+    def choose(self, batch, key, value):
+        """Tries each backend, with heads grouped by itself or as query tokens, on a layer's store."""
+        query = torch.randn(batch, self.heads, 1, key.shape[-1], device="cuda", dtype=key.dtype)
+        times = {}
+        for name, backend in WAYS:
+            for packed in (False, True):
+                self.how = (backend, packed)
+                try:
+                    times[f"{name}{' packed' if packed else ''}", self.how] = time_graph(lambda: self(None, query, key, value, None, query.shape[-1] ** -0.5), 5)
+                except RuntimeError:  # a backend that does not take the shape
+                    torch.cuda.synchronize()
+        (name, self.how), _ = min(times.items(), key=lambda item: item[1])
+        return name
+
+    def __call__(self, module, query, key, value, attention_mask, scaling=None, **kwargs):
+        key, value = key[:, :, : self.tokens], value[:, :, : self.tokens]
+        backend, packed = self.how
+        x = query.reshape(query.shape[0], self.kv_heads, -1, query.shape[-1]) if packed else query
+        with sdpa_kernel(backend):
+            out = F.scaled_dot_product_attention(x, key, value, scale=scaling, enable_gqa=not packed)
+        return out.reshape(query.shape).transpose(1, 2).contiguous(), None
+
+
+class Decode:
+    def __init__(self, layers, gigabytes):
+        config = Qwen3Config(**{**SHAPE, "num_hidden_layers": layers})
+        begin = time.time()
+        with torch.device("cuda"):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+        torch.cuda.synchronize()
+        print(f"{torch.cuda.get_device_name()}: {sum(p.numel() for p in self.model.parameters()) / 1e9:.1f} G weights in {time.time() - begin:.1f} s", flush=True)
+        self.gigabytes = gigabytes
+        self.torch = Torch(config.num_attention_heads, config.num_key_value_heads)
+        ALL_ATTENTION_FUNCTIONS.register(FASTEST, self.torch)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(FASTEST, lambda **kwargs: None)
+        lessismore.transformers.register("lessismore", budget=BUDGET, layers=SELECTING)
+        self.result = {"device": torch.cuda.get_device_name(), "rows": []}
+
+    def fill(self, batch, context):
+        config = self.model.config
+        self.cache = StaticCache(config=config, max_cache_len=context + SPARE)
+        per_layer = 4 * batch * config.num_key_value_heads * (context + SPARE) * config.head_dim
+        distinct = max(2, min(config.num_hidden_layers, int(self.gigabytes * 1e9 / per_layer)))
+        one = torch.empty(batch, config.num_key_value_heads, 1, config.head_dim, device="cuda", dtype=torch.bfloat16)
+        for i, layer in enumerate(self.cache.layers):
+            if i < distinct:
+                layer.lazy_initialization(one, one)
+                layer.keys.normal_()
+                layer.values.normal_()
+            else:
+                was, layer.max_cache_len = layer.max_cache_len, 1  # no store of its own
+                layer.lazy_initialization(one, one)
+                layer.max_cache_len = was
+                layer.keys, layer.values = self.cache.layers[i % distinct].keys, self.cache.layers[i % distinct].values
+        return distinct
+
+    def step(self):
+        out = self.model(self.ids, position_ids=self.position, past_key_values=self.cache, use_cache=True)
+        self.ids.copy_(out.logits[:, -1].argmax(-1, keepdim=True))
+        self.position.add_(1)
+
+    def rewind(self, batch, context):
+        for layer in self.cache.layers:
+            layer.cumulative_length.fill_(context)
+        self.ids = torch.zeros(batch, 1, dtype=torch.int64, device="cuda")
+        self.position = torch.full((batch, 1), context, dtype=torch.int64, device="cuda")
+
+    def measure(self, attention, batch, context, profile):
+        self.model.set_attn_implementation(attention)
+        self.rewind(batch, context)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self.step()
+        times = []
+        while len(times) < 20 and (len(times) < 5 or sum(times) < 1500):
+            a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            a.record()
+            graph.replay()
+            b.record()
+            torch.cuda.synchronize()
+            times.append(a.elapsed_time(b))
+        found = {"ms": statistics.median(times[1:]), "tokens_per_s": batch / statistics.median(times[1:]) * 1e3}
+        if profile:
+            found["kernels_ms"] = self.profile(graph)
+        del graph
+        return found
+
+    def profile(self, graph):
+        """Milliseconds of a step by what they are spent on."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as p:
+            for _ in range(3):
+                graph.replay()
+            torch.cuda.synchronize()
+        of = {}
+        for e in p.key_averages():
+            name = e.key.lower()
+            kind = ("selection" if "lim_select" in name else "list" if "lim_attend" in name and "indexed" in name else "full" if "lim_attend" in name
+                    else "count" if "lim_tally" in name else "attention" if any(w in name for w in ("flash", "fmha", "sdpa", "cudnn_generated"))
+                    else "matrix products" if any(w in name for w in ("gemm", "nvjet", "cutlass", "gemv", "cublas", "xmma")) else "the rest")
+            of[kind] = of.get(kind, 0) + e.device_time_total / 3e3
+        return {k: round(v, 3) for k, v in of.items() if v > 0}
+
+    def case(self, batch, context, ways):
+        torch.cuda.empty_cache()
+        row = {"batch": batch, "context": context, "stores": self.fill(batch, context)}
+        self.torch.tokens = context + 2
+        row["torch_by"] = self.torch.choose(batch, self.cache.layers[0].keys, self.cache.layers[0].values)
+        for attention in ways:
+            try:
+                row[attention] = self.measure(attention, batch, context, attention != "sdpa")
+            except torch.OutOfMemoryError as e:
+                row[attention] = {"failed": str(e).splitlines()[0][:120]}
+                torch.cuda.empty_cache()
+        self.result["rows"].append(row)
+        ours = row.get("lessismore", {}).get("ms")
+        line = f"batch {batch}  {context // 1024:>3}K"
+        for attention in ways:
+            ms = row[attention].get("ms")
+            line += f"   {attention}{' (' + row['torch_by'] + ')' if attention == FASTEST else ''} " + (
+                f"{ms:.2f} ms, {row[attention]['tokens_per_s']:.0f} tokens/s" if ms else row[attention]["failed"])
+            if ms and ours and attention != "lessismore":
+                line += f" ({ms / ours:.2f}x)"
+        print(line, flush=True)
+        for attention in ways:
+            if kernels := row[attention].get("kernels_ms"):
+                print(f"    {attention}: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(kernels.items(), key=lambda kv: -kv[1])), flush=True)
+
+
+@torch.inference_mode()
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--json")
+    p.add_argument("--cases", default="1:8,1:32,1:64,8:8,8:32,8:64", help="batch:context in thousands of tokens")
+    p.add_argument("--ways", default=f"sdpa,{FASTEST},lessismore")
+    p.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    p.add_argument("--gigabytes", type=float, default=24)
+    a = p.parse_args()
+    d = Decode(a.layers, a.gigabytes)
+    try:
+        for case in a.cases.split(","):
+            batch, k = case.split(":")
+            d.case(int(batch), int(float(k) * 1024), a.ways.split(","))
+    finally:
+        if a.json:
+            with open(a.json, "w") as f:
+                json.dump(d.result, f, indent=1)
+
+
+if __name__ == "__main__":
+    main()
