@@ -171,10 +171,37 @@ func newBatch(engine *Engine, layers int, params BatchParams) (*Batch, error) {
 		b.free()
 		return nil, deviceError(err)
 	}
+	if err = b.load(); err != nil {
+		b.free()
+		return nil, deviceError(err)
+	}
 	b.Reset()
 	b.published = b.describe()
 	engine.said.flush()
 	return b, nil
+}
+
+// load finds all entry points that the batch may need. The driver loads code when it is first asked for, which it may
+// not do while a stream is being captured.
+func (b *Batch) load() error {
+	plan, modes := b.layers[0].plan, []cuda.Mode{cuda.Full}
+	if b.selects {
+		modes = []cuda.Mode{cuda.Full, cuda.List, cuda.Select}
+	}
+	for _, b.call.Mode = range modes {
+		if _, err := b.device.Plan(&b.call, plan); err != nil {
+			return err
+		}
+	}
+	if b.pilot.most > 0 {
+		if _, err := b.device.PlanProbe(&b.call, &cuda.Probe{Own: lowest}, b.pilot.plan); err != nil {
+			return err
+		}
+	}
+	if err := plan.Tally(b.device, &b.tally); err != nil {
+		return err
+	}
+	return plan.Tally(b.device, nil)
 }
 
 // BatchWorkSize is the device memory that a batch needs beside keys and values.
