@@ -95,21 +95,26 @@ func (d *Device) PlanProbe(call *Call, probe *Probe, into *ProbePlan) (*ProbePla
 		}
 	}
 	p := into.plan
-	C.lim_cuda_plan_probe(&d.limits, call.c(), c, &p.attend, &p._select, &p.probe, &p.launches[0])
-	p.context = unsafe.Pointer(d.handle())
-	for i := range p.launches {
-		f, err := d.function(&p.launches[i].name[0])
+	C.lim_cuda_plan_probe(&d.limits, call.c(), c, &p.attend.args, &p._select.args, &p.probe, &p.launches[0])
+	p.attend.launches[0], p._select.launches[0] = p.launches[0], p.launches[1]
+	for _, part := range [...]*C.lim_cuda_plan_t{&p.attend, &p._select} {
+		f, err := d.function(&part.launches[0].name[0])
 		if err != nil {
 			return nil, err
 		}
-		p.functions[i] = f
+		part.functions[0], part.context, part.count = f, unsafe.Pointer(d.handle()), 1
 	}
+	f, err := d.function(&p.launches[2].name[0])
+	if err != nil {
+		return nil, err
+	}
+	p.function = f
 	return into, nil
 }
 
 // Tally makes the plan count what another one, which it stands in for, would count.
 func (p *ProbePlan) Tally(of *Plan) {
-	p.plan.tally, p.plan.tally_function = of.plan.tally, of.plan.tally_function
+	p.plan._select.tally, p.plan._select.tally_function = of.plan.tally, of.plan.tally_function
 }
 
 // Run queues the call and its probe on a stream and returns.
