@@ -87,7 +87,7 @@ def test_the_cpu_engines_choice():
                 for layer in range(LAYERS):
                     out = sequence.attend(layer, query[layer, 1].numpy(), gpu.model.key16[1, :n].numpy(), gpu.model.value[1, :n].numpy())
                     worst = (torch.from_numpy(out) - gpu.out[layer, 1].cpu()).abs().max()
-                    assert worst < 2e-3, (policy, s, layer, worst)
+                    assert worst < 6e-3, (policy, s, layer, worst)
             sequence.attend(0, query[0, 1].numpy(), gpu.model.key16[1, :n + 1].numpy(), gpu.model.value[1, :n + 1].numpy())
             gpu.step()
             want, got = learned(engine), learned(gpu.engine)
