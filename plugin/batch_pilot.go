@@ -191,8 +191,6 @@ func (p *batchPilot) begin(a *BatchAttention) error {
 				p.layers = append(p.layers, l)
 			}
 		}
-	case p.measuring:
-		p.kind = stepDense
 	case audit:
 		p.audit(int(a.Rows))
 	}
@@ -326,18 +324,18 @@ func (p *batchPilot) takeLengths() {
 			row, longest = i, int(n)
 		}
 	}
-	m := p.model
+	m, t := p.model, &p.target
 	m.mu.Lock()
-	due := !m.fixed && m.due(longest)
+	due, unknown := !m.fixed && m.due(longest), !m.known || m.again
 	m.mu.Unlock()
-	t := &p.target
 	switch {
-	case !due || p.fetching:
+	case p.fetching:
 		return
-	case p.measuring:
-		if longest >= probeShare*t.budget {
-			t.row, t.tokens = row, longest
-		}
+	case !due: // a measurement waits for rows to come, if there is nothing else to do
+		p.measuring = p.measuring && unknown
+		return
+	case p.measuring && longest >= probeShare*t.budget:
+		t.row, t.tokens = row, longest
 		return
 	}
 	if budget := min(p.model.config.Budget, longest/probeShare, p.most); budget > 0 {
