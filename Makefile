@@ -126,6 +126,7 @@ gpu-test:
 	$(PYTHON) tests/gpu/test_kernels.py
 	$(PYTHON) tests/gpu/test_probe.py
 	$(PYTHON) tests/gpu/test_library.py
+	$(PYTHON) tests/gpu/test_auto.py
 	$(PYTHON) tests/gpu/test_transformers.py
 
 gpu-bench:

@@ -109,6 +109,26 @@ func limgo_batch_reset(function *C.char, handle C.uint64_t) (status C.int32_t) {
 	return
 }
 
+//export limgo_batch_generation
+func limgo_batch_generation(function *C.char, handle C.uint64_t, generation *C.uint64_t, eager *C.int32_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	b, err := takeBatch(uint64(handle))
+	if err != nil {
+		return
+	}
+	defer b.release()
+	now, wanted, err := b.batch.Poll()
+	if err != nil {
+		return
+	}
+	*generation, *eager = C.uint64_t(now), 0
+	if wanted {
+		*eager = 1
+	}
+	return
+}
+
 //export limgo_batch_stats
 func limgo_batch_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) (status C.int32_t) {
 	var err error

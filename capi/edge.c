@@ -303,6 +303,13 @@ lim_status lim_batch_stats(lim_batch *batch, lim_stats *stats) {
     return stats_out(__func__, stats, number(batch), limgo_batch_stats);
 }
 
+lim_status lim_batch_generation(lim_batch *batch, uint64_t *generation, int32_t *eager) {
+    CHECK(check_process(__func__));
+    CHECK(check_pointer(__func__, "generation", generation));
+    CHECK(check_pointer(__func__, "eager", eager));
+    return (lim_status)limgo_batch_generation((char *)__func__, number(batch), generation, eager);
+}
+
 /* ---- Function table ---- */
 
 const lim_api *lim_get_api(uint32_t version) {
@@ -314,6 +321,7 @@ const lim_api *lim_get_api(uint32_t version) {
         lim_batch_work_size,      lim_batch_create,        lim_batch_free,         lim_batch_reset,
         lim_batch_attend,         lim_batch_token_set,     lim_batch_stats,
         lim_engine_intervene,     lim_ggml_engine,
+        lim_batch_generation,
     };
     if (version == LIM_API_VERSION) return &api;
     char text[80];

@@ -364,10 +364,11 @@ typedef struct lim_batch_params {
  * @return LIM_OK and *size; LIM_ERROR_DEVICE without a driver or GPU; what lim_batch_create() refuses */
 LIM_EXPORT lim_status lim_batch_work_size(lim_engine *engine, const lim_batch_params *params, uint64_t *size);
 
-/* Begins a batch on an engine whose selection layers were given: in a batch they are not found by measuring.
+/* Begins a batch. Where the engine's selection layers are found by measuring, the batch takes part in that, see
+ * lim_batch_generation().
  * May wait for the device; not to be called while a stream is being captured.
  * @return LIM_OK and *batch; LIM_ERROR_DEVICE without a driver or GPU; LIM_ERROR_UNSUPPORTED in a build without
- * CUDA, on an engine without given layers, and for what the kernels do not have; else *batch is as it was */
+ * CUDA, and for what the kernels do not have; else *batch is as it was */
 LIM_EXPORT lim_status lim_batch_create(lim_engine *engine, const lim_batch_params *params, lim_batch **batch);
 
 /* Ends a batch, once all that was queued on the device is done. A graph that was captured from it must not be
@@ -377,6 +378,25 @@ LIM_EXPORT lim_status lim_batch_free(lim_batch *batch);
 
 /* Forgets the current step: the next lim_batch_attend() starts a new one. */
 LIM_EXPORT lim_status lim_batch_reset(lim_batch *batch);
+
+/* For hosts that capture steps, on an engine whose selection layers are found by measuring. There lim_batch_attend()
+ * queues small copies to the host besides, and asks in later steps whether they have come: it still waits for nothing.
+ * It finds out by itself whether the stream is being captured. A captured step is what the layers' roles at that
+ * time make it, is neither measured nor audited, and stays so however often it is replayed. So call this before
+ * each step, replayed or not:
+ *
+ *     lim_batch_generation(batch, &generation, &eager);
+ *     if (eager)                         run the step without capture;
+ *     else if (generation != captured)   capture the step again, captured = generation;
+ *     else                               replay;
+ *
+ * *generation changes when the roles do. A graph of an older one still computes what it was captured for.
+ * *eager is 1 if something is to be found out in the coming step: about 60 steps in a row while the model is measured,
+ * otherwise about every 16th. A host that never grants one is never told of selection layers: its steps stay dense.
+ * Hosts that capture nothing need not call it, nor those whose engine has its layers given: *eager is 0 there and
+ * *generation stays the same. Waits for nothing. Not to be called while this thread captures.
+ * @return LIM_OK; LIM_ERROR_DEVICE if the driver reports an error of earlier work */
+LIM_EXPORT lim_status lim_batch_generation(lim_batch *batch, uint64_t *generation, int32_t *eager);
 
 /* The attention of one layer for the rows of a batch, one query token each: as lim_attention for each row, with
  * a token set of its own. Rows that see no more tokens than the budget attend to all of them.
@@ -521,6 +541,7 @@ typedef struct lim_api {
     lim_status (*batch_stats)(lim_batch *batch, lim_stats *stats);
     lim_status (*engine_intervene)(lim_engine *engine, int32_t select, int32_t sparse);
     lim_status (*ggml_engine)(lim_engine **engine);
+    lim_status (*batch_generation)(lim_batch *batch, uint64_t *generation, int32_t *eager);
 } lim_api;
 
 /* The table of a version: LIM_API_VERSION.

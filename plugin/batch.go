@@ -76,7 +76,8 @@ type DeviceStore struct {
 type Batch struct {
 	engine  *Engine
 	params  BatchParams
-	roles   Roles
+	count   int // layers
+	pilot   batchPilot
 	selects bool // rows can grow past the budget
 	split   Split
 	device  *cuda.Device
@@ -166,9 +167,41 @@ func newBatch(engine *Engine, layers int, params BatchParams) (*Batch, error) {
 		}
 		b.place(b.memory.Address())
 	}
+	if err = b.pilot.open(b); err != nil {
+		b.free()
+		return nil, deviceError(err)
+	}
+	if err = b.load(); err != nil {
+		b.free()
+		return nil, deviceError(err)
+	}
 	b.Reset()
 	b.published = b.describe()
+	engine.said.flush()
 	return b, nil
+}
+
+// load finds all entry points that the batch may need. The driver loads code when it is first asked for, which it may
+// not do while a stream is being captured.
+func (b *Batch) load() error {
+	plan, modes := b.layers[0].plan, []cuda.Mode{cuda.Full}
+	if b.selects {
+		modes = []cuda.Mode{cuda.Full, cuda.List, cuda.Select}
+	}
+	for _, b.call.Mode = range modes {
+		if _, err := b.device.Plan(&b.call, plan); err != nil {
+			return err
+		}
+	}
+	if b.pilot.most > 0 {
+		if _, err := b.device.PlanProbe(&b.call, &cuda.Probe{Own: lowest}, b.pilot.plan); err != nil {
+			return err
+		}
+	}
+	if err := plan.Tally(b.device, &b.tally); err != nil {
+		return err
+	}
+	return plan.Tally(b.device, nil)
 }
 
 // BatchWorkSize is the device memory that a batch needs beside keys and values.
@@ -216,16 +249,13 @@ func (b *Batch) shape(layers int) error {
 	default:
 		return bad("kv_dtype = %d is unknown", p.KVType)
 	}
-	if config.Layers == nil {
-		return &Error{Unsupported, "the engine has layers = NULL, but selection layers are not found by measuring in a batch: name them"}
-	}
 	if config.Interval > 1 {
 		return &Error{Unsupported, fmt.Sprintf("interval = %d: the token sets of a batch serve one step", config.Interval)}
 	}
-	var err error
-	if b.roles, err = NewRoles(layers, *config); err != nil {
+	if _, err := NewRoles(layers, *config); err != nil {
 		return err
 	}
+	b.count = layers
 	b.selects = int(p.Capacity) > config.Budget
 	b.split = SplitBudget(config.Budget, config.Budget, config.Recency, config.SinkTokens)
 	return nil
@@ -265,6 +295,7 @@ func (b *Batch) place(base uint64) (uint64, error) {
 	b.positions = take(rows * budget * 4)
 	b.kept = take((2 + rows) * 4)
 	b.counters = take(cuda.Counters * 8)
+	b.pilot.place(b, take)
 	return used - base, nil
 }
 
@@ -318,8 +349,11 @@ func (b *Batch) Attend(a *BatchAttention) error {
 	}
 	layer := int(a.Layer)
 	step := b.step
-	if layer <= step.layer {
+	if layer <= step.layer || step.layer < 0 {
 		step = batchStep{}
+		if err := b.pilot.begin(a); err != nil {
+			return deviceError(err)
+		}
 	}
 	step.layer = layer
 	c, l := &b.call, &b.layers[layer]
@@ -330,27 +364,52 @@ func (b *Batch) Attend(a *BatchAttention) error {
 			return err
 		}
 	}
+	probed := b.pilot.probes(b, layer, c, uintptr(a.Stream))
+	if probed {
+		if step.sparse > 0 && c.Mode == cuda.List { // it attends to everything
+			step.sparse--
+			step.dense++
+		}
+		if _, err := b.device.PlanProbe(&b.pilot.call, &b.pilot.probe, b.pilot.plan); err != nil {
+			return deviceError(err)
+		}
+	}
 	if layer == len(b.layers)-1 {
 		b.tally = cuda.Tally{
-			Lengths: a.Lengths, Counters: b.counters, Kept: b.kept, NRows: a.Rows, Budget: int32(b.engine.config.Budget),
+			Lengths: a.Lengths, Counters: b.counters, Kept: b.kept, NRows: a.Rows, Budget: b.pilot.bound(),
 			Dense: step.dense, Select: step.chose, Sparse: step.sparse, NoSet: step.without,
 		}
 		if err := l.plan.Tally(b.device, &b.tally); err != nil {
 			return deviceError(err)
 		}
 	}
-	if err := l.plan.Run(uintptr(a.Stream)); err != nil {
+	var err error
+	if probed {
+		b.pilot.plan.Tally(l.plan)
+		err = b.pilot.plan.Run(uintptr(a.Stream))
+	} else {
+		err = l.plan.Run(uintptr(a.Stream))
+	}
+	if err == nil {
+		err = b.pilot.queued(a, probed)
+	}
+	if err != nil {
 		b.Reset() // some of it may be under way
 		return deviceError(err)
 	}
 	b.step = step
 	b.taken.add(layer)
+	b.engine.said.flush()
 	return nil
 }
 
 // mode says how a layer attends, and notes in the step that it does.
 func (b *Batch) mode(step *batchStep, layer int, sight batchSight) cuda.Mode {
-	role := b.roles.Role(layer)
+	if kind := b.pilot.kind; kind == stepDense || kind == stepMeasure {
+		step.dense++
+		return cuda.Full
+	}
+	role := b.pilot.role(layer)
 	chooses := b.selects && int(b.call.Capacity) > b.engine.config.Budget
 	if sight != step.sight {
 		step.chosen = false
@@ -530,22 +589,25 @@ func (b *Batch) Read() (Stats, error) {
 	b.mu.Lock()
 	b.published = s
 	b.mu.Unlock()
+	b.pilot.report(&s)
 	return s, nil
 }
 
 // describe is the statistics of a batch that has counted nothing.
 func (b *Batch) describe() Stats {
 	return Stats{
-		Device: fmt.Sprintf("cuda:%d %s", b.params.Device, b.device.Name()), LayersFrom: "given",
-		Layers: len(b.layers), SelectionLayers: b.roles.Selections(), taken: b.taken,
+		Device: fmt.Sprintf("cuda:%d %s", b.params.Device, b.device.Name()), taken: b.taken,
+		MeasuredSteps: b.pilot.measured, DenseSteps: b.pilot.dense, Interventions: b.pilot.intervened,
 	}
 }
 
 // stats is what was last read: another thread may ask while a stream is being captured.
 func (b *Batch) stats() Stats {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.published
+	s := b.published
+	b.mu.Unlock()
+	b.pilot.report(&s)
+	return s
 }
 
 // Free ends the batch; the engine keeps its counts. It waits for the device.
@@ -556,6 +618,7 @@ func (b *Batch) Free() {
 }
 
 func (b *Batch) free() {
+	b.pilot.close()
 	for i := range b.layers {
 		if b.layers[i].plan != nil {
 			b.layers[i].plan.Free()

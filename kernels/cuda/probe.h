@@ -58,11 +58,10 @@ void lim_cuda_plan_probe(const lim_cuda_device *device, const lim_cuda_call *cal
 
 /* A measured call that is ready to run. */
 typedef struct lim_cuda_probe_plan {
-    lim_cuda_args       attend, select;
+    lim_cuda_plan_t     attend, select;
     lim_cuda_probe_args probe;
-    lim_cuda_launch     launches[3];
-    void               *functions[3]; /* CUfunction */
-    void               *context;
+    lim_cuda_launch     launches[3]; /* as planned; the first two are in the plans as well */
+    void               *function;    /* CUfunction of the last one */
 } lim_cuda_probe_plan;
 
 /* As lim_cuda_run. */

@@ -100,9 +100,37 @@ static void parameters(void) {
     newer.known.struct_size = sizeof newer;
     expect(lim_batch_create(engine, &newer.known, &none), LIM_ERROR_UNSUPPORTED, "params has a field at byte");
 
-    lim_engine *measuring = make_engine(NULL, 0);
-    expect(lim_batch_create(measuring, &right, &none), LIM_ERROR_UNSUPPORTED, "layers = NULL");
+}
+
+/* An engine that finds its layers by measuring: what a host that captures steps is told. */
+static void generations(void) {
+    lim_batch_params params = right_params();
+    uint64_t         given = 0, measured = 0, generation = 77, same = 0;
+    int32_t          eager = 77;
+    lim_batch       *batch = NULL;
+    lim_engine      *measuring = make_engine(NULL, 0);
+    OK(lim_batch_work_size(engine, &params, &given));
+    OK(lim_batch_work_size(measuring, &params, &measured));
+    CHECK(measured > given, "%llu bytes to measure with, %llu without", (unsigned long long)measured, (unsigned long long)given);
+    OK(lim_batch_create(measuring, &params, &batch));
+    expect(lim_batch_generation(batch, NULL, &eager), LIM_ERROR_ARGUMENT, "generation = NULL");
+    expect(lim_batch_generation(batch, &generation, NULL), LIM_ERROR_ARGUMENT, "eager = NULL");
+    CHECK(eager == 77 && generation == 77, "changed by a refused call");
+    OK(lim_batch_generation(batch, &generation, &eager));
+    CHECK(eager == 1, "the rows have not been looked at, eager = %d", eager);
+    OK(lim_batch_generation(batch, &same, &eager));
+    CHECK(same == generation, "a generation that nothing has ended");
+    OK(lim_batch_free(batch));
+    expect(lim_batch_generation(batch, &generation, &eager), LIM_ERROR_HANDLE, "has been freed");
     OK(lim_engine_free(measuring));
+
+    OK(lim_batch_create(engine, &params, &batch));
+    for (int i = 0; i < 40; i++) {
+        OK(lim_batch_generation(batch, &same, &eager));
+        CHECK(eager == 0 && (i == 0 || same == generation), "layers were given: eager = %d", eager);
+        generation = same;
+    }
+    OK(lim_batch_free(batch));
 }
 
 static void no_batch(void) {
@@ -255,7 +283,8 @@ static void decode(void) {
     const lim_api *api = lim_get_api(LIM_API_VERSION);
     CHECK(api && api->struct_size == sizeof *api && api->batch_attend == lim_batch_attend && api->batch_stats == lim_batch_stats &&
               api->batch_create == lim_batch_create && api->batch_free == lim_batch_free && api->batch_reset == lim_batch_reset &&
-              api->batch_token_set == lim_batch_token_set && api->batch_work_size == lim_batch_work_size,
+              api->batch_token_set == lim_batch_token_set && api->batch_work_size == lim_batch_work_size &&
+              api->batch_generation == lim_batch_generation,
           "the function table");
 }
 
@@ -324,6 +353,7 @@ int main(int argc, char **argv) {
     fp8_on_the_cpu();
     if (argc > 2 && !strcmp(argv[1], "standin")) {
         log_path = argv[2];
+        generations();
         decode();
         threads_and_fork();
     } else {

@@ -69,7 +69,6 @@ def test_without_a_driver(run, tmp_path):
         refused(lessismore.ArgumentError, "dtype = 'f32' is none of f16", engine.batch, 2, 64, 8, 2, 128, "f32")
         refused(lessismore.UnsupportedError, "head_dim = 96", engine.batch, 2, 64, 8, 2, 96)
         refused(lessismore.ArgumentError, "capacity = 4294967296 does not fit", engine.batch, 2, 1 << 32, 8, 2, 96)
-        refused(lessismore.UnsupportedError, "layers = NULL", lessismore.Engine(8).batch, 2, 64, 8, 2, 128)
         assert engine.stats()["steps"] == 0  # all else works
         """,
         tmp_path / "none",
@@ -113,6 +112,22 @@ def test_what_reaches_the_driver(run, driver):
         ("lim_attend_f16_128_8_direct", "0x88"),
         ("lim_attend_f16_128_8_indexed", "(nil)"),
     ]
+
+
+def test_generation(run, driver):
+    run(
+        """
+        with engine.batch(2, 64, 8, 2, 128) as batch:  # layers are given
+            first, eager = batch.generation()
+            assert not eager and batch.generation() == (first, False)
+        with lessismore.Engine(8, budget=16) as measuring, measuring.batch(2, 64, 8, 2, 128) as batch:
+            number, eager = batch.generation()
+            assert number > 0 and eager is True
+            assert lessismore.Batch.work_size(measuring, 2, 64, 8, 2, 128) > lessismore.Batch.work_size(engine, 2, 64, 8, 2, 128)
+        refused(lessismore.HandleError, "batch is closed", batch.generation)
+        """,
+        driver,
+    )
 
 
 def test_types(run, driver):

@@ -198,6 +198,7 @@ def library() -> ctypes.CDLL:
         ("lim_batch_free", status, [handle]),
         ("lim_batch_reset", status, [handle]),
         ("lim_batch_stats", status, [handle, POINTER(Stats)]),
+        ("lim_batch_generation", status, [handle, POINTER(c_uint64), POINTER(c_int32)]),
         ("lim_batch_token_set", status, [handle, c_int32, c_void_p, c_int64, POINTER(c_int64)]),
         ("lim_batch_attend", status, [handle, POINTER(BatchAttention)]),
     ):

@@ -26,7 +26,7 @@ class Batch(Handle):
     """The token sets of sequences that are decoded side by side, one query token each, on an NVIDIA GPU.
 
     Args:
-        engine: with selection layers given: in a batch they are not found by measuring.
+        engine: where it finds its selection layers by measuring, the batch takes part: see generation().
         max_rows: rows of a call, at most.
         capacity: tokens that a row may see, at most.
         heads, kv_heads: query and key/value heads; up to 16 query heads for each KV head.
@@ -195,6 +195,18 @@ class Batch(Handle):
         if positions.size and lib.lim_batch_token_set(handle, row, positions.ctypes.data, positions.size, count) != 0:
             raise Error("another thread has moved the batch on")
         return positions[: count.value]
+
+    def generation(self) -> tuple[int, bool]:
+        """For those who capture steps, on an engine that finds its selection layers by measuring: to be called before each
+        step, replayed or not. Waits for nothing.
+
+        Returns:
+            A number that changes when the layers' roles do: capture again. And whether the coming step should be run
+            without capture, since something is to be found out in it (lim_batch_generation in the C header).
+        """
+        number, eager = ctypes.c_uint64(), ctypes.c_int32()
+        _library.library().lim_batch_generation(self._use(), number, eager)
+        return number.value, eager.value != 0
 
     def stats(self) -> dict[str, int]:
         """What was counted (lim_stats in the C header), in finished steps, replayed ones included. Waits for the GPU."""

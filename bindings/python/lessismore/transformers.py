@@ -10,8 +10,9 @@ token set of its own, padding is no part of it. Prompts, and layers with a slidi
 stock transformers does: by torch's own attention, or by the model's eager function where logits are capped or
 sinks take part, which torch's does not know.
 
-Where a model is on an NVIDIA GPU, so is all of this: in float16 or bfloat16, with layers given, on torch's current
-stream and without waiting, also inside a CUDA graph (with a static cache, after one step outside of it).
+Where a model is on an NVIDIA GPU, so is all of this: in float16 or bfloat16, on torch's current stream and without
+waiting, also inside a CUDA graph (with a static cache, after one step outside of it). A graph keeps the layers' roles of
+its capture and measures nothing: name layers, or run the steps that find them outside of it.
 
 Whatever cannot be taken raises UnsupportedError, naming the layer and the reason: when the model is first called, or
 by check(model) as soon as it is loaded. Nothing is silently dense. Tested with transformers 5.23 and torch 2.15.

@@ -34,6 +34,13 @@ static CUresult lim_clear(CUcontext mine, unsigned long long at, size_t n, uintp
     CUresult r = lim_here(mine);
     return r == CUDA_SUCCESS ? cuMemsetD8Async(at, 0, n, (CUstream)stream) : r;
 }
+// A capture by another thread of the host must not be spoilt by a question.
+static CUresult lim_ready(CUevent e) {
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    CUresult            exchanged = cuThreadExchangeStreamCaptureMode(&mode), r = cuEventQuery(e);
+    if (exchanged == CUDA_SUCCESS) cuThreadExchangeStreamCaptureMode(&mode);
+    return r;
+}
 static int lim_capturing(CUcontext mine, uintptr_t stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (lim_here(mine) != CUDA_SUCCESS || cuStreamIsCapturing((CUstream)stream, &status) != CUDA_SUCCESS) return 1;
@@ -60,6 +67,15 @@ type ProbePlan struct {
 	plan *C.lim_cuda_probe_plan
 }
 
+// NewProbePlan is memory for a plan, with no call in it yet.
+func NewProbePlan() (*ProbePlan, error) {
+	p := (*C.lim_cuda_probe_plan)(C.calloc(1, C.sizeof_lim_cuda_probe_plan))
+	if p == nil {
+		return nil, ErrMemory
+	}
+	return &ProbePlan{p}, nil
+}
+
 // PlanProbe gets a Select call and its probe ready, into the memory of an old plan if there is one. Every row
 // attends to everything; the set is chosen for the probe's row alone, and the call's Set is left as it is.
 func (d *Device) PlanProbe(call *Call, probe *Probe, into *ProbePlan) (*ProbePlan, error) {
@@ -73,23 +89,32 @@ func (d *Device) PlanProbe(call *Call, probe *Probe, into *ProbePlan) (*ProbePla
 		return nil, &Refusal{Kind(kind), C.GoString(&text[0])}
 	}
 	if into == nil {
-		p := (*C.lim_cuda_probe_plan)(C.calloc(1, C.sizeof_lim_cuda_probe_plan))
-		if p == nil {
-			return nil, ErrMemory
+		var err error
+		if into, err = NewProbePlan(); err != nil {
+			return nil, err
 		}
-		into = &ProbePlan{p}
 	}
 	p := into.plan
-	C.lim_cuda_plan_probe(&d.limits, call.c(), c, &p.attend, &p._select, &p.probe, &p.launches[0])
-	p.context = unsafe.Pointer(d.handle())
-	for i := range p.launches {
-		f, err := d.function(&p.launches[i].name[0])
+	C.lim_cuda_plan_probe(&d.limits, call.c(), c, &p.attend.args, &p._select.args, &p.probe, &p.launches[0])
+	p.attend.launches[0], p._select.launches[0] = p.launches[0], p.launches[1]
+	for _, part := range [...]*C.lim_cuda_plan_t{&p.attend, &p._select} {
+		f, err := d.function(&part.launches[0].name[0])
 		if err != nil {
 			return nil, err
 		}
-		p.functions[i] = f
+		part.functions[0], part.context, part.count = f, unsafe.Pointer(d.handle()), 1
 	}
+	f, err := d.function(&p.launches[2].name[0])
+	if err != nil {
+		return nil, err
+	}
+	p.function = f
 	return into, nil
+}
+
+// Tally makes the plan count what another one, which it stands in for, would count.
+func (p *ProbePlan) Tally(of *Plan) {
+	p.plan._select.tally, p.plan._select.tally_function = of.plan.tally, of.plan.tally_function
 }
 
 // Run queues the call and its probe on a stream and returns.
@@ -140,7 +165,7 @@ func (f *Fetch) Start(address uint64, n int, stream uintptr) error {
 
 // Ready tells whether what was started has arrived.
 func (f *Fetch) Ready() (bool, error) {
-	r := C.cuEventQuery(f.event)
+	r := C.lim_ready(f.event)
 	if r == C.CUDA_ERROR_NOT_READY {
 		return false, nil
 	}

@@ -10,6 +10,8 @@ type Fetch struct{}
 
 func (*Device) PlanProbe(*Call, *Probe, *ProbePlan) (*ProbePlan, error) { return nil, errNotBuilt }
 func (*Device) NewFetch(int) (*Fetch, error)                            { return nil, errNotBuilt }
+func NewProbePlan() (*ProbePlan, error)                                 { return nil, errNotBuilt }
+func (*ProbePlan) Tally(*Plan)                                          {}
 func (*ProbePlan) Run(uintptr) error                                    { return errNotBuilt }
 func (*ProbePlan) Free()                                                {}
 func (*Device) Clear(uint64, int, uintptr) error                        { return errNotBuilt }

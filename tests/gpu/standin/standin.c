@@ -91,6 +91,7 @@ EXPORT int cuEventQuery(void *e) {
     BEGIN(cuEventQuery, "", "%p", e);
     return pending != NULL && asked++ < atoi(pending) ? 600 : 0;
 }
+EXPORT int cuThreadExchangeStreamCaptureMode(int *mode) { *mode = 2 - *mode; return 0; }
 /* Streams 0xc000 to 0xcfff are being captured. */
 EXPORT int cuStreamIsCapturing(void *s, int *status) { BEGIN(cuStreamIsCapturing, "", "%p", s); *status = (uintptr_t)s >> 12 == 0xc; return 0; }
 EXPORT int cuPointerGetAttribute(void *v, int which, uint64_t p) {
