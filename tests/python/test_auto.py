@@ -83,11 +83,12 @@ def load(name, dtype=torch.float32, **settings):
     return AutoModelForCausalLM.from_pretrained(reasoner.FOLDER, attn_implementation=name, dtype=dtype)
 
 
-def solve(model, problem):
+def solve(model, problem, tokens=None):
     ids, mask = reasoner.batch([problem])
     out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=len(problem.solution), do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+        ids, attention_mask=mask, max_new_tokens=tokens or len(problem.solution), do_sample=False, eos_token_id=None,
+        pad_token_id=0,
+    )  # fmt: skip
     return reasoner.texts([problem], ids, out)[0]
 
 
@@ -113,17 +114,17 @@ def test_transformers_finds_and_keeps_its_layers(problems, cache):
 def test_transformers_profiles_are_told_apart(problems, cache, tmp_path, caplog):
     path = tmp_path / "mine.json"
     first = load("lessismore-mine", budget=BUDGET, profile=path)
-    solve(first, problems[0])
+    solve(first, problems[0], 70)
     assert path.exists() and not cache.exists()
     other = load("lessismore-other", budget=BUDGET, profile=path)
     with torch.no_grad():
         other.model.layers[0].self_attn.q_proj.weight *= 1.001
     caplog.set_level("INFO", "lessismore")
     before = path.read_text()
-    assert solve(other, problems[1])
+    assert solve(other, problems[1], 70)
     assert "is not used: it was made for weights" in caplog.text and path.read_text() == before
     off = load("lessismore-off", budget=BUDGET, profile="off")
-    solve(off, problems[1])
+    solve(off, problems[1], 70)
     assert not cache.exists()
 
 
@@ -131,9 +132,9 @@ def test_interval_does_not_outlive_a_text(problems):
     """The guard gives it up on this model; until then no set may come from the text before."""
     model = load("lessismore-interval", budget=BUDGET, layers=LAYERS, interval=2, guard=0)
     fresh = load("lessismore-interval-2", budget=BUDGET, layers=LAYERS, interval=2, guard=0)
-    solve(model, problems[0])
-    assert lessismore.transformers.stats(model)["reused_steps"] > 500
-    assert solve(model, problems[1]) == solve(fresh, problems[1])
+    solve(model, problems[0], 200)
+    assert lessismore.transformers.stats(model)["reused_steps"] == 99
+    assert solve(model, problems[1], 200) == solve(fresh, problems[1], 200)
 
 
 # ---- calibration ----
