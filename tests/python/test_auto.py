@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import reasoner
 import torch
 from reasoner import BUDGET, LAYERS
 from test_cli import cli, one_line
+from test_examples import environment
 from transformers import AutoModelForCausalLM
 
 import lessismore
@@ -135,6 +138,36 @@ def test_interval_does_not_outlive_a_text(problems):
     solve(model, problems[0], 200)
     assert lessismore.transformers.stats(model)["reused_steps"] == 99
     assert solve(model, problems[1], 200) == solve(fresh, problems[1], 200)
+
+
+def test_the_engine_of_ggml_hosts():
+    script = """
+import ctypes, lessismore, lessismore.llama_cpp
+from lessismore import _library
+from lessismore.engine import HostEngine
+lib = _library.library()
+try:
+    HostEngine()
+except lessismore.UnsupportedError as e:
+    print(e)
+lessismore.llama_cpp.enable(budget=77, selections=3, guard=0, interval=2, trace=5, profile="off", log="off")
+host = HostEngine()
+print({name: host.report()["config"][name] for name in ("budget", "selections", "guard", "interval", "trace")})
+assert HostEngine()._handle == host._handle
+for call in (lambda: lib.lim_engine_free(host._handle), lambda: lib.lim_sequence_create(host._handle, ctypes.c_void_p())):
+    try:
+        call()
+    except lessismore.UnsupportedError as e:
+        print(e)
+host.intervene(2, 4)
+host.intervene(-1, -1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    none, config, free, sequence = done.stdout.splitlines()
+    assert "no ggml host has loaded the library" in none
+    assert config == "{'budget': 77, 'selections': 3, 'guard': 0, 'interval': 2, 'trace': 5}"
+    assert free.startswith("lim_engine_free: engine = 0x") and sequence.startswith("lim_sequence_create: engine = 0x")
 
 
 # ---- calibration ----
