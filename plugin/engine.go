@@ -34,6 +34,9 @@ type statser interface{ stats() Stats }
 // maxEnded bounds what is remembered of contexts that have been freed; older ones are summed up.
 const maxEnded = 64
 
+// maxTraces bounds of how many of these the traces are kept.
+const maxTraces = 8
+
 // NewEngine makes an engine. The configuration's error, if any, names the field and the value.
 func NewEngine(config Config) (*Engine, error) {
 	if err := config.Validate(); err != nil {
@@ -139,6 +142,9 @@ func (e *Engine) finished(s statser) {
 	defer e.mu.Unlock()
 	e.live = slices.DeleteFunc(e.live, func(o statser) bool { return o == s })
 	e.ended = append(e.ended, final)
+	if old := len(e.ended) - maxTraces - 1; old >= 0 {
+		e.ended[old].Trace = nil
+	}
 	if len(e.ended) > maxEnded {
 		e.ended[1].add(&e.ended[0])
 		e.ended = slices.Delete(e.ended, 0, 1)

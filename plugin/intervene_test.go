@@ -155,6 +155,19 @@ func TestSequenceIntervalReusesSets(t *testing.T) {
 			require.Len(t, chosen, 32)
 			require.Equal(t, [][]cpu.Mode{reused, reused, fresh, reused}, walk(t, s, x, 301, 4))
 			require.EqualValues(t, 3, s.Stats().ReusedSteps)
+			p := 304
+			require.Zero(t, testing.AllocsPerRun(20, func() {
+				p++
+				x.args.QueryPosition = int64(p)
+				for layer := range int32(testLayers) {
+					x.args.Layer = layer
+					if s.Attend(&x.args) != nil {
+						panic("refused")
+					}
+				}
+			}))
+			s.Reset()
+			require.Equal(t, [][]cpu.Mode{fresh, reused, reused, fresh, reused}, walk(t, s, x, 300, 5))
 			require.Equal(t, int32(304), s.TokenSet()[32], "the new token joins")
 			s.Reset()
 			require.Equal(t, fresh, walk(t, s, x, 305, 1)[0])

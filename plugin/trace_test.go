@@ -107,6 +107,27 @@ func TestTraceIsBounded(t *testing.T) {
 	require.LessOrEqual(t, len(p.traced.audits.of), mostTracedAudits)
 }
 
+// Contexts come and go: the statistics do not grow with them.
+func TestOldTracesGo(t *testing.T) {
+	c := auto(16)
+	c.Trace, c.Layers = 20, []int{2, 9}
+	engine, err := NewEngine(c)
+	require.NoError(t, err)
+	for range maxTraces + 3 {
+		h := newAutoHostOf(t, engine, 12)
+		h.decode(20)
+		h.session.Close()
+	}
+	kept := 0
+	for _, s := range engine.Report().Contexts {
+		if s.Trace != nil && len(s.Trace.Steps) > 0 {
+			kept++
+		}
+	}
+	require.LessOrEqual(t, kept, maxTraces)
+	require.GreaterOrEqual(t, kept, maxTraces/2)
+}
+
 func TestNoTraceUnlessAsked(t *testing.T) {
 	c := auto(16)
 	c.Layers = []int{2, 9}

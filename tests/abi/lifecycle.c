@@ -44,6 +44,35 @@ static void sizes(void) {
           "defaults differ from the header");
 }
 
+/* A host that was compiled against the oldest header: what came later has its default, and is not written. */
+static void older(void) {
+    lim_engine_params params;
+    size_t            oldest = offsetof(lim_engine_params, selections);
+    memset(&params, 0xee, sizeof params);
+    OK(lim_engine_default_params(&params, oldest));
+    CHECK(params.struct_size == oldest && params.reserved == 0 && params.selections == (int32_t)0xeeeeeeee, "more than the caller has was written");
+    params.n_layers = 12;
+    lim_engine *engine = NULL;
+    OK(lim_engine_create(&params, &engine));
+    size_t needed = 0;
+    OK(lim_engine_stats_json(engine, NULL, 0, &needed));
+    char *text = malloc(needed);
+    OK(lim_engine_stats_json(engine, text, needed, NULL));
+    CHECK(strstr(text, "\"selections\": 2") && strstr(text, "\"guard\": 16") && strstr(text, "\"interval\": 1") && strstr(text, "\"trace\": 0"), "%s", text);
+    free(text);
+    lim_stats stats;
+    memset(&stats, 0xee, sizeof stats);
+    stats.struct_size = offsetof(lim_stats, measured_steps);
+    OK(lim_engine_stats(engine, &stats));
+    CHECK(stats.steps == 0 && stats.ranking_ns == 0 && stats.measured_steps == 0xeeeeeeeeeeeeeeee, "more than the caller has was written");
+    stats.struct_size -= 8;
+    CHECK(lim_engine_stats(engine, &stats) == LIM_ERROR_ARGUMENT, "an unknown older structure was accepted");
+    params.struct_size -= 8;
+    lim_engine *other = NULL;
+    CHECK(lim_engine_create(&params, &other) == LIM_ERROR_ARGUMENT && !other, "an unknown older structure was accepted");
+    OK(lim_engine_free(engine));
+}
+
 static void decode(void) {
     static small s;
     lim_engine_params params = small_params();
@@ -151,6 +180,7 @@ static void decode(void) {
 int main(void) {
     versions();
     sizes();
+    older();
     for (int i = 0; i < 3; i++) lines = 0, decode();
     return finish("lifecycle");
 }

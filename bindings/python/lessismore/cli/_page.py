@@ -161,7 +161,8 @@ class Axes:
     def svg(self, label: str, attributes: str = "") -> str:
         width, height = self.size
         return (
-            f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" {attributes}>'
+            f'<svg viewBox="0 0 {width} {height}" style="min-width:{0.75 * width:.0f}px" role="img" '
+            f'aria-label="{escape(label)}" {attributes}>'
             f"{''.join(self.parts)}</svg>"
         )
 

@@ -21,8 +21,8 @@ PALETTE = [
     (0, 0, 0, 0),
     (128, 140, 160, 46),
     *((59, 130, 246, 70 + round(1.85 * i)) for i in range(1, 101)),
-    (217, 119, 6, 120),
-    (147, 51, 234, 120),
+    (217, 119, 6, 130),
+    (147, 51, 234, 150),
 ]
 
 
@@ -90,7 +90,7 @@ def steps(page: Page, runs: list[tuple[str, dict[str, Any]]]) -> None:
     for name, i, run, context in traced[:TRACES]:
         _map(page, name, i, run, context)
     if more := traced[TRACES : TRACES + MORE]:
-        page.add(f"<details><summary>{len(more)} more contexts</summary>")
+        page.add(f"<details><summary>{len(more)} more context{'s' * (len(more) > 1)}</summary>")
         for name, i, run, context in more:
             _map(page, name, i, run, context)
         page.add("</details>")
@@ -384,7 +384,7 @@ def _heat(
     )
     label = f"{caption} Layers {_layers(choice)} choose."
     chart = (
-        f'<svg viewBox="0 0 {width} {height}" style="max-width:{max(width, 480)}px;min-width:{min(width, 400)}px" role="img" '
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{max(width, 480)}px;min-width:{0.85 * width:.0f}px" role="img" '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
     page.figure(title, chart, escape(caption))
@@ -469,6 +469,7 @@ def compared(page: Page, found: dict[str, Any]) -> None:
         right.svg("Share of the next tokens that are right, each behind the right text, by budget."),
         "Each prediction is made behind the right text: how often a method goes wrong, where one wrong token spoils an answer.",
     )
+    _losses(page, by, methods, style, budgets, task.get("layers"))
     page.add("</div>")
     rows = []
     for key in keys:
@@ -488,6 +489,31 @@ def compared(page: Page, found: dict[str, Any]) -> None:
     made = found.get("made") or {}
     if made.get("command"):
         page.add(f'<p class="soft">Made by <code>{escape(made["command"])}</code>, {escape(str(made.get("host", "")))}, {escape(str(made.get("cpu", "")))}.</p>')
+
+
+def _losses(
+    page: Page, by: dict[str, dict[Optional[int], dict[str, Any]]], methods: dict[str, Any],
+    style: dict[str, tuple[str, str, str]], budgets: list[int], layers: Optional[int],
+) -> None:  # fmt: skip
+    """What each layer loses, at the budget in the middle."""
+    budget = budgets[len(budgets) // 2]
+    of = {key: by[key][budget]["loss"] for key in by if budget in by[key] and by[key][budget]["loss"]}
+    if not of:
+        return
+    layers = layers or max(map(len, of.values()))
+    top = max(0.05, max(max(loss) for loss in of.values()))
+    axes = Axes((-0.3, layers - 0.7), (0, 1.05 * top), size=(620, 400))
+    axes.grid([(k, str(k)) for k in range(0, layers, max(1, layers // 12))], ticks(0, 1.05 * top), "layer", "attention lost (share)")
+    for key, loss in of.items():
+        color, dash, shape = style[key]
+        axes.line(list(enumerate(loss)), color, dash=dash, width=1.5)
+        for k, x in enumerate(loss):
+            axes.parts.append(marker(shape, axes.x(k), axes.y(x), color, f"{methods[key]['name']}, layer {k}: {x:.3f}", 3))
+    page.figure(
+        f"Loss per layer, budget {number(budget)}",
+        axes.svg(f"Attention lost per layer at a budget of {budget} tokens, one line per method."),
+        "The share of its attention that the worst head of a layer loses against its own best set of the same size.",
+    )
 
 
 def _percents(least: float) -> list[tuple[float, str]]:

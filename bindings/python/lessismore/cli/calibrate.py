@@ -179,8 +179,8 @@ def divergence(dense: _text.Logits, other: _text.Logits) -> float:
         return out
 
     p, q = log_softmax(dense), log_softmax(other)
-    some = np.exp(p) > 0
-    return max(0.0, float((np.exp(p) * (p - q))[some].sum()))
+    some = p > -np.inf
+    return max(0.0, float((np.exp(p[some]) * (p - q)[some]).sum()))
 
 
 def choose(nats: Matrix, error: Matrix, selections: int) -> list[int]:
