@@ -69,7 +69,7 @@ def command(options: argparse.Namespace) -> int:
         todo = [(row, budget) for row, budget in todo if (row.key, budget) not in there]
         with _show.progress(max(1, len(todo))) as step:
             for i, (row, budget) in enumerate(todo):
-                report["results"].append(comparison.result(row, budget, lambda what, done=i: step(what, done)))
+                report["results"].append(comparison.result(row, budget, _Place(step, i)))
                 if options.out:
                     table.write(report, options.out)
     finally:
@@ -80,6 +80,16 @@ def command(options: argparse.Namespace) -> int:
     print(json.dumps(report) if options.json else _show.table(table.HEAD, table.cells(report)))
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     return _exit.DONE
+
+
+class _Place:
+    """Says what is being done in one row."""
+
+    def __init__(self, step: _show.Step, done: int) -> None:
+        self.step, self.done = step, done
+
+    def __call__(self, what: str) -> None:
+        self.step(what, self.done)
 
 
 def _kept(path: str, report: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ class Prepared:
         for start in range(0, len(tokens) - 1, CHUNK):
             logits = self.model.run(tokens[start : min(start + CHUNK, len(tokens) - 1)], cache, method)
             said.append(logits.argmax(-1))
-        return np.concatenate(said) == tokens
+        right: Array = np.concatenate(said) == tokens
+        return right
 
     def free(self, method: Method, right: int, cap: int) -> tuple[list[int], bool]:
         """Greedy decoding whose first `right` tokens are the solution's, and in the cache as the method left them.

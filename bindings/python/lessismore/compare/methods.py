@@ -49,14 +49,14 @@ class _Some(Rows):
 
 
 def softmax(logits: Array) -> Array:
-    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p: Array = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     return p
 
 
 def pooled(rows: Rows) -> Array:
     """[kv_heads, m, n]: the heads' softmax, averaged over each group; -inf where a query does not see the token."""
-    p = softmax(rows.logits).mean(1)
+    p: Array = softmax(rows.logits).mean(1)
     p[rows.logits[:, 0] == -np.inf] = -np.inf
     return p
 
