@@ -112,6 +112,9 @@ def test_what_is_there_is_kept(report, out):
         (["/no/such/folder"], "/no/such/folder"),
         ([FOLDER, "--methods", "full,best"], "best is none of full, "),
         ([FOLDER, "--seed", "3990", "--methods", "full"], "these are problems that are compared"),
+        ([FOLDER, "--methods", "full", "--layers", "9,2"], "--layers 9,2: ascending, of 0 to 11"),
+        ([FOLDER, "--methods", "full", "--anchors", "0,12"], "--anchors 0,12: ascending"),
+        ([FOLDER, "--methods", "full", "--anchors", "2,9"], "the first is 0"),
         ([FOLDER.parent, "--methods", "full"], "config.json"),
     ],
 )

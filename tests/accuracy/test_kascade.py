@@ -29,7 +29,7 @@ def test_heads_by_hand():
     like[0, 0] = like[1, 1] = np.eye(2)
     like[0, 1] = [[0.1, 0.2], [0.2, 0.1]]
     like[1, 2] = [[0.1, 0.9], [0.8, 0.2]]  # [head of layer 1, head of layer 2]
-    plan = kascade.plan(like, 2)
+    plan = kascade.plan(like, kascade.anchor_layers(kascade.matched(like), 2))
     assert plan.anchors == (0, 1)
     assert plan.heads[2] == (1, 0)
 

@@ -31,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_options.positive, help="of a problem (default: as many as the model takes)")
     parser.add_argument("--budgets", type=_options.positives, default=[64, 128, 256], help="default 64,128,256")
     parser.add_argument("--layers", type=_options.numbers, default=[2, 9], help="for methods that are told (2,9)")
+    parser.add_argument("--anchors", type=_options.numbers, help="Kascade's, from 0 (default: by its calibration)")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="such as lim,quest (default: all)")
     parser.add_argument("--out", metavar="FILE", help="the results as JSON; rows that are in it are kept")
 
@@ -52,7 +53,12 @@ def command(options: argparse.Namespace) -> int:
     if any(row.by == "host" for row in chosen):
         _llama.host()
     task = table.Task(pathlib.Path(options.folder), options.steps)
-    comparison = table.Comparison(task, options.layers, seeds, calibration)
+    for name, given in (("layers", options.layers), ("anchors", options.anchors or [0])):
+        if sorted(set(given)) != given or not 0 <= given[0] <= given[-1] < task.model.layers:
+            raise ValueError(f"--{name} {','.join(map(str, given))}: ascending, of 0 to {task.model.layers - 1}")
+    if options.anchors and options.anchors[0] != 0:
+        raise ValueError("--anchors: the first is 0")
+    comparison = table.Comparison(task, options.layers, seeds, calibration, options.anchors)
     try:
         made = {
             "by": f"lessismore {__version__}",

@@ -48,16 +48,19 @@ class Likeness(Full):
         return self.sum / self.count
 
 
-def plan(likeness: Array, anchors: int) -> Plan:
-    """likeness: [layers, layers, kv_heads, kv_heads], as above."""
-    layers = len(likeness)
-    matched = likeness.max(2).mean(-1)  # [a, b]: each head of b with the one of a that suits it best
-    chosen = anchor_layers(matched, anchors)
+def plan(likeness: Array, chosen: Sequence[int]) -> Plan:
+    """Which heads' sets the layers take from these anchors. likeness: [layers, layers, kv_heads, kv_heads], as above."""
     heads = []
-    for b in range(layers):
+    for b in range(len(likeness)):
         a = max(c for c in chosen if c <= b)
         heads.append(tuple(int(h) for h in likeness[a, b].argmax(0)))
     return Plan(tuple(chosen), tuple(heads))
+
+
+def matched(likeness: Array) -> Array:
+    """[a, b]: each head of layer b with the one of layer a that suits it best, mean of the heads."""
+    best_of: Array = likeness.max(2).mean(-1)
+    return best_of
 
 
 def anchor_layers(value: Array, count: int) -> Sequence[int]:

@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional, Sequence
 from . import host, kascade, measure
 from .measure import Counts, Prepared, Problem
 from .methods import Full, Kascade, Method, Oracle, Quest, Seer, TidalDecode, Window
-from .model import Model
+from .model import Array, Model
 from .sets import Library
 
 FORMAT = 1
@@ -90,12 +90,15 @@ class Task:
 class Comparison:
     """Computes rows, one at a time."""
 
-    def __init__(self, task: Task, layers: Sequence[int], seeds: range, calibration: range) -> None:
+    def __init__(
+        self, task: Task, layers: Sequence[int], seeds: range, calibration: range, anchors: Optional[Sequence[int]] = None
+    ) -> None:
         self.task, self.layers, self.seeds, self.calibration = task, tuple(layers), seeds, calibration
+        self.anchors = anchors  # of Kascade, in place of those that are found
         self.problems = [task.problem(seed) for seed in seeds]
         self.cap = min(task.model.positions - len(p.prompt) for p in self.problems)
         self._prepared: dict[int, Prepared] = {}
-        self._likeness: dict[int, Any] = {}
+        self._likeness: dict[int, Array] = {}
         self._profiles = tempfile.TemporaryDirectory(prefix="lessismore-")
         self._known: set[int] = set()  # budgets that a profile was measured for
 
@@ -116,12 +119,13 @@ class Comparison:
     def plan(self, budget: int, anchors: int, say: Say) -> kascade.Plan:
         """Kascade's, on the calibration problems."""
         if budget not in self._likeness:
-            likeness = kascade.Likeness(budget, self.task.model.layers, self.task.model.kv_heads)
+            measured = kascade.Likeness(budget, self.task.model.layers, self.task.model.kv_heads)
             for seed in self.calibration:
                 say(f"Kascade, {budget} tokens: calibration")
-                Prepared(self.task.model, self.task.problem(seed)).forced(likeness)
-            self._likeness[budget] = likeness.mean()
-        return kascade.plan(self._likeness[budget], anchors)
+                Prepared(self.task.model, self.task.problem(seed)).forced(measured)
+            self._likeness[budget] = measured.mean()
+        likeness = self._likeness[budget]
+        return kascade.plan(likeness, self.anchors or kascade.anchor_layers(kascade.matched(likeness), anchors))
 
     def method(self, row: Row, budget: Optional[int], say: Say) -> Method:
         if budget is None:
