@@ -105,8 +105,8 @@ def test_answers(task):
     assert got["tokens_right"] == 1 - 10 / sum(len(p.solution) for p in problems)
 
 
-def test_the_cache_of_a_problem_is_as_it_was(task):
-    prepared = Prepared(task.model, task.problem(3))
+def test_the_cache_of_a_problem_is_as_it_was(short):
+    prepared = Prepared(short.model, short.problem(3))
     full = Full(0)
     assert prepared.forced(full).all()
     prepared.forced(methods.Window(32))
