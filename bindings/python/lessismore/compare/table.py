@@ -143,22 +143,24 @@ class Comparison:
         method = self.method(row, budget, say)
         counts = Counts(self.task.model, method)
         right, lengths = [], []
-        for i, problem in enumerate(self.problems):
-            say(f"{name}: problem {i + 1} of {len(self.problems)}")
-            prepared = self.prepared(problem)
-            right.append(prepared.forced(method))
-            if right[-1].all():
-                lengths.append((len(problem.solution) - 1, True))
-            else:
-                with counts.paused():
-                    written, ended = prepared.free(method, int(right[-1].argmin()), self.cap)
-                lengths.append((len(written), ended))
+        try:
+            for i, problem in enumerate(self.problems):
+                say(f"{name}: problem {i + 1} of {len(self.problems)}")
+                prepared = self.prepared(problem)
+                right.append(prepared.forced(method))
+                if right[-1].all():
+                    lengths.append((len(problem.solution) - 1, True))
+                else:
+                    with counts.paused():
+                        written, ended = prepared.free(method, int(right[-1].argmin()), self.cap)
+                    lengths.append((len(written), ended))
+        finally:
+            method.close()
         found = {**measure.answers(self.problems, right, lengths), **counts.result()}
         found["attended_first"] = None
         found["library"] = {"selection_layers": list(self.layers), "layers_from": "given"} if row.by == "abi" else None
         if isinstance(method, Kascade):
             found["plan"] = dataclasses.asdict(method.plan)
-        method.close()
         return found
 
     def _host(self, row: Row, budget: Optional[int], name: str, say: Say) -> dict[str, Any]:
@@ -174,10 +176,11 @@ class Comparison:
                 environment["LESSISMORE_GUARD"] = "on" if row.key.endswith("guard") else "off"
             if row.key in ("lim-auto", "lim-profile"):
                 environment["XDG_CACHE_HOME"] = self._profiles.name
+            if row.key == "lim-auto":
+                self._known.add(budget)
             if row.key == "lim-profile" and budget not in self._known:
                 say(f"{name}: measuring")
                 host.decode(self.task.gguf(), self.problems[:1], self.cap, enable, environment, lambda n: None)
-            self._known.add(budget)
 
         def done(n: int) -> None:
             say(f"{name}: problem {n} of {len(self.problems)}")
