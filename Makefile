@@ -25,7 +25,7 @@ ARCHIVES = $(wildcard $(BUILD)/cmake/lib/*.a)
 LDFLAGS  = -X main.archives=$(shell cat $(ARCHIVES) | sha256sum | cut -c1-16)
 EXPORTS := $(CURDIR)/capi/exports.map
 
-.PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-ggml test-python test-hosts hosts demo bench clean
+.PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-ggml test-python test-hosts test-accuracy hosts demo bench clean
 
 build: library
 
@@ -49,7 +49,7 @@ library: kernels
 	  -o $(LIBRARY) ./capi
 	@rm -f $(BUILD)/liblessismore.h
 
-test: test-kernels test-neon test-go test-cuda test-abi test-ggml test-python test-hosts
+test: test-kernels test-neon test-go test-cuda test-abi test-ggml test-python test-hosts test-accuracy
 
 test-kernels: kernels
 	ctest --test-dir $(BUILD)/cmake --output-on-failure
@@ -74,6 +74,10 @@ test-python: library hosts
 
 test-hosts: library hosts
 	$(VENV) -m pytest -q tests/hosts
+
+test-accuracy: library hosts
+	$(PYTHON) tests/python/install.py
+	OMP_NUM_THREADS=1 $(LESSISMORE_CACHE)/python/bin/python -m pytest -q tests/accuracy
 
 hosts:
 	$(PYTHON) tests/hosts/install.py

@@ -1,0 +1,152 @@
+"""What a method does to the answers, and what it reads for them, by the rules in the NumPy model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from typing import Any, Iterator, Optional, Sequence
+
+import numpy as np
+
+from .methods import Full, Method, Rows, best, softmax
+from .model import Array, Cache, Model
+
+CHUNK = 128  # queries that are computed at once
+EVERY = 8  # of the queries, those whose loss is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    seed: int
+    prompt: list[int]
+    solution: list[int]  # its end token included
+    step: list[int]  # of each of them, the step of the chain that it belongs to
+
+
+def interval(solved: int, of: int) -> list[float]:
+    """Wilson's 95 % interval of a share."""
+    z, p = 1.959964, solved / of
+    middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
+    return [round(max(0.0, (middle + sign * half) / (1 + z * z / of)), 4) for sign in (-1, 1)]
+
+
+class Prepared:
+    """A problem behind its prompt, which is computed densely."""
+
+    def __init__(self, model: Model, problem: Problem) -> None:
+        self.model, self.problem, self.cache = model, problem, model.cache()
+        dense = Full(0)
+        for start in range(0, len(problem.prompt), CHUNK):
+            logits = model.run(problem.prompt[start : start + CHUNK], self.cache, dense)
+        self.first = int(logits[-1].argmax())
+
+    def _back(self, tokens: int) -> Cache:
+        self.cache.length = len(self.problem.prompt) + tokens
+        return self.cache
+
+    def forced(self, method: Method) -> Array:
+        """For each token of the solution, whether the method writes it behind those before it."""
+        tokens, cache = self.problem.solution, self._back(0)
+        said = [np.array([self.first])]
+        for start in range(0, len(tokens) - 1, CHUNK):
+            logits = self.model.run(tokens[start : min(start + CHUNK, len(tokens) - 1)], cache, method)
+            said.append(logits.argmax(-1))
+        right: Array = np.concatenate(said) == tokens
+        return right
+
+    def free(self, method: Method, right: int, cap: int) -> tuple[list[int], bool]:
+        """Greedy decoding whose first `right` tokens are the solution's, and in the cache as the method left them.
+
+        Returns what was generated, without an end token, and whether it came.
+        """
+        solution, cache = self.problem.solution, self._back(max(0, right - 1))
+        written = list(solution[:right])
+        token = self.first if right == 0 else -1
+        while True:
+            if token < 0:
+                token = int(self.model.run(written[-1:], cache, method)[0].argmax())
+            if token == solution[-1]:
+                return written, True
+            if len(written) == cap:
+                return written, False
+            written.append(token)
+            token = -1
+
+
+class Counts:
+    """What a method attends to and reads; attach it to a method and run forced()."""
+
+    def __init__(self, model: Model, method: Method) -> None:
+        self.method = method
+        shape = (model.layers, model.heads)
+        self.visible = self.attended = self.read = 0.0
+        self.rows, self.most = 0, 0
+        self.distinct = self.distinct_rows = 0.0
+        self.loss, self.loss_rows = np.zeros(shape), 0
+        self._on = True
+        method.seen = self._seen  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self._on = False
+        yield
+        self._on = True
+
+    def _seen(self, rows: Rows, mask: Optional[Array]) -> None:
+        if not self._on:
+            return
+        visible = float(rows.visible.sum())
+        self.visible += visible
+        which = np.arange(-rows.first % EVERY, rows.m, EVERY)
+        if rows.layer == 0:
+            self.loss_rows += len(which)
+        if mask is None:
+            self.attended += visible
+            self.read += visible
+            return
+        count = np.count_nonzero(mask, -1)
+        self.attended += float(count.mean((0, 1)).sum())
+        self.most = max(self.most, int(count.max()))
+        distinct = mask.any(1).sum(-1).mean(0)
+        scanned = self.method.scanned(rows.layer)
+        keys = rows.visible if scanned == 1 else distinct + scanned * rows.visible
+        self.read += float((keys + distinct).sum()) / 2
+        self.distinct += float(distinct.sum())
+        self.distinct_rows += rows.m
+        if not len(which):
+            return
+        p = softmax(rows.some(which).logits)
+        own = (p * best(p, self.method.budget)).sum(-1)
+        kept = (p * mask[:, :, which]).sum(-1)
+        self.loss[rows.layer] += np.maximum(own - kept, 0).sum(-1).reshape(-1)
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "attended": self.attended / self.visible,
+            "read": self.read / self.visible,
+            "distinct": self.distinct / self.distinct_rows if self.distinct_rows else None,
+            "most_attended": self.most or None,
+            "loss": (self.loss.max(1) / max(1, self.loss_rows)).tolist(),
+        }
+
+
+def answers(problems: Sequence[Problem], right: Sequence[Array], lengths: Sequence[Optional[tuple[int, bool]]]) -> dict[str, Any]:
+    """The part of a result that tells how the problems went. lengths: None where nobody looked; whether it ended."""
+    exact = [bool(r.all()) for r in right]
+    tokens = [int(r.argmin()) for r, e in zip(right, exact) if not e]
+    steps = [p.step[int(r.argmin())] for p, r, e in zip(problems, right, exact) if not e]
+    known = [of for of in lengths if of is not None]
+    return {
+        "problems": len(problems),
+        "exact": sum(exact),
+        "exact_interval": interval(sum(exact), len(exact)),
+        "tokens_right": float(np.concatenate(list(right)).mean()),
+        "first_wrong": {"steps": steps, "tokens": tokens},
+        "length": {
+            "of": len(known),
+            "mean": sum(n for n, _ in known) / len(known) if known else None,
+            "capped": sum(not ended for _, ended in known),
+        },
+        "right_problems": [int(e) for e in exact],
+    }

@@ -1,0 +1,230 @@
+"""The methods' rules: which tokens each head attends to. Written from the papers; sources in docs/comparison.md.
+
+A token set is a mask [kv_heads or 1, group or 1, m, n] over the n tokens that the last of m queries sees; None stands
+for everything. Queries are those of decode steps: each sees the tokens up to its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Sequence
+
+import numpy as np
+
+from .model import Array
+
+PAGE, BLOCK = 16, 64
+
+
+class Rows:
+    """m queries of one layer, and what they see."""
+
+    def __init__(self, layer: int, query: Array, key: Array, first: int) -> None:
+        self.layer, self.query, self.key, self.first = layer, query, key, first
+        self.m, self.n = query.shape[2], key.shape[1]
+        self.visible = np.arange(first, first + self.m) + 1
+        self._logits: Optional[Array] = None
+
+    @property
+    def logits(self) -> Array:
+        """[kv_heads, group, m, n], scaled; -inf where a query does not see the token."""
+        if self._logits is None:
+            kv_heads, group, m, dim = self.query.shape
+            scaled = (self.query * np.float32(dim**-0.5)).reshape(kv_heads, group * m, dim)
+            logits = (scaled @ self.key.transpose(0, 2, 1)).reshape(kv_heads, group, m, self.n)
+            hidden = np.arange(self.n) >= self.visible[:, None]
+            logits[..., self.first :][..., hidden[:, self.first :]] = -np.inf
+            self._logits = logits
+        return self._logits
+
+    def some(self, rows: Array) -> Rows:
+        """Some of the queries."""
+        return _Some(self, rows)
+
+
+class _Some(Rows):
+    def __init__(self, of: Rows, rows: Array) -> None:
+        super().__init__(of.layer, of.query[:, :, rows], of.key, of.first)
+        self.visible = of.visible[rows]
+        self._logits = of.logits[:, :, rows]
+
+
+def softmax(logits: Array) -> Array:
+    p: Array = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    return p
+
+
+def pooled(rows: Rows) -> Array:
+    """[kv_heads, m, n]: the heads' softmax, averaged over each group; -inf where a query does not see the token."""
+    p: Array = softmax(rows.logits).mean(1)
+    p[rows.logits[:, 0] == -np.inf] = -np.inf
+    return p
+
+
+def attention(rows: Rows, value: Array, mask: Optional[Array]) -> Array:
+    """Softmax over the tokens of a set."""
+    logits = rows.logits if mask is None else np.where(mask, rows.logits, np.float32(-np.inf))
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    total = p.sum(-1, keepdims=True)
+    kv_heads, group, m, n = p.shape
+    out: Array = (p.reshape(kv_heads, group * m, n) @ value).reshape(kv_heads, group, m, -1) / total
+    return out
+
+
+def best(scores: Array, count: int) -> Array:
+    """Mask of the `count` largest of the last axis; what is -inf is not among them. Ties: the lower
+    position first."""
+    n = scores.shape[-1]
+    if count >= n:
+        return scores > -np.inf
+    limit = np.partition(scores, n - count, -1)[..., n - count, None]
+    mask: Array = (scores >= limit) & (scores > -np.inf)
+    many = np.count_nonzero(mask, -1) > count
+    if many.any():  # ties at the limit: the lower positions
+        rows = mask[many]
+        tied = scores[many] == limit[many]
+        spare = count - np.count_nonzero(rows & ~tied, -1)[:, None]
+        mask[many] = rows & (~tied | (np.cumsum(tied, -1) <= spare))
+    return mask
+
+
+class Method:
+    """One method at one budget. choose() is asked layer by layer, in order, for the same queries."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+    def choose(self, rows: Rows) -> Optional[Array]:
+        """The token sets of a layer."""
+        raise NotImplementedError
+
+    def scanned(self, layer: int) -> float:
+        """Keys read for the choice in this layer, as a share of all; 1 where each is read anyway."""
+        return 0.0
+
+    def __call__(self, layer: int, query: Array, key: Array, value: Array, first: int) -> Array:
+        rows = Rows(layer, query, key, first)
+        mask = self.choose(rows)
+        self.seen(rows, mask)
+        return attention(rows, value, mask)
+
+    def seen(self, rows: Rows, mask: Optional[Array]) -> None:
+        """Told of every set; measure.py counts."""
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
+class Full(Method):
+
+    def choose(self, rows: Rows) -> None:
+        return None
+
+
+class Window(Method):
+    """The first tokens and the newest (StreamingLLM)."""
+
+    sinks = 4
+
+    def choose(self, rows: Rows) -> Array:
+        at = np.arange(rows.n)
+        last = rows.visible[:, None]
+        mask = ((at < min(self.sinks, self.budget)) | (at >= last - (self.budget - self.sinks))) & (at < last)
+        return mask[None, None]
+
+
+class Oracle(Method):
+    """Each head's own best tokens, which only the full computation knows."""
+
+
+    def choose(self, rows: Rows) -> Array:
+        return best(rows.logits, self.budget)
+
+
+class TidalDecode(Method):
+    """Layers 0 and 1 full; full attention and a choice at layer 2 and at the reselection layer, each query head for
+    itself; the layers between attend to their heads' own last sets."""
+
+
+    def __init__(self, budget: int, layers: Sequence[int]) -> None:
+        super().__init__(budget)
+        self.layers = tuple(layers)
+        self._set: Optional[Array] = None
+
+    def choose(self, rows: Rows) -> Optional[Array]:
+        if rows.layer < self.layers[0]:
+            return None
+        if rows.layer in self.layers:
+            self._set = best(rows.logits, self.budget)
+            return None
+        return self._set
+
+
+class Quest(Method):
+    """Pages of 16 tokens, their keys' least and largest value per channel, and the upper bound of a query's logit that
+    follows. The current page is one of the pages that the budget allows."""
+
+    dense = 2
+
+    def choose(self, rows: Rows) -> Optional[Array]:
+        if rows.layer < self.dense:
+            return None
+        kv_heads, group, m, dim = rows.query.shape
+        full = rows.n // PAGE
+        pages = rows.key[:, : full * PAGE].reshape(kv_heads, full, PAGE, dim)
+        query = rows.query.reshape(kv_heads, group * m, dim)
+        bound = np.maximum(query, 0) @ pages.max(2).transpose(0, 2, 1)
+        bound += np.minimum(query, 0) @ pages.min(2).transpose(0, 2, 1)
+        bound = bound.reshape(kv_heads, group, m, full)
+        current = (rows.visible - 1) // PAGE
+        bound[..., np.arange(full) >= current[:, None]] = -np.inf
+        chosen = np.zeros((kv_heads, group, m, -(-rows.n // PAGE)), bool)
+        chosen[..., :full] = best(bound, max(3, self.budget // PAGE) - 1)
+        chosen[:, :, np.arange(m), current] = True
+        mask = np.repeat(chosen, PAGE, -1)[..., : rows.n]
+        return mask & (np.arange(rows.n) < rows.visible[:, None])
+
+    def scanned(self, layer: int) -> float:
+        return 2 / PAGE if layer >= self.dense else 0.0
+
+
+class Seer(Method):
+    """Blocks of 64 tokens for each KV head, the first and the last among them, in every layer; in place of the trained
+    gate the truth: the attention that falls on a block, summed over the heads of the group."""
+
+
+    def choose(self, rows: Rows) -> Array:
+        count = -(-rows.n // BLOCK)
+        mass = np.zeros((rows.key.shape[0], rows.m, count * BLOCK), np.float32)
+        mass[..., : rows.n] = softmax(rows.logits).sum(1)
+        score = mass.reshape(*mass.shape[:2], count, BLOCK).sum(-1)
+        last = (rows.visible - 1) // BLOCK
+        score[..., np.arange(count) > last[:, None]] = -np.inf
+        allowed = max(1, self.budget // BLOCK)
+        if allowed > 1:
+            score[..., 0] = np.inf
+        score[:, np.arange(rows.m), last] = np.inf
+        mask = np.repeat(best(score, allowed), BLOCK, -1)[..., : rows.n]
+        return (mask & (np.arange(rows.n) < rows.visible[:, None]))[:, None]
+
+
+class Kascade(Method):
+    """Anchor layers choose by the softmax, averaged over the heads of a KV group, and attend to what they chose; the
+    layers up to the next anchor attend to the sets of the anchor's KV heads that were found to suit theirs best.
+    Layer 0 is an anchor and attends to everything."""
+
+
+    def __init__(self, budget: int, plan: Any) -> None:
+        super().__init__(budget)
+        self.plan = plan
+        self._set: Optional[Array] = None
+
+    def choose(self, rows: Rows) -> Optional[Array]:
+        if rows.layer in self.plan.anchors:
+            self._set = best(pooled(rows), self.budget)
+            return self._set[:, None] if rows.layer else None
+        assert self._set is not None
+        return self._set[self.plan.heads[rows.layer], None]
+
+    def scanned(self, layer: int) -> float:
+        return 1.0 if layer in self.plan.anchors else 0.0

@@ -1,0 +1,54 @@
+"""LessIsMore as a method of the NumPy model: attention and token sets are the library's, through the C ABI."""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import numpy as np
+
+from ..engine import Engine
+from ..sequence import Sequence as Decode
+from .methods import Method, Rows
+from .model import Array
+
+
+class Library(Method):
+    """Each query is a decode step of a sequence of its own: what one step attends to does not depend on the others."""
+
+    def __init__(self, budget: int, layers: Sequence[int], policy: str, model_layers: int) -> None:
+        super().__init__(budget)
+        self._layers = tuple(layers)
+        self._engine = Engine(model_layers, budget=budget, layers=layers, policy=policy, n_threads=1)
+        self._sequences: list[Decode] = []
+
+    def choose(self, rows: Rows) -> Optional[Array]:
+        """What the library attends to here."""
+        if rows.layer <= self._layers[0] or rows.layer in self._layers:
+            return None
+        mask = np.zeros((1, 1, rows.m, rows.n), bool)
+        for i in range(rows.m):
+            if rows.visible[i] <= self.budget:
+                mask[0, 0, i, : rows.visible[i]] = True
+            else:
+                mask[0, 0, i, self._sequences[i].token_set()] = True
+        return mask
+
+    def __call__(self, layer: int, query: Array, key: Array, value: Array, first: int) -> Array:
+        m = query.shape[2]
+        while len(self._sequences) < m:
+            self._sequences.append(self._engine.sequence())
+        heads = query.transpose(2, 0, 1, 3).reshape(m, -1, query.shape[3])
+        keys, values = key.transpose(1, 0, 2), value.transpose(1, 0, 2)
+        out = np.empty_like(heads)
+        for i, sequence in enumerate(self._sequences[:m]):
+            if layer == 0:
+                sequence.reset()
+            sequence.attend(layer, heads[i], keys[: first + i + 1], values[: first + i + 1], out=out[i])
+        rows = Rows(layer, query, key, first)
+        self.seen(rows, self.choose(rows))
+        return out.reshape(m, *query.shape[:2], -1).transpose(1, 2, 0, 3)
+
+    def close(self) -> None:
+        for sequence in self._sequences:
+            sequence.close()
+        self._engine.close()

@@ -1,0 +1,256 @@
+"""The whole comparison: which methods there are, a row for each method and budget, and the table of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import tempfile
+import time
+from typing import Any, Callable, Optional, Sequence
+
+from . import host, kascade, measure
+from .measure import Counts, Prepared, Problem
+from .methods import Full, Kascade, Method, Oracle, Quest, Seer, TidalDecode, Window
+from .model import Array, Model
+from .sets import Library
+
+FORMAT = 1
+KASCADE = {"kascade": 4, "kascade-7": 7}  # anchor layers: as many as read every key under LessIsMore; as many bytes
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method; by is how it is computed (see the package)."""
+
+    key: str
+    name: str
+    family: str
+    by: str
+    settings: str
+
+
+def rows(layers: Sequence[int]) -> list[Row]:
+    given = ",".join(map(str, layers))
+    ours, free = "lessismore", "training-free"
+    return [
+        Row("full", "full attention", "reference", "rules", ""),
+        Row("stock", "full attention, llama-cpp-python alone", "reference", "host", ""),
+        Row("lim", f"LessIsMore, layers {given}", ours, "abi", "union"),
+        Row("lim-mass", f"LessIsMore, layers {given}, mass", ours, "abi", "mass"),
+        Row("lim-host", f"LessIsMore, layers {given}, in llama-cpp-python", ours, "host", "union"),
+        Row("lim-auto", "LessIsMore, auto, nothing known", ours, "host", "union, guard on, no profile at first"),
+        Row("lim-profile", "LessIsMore, auto, profile there", ours, "host", "union, guard on, a profile from one problem"),
+        Row("lim-auto-mass", "LessIsMore, auto, mass", ours, "host", "mass, guard on, no profile at first"),
+        Row("lim-interval", f"LessIsMore, layers {given}, interval 2", ours, "host", "union, guard off"),
+        Row("lim-interval-guard", f"LessIsMore, layers {given}, interval 2, guard", ours, "host", "union, guard on"),
+        Row("tidal", "TidalDecode", free, "rules", f"selection at {given}, given; per query head"),
+        Row("quest", "Quest", free, "rules", "pages of 16; layers 0 and 1 full"),
+        Row("kascade", "Kascade, 4 anchors", free, "rules", "anchors and heads by calibration at K"),
+        Row("kascade-7", "Kascade, 7 anchors", free, "rules", "anchors and heads by calibration at K"),
+        Row("seer", "SeerAttention-R, oracle gate", "stand-in", "rules", "blocks of 64 by true mass"),
+        Row("window", "window", "floor", "rules", "4 first tokens, the newest K - 4"),
+        Row("oracle", "oracle, per head", "ceiling", "rules", "true top K of every head in every layer"),
+    ]
+
+
+class Task:
+    """The folder's model and problems. Raises OSError, ValueError, ImportError."""
+
+    def __init__(self, folder: pathlib.Path, steps: Optional[int]) -> None:
+        self.folder = folder
+        self.model = Model(folder)
+        found = importlib.util.spec_from_file_location("lessismore_compared_task", folder / "task.py")
+        if found is None or found.loader is None:
+            raise ImportError(f"{folder / 'task.py'} cannot be imported")
+        self.module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(self.module)
+        self.steps: int = steps or self.module.steps_for(self.model.positions)
+
+    def gguf(self) -> pathlib.Path:
+        files = sorted(self.folder.glob("*.gguf"))
+        if len(files) != 1:
+            raise ValueError(f"{self.folder} has {len(files)} .gguf files, not one")
+        return files[0]
+
+    def problem(self, seed: int) -> Problem:
+        t = self.module
+        prompt, solution = t.problem(random.Random(seed), self.steps)
+        step, at = [], 0
+        for character in solution:
+            step.append(at)
+            at += character == ";"
+        return Problem(seed, [t.BOS, *t.encode(prompt)], [*t.encode(solution), t.EOS], [*step, at])
+
+
+class Comparison:
+    """Computes rows, one at a time."""
+
+    def __init__(
+        self, task: Task, layers: Sequence[int], seeds: range, calibration: range, anchors: Optional[Sequence[int]] = None
+    ) -> None:
+        self.task, self.layers, self.seeds, self.calibration = task, tuple(layers), seeds, calibration
+        self.anchors = anchors  # of Kascade, in place of those that are found
+        self.problems = [task.problem(seed) for seed in seeds]
+        self.cap = min(task.model.positions - len(p.prompt) for p in self.problems)
+        self._prepared: dict[int, Prepared] = {}
+        self._likeness: dict[int, Array] = {}
+        self._profiles = tempfile.TemporaryDirectory(prefix="lessismore-")
+        self._known: set[int] = set()  # budgets that a profile was measured for
+
+    def close(self) -> None:
+        self._profiles.cleanup()
+
+    def result(self, row: Row, budget: Optional[int], say: Say) -> dict[str, Any]:
+        start = time.monotonic()
+        name = row.name if budget is None else f"{row.name}, {budget} tokens"
+        found = self._host(row, budget, name, say) if row.by == "host" else self._here(row, budget, name, say)
+        return {"method": row.key, "budget": budget, **found, "seconds": round(time.monotonic() - start, 1)}
+
+    def prepared(self, problem: Problem) -> Prepared:
+        if problem.seed not in self._prepared:
+            self._prepared[problem.seed] = Prepared(self.task.model, problem)
+        return self._prepared[problem.seed]
+
+    def plan(self, budget: int, anchors: int, say: Say) -> kascade.Plan:
+        """Kascade's, on the calibration problems."""
+        if budget not in self._likeness:
+            measured = kascade.Likeness(budget, self.task.model.layers, self.task.model.kv_heads)
+            for seed in self.calibration:
+                say(f"Kascade, {budget} tokens: calibration")
+                Prepared(self.task.model, self.task.problem(seed)).forced(measured)
+            self._likeness[budget] = measured.mean()
+        likeness = self._likeness[budget]
+        return kascade.plan(likeness, self.anchors or kascade.anchor_layers(kascade.matched(likeness), anchors))
+
+    def method(self, row: Row, budget: Optional[int], say: Say) -> Method:
+        if budget is None:
+            return Full(self.task.model.positions)
+        if row.by == "abi":
+            return Library(budget, self.layers, row.settings, self.task.model.layers)
+        if row.key == "tidal":
+            return TidalDecode(budget, self.layers)
+        if row.key in KASCADE:
+            return Kascade(budget, self.plan(budget, KASCADE[row.key], say))
+        simple: dict[str, Callable[[int], Method]] = {"quest": Quest, "seer": Seer, "window": Window, "oracle": Oracle}
+        return simple[row.key](budget)
+
+    def _here(self, row: Row, budget: Optional[int], name: str, say: Say) -> dict[str, Any]:
+        method = self.method(row, budget, say)
+        counts = Counts(self.task.model, method)
+        right, lengths = [], []
+        try:
+            for i, problem in enumerate(self.problems):
+                say(f"{name}: problem {i + 1} of {len(self.problems)}")
+                prepared = self.prepared(problem)
+                right.append(prepared.forced(method))
+                if right[-1].all():
+                    lengths.append((len(problem.solution) - 1, True))
+                else:
+                    with counts.paused():
+                        written, ended = prepared.free(method, int(right[-1].argmin()), self.cap)
+                    lengths.append((len(written), ended))
+        finally:
+            method.close()
+        found = {**measure.answers(self.problems, right, lengths), **counts.result()}
+        found["attended_first"] = None
+        found["library"] = {"selection_layers": list(self.layers), "layers_from": "given"} if row.by == "abi" else None
+        if isinstance(method, Kascade):
+            found["plan"] = dataclasses.asdict(method.plan)
+        return found
+
+    def _host(self, row: Row, budget: Optional[int], name: str, say: Say) -> dict[str, Any]:
+        enable: Optional[dict[str, Any]] = None
+        environment: dict[str, str] = {}
+        if budget is not None:
+            auto = row.key in ("lim-auto", "lim-profile", "lim-auto-mass")
+            enable = {"budget": budget, **({} if auto else {"layers": self.layers})}
+            if row.key == "lim-auto-mass":
+                enable["policy"] = "mass"
+            if row.key.startswith("lim-interval"):
+                environment["LESSISMORE_INTERVAL"] = "2"
+                environment["LESSISMORE_GUARD"] = "on" if row.key.endswith("guard") else "off"
+            if row.key in ("lim-auto", "lim-profile"):
+                environment["XDG_CACHE_HOME"] = self._profiles.name
+            if row.key == "lim-auto":
+                self._known.add(budget)
+            if row.key == "lim-profile" and budget not in self._known:
+                say(f"{name}: measuring")
+                host.decode(self.task.gguf(), self.problems[:1], self.cap, enable, environment, lambda n: None)
+
+        def done(n: int) -> None:
+            say(f"{name}: problem {n} of {len(self.problems)}")
+
+        return host.decode(self.task.gguf(), self.problems, self.cap, enable, environment, done)
+
+    def head(self, made: dict[str, Any], budgets: Sequence[int], methods: Sequence[Row]) -> dict[str, Any]:
+        """What stands before the results."""
+        first, model = self.problems[0], self.task.model
+        return {
+            "format": FORMAT,
+            "made": made,
+            "task": {
+                "name": self.task.folder.name,
+                "problems": len(self.problems),
+                "seeds": [self.seeds[0], self.seeds[-1]],
+                "calibration_seeds": [self.calibration[0], self.calibration[-1]],
+                "steps": self.task.steps,
+                "prompt_tokens": len(first.prompt),
+                "solution_tokens": len(first.solution) - 1,
+                "layers": model.layers,
+                "heads": model.heads,
+                "kv_heads": model.kv_heads,
+                "length_cap": self.cap,
+            },
+            "budgets": list(budgets),
+            "methods": [dataclasses.asdict(row) for row in methods],
+            "results": [],
+        }
+
+
+def write(report: dict[str, Any], path: str) -> None:
+    """To a temporary name, then renamed."""
+    with open(f"{path}.part", "w") as f:
+        json.dump(report, f, indent=1)
+    os.replace(f"{path}.part", path)
+
+
+HEAD = ("method", "K", "exact", "95 %", "tokens right", "first wrong step", "attended", "read", "distinct", "worst loss", "length")
+
+
+def cells(report: dict[str, Any]) -> list[list[str]]:
+    """The table's rows as text, in the order of the methods, budget by budget."""
+    names = {m["key"]: m["name"] for m in report["methods"]}
+    order = {m["key"]: i for i, m in enumerate(report["methods"])}
+    out = []
+    for r in sorted(report["results"], key=lambda r: (r["budget"] or 0, order[r["method"]])):
+        low, high = r["exact_interval"]
+        steps, loss, length = sorted(r["first_wrong"]["steps"]), r["loss"], r["length"]
+        worst = max(range(len(loss)), key=lambda i: loss[i]) if loss else 0
+        attended = percent(r["attended"])
+        if r["attended_first"] is not None:
+            attended += f" ({percent(r['attended_first'])})"
+        out.append(
+            [
+                names[r["method"]],
+                "" if r["budget"] is None else str(r["budget"]),
+                f"{r['exact']}/{r['problems']}",
+                f"{100 * low:.0f}-{100 * high:.0f}",
+                f"{100 * r['tokens_right']:.2f} %",
+                f"{steps[len(steps) // 2]} ({steps[0]}-{steps[-1]})" if steps else "",
+                attended,
+                percent(r["read"]),
+                "" if r["distinct"] is None else f"{r['distinct']:.0f}",
+                f"{loss[worst]:.2f} at {worst}" if loss and loss[worst] > 0 else "",
+                "" if length["mean"] is None else f"{length['mean']:.0f}",
+            ]
+        )
+    return out
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
