@@ -130,6 +130,7 @@ class Decode:
         if profile:
             try:
                 found["kernels_ms"] = self.profile(graph)
+                found["kernels_ms"]["between kernels"] = round(found["ms"] - sum(found["kernels_ms"].values()), 3)
             except RuntimeError as e:  # a machine that lets nobody look
                 print(f"no profile: {e}", flush=True)
         del graph

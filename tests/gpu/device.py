@@ -107,6 +107,7 @@ class Kernels:
             static = C.c_int()
             self.ok(self.cuda.cuFuncGetAttribute(C.byref(static), 1, f))
             self.ok(self.cuda.cuFuncSetAttribute(f, 8, largest - static.value))
+            self.ok(self.cuda.cuFuncSetAttribute(f, 9, 100))  # all of the memory as shared, as plugin/internal/cuda has it
             self.functions[name] = f
         return self.functions[name]
 

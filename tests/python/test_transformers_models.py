@@ -271,7 +271,9 @@ def test_encoders_are_refused():
         lessismore.transformers.check(model)
 
 
-@pytest.mark.parametrize("device, dtype, text", [("meta", torch.float32, "on meta.*on the CPU and on CUDA devices only"), ("cpu", torch.float64, "torch.float64")])
+@pytest.mark.parametrize(
+    "device, dtype, text", [("meta", torch.float32, "on meta.*on the CPU and on CUDA devices only"), ("cpu", torch.float64, "torch.float64")]
+)
 def test_refused_tensors(device, dtype, text):
     model = build(MODELS["llama"](), "lessismore", dtype).to(device)
     with torch.inference_mode(), pytest.raises(lessismore.UnsupportedError, match=f"LlamaAttention, layer 0: query is {text}"):

@@ -18,7 +18,10 @@ static CUresult lim_shared(CUfunction f, int most) {
     int own = 0;
     CUresult r = cuFuncGetAttribute(&own, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, f);
     if (r != CUDA_SUCCESS) return r;
-    return cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most - own);
+    r = cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most - own);
+    if (r != CUDA_SUCCESS) return r;
+    // Left to itself, the driver does not always make room for as many blocks as the plan counts on.
+    return cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
 }
 static CUresult lim_function(CUmodule m, const char *name, void **f) { return cuModuleGetFunction((CUfunction *)f, m, name); }
 static CUresult lim_pin(CUcontext mine, size_t n, void **p) {
