@@ -124,6 +124,7 @@ test-cuda: library
 gpu-test:
 	$(PYTHON) tests/gpu/test_kernels.py
 	$(PYTHON) tests/gpu/test_probe.py
+	$(PYTHON) tests/gpu/test_visible.py
 
 gpu-bench:
 	$(PYTHON) tests/gpu/bench.py --json $(CUDA_BUILD)/bench.json
