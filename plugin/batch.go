@@ -342,6 +342,21 @@ func orOne(x float32) float32 {
 	return x
 }
 
+// Check tells whether Attend could take one layer of a step.
+func (b *Batch) Check(a *BatchAttention) error {
+	if err := b.check(a); err != nil {
+		return err
+	}
+	b.fill(&b.call, a)
+	if b.call.Mode = cuda.Full; b.selects {
+		b.call.Mode = cuda.Select
+	}
+	if err := b.device.Check(&b.call); err != nil {
+		return deviceError(err)
+	}
+	return nil
+}
+
 // Attend queues one layer of a step (lim_batch_attend in the public header says how).
 func (b *Batch) Attend(a *BatchAttention) error {
 	if err := b.check(a); err != nil {
