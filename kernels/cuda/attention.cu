@@ -1,6 +1,6 @@
 /* The attention kernels' entry points: lim_attend_<type>_<dim>_<heads>_<direct|indexed>, where heads is how
- * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. From
- * Hopper on lim_short_... too, for what is short: a cluster of blocks for each KV head of a row. */
+ * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. For
+ * Hopper lim_short_... too, for what is short: a cluster of blocks for each KV head of a row. */
 #include "attention.cuh"
 
 using namespace lessismore;
@@ -41,7 +41,7 @@ ATTEND_TYPE(bf16, BF16Rows)
 ATTEND_TYPE(fp8, ByteRows)
 ATTEND_TYPE(q8_0, BlockRows)
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
 SHORT_TYPE(f16, F16Rows)
 SHORT_TYPE(bf16, BF16Rows)
 SHORT_TYPE(fp8, ByteRows)

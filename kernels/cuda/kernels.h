@@ -53,7 +53,7 @@ typedef struct lim_cuda_device {
     int32_t multiprocessors;
     int32_t shared_per_multiprocessor; /* bytes */
     int32_t shared_per_block;          /* bytes, the most that a kernel may ask for */
-    int32_t capability;                /* compute capability: 10 * major + minor; 0: not known, so no clusters */
+    int32_t capability;                /* compute capability: 10 * major + minor; 90 has kernels of its own; 0: not known */
 } lim_cuda_device;
 
 /* K or V. The row of a slot: data + (slot >> page_shift) * page_stride + (slot % page) * token_stride +

@@ -164,7 +164,7 @@ static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
     return pipeline_shared(c, kShortWarps, stages) + inbox_bytes(c, cluster);
 }
 
-enum { DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096 };
+enum { HOPPER = 90, DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096 };
 static const int depths[DEPTHS] = {6, 4, 3, 2};
 
 typedef struct shape {
@@ -203,20 +203,20 @@ static uint32_t even_blocks(uint32_t blocks, uint32_t pairs) {
  * a cluster, one block on each multiprocessor. */
 static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint32_t pairs, int32_t longest) {
     shape s = {0, 1, 0, 0};
-    if (d->capability < 90 || c->kv_type == LIM_CUDA_Q8_0 || c->dim > 128 || group_of(c) > 8) return s;
-    if (c->mode != LIM_CUDA_LIST && longest > SHORT) return s;
+    if (d->capability != HOPPER || c->kv_type == LIM_CUDA_Q8_0 || c->dim > 128 || group_of(c) > 8) return s;
+    if (c->mode != LIM_CUDA_LIST && longest > SHORT) return s; /* unequal rows would leave blocks idle */
     /* A cluster lies within one of the card's groups of multiprocessors, which are of different sizes: each may leave
      * size - 1 unused. Two always share a pair of multiprocessors. */
     int size = MAX_CLUSTER;
     while (size > 2 && (int)pairs * size > d->multiprocessors - GROUPS * (size - 1)) size--;
     if (size < 2 || (int)pairs * size > d->multiprocessors || (size < MAX_CLUSTER && (int)pairs * size * 2 < d->multiprocessors)) return s;
-    s.cluster = size;
-    s.blocks = pairs * (uint32_t)size;
     /* Deep enough for all of a warp's tiles to be under way at once, if they fit. */
     const int tiles = (longest / size + kShortWarps * kTile - 1) / (kShortWarps * kTile);
     for (int i = 0; i < DEPTHS; i++) {
-        if (i + 1 < DEPTHS && (depths[i + 1] > tiles || short_shared(c, depths[i], size) + STATIC > d->shared_per_block)) continue;
+        if (short_shared(c, depths[i], size) + STATIC > d->shared_per_block || (i + 1 < DEPTHS && depths[i + 1] > tiles)) continue;
         s.stages = depths[i];
+        s.cluster = size;
+        s.blocks = pairs * (uint32_t)size;
         break;
     }
     return s;

@@ -60,7 +60,7 @@ def main():
         row = f"{name:<36}"
         for t in targets:
             r = found.get((name, t))
-            if r is None and name.startswith("lim_short_") and int(re.search(r"\d+", t).group()) < 90:
+            if r is None and name.startswith("lim_short_") and t != "sm_90a":
                 row += f"{'':>22}"
                 continue
             if r is None:

@@ -50,6 +50,7 @@ EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
     (void)d;
     switch (which) {
     case 16: *v = 132; break;     /* multiprocessors */
+    case 75: *v = 9; break;       /* compute capability */
     case 81: *v = 233472; break;  /* shared memory of each */
     case 97: *v = 232448; break;  /* of a block, opting in */
     default: *v = 0;
@@ -106,5 +107,22 @@ EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsign
                           void **params, void **extra) {
     BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d", (char *)f, gx, gy, gz,
           bx, by, bz, shared, stream, current, *(unsigned long long *)params[0], extra == NULL);
+    return 0;
+}
+struct config { /* CUlaunchConfig */
+    unsigned grid[3], block[3], shared;
+    void    *stream;
+    struct { int id, pad; union { unsigned value[16]; void *aligned; } u; } *attributes;
+    unsigned count;
+};
+EXPORT int cuLaunchKernelEx(const struct config *c, void *f, void **params, void **extra) {
+    unsigned cluster = 0, early = 0;
+    for (unsigned i = 0; i < c->count; i++) {
+        if (c->attributes[i].id == 4) cluster = c->attributes[i].u.value[0];
+        if (c->attributes[i].id == 6) early = c->attributes[i].u.value[0];
+    }
+    BEGIN(cuLaunchKernelEx, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d cluster %u early %u", (char *)f,
+          c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, current,
+          *(unsigned long long *)params[0], extra == NULL, cluster, early);
     return 0;
 }
