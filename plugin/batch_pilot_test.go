@@ -67,7 +67,7 @@ func (p *pilotBatch) step() []string {
 			words := strings.Fields(line)
 			require.False(p.t, strings.HasPrefix(line, "!"), "not on the decode path: %s", line)
 			switch name := words[0]; name {
-			case "cuLaunchKernel":
+			case "cuLaunchKernel", "cuLaunchKernelEx":
 				require.Contains(p.t, line, "stream "+p.stream())
 				switch {
 				case strings.HasSuffix(words[1], "_indexed"):

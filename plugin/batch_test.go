@@ -98,7 +98,7 @@ func TestBatchDecodePath(t *testing.T) {
 			continue
 		}
 		switch name {
-		case "cuLaunchKernel":
+		case "cuLaunchKernel", "cuLaunchKernelEx":
 			require.Contains(t, line, "stream 0xabc0 ")
 			require.NotContains(t, line, "context (nil)")
 			launches = append(launches, strings.Fields(line)[1])
@@ -108,7 +108,7 @@ func TestBatchDecodePath(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4+batchLayers*10, marks)
-	direct, indexed, choose := "lim_attend_f16_128_8_direct", "lim_attend_f16_128_8_indexed", "lim_select_union"
+	direct, indexed, choose := "lim_attend_f16_128_8_direct", "lim_short_f16_128_8_indexed", "lim_select_union"
 	step := []string{direct, direct, direct, choose, indexed, direct, choose, indexed, "lim_tally"}
 	require.Equal(t, append(append([]string{}, step...), step...), launches)
 }

@@ -1,14 +1,15 @@
 /* The attention kernels' entry points: lim_attend_<type>_<dim>_<heads>_<direct|indexed>, where heads is how
- * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. */
+ * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. For
+ * Hopper lim_short_... too, for what is short: a cluster of blocks for each KV head of a row. */
 #include "attention.cuh"
 
 using namespace lessismore;
 
 /* Three blocks on a multiprocessor where the registers allow it without spills, else two; plan.c knows. */
 #define ATTEND(type, Rows, dim, heads, where, indexed)                                              \
-    extern "C" __global__ void __launch_bounds__(kThreads, Rows::kConvert || dim > 128 || heads > 8 ? 2 : 3) \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), Rows::kConvert || dim > 128 || heads > 8 ? 2 : 3) \
         lim_attend_##type##_##dim##_##heads##_##where(const __grid_constant__ lim_cuda_args args) { \
-        Attend<Rows, dim, heads / 8, indexed>(args);                                       \
+        Attend<Rows, dim, heads / 8, indexed, false>(args);                                \
     }
 #define ATTEND_DIM(type, dim, ...)                           \
     ATTEND(type, __VA_ARGS__, dim, 8, direct, false)         \
@@ -24,7 +25,24 @@ template <int kDim> using BF16Rows = HalfRows<kDim, true>;
     ATTEND_DIM(type, 128, Rows<128>)   \
     ATTEND_DIM(type, 256, Rows<256>)
 
+#define SHORT(type, Rows, dim, where, indexed)                                                                               \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(true), 1)                                                         \
+        lim_short_##type##_##dim##_8_##where(const __grid_constant__ lim_cuda_args args) {                                   \
+        Attend<Rows<dim>, dim, 1, indexed, true>(args);                                                                      \
+    }
+#define SHORT_TYPE(type, Rows)               \
+    SHORT(type, Rows, 64, direct, false)     \
+    SHORT(type, Rows, 64, indexed, true)     \
+    SHORT(type, Rows, 128, direct, false)    \
+    SHORT(type, Rows, 128, indexed, true)
+
 ATTEND_TYPE(f16, F16Rows)
 ATTEND_TYPE(bf16, BF16Rows)
 ATTEND_TYPE(fp8, ByteRows)
 ATTEND_TYPE(q8_0, BlockRows)
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+SHORT_TYPE(f16, F16Rows)
+SHORT_TYPE(bf16, BF16Rows)
+SHORT_TYPE(fp8, ByteRows)
+#endif

@@ -17,8 +17,10 @@
 
 namespace lessismore {
 
-constexpr int   kWarps = 4;
-constexpr int   kThreads = kWarps * 32;
+/* Warps of a block: more where a block has a multiprocessor for itself, since a short piece's tiles then all run
+ * side by side. */
+constexpr int WarpsOf(bool short_work) { return short_work ? 8 : 4; }
+constexpr int ThreadsOf(bool short_work) { return WarpsOf(short_work) * 32; }
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kLowest = -3.0e38f; /* the largest of no logits: the difference of two must be a number */
@@ -32,7 +34,7 @@ __device__ __forceinline__ float LoadElement(const uint8_t *from, int type, int 
     }
 }
 
-static __device__ __noinline__ void StoreFour(uint8_t *to, int type, int i, float4 v) {
+__device__ __forceinline__ void StoreFour(uint8_t *to, int type, int i, float4 v) {
     switch (type) {
     case LIM_CUDA_F16: {
         __half *p = (__half *)to + i;
@@ -151,7 +153,7 @@ __device__ __forceinline__ bool GuessHolds(const lim_cuda_args &args, int lane) 
 __device__ __forceinline__ size_t PartFloats(int group, int dim) { return (size_t)(group * (dim + 2) + 3) / 4 * 4; }
 
 /* The sink, the quotient, the output: four elements of one head. Weights are 2^shift too large. */
-static __device__ __noinline__ void FinishHead(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float most,
+__device__ __forceinline__ void FinishHead(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float most,
                                                float total) {
     const lim_cuda_call &call = args.call;
     if (call.sinks != 0) {
@@ -169,9 +171,15 @@ static __device__ __noinline__ void FinishHead(const lim_cuda_args &args, float 
     uint8_t *to = (uint8_t *)call.output.data + row * call.output.row_stride + (int64_t)head * call.output.head_stride;
     StoreFour(to, call.output.type, d, v);
 }
+static __device__ __noinline__ void FinishHeadOutOfLine(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float most,
+                                                        float total) {
+    FinishHead(args, shift, row, head, d, v, most, total);
+}
 
-template <class Rows, int kDim, int kHeadTiles, bool kIndexed>
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort>
 struct Attention {
+    static constexpr int   kWarps = WarpsOf(kShort);
+    static constexpr int   kThreads = ThreadsOf(kShort);
     static constexpr int   kFragments = kDim / 16;
     static constexpr int   kSteps = Rows::kSteps;
     static constexpr float kShift = Rows::kBrain ? 0.0f : 12.0f;
@@ -188,6 +196,8 @@ struct Attention {
     };
 
     const lim_cuda_args &args;
+    uint8_t             *inbox; /* what the blocks of the cluster leave for each other: see Send */
+    uint64_t            *inbox_full;
     uint8_t             *shared;
     int                  warp, lane, g, t;
     uint64_t             policy;
@@ -259,6 +269,7 @@ struct Attention {
     /* The block brings the group's query into shared memory, as the store's type and in the order of the
      * fragments; heads that are not there are zero. */
     static constexpr int kQueryPitch = kDim * 2 + 16;
+    static constexpr int kQueryBytes = kHeadTiles * 8 * kQueryPitch;
 
     __device__ __forceinline__ void StageQuery(const uint8_t *query) const {
         const int type = args.call.query.type;
@@ -284,6 +295,23 @@ struct Attention {
         LoadMatrices(b, SharedAddress(shared) + (tile * 8 + (lane & 7)) * kQueryPitch + step * 32 + (lane >> 3) * 16);
     }
 
+    /* ---- logits ---- */
+
+    /* A tile of eight heads, 16 tokens of a head after 16 of another: each thread gets four tokens in a row of one head, so
+     * that whole lines are written at once. What is beyond the row's tokens is room of the last tile and never read. */
+    __device__ __forceinline__ void StoreLogits(float *tile, int h, const float (&x)[4]) const {
+        const bool  odd = g & 1, upper = g & 2;
+        const float low = __shfl_xor_sync(kAll, odd ? x[0] : x[1], 4), high = __shfl_xor_sync(kAll, odd ? x[2] : x[3], 4);
+        /* Now of head 2t + odd: tokens g and g + 1 (or g - 1 and g), and the same in the upper eight. */
+        const float2 a = odd ? float2{low, x[1]} : float2{x[0], low}, b = odd ? float2{high, x[3]} : float2{x[2], high};
+        const float  first = __shfl_xor_sync(kAll, upper ? a.x : b.x, 8), second = __shfl_xor_sync(kAll, upper ? a.y : b.y, 8);
+        const int    head = h * 8 + t * 2 + (odd ? 1 : 0);
+        if (head >= args.group) return;
+        const float4 four = upper ? float4{first, second, b.x, b.y} : float4{a.x, a.y, first, second};
+        float4      *to = (float4 *)(tile + head * kTile + (upper ? 8 : 0) + (g >> 2) * 4);
+        *to = four;
+    }
+
     /* ---- a piece of a pair ---- */
 
     /* Tokens [begin, end) of a row and KV head by the whole block. */
@@ -297,7 +325,8 @@ struct Attention {
                              call.value.token_stride, call.value.page_stride};
 
         const int      stages = args.stages;
-        uint8_t       *mine = shared + kHeadTiles * 8 * kQueryPitch + warp * (stages * StageOf<Rows>::kBytes + (Rows::kConvert ? StageOf<HalfRows<kDim, false>>::kBytes : 0));
+        const uint32_t warp_bytes = stages * StageOf<Rows>::kBytes + (Rows::kConvert ? StageOf<HalfRows<kDim, false>>::kBytes : 0);
+        uint8_t       *mine = shared + kQueryBytes + warp * warp_bytes;
         uint8_t       *wide = mine + stages * StageOf<Rows>::kBytes;
         const uint32_t stage0 = SharedAddress(mine);
 
@@ -378,6 +407,9 @@ struct Attention {
             float x[kHeadTiles][4];
 #pragma unroll
             for (int h = 0; h < kHeadTiles; h++) x[h][0] = x[h][1] = x[h][2] = x[h][3] = 0;
+            float odd_x[kHeadTiles][4]; /* a chain of its own for every other step: each waits for the one before */
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) odd_x[h][0] = odd_x[h][1] = odd_x[h][2] = odd_x[h][3] = 0;
             uint32_t again[kHeadTiles][4]; /* the query's fragments where registers do not hold them */
             float    block[kHeadTiles][4]; /* q8_0: the part of a score within a block */
             const uint32_t key_lane = from + Rows::KeyLane(lane);
@@ -393,7 +425,7 @@ struct Attention {
                 for (int s = 0; s < kSteps; s++) {
 #pragma unroll
                     for (int h = 0; h < kHeadTiles; h++) {
-                        float(&to)[4] = Rows::kConvert ? block[h] : x[h];
+                        float(&to)[4] = Rows::kConvert ? block[h] : (f + s) % 2 == 1 && kShort ? odd_x[h] : x[h];
                         if constexpr (kQueryInRegisters) {
                             MultiplyAdd<Rows::kBrain>(to, a[s], q[h][f + s][0], q[h][f + s][1]);
                         } else {
@@ -420,13 +452,21 @@ struct Attention {
             for (int h = 0; h < kHeadTiles; h++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const int token = at + g + (i >> 1) * 8;
-                    float     v = x[h][i] * call.scale;
+                    float v = (kShort ? x[h][i] + odd_x[h][i] : x[h][i]) * call.scale;
                     if (call.softcap > 0) v = SoftCap(v, call.softcap);
-                    if (logits != nullptr && token < end && h * 8 + t * 2 + (i & 1) < group) {
-                        logits[(int64_t)(h * 8 + t * 2 + (i & 1)) * args.logit_stride + token] = v;
-                    }
-                    x[h][i] = token < end ? v * kLog2e : -INFINITY;
+                    x[h][i] = v;
+                }
+            }
+            if (logits != nullptr) {
+#pragma unroll
+                for (int h = 0; h < kHeadTiles; h++) StoreLogits(logits + (int64_t)at * group, h, x[h]);
+            }
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int token = at + g + (i >> 1) * 8;
+                    x[h][i] = token < end ? x[h][i] * kLog2e : -INFINITY;
                     higher |= x[h][i] > largest[h][i & 1];
                 }
             }
@@ -490,41 +530,31 @@ struct Attention {
             }
         }
 
-        /* The block's warps into one, through shared memory that the copies no longer need. */
+        /* The block's warps into one: each leaves its values where its tiles were. */
         __shared__ float warp_largest[kWarps][kHeadTiles * 8], warp_sum[kWarps][kHeadTiles * 8];
-        if (g == 0) {
-#pragma unroll
-            for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-                for (int c = 0; c < 2; c++) {
-                    warp_largest[warp][h * 8 + t * 2 + c] = largest[h][c];
-                    warp_sum[warp][h * 8 + t * 2 + c] = sum[h][c];
-                }
-            }
-        }
-        __syncthreads();
-        float *values = (float *)shared; /* [kWarps][group][kMergePitch] */
+        __syncwarp();
 #pragma unroll
         for (int h = 0; h < kHeadTiles; h++) {
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 const int head = h * 8 + t * 2 + c;
                 if (head >= group) continue;
-                float most = warp_largest[0][head];
-#pragma unroll
-                for (int w = 1; w < kWarps; w++) most = fmaxf(most, warp_largest[w][head]);
-                const float shrink = Exp2(largest[h][c] - most);
-                float      *to = values + (warp * group + head) * kMergePitch;
+                if (g == 0) {
+                    warp_largest[warp][head] = largest[h][c];
+                    warp_sum[warp][head] = sum[h][c];
+                }
+                float *to = (float *)mine + head * kMergePitch;
 #pragma unroll
                 for (int f = 0; f < kFragments; f++) {
-                    to[Rows::ValueDim(f, 0, g)] = o[h][f][c] * shrink;
-                    to[Rows::ValueDim(f, 1, g)] = o[h][f][c + 2] * shrink;
+                    to[Rows::ValueDim(f, 0, g)] = o[h][f][c];
+                    to[Rows::ValueDim(f, 1, g)] = o[h][f][c + 2];
                 }
             }
         }
         __syncthreads();
 
         float *mine_part = (float *)args.parts + part * PartFloats(group, kDim);
+        if (kShort) ClusterWait(); /* all its blocks have begun */
 #pragma unroll 1
         for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
             const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
@@ -535,12 +565,15 @@ struct Attention {
             float  total = 0;
 #pragma unroll
             for (int w = 0; w < kWarps; w++) {
-                const float4 from = *(const float4 *)(values + (w * group + head) * kMergePitch + d);
-                v.x += from.x, v.y += from.y, v.z += from.z, v.w += from.w;
-                total += warp_sum[w][head] * Exp2(warp_largest[w][head] - most);
+                const float4 from = *(const float4 *)(shared + kQueryBytes + w * warp_bytes + (head * kMergePitch + d) * 4);
+                const float  weight = Exp2(warp_largest[w][head] - most);
+                v.x += from.x * weight, v.y += from.y * weight, v.z += from.z * weight, v.w += from.w * weight;
+                total += warp_sum[w][head] * weight;
             }
-            if (whole) {
+            if (!kShort && whole) {
                 Finish(row, kv_head, head, d, v, most, total);
+            } else if (kShort) {
+                Send(i, v, most, total);
             } else {
                 __stcg((float4 *)(mine_part + head * kDim + d), v);
                 if (d == 0) {
@@ -552,8 +585,63 @@ struct Attention {
     }
 
     __device__ __forceinline__ void Finish(int row, int kv_head, int in_group, int d, float4 v, float most, float total) const {
-        FinishHead(args, kShift, row, kv_head * args.group + in_group, d, v, most, total);
+        if (kShort) {
+            FinishHead(args, kShift, row, kv_head * args.group + in_group, d, v, most, total);
+        } else {
+            FinishHeadOutOfLine(args, kShift, row, kv_head * args.group + in_group, d, v, most, total);
+        }
     }
+
+    /* ---- a pair by a cluster ---- */
+
+    /* Each block finishes an equal number of the pair's fours of elements, of which it gets all blocks' parts:
+     * float4 [cluster][SentFours], then float2 [cluster][SentFours], largest and sum. */
+    __device__ __forceinline__ uint32_t Fours() const { return (uint32_t)args.group * (kDim / 4); }
+    __device__ __forceinline__ uint32_t SentFours() const { return (Fours() + args.cluster - 1) / args.cluster; }
+
+    /* Before anything is sent to this block: it knows how many bytes will come. */
+    __device__ __forceinline__ void OpenInbox(uint64_t *full) const {
+        const uint32_t each = SentFours(), first = ClusterRank() * each;
+        if (threadIdx.x == 0) BarrierBegin(full, args.cluster * 24 * (first < Fours() ? min(each, Fours() - first) : 0));
+    }
+    __device__ __forceinline__ void Send(uint32_t four, float4 v, float most, float total) const {
+        const uint32_t each = SentFours(), to = four / each, at = ClusterRank() * each + four % each;
+        const uint32_t there = InBlock(SharedAddress(inbox), to), full = InBlock(SharedAddress(inbox_full), to);
+        StoreInBlock(there + at * 16, v, full);
+        StoreInBlock(there + args.cluster * each * 16 + at * 8, float2{most, total}, full);
+    }
+
+    __device__ __forceinline__ void FinishSent(const Place &place) const {
+        const uint32_t each = SentFours(), first = ClusterRank() * each;
+        const float4  *values = (const float4 *)inbox;
+        const float2  *sums = (const float2 *)(values + args.cluster * each);
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < each && first + i < Fours(); i += kThreads) {
+            float most = kLowest, total = 0;
+#pragma unroll 4
+            for (uint32_t p = 0; p < args.cluster; p++) most = fmaxf(most, sums[p * each + i].x);
+            float4 v = {0, 0, 0, 0};
+#pragma unroll 4
+            for (uint32_t p = 0; p < args.cluster; p++) {
+                const float2 sum = sums[p * each + i];
+                const float4 part = values[p * each + i];
+                const float  weight = Exp2(sum.x - most);
+                v.x += part.x * weight, v.y += part.y * weight, v.z += part.z * weight, v.w += part.w * weight;
+                total += sum.y * weight;
+            }
+            const int four = (int)(first + i);
+            Finish(place.row, place.head, four / (kDim / 4), four % (kDim / 4) * 4, v, most, total);
+        }
+    }
+
+    /* This block's share of a pair's tokens, in whole tiles. */
+    __device__ __forceinline__ void ShareOf(int tokens, int *begin, int *end) const {
+        const int tiles = (max(tokens, 0) + kTile - 1) / kTile, each = (tiles + (int)args.cluster - 1) / (int)args.cluster;
+        *begin = (int)ClusterRank() * each * kTile;
+        *end = max(min(*begin + each * kTile, tokens), *begin);
+    }
+
+    /* ---- pairs by equal stretches ---- */
 
     /* Counts this block in; the last one of the pair merges all of its parts. */
     __device__ __forceinline__ void Arrive(const Place &place, uint32_t units, uint32_t blocks) {
@@ -613,24 +701,52 @@ struct Attention {
         }
     }
 
+    /* A list is read before the length is known: few rows have fewer tokens than the budget. */
+    __device__ __forceinline__ bool GuessesTokens() const {
+        return kIndexed && args.call.mode == LIM_CUDA_LIST && args.call.capacity >= args.call.budget;
+    }
+
+    __device__ __forceinline__ void RunShort() {
+        const uint32_t pair = blockIdx.x / args.cluster;
+        Place          place = {};
+        place.row = (int32_t)(pair / (uint32_t)args.call.kv_heads);
+        place.head = (int32_t)(pair - (uint32_t)place.row * (uint32_t)args.call.kv_heads);
+        int begin, end, slots = 0, more_slots = 0;
+        ShareOf(args.call.budget, &begin, &end);
+        OpenInbox(inbox_full);
+        ClusterArrive();
+        WaitForEarlier();
+        if (GuessesTokens()) {
+            slots = TwoTiles(place.row, begin + warp * kTile, end);
+            more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
+        }
+        place.tokens = RowTokens(args.call, place.row);
+        if (!GuessesTokens() || place.tokens != args.call.budget) {
+            ShareOf(place.tokens, &begin, &end);
+            slots = TwoTiles(place.row, begin + warp * kTile, end);
+            more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
+        }
+        Piece(place, begin, end, false, 0, slots, more_slots);
+        BarrierWait(inbox_full);
+        FinishSent(place);
+    }
+
     __device__ __forceinline__ void Run() {
         Place    place;
         uint32_t at, end;
         int      slots = 0, more_slots = 0;
-        bool     placed = false;
-        if (kIndexed && args.call.mode == LIM_CUDA_LIST && args.call.capacity >= args.call.budget) {
-            /* Reading the list does not wait for the lengths. */
+        bool     fresh = false; /* the slots are this piece's */
+        if (GuessesTokens()) {
             GuessPlace(args, &place, &at, &end);
             if (at < end) {
                 const int first = (int)(place.unit * args.unit) + warp * kTile;
                 slots = TwoTiles(place.row, first, place.tokens);
                 more_slots = TwoTiles(place.row, first + 2 * kWarps * kTile, place.tokens);
             }
-            placed = GuessHolds(args, lane);
-            if (placed && at >= end) return;
+            fresh = GuessHolds(args, lane);
+            if (fresh && at >= end) return;
         }
-        if (!placed && !FindPlace(args, lane, &place, &at, &end)) return;
-        bool fresh = placed; /* the slots are this piece's */
+        if (!fresh && !FindPlace(args, lane, &place, &at, &end)) return;
         const uint32_t blocks = SplitBlocks(place.total, gridDim.x);
 #pragma unroll 1
         for (;;) {
@@ -660,12 +776,20 @@ struct Attention {
     }
 };
 
-template <class Rows, int kDim, int kHeadTiles, bool kIndexed>
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort>
 __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
     extern __shared__ __align__(128) uint8_t shared[];
+    using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort>;
     const int lane = threadIdx.x & 31;
-    Attention<Rows, kDim, kHeadTiles, kIndexed> attention = {args, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy()};
-    attention.Run();
+    LetLaterStart();
+    __shared__ uint64_t inbox_full;
+    A attention = {args, shared, &inbox_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy()};
+    if constexpr (kShort) {
+        attention.shared += (attention.SentFours() * args.cluster * 24 + 127) / 128 * 128; /* inbox_bytes in plan.c */
+        attention.RunShort();
+    } else {
+        attention.Run();
+    }
 }
 
 }  // namespace lessismore

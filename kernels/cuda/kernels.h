@@ -53,7 +53,7 @@ typedef struct lim_cuda_device {
     int32_t multiprocessors;
     int32_t shared_per_multiprocessor; /* bytes */
     int32_t shared_per_block;          /* bytes, the most that a kernel may ask for */
-    int32_t reserved;
+    int32_t capability;                /* compute capability: 10 * major + minor; 90 has kernels of its own; 0: not known */
 } lim_cuda_device;
 
 /* K or V. The row of a slot: data + (slot >> page_shift) * page_stride + (slot % page) * token_stride +
@@ -121,6 +121,8 @@ typedef struct lim_cuda_launch {
     uint32_t grid[3];
     uint32_t block;
     uint32_t shared;
+    uint32_t cluster; /* blocks of a cluster, along the grid's first axis; 0: no clusters */
+    uint32_t early;   /* 1: may start before the kernel queued before it is done, which it waits for itself */
 } lim_cuda_launch;
 
 /* What a kernel gets, by value. */
@@ -129,7 +131,7 @@ typedef struct lim_cuda_args {
     uint64_t      parts;    /* float: partial results of the splits */
     uint64_t      arrivals; /* uint32 [n_rows * kv_heads] */
     uint64_t      gathered; /* uint32 [n_rows]: arrivals of the selection */
-    uint64_t      logits;   /* float [n_rows][heads][logit_stride] */
+    uint64_t      logits;   /* float, logit_stride for each head of each row: see LogitAt in order.h */
     uint64_t      sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
     uint64_t      ranks;    /* uint32 [n_rows][mid][heads]: positions; `union` */
     uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
@@ -138,6 +140,8 @@ typedef struct lim_cuda_args {
     int32_t       stages;   /* depth of a warp's pipeline */
     int32_t       group;
     int32_t       room;     /* candidates that a ranking can hold: a power of two */
+    uint32_t      together; /* heads whose logits are interleaved */
+    uint32_t      cluster;  /* blocks that share a pair and merge in shared memory; 0: see split.h */
 } lim_cuda_args;
 
 /* Plans the launches of a call: attention and, in SELECT mode, the selection. Returns how many (1 or 2). */

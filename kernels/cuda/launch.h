@@ -22,6 +22,9 @@ typedef struct lim_cuda_plan_t {
     void           *tally_function; /* CUfunction, launched after the others; 0: nothing is counted */
 } lim_cuda_plan_t;
 
+/* Queues one kernel that gets `args`. Returns a CUresult. */
+int lim_cuda_start(const lim_cuda_launch *launch, void *function, void *stream, const void *args);
+
 /* Queues the plan's kernels on the stream. Nothing is allocated, copied or waited for. Returns a CUresult. */
 int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream);
 

@@ -19,11 +19,11 @@ __device__ __forceinline__ uint64_t StreamPolicy() {
     return policy;
 }
 
-/* `bytes` of 0 reads nothing and writes zeros. */
+/* `bytes` of 0 reads nothing and writes zeros. Memory is read 128 bytes at a time: 1 % faster than by sectors or 256. */
 template <int kBytes>
 __device__ __forceinline__ void CopyAsync(uint32_t to, const void *from, uint32_t bytes, uint64_t policy) {
     if (kBytes == 16) {
-        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes), "l"(policy)
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes), "l"(policy)
                      : "memory");
     } else {
         asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %3, %2, %4;" ::"r"(to), "l"(from), "r"(bytes), "n"(kBytes), "l"(policy)
@@ -35,6 +35,79 @@ __device__ __forceinline__ void CopyCommit() { asm volatile("cp.async.commit_gro
 template <int kPending>
 __device__ __forceinline__ void CopyWait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+/* ---- the kernel queued before this one, and the one after ---- */
+
+/* A kernel that was launched early must not touch what the kernel before it reads or writes until this returns. */
+__device__ __forceinline__ void WaitForEarlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/* From here on the next kernel may take what room is left. It waits by itself. */
+__device__ __forceinline__ void LetLaterStart() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* ---- clusters: blocks that write into each other's shared memory ---- */
+
+__device__ __forceinline__ void ClusterArrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void ClusterWait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ uint32_t ClusterRank() {
+    uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return rank;
+}
+/* The place that is `address` here, in the block of that rank. */
+__device__ __forceinline__ uint32_t InBlock(uint32_t address, uint32_t rank) {
+    uint32_t there = address;
+#if __CUDA_ARCH__ >= 900
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+#endif
+    return there;
+}
+/* Stores that the barrier `full` of the other block counts, by bytes: whoever waits for it sees them. */
+__device__ __forceinline__ void StoreInBlock(uint32_t to, float4 v, uint32_t full) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+                 ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(full) : "memory");
+#endif
+}
+__device__ __forceinline__ void StoreInBlock(uint32_t to, float2 v, uint32_t full) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];"
+                 ::"r"(to), "f"(v.x), "f"(v.y), "r"(full) : "memory");
+#endif
+}
+/* By one thread, before the cluster's first barrier: one phase, complete when `bytes` have come. */
+__device__ __forceinline__ void BarrierBegin(uint64_t *full, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;\n\t"
+                 "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                 ::"r"(SharedAddress(full)), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void BarrierWait(uint64_t *full) {
+#if __CUDA_ARCH__ >= 900
+    uint32_t done = 0;
+    while (done == 0) {
+        asm volatile("{.reg .pred p;\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n\tselp.u32 %0, 1, 0, p;}"
+                     : "=r"(done) : "r"(SharedAddress(full)) : "memory");
+    }
+#endif
 }
 
 /* ---- matrix fragments ---- */

@@ -15,6 +15,16 @@ LIM_SHARED uint32_t OrderKey(uint32_t bits) {
 
 LIM_SHARED uint64_t OrderItem(uint32_t bits, uint32_t position) { return (uint64_t)OrderKey(bits) << 32 | position; }
 
+/* Where a head's logit of a token is, from the first one of its head. Attention leaves those of a KV head's query
+ * heads together, 16 tokens of one after 16 of another: each block then writes one stretch of memory, which costs
+ * much less than one for each head. Logits that are given are not interleaved: `together` is 1. */
+LIM_SHARED uint32_t LogitAt(uint32_t token, uint32_t together) { return token / 16 * 16 * together + token % 16; }
+
+/* And of the head's first one, from the row's. */
+LIM_SHARED uint64_t LogitsOf(uint32_t head, uint32_t together, uint64_t stride) {
+    return (uint64_t)(head / together * together) * stride + head % together * 16;
+}
+
 /* Finding a bound such that at least `want` and at most `room` items are not above it. Counting is the
  * caller's; it tells the search what a bound let through until that fits. */
 typedef struct BoundSearch {

@@ -10,6 +10,7 @@
 enum {
     kThreads = 128, /* of an attention block, four warps */
     kWarps = 4,
+    kShortWarps = 8, /* of a short block */
     kTile = 16,
     kSelectThreads = 512,
     kBuckets = 2048,
@@ -144,28 +145,38 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 
 /* ---- attention: pipeline and grid ---- */
 
-static int64_t attend_shared(const lim_cuda_call *c, int stages) {
+/* What the blocks of a cluster leave for each other: for each four elements a float4 and two sums. */
+static int64_t inbox_bytes(const lim_cuda_call *c, int cluster) {
+    const int64_t fours = (int64_t)group_of(c) * (c->dim / 4), each = cluster > 1 ? (fours + cluster - 1) / cluster : 0;
+    return (each * cluster * 24 + 127) / 128 * 128;
+}
+
+static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
     const int     group = group_of(c);
     const int64_t pitch = row_bytes(c->kv_type, c->dim) + (c->kv_type == LIM_CUDA_Q8_0 ? 0 : 16);
     int64_t       warp = stages * 2 * kTile * pitch;
     if (c->kv_type == LIM_CUDA_Q8_0) warp += 2 * kTile * (c->dim * 2 + 16); /* the tile as f16 */
-    const int64_t merge = (int64_t)kWarps * group * (c->dim + 4) * 4;
     const int64_t query = (int64_t)(group > 8 ? 16 : 8) * (c->dim * 2 + 16);
-    const int64_t all = query + warp * kWarps;
-    return all > merge ? all : merge;
+    return query + warp * warps;
+}
+static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, kWarps, stages); }
+static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
+    return pipeline_shared(c, kShortWarps, stages) + inbox_bytes(c, cluster);
 }
 
+enum { HOPPER = 90, DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096 };
+static const int depths[DEPTHS] = {6, 4, 3, 2};
+
 typedef struct shape {
-    int      stages, per_multiprocessor;
+    int      stages, per_multiprocessor, cluster;
     uint32_t blocks;
 } shape;
 
 /* Bytes in flight hide the memory's latency: as deep as two blocks on each multiprocessor allow, then as many
  * blocks as fit. */
 static shape attend_shape(const lim_cuda_device *d, const lim_cuda_call *c) {
-    static const int depths[] = {6, 4, 3, 2};
-    shape            s = {2, 1, 0};
-    for (int i = 0; i < 4; i++) {
+    shape s = {2, 1, 0, 0};
+    for (int i = 0; i < DEPTHS; i++) {
         const int64_t bytes = attend_shared(c, depths[i]);
         if (bytes + STATIC > d->shared_per_block) continue;
         if (2 * (bytes + STATIC + RESERVED) > d->shared_per_multiprocessor && depths[i] > 2) continue;
@@ -186,6 +197,29 @@ static uint32_t even_blocks(uint32_t blocks, uint32_t pairs) {
     const uint32_t waves = (pairs + blocks - 1) / blocks;
     const uint32_t even = pairs <= blocks ? blocks / pairs * pairs : (pairs + waves - 1) / waves;
     return even * 10 >= blocks * 9 ? even : blocks;
+}
+
+/* Short work is all latency, and much of that is merging parts through global memory: there the blocks of a pair are
+ * a cluster, one block on each multiprocessor. */
+static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint32_t pairs, int32_t longest) {
+    shape s = {0, 1, 0, 0};
+    if (d->capability != HOPPER || c->kv_type == LIM_CUDA_Q8_0 || c->dim > 128 || group_of(c) > 8) return s;
+    if (c->mode != LIM_CUDA_LIST && longest > SHORT) return s; /* unequal rows would leave blocks idle */
+    /* A cluster lies within one of the card's groups of multiprocessors, which are of different sizes: each may leave
+     * size - 1 unused. Two always share a pair of multiprocessors. */
+    int size = MAX_CLUSTER;
+    while (size > 2 && (int)pairs * size > d->multiprocessors - GROUPS * (size - 1)) size--;
+    if (size < 2 || (int)pairs * size > d->multiprocessors || (size < MAX_CLUSTER && (int)pairs * size * 2 < d->multiprocessors)) return s;
+    /* Deep enough for all of a warp's tiles to be under way at once, if they fit. */
+    const int tiles = (longest / size + kShortWarps * kTile - 1) / (kShortWarps * kTile);
+    for (int i = 0; i < DEPTHS; i++) {
+        if (short_shared(c, depths[i], size) + STATIC > d->shared_per_block || (i + 1 < DEPTHS && depths[i + 1] > tiles)) continue;
+        s.stages = depths[i];
+        s.cluster = size;
+        s.blocks = pairs * (uint32_t)size;
+        break;
+    }
+    return s;
 }
 
 /* ---- selection ---- */
@@ -246,6 +280,7 @@ static void fill(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args
     a->call = *c;
     carve(d, c, a);
     a->group = group_of(c);
+    a->together = (uint32_t)a->group;
     a->room = room_of(c);
 }
 
@@ -276,16 +311,25 @@ int lim_cuda_plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_arg
         least *= 2;
     }
     const uint32_t blocks = even_blocks(s.blocks, pairs);
+    const shape    brief = short_shape(d, c, pairs, longest);
     a->unit = SplitUnit(least, pairs, (uint32_t)longest, blocks);
     lim_cuda_launch *l = &launches[0];
     memset(l, 0, sizeof *l);
-    snprintf(l->name, sizeof l->name, "lim_attend_%s_%d_%d_%s", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
+    snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
              c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
     const uint64_t units = (uint64_t)pairs * SplitUnits(longest, a->unit);
     l->grid[0] = units < blocks ? (uint32_t)units : blocks;
     l->grid[1] = l->grid[2] = 1;
     l->block = kThreads;
     l->shared = (uint32_t)attend_shared(c, s.stages);
+    if (brief.cluster > 1) {
+        a->cluster = l->cluster = (uint32_t)brief.cluster;
+        a->stages = brief.stages;
+        l->grid[0] = brief.blocks;
+        l->early = 1; /* long work would lose by it: who comes early gets the fast multiprocessors */
+        l->block = kShortWarps * 32;
+        l->shared = (uint32_t)short_shared(c, brief.stages, brief.cluster);
+    }
     /* A capacity within the budget leaves nothing to choose: the set is written all the same. */
     if (c->mode != LIM_CUDA_SELECT) return 1;
     plan_select(c, &launches[1]);
@@ -296,6 +340,7 @@ int lim_cuda_plan_select(const lim_cuda_device *d, const lim_cuda_call *c, uint6
                          uint64_t sums, lim_cuda_args *a, lim_cuda_launch launches[2]) {
     fill(d, c, a);
     a->logits = logits;
+    a->together = 1;
     a->logit_stride = logit_stride;
     if (sums != 0) a->sums = sums;
     plan_select(c, &launches[0]);

@@ -67,6 +67,7 @@ void lim_cuda_plan_probe(const lim_cuda_device *device, const lim_cuda_call *cal
     measure->logit_stride = attend->logit_stride;
     measure->heads = call->heads;
     measure->own_budget = call->budget;
+    measure->together = attend->together;
     lim_cuda_launch *l = &launches[2];
     memset(l, 0, sizeof *l);
     snprintf(l->name, sizeof l->name, "lim_probe");

@@ -1,6 +1,7 @@
 /* What token sets keep of a row's attention, from the logits that a SELECT call left. A block looks at one set for one
  * head, and at the row's own set again: that costs less than blocks that wait for each other. */
 #include "probe.h"
+#include "order.h"
 
 #include <cuda_runtime.h>
 
@@ -12,12 +13,12 @@ constexpr int      kWarps = kThreads / 32;
 constexpr uint32_t kAll = 0xffffffffu;
 
 /* This thread's part of what a set keeps of a head: every kThreads-th token. */
-static __device__ __forceinline__ float Share(const float *x, float sum, uint32_t n, const int32_t *positions, uint32_t count) {
+static __device__ __forceinline__ float Share(const float *x, uint32_t together, float sum, uint32_t n, const int32_t *positions, uint32_t count) {
     float kept = 0;
 #pragma unroll 4
     for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
         const uint32_t at = (uint32_t)__ldcg(positions + i);
-        const float    p = at < n ? __expf(__ldcg(x + at) - sum) : 0.0f;
+        const float    p = at < n ? __expf(__ldcg(x + LogitAt(at, together)) - sum) : 0.0f;
         kept += p == p ? p : 0.0f; /* NaN adds nothing */
     }
     return kept;
@@ -51,10 +52,10 @@ static __device__ void Probe(const lim_cuda_probe_args &args) {
         return;
     }
     const uint32_t n = (uint32_t)length;
-    const float   *x = (const float *)args.logits + head * args.logit_stride;
+    const float   *x = (const float *)args.logits + LogitsOf(head, args.together, args.logit_stride);
     const float    sum = __ldcg((const float *)args.sums + head);
-    float2         share = {0, Share(x, sum, n, (const int32_t *)probe.own, (uint32_t)args.own_budget)};
-    if (!is_own) share.x = Share(x, sum, n, (const int32_t *)probe.sets + set * probe.set_stride, min(n, (uint32_t)probe.set_budget));
+    float2         share = {0, Share(x, args.together, sum, n, (const int32_t *)probe.own, (uint32_t)args.own_budget)};
+    if (!is_own) share.x = Share(x, args.together, sum, n, (const int32_t *)probe.sets + set * probe.set_stride, min(n, (uint32_t)probe.set_budget));
     share = BlockSum(share);
     if (threadIdx.x != 0) return;
     if (kept != nullptr) *kept = is_own ? share.y : share.x;

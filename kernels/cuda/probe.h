@@ -41,11 +41,13 @@ typedef struct lim_cuda_probe {
 typedef struct lim_cuda_probe_args {
     lim_cuda_probe probe;
     uint64_t       length; /* int32: visible tokens of the row */
-    uint64_t       logits; /* float [heads][logit_stride]: of the row */
+    uint64_t       logits; /* float, logit_stride for each head: of the row; see LogitAt in order.h */
     uint64_t       sums;   /* float [heads]: log-sum-exp */
     int64_t        logit_stride;
     int32_t        heads;
     int32_t        own_budget;
+    uint32_t       together; /* heads whose logits are interleaved */
+    int32_t        reserved;
 } lim_cuda_probe_args;
 
 /* As lim_cuda_check, for a probe behind a call that has passed it. */

@@ -11,6 +11,7 @@
  * Atomics only count, set bits and hand out places that are sorted afterwards, so the result is the same in every
  * run. Rows that see no more than the budget take everything. Nothing is read back by the host. */
 #include "kernels.h"
+#include "mma.cuh"
 #include "order.h"
 
 #include <cuda_runtime.h>
@@ -24,6 +25,7 @@ constexpr uint32_t kAll = 0xffffffffu;
 constexpr uint32_t kBuckets = 2048;
 constexpr int      kSampled = 4; /* by each thread */
 constexpr uint32_t kSamples = kSampled * kThreads;
+constexpr uint32_t kNone = 0xffffffffu;
 constexpr uint32_t kCrowded = 96; /* from so many in one bucket on, sorting is faster than comparing all */
 
 /* The dynamic shared memory, in two lives: ranking a head, then writing a row's set. */
@@ -44,6 +46,20 @@ struct Common {
     uint32_t count, best, worst, crowd, cut;
     bool     last;
 };
+
+/* A head's logits, or the masses; see LogitAt. */
+struct Logits {
+    const float *first;
+    uint32_t     together;
+
+    __device__ __forceinline__ float operator[](uint32_t token) const { return __ldcg(first + LogitAt(token, together)); }
+    __device__ __forceinline__ float4 Four(uint32_t token) const { return __ldcg((const float4 *)(first + LogitAt(token, together))); }
+};
+
+static __device__ __forceinline__ Logits LogitsIn(const lim_cuda_args &args, int row, int head) {
+    const float *of_row = (const float *)args.logits + (int64_t)row * args.call.heads * args.logit_stride;
+    return {of_row + LogitsOf(head, args.together, args.logit_stride), args.together};
+}
 
 static __device__ Ranking RankingIn(uint8_t *shared, int room) {
     const bool copy = room <= LIM_CUDA_MAX_RANKED;
@@ -100,13 +116,13 @@ static __device__ __forceinline__ float ValueOfKey(uint32_t key) {
 static __device__ __forceinline__ bool Finite(float v) { return (__float_as_uint(v) & 0x7f800000u) != 0x7f800000u; }
 
 /* A bound that should let through somewhat more than `want` of x[begin, end), from a sample's histogram. */
-static __device__ uint64_t GuessBound(const float *x, uint32_t begin, uint32_t end, uint32_t want, uint32_t room, const Ranking &r,
+static __device__ uint64_t GuessBound(const Logits &x, uint32_t begin, uint32_t end, uint32_t want, uint32_t room, const Ranking &r,
                                Common &common) {
     const uint32_t count = end - begin;
     uint32_t       key[kSampled], best = kAll, worst = 0;
 #pragma unroll
     for (int i = 0; i < kSampled; i++) {
-        const float v = __ldcg(x + begin + SampleAt(threadIdx.x + i * kThreads, kSamples, count));
+        const float v = x[begin + SampleAt(threadIdx.x + i * kThreads, kSamples, count)];
         key[i] = OrderKey(__float_as_uint(v));
         if (Finite(v)) {
             best = min(best, key[i]);
@@ -154,7 +170,7 @@ static __device__ uint64_t GuessBound(const float *x, uint32_t begin, uint32_t e
 }
 
 /* Adds the positions of x[begin, end) that are at least `least` to found; NaN never is. */
-static __device__ __forceinline__ void CollectAbove(const float *x, uint32_t begin, uint32_t end, float least, uint32_t room, uint32_t *found,
+static __device__ __forceinline__ void CollectAbove(const Logits &x, uint32_t begin, uint32_t end, float least, uint32_t room, uint32_t *found,
                                                     Common &common) {
     const int lane = threadIdx.x & 31;
     /* Each thread looks at kEach fours at a time, all loads under way together. */
@@ -165,7 +181,7 @@ static __device__ __forceinline__ void CollectAbove(const float *x, uint32_t beg
 #pragma unroll
         for (int j = 0; j < kEach; j++) {
             const uint32_t four = at + j * 4 * kThreads;
-            v[j] = four < end ? __ldcg((const float4 *)(x + four)) : float4{0, 0, 0, 0};
+            v[j] = four < end ? x.Four(four) : float4{0, 0, 0, 0};
         }
         uint32_t passes = 0;
 #pragma unroll
@@ -196,13 +212,13 @@ static __device__ __forceinline__ void CollectAbove(const float *x, uint32_t beg
 }
 
 /* The same for any bound, also one that parts equal logits by position. */
-static __device__ __noinline__ void CollectWithin(const float *x, uint32_t begin, uint32_t end, uint64_t bound, uint32_t room,
+static __device__ __noinline__ void CollectWithin(const Logits &x, uint32_t begin, uint32_t end, uint64_t bound, uint32_t room,
                                                   uint32_t *found, Common &common) {
     const int lane = threadIdx.x & 31;
 #pragma unroll 4
     for (uint32_t base = begin; base < end; base += kThreads) {
         const uint32_t at = base + threadIdx.x;
-        const bool     pass = at < end && OrderItem(__float_as_uint(__ldcg(x + at)), at) <= bound;
+        const bool     pass = at < end && OrderItem(__float_as_uint(x[at]), at) <= bound;
         const uint32_t bits = __ballot_sync(kAll, pass);
         uint32_t       to = 0;
         if (lane == 0 && bits != 0) to = atomicAdd(&common.count, __popc(bits));
@@ -213,7 +229,7 @@ static __device__ __noinline__ void CollectWithin(const float *x, uint32_t begin
 
 /* Puts the positions of candidates of x[begin, end), a superset of the best `want`, into found, in any order; returns how
  * many. x is 16-byte aligned and readable up to the next multiple of four. */
-static __device__ uint32_t FindCandidates(const float *x, uint32_t begin, uint32_t end, uint32_t want, uint32_t room, const Ranking &r,
+static __device__ uint32_t FindCandidates(const Logits &x, uint32_t begin, uint32_t end, uint32_t want, uint32_t room, const Ranking &r,
                                           Common &common) {
     uint64_t    bound = UINT64_MAX;
     BoundSearch search;
@@ -260,16 +276,27 @@ static __device__ __noinline__ void Sort(uint64_t *items, uint32_t count) {
 /* Calls visit(rank, position) for each of the `count` positions found. Buckets by value bring nearly the right order;
  * inside a bucket each item counts those before it. */
 template <class Visit>
-static __device__ void ForRanks(const float *x, const Ranking &r, uint32_t count, Common &common, Visit visit) {
+static __device__ void ForRanks(const Logits &x, const Ranking &r, uint32_t count, Common &common, Visit visit) {
     uint32_t best = kAll, worst = 0;
-#pragma unroll 2
-    for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
-        const uint32_t position = r.found[i];
-        const uint64_t item = OrderItem(__float_as_uint(__ldcg(x + position)), position);
-        r.items[i] = item;
-        const uint32_t key = (uint32_t)(item >> 32);
-        best = min(best, key);
-        worst = max(worst, key);
+    /* Each thread looks at kEach at a time, all loads under way together. */
+    constexpr int kEach = 8;
+#pragma unroll 1
+    for (uint32_t base = threadIdx.x; base < count; base += kEach * kThreads) {
+        uint32_t position[kEach];
+        float    value[kEach];
+#pragma unroll
+        for (int j = 0; j < kEach; j++) {
+            position[j] = base + j * kThreads < count ? r.found[base + j * kThreads] : kNone;
+            value[j] = position[j] != kNone ? x[position[j]] : 0.0f;
+        }
+#pragma unroll
+        for (int j = 0; j < kEach; j++) {
+            if (position[j] == kNone) continue;
+            const uint64_t item = OrderItem(__float_as_uint(value[j]), position[j]);
+            r.items[base + j * kThreads] = item;
+            best = min(best, (uint32_t)(item >> 32));
+            worst = max(worst, (uint32_t)(item >> 32));
+        }
     }
     if (threadIdx.x == 0) {
         common.best = kAll;
@@ -507,7 +534,7 @@ static __device__ void SelectUnion(const lim_cuda_args &args) {
     const uint32_t want = call.mid;
     if (want > 0) {
         const Ranking  ranking = RankingIn(shared, args.room);
-        const float   *x = (const float *)args.logits + ((int64_t)row * call.heads + head) * args.logit_stride;
+        const Logits   x = LogitsIn(args, row, head);
         uint32_t      *line = (uint32_t *)args.ranks + (int64_t)row * call.heads * want;
         const uint32_t count = FindCandidates(x, call.first, n - call.recent, want, args.room, ranking, common);
         ForRanks(x, ranking, count, common, [&](uint32_t rank, uint32_t position) {
@@ -532,11 +559,10 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
     const uint32_t at = blockIdx.x * kThreads + threadIdx.x;
     if (blockIdx.x * kThreads >= (uint32_t)n && blockIdx.x != 0) return; /* not counted below */
     if (at < (uint32_t)n) {
-        const float *x = (const float *)args.logits + (int64_t)row * call.heads * args.logit_stride + at;
-        float        sum = 0;
+        float sum = 0;
 #pragma unroll 4
         for (int h = 0; h < call.heads; h++) {
-            const float p = __expf(__ldcg(x + h * args.logit_stride) - __ldg(sums + h));
+            const float p = __expf(LogitsIn(args, row, h)[at] - __ldg(sums + h));
             if (p == p) sum += p; /* NaN adds nothing */
         }
         __stcg(mass + at, sum);
@@ -546,14 +572,14 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
     const uint32_t want = call.mid;
     uint32_t       count = 0;
     const Ranking  ranking = RankingIn(shared, args.room);
-    if (want > 0) count = FindCandidates(mass, call.first, n - call.recent, want, args.room, ranking, common);
+    if (want > 0) count = FindCandidates(Logits{mass, 1}, call.first, n - call.recent, want, args.room, ranking, common);
     /* The bitmap lies beyond the ranking. */
     const Merging m = MergingIn((uint8_t *)(ranking.buckets + kBuckets), args);
 #pragma unroll 1
     for (uint32_t w = threadIdx.x; w < ((uint32_t)n + 31) / 32; w += kThreads) m.words[w] = 0;
     __syncthreads();
     if (want > 0) {
-        ForRanks(mass, ranking, count, common, [&](uint32_t rank, uint32_t position) {
+        ForRanks(Logits{mass, 1}, ranking, count, common, [&](uint32_t rank, uint32_t position) {
             if (rank < want) Mark(m, position);
         });
     }
@@ -565,8 +591,10 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
 }  // namespace lessismore
 
 extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_union(const __grid_constant__ lim_cuda_args args) {
+    lessismore::LetLaterStart();
     lessismore::selection::SelectUnion(args);
 }
 extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 1) lim_select_mass(const __grid_constant__ lim_cuda_args args) {
+    lessismore::LetLaterStart();
     lessismore::selection::SelectMass(args);
 }

@@ -22,7 +22,7 @@ i32, i64, u32, u64, f32 = C.c_int32, C.c_int64, C.c_uint32, C.c_uint64, C.c_floa
 
 
 class Device(C.Structure):
-    _fields_ = [("multiprocessors", i32), ("shared_per_multiprocessor", i32), ("shared_per_block", i32), ("reserved", i32)]
+    _fields_ = [("multiprocessors", i32), ("shared_per_multiprocessor", i32), ("shared_per_block", i32), ("capability", i32)]
 
 
 class Store(C.Structure):
@@ -46,7 +46,7 @@ class Call(C.Structure):
 class Args(C.Structure):
     _fields_ = [
         ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
-        ("mass", u64), ("logit_stride", i64), ("unit", u32), ("stages", i32), ("group", i32), ("room", i32),
+        ("mass", u64), ("logit_stride", i64), ("unit", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
     ]
 
 
@@ -58,18 +58,18 @@ class Probe(C.Structure):
 
 
 class ProbeArgs(C.Structure):
-    _fields_ = [("probe", Probe), ("length", u64), ("logits", u64), ("sums", u64), ("logit_stride", i64), ("heads", i32), ("own_budget", i32)]
+    _fields_ = [("probe", Probe), ("length", u64), ("logits", u64), ("sums", u64), ("logit_stride", i64), ("heads", i32), ("own_budget", i32), ("together", u32), ("reserved", i32)]
 
 
 class Launch(C.Structure):
-    _fields_ = [("name", C.c_char * 48), ("grid", u32 * 3), ("block", u32), ("shared", u32)]
+    _fields_ = [("name", C.c_char * 48), ("grid", u32 * 3), ("block", u32), ("shared", u32), ("cluster", u32), ("early", u32)]
 
 
 def build_plan():
-    """plan.c and plan_probe.c as a shared library: what the product links in is what runs here."""
+    """What the product links in to plan and to launch, as a shared library: it is what runs here."""
     folder = tempfile.mkdtemp(prefix="lessismore-")
     path = os.path.join(folder, "plan.so")
-    sources = [os.path.join(ROOT, "kernels", "cuda", name) for name in ("plan.c", "plan_probe.c")]
+    sources = [os.path.join(ROOT, "kernels", "cuda", name) for name in ("plan.c", "plan_probe.c", "launch.c")]
     subprocess.check_call(["gcc", "-O2", "-std=c11", "-shared", "-fPIC", "-o", path, *sources])
     return C.CDLL(path)
 
@@ -77,15 +77,16 @@ def build_plan():
 class Kernels:
     def __init__(self):
         torch.zeros(1, device="cuda")  # the primary context
+        self.cuda = C.CDLL("libcuda.so.1", C.RTLD_GLOBAL)  # launch.c's driver
         self.plan_library = build_plan()
         self.plan_library.lim_cuda_work_size.restype = C.c_size_t
-        self.cuda = C.CDLL("libcuda.so.1")
         self.module = C.c_void_p()
         with open(FATBIN, "rb") as f:
             self.image = f.read()
         self.ok(self.cuda.cuModuleLoadData(C.byref(self.module), self.image))
         p = torch.cuda.get_device_properties(0)
-        self.device = Device(p.multi_processor_count, self.attribute(81), self.attribute(97), 0)
+        self.device = Device(p.multi_processor_count, self.attribute(81), self.attribute(97),
+                             10 * p.major + p.minor)
         self.functions = {}
 
     def ok(self, result):
@@ -159,17 +160,15 @@ class Kernels:
 class Plan:
     def __init__(self, kernels, args, launches):
         self.kernels, self.args, self.launches = kernels, args, launches
-        each = args if isinstance(args, tuple) else [args] * len(launches) # of each launch
-        self.params = [(C.c_void_p * 1)(C.cast(C.pointer(a), C.c_void_p)) for a in each]
+        self.each = args if isinstance(args, tuple) else [args] * len(launches) # of each launch
         self.handles = [kernels.function(l.name) for l in launches]
 
     def run(self, stream=None, only=None):
         handle = C.c_void_p((stream or torch.cuda.current_stream()).cuda_stream)
-        for i, (l, f) in enumerate(zip(self.launches, self.handles)):
+        for i, (l, f, args) in enumerate(zip(self.launches, self.handles, self.each)):
             if only is not None and i != only:
                 continue
-            self.kernels.ok(self.kernels.cuda.cuLaunchKernel(f, l.grid[0], l.grid[1], l.grid[2], l.block, 1, 1, l.shared, handle,
-                                                             self.params[i], None))
+            self.kernels.ok(self.kernels.plan_library.lim_cuda_start(C.byref(l), f, handle, C.byref(args)))
 
 
 def split(budget, recency=0.25, sinks=4):

@@ -153,6 +153,29 @@ TEST(Order, SamplesStayInside) {
     }
 }
 
+/* Every logit has a place of its own, four tokens of a head in a row of 16 bytes. */
+TEST(Order, LogitsHavePlaces) {
+    for (uint32_t together : {1u, 3u, 4u, 16u}) {
+        const uint32_t     heads = 2 * together, stride = 96;
+        std::set<uint64_t> places;
+        for (uint32_t head = 0; head < heads; head++) {
+            for (uint32_t token = 0; token < stride; token++) {
+                const uint64_t at = LogitsOf(head, together, stride) + LogitAt(token, together);
+                ASSERT_LT(at, (uint64_t)heads * stride);
+                ASSERT_TRUE(places.insert(at).second);
+                if (together == 1) {
+                    ASSERT_EQ(at, (uint64_t)head * stride + token);
+                }
+                if (token % 4 == 0) {
+                    ASSERT_EQ(at % 4, 0u);
+                } else {
+                    ASSERT_EQ(at, LogitsOf(head, together, stride) + LogitAt(token - 1, together) + 1);
+                }
+            }
+        }
+    }
+}
+
 /* ---- masks ---- */
 
 /* As the kernel walks a mask, its lanes and warps one after the other. */
@@ -242,8 +265,8 @@ TEST(Visible, ChunksCover) {
 
 /* ---- planning ---- */
 
-const lim_cuda_device kH200 = {132, 233472, 232448, 0};
-const lim_cuda_device kSmall = {48, 102400, 101376, 0}; /* as of compute capability 8.6 or 12.0 */
+const lim_cuda_device kH200 = {132, 233472, 232448, 90};
+const lim_cuda_device kSmall = {48, 102400, 101376, 86}; /* as of compute capability 8.6 or 12.0 */
 
 lim_cuda_call Good() {
     lim_cuda_call c = {};
@@ -287,6 +310,13 @@ TEST(Plan, FitsEveryDeviceAndShape) {
                                 for (int k = 0; k < count; k++) ASSERT_LE(l[k].shared + 1024, (uint32_t)d->shared_per_block) << l[k].name;
                                 ASSERT_GE(l[0].grid[0], 1u);
                                 ASSERT_LE(l[0].grid[0], (uint32_t)d->multiprocessors * 3);
+                                ASSERT_EQ(args.cluster, l[0].cluster);
+                                ASSERT_EQ(args.cluster != 0, std::string(l[0].name).find("lim_short_") == 0) << l[0].name;
+                                if (args.cluster != 0) { /* all blocks at once, one on each multiprocessor */
+                                    ASSERT_EQ(d, &kH200);
+                                    ASSERT_EQ(l[0].grid[0], (uint32_t)rows * 8 * args.cluster);
+                                    ASSERT_LE(l[0].grid[0], (uint32_t)d->multiprocessors);
+                                }
                                 ASSERT_TRUE(args.stages == 2 || args.stages == 3 || args.stages == 4 || args.stages == 6);
                             }
                         }

@@ -136,8 +136,10 @@ class Problem:
         a = plan.args
         offset = a.logits - self.work.data_ptr()
         count = self.rows * self.heads * a.logit_stride
-        x = self.work[offset: offset + 4 * count].view(torch.float32).reshape(self.rows, self.heads, a.logit_stride)
-        return x[..., : self.capacity]
+        x = self.work[offset: offset + 4 * count].view(torch.float32)
+        # 16 tokens of one of the KV head's query heads after 16 of another (LogitAt in order.h).
+        x = x.reshape(self.rows, self.kv_heads, a.logit_stride // 16, self.group, 16).transpose(2, 3)
+        return x.reshape(self.rows, self.heads, a.logit_stride)[..., : self.capacity]
 
     def describe(self):
         return (f"{D.NAMES[self.kv_type]} dim {self.dim} heads {self.heads}/{self.kv_heads} {self.layout} page {1 << self.page_shift} "

@@ -165,10 +165,13 @@ func open(ordinal int) (*Device, error) {
 	if d.name, err = device.Name(); err != nil {
 		return nil, fmt.Errorf("CUDA device %d: %w", ordinal, err)
 	}
+	var major, minor C.int32_t
 	for _, a := range [...]struct {
 		attribute cu.DeviceAttribute
 		to        *C.int32_t
 	}{
+		{cu.ComputeCapabilityMajor, &major},
+		{cu.ComputeCapabilityMinor, &minor},
 		{cu.MultiprocessorCount, &d.limits.multiprocessors},
 		{cu.MaxSharedMemoryPerMultiprocessor, &d.limits.shared_per_multiprocessor},
 		{maxSharedPerBlock, &d.limits.shared_per_block},
@@ -179,6 +182,7 @@ func open(ordinal int) (*Device, error) {
 		}
 		*a.to = C.int32_t(v)
 	}
+	d.limits.capability = 10*major + minor
 	if d.context, err = device.RetainPrimaryCtx(); err != nil {
 		return nil, fmt.Errorf("CUDA device %d (%s): primary context: %w", ordinal, d.name, err)
 	}

@@ -94,7 +94,11 @@ func TestDecodePath(t *testing.T) {
 		for _, line := range path {
 			require.False(t, strings.HasPrefix(line, "!"), "not on the decode path: %s", line)
 			switch name, _, _ := strings.Cut(line, " "); name {
-			case "cuLaunchKernel":
+			case "cuLaunchKernel", "cuLaunchKernelEx":
+				if name == "cuLaunchKernelEx" {
+					require.Contains(t, line, "grid 128,1,1 ")
+					require.Contains(t, line, " cluster 2 early 1")
+				}
 				require.Contains(t, line, "stream 0xabc0 ")
 				require.Contains(t, line, "query 10000 params 1")
 				require.NotContains(t, line, "context (nil)")
@@ -104,7 +108,7 @@ func TestDecodePath(t *testing.T) {
 				t.Fatalf("not on the decode path: %s", line)
 			}
 		}
-		step := []string{"lim_attend_f16_128_8_indexed", "lim_attend_f16_128_8_indexed", "lim_select_union", "lim_attend_f16_128_8_indexed"}
+		step := []string{"lim_attend_f16_128_8_indexed", "lim_attend_f16_128_8_indexed", "lim_select_union", "lim_short_f16_128_8_indexed"}
 		require.Equal(t, append(append([]string{}, step...), step...), launches)
 		return
 	}

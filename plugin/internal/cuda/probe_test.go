@@ -35,7 +35,7 @@ func TestProbePath(t *testing.T) {
 		for _, line := range log[marks[0]+1 : marks[1]] {
 			require.False(t, strings.HasPrefix(line, "!"), "not on the decode path: %s", line)
 			switch words := strings.Fields(line); words[0] {
-			case "cuLaunchKernel":
+			case "cuLaunchKernel", "cuLaunchKernelEx":
 				require.Contains(t, line, "stream 0xabc0 ")
 				if launch := words[1]; strings.HasPrefix(launch, "lim_attend") {
 					path = append(path, launch)

@@ -56,6 +56,7 @@ EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
     (void)d;
     switch (which) {
     case 16: *v = 132; break;     /* multiprocessors */
+    case 75: *v = 9; break;       /* compute capability */
     case 81: *v = 233472; break;  /* shared memory of each */
     case 97: *v = 232448; break;  /* of a block, opting in */
     default: *v = 0;
@@ -149,21 +150,48 @@ static void count(const lim_cuda_tally *t) {
     c[LIM_CUDA_TOKENS_ATTENDED] += visible * (uint64_t)(t->dense + t->select) + held * (uint64_t)t->sparse;
 }
 
-EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
-                          void **params, void **extra) {
-    char more[160] = "";
-    if (strncmp((char *)f, "lim_attend", 10) == 0) {
+/* What a launch is remembered by, and what the kernel does as far as the host sees it. */
+static const char *kernel_arguments(const char *name, void **params) {
+    static _Thread_local char more[160];
+    more[0] = 0;
+    if (strncmp(name, "lim_attend", 10) == 0 || strncmp(name, "lim_short", 9) == 0) {
         const lim_cuda_call *c = &((const lim_cuda_args *)params[0])->call;
         snprintf(more, sizeof more, " mode %d rows %d capacity %d page %d%s", c->mode, c->n_rows, c->capacity, 1 << c->page_shift,
                  c->lengths == sight.lengths && c->table == sight.table ? " sees what was looked at" : "");
     }
-    BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d%s", (char *)f, gx, gy, gz,
-          bx, by, bz, shared, stream, current, *(unsigned long long *)params[0], extra == NULL, more);
-    if (strcmp((char *)f, LIM_CUDA_VISIBLE) == 0) {
+    return more;
+}
+static void run_kernel(const char *name, void **params) {
+    if (strcmp(name, LIM_CUDA_VISIBLE) == 0) {
         sight = *(const lim_cuda_visible *)params[0];
         look();
-    } else if (strcmp((char *)f, LIM_CUDA_TALLY) == 0) {
+    } else if (strcmp(name, LIM_CUDA_TALLY) == 0) {
         count((const lim_cuda_tally *)params[0]);
     }
+}
+
+EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
+                          void **params, void **extra) {
+    BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d%s", (char *)f, gx, gy, gz,
+          bx, by, bz, shared, stream, current, *(unsigned long long *)params[0], extra == NULL, kernel_arguments(f, params));
+    run_kernel(f, params);
+    return 0;
+}
+struct config { /* CUlaunchConfig */
+    unsigned grid[3], block[3], shared;
+    void    *stream;
+    struct { int id, pad; union { unsigned value[16]; void *aligned; } u; } *attributes;
+    unsigned count;
+};
+EXPORT int cuLaunchKernelEx(const struct config *c, void *f, void **params, void **extra) {
+    unsigned cluster = 0, early = 0;
+    for (unsigned i = 0; i < c->count; i++) {
+        if (c->attributes[i].id == 4) cluster = c->attributes[i].u.value[0];
+        if (c->attributes[i].id == 6) early = c->attributes[i].u.value[0];
+    }
+    BEGIN(cuLaunchKernelEx, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d cluster %u early %u%s", (char *)f,
+          c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, current,
+          *(unsigned long long *)params[0], extra == NULL, cluster, early, kernel_arguments(f, params));
+    run_kernel(f, params);
     return 0;
 }
