@@ -55,4 +55,15 @@ constexpr int kDeviceInitBackend = 5;
 // Words of a backend: its GUID, the functions of its interface, its device.
 constexpr int kBackendFree = 2;
 
+// An event of a device: the device, then the driver's own event.
+using Event = void *;
+constexpr int kEventDevice = 0;
+constexpr int kEventHandle = 1;
+
+// A part of a graph, as the host's function returns it: by value, of a size that only the host knows. The
+// call's convention is that of any large structure.
+struct Part {
+    alignas(16) unsigned char bytes[512];
+};
+
 } // namespace lim::ggml

@@ -157,9 +157,10 @@ bool is_weight(const Host &host, const Tensor *t) {
 
 } // namespace
 
-void Extract::read(const Host &host, Graph *from, bool hash) {
+void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     nodes.clear();
     tensors.clear();
+    places.clear();
     writes.clear();
     shifts.clear();
     graph = {};
@@ -179,6 +180,11 @@ void Extract::read(const Host &host, Graph *from, bool hash) {
             node.reason        = describe(host, t, node);
             nodes.push_back(node);
             tensors.push_back(t);
+            places.push_back(i);
+        } else if (t->op == host.soft_max && t->src[1] != nullptr) {
+            graph.n_soft_max++;
+        } else if (memory == Memory::kDevice) {
+            continue; // slots and positions are not to be had without waiting for the device
         } else if (t->op == host.set_rows) {
             const Tensor *slots = t->src[1];
             if (layer_of(t->view_src) < 0 || slots == nullptr || slots->data == nullptr || (slots->type != kI64 && slots->type != kI32)) continue;
@@ -196,8 +202,6 @@ void Extract::read(const Host &host, Graph *from, bool hash) {
                 graph.positions   = values;
                 graph.n_positions = count;
             }
-        } else if (t->op == host.soft_max && t->src[1] != nullptr) {
-            graph.n_soft_max++;
         }
     }
     graph.nodes    = nodes.data();

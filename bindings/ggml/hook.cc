@@ -1,9 +1,13 @@
-// Takes part in a ggml host's graphs, from inside the host's own CPU backend.
+// Takes part in a ggml host's graphs, from inside the host's own backends.
 //
 // ggml_backend_init answers with a registry that has no devices, and replaces the CPU device's
 // init_backend. Each CPU backend that is made afterwards gets its graph_compute wrapped: attentions that
 // the plan takes become CUSTOM nodes, which the host runs on its own threads, and are restored when the
 // host's function returns. So nothing is split, nothing is copied, and the host keeps its scheduling.
+//
+// The same is done to CUDA devices where that is asked for, but a GPU's graph is computed in parts, by the
+// host's own function, around the attentions that are taken. These run on a stream of the library's; the
+// host's events order it with the host's, which a host captures and replays within a part only.
 #include "hook.h"
 
 #include <cstdio>
@@ -36,6 +40,11 @@ struct Context {
     std::vector<Saved> saved;
     uint32_t           computed; // graphs
     bool               known;    // the model's weights are
+
+    // Of a GPU's backend alone.
+    const Gpus *gpus;            // null: it is the CPU's
+    Event      *before, *after;  // the host's stream has come to a taken node; the library's is done with it
+    bool        divides;         // the host's views of graphs are proven
 };
 
 // Graphs between two looks at the process's signal handlers: a few microseconds each.
@@ -46,6 +55,8 @@ struct Installed {
     Host     host;
     Registry registry;
     bool     hooked;
+    Gpus     gpus;
+    bool     gpus_hooked;
 };
 
 // What the hook knows. Never destroyed: hosts free backends while the process ends.
@@ -101,7 +112,7 @@ int compute(Backend *backend, Graph *graph) {
 
     c->saved.clear();
     try {
-        c->extract.read(*c->host, graph, !c->known);
+        c->extract.read(*c->host, graph, Memory::kHost, !c->known);
         c->saved.reserve(c->extract.nodes.size());
     } catch (const std::bad_alloc &) {
         return c->compute(backend, graph);
@@ -126,6 +137,52 @@ int compute(Backend *backend, Graph *graph) {
     return status;
 }
 
+// Nodes [from, to) of a graph, computed by the host.
+int compute_part(const Context *c, Graph *graph, int from, int to) {
+    Part part = c->gpus->graph_view(graph, from, to);
+    return c->compute(c->backend, reinterpret_cast<Graph *>(&part));
+}
+
+int compute_on_gpu(Backend *backend, Graph *graph) {
+    Context *c = find_context(backend);
+    if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
+    if (forked()) return c->compute(backend, graph);
+    if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
+
+    const int n = c->host->graph_n_nodes(graph);
+    try {
+        c->extract.read(*c->host, graph, Memory::kDevice, false);
+    } catch (const std::bad_alloc &) {
+        return c->compute(backend, graph);
+    }
+    lim_go_ggml_plan(c->session, &c->extract.graph);
+    int done = 0;
+    for (size_t i = 0; i < c->extract.nodes.size(); i++) {
+        lim_ggml_node &node = c->extract.nodes[i];
+        if (node.reason != LIM_GGML_TAKEN) continue;
+        if (!c->divides) {
+            if (n < 2 || !prove_view(*c->host, *c->gpus, graph)) {
+                static char problem[] = "this host's graphs cannot be computed in parts";
+                lim_go_ggml_problem(problem);
+                break;
+            }
+            c->divides = true;
+        }
+        const int place = c->extract.places[i];
+        if (place > done) {
+            const int status = compute_part(c, graph, done, place);
+            if (status != 0) return status;
+            done = place;
+        }
+        c->gpus->event_record(c->before, backend);
+        if (lim_go_ggml_attend(c->session, &node, c->before[kEventHandle], c->after[kEventHandle]) != 0) break; // the host does the rest
+        c->gpus->event_wait(backend, c->after);
+        done = place + 1;
+    }
+    if (done == 0) return c->compute(backend, graph);
+    return done < n ? compute_part(c, graph, done, n) : 0;
+}
+
 void free_backend(Backend *backend) {
     Context *c = find_context(backend);
     if (c == nullptr) return;
@@ -141,20 +198,36 @@ void free_backend(Backend *backend) {
             }
         }
     }
-    if (!forked()) lim_go_ggml_close(c->session);
+    if (!forked()) {
+        lim_go_ggml_close(c->session);
+        for (Event *event : {c->before, c->after}) {
+            if (event != nullptr) c->gpus->event_free(event);
+        }
+    }
     delete c;
     original(backend);
 }
 
-// Takes part in a backend that the host just made, if it looks as it should.
-void attach(const Host &host, Backend *backend) {
-    const int word = prove_backend(host, backend);
-    if (word < 0) {
-        static char problem[] = "this host's CPU backend is laid out in an unknown way";
-        lim_go_ggml_problem(problem);
+// An event of the host's, which must read as declared.
+Event *new_event(const Gpus &gpus, const Device *device) {
+    Event *event = gpus.event_new(const_cast<Device *>(device));
+    if (event == nullptr || (event[kEventDevice] == device && event[kEventHandle] != nullptr)) return event;
+    gpus.event_free(event);
+    return nullptr;
+}
+
+// Takes part in a backend that the host just made on the CPU (gpus: null) or on a GPU, if it looks as it should.
+void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend) {
+    const int word = prove_backend(device, gpus != nullptr, backend);
+    Event    *before = nullptr, *after = nullptr;
+    if (gpus != nullptr && word >= 0) before = new_event(*gpus, device), after = new_event(*gpus, device);
+    if (word < 0 || (gpus != nullptr && (before == nullptr || after == nullptr))) {
+        static char cpu[] = "this host's CPU backend is laid out in an unknown way";
+        static char gpu[] = "this host's CUDA backend is laid out in an unknown way, or has no events";
+        lim_go_ggml_problem(gpus != nullptr ? gpu : cpu);
         return;
     }
-    const uintptr_t session = lim_go_ggml_open();
+    const uintptr_t session = lim_go_ggml_open(gpus != nullptr);
     if (session == 0) return;
     auto *c    = new Context{};
     c->backend = backend;
@@ -162,11 +235,14 @@ void attach(const Host &host, Backend *backend) {
     c->session = session;
     c->compute = reinterpret_cast<ComputeFn>(backend[word]);
     c->free    = reinterpret_cast<FreeFn>(backend[kBackendFree]);
+    c->gpus    = gpus;
+    c->before  = before;
+    c->after   = after;
     {
         std::lock_guard lock(state().mutex);
         state().contexts.push_back(c);
     }
-    backend[word]         = reinterpret_cast<void *>(compute);
+    backend[word]         = reinterpret_cast<void *>(gpus != nullptr ? compute_on_gpu : compute);
     backend[kBackendFree] = reinterpret_cast<void *>(free_backend);
 }
 
@@ -182,8 +258,30 @@ Backend *init_backend(Device *device, const char *params) {
     const Installed *installed = find_installed(device);
     if (installed == nullptr) return nullptr; // unreachable: only devices in the list are hooked
     Backend *backend = installed->host.init_backend(device, params);
-    if (backend != nullptr && !forked()) attach(installed->host, backend);
+    if (backend != nullptr && !forked()) attach(installed->host, nullptr, device, backend);
     return backend;
+}
+
+Backend *init_gpu_backend(Device *device, const char *params) {
+    const Installed *of = nullptr;
+    InitFn           original = nullptr;
+    {
+        std::unique_lock lock(state().mutex, std::defer_lock);
+        if (!forked()) lock.lock();
+        for (const Installed *i : state().hosts) {
+            for (const Gpu &gpu : i->gpus.list) {
+                if (gpu.device == device) of = i, original = gpu.init_backend;
+            }
+        }
+    }
+    if (of == nullptr) return nullptr; // unreachable: only devices in the list are hooked
+    Backend *backend = original(device, params);
+    if (backend != nullptr && !forked()) attach(of->host, &of->gpus, device, backend);
+    return backend;
+}
+
+void hook_device(Device *device, InitFn with) {
+    __atomic_store_n(&device[kDeviceInitBackend], reinterpret_cast<void *>(with), __ATOMIC_RELEASE);
 }
 
 const char *registry_name(Registry *) { return "LessIsMore"; }
@@ -210,7 +308,7 @@ extern "C" void *lim_ggml_install(void *caller, int hook, char *text, size_t siz
             snprintf(text, size, "%s", problem.c_str());
             return nullptr;
         }
-        installed = new Installed{host, {host.api_version, registry_name, no_devices, no_device, no_function, nullptr}, false};
+        installed = new Installed{host, {host.api_version, registry_name, no_devices, no_device, no_function, nullptr}, false, {}, false};
         std::lock_guard lock(state().mutex);
         state().hosts.push_back(installed);
     }
@@ -219,9 +317,31 @@ extern "C" void *lim_ggml_install(void *caller, int hook, char *text, size_t siz
     // The registry carries the host's own API version, so the host is sure to keep the library: hooks may be set.
     if (hook != 0 && !installed->hooked) {
         installed->hooked = true;
-        __atomic_store_n(&host.device[kDeviceInitBackend], reinterpret_cast<void *>(init_backend), __ATOMIC_RELEASE);
+        hook_device(host.device, init_backend);
     }
     return &installed->registry;
+}
+
+extern "C" int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size) {
+    void      *handle = find_host(caller);
+    Installed *installed = handle != nullptr ? find_installed(cpu_device(handle)) : nullptr;
+    if (installed == nullptr) return 0;
+    if (!installed->gpus_hooked) {
+        Gpus              gpus;
+        const std::string problem = prove_gpus(handle, installed->host, gpus);
+        if (!problem.empty()) {
+            snprintf(text, size, "%s", problem.c_str());
+            return -1;
+        }
+        std::lock_guard lock(state().mutex);
+        installed->gpus = std::move(gpus);
+    }
+    snprintf(text, size, "%s", installed->gpus.names.c_str());
+    if (hook != 0 && !installed->gpus_hooked && !installed->gpus.list.empty()) {
+        installed->gpus_hooked = true;
+        for (const Gpu &gpu : installed->gpus.list) hook_device(gpu.device, init_gpu_backend);
+    }
+    return static_cast<int>(installed->gpus.list.size());
 }
 
 extern "C" void lim_ggml_at_exit(void) {

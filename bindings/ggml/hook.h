@@ -17,13 +17,19 @@ extern "C" {
  * names the host. */
 void *lim_ggml_install(void *caller, int hook, char *text, size_t size);
 
+/* The CUDA devices of an installed host: how many, with their names in `text`. With `hook`, every backend that
+ * the host makes on them from now on is taken part in. -1: they have to be left alone, `text` says why. */
+int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size);
+
 /* Calls lim_go_ggml_exit when the process ends, unless it is a forked child. */
 void lim_ggml_at_exit(void);
 
 /* Implemented in Go (capi/ggml.go). */
 extern void     *lim_go_ggml_init(void *caller);              /* what ggml_backend_init returns */
-extern uintptr_t lim_go_ggml_open(void);                      /* a context begins; 0: left alone */
+extern uintptr_t lim_go_ggml_open(int gpu);                   /* a context begins; 0: left alone */
 extern void      lim_go_ggml_plan(uintptr_t session, lim_ggml_graph *graph); /* decides about each node */
+/* On a GPU: queues a taken node between two events of the driver's. 0: queued; else nothing is under way. */
+extern int       lim_go_ggml_attend(uintptr_t session, lim_ggml_node *node, void *before, void *after);
 extern void      lim_go_ggml_close(uintptr_t session);
 extern void      lim_go_ggml_problem(char *text);             /* the hook cannot work; for the log */
 extern void      lim_go_ggml_exit(void);

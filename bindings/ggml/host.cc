@@ -1,16 +1,18 @@
 #include "host.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
 #include <link.h>
+#include <new>
 
 namespace lim::ggml {
 namespace {
 
 // API versions of ggml's backend interface that the tests run against.
 constexpr int kOldestApi = 2, kNewestApi = 3;
-constexpr int kDeviceTypeCpu = 0;
+constexpr int kDeviceTypeCpu = 0, kDeviceTypeGpu = 1;
 
 const void *module_of(const void *address) {
     Dl_info info;
@@ -141,36 +143,46 @@ bool writable(const void *address) {
     return yes;
 }
 
+// A host's functions about devices.
+struct DeviceFunctions {
+    const char *(*name)(Device *);
+    int (*type)(Device *);
+    Registry *(*registry)(Device *);
+
+    bool get(const Symbols &symbols) {
+        return symbols.get(name, "ggml_backend_dev_name") && symbols.get(type, "ggml_backend_dev_type") &&
+               symbols.get(registry, "ggml_backend_dev_backend_reg");
+    }
+};
+
+// Finds the place of a device's init_backend; null: the device is laid out in an unknown way.
+InitFn init_of(const DeviceFunctions &functions, Device *device, int type) {
+    // The first six words are functions of one module, the first of which gives the device's name; the
+    // registry's address follows the functions.
+    const void *module = module_of(device[kDeviceGetName]);
+    bool        proven = module != nullptr;
+    for (int i = 0; proven && i <= kDeviceInitBackend; i++) proven = module_of(device[i]) == module;
+    proven = proven && reinterpret_cast<const char *(*)(Device *)>(device[kDeviceGetName])(device) == functions.name(device);
+    bool follows = false;
+    for (int i = kDeviceInitBackend + 1; proven && !follows && i < 24; i++) follows = device[i] == functions.registry(device);
+    if (!proven || !follows || functions.type(device) != type || !writable(&device[kDeviceInitBackend])) return nullptr;
+    return reinterpret_cast<InitFn>(device[kDeviceInitBackend]);
+}
+
 // Finds the place of the CPU device's init_backend.
 std::string prove_device(const Symbols &symbols, Host &host) {
-    const char *(*device_name)(Device *);
-    int (*device_type)(Device *);
-    Registry *(*device_registry)(Device *);
-    if (!symbols.get(device_name, "ggml_backend_dev_name") ||
-        !symbols.get(device_type, "ggml_backend_dev_type") || !symbols.get(device_registry, "ggml_backend_dev_backend_reg")) {
-        return "this host does not export ggml's device functions";
-    }
+    DeviceFunctions functions;
+    if (!functions.get(symbols)) return "this host does not export ggml's device functions";
     if (host.device == nullptr) return "this host has no CPU device (load the library after ggml's own backends)";
 
-    Registry *registry = device_registry(host.device);
+    Registry *registry = functions.registry(host.device);
     host.api_version   = registry == nullptr ? 0 : registry->api_version;
     if (host.api_version < kOldestApi || host.api_version > kNewestApi) {
         return "ggml backend API version " + std::to_string(host.api_version) + " is not one that this build is tested with (" +
                std::to_string(kOldestApi) + " to " + std::to_string(kNewestApi) + ")";
     }
-    // The first six words are functions of one module, the first of which gives the device's name; the
-    // registry's address follows the functions.
-    const void *module = module_of(host.device[kDeviceGetName]);
-    bool        proven = module != nullptr;
-    for (int i = 0; proven && i <= kDeviceInitBackend; i++) proven = module_of(host.device[i]) == module;
-    proven = proven && reinterpret_cast<const char *(*)(Device *)>(host.device[kDeviceGetName])(host.device) == device_name(host.device);
-    bool follows = false;
-    for (int i = kDeviceInitBackend + 1; proven && !follows && i < 24; i++) follows = host.device[i] == registry;
-    if (!proven || !follows || device_type(host.device) != kDeviceTypeCpu || !writable(&host.device[kDeviceInitBackend])) {
-        return "this host's CPU device is laid out in an unknown way";
-    }
-    host.init_backend = reinterpret_cast<InitFn>(host.device[kDeviceInitBackend]);
-    return "";
+    host.init_backend = init_of(functions, host.device, kDeviceTypeCpu);
+    return host.init_backend != nullptr ? "" : "this host's CPU device is laid out in an unknown way";
 }
 
 } // namespace
@@ -216,20 +228,72 @@ std::string prove_host(void *handle, Host &host) {
     return problem;
 }
 
-int prove_backend(const Host &host, Backend *backend) {
-    // The CPU backend's interface since API version 2, as set (1) and empty (0) functions: name, free,
-    // six of asynchronous data access and synchronisation, four of graph plans, graph_compute. Whatever
-    // follows (events, graph optimisation) is empty, then comes the device.
-    constexpr char kPattern[] = "1100000011011";
-    constexpr int  kFunctions = sizeof kPattern - 1;
-    const void *module = module_of(backend[1]);
-    for (int i = 0; i < kFunctions; i++) {
-        const void *function = backend[1 + i];
-        if (kPattern[i] == '0' ? function != nullptr : module == nullptr || module_of(function) != module) return -1;
+std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
+    const Symbols   symbols(handle);
+    DeviceFunctions functions;
+    size_t (*count)();
+    Device *(*get)(size_t);
+    const char *(*registry_name)(Registry *);
+    gpus.list.clear();
+    gpus.names.clear();
+    if (!functions.get(symbols) || !symbols.get(count, "ggml_backend_dev_count") || !symbols.get(get, "ggml_backend_dev_get") ||
+        !symbols.get(registry_name, "ggml_backend_reg_name")) {
+        return "this host does not export ggml's device functions";
     }
-    int next = 1 + kFunctions;
-    while (next < 24 && backend[next] == nullptr) next++;
-    return backend[next] == host.device ? kFunctions : -1; // word 0 is the GUID: graph_compute is the last of the pattern
+    std::string problem;
+    for (size_t i = 0; i < count(); i++) {
+        Device   *device   = get(i);
+        Registry *registry = device != nullptr ? functions.registry(device) : nullptr;
+        if (registry == nullptr || strcmp(registry_name(registry), "CUDA") != 0) continue;
+        gpus.names += (gpus.names.empty() ? "" : ", ") + std::string(functions.name(device));
+        const InitFn init = registry->api_version == host.api_version ? init_of(functions, device, kDeviceTypeGpu) : nullptr;
+        if (init == nullptr) problem = std::string("this host's device ") + functions.name(device) + " is laid out in an unknown way";
+        gpus.list.push_back({device, init});
+    }
+    if (gpus.list.empty() || !problem.empty()) return problem;
+    if (!symbols.get(gpus.graph_view, "ggml_graph_view") || !symbols.get(gpus.event_new, "ggml_backend_event_new") ||
+        !symbols.get(gpus.event_free, "ggml_backend_event_free") || !symbols.get(gpus.event_record, "ggml_backend_event_record") ||
+        !symbols.get(gpus.event_wait, "ggml_backend_event_wait")) {
+        return "this host does not export what it takes to compute a graph in parts";
+    }
+    // The host then forks a layer's branches onto streams and joins them at its attention.
+    const char *forks = getenv("GGML_CUDA_GRAPH_OPT");
+    if (forks != nullptr && atoi(forks) == 1) return "GGML_CUDA_GRAPH_OPT=1 lets branches of a graph run side by side, which cannot be split";
+    return "";
+}
+
+int prove_backend(const Device *device, bool gpu, Backend *backend) {
+    // The interface since API version 2, as set (1), empty (0) and either (?) functions: name, free, six of
+    // asynchronous data access and synchronisation, four of graph plans, graph_compute, two of events. What
+    // follows (graph optimisation, more of the CPU's empty ones) is either, then comes the device.
+    const char *pattern = gpu ? "1111??110000111" : "1100000011011";
+    constexpr int kCompute = 12;
+    const void *module = module_of(backend[1]);
+    int next = 1;
+    for (; pattern[next - 1] != '\0'; next++) {
+        const void *function = backend[next];
+        const char  wanted   = pattern[next - 1];
+        const bool  own      = module != nullptr && module_of(function) == module;
+        if (wanted == '0' ? function != nullptr : wanted == '1' ? !own : function != nullptr && !own) return -1;
+    }
+    while (next < 24 && backend[next] != device && (backend[next] == nullptr || (gpu && module_of(backend[next]) == module))) next++;
+    return next < 24 && backend[next] == device ? 1 + kCompute : -1; // word 0 is the GUID
+}
+
+bool prove_view(const Host &host, const Gpus &gpus, Graph *graph) {
+    constexpr unsigned char kUntouched = 0xA5;
+    Part part;
+    memset(&part, kUntouched, sizeof part);
+    __asm__ volatile("" : : "r"(&part) : "memory"); // or the compiler would drop what the function is said to overwrite
+    const int n = host.graph_n_nodes(graph);
+    new (&part) Part(gpus.graph_view(graph, 1, n));
+    // A view that fills the room given is larger than it.
+    for (size_t i = sizeof part.bytes - 64; i < sizeof part.bytes; i++) {
+        if (part.bytes[i] != kUntouched) return false;
+    }
+    auto *view = reinterpret_cast<Graph *>(&part);
+    return host.graph_n_nodes(view) == n - 1 && host.graph_node(view, 0) == host.graph_node(graph, 1) &&
+           host.graph_node(view, n - 2) == host.graph_node(graph, n - 1);
 }
 
 } // namespace lim::ggml

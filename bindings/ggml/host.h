@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "abi.h"
 
@@ -22,6 +23,23 @@ struct Host {
     int     compute_word; // of a backend: graph_compute
     Device *device;
     InitFn  init_backend; // the host's own
+};
+
+// A GPU of the host whose backend can be taken part in.
+struct Gpu {
+    Device *device;
+    InitFn  init_backend; // the host's own
+};
+
+// What it takes to compute a GPU's graph in parts, on the host's own terms.
+struct Gpus {
+    Part (*graph_view)(Graph *, int, int);
+    Event *(*event_new)(Device *);
+    void (*event_free)(Event *);
+    void (*event_record)(Event *, Backend *);
+    void (*event_wait)(Backend *, Event *);
+    std::vector<Gpu> list;
+    std::string      names; // "CUDA0, CUDA1"
 };
 
 // What ggml_backend_init answers with.
@@ -44,7 +62,15 @@ Device *cpu_device(void *handle);
 // otherwise the reason, for the log. Not for a host that is hooked already.
 std::string prove_host(void *handle, Host &host);
 
-// Proves the layout of a backend that the host just made. Returns the word of its graph_compute, or -1.
-int prove_backend(const Host &host, Backend *backend);
+// Finds the CUDA devices of a host whose layout is proven. Returns "", or why they have to be left alone;
+// a host without any is no problem.
+std::string prove_gpus(void *handle, const Host &host, Gpus &gpus);
+
+// Proves the layout of a backend that the host just made on its CPU device or on a GPU. Returns the word
+// of its graph_compute, or -1.
+int prove_backend(const Device *device, bool gpu, Backend *backend);
+
+// Tells whether the host's views of a graph are what they are taken for. For a graph of two nodes and more.
+bool prove_view(const Host &host, const Gpus &gpus, Graph *graph);
 
 } // namespace lim::ggml

@@ -3,3 +3,4 @@
 #include "select.cu"
 #include "probe.cu"
 #include "tally.cu"
+#include "visible.cu"

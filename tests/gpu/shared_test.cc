@@ -13,6 +13,7 @@
 #include "kernels.h"
 #include "order.h"
 #include "split.h"
+#include "visible.h"
 
 namespace {
 
@@ -149,6 +150,93 @@ TEST(Order, SamplesStayInside) {
     for (uint32_t count : {2049u, 4097u, 32768u, 1u << 20}) {
         for (uint32_t i : {0u, 1u, 2047u}) ASSERT_LT(SampleAt(i, 2048, count), count);
         ASSERT_LT(SampleRank(2048, count, 1536, 4096), 2048u);
+    }
+}
+
+/* ---- masks ---- */
+
+/* As the kernel walks a mask, its lanes and warps one after the other. */
+struct Seen {
+    std::vector<int32_t> slots;
+    bool                 odd = false;
+};
+
+Seen See(const std::vector<uint16_t> &mask, int32_t first, int32_t warps) {
+    const int32_t n = (int32_t)mask.size(), chunk = VisibleChunk(n, warps);
+    const auto    load = [&](int32_t slot, uint32_t words[4]) {
+        for (int i = 0; i < 4; i++) words[i] = 0xfc00fc00u;
+        if (slot < n) memcpy(words, &mask[slot], 16);
+    };
+    Seen out;
+    std::vector<int32_t> found;
+    for (int32_t w = 0; w < warps; w++) {
+        int32_t count = 0;
+        for (int32_t at = w * chunk; at < std::min(w * chunk + chunk, n); at += LIM_CUDA_VISIBLE_STEP) {
+            for (int32_t lane = 0; lane < 32; lane++) {
+                uint32_t words[4];
+                load(at + lane * LIM_CUDA_VISIBLE_LANE, words);
+                count += __builtin_popcount(VisibleBits(words));
+                out.odd |= VisibleOdd(words) != 0;
+            }
+        }
+        found.push_back(count);
+    }
+    int32_t all = 0;
+    for (int32_t count : found) all += count;
+    out.slots.assign((size_t)all, -1);
+    int32_t before = 0;
+    for (int32_t w = 0; w < warps; w++) {
+        int32_t to = before;
+        for (int32_t at = w * chunk; at < std::min(w * chunk + chunk, n); at += LIM_CUDA_VISIBLE_STEP) {
+            for (int32_t lane = 0; lane < 32; lane++) {
+                uint32_t words[4];
+                load(at + lane * LIM_CUDA_VISIBLE_LANE, words);
+                const uint32_t bits = VisibleBits(words);
+                int32_t        slots[LIM_CUDA_VISIBLE_LANE];
+                VisibleWrite(bits, first + at + lane * LIM_CUDA_VISIBLE_LANE, slots);
+                const int count = __builtin_popcount(bits);
+                std::copy(slots, slots + count, out.slots.begin() + to);
+                to += count;
+            }
+        }
+        before += found[(size_t)w];
+    }
+    return out;
+}
+
+TEST(Visible, IsWhatTheMaskShows) {
+    std::mt19937 random(3);
+    for (int i = 0; i < 600; i++) {
+        const int32_t n = 8 * (int32_t)(1 + random() % (random() % 4 == 0 ? 4000 : 100)), first = (int32_t)(random() % 100000);
+        const int     kind = (int)(random() % 4);
+        std::vector<uint16_t> mask((size_t)n);
+        std::vector<int32_t>  want;
+        const int32_t past = (int32_t)(random() % (uint32_t)(n + 1));
+        for (int32_t s = 0; s < n; s++) {
+            const bool shown = kind == 0 ? s < past : kind == 1 ? random() % 2 != 0 : kind == 2 ? random() % 300 != 0 : random() % 300 == 0;
+            mask[(size_t)s] = !shown ? 0xfc00 : random() % 2 != 0 ? 0 : 0x8000; /* -0 is a zero */
+            if (shown) want.push_back(first + s);
+        }
+        Seen seen = See(mask, first, 1 + (int32_t)(random() % 32));
+        ASSERT_EQ(seen.slots, want);
+        ASSERT_FALSE(seen.odd);
+        if (want.empty()) continue;
+        /* Any other value shows the slot, and is told: a bias, NaN, +inf, the lowest number. */
+        static const uint16_t kOther[] = {0x3c00, 0xbc00, 0x7e00, 0xfe00, 0x7c00, 0xfbff, 0x0001};
+        mask[(size_t)(want[random() % want.size()] - first)] = kOther[random() % 7];
+        seen = See(mask, first, LIM_CUDA_VISIBLE_WARPS);
+        ASSERT_EQ(seen.slots, want);
+        ASSERT_TRUE(seen.odd);
+    }
+}
+
+/* Warps share the slots without a gap, and the last ones may have none. */
+TEST(Visible, ChunksCover) {
+    for (int32_t n : {8, 248, 256, 264, 8192, 8200, 131072, 1 << 28}) {
+        const int32_t chunk = VisibleChunk(n, LIM_CUDA_VISIBLE_WARPS);
+        ASSERT_EQ(chunk % LIM_CUDA_VISIBLE_STEP, 0);
+        ASSERT_GE((int64_t)chunk * LIM_CUDA_VISIBLE_WARPS, n);
+        ASSERT_LT((int64_t)(chunk - LIM_CUDA_VISIBLE_STEP) * LIM_CUDA_VISIBLE_WARPS, n);
     }
 }
 
