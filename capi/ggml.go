@@ -104,8 +104,30 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 		}
 		logLine(plugin.LogInfo, fmt.Sprintf("%s loaded into %s (%s kernels): budget %d tokens, selection layers %s",
 			plugin.Version, about, host.engine.Report().Target, c.Budget, layers))
+		hookGPUs(caller)
 	}
 	return registry
+}
+
+// hookGPUs takes part in the host's CUDA devices where that is asked for, and says what becomes of them.
+func hookGPUs(caller unsafe.Pointer) {
+	hook := C.int(0)
+	if host.env.CUDA {
+		hook = 1
+	}
+	text := make([]byte, 512)
+	n := C.lim_ggml_install_gpus(caller, hook, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
+	about := C.GoString((*C.char)(unsafe.Pointer(&text[0])))
+	switch {
+	case n > 0 && hook != 0:
+		logLine(plugin.LogInfo, about+": taken part in (LESSISMORE_CUDA=on)")
+	case n > 0:
+		logLine(plugin.LogInfo, about+": left alone, what is computed there stays as it is (LESSISMORE_CUDA=on takes part)")
+	case n < 0:
+		logLine(plugin.LogInfo, "CUDA devices are left alone: "+about)
+	case hook != 0:
+		logLine(plugin.LogInfo, "LESSISMORE_CUDA=on, but this host has no CUDA device")
+	}
 }
 
 // configure makes the engine from the environment. A wrong value makes it inert, with one clear line.
@@ -137,9 +159,19 @@ func configure() {
 	C.lim_ggml_at_exit()
 }
 
+// session takes part in one context of a host.
+type session interface {
+	Plan(*plugin.Graph)
+	Stats() plugin.Stats
+	Close()
+}
+
 //export lim_go_ggml_open
-func lim_go_ggml_open() (session C.uintptr_t) {
+func lim_go_ggml_open(gpu C.int) (handle C.uintptr_t) {
 	defer guard("init_backend")
+	if gpu != 0 {
+		return C.uintptr_t(cgo.NewHandle(host.engine.NewGPUSession(logLine)))
+	}
 	s := host.engine.NewSession(logLine)
 	if host.byCell {
 		s.OrderByCell()
@@ -148,7 +180,7 @@ func lim_go_ggml_open() (session C.uintptr_t) {
 }
 
 //export lim_go_ggml_plan
-func lim_go_ggml_plan(session C.uintptr_t, graph *C.lim_ggml_graph) {
+func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 	nodes := unsafe.Slice((*plugin.Node)(unsafe.Pointer(graph.nodes)), graph.n_nodes)
 	done := false
 	defer func() {
@@ -169,18 +201,29 @@ func lim_go_ggml_plan(session C.uintptr_t, graph *C.lim_ggml_graph) {
 	if graph.positions != nil {
 		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)
 	}
-	cgo.Handle(session).Value().(*plugin.Session).Plan(&g)
+	cgo.Handle(handle).Value().(session).Plan(&g)
 	if g.KnowsWeights {
 		graph.knows_weights = 1
 	}
 	done = true
 }
 
+//export lim_go_ggml_attend
+func lim_go_ggml_attend(handle C.uintptr_t, node *C.lim_ggml_node, before, after unsafe.Pointer) (failed C.int) {
+	failed = 1 // a panic: the host computes the node itself
+	defer guard("graph_compute")
+	s := cgo.Handle(handle).Value().(*plugin.GPUSession)
+	if s.Attend((*plugin.Node)(unsafe.Pointer(node)), uintptr(before), uintptr(after)) == nil {
+		failed = 0
+	}
+	return failed
+}
+
 //export lim_go_ggml_close
-func lim_go_ggml_close(session C.uintptr_t) {
+func lim_go_ggml_close(of C.uintptr_t) {
 	defer guard("free")
-	handle := cgo.Handle(session)
-	s := handle.Value().(*plugin.Session)
+	handle := cgo.Handle(of)
+	s := handle.Value().(session)
 	handle.Delete()
 	s.Close()
 	if c := s.Stats(); c.Steps > 0 {

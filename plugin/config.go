@@ -1,12 +1,14 @@
 package plugin
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
 	"strings"
 
 	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/cuda"
 )
 
 // Policy is how a selection layer ranks candidates.
@@ -118,6 +120,7 @@ type Environment struct {
 	StatsPath string // "" : none is written
 	Profiles  bool   // what is learned about models is kept in files
 	Profile   string // in this file; "": in the user's cache directory
+	CUDA      bool   // the host's CUDA devices are taken part in, too
 }
 
 // FromEnvironment reads the LESSISMORE_* variables through lookup. A wrong value gives an error that
@@ -138,7 +141,25 @@ func FromEnvironment(lookup func(name string) (string, bool)) (Environment, erro
 			}
 		}
 	}
+	if first == nil && env.CUDA {
+		if err := env.onCUDA(); err != nil {
+			first = fmt.Errorf("LESSISMORE_CUDA=\"on\": %w", err)
+		}
+	}
 	return env, first
+}
+
+// onCUDA names what the other settings lack for a host's CUDA devices.
+func (env *Environment) onCUDA() error {
+	switch {
+	case !cuda.Built:
+		return errors.New("this build of the library has no CUDA engine")
+	case env.Layers == nil:
+		return errors.New("name the layers that choose, such as LESSISMORE_LAYERS=2,12: on a GPU they are not found by measuring")
+	case env.Interval > 1:
+		return fmt.Errorf("LESSISMORE_INTERVAL=%d: on a GPU, a token set serves one step", env.Interval)
+	}
+	return nil
 }
 
 var variables = []struct {
@@ -158,6 +179,10 @@ var variables = []struct {
 	}},
 	{"LESSISMORE", func(env *Environment, s string) (err error) {
 		env.Enabled, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
+		return err
+	}},
+	{"LESSISMORE_CUDA", func(env *Environment, s string) (err error) {
+		env.CUDA, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
 		return err
 	}},
 	{"LESSISMORE_BUDGET", func(env *Environment, s string) (err error) {

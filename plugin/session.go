@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"sync"
 	"unsafe"
 
 	"lessismore/plugin/internal/cpu"
@@ -25,19 +24,12 @@ const maxHashed = 4096
 // decides which attentions the library takes and what every row of them attends to; the host's own
 // threads then run the calls.
 type Session struct {
-	engine *Engine
-	log    func(level LogLevel, text string)
+	guest
 
-	mu        sync.Mutex // Plan against a reader of the statistics
-	discovery discovery
 	graphs    int
-	unhashed  bool              // the weights of the model that is served now were never seen
-	weights   uint64            // hash of the model's weights, as far as the first pass shows them
-	ordinal   map[int32]int     // model's layer number -> number among the layers that can take part
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
 	followed  *track            // that one
 	positions []int32
-	pilot     *pilot // once the layers are known
 	step      step
 	key       stepKey
 	own       []int64 // the rows' own slots in the step
@@ -48,11 +40,7 @@ type Session struct {
 		heads int32
 		bias  float32
 	}
-	timings   timings
-	counts    Stats
-	engaged   bool // a sparse layer has been taken
-	attention bool // the host has shown attention that can be taken
-	warned    bool
+	timings timings
 
 	// byCell makes recency go by slot number even where positions are known. Tests use it to show
 	// that the difference matters.
@@ -76,10 +64,7 @@ type stepKey struct {
 
 // NewSession starts taking part in a context. log may be nil.
 func (e *Engine) NewSession(log func(level LogLevel, text string)) *Session {
-	if log == nil {
-		log = func(LogLevel, string) {}
-	}
-	s := &Session{engine: e, log: log, tracks: map[uint64]*track{}}
+	s := &Session{guest: newGuest(e, log), tracks: map[uint64]*track{}}
 	e.started(s)
 	return s
 }
@@ -129,7 +114,9 @@ func (s *Session) Plan(g *Graph) {
 	g.KnowsWeights = s.discovery.complete || s.graphs > maxHashed
 	s.follow(g)
 	if len(g.Nodes) == 0 {
-		s.flashless(g)
+		if len(g.Writes) > 0 && s.flashless(g) {
+			clear(s.tracks)
+		}
 		return
 	}
 	s.attention = true
@@ -172,37 +159,6 @@ func (s *Session) Plan(g *Graph) {
 		layer := s.ordinal[n.Layer]
 		s.counts.planned(&s.step, layer, s.pilot.role(layer), n.Call.Mode)
 	}
-}
-
-// flashless says once that the host computes attention in a way that the library cannot take part in.
-func (s *Session) flashless(g *Graph) {
-	if s.attention || s.warned || g.SoftMax == 0 || len(g.Writes) == 0 {
-		return
-	}
-	s.warned = true
-	clear(s.tracks)
-	s.log(LogInfo, "nothing is taken: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
-		"llama-cpp-python flash_attn=True, node-llama-cpp flashAttention: true, xllamacpp flash_attn_type enabled")
-}
-
-// untakable says once that no attention of a graph can ever be taken, and why.
-func (s *Session) untakable(g *Graph) {
-	if s.warned {
-		return
-	}
-	for i := range g.Nodes {
-		switch g.Nodes[i].Reason {
-		case ReasonNoCache, ReasonMLA, ReasonType, ReasonShape, ReasonSparseHint:
-		default:
-			return
-		}
-	}
-	s.warned = true
-	reason := g.Nodes[0].Reason.String()
-	if g.Nodes[0].Reason == ReasonNoCache {
-		reason += ": keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32)"
-	}
-	s.log(LogInfo, "nothing is taken in this context: "+reason)
 }
 
 // follow keeps the K/V index up to date: shifts, then the batch's positions, then its writes.
@@ -264,32 +220,9 @@ func (s *Session) tell(g *Graph) {
 
 // node decides about one node that the kernels could take.
 func (s *Session) node(n *Node, fresh *bool) Reason {
-	if s.engine.Inert() != "" {
-		return ReasonInert
-	}
-	if s.discovery.observe(n) && !s.discovery.knows(n) {
-		s.rediscover()
-		s.discovery.observe(n)
-	}
-	if !s.discovery.complete {
-		return ReasonDiscovery
-	}
-	if s.counts.Inert != "" {
-		return ReasonInert
-	}
-	if s.ordinal == nil {
-		if !s.discovery.decided {
-			return ReasonUndecided
-		}
-		if err := s.assign(n); err != nil { // another model in the process, such as the one that it drafts for, may fit
-			s.counts.Inert = err.Error()
-			s.log(LogInfo, "inert in this context: "+err.Error())
-			return ReasonInert
-		}
-	}
-	layer, ok := s.ordinal[n.Layer]
-	if !ok {
-		return ReasonSliding
+	layer, reason := s.place(n, s)
+	if reason != Taken {
+		return reason
 	}
 	key := stepKey{uintptr(n.Mask), n.NKV, n.Tokens, n.Streams, n.FirstStream}
 	if *fresh && layer <= s.step.layer {
@@ -329,52 +262,23 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 	return Taken
 }
 
-// rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
-func (s *Session) rediscover() {
-	s.discovery, s.ordinal, s.followed, s.unhashed = discovery{}, nil, nil, true
+// forget drops what follows from the layers: the first pass was not the whole model, or the backend serves
+// another one now.
+func (s *Session) forget() {
+	s.followed = nil
 	clear(s.tracks)
-	if s.pilot != nil {
-		s.pilot.settle()
-		s.pilot.free()
-		s.pilot = nil
-	}
 	s.step.lasting.drop()
 	s.step.chosen, s.reason = false, ReasonDiscovery
-	s.counts.Inert = ""
 }
 
-// assign gives the layers that can take part their numbers and roles, and keeps only the index that
-// the rows are ordered by: that of the first of them, which is written before any of them is read.
-func (s *Session) assign(n *Node) error {
-	layers := s.discovery.participants()
-	model, err := s.engine.model(s.identity(n, layers), s.log)
-	if err != nil {
-		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
-	}
-	s.pilot, s.ordinal = newPilot(model, s.log), map[int32]int{}
+// assigned keeps only the index that the rows are ordered by: that of the first of the layers that can take
+// part, which is written before any of them is read.
+func (s *Session) assigned(*Node) error {
 	s.step.lasting.interval = s.engine.config.Interval
-	for i, l := range layers {
-		s.ordinal[l] = i
-	}
 	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, func(d discovered) bool { return d.full })].store.ID
 	s.followed = s.tracks[first]
 	s.tracks = map[uint64]*track{first: s.followed}
-	s.log(LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), s.pilot.roles.Selections(), s.pilot.source))
 	return nil
-}
-
-// identity is what the graphs show of the model.
-func (s *Session) identity(n *Node, layers []int32) identity {
-	c := &n.Call
-	weights := fmt.Sprintf("%016x", s.weights)
-	if s.unhashed { // this context alone knows the model
-		weights = fmt.Sprintf("%s %p", unknownWeights, s)
-	}
-	return identity{
-		Layers: len(layers), First: layers[0], Last: layers[len(layers)-1], Heads: c.Heads, KVHeads: c.KVHeads,
-		KeyDim: c.DimK, ValueDim: c.DimV, Scale: c.Scale, Softcap: c.Softcap, MaxBias: n.MaxBias,
-		Weights: weights,
-	}
 }
 
 // look finds out what the rows of a batch see, and begins a step unless the batch continues one.

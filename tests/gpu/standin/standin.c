@@ -1,4 +1,5 @@
-/* Stands in for libcuda.so.1 where there is no GPU: one device, memory from the heap, kernels that do nothing.
+/* Stands in for libcuda.so.1 where there is no GPU: one device, memory from the heap, kernels that do nothing, but
+ * for the one that looks at masks, which is played with the source that it shares with the host.
  * Every call is written, one line each, to the file that LIM_STANDIN_LOG names, so that a test can see what the
  * library asks of the driver, in which order, with which arguments. Calls that must not be made while a
  * stream is captured are marked with an exclamation mark. */
@@ -8,6 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "../../../kernels/cuda/kernels.h"
+#include "../../../kernels/cuda/visible.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -102,9 +106,51 @@ EXPORT int cuPointerGetAttribute(void *v, int which, uint64_t p) {
 }
 EXPORT int cuGetErrorName(int code, const char **name) { *name = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : code == 1 ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR"; return 0; }
 EXPORT int cuGetErrorString(int code, const char **text) { return cuGetErrorName(code, text); }
+EXPORT int cuStreamCreate(void **s, unsigned flags) {
+    static uintptr_t next = 0x51;
+    BEGIN(cuStreamCreate, "!", "%u", flags);
+    *s = (void *)next++;
+    return 0;
+}
+EXPORT int cuStreamDestroy_v2(void *s) { BEGIN(cuStreamDestroy_v2, "!", "%p", s); return 0; }
+EXPORT int cuStreamWaitEvent(void *s, void *e, unsigned flags) { BEGIN(cuStreamWaitEvent, "", "stream %p event %p flags %u", s, e, flags); return 0; }
+EXPORT int cuEventRecord(void *e, void *s) { BEGIN(cuEventRecord, "", "event %p stream %p", e, s); return 0; }
+EXPORT int cuCtxSynchronize(void) { BEGIN(cuCtxSynchronize, "!", "%s", ""); return 0; }
+EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) { BEGIN(cuMemcpyDtoH_v2, "!", "%zu", n); memcpy(to, (void *)(uintptr_t)from, n); return 0; }
+
+static lim_cuda_visible sight; /* the last one that was looked at */
+
+static void look(void) {
+    for (int32_t row = 0; row < sight.n_rows; row++) {
+        const uint16_t *mask = (const uint16_t *)(uintptr_t)(sight.mask + (uint64_t)row * (uint64_t)sight.mask_stride);
+        int32_t *slots = (int32_t *)(uintptr_t)sight.table + row * sight.table_stride, n = 0;
+        for (int32_t at = 0; at < sight.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
+            uint32_t words[4];
+            memcpy(words, mask + at, sizeof words);
+            if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)sight.odd = 1;
+            const uint32_t bits = VisibleBits(words);
+            VisibleWrite(bits, row * sight.slots_apart + at, slots + n);
+            n += __builtin_popcount(bits);
+        }
+        ((int32_t *)(uintptr_t)sight.lengths)[row] = n;
+        note("row %d sees %d slots from %d to %d", row, n, n > 0 ? slots[0] : -1, n > 0 ? slots[n - 1] : -1);
+    }
+}
+
 EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
                           void **params, void **extra) {
-    BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d", (char *)f, gx, gy, gz,
-          bx, by, bz, shared, stream, current, *(unsigned long long *)params[0], extra == NULL);
+    char more[160] = "";
+    if (strcmp((char *)f, LIM_CUDA_VISIBLE) != 0) {
+        const lim_cuda_call *c = &((const lim_cuda_args *)params[0])->call;
+        if (strncmp((char *)f, "lim_attend", 10) == 0)
+            snprintf(more, sizeof more, " mode %d rows %d capacity %d page %d %s", c->mode, c->n_rows, c->capacity, 1 << c->page_shift,
+                     c->lengths == sight.lengths && c->table == sight.table ? "sees what was looked at" : "");
+    }
+    BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d%s", (char *)f, gx, gy, gz,
+          bx, by, bz, shared, stream, current, *(unsigned long long *)params[0], extra == NULL, more);
+    if (strcmp((char *)f, LIM_CUDA_VISIBLE) == 0) {
+        sight = *(const lim_cuda_visible *)params[0];
+        look();
+    }
     return 0;
 }

@@ -1,0 +1,150 @@
+package plugin
+
+import (
+	"fmt"
+	"sync"
+)
+
+// guest is what all sessions with a host that computes graphs have in common, wherever it computes: which of
+// the model's layers can take part and with what roles, and what was counted.
+type guest struct {
+	engine *Engine
+	log    func(level LogLevel, text string)
+
+	mu        sync.Mutex // Plan against a reader of the statistics
+	discovery discovery
+	unhashed  bool          // the weights of the model that is served now were never seen
+	weights   uint64        // hash of the model's weights, as far as the first pass shows them
+	ordinal   map[int32]int // model's layer number -> number among the layers that can take part
+	pilot     *pilot        // once the layers are known
+	counts    Stats
+	engaged   bool // a sparse layer has been taken
+	attention bool // the host has shown attention that can be taken
+	warned    bool
+}
+
+// visitor is the session that a guest is a part of.
+type visitor interface {
+	forget()                // the layers are not known any more
+	assigned(n *Node) error // they are, and have roles; an error keeps the library out of this context
+}
+
+func newGuest(e *Engine, log func(level LogLevel, text string)) guest {
+	if log == nil {
+		log = func(LogLevel, string) {}
+	}
+	return guest{engine: e, log: log}
+}
+
+// flashless says once that the host computes attention in a way that the library cannot take part in.
+func (g *guest) flashless(graph *Graph) bool {
+	if g.attention || g.warned || graph.SoftMax == 0 {
+		return false
+	}
+	g.warned = true
+	g.log(LogInfo, "nothing is taken: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
+		"llama-cpp-python flash_attn=True, node-llama-cpp flashAttention: true, xllamacpp flash_attn_type enabled")
+	return true
+}
+
+// untakable says once that no attention of a graph can ever be taken, and why.
+func (g *guest) untakable(graph *Graph) {
+	if g.warned {
+		return
+	}
+	for i := range graph.Nodes {
+		switch graph.Nodes[i].Reason {
+		case ReasonNoCache, ReasonMLA, ReasonType, ReasonShape, ReasonSparseHint:
+		default:
+			return
+		}
+	}
+	g.warned = true
+	reason := graph.Nodes[0].Reason.String()
+	if graph.Nodes[0].Reason == ReasonNoCache {
+		reason += ": keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32)"
+	}
+	g.log(LogInfo, "nothing is taken in this context: "+reason)
+}
+
+// place is the number of a node's layer among those that can take part, once the first pass has shown them.
+func (g *guest) place(n *Node, v visitor) (int, Reason) {
+	if g.engine.Inert() != "" {
+		return 0, ReasonInert
+	}
+	if g.discovery.observe(n) && !g.discovery.knows(n) {
+		g.rediscover(v)
+		g.discovery.observe(n)
+	}
+	if !g.discovery.complete {
+		return 0, ReasonDiscovery
+	}
+	if g.counts.Inert != "" {
+		return 0, ReasonInert
+	}
+	if g.ordinal == nil {
+		if !g.discovery.decided {
+			return 0, ReasonUndecided
+		}
+		err := g.assign(n)
+		if err == nil {
+			err = v.assigned(n)
+		}
+		if err != nil { // another model in the process, such as the one that it drafts for, may fit
+			g.refuse(err.Error())
+			return 0, ReasonInert
+		}
+	}
+	layer, ok := g.ordinal[n.Layer]
+	if !ok {
+		return 0, ReasonSliding
+	}
+	return layer, Taken
+}
+
+// refuse keeps the library out of this context.
+func (g *guest) refuse(why string) {
+	g.counts.Inert = why
+	g.log(LogInfo, "inert in this context: "+why)
+}
+
+// rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
+func (g *guest) rediscover(v visitor) {
+	g.discovery, g.ordinal, g.unhashed = discovery{}, nil, true
+	if g.pilot != nil {
+		g.pilot.settle()
+		g.pilot.free()
+		g.pilot = nil
+	}
+	g.counts.Inert = ""
+	v.forget()
+}
+
+// assign gives the layers that can take part their numbers and roles.
+func (g *guest) assign(n *Node) error {
+	layers := g.discovery.participants()
+	model, err := g.engine.model(g.identity(n, layers), g.log)
+	if err != nil {
+		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
+	}
+	g.pilot, g.ordinal = newPilot(model, g.log), map[int32]int{}
+	for i, l := range layers {
+		g.ordinal[l] = i
+	}
+	g.log(LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), g.pilot.roles.Selections(), g.pilot.source))
+	return nil
+}
+
+// identity is what the graphs show of the model.
+func (g *guest) identity(n *Node, layers []int32) identity {
+	c := &n.Call
+	weights := fmt.Sprintf("%016x", g.weights)
+	if g.unhashed { // this context alone knows the model
+		weights = fmt.Sprintf("%s %p", unknownWeights, g)
+	}
+	return identity{
+		Layers: len(layers), First: layers[0], Last: layers[len(layers)-1], Heads: c.Heads, KVHeads: c.KVHeads,
+		KeyDim: c.DimK, ValueDim: c.DimV, Scale: c.Scale, Softcap: c.Softcap, MaxBias: n.MaxBias,
+		Weights: weights,
+	}
+}
