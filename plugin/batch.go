@@ -342,6 +342,18 @@ func orOne(x float32) float32 {
 	return x
 }
 
+// Check tells whether Attend could take one layer of a step.
+func (b *Batch) Check(a *BatchAttention) error {
+	if err := b.check(a); err != nil {
+		return err
+	}
+	b.fill(&b.call, a)
+	if b.call.Mode = cuda.Full; b.selects {
+		b.call.Mode = cuda.Select
+	}
+	return deviceError(b.device.Check(&b.call))
+}
+
 // Attend queues one layer of a step (lim_batch_attend in the public header says how).
 func (b *Batch) Attend(a *BatchAttention) error {
 	if err := b.check(a); err != nil {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"lessismore/plugin/internal/cuda"
 )
 
 func environment(pairs ...string) func(string) (string, bool) {
@@ -73,9 +75,37 @@ func TestEnvironmentValues(t *testing.T) {
 	}
 }
 
+// The switch for CUDA devices asks for what is possible there, and for a build that can.
+func TestEnvironmentCUDA(t *testing.T) {
+	for _, c := range []struct {
+		pairs []string
+		want  string
+	}{
+		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2,12"}, ""},
+		{[]string{"LESSISMORE_CUDA", "1", "LESSISMORE_LAYERS", "2,12"}, ""},
+		{[]string{"LESSISMORE_CUDA", "on"}, "LESSISMORE_LAYERS=2,12"},
+		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2", "LESSISMORE_INTERVAL", "2"}, "LESSISMORE_INTERVAL=2"},
+	} {
+		env, err := FromEnvironment(environment(c.pairs...))
+		switch {
+		case !cuda.Built:
+			require.ErrorContains(t, err, "no CUDA engine")
+		case c.want != "":
+			require.ErrorContains(t, err, c.want)
+		default:
+			require.NoError(t, err)
+			require.True(t, env.CUDA)
+		}
+	}
+	env, err := FromEnvironment(environment("LESSISMORE_CUDA", "off"))
+	require.NoError(t, err)
+	require.False(t, env.CUDA)
+}
+
 func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
 	for name, values := range map[string][]string{
 		"LESSISMORE":             {"2", "yes", " on", "true"},
+		"LESSISMORE_CUDA":        {"auto", "yes", "2"},
 		"LESSISMORE_BUDGET":      {"0", "-1", "16777217", "2k", "1.5", "1e3", " 5", "99999999999999999999", "0x10", "none"},
 		"LESSISMORE_LAYERS":      {"-1", "4096", "2,", ",2", "12,2", "2,2", "2;12", "a", "1.0", ",", "0,0,1"},
 		"LESSISMORE_RECENCY":     {"-0.1", "1.01", "NaN", "nan", "inf", "-Inf", "25%", "a"},

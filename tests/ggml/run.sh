@@ -1,22 +1,28 @@
 #!/bin/sh
-# The hook against hosts that are not what it knows. Usage: tests/ggml/run.sh [LIBRARY]
+# The hook against hosts that are not what it knows, and against one with a CUDA device that there is not.
+# Usage: tests/ggml/run.sh [LIBRARY]
 set -eu
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)
 library=${1:-$root/build/liblessismore.so}
 out=$root/build/ggml-test
 mkdir -p "$out"
-${CC:-cc} -std=c11 -Wall -Wextra -Werror -rdynamic -o "$out/fake_host" fake_host.c -ldl
+for host in fake_host fake_cuda; do
+    ${CC:-cc} -std=c11 -Wall -Wextra -Werror -rdynamic -o "$out/$host" $host.c -ldl
+done
+${CC:-cc} -O1 -Wall -Wextra -shared -fPIC -o "$out/libcuda.so.1" ../gpu/standin/standin.c -lpthread
 
 failed=0 passed=0
+fail() { failed=$((failed + 1)); echo "FAILED $*"; }
+
 # VARIANT: what the log must say ("" : nothing about being inert)
 expect() {
     if ! text=$("$out/fake_host" "$library" "$1" 2>&1); then
-        failed=$((failed + 1)); echo "FAILED $1: $text"
+        fail "$1: $text"
     elif [ -z "$2" ] && echo "$text" | grep -q inert; then
-        failed=$((failed + 1)); echo "FAILED $1: $text"
+        fail "$1: $text"
     elif [ -n "$2" ] && [ "$(echo "$text" | grep -c "inert: .*$2")" != 1 ]; then
-        failed=$((failed + 1)); echo "FAILED $1: wants one line with '$2', got: $text"
+        fail "$1: wants one line with '$2', got: $text"
     else
         passed=$((passed + 1))
     fi
@@ -36,5 +42,166 @@ expect device-foreign "CPU device is laid out"
 expect device-no-registry "CPU device is laid out"
 expect backend-v1 "CPU backend is laid out"
 expect backend-no-device "CPU backend is laid out"
+
+# ---- a CUDA device ----
+
+# VARIANT, what the log must say once, whether anything is launched (yes, no), VARIABLE=VALUE ...
+gpu() {
+    variant=$1 want=$2 launched=$3
+    shift 3
+    rm -f "$out/log" "$out/stats.json"
+    if ! text=$(env LESSISMORE_CUDA=on LESSISMORE_LAYERS=1 LESSISMORE_BUDGET=64 LESSISMORE_LIBCUDA="$out/libcuda.so.1" \
+        LIM_STANDIN_LOG="$out/log" LESSISMORE_STATS="$out/stats.json" "$@" "$out/fake_cuda" "$library" "$variant" 2>&1); then
+        fail "gpu $variant $*: $text"
+        return
+    fi
+    touch "$out/log"
+    did=no
+    grep -q '^cuLaunchKernel' "$out/log" && did=yes
+    if [ "$(echo "$text" | grep -c -e "$want")" != 1 ]; then
+        fail "gpu $variant $*: wants one line with '$want', got: $text"
+    elif [ "$did" != "$launched" ]; then
+        fail "gpu $variant $*: launched: $did"
+    else
+        passed=$((passed + 1))
+    fi
+}
+
+# What happened from one mark to the next, without what concerns the thread's context.
+between() {
+    sed -n "/^$1\$/,/^$2\$/p" "$out/log" | sed -e '1d;$d' -e '/^cuCtx[GS]et/d' -e 's/ context .* params 1//' \
+        -e 's/ grid .* stream/ stream/' -e 's/ flags 0$//'
+}
+
+# NAME, FROM, TO: what happened must be standard input.
+happened() {
+    between "$2" "$3" > "$out/happened"
+    if diff -u - "$out/happened"; then passed=$((passed + 1)); else fail "gpu $1"; fi
+}
+
+# NAME, a line of the statistics (their total)
+counted() {
+    if sed -n '/"total"/,$p' "$out/stats.json" | grep -q "$2"; then
+        passed=$((passed + 1))
+    else
+        fail "gpu $1: no $2 in the statistics"
+    fi
+}
+
+if grep -q "this build of the library has no CUDA" <<EOF
+$(env LESSISMORE_CUDA=on LESSISMORE_LAYERS=1 LIM_STANDIN_LOG="$out/log" "$out/fake_cuda" "$library" sound 2>&1)
+EOF
+then
+    gpu sound "LESSISMORE_CUDA=\"on\": this build of the library has no CUDA" no
+    echo "tests/ggml: no CUDA in this build; $passed passed, $failed failed"
+    [ "$failed" = 0 ]
+    exit
+fi
+
+# A step: the host computes up to an attention and records an event, ours waits for it, looks at the masks once, attends
+# and records what the host waits for. No copy, no allocation, no waiting (what would be has an exclamation mark).
+gpu sound "engaged on stand-in: at most 64 tokens of up to 256 attended outside layers \[1\]" yes
+happened "order" "second step" "longer step" <<'EOF'
+host computes qkv0 to qkv0
+host records 0xe1
+cuStreamWaitEvent stream 0x51 event 0xe1
+cuLaunchKernel lim_visible stream 0x51
+row 0 sees 200 slots from 0 to 199
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 0 rows 1 capacity 256 page 1 sees what was looked at
+cuEventRecord event 0xe2 stream 0x51
+host waits for 0xe2
+host computes mlp0 to qkv1
+host records 0xe1
+cuStreamWaitEvent stream 0x51 event 0xe1
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 1 rows 1 capacity 256 page 1 sees what was looked at
+cuLaunchKernel lim_select_union stream 0x51
+cuEventRecord event 0xe2 stream 0x51
+host waits for 0xe2
+host computes mlp1 to qkv2
+host records 0xe1
+cuStreamWaitEvent stream 0x51 event 0xe1
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 2 rows 1 capacity 256 page 1 sees what was looked at
+cuEventRecord event 0xe2 stream 0x51
+host waits for 0xe2
+host computes mlp2 to qkv3
+host records 0xe1
+cuStreamWaitEvent stream 0x51 event 0xe1
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 2 rows 1 capacity 256 page 1 sees what was looked at
+cuLaunchKernel lim_tally stream 0x51
+cuEventRecord event 0xe2 stream 0x51
+host waits for 0xe2
+host computes mlp3 to logits0
+EOF
+happened "a prompt is the host's" "prompt" "first step" <<'EOF'
+host computes qkv0 to logits0
+EOF
+counted "steps" '"steps": 3,'
+counted "tokens seen: 3 steps of 4 layers" '"tokens_visible": 2800,'
+counted "tokens attended: the two sparse layers hold the budget" '"tokens_attended": 1784,'
+counted "cell order" '"cell_order": 3,'
+counted "the first pass" '"discovery": 4,'
+counted "prompts" '"prompt": 4'
+
+# Two streams of a store: one row each, whose slots are numbered through both.
+gpu streams "engaged on stand-in" yes
+if [ "$(between 'second step' 'longer step' | grep -e ^row -e lim_attend | head -3)" = "row 0 sees 200 slots from 0 to 199
+row 1 sees 200 slots from 1024 to 1223
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 0 rows 2 capacity 256 page 1 sees what was looked at" ]; then
+    passed=$((passed + 1))
+else
+    fail "gpu streams: $(between 'second step' 'longer step')"
+fi
+
+# A host that calls back between layers: each part looks at the masks again, the set lives on.
+gpu parts "engaged on stand-in" yes
+if [ "$(between parts end | grep -c lim_visible)" = 4 ] && [ "$(between parts end | grep -c 'lim_attend.* mode 2')" = 2 ]; then
+    passed=$((passed + 1))
+else
+    fail "gpu parts: $(between parts end)"
+fi
+
+gpu bf16 "engaged on stand-in" yes
+gpu other-model "engaged on stand-in" yes
+counted "both models" '"steps": 5,'
+gpu not-freed "engaged on stand-in" yes
+counted "a context that was not freed" '"steps": 3,'
+gpu sound "engaged on stand-in" yes LESSISMORE_POLICY=mass
+gpu host-fails "taken part in" yes
+
+# What is refused, and how it is said.
+gpu sound "CUDA0: left alone, .*LESSISMORE_CUDA=on takes part" no LESSISMORE_CUDA=
+gpu sound "CUDA0: left alone" no LESSISMORE_CUDA=off
+gpu sound "inert: LESSISMORE_CUDA=\"yes\": must be on or off" no LESSISMORE_CUDA=yes
+gpu sound "inert: LESSISMORE_CUDA=\"on\": name the layers that choose" no LESSISMORE_LAYERS=auto
+gpu sound "inert: LESSISMORE_CUDA=\"on\": LESSISMORE_INTERVAL=2" no LESSISMORE_INTERVAL=2
+gpu sound "switched off by LESSISMORE" no LESSISMORE=off
+gpu sound "left alone: GGML_CUDA_GRAPH_OPT=1" no GGML_CUDA_GRAPH_OPT=1
+gpu sound "inert in this context: LESSISMORE_LAYERS: layers names layer 7" no LESSISMORE_LAYERS=7
+gpu sound "inert in this context: no usable CUDA driver" no LESSISMORE_LIBCUDA=/nonexistent/libcuda.so.1
+gpu no-gpu "this host has no CUDA device" no
+gpu device-foreign "CUDA devices are left alone: .*CUDA0 is laid out" no
+gpu no-event-functions "inert: this host's CUDA backend is laid out" no
+gpu no-events "inert: this host's CUDA backend .* has no events" no
+gpu view-wrong "inert: this host's graphs cannot be computed in parts" no
+gpu spread "inert in this context: the first attention on this GPU is of layer 5" no
+gpu dim-96 "inert in this context: head_dim = 96" no
+gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
+gpu alibi "left to the host's own kernels: a bias by distance" no
+counted "ALiBi" '"shape": 12'
+gpu biased "inert in this context: a mask holds other values" yes
+
+# The driver fails: the host computes the node and what follows itself, and goes on alone.
+for call in cuLaunchKernel cuStreamWaitEvent cuEventRecord; do
+    launched=yes # tried, at least
+    [ $call != cuStreamWaitEvent ] || launched=no
+    gpu sound "inert in this context: .*CUDA_ERROR (700)" $launched LIM_STANDIN_FAIL=$call:700
+    happened "$call fails" "second step" "longer step" <<'EOF'
+host computes qkv0 to logits0
+EOF
+done
+for call in cuMemAlloc_v2 cuMemHostAlloc cuStreamCreate cuModuleGetFunction; do
+    gpu sound "inert in this context: " no LIM_STANDIN_FAIL=$call:2
+done
+
 echo "tests/ggml: $passed passed, $failed failed"
 [ "$failed" = 0 ]

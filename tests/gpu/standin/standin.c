@@ -1,5 +1,6 @@
 /* Stands in for libcuda.so.1 where there is no GPU: one device, memory from the heap, kernels that do nothing, but
- * for the one that looks at masks, which is played with the source that it shares with the host.
+ * for those that look at masks and count steps: these are played, the first with the source that it shares with
+ * the host.
  * Every call is written, one line each, to the file that LIM_STANDIN_LOG names, so that a test can see what the
  * library asks of the driver, in which order, with which arguments. Calls that must not be made while a
  * stream is captured are marked with an exclamation mark. */
@@ -11,6 +12,7 @@
 #include <string.h>
 
 #include "../../../kernels/cuda/kernels.h"
+#include "../../../kernels/cuda/tally.h"
 #include "../../../kernels/cuda/visible.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -115,8 +117,6 @@ EXPORT int cuStreamCreate(void **s, unsigned flags) {
 EXPORT int cuStreamDestroy_v2(void *s) { BEGIN(cuStreamDestroy_v2, "!", "%p", s); return 0; }
 EXPORT int cuStreamWaitEvent(void *s, void *e, unsigned flags) { BEGIN(cuStreamWaitEvent, "", "stream %p event %p flags %u", s, e, flags); return 0; }
 EXPORT int cuEventRecord(void *e, void *s) { BEGIN(cuEventRecord, "", "event %p stream %p", e, s); return 0; }
-EXPORT int cuCtxSynchronize(void) { BEGIN(cuCtxSynchronize, "!", "%s", ""); return 0; }
-EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) { BEGIN(cuMemcpyDtoH_v2, "!", "%zu", n); memcpy(to, (void *)(uintptr_t)from, n); return 0; }
 
 static lim_cuda_visible sight; /* the last one that was looked at */
 
@@ -137,20 +137,34 @@ static void look(void) {
     }
 }
 
+/* Of lengths that were looked at: elsewhere the addresses are made up. */
+static void count(const lim_cuda_tally *t) {
+    if (t->lengths == 0 || t->lengths != sight.lengths) return;
+    uint64_t *c = (uint64_t *)(uintptr_t)t->counters, visible = 0, held = 0, sparse = 0;
+    for (int32_t row = 0; row < t->n_rows; row++) {
+        const uint64_t n = (uint64_t)((const int32_t *)(uintptr_t)t->lengths)[row], budget = (uint64_t)t->budget;
+        visible += n, held += n < budget ? n : budget, sparse += n > budget;
+    }
+    c[LIM_CUDA_STEPS]++, c[LIM_CUDA_ROWS] += (uint64_t)t->n_rows, c[LIM_CUDA_ROWS_SPARSE] += sparse;
+    c[LIM_CUDA_TOKENS_VISIBLE] += visible * (uint64_t)(t->dense + t->select + t->sparse);
+    c[LIM_CUDA_TOKENS_ATTENDED] += visible * (uint64_t)(t->dense + t->select) + held * (uint64_t)t->sparse;
+}
+
 EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
                           void **params, void **extra) {
     char more[160] = "";
-    if (strcmp((char *)f, LIM_CUDA_VISIBLE) != 0) {
+    if (strncmp((char *)f, "lim_attend", 10) == 0) {
         const lim_cuda_call *c = &((const lim_cuda_args *)params[0])->call;
-        if (strncmp((char *)f, "lim_attend", 10) == 0)
-            snprintf(more, sizeof more, " mode %d rows %d capacity %d page %d %s", c->mode, c->n_rows, c->capacity, 1 << c->page_shift,
-                     c->lengths == sight.lengths && c->table == sight.table ? "sees what was looked at" : "");
+        snprintf(more, sizeof more, " mode %d rows %d capacity %d page %d%s", c->mode, c->n_rows, c->capacity, 1 << c->page_shift,
+                 c->lengths == sight.lengths && c->table == sight.table ? " sees what was looked at" : "");
     }
     BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d%s", (char *)f, gx, gy, gz,
           bx, by, bz, shared, stream, current, *(unsigned long long *)params[0], extra == NULL, more);
     if (strcmp((char *)f, LIM_CUDA_VISIBLE) == 0) {
         sight = *(const lim_cuda_visible *)params[0];
         look();
+    } else if (strcmp((char *)f, LIM_CUDA_TALLY) == 0) {
+        count((const lim_cuda_tally *)params[0]);
     }
     return 0;
 }
