@@ -188,7 +188,7 @@ int main(int argc, char **argv) {
     CHECK(compute(backend, &decode) == (is("host-fails") ? -1 : 0));
     note("longer step");
     CHECK(compute(backend, &later) == (is("host-fails") ? -1 : 0));
-    note("prompt");
+    note("another prompt");
     CHECK(compute(backend, &prompt) == 0);
     if (is("other-model")) {
         make_model(&m, 1);

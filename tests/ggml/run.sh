@@ -108,31 +108,34 @@ cuStreamWaitEvent stream 0x51 event 0xe1
 cuLaunchKernel lim_visible stream 0x51
 row 0 sees 200 slots from 0 to 199
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 0 rows 1 capacity 256 page 1 sees what was looked at
-cuEventRecord event 0xe2 stream 0x51
+cuEventRecord 0xe2 stream 0x51
 host waits for 0xe2
 host computes mlp0 to qkv1
 host records 0xe1
 cuStreamWaitEvent stream 0x51 event 0xe1
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 1 rows 1 capacity 256 page 1 sees what was looked at
 cuLaunchKernel lim_select_union stream 0x51
-cuEventRecord event 0xe2 stream 0x51
+cuEventRecord 0xe2 stream 0x51
 host waits for 0xe2
 host computes mlp1 to qkv2
 host records 0xe1
 cuStreamWaitEvent stream 0x51 event 0xe1
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 2 rows 1 capacity 256 page 1 sees what was looked at
-cuEventRecord event 0xe2 stream 0x51
+cuEventRecord 0xe2 stream 0x51
 host waits for 0xe2
 host computes mlp2 to qkv3
 host records 0xe1
 cuStreamWaitEvent stream 0x51 event 0xe1
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 2 rows 1 capacity 256 page 1 sees what was looked at
 cuLaunchKernel lim_tally stream 0x51
-cuEventRecord event 0xe2 stream 0x51
+cuEventRecord 0xe2 stream 0x51
 host waits for 0xe2
 host computes mlp3 to logits0
 EOF
-happened "a prompt is the host's" "prompt" "first step" <<'EOF'
+happened "the first pass is the host's" "prompt" "first step" <<'EOF'
+host computes qkv0 to logits0
+EOF
+happened "a prompt is the host's" "another prompt" "end" <<'EOF'
 host computes qkv0 to logits0
 EOF
 counted "steps" '"steps": 3,'

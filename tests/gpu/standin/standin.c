@@ -116,7 +116,6 @@ EXPORT int cuStreamCreate(void **s, unsigned flags) {
 }
 EXPORT int cuStreamDestroy_v2(void *s) { BEGIN(cuStreamDestroy_v2, "!", "%p", s); return 0; }
 EXPORT int cuStreamWaitEvent(void *s, void *e, unsigned flags) { BEGIN(cuStreamWaitEvent, "", "stream %p event %p flags %u", s, e, flags); return 0; }
-EXPORT int cuEventRecord(void *e, void *s) { BEGIN(cuEventRecord, "", "event %p stream %p", e, s); return 0; }
 
 static lim_cuda_visible sight; /* the last one that was looked at */
 
