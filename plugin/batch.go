@@ -351,7 +351,10 @@ func (b *Batch) Check(a *BatchAttention) error {
 	if b.call.Mode = cuda.Full; b.selects {
 		b.call.Mode = cuda.Select
 	}
-	return deviceError(b.device.Check(&b.call))
+	if err := b.device.Check(&b.call); err != nil {
+		return deviceError(err)
+	}
+	return nil
 }
 
 // Attend queues one layer of a step (lim_batch_attend in the public header says how).

@@ -122,7 +122,7 @@ func (s *GPUSession) node(n *Node) Reason {
 	}
 	s.state(n, layer)
 	if err := s.batch.Check(&s.call); err != nil {
-		return s.reject(err.Error(), ReasonShape)
+		return s.reject(ReasonShape, n, err.Error())
 	}
 	if s.layer < 0 {
 		if key != s.key { // else the host goes on with a step that an earlier call began, or begins the next one
@@ -142,27 +142,28 @@ func (s *GPUSession) fits(n *Node) Reason {
 	c, p := &n.Call, &s.batch.params
 	switch {
 	case int32(c.Key.Type) != p.KVType || c.Value.Type != c.Key.Type:
-		return s.reject(fmt.Sprintf("keys of type %d and values of type %d beside a first layer of type %d", c.Key.Type, c.Value.Type, p.KVType), ReasonType)
+		return s.reject(ReasonType, n, "another element type than the first layer's")
 	case c.Heads != p.Heads || c.KVHeads != p.KVHeads || c.DimK != p.HeadDim || c.DimV != p.HeadDim:
-		return s.reject(fmt.Sprintf("%d heads, %d KV heads of %d and %d beside a first layer of %d, %d and %d",
-			c.Heads, c.KVHeads, c.DimK, c.DimV, p.Heads, p.KVHeads, p.HeadDim), ReasonShape)
+		return s.reject(ReasonShape, n, "other heads than the first layer's")
 	case n.MaxBias != 0:
-		return s.reject("a bias by distance (ALiBi)", ReasonShape)
+		return s.reject(ReasonShape, n, "a bias by distance (ALiBi)")
 	case uintptr(n.Mask)%cuda.SightAlign != 0 || n.MaskStreamStride%cuda.SightAlign != 0 || n.NKV%cuda.SightStep != 0:
-		return s.reject(fmt.Sprintf("a mask of %d slots at %p, %d bytes apart", n.NKV, n.Mask, n.MaskStreamStride), ReasonShape)
+		return s.reject(ReasonShape, n, "a mask that is not laid out in whole groups of 8 slots")
 	case n.NKV > p.Capacity:
-		return s.reject(fmt.Sprintf("a store of more than %d slots", p.Capacity), ReasonShape)
+		return s.reject(ReasonShape, n, "a store with more slots than the first layer's")
 	case apart(n.Streams, &c.Key) < 0 || apart(n.Streams, &c.Key) != apart(n.Streams, &c.Value):
-		return s.reject("streams that are no whole number of tokens apart", ReasonShape)
+		return s.reject(ReasonShape, n, "streams that are no whole number of tokens apart")
 	}
 	return Taken
 }
 
-// reject says once why layers are left to the host.
-func (s *GPUSession) reject(why string, reason Reason) Reason {
+// reject says once why a layer is left to the host.
+func (s *GPUSession) reject(reason Reason, n *Node, why string) Reason {
 	if !s.rejected {
 		s.rejected = true
-		s.log(LogInfo, "left to the host's own kernels: "+why)
+		c := &n.Call
+		s.log(LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, key type %d, value type %d, %d slots)",
+			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, c.Key.Type, c.Value.Type, n.NKV))
 	}
 	return reason
 }
@@ -227,7 +228,10 @@ func (s *GPUSession) attend(n *Node, before, after uintptr) error {
 		s.log(LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
 			s.batch.device.Name(), s.engine.config.Budget, n.NKV, s.pilot.roles.Selections()))
 	}
-	return deviceError(s.turn.End(after))
+	if err := s.turn.End(after); err != nil {
+		return deviceError(err)
+	}
+	return nil
 }
 
 // assigned gets ready what decoding needs, for as many streams and slots as the host's store has: nothing is

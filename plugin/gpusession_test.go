@@ -121,7 +121,7 @@ func TestGPUAllocatesNothing(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(100, func() { h.step(t, s, g) }))
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		for i := range h.nodes {
-			h.nodes[i].NKV ^= 256 // planning again
+			h.nodes[i].NKV ^= 4096 ^ 3840 // planning again
 		}
 		h.step(t, s, g)
 	}))

@@ -189,7 +189,7 @@ gpu view-wrong "inert: this host's graphs cannot be computed in parts" no
 gpu spread "inert in this context: the first attention on this GPU is of layer 5" no
 gpu dim-96 "inert in this context: head_dim = 96" no
 gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
-gpu alibi "left to the host's own kernels: a bias by distance" no
+gpu alibi "layer 0 is left to the host: a bias by distance" no
 counted "ALiBi" '"shape": 12'
 gpu biased "inert in this context: a mask holds other values" yes
 
