@@ -132,6 +132,7 @@ gpu-test:
 	$(PYTHON) tests/gpu/test_library.py
 	$(PYTHON) tests/gpu/test_auto.py
 	$(PYTHON) tests/gpu/test_transformers.py
+	$(PYTHON) tests/gpu/test_visible.py
 
 gpu-bench:
 	$(PYTHON) tests/gpu/bench.py --json $(CUDA_BUILD)/bench.json

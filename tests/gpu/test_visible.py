@@ -1,0 +1,123 @@
+"""Lengths and slots from masks (kernels/cuda/visible.h) against torch, on random masks; run like test_kernels.py."""
+
+import ctypes as C
+import random
+
+import torch
+
+import device as D
+import test_kernels as T
+from test_kernels import QUICK, SEED, kernels
+
+SPARE = -7  # what is not to be written
+
+
+class Sight(C.Structure):
+    _fields_ = [
+        ("mask", D.u64), ("mask_stride", D.i64), ("lengths", D.u64), ("table", D.u64), ("table_stride", D.i64), ("odd", D.u64),
+        ("n_rows", D.i32), ("n_slots", D.i32), ("slots_apart", D.i32), ("reserved", D.i32),
+    ]
+
+
+class Look:
+    def __init__(self, shown, apart, spare):
+        """shown: bool [rows][n_slots]."""
+        rows, n = shown.shape
+        self.shown, self.apart = shown, apart
+        self.mask = torch.full((rows, n + spare), 3.0, dtype=torch.float16, device="cuda")
+        self.mask[:, :n] = torch.where(shown, 0.0, -torch.inf)
+        self.lengths = torch.full((rows + 1,), SPARE, dtype=torch.int32, device="cuda")
+        self.table = torch.full((rows + 1, n + 5), SPARE, dtype=torch.int32, device="cuda")
+        self.odd = torch.zeros(1, dtype=torch.int32, device="cuda")
+        sight = Sight(self.mask.data_ptr(), self.mask.stride(0) * 2, self.lengths.data_ptr(), self.table.data_ptr(), n + 5,
+                      self.odd.data_ptr(), rows, n, apart, 0)
+        launch = D.Launch(b"lim_visible", (rows, 1, 1), 1024, 0)
+        self.plan = D.Plan(kernels(), sight, [launch])
+
+    def check(self):
+        rows = self.shown.shape[0]
+        for row in range(rows):
+            want = torch.nonzero(self.shown[row]).flatten().int() + row * self.apart
+            n = int(self.lengths[row])
+            assert n == len(want), (row, n, len(want))
+            assert torch.equal(self.table[row, :n], want), row
+            assert (self.table[row, n:] == SPARE).all(), "written behind a row's slots"
+        assert self.lengths[rows] == SPARE and (self.table[rows] == SPARE).all()
+
+
+def random_mask(rng, rows, n):
+    kind, past = rng.randrange(4), torch.tensor([[rng.randrange(n + 1)] for _ in range(rows)], device="cuda")
+    slots = torch.arange(n, device="cuda").expand(rows, n)
+    if kind == 0:
+        return slots < past
+    if kind == 1:
+        return torch.rand(rows, n, device="cuda") < rng.choice([0.01, 0.5, 0.99])
+    if kind == 2:  # holes of whole groups, as removed sequences leave them
+        return (slots < past) & (slots // rng.choice([8, 256, 300]) % 3 != 1)
+    return (slots < past) & (torch.rand(rows, n, device="cuda") < 0.999)
+
+
+def test_slots():
+    rng = random.Random(SEED)
+    for _ in range(20 if QUICK else 200):
+        rows, n = rng.choice([1, 1, 2, 7, 33]), 8 * rng.choice([1, 31, 32, 33, 512, rng.randrange(1, 4000), 16384])
+        look = Look(random_mask(rng, rows, n), rng.choice([0, n, 131072]), rng.choice([0, 8, 24]))
+        look.plan.run()
+        look.check()
+        assert int(look.odd) == 0
+        look.mask[:, : n] = torch.where(look.mask[:, : n] == 0, -0.0, look.mask[:, : n])  # a zero as well
+        look.plan.run()
+        look.check()
+        assert int(look.odd) == 0
+
+
+def test_odd_values_are_told():
+    rng = random.Random(SEED + 1)
+    for value in [1.0, -1.0, float("nan"), float("inf"), -65504.0, 6e-8]:
+        n = 8 * rng.randrange(1, 3000)
+        look = Look(random_mask(rng, 3, n), 0, 8)
+        look.shown[1, at := rng.randrange(n)] = True
+        look.mask[1, at] = value
+        look.plan.run()
+        look.check()
+        assert int(look.odd) == 1, value
+
+
+def test_captured():
+    """A captured step looks at what the mask is when it is replayed; an all-hidden row has no slots."""
+    look = Look(torch.zeros(2, 4096, dtype=torch.bool, device="cuda"), 4096, 0)
+    look.plan.run()
+    torch.cuda.synchronize()
+    look.check()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        look.plan.run()
+    for n in (1, 255, 256, 257, 4096):
+        look.shown[:, :n] = True
+        look.mask[:, :n] = 0
+        look.table.fill_(SPARE)
+        graph.replay()
+        look.check()
+
+
+def test_time():
+    """Printed, not judged: one row of 128K slots, 30 rows of 32K."""
+    for rows, n in ((1, 4096), (1, 32768), (1, 131072), (30, 32768)):
+        look = Look(torch.arange(n, device="cuda").expand(rows, n) < n - 100, n, 0)
+        graph = torch.cuda.CUDAGraph()
+        look.plan.run()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            for _ in range(100):
+                look.plan.run()
+        graph.replay()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        print(f"      {rows} x {n}: {begin.elapsed_time(end) * 10:.1f} us")
+
+
+if __name__ == "__main__":
+    T.main(globals())
