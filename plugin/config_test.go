@@ -85,6 +85,7 @@ func TestEnvironmentCUDA(t *testing.T) {
 		{[]string{"LESSISMORE_CUDA", "1", "LESSISMORE_LAYERS", "2,12"}, ""},
 		{[]string{"LESSISMORE_CUDA", "on"}, "LESSISMORE_LAYERS=2,12"},
 		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2", "LESSISMORE_INTERVAL", "2"}, "LESSISMORE_INTERVAL=2"},
+		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2", "LESSISMORE_TRACE", "on"}, "LESSISMORE_TRACE"},
 	} {
 		env, err := FromEnvironment(environment(c.pairs...))
 		switch {

@@ -76,7 +76,8 @@ def test_odd_values_are_told():
     for value in [1.0, -1.0, float("nan"), float("inf"), -65504.0, 6e-8]:
         n = 8 * rng.randrange(1, 3000)
         look = Look(random_mask(rng, 3, n), 0, 8)
-        look.shown[1, at := rng.randrange(n)] = True
+        at = rng.randrange(n)
+        look.shown[1, at] = True
         look.mask[1, at] = value
         look.plan.run()
         look.check()
