@@ -164,7 +164,7 @@ class Bench:
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--json")
-    p.add_argument("--cases", default="1:8,1:32,1:128,8:8,8:32,8:128,32:8,32:32")
+    p.add_argument("--cases", default="1:2,1:8,1:32,1:128,8:2,8:8,8:32,8:128,32:8,32:32")
     p.add_argument("--layouts", default="strided")
     p.add_argument("--types", default="f16")
     p.add_argument("--no-torch", action="store_true")
