@@ -102,7 +102,7 @@ class Browser:
 
     def key(self, name):
         for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode={"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38}[name])
+            self.ask("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode={"ArrowLeft": 37, "ArrowDown": 40}[name])
 
     def screenshot(self, file, full=True):
         """A picture of the page, all of it or what a window shows."""

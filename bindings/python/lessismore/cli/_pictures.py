@@ -56,7 +56,7 @@ def facts(page: Page, name: str, run: dict[str, Any]) -> None:
     state = "" if run["state"] == "active" else f" The library was inert: {escape(run['reason'])}."
     page.head.append(
         f'<p class="soft"><code>{escape(name)}</code>: version {escape(run["version"])} on {escape(run["engine"])} '
-        f"({escape(run['target'])}), policy {escape(config['policy'])}, {len(_active(run))} contexts.{state}</p>"
+        f"({escape(run['target'])}), policy {escape(config['policy'])}, {len(_active(run))} context{'' if len(_active(run)) == 1 else 's'}.{state}</p>"
         f'<ul class="facts">{items}</ul>'
     )
 
