@@ -145,7 +145,8 @@ class Decode:
         of = {}
         for e in p.key_averages():
             name = e.key.lower()
-            kind = ("selection" if "lim_select" in name else "list" if "lim_attend" in name and "indexed" in name else "full" if "lim_attend" in name
+            attends = "lim_attend" in name or "lim_short" in name
+            kind = ("selection" if "lim_select" in name else "list" if attends and "indexed" in name else "full" if attends
                     else "count" if "lim_tally" in name else "attention" if any(w in name for w in ("flash", "fmha", "sdpa", "cudnn_generated"))
                     else "matrix products" if any(w in name for w in ("gemm", "nvjet", "cutlass", "gemv", "cublas", "xmma")) else "the rest")
             of[kind] = of.get(kind, 0) + e.device_time_total / 3e3
