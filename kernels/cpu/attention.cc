@@ -28,18 +28,21 @@ namespace HWY_NAMESPACE {
 namespace {
 
 /* The K or V rows of a tile, and those that come after it, to prefetch. */
-constexpr int kAhead = 32;
+constexpr int kAhead = kTile;
 struct Rows {
     const uint8_t *at[kTile + kAhead];
 };
 
+enum Cache { kSecond = 2, kFirst = 3 }; /* the compiler's numbers */
+template <Cache kInto>
 HWY_INLINE void Prefetch(const uint8_t *row, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, kInto);
 }
 
 /* Walks the rows ahead in memory order, token by token and head by head, one head's row per call, whatever
- * order the arithmetic takes them in: memory likes it so. Processors drop prefetches when their queues are
- * full, so a row can be asked for a second time, kAgain tokens before its turn. */
+ * order the arithmetic takes them in: memory likes it so. From memory they are asked into the second-level
+ * cache, which has room for many more requests than the first; from there a second time, kAgain tokens before
+ * their turn. */
 template <int kAgain>
 struct Prefetcher {
     const uint8_t *const *token;
@@ -51,8 +54,8 @@ struct Prefetcher {
         : token(rows.at), head_stride(tensor.head_stride), row_bytes(bytes), kv_heads(heads) {}
 
     HWY_INLINE void Next() {
-        Prefetch(token[kAhead] + head * head_stride, row_bytes);
-        if (kAgain > 0) Prefetch(token[kAgain] + head * head_stride, row_bytes);
+        Prefetch<kSecond>(token[kAhead] + head * head_stride, row_bytes);
+        if (kAgain > 0) Prefetch<kFirst>(token[kAgain] + head * head_stride, row_bytes);
         if (++head == kv_heads) {
             head = 0;
             token++;
@@ -61,7 +64,7 @@ struct Prefetcher {
 };
 /* Values are not taken in memory order, and quantised rows are bound by arithmetic: a second time gains nothing. */
 template <class Row>
-using KeyPrefetcher = Prefetcher<Row::kStep == 16 ? 16 : 0>;
+using KeyPrefetcher = Prefetcher<Row::kScaled ? 0 : 8>;
 using ValuePrefetcher = Prefetcher<0>;
 
 /* The largest of no logits. Not -inf: the difference of two would be NaN. */
@@ -98,33 +101,42 @@ HWY_INLINE void StoreFourSums(Vec a, Vec b, Vec c, Vec d, float *to) {
 #endif
 }
 
+/* Keeps the compiler from adding constants to `p` ahead of a loop, for which it would need many registers. */
+HWY_INLINE const uint8_t *Opaque(const uint8_t *p) {
+    __asm__("" : "+r"(p));
+    return p;
+}
+
 /* Four tokens by kHeads query heads of one KV head. */
 template <class Row, int kHeads>
 HWY_INLINE void ScoreFour(const uint8_t *const *rows, size_t offset, const float *query, size_t dim, float *logits) {
     const F32      df;
-    const uint8_t *r0 = rows[0] + offset, *r1 = rows[1] + offset, *r2 = rows[2] + offset, *r3 = rows[3] + offset;
+    const uint8_t *row[4];
     Vec            sum[kHeads][4];
 #pragma GCC unroll 4
-    for (int h = 0; h < kHeads; h++) {
-        sum[h][0] = sum[h][1] = sum[h][2] = sum[h][3] = hn::Zero(df);
+    for (int t = 0; t < 4; t++) {
+        row[t] = rows[t] + offset;
+#pragma GCC unroll 4
+        for (int h = 0; h < kHeads; h++) sum[h][t] = hn::Zero(df);
     }
     for (size_t i = 0; i < dim; i += Row::kStep) {
-        const auto s0 = Row::ScaleAt(r0, i), s1 = Row::ScaleAt(r1, i), s2 = Row::ScaleAt(r2, i), s3 = Row::ScaleAt(r3, i);
+        typename Row::Scale scale[4];
+#pragma GCC unroll 4
+        for (int t = 0; t < 4; t++) scale[t] = Row::ScaleAt(row[t]);
 #pragma GCC unroll 8
         for (size_t j = 0; j < Row::kStep; j += kLanes) {
-            const Vec k0 = Row::Load(r0, i + j, s0);
-            const Vec k1 = Row::Load(r1, i + j, s1);
-            const Vec k2 = Row::Load(r2, i + j, s2);
-            const Vec k3 = Row::Load(r3, i + j, s3);
+            Vec q[kHeads];
 #pragma GCC unroll 4
-            for (int h = 0; h < kHeads; h++) {
-                const Vec q = hn::LoadU(df, query + h * dim + i + j);
-                sum[h][0] = hn::MulAdd(q, k0, sum[h][0]);
-                sum[h][1] = hn::MulAdd(q, k1, sum[h][1]);
-                sum[h][2] = hn::MulAdd(q, k2, sum[h][2]);
-                sum[h][3] = hn::MulAdd(q, k3, sum[h][3]);
+            for (int h = 0; h < kHeads; h++) q[h] = hn::LoadU(df, query + h * dim + i + j);
+#pragma GCC unroll 4
+            for (int t = 0; t < 4; t++) {
+                const Vec k = Row::Load(row[t], j, scale[t]);
+#pragma GCC unroll 4
+                for (int h = 0; h < kHeads; h++) sum[h][t] = hn::MulAdd(q[h], k, sum[h][t]);
             }
         }
+#pragma GCC unroll 4
+        for (int t = 0; t < 4; t++) row[t] += Row::Bytes(Row::kStep);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < kHeads; h++) {
@@ -160,13 +172,47 @@ void ScoreTile(const lim_cpu_call &call, const Rows &rows, int n, const float *q
 
 /* ---- values ---- */
 
+/* The weights of the tile's tokens, times the scales of V's blocks where it has them: [head][block][kTile].
+ * So a block's elements need no multiplication of their own. */
+template <class Row>
+struct Weights {
+    const float *at;
+    size_t       per_head; /* from head to head */
+    HWY_INLINE float operator()(int head, size_t element, int token) const {
+        return at[head * per_head + (Row::kScaled ? element / Row::kStep * kTile : 0) + token];
+    }
+};
+
+template <class Row>
+HWY_INLINE Weights<Row> WeightsOf(const Rows &rows, size_t offset, int heads, const float *weights, size_t dim, float *scaled) {
+    if (!Row::kScaled) return {weights, kTile};
+    const F32                df;
+    const size_t             blocks = dim / Row::kStep;
+    alignas(64) uint16_t     bits[LIM_CPU_MAX_DIM / 32][kTile];
+    for (int t = 0; t < kTile; t++) {
+        for (size_t b = 0; b < blocks; b++) memcpy(&bits[b][t], rows.at[t] + offset + Row::Bytes(b * Row::kStep), 2);
+    }
+    for (size_t b = 0; b < blocks; b++) {
+        for (int t = 0; t < kTile; t += kLanes) {
+            const Vec scale = LoadHalf((const uint8_t *)&bits[b][t]);
+            for (int h = 0; h < heads; h++) {
+                hn::StoreU(hn::Mul(scale, hn::LoadU(df, weights + h * kTile + t)), df, scaled + (h * blocks + b) * kTile + t);
+            }
+        }
+    }
+    return {scaled, blocks * kTile};
+}
+
 /* value[head][...] += weight[head][t] * V row t, for kHeads heads and kVecs vectors of elements from `from` on. */
 template <class Row, int kHeads, int kVecs>
-HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, const float *weights, float *value,
+HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, const Weights<Row> &weights, float *value,
                          size_t dim, ValuePrefetcher *prefetcher) {
     const F32        df;
-    constexpr int    kScales = kVecs * kLanes > Row::kStep ? kVecs * kLanes / Row::kStep : 1;
+    constexpr int    kScales = Row::kScaled && kVecs * kLanes > Row::kStep ? kVecs * kLanes / Row::kStep : 1;
     constexpr size_t kPerScale = kVecs / kScales;
+    /* Whole steps first, so that the rest are constants. */
+    const size_t     inside = kVecs * kLanes % Row::kStep == 0 ? 0 : from % Row::kStep;
+    const size_t     begin = offset + Row::Bytes(from - inside);
     Vec              sum[kHeads][kVecs];
 #pragma GCC unroll 4
     for (int h = 0; h < kHeads; h++) {
@@ -174,18 +220,18 @@ HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, co
         for (int c = 0; c < kVecs; c++) sum[h][c] = hn::LoadU(df, value + h * dim + from + c * kLanes);
     }
     for (int t = 0; t < n; t++) {
-        const uint8_t *row = rows.at[t] + offset;
+        const uint8_t *row = Opaque(rows.at[t] + begin);
         if (prefetcher != nullptr) prefetcher->Next();
 #pragma GCC unroll 8
         for (int s = 0; s < kScales; s++) {
-            const auto scale = Row::ScaleAt(row, from + s * kPerScale * kLanes);
+            Vec weight[kHeads];
+#pragma GCC unroll 4
+            for (int h = 0; h < kHeads; h++) weight[h] = hn::Set(df, weights(h, from + s * kPerScale * kLanes, t));
 #pragma GCC unroll 16
             for (size_t c = s * kPerScale; c < (s + 1) * kPerScale; c++) {
-                const Vec v = Row::Load(row, from + c * kLanes, scale);
+                const Vec v = Row::Whole(row, inside + c * kLanes);
 #pragma GCC unroll 4
-                for (int h = 0; h < kHeads; h++) {
-                    sum[h][c] = hn::MulAdd(hn::Set(df, weights[h * kTile + t]), v, sum[h][c]);
-                }
+                for (int h = 0; h < kHeads; h++) sum[h][c] = hn::MulAdd(weight[h], v, sum[h][c]);
             }
         }
     }
@@ -204,15 +250,17 @@ HWY_INLINE void AddHeads(const Rows &rows, size_t offset, int n, const float *we
     constexpr int    kFit = kSums / kHeads;
     constexpr int    kMost = kFit < kSmall ? kSmall : kFit > 8 && kLanes >= 8 ? 8 : kFit;
     constexpr size_t kWide = kMost * kLanes;
-    size_t           i = 0;
+    alignas(64) float  scaled[Row::kScaled ? kHeads * LIM_CPU_MAX_DIM / 32 * kTile : 1];
+    const Weights<Row> by = WeightsOf<Row>(rows, offset, kHeads, weights, dim, scaled);
+    size_t             i = 0;
     for (; i + kWide <= dim; i += kWide, prefetcher = nullptr) {
-        AddBlock<Row, kHeads, kMost>(rows, offset, i, n, weights, value, dim, prefetcher);
+        AddBlock<Row, kHeads, kMost>(rows, offset, i, n, by, value, dim, prefetcher);
     }
     for (; i + 32 <= dim && kWide > 32; i += 32, prefetcher = nullptr) {
-        AddBlock<Row, kHeads, 2 * kSmall>(rows, offset, i, n, weights, value, dim, prefetcher);
+        AddBlock<Row, kHeads, 2 * kSmall>(rows, offset, i, n, by, value, dim, prefetcher);
     }
     for (; i + 16 <= dim; i += 16, prefetcher = nullptr) {
-        AddBlock<Row, kHeads, kSmall>(rows, offset, i, n, weights, value, dim, prefetcher);
+        AddBlock<Row, kHeads, kSmall>(rows, offset, i, n, by, value, dim, prefetcher);
     }
 }
 

@@ -1,8 +1,9 @@
 /* Stored K/V rows to f32 vectors, one small struct per element type, and the exponential.
  *
- * A row type offers: kStep, the elements that share one Scale (a multiple of every vector length used);
- * Bytes(n), the size of n elements; ScaleAt and Load for a vector of elements from i on. Loads never
- * touch bytes outside the row. */
+ * A row type offers: kScaled, whether its elements are whole numbers times a scale; kStep, the elements that
+ * share one (a multiple of every vector length used); Bytes(n), the size of n elements; ScaleAt, and for a
+ * vector of elements from i on Load, the elements, and Whole, the numbers without the scale. Loads never touch
+ * bytes outside the row. */
 #if defined(LESSISMORE_CPU_CONVERT_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef LESSISMORE_CPU_CONVERT_INL_H
 #undef LESSISMORE_CPU_CONVERT_INL_H
@@ -61,74 +62,80 @@ HWY_INLINE Vec LoadBrain(const uint8_t *p) {
     return hn::BitCast(F32(), hn::ShiftLeft<16>(bits));
 }
 
-/* One f16 to all lanes. */
+/* One f16 to all lanes. Reads eight bytes. */
 HWY_INLINE Vec SplatHalf(const uint8_t *p) {
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_EMU128
     uint16_t bits;
     memcpy(&bits, p, 2);
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_EMU128
     return FloatFromHalfBits(hn::Set(U32(), bits));
 #else
-    return hn::PromoteTo(F32(), hn::BitCast(hn::Rebind<hwy::float16_t, F32>(), hn::Set(U16(), bits)));
+    /* Converted in the smallest vector, which costs a third of a large one. */
+    const hn::Full128<float> d4;
+    return hn::Set(F32(), hn::GetLane(hn::PromoteTo(d4, hn::LoadU(hn::Rebind<hwy::float16_t, decltype(d4)>(), (const hwy::float16_t *)p))));
 #endif
 }
 
+/* Rows of plain elements. Whole() is the element. */
 struct NoScale {};
 
 struct RowF32 {
+    static constexpr bool   kScaled = false;
     static constexpr size_t kStep = 16;
     using Scale = NoScale;
     static constexpr size_t Bytes(size_t n) { return n * 4; }
-    static HWY_INLINE Scale ScaleAt(const uint8_t *, size_t) { return {}; }
-    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return hn::LoadU(F32(), (const float *)p + i); }
+    static HWY_INLINE Scale ScaleAt(const uint8_t *) { return {}; }
+    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) { return hn::LoadU(F32(), (const float *)p + i); }
+    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
 };
 
 struct RowF16 {
+    static constexpr bool   kScaled = false;
     static constexpr size_t kStep = 16;
     using Scale = NoScale;
     static constexpr size_t Bytes(size_t n) { return n * 2; }
-    static HWY_INLINE Scale ScaleAt(const uint8_t *, size_t) { return {}; }
-    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return LoadHalf(p + i * 2); }
+    static HWY_INLINE Scale ScaleAt(const uint8_t *) { return {}; }
+    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) { return LoadHalf(p + i * 2); }
+    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
 };
 
 struct RowBF16 {
+    static constexpr bool   kScaled = false;
     static constexpr size_t kStep = 16;
     using Scale = NoScale;
     static constexpr size_t Bytes(size_t n) { return n * 2; }
-    static HWY_INLINE Scale ScaleAt(const uint8_t *, size_t) { return {}; }
-    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return LoadBrain(p + i * 2); }
+    static HWY_INLINE Scale ScaleAt(const uint8_t *) { return {}; }
+    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) { return LoadBrain(p + i * 2); }
+    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
 };
 
+/* Rows of blocks: an f16 scale, then the whole numbers that it multiplies. */
 struct RowQ8 {
+    static constexpr bool   kScaled = true;
     static constexpr size_t kStep = 32;
     using Scale = Vec;
     static constexpr size_t Bytes(size_t n) { return n / 32 * 34; }
-    static HWY_INLINE Scale ScaleAt(const uint8_t *p, size_t i) { return SplatHalf(p + i / 32 * 34); }
-    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale scale) {
+    static HWY_INLINE Scale ScaleAt(const uint8_t *p) { return SplatHalf(p); }
+    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) {
         const int8_t *from = (const int8_t *)p + i / 32 * 34 + 2 + i % 32;
-        const auto whole = hn::PromoteTo(I32(), hn::LoadU(I8(), from));
-        return hn::Mul(hn::ConvertTo(F32(), whole), scale);
+        return hn::ConvertTo(F32(), hn::PromoteTo(I32(), hn::LoadU(I8(), from)));
     }
-};
-
-/* (nibble - 8) * scale as nibble * scale - 8 * scale, which is one operation less. Both are exact to f32. */
-struct NibbleScale {
-    Vec scale, minus_eight;
+    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale scale) { return hn::Mul(Whole(p, i), scale); }
 };
 
 struct RowQ4 {
+    static constexpr bool   kScaled = true;
     static constexpr size_t kStep = 32;
-    using Scale = NibbleScale;
+    using Scale = Vec;
     static constexpr size_t Bytes(size_t n) { return n / 32 * 18; }
-    static HWY_INLINE Scale ScaleAt(const uint8_t *p, size_t i) {
-        const Vec scale = SplatHalf(p + i / 32 * 18);
-        return {scale, hn::Mul(scale, hn::Set(F32(), -8.0f))};
-    }
-    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale scale) {
+    static HWY_INLINE Scale ScaleAt(const uint8_t *p) { return SplatHalf(p); }
+    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) {
         const uint8_t *from = p + i / 32 * 18 + 2 + i % 16;
-        const auto     pair = hn::PromoteTo(I32(), hn::LoadU(U8(), from));
-        const auto     nibble = i % 32 < 16 ? hn::And(pair, hn::Set(I32(), 15)) : hn::ShiftRight<4>(pair);
-        return hn::MulAdd(hn::ConvertTo(F32(), nibble), scale.scale, scale.minus_eight);
+        const auto     pair = hn::LoadU(U8(), from);
+        const auto     nibble = i % 32 < 16 ? hn::And(pair, hn::Set(U8(), 15)) : hn::ShiftRight<4>(pair);
+        const auto     whole = hn::Sub(hn::BitCast(I8(), nibble), hn::Set(I8(), 8));
+        return hn::ConvertTo(F32(), hn::PromoteTo(I32(), whole));
     }
+    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale scale) { return hn::Mul(Whole(p, i), scale); }
 };
 
 /* e^x for x <= 0 to about one unit in the last place; below -87 it is 0, NaN stays NaN. */
