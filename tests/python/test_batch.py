@@ -104,13 +104,13 @@ def test_what_reaches_the_driver(run, driver):
     )
     launches = [line.split() for line in log if line.startswith("cuLaunchKernel")]
     assert [(l[1], l[l.index("stream") + 1]) for l in launches] == [
-        ("lim_attend_f16_128_8_direct", "0x77"),
-        ("lim_attend_f16_128_8_direct", "0x77"),
+        ("lim_short_f16_128_8_direct", "0x77"),
+        ("lim_short_f16_128_8_direct", "0x77"),
         ("lim_select_union", "0x77"),
-        ("lim_attend_f16_128_8_indexed", "0x77"),
+        ("lim_short_f16_128_8_indexed", "0x77"),
         ("lim_tally", "0x77"),
-        ("lim_attend_f16_128_8_direct", "0x88"),
-        ("lim_attend_f16_128_8_indexed", "(nil)"),
+        ("lim_short_f16_128_8_direct", "0x88"),
+        ("lim_short_f16_128_8_indexed", "(nil)"),
     ]
 
 
@@ -143,7 +143,7 @@ def test_types(run, driver):
         driver,
     )
     assert [l.split()[1] for l in log if l.startswith("cuLaunch")] == [
-        f"lim_attend_{name}_128_8_direct" for name in ("bf16", "bf16", "fp8", "q8_0")
+        f"lim_{kernel}_128_8_direct" for kernel in ("short_bf16", "short_bf16", "short_fp8", "attend_q8_0")
     ]
 
 
