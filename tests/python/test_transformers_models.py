@@ -280,6 +280,14 @@ def test_refused_tensors(device, dtype, text):
         model(batch(1)[0].to(device))
 
 
+def test_a_type_that_comes_later():
+    model = build(MODELS["llama"](), "lessismore")
+    logits(model)
+    model.double()
+    with pytest.raises(lessismore.UnsupportedError, match="LlamaAttention, layer 0: query is torch.float64"):
+        logits(model)
+
+
 @pytest.mark.parametrize(
     "name, dtype, head_dim, text",
     [

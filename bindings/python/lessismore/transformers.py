@@ -311,8 +311,7 @@ class _Attention:
             raise UnsupportedError(f"{layer.name} has a sliding window, which its layer type does not say")
 
         if layer.index >= 0 and query.shape[2] == 1:
-            if not (query.is_cpu and key.is_cpu and value.is_cpu):  # it may have moved
-                _check(layer, query=query, key=key, value=value)
+            _check(layer, query=query, key=key, value=value)  # it may have moved, or have another type now
             sinks = None if s_aux is None else s_aux.detach().reshape(-1).to(torch.float32).contiguous()
             try:
                 output = model.decoder(query).attend(
