@@ -158,10 +158,14 @@ def check(model: torch.nn.Module) -> None:
             layer = _meet(function.settings, module)
             _last.model = layer.model.weak
             weight: torch.Tensor = next(module.parameters())
+            dtype = weight.dtype  # of query and key, too, unless weights are quantised or autocast has its way
+            if not dtype.is_floating_point or dtype.itemsize == 1 or torch.is_autocast_enabled("cuda"):
+                dtype = torch.float16
             if layer.index >= 0:
                 head_dim = int(getattr(module, "head_dim", HEAD_DIM))
                 try:
-                    _torch.check("query", weight.device, torch.float32, head_dim)
+                    for name in ("query", "key"):
+                        _torch.check(name, weight.device, dtype, head_dim)
                 except UnsupportedError as e:
                     raise UnsupportedError(f"{layer.name}: {e}") from None
             met += 1
