@@ -79,7 +79,7 @@ test-accuracy: library hosts
 	$(PYTHON) tests/python/install.py
 	OMP_NUM_THREADS=1 $(LESSISMORE_CACHE)/python/bin/python -m pytest -q tests/accuracy
 
-hosts:
+hosts: deps
 	$(PYTHON) tests/hosts/install.py
 
 demo: library

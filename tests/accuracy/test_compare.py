@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import FOLDER, ROOT
+
+from lessismore.compare import host
 
 BUDGET, PROBLEMS = 128, 2
 METHODS = ["full", "lim", "lim-auto", "lim-profile", "tidal", "quest", "kascade", "seer", "window", "oracle"]
@@ -104,6 +107,17 @@ def test_what_is_there_is_kept(report, out):
     assert len(lines) == 2 + len(METHODS) and any(line.startswith("Quest ") and f" {BUDGET} " in line for line in lines)
     _, log = compare(FOLDER, *settings[:2], "--seed", 8001, "--methods", "full", "--out", out, code=1)
     assert "has another task" in log
+    for changed in (["--layers", "2,8"], ["--anchors", "0,2,5,9"]):
+        _, log = compare(FOLDER, *settings, *changed, "--methods", "full", "--out", out, code=1)
+        assert f"has {'lim' if '--layers' in changed else 'kascade'} as" in log
+    assert json.loads(out.read_text())["results"] == report["results"]
+
+
+def test_a_host_that_dies_at_once(monkeypatch):
+    """Before it has read its job, which no pipe holds."""
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match="the host ended with 1"):
+        host._child({"problems": [[[0] * 200000, []]]}, {}, lambda done: None)
 
 
 @pytest.mark.parametrize(

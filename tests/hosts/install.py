@@ -218,8 +218,10 @@ class Sdist(Part):
         return {"llama-cpp-python": LLAMA_CPP_PYTHON}
 
     def build(self, cache, tmp, log, opts):
-        sh([sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--no-binary",
+        python = make_venv(tmp / "tools", log, [])  # Debian's python3 has no pip of its own
+        sh([python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--no-binary",
             "llama-cpp-python", "-d", tmp, f"llama-cpp-python=={LLAMA_CPP_PYTHON}"], log)
+        shutil.rmtree(tmp / "tools")
         archive = next(iter(tmp.glob("llama_cpp_python-*.tar.gz")))
         with tarfile.open(archive) as tar:
             tar.extractall(tmp, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))

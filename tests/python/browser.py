@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import pathlib
+import select
 import subprocess
 import tempfile
 import time
@@ -35,7 +36,9 @@ class Browser:
 
         self._child = subprocess.Popen(
             [path(), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars",
-             "--no-first-run", "--disable-background-networking", f"--user-data-dir={self._folder.name}"],
+             "--no-first-run", "--disable-background-networking",
+             "--disable-dev-shm-usage",  # containers have little of it
+             f"--user-data-dir={self._folder.name}"],
             preexec_fn=wire, pass_fds=(3, 4, theirs_in, theirs_out), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -63,9 +66,10 @@ class Browser:
     def _next(self):
         end = time.monotonic() + PATIENCE
         while b"\0" not in self._left:
-            some = os.read(self._in, 1 << 20)
-            if not some or time.monotonic() > end:
-                raise RuntimeError("the browser has gone")
+            ready, _, _ = select.select([self._in], [], [], max(0, end - time.monotonic()))
+            some = os.read(self._in, 1 << 20) if ready else b""
+            if not some:
+                raise RuntimeError("the browser has gone" if ready else f"the browser has said nothing for {PATIENCE} s")
             self._left += some
         line, _, self._left = self._left.partition(b"\0")
         return json.loads(line)

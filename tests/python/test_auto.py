@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import lessismore
 import lessismore.transformers
-from lessismore.cli import calibrate
+from lessismore.cli import _text, calibrate
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,9 @@ def test_calibrate_refuses(tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     _, log = cli("calibrate", reasoner.GGUF, "-p", ";qa:7;", "--budget", 128, code=1, **environment)
     assert "the text has" in one_line(log) and "386 (--tokens makes more)" in log
+    with pytest.raises(ValueError, match="the text has no tokens"):  # of a tokenizer that begins with none
+        _text.greedy(types.SimpleNamespace(tokens=[]), 5)
+    assert "-1 is not 0 or more" in cli("calibrate", reasoner.GGUF, "-p", "x", "-n", -1, code=2, **environment)[1]
     _, log = cli("calibrate", tmp_path / "none.gguf", "-p", "x", code=1, **environment)
     assert "none.gguf" in one_line(log)
     assert not os.listdir(tmp_path)

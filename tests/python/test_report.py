@@ -163,6 +163,11 @@ def test_heat_map_and_audits_and_curves(page, browser, run):
     (context,) = (c for c in json.loads(run[0].read_text())["contexts"] if c["rows"])
     dots = browser.value("document.querySelectorAll('circle[fill-opacity]').length")
     assert dots == len(context["trace"]["audits"]) > 50
+    lines = browser.value(
+        "[...[...document.querySelectorAll('figure')].find(f => f.textContent.startsWith('Audited loss'))"
+        ".querySelectorAll('.legend path')].map(p => getComputedStyle(p).stroke + ' ' + p.getAttribute('stroke-dasharray'))"
+    )
+    assert len(set(lines)) == len(lines) > len({a["layer"] for a in context["trace"]["audits"]}) > 5, "no two lines look the same"
     for r in compare["results"]:
         name = f"the {r['method']}" + ("" if r["budget"] is None else f" at {r['budget']} tokens")
         assert any(t.startswith(f"{name}: {r['exact']} of 30 solved") for t in titles), name

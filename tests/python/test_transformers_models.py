@@ -278,6 +278,16 @@ def test_refused_tensors(device, dtype, text):
     model = build(MODELS["llama"](), "lessismore", dtype).to(device)
     with torch.inference_mode(), pytest.raises(lessismore.UnsupportedError, match=f"LlamaAttention, layer 0: query is {text}"):
         model(batch(1)[0].to(device))
+    with pytest.raises(lessismore.UnsupportedError, match=f"LlamaAttention, layer 0: query is {text}"):  # and before it is called
+        lessismore.transformers.check(build(MODELS["llama"](), "lessismore", dtype).to(device))
+
+
+def test_a_type_that_comes_later():
+    model = build(MODELS["llama"](), "lessismore")
+    logits(model)
+    model.double()
+    with pytest.raises(lessismore.UnsupportedError, match="LlamaAttention, layer 0: query is torch.float64"):
+        logits(model)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_name_and_contents(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
         library = z.read("lessismore/liblessismore.so")
-    assert {"lessismore/py.typed", "lessismore/cli/bench.py", "lessismore/compare/table.py", "lessismore/LICENSE", "lessismore/THIRD_PARTY_LICENSES"} <= set(names)
+    assert {"lessismore/py.typed", "lessismore/cli/bench.py", "lessismore/compare/table.py", "lessismore/cli/report.css", "lessismore/cli/report.js", "lessismore/LICENSE", "lessismore/THIRD_PARTY_LICENSES"} <= set(names)
     needed = {(int(a), int(b)) for a, b in re.findall(rb"\0GLIBC_(\d+)\.(\d+)(?=[.\0])", library)}
     assert max(needed) == (major, minor)
 

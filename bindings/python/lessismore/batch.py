@@ -32,7 +32,7 @@ class Batch(Handle):
         heads, kv_heads: query and key/value heads; up to 16 query heads for each KV head.
         head_dim: of query, key and value; 64, 128 or 256.
         dtype: of key and value: "f16", "bf16", "fp8" (e4m3) or "q8_0".
-        device: the GPU's number.
+        device: the GPU's number. It has to be the current one of the thread that calls attend() (torch.cuda.device).
         work: device memory for the library's work, of work_size() zeros, kept by the caller until close(). Default:
             the library allocates it.
 

@@ -158,10 +158,14 @@ def check(model: torch.nn.Module) -> None:
             layer = _meet(function.settings, module)
             _last.model = layer.model.weak
             weight: torch.Tensor = next(module.parameters())
+            dtype = weight.dtype  # of query and key, too, unless weights are quantised or autocast has its way
+            if not dtype.is_floating_point or dtype.itemsize == 1 or torch.is_autocast_enabled("cuda"):
+                dtype = torch.float16
             if layer.index >= 0:
                 head_dim = int(getattr(module, "head_dim", HEAD_DIM))
                 try:
-                    _torch.check("query", weight.device, torch.float32, head_dim)
+                    for name in ("query", "key"):
+                        _torch.check(name, weight.device, dtype, head_dim)
                 except UnsupportedError as e:
                     raise UnsupportedError(f"{layer.name}: {e}") from None
             met += 1
@@ -311,8 +315,7 @@ class _Attention:
             raise UnsupportedError(f"{layer.name} has a sliding window, which its layer type does not say")
 
         if layer.index >= 0 and query.shape[2] == 1:
-            if not (query.is_cpu and key.is_cpu and value.is_cpu):  # it may have moved
-                _check(layer, query=query, key=key, value=value)
+            _check(layer, query=query, key=key, value=value)  # it may have moved, or have another type now
             sinks = None if s_aux is None else s_aux.detach().reshape(-1).to(torch.float32).contiguous()
             try:
                 output = model.decoder(query).attend(

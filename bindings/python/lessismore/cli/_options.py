@@ -19,6 +19,13 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not 0 or more")
+    return value
+
+
 def positives(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
 

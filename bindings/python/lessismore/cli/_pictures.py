@@ -14,6 +14,7 @@ HEIGHT = 560  # pixels of a step picture at most
 LINES = 8  # layers that have a colour of their own in a chart
 COLORS = [f"var(--c{i})" for i in range(LINES)]
 DASHES = ("", "6 3", "2 3")
+ALARM = "7 3"  # a layer's line may be as red
 
 # Palette of step pictures: nothing, visible, shares attended, dense, measured. The page shows through.
 VISIBLE, SHARES, DENSE, MEASURED = 1, 2, 102, 103
@@ -222,7 +223,7 @@ def _audited(
         told = f"{what} at step {number(at)}, layers {_layers(e['layers'])}, loss {e['loss']:.2f}"
         axes.parts.append(
             f'<line x1="{_page.n(x)}" x2="{_page.n(x)}" y1="{axes.top}" y2="{axes.top + axes.height}" stroke="{color}" '
-            f'stroke-width="1.5" stroke-dasharray="{"" if alarm else "2 4"}"><title>{escape(told)}</title></line>'
+            f'stroke-width="1.5" stroke-dasharray="{ALARM if alarm else "2 4"}"><title>{escape(told)}</title></line>'
         )
     for layer in sorted(series, key=lambda layer: layer in colored):
         of, color = series[layer], colored.get(layer, "var(--rest)")
@@ -238,7 +239,7 @@ def _audited(
     if len(series) > len(colored):
         entries.append((_line("var(--rest)"), f"{len(series) - len(colored)} other layers"))
     if any(e["what"] != "measured" for _, e in events):
-        entries.append((_line("var(--alarm)"), "alarm"))
+        entries.append((_line("var(--alarm)", ALARM), "alarm"))
     if any(e["what"] == "measured" for _, e in events):
         entries.append((_line("var(--ink)", "2 4"), "measured"))
     rows = [

@@ -31,7 +31,9 @@ def walk(model: str, text: str, more: int, threads: int, settings: dict[str, Any
 
 
 def greedy(walked: Union[GGUF, Transformers], more: int) -> None:
-    """Goes on with the text, by the likeliest token each time, all layers dense."""
+    """Goes on with the text, by the likeliest token each time, all layers dense. Raises ValueError for no text."""
+    if not walked.tokens:
+        raise ValueError("the text has no tokens")
     walked.advance(len(walked.tokens) - 1)
     walked.engine.intervene(0)
     for _ in range(more):

@@ -31,7 +31,7 @@ Matrix = npt.NDArray[np.float64]
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="GGUF file, or folder of a transformers model")
     parser.add_argument("-p", "--prompt", help="a text; without it, standard input is read")
-    parser.add_argument("-n", "--tokens", type=int, default=0, help="so many tokens of the model's own follow (default 0)")
+    parser.add_argument("-n", "--tokens", type=_options.count, default=0, help="so many tokens of the model's own follow (default 0)")
     parser.add_argument("--positions", type=_options.positive, default=24, help="places that are tried (default 24)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the profile (default: the user's cache, for all hosts)")
     parser.add_argument("--threads", type=_options.positive, default=_options.cpus(), help="default: one per CPU")

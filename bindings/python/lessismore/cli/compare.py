@@ -41,7 +41,7 @@ def command(options: argparse.Namespace) -> int:
     from ..compare import table
 
     start = time.monotonic()
-    known = table.rows(options.layers)
+    known = table.rows(options.layers, options.anchors)
     wanted = options.methods or [row.key for row in known]
     if unknown := set(wanted) - {row.key for row in known}:
         raise ValueError(f"--methods: {min(unknown)} is none of {', '.join(row.key for row in known)}")
@@ -99,12 +99,17 @@ class _Place:
 
 
 def _kept(path: str, report: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run left, if it was of the same problems."""
+    """What an earlier run left, if it was of the same problems, and what is in it of the same settings."""
     with open(path) as f:
         before: dict[str, Any] = json.load(f)
     for name in ("format", "task"):
         if before.get(name) != report[name]:
             raise ValueError(f"{path} has another {name}: {before.get(name)}, not {report[name]}")
+    now = {m["key"]: m for m in report["methods"]}
+    was = {m["key"]: m for m in before["methods"]}
+    for key in dict.fromkeys(r["method"] for r in before["results"]):
+        if was[key] != now.get(key):
+            raise ValueError(f"{path} has {key} as {was[key]}, not {now.get(key)}")
     budgets = sorted({*before["budgets"], *report["budgets"]})
     return {**report, "budgets": budgets, "results": before["results"]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -67,8 +68,9 @@ def _child(job: dict[str, Any], settings: dict[str, str], say: Callable[[int], N
         lines: list[dict[str, Any]] = []
         try:
             assert child.stdin and child.stdout
-            child.stdin.write(json.dumps(job))
-            child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has died, and says why in the log
+                child.stdin.write(json.dumps(job))
+                child.stdin.close()
             for line in child.stdout:
                 lines.append(json.loads(line))
                 say(len(lines))

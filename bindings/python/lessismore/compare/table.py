@@ -34,8 +34,9 @@ class Row:
     settings: str
 
 
-def rows(layers: Sequence[int]) -> list[Row]:
+def rows(layers: Sequence[int], anchors: Optional[Sequence[int]] = None) -> list[Row]:
     given = ",".join(map(str, layers))
+    planned = f"anchors {','.join(map(str, anchors))}, given; heads" if anchors else "anchors and heads"
     ours, free = "lessismore", "training-free"
     return [
         Row("full", "full attention", "reference", "rules", ""),
@@ -50,8 +51,8 @@ def rows(layers: Sequence[int]) -> list[Row]:
         Row("lim-interval-guard", f"LessIsMore, layers {given}, interval 2, guard", ours, "host", "union, guard on"),
         Row("tidal", "TidalDecode", free, "rules", f"selection at {given}, given; per query head"),
         Row("quest", "Quest", free, "rules", "pages of 16; layers 0 and 1 full"),
-        Row("kascade", "Kascade, 4 anchors", free, "rules", "anchors and heads by calibration at K"),
-        Row("kascade-7", "Kascade, 7 anchors", free, "rules", "anchors and heads by calibration at K"),
+        Row("kascade", "Kascade, 4 anchors", free, "rules", f"{planned} by calibration at K"),
+        Row("kascade-7", "Kascade, 7 anchors", free, "rules", f"{planned} by calibration at K"),
         Row("seer", "SeerAttention-R, oracle gate", "stand-in", "rules", "blocks of 64 by true mass"),
         Row("window", "window", "floor", "rules", "4 first tokens, the newest K - 4"),
         Row("oracle", "oracle, per head", "ceiling", "rules", "true top K of every head in every layer"),
