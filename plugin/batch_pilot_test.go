@@ -553,6 +553,7 @@ func TestBatchPilotCopyThatFails(t *testing.T) {
 		require.ErrorAs(t, attend(), &failed)
 		require.Equal(t, DeviceFailed, failed.Kind)
 		os.Unsetenv("LIM_STANDIN_FAIL")
+		require.False(t, p.pilot.looking || p.pilot.fetching, "nothing is on its way")
 	}
 	fail() // the first look at the rows
 	require.NoError(t, attend())
