@@ -334,10 +334,7 @@ func limgo_engine_stats_json(function *C.char, handle C.uint64_t, buffer *C.char
 func limgo_sequence_create(function *C.char, engine C.uint64_t, handle *C.uint64_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
-	e, err := findEngine(uint64(engine))
-	if err == nil && e.workers == nil {
-		err = hosts(uint64(engine))
-	}
+	e, err := findCallers(uint64(engine))
 	if err != nil {
 		return
 	}

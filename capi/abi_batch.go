@@ -26,7 +26,7 @@ func batchParams(params *C.lim_batch_params) (plugin.BatchParams, error) {
 func limgo_batch_work_size(function *C.char, engine C.uint64_t, params *C.lim_batch_params, size *C.uint64_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
-	e, err := findEngine(uint64(engine))
+	e, err := findCallers(uint64(engine))
 	if err != nil {
 		return
 	}
@@ -45,7 +45,7 @@ func limgo_batch_work_size(function *C.char, engine C.uint64_t, params *C.lim_ba
 func limgo_batch_create(function *C.char, engine C.uint64_t, params *C.lim_batch_params, handle *C.uint64_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
-	e, err := findEngine(uint64(engine))
+	e, err := findCallers(uint64(engine))
 	if err != nil {
 		return
 	}

@@ -73,9 +73,18 @@ func findSequence(handle uint64) (*sequenceHandle, error) {
 	return nil, unknownHandle("sequence", handle)
 }
 
+// findCallers finds an engine that a caller made, which alone has sequences and batches.
+func findCallers(handle uint64) (*engineHandle, error) {
+	e, err := findEngine(handle)
+	if err == nil && e.workers == nil {
+		err = hosts(handle)
+	}
+	return e, err
+}
+
 // hosts says what is not done to the engine of ggml hosts.
 func hosts(handle uint64) error {
-	return fault(statusUnsupported, "engine = %#x is that of this process's ggml hosts: it has no sequences, and is not to be freed", handle)
+	return fault(statusUnsupported, "engine = %#x is that of this process's ggml hosts: it has no sequences or batches, and is not to be freed", handle)
 }
 
 // takeSequence finds a sequence and marks it as in use; the caller calls release.

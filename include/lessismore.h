@@ -216,17 +216,18 @@ LIM_EXPORT lim_status lim_engine_default_params(lim_engine_params *params, size_
  * @return LIM_OK and *engine; else *engine is as it was */
 LIM_EXPORT lim_status lim_engine_create(const lim_engine_params *params, lim_engine **engine);
 
-/* The truth about a choice of selection layers: every step that begins from now on, of all sequences of the
+/* The truth about a choice of selection layers: every step that begins from now on, of all sequences and batches of the
  * engine, is dense but for one layer, `sparse`, which attends to the token set that layer `select` chooses. What the
  * model says then, compared with what it says when all layers are dense, is what that layer loses. Nothing is
- * measured or audited meanwhile. sparse = -1: all layers are dense (`select` still chooses a set). select = -1 and
+ * measured or audited meanwhile. A captured step that is replayed stays what it was captured as. sparse = -1: all layers are dense (`select` still chooses a set). select = -1 and
  * sparse = -1: that is over.
  * @return LIM_OK; LIM_ERROR_ARGUMENT for layers out of range or not ascending; LIM_ERROR_HANDLE */
 LIM_EXPORT lim_status lim_engine_intervene(lim_engine *engine, int32_t select, int32_t sparse);
 
 /* The engine that serves the ggml hosts of this process, by the settings of the environment, for
  * lim_engine_intervene(), lim_engine_stats() and lim_engine_stats_json(). Its layers are counted among those that can
- * take part. It has no sequences of its own, and is not to be freed: both are refused (LIM_ERROR_UNSUPPORTED).
+ * take part. It has no sequences or batches of its own, and is not to be freed: these are refused
+ * (LIM_ERROR_UNSUPPORTED).
  * @return LIM_OK and *engine; LIM_ERROR_UNSUPPORTED where no host has loaded the library */
 LIM_EXPORT lim_status lim_ggml_engine(lim_engine **engine);
 
@@ -394,7 +395,7 @@ LIM_EXPORT lim_status lim_batch_reset(lim_batch *batch);
  * *eager is 1 if something is to be found out in the coming step: about 60 steps in a row while the model is measured,
  * otherwise about every 16th. A host that never grants one is never told of selection layers: its steps stay dense.
  * Hosts that capture nothing need not call it, nor those whose engine has its layers given: *eager is 0 there and
- * *generation stays the same. Waits for nothing. Not to be called while this thread captures.
+ * *generation stays the same, unless lim_engine_intervene() is in force, which makes *eager 1. Waits for nothing. Not to be called while this thread captures.
  * @return LIM_OK; LIM_ERROR_DEVICE if the driver reports an error of earlier work */
 LIM_EXPORT lim_status lim_batch_generation(lim_batch *batch, uint64_t *generation, int32_t *eager);
 
@@ -497,7 +498,8 @@ typedef struct lim_stats {
 
 /* The counts of one sequence, of one batch, or of all of an engine's, ended ones included.
  * A batch counts on the device, as its steps finish (their last layer, n_layers - 1): replayed steps are in it,
- * unfinished ones and times are not. lim_batch_stats() waits for the device and reads, and must not be called
+ * unfinished ones and times are not. measured_steps and dense_steps are those that were queued without capture,
+ * and audits are of such. lim_batch_stats() waits for the device and reads, and must not be called
  * while a stream is being captured; lim_engine_stats() has what was last read so. */
 LIM_EXPORT lim_status lim_sequence_stats(lim_sequence *sequence, lim_stats *stats);
 LIM_EXPORT lim_status lim_batch_stats(lim_batch *batch, lim_stats *stats);

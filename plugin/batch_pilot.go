@@ -271,20 +271,24 @@ func (p *batchPilot) queued(a *BatchAttention, probed bool) error {
 		}
 		p.auditing, p.auditOf = true, p.revision
 	}
-	if last && p.measuring && p.kind == stepMeasure && p.begun >= p.wanted {
+	// A copy must not become part of a graph, where a host captures its layers one by one: the next step makes it.
+	if last && p.measuring && p.kind == stepMeasure && p.begun >= p.wanted && !p.device.Capturing(stream) {
 		return p.fetch(stream)
 	}
 	if p.look && !p.device.Capturing(stream) {
-		p.look, p.looking, p.lookIn, p.seen = false, true, lookSteps, p.seen[:a.Rows]
-		return p.lengths.Start(a.Lengths, 4*int(a.Rows), stream)
+		p.look, p.lookIn, p.seen = false, lookSteps, p.seen[:a.Rows]
+		err := p.lengths.Start(a.Lengths, 4*int(a.Rows), stream)
+		p.looking = err == nil // else what an older copy brought would be taken for it
+		return err
 	}
 	return nil
 }
 
 // fetch ends the measured steps.
 func (p *batchPilot) fetch(stream uintptr) error {
-	p.measuring, p.fetching = false, true
-	return p.results.Start(p.sums, p.sumBytes, stream)
+	err := p.results.Start(p.sums, p.sumBytes, stream)
+	p.measuring, p.fetching = false, err == nil
+	return err
 }
 
 // settle takes what has arrived.

@@ -530,3 +530,73 @@ func TestBatchPilotReportsTheDriver(t *testing.T) {
 		require.Equal(t, NoMemory, failed.Kind)
 	}
 }
+
+// A copy that the driver refuses brings nothing: what an older one left must not be read as its result.
+func TestBatchPilotCopyThatFails(t *testing.T) {
+	if !pilotTest(t) {
+		return
+	}
+	p := newPilotBatch(t, nil)
+	copy(p.lengths, []int32{40, 1000, 200})
+	attend := func() (err error) {
+		for layer := range pilotLayers {
+			p.a.Layer = int32(layer)
+			if err = p.Attend(&p.a); err != nil {
+				break
+			}
+		}
+		return err
+	}
+	fail := func() {
+		t.Setenv("LIM_STANDIN_FAIL", "cuMemcpyDtoHAsync_v2:700")
+		var failed *Error
+		require.ErrorAs(t, attend(), &failed)
+		require.Equal(t, DeviceFailed, failed.Kind)
+		os.Unsetenv("LIM_STANDIN_FAIL")
+		require.False(t, p.pilot.looking || p.pilot.fetching, "nothing is on its way")
+	}
+	fail() // the first look at the rows
+	require.NoError(t, attend())
+	require.False(t, p.pilot.measuring)
+	require.Empty(t, p.step(), "nothing has arrived")
+	last := func() bool { return p.pilot.measuring && !p.pilot.clear && p.pilot.begun+1 == p.pilot.wanted }
+	for range 200 {
+		if last() {
+			break
+		}
+		p.step()
+	}
+	require.True(t, last())
+	fail() // the sums
+	require.NoError(t, attend())
+	require.Empty(t, p.stats().Events, "sums that never came are no measurement")
+	p.until(asTheReasoner)
+	require.Len(t, p.stats().Events, 1)
+}
+
+// Where a host captures its last layer alone, the copy of what was measured waits for the next step.
+func TestBatchPilotCopiesOutsideOfGraphs(t *testing.T) {
+	if !pilotTest(t) {
+		return
+	}
+	p := newPilotBatch(t, nil)
+	copy(p.lengths, []int32{40, 1000, 200})
+	for !(p.pilot.measuring && !p.pilot.clear && p.pilot.begun+1 == p.pilot.wanted) {
+		p.step()
+	}
+	p.measure(16, asTheReasoner)
+	p.read()
+	for layer := range pilotLayers {
+		if p.a.Layer = int32(layer); layer == pilotLayers-1 {
+			p.a.Stream = 0xc000
+		}
+		require.NoError(t, p.Attend(&p.a))
+	}
+	for _, line := range p.read() {
+		require.NotContains(t, line, "cuMemcpy")
+	}
+	p.a.Stream = 0xabc0
+	p.step()
+	p.step()
+	require.Len(t, p.stats().Events, 1)
+}

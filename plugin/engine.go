@@ -21,6 +21,7 @@ type Engine struct {
 
 	reason       atomic.Pointer[string] // why the engine is inert; nil: it is not
 	intervention atomic.Pointer[Intervention]
+	guests       atomic.Uint64 // there ever were
 
 	mu     sync.Mutex // never held while a session's, sequence's or model's own lock is taken
 	models map[identity]*model

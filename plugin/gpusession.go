@@ -27,6 +27,7 @@ type GPUSession struct {
 	key      stepKey
 	layer    int  // the last one that was taken in the compute call
 	look     bool // the masks have not been looked at in it
+	forgot   bool // the layers were not known after all: what was decided before holds no more
 	rejected bool // why layers are left to the host was said
 }
 
@@ -84,7 +85,7 @@ func (s *GPUSession) Plan(g *Graph) {
 	if s.odd != nil && s.counts.Inert == "" && atomic.LoadUint32((*uint32)(unsafe.Pointer(&s.odd.Bytes()[0]))) != 0 {
 		s.refuse("a mask holds other values than 0 and -inf, which the kernels for GPUs do not add; earlier steps went without them")
 	}
-	s.layer, s.look = -1, false
+	s.layer, s.look, s.forgot = -1, false, false
 	for i := range g.Nodes {
 		if n := &g.Nodes[i]; n.Reason == Taken {
 			n.Reason = s.node(n)
@@ -93,7 +94,7 @@ func (s *GPUSession) Plan(g *Graph) {
 	s.untakable(g)
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
-		if n.Reason == Taken && s.ordinal == nil { // a later node showed that the layers were not known after all
+		if n.Reason == Taken && s.forgot { // by a later node, and learned anew by another one
 			n.Reason = ReasonDiscovery
 		}
 		s.counts.decline(n.Reason)
@@ -288,6 +289,7 @@ func (s *GPUSession) allocate(rows, slots int) (err error) {
 
 // forget gives back what was got for the layers that were known, once the device is done with it.
 func (s *GPUSession) forget() {
+	s.forgot = true
 	if s.turn != nil {
 		s.turn.Free()
 		s.turn = nil

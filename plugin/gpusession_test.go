@@ -126,3 +126,21 @@ func TestGPUAllocatesNothing(t *testing.T) {
 		h.step(t, s, g)
 	}))
 }
+
+// A compute call that shows another model half-way, and twice the same layer of it: what was decided before that
+// holds for the old one's layers and memory.
+func TestGPUSessionForgetsWithinACall(t *testing.T) {
+	if !batchChild() {
+		batchAgain(t)
+		return
+	}
+	s := batchEngine(t, func(c *Config) { c.Budget, c.Layers = 100, []int{0} }).NewGPUSession(nil)
+	h, g := newGPUHost(t, 1, 300), &Graph{}
+	h.step(t, s, g)
+	require.Equal(t, gpuLayers, h.step(t, s, g))
+	for i := 3; i < gpuLayers; i++ {
+		h.nodes[i].Layer, h.nodes[i].Store.ID = 0, 1
+	}
+	require.Zero(t, h.step(t, s, g))
+	require.NotNil(t, s.ordinal, "the other model is known")
+}

@@ -9,6 +9,7 @@ import (
 // the model's layers can take part and with what roles, and what was counted.
 type guest struct {
 	engine *Engine
+	number uint64 // of all the engine's guests: an address would come again
 	log    func(level LogLevel, text string)
 
 	mu        sync.Mutex // Plan against a reader of the statistics
@@ -33,7 +34,7 @@ func newGuest(e *Engine, log func(level LogLevel, text string)) guest {
 	if log == nil {
 		log = func(LogLevel, string) {}
 	}
-	return guest{engine: e, log: log}
+	return guest{engine: e, number: e.guests.Add(1), log: log}
 }
 
 // flashless says once that the host computes attention in a way that the library cannot take part in.
@@ -140,7 +141,7 @@ func (g *guest) identity(n *Node, layers []int32) identity {
 	c := &n.Call
 	weights := fmt.Sprintf("%016x", g.weights)
 	if g.unhashed { // this context alone knows the model
-		weights = fmt.Sprintf("%s %p", unknownWeights, g)
+		weights = fmt.Sprintf("%s %d", unknownWeights, g.number)
 	}
 	return identity{
 		Layers: len(layers), First: layers[0], Last: layers[len(layers)-1], Heads: c.Heads, KVHeads: c.KVHeads,

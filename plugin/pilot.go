@@ -292,7 +292,10 @@ func (p *pilot) audit(st *step) {
 	used, own, slots := &p.sets[0], &p.sets[length], &p.sets[length+p.budget]
 	p.rows[p.row].Set, p.rows[p.row].SetLen = unsafe.Pointer(slots), int32(p.budget)
 	if st.lasting.resumed { // the set is there already
-		p.place(p.sets[:length], st.group(p.roles.Group(p.layer))[p.row].Set, row)
+		if !p.place(p.sets[:length], st.group(p.roles.Group(p.layer))[p.row].Set, row) {
+			p.kind = stepPlain
+			return
+		}
 	}
 	p.probes[0] = cpu.Probe{
 		Row: int32(p.row), Count: 1, SetLen: int32(length), SetStride: int64(length),
@@ -311,11 +314,14 @@ func (p *pilot) place(positions []int32, set unsafe.Pointer, row *cpu.Row) bool 
 	visible := unsafe.Slice((*int32)(row.Slots), row.Visible)
 	last := slices.Max(visible)
 	p.where = slices.Grow(p.where[:0], int(last)+1)[:last+1]
+	for i := range p.where {
+		p.where[i] = -1
+	}
 	for i, slot := range visible {
 		p.where[slot] = int32(i)
 	}
 	for i, slot := range slots {
-		if slot < 0 || slot > last {
+		if slot < 0 || slot > last || p.where[slot] < 0 {
 			return false
 		}
 		positions[i] = p.where[slot]

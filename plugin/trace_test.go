@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+
+	"lessismore/plugin/internal/cpu"
 )
 
 // numbersOf reads what ranges wrote.
@@ -139,4 +141,19 @@ func TestNoTraceUnlessAsked(t *testing.T) {
 	text, err := json.Marshal(h.session.Stats())
 	require.NoError(t, err)
 	require.NotContains(t, string(text), "trace")
+}
+
+// What the kernels never wrote is no token set.
+func TestPlaceTakesVisibleSlotsOnly(t *testing.T) {
+	visible := []int32{3, 5, 9}
+	row := &cpu.Row{Slots: unsafe.Pointer(&visible[0]), Visible: 3}
+	var p pilot
+	at := make([]int32, 2)
+	place := func(set ...int32) bool { return p.place(at, unsafe.Pointer(&set[0]), row) }
+	require.True(t, place(9, 3))
+	require.Equal(t, []int32{2, 0}, at)
+	for _, slot := range []int32{-1, 4, 10} {
+		require.False(t, place(3, slot), slot)
+	}
+	require.Equal(t, []int32{0, 0}, at)
 }

@@ -155,7 +155,13 @@ lessismore.llama_cpp.enable(budget=77, selections=3, guard=0, interval=2, trace=
 host = HostEngine()
 print({name: host.report()["config"][name] for name in ("budget", "selections", "guard", "interval", "trace")})
 assert HostEngine()._handle == host._handle
-for call in (lambda: lib.lim_engine_free(host._handle), lambda: lib.lim_sequence_create(host._handle, ctypes.c_void_p())):
+params = _library.BatchParams(struct_size=ctypes.sizeof(_library.BatchParams), max_rows=1, capacity=8, heads=1, kv_heads=1, head_dim=64, kv_dtype=1)
+for call in (
+    lambda: lib.lim_engine_free(host._handle),
+    lambda: lib.lim_sequence_create(host._handle, ctypes.c_void_p()),
+    lambda: lib.lim_batch_create(host._handle, params, ctypes.c_void_p()),
+    lambda: lib.lim_batch_work_size(host._handle, params, ctypes.c_uint64()),
+):
     try:
         call()
     except lessismore.UnsupportedError as e:
@@ -165,10 +171,12 @@ host.intervene(-1, -1)
 """
     done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    none, config, free, sequence = done.stdout.splitlines()
+    none, config, *refused = done.stdout.splitlines()
     assert "no ggml host has loaded the library" in none
     assert config == "{'budget': 77, 'selections': 3, 'guard': 0, 'interval': 2, 'trace': 5}"
-    assert free.startswith("lim_engine_free: engine = 0x") and sequence.startswith("lim_sequence_create: engine = 0x")
+    assert [line.partition(": engine = 0x")[0] for line in refused] == [
+        "lim_engine_free", "lim_sequence_create", "lim_batch_create", "lim_batch_work_size"]
+    assert all("ggml hosts" in line for line in refused)
 
 
 # ---- calibration ----
