@@ -5,7 +5,8 @@
  * of its own attention, once per layer and decode step, or lim_batch_attend() where K/V are on a GPU.
  * K/V stay where the engine keeps them.
  *
- * EXPERIMENTAL. Until a plan/run split is in, functions and fields may change with the minor version. Compare lim_version_number() with LIM_VERSION_NUMBER.
+ * EXPERIMENTAL: functions and fields may change with the minor version. Compare lim_version_number() with
+ * LIM_VERSION_NUMBER.
  *
  * A step in short:
  *
