@@ -183,6 +183,13 @@ int compute_on_gpu(Backend *backend, Graph *graph) {
     return done < n ? compute_part(c, graph, done, n) : 0;
 }
 
+// gpus: null where there are none, and no events then.
+void free_events(const Gpus *gpus, Event *before, Event *after) {
+    for (Event *event : {before, after}) {
+        if (event != nullptr) gpus->event_free(event);
+    }
+}
+
 void free_backend(Backend *backend) {
     Context *c = find_context(backend);
     if (c == nullptr) return;
@@ -200,9 +207,7 @@ void free_backend(Backend *backend) {
     }
     if (!forked()) {
         lim_go_ggml_close(c->session);
-        for (Event *event : {c->before, c->after}) {
-            if (event != nullptr) c->gpus->event_free(event);
-        }
+        free_events(c->gpus, c->before, c->after);
     }
     delete c;
     original(backend);
@@ -225,10 +230,14 @@ void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend
         static char cpu[] = "this host's CPU backend is laid out in an unknown way";
         static char gpu[] = "this host's CUDA backend is laid out in an unknown way, or has no events";
         lim_go_ggml_problem(gpus != nullptr ? gpu : cpu);
+        free_events(gpus, before, after);
         return;
     }
     const uintptr_t session = lim_go_ggml_open(gpus != nullptr);
-    if (session == 0) return;
+    if (session == 0) {
+        free_events(gpus, before, after);
+        return;
+    }
     auto *c    = new Context{};
     c->backend = backend;
     c->host    = &host;

@@ -111,6 +111,10 @@ def test_what_is_there_is_kept(report, out):
         _, log = compare(FOLDER, *settings, *changed, "--methods", "full", "--out", out, code=1)
         assert f"has {'lim' if '--layers' in changed else 'kascade'} as" in log
     assert json.loads(out.read_text())["results"] == report["results"]
+    other = out.with_name("other.json")
+    other.write_text("[]")
+    _, log = compare(FOLDER, *settings, "--methods", "full", "--out", other, code=1)
+    assert "is no result of `lessismore compare`" in log
 
 
 def test_a_host_that_dies_at_once(monkeypatch):

@@ -183,7 +183,15 @@ def test_what_there_is_not_is_left_out(run, browser, tmp_path):
         assert browser.problems == []
 
 
-@pytest.mark.parametrize("text, says", [("{", "is no JSON"), ("[]", "is no JSON object"), ("{}", "neither statistics")])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("{", "is no JSON"),
+        ("[]", "is no JSON object"),
+        ("{}", "neither statistics"),
+        ('{"choice": [], "loss": []}', "neither statistics"),
+    ],
+)
 def test_files_that_are_something_else(text, says, tmp_path):
     path = tmp_path / "x.json"
     path.write_text(text)

@@ -102,6 +102,8 @@ def _kept(path: str, report: dict[str, Any]) -> dict[str, Any]:
     """What an earlier run left, if it was of the same problems, and what is in it of the same settings."""
     with open(path) as f:
         before: dict[str, Any] = json.load(f)
+    if not isinstance(before, dict) or not {"methods", "results", "budgets"} <= set(before):
+        raise ValueError(f"{path} is no result of `lessismore compare`")
     for name in ("format", "task"):
         if before.get(name) != report[name]:
             raise ValueError(f"{path} has another {name}: {before.get(name)}, not {report[name]}")

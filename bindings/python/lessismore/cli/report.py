@@ -34,7 +34,7 @@ def command(options: argparse.Namespace) -> int:
     runs, profiles = [], []
     for path in options.stats:
         found = _read(path)
-        if "choice" in found and "loss" in found:
+        if {"choice", "fingerprint", "loss"} <= set(found):
             profiles.append(found)
         elif all(part in found for part in PARTS):
             runs.append((os.path.basename(path), found))
