@@ -338,27 +338,16 @@ func limgo_sequence_create(function *C.char, engine C.uint64_t, handle *C.uint64
 	if err != nil {
 		return
 	}
-	// Counted first: from then on the engine cannot be freed.
-	handles.mu.Lock()
-	if handles.engines[uint64(engine)] != e {
-		err = unknownHandle("engine", uint64(engine))
-	} else {
-		e.sequences++
+	h, err := create(e, uint64(engine), &e.sequences, handles.sequences, func() (*sequenceHandle, error) {
+		s, err := plugin.NewSequence(e.engine, e.layers, e.workers)
+		if err != nil {
+			return nil, err
+		}
+		return &sequenceHandle{sequence: s, engine: e}, nil
+	})
+	if err == nil {
+		*handle = C.uint64_t(h)
 	}
-	handles.mu.Unlock()
-	if err != nil {
-		return
-	}
-	s, err := plugin.NewSequence(e.engine, e.layers, e.workers)
-	handles.mu.Lock()
-	defer handles.mu.Unlock()
-	if err != nil {
-		e.sequences--
-		return
-	}
-	h := issue()
-	handles.sequences[h] = &sequenceHandle{sequence: s, engine: e}
-	*handle = C.uint64_t(h)
 	return
 }
 
@@ -366,15 +355,12 @@ func limgo_sequence_create(function *C.char, engine C.uint64_t, handle *C.uint64
 func limgo_sequence_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
-	s, err := takeSequence(uint64(handle)) // and keep it: whoever still holds the handle is refused
+	s, err := takeSequence(uint64(handle))
 	if err != nil {
 		return
 	}
 	s.sequence.Free()
-	handles.mu.Lock()
-	delete(handles.sequences, uint64(handle))
-	s.engine.sequences--
-	handles.mu.Unlock()
+	remove(&s.engine.sequences, handles.sequences, uint64(handle))
 	return
 }
 

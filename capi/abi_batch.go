@@ -53,30 +53,16 @@ func limgo_batch_create(function *C.char, engine C.uint64_t, params *C.lim_batch
 	if err != nil {
 		return
 	}
-	// Counted first: from then on the engine cannot be freed.
-	handles.mu.Lock()
-	if handles.engines[uint64(engine)] != e {
-		err = unknownHandle("engine", uint64(engine))
-	} else {
-		e.batches++
-	}
-	handles.mu.Unlock()
-	if err != nil {
-		return
-	}
-	var b *plugin.Batch
-	defer func() {
-		handles.mu.Lock()
-		defer handles.mu.Unlock()
-		if b == nil {
-			e.batches--
-			return
+	h, err := create(e, uint64(engine), &e.batches, handles.batches, func() (*batchHandle, error) {
+		b, err := plugin.NewBatch(e.engine, e.layers, p)
+		if err != nil {
+			return nil, err
 		}
-		h := issue()
-		handles.batches[h] = &batchHandle{batch: b, engine: e}
+		return &batchHandle{batch: b, engine: e}, nil
+	})
+	if err == nil {
 		*handle = C.uint64_t(h)
-	}()
-	b, err = plugin.NewBatch(e.engine, e.layers, p)
+	}
 	return
 }
 
@@ -84,15 +70,12 @@ func limgo_batch_create(function *C.char, engine C.uint64_t, params *C.lim_batch
 func limgo_batch_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
-	b, err := takeBatch(uint64(handle)) // and keep it: whoever still holds the handle is refused
+	b, err := takeBatch(uint64(handle))
 	if err != nil {
 		return
 	}
 	b.batch.Free()
-	handles.mu.Lock()
-	delete(handles.batches, uint64(handle))
-	b.engine.batches--
-	handles.mu.Unlock()
+	remove(&b.engine.batches, handles.batches, uint64(handle))
 	return
 }
 

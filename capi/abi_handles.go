@@ -26,18 +26,24 @@ type engineHandle struct {
 }
 
 type sequenceHandle struct {
+	exclusive
 	sequence *plugin.Sequence
 	engine   *engineHandle
-	scratch  plugin.Attention // of the call that holds busy
-	busy     atomic.Bool
+	scratch  plugin.Attention // of the call that has taken it
 }
 
 type batchHandle struct {
+	exclusive
 	batch   *plugin.Batch
 	engine  *engineHandle
-	scratch plugin.BatchAttention // of the call that holds busy
-	busy    atomic.Bool
+	scratch plugin.BatchAttention // of the call that has taken it
 }
+
+// exclusive is what one thread at a time may use.
+type exclusive struct{ busy atomic.Bool }
+
+func (x *exclusive) acquire() bool { return x.busy.CompareAndSwap(false, true) }
+func (x *exclusive) release()      { x.busy.Store(false) }
 
 // handles are the live ones.
 var handles = struct {
@@ -64,15 +70,6 @@ func findEngine(handle uint64) (*engineHandle, error) {
 	return nil, unknownHandle("engine", handle)
 }
 
-func findSequence(handle uint64) (*sequenceHandle, error) {
-	handles.mu.RLock()
-	defer handles.mu.RUnlock()
-	if s := handles.sequences[handle]; s != nil {
-		return s, nil
-	}
-	return nil, unknownHandle("sequence", handle)
-}
-
 // findCallers finds an engine that a caller made, which alone has sequences and batches.
 func findCallers(handle uint64) (*engineHandle, error) {
 	e, err := findEngine(handle)
@@ -87,39 +84,65 @@ func hosts(handle uint64) error {
 	return fault(statusUnsupported, "engine = %#x is that of this process's ggml hosts: it has no sequences or batches, and is not to be freed", handle)
 }
 
-// takeSequence finds a sequence and marks it as in use; the caller calls release.
-func takeSequence(handle uint64) (*sequenceHandle, error) {
-	s, err := findSequence(handle)
-	if err != nil {
-		return nil, err
-	}
-	if !s.busy.CompareAndSwap(false, true) {
-		return nil, fault(statusBusy, "sequence = %#x is in use by another thread", handle)
-	}
-	return s, nil
-}
-
-func (s *sequenceHandle) release() { s.busy.Store(false) }
-
-// takeBatch finds a batch and marks it as in use; the caller calls release.
-func takeBatch(handle uint64) (*batchHandle, error) {
+// take finds a sequence or batch and marks it as in use; the caller calls release.
+func take[H interface {
+	comparable
+	acquire() bool
+}](kind string, of map[uint64]H, handle uint64) (H, error) {
+	var none H
 	handles.mu.RLock()
-	b := handles.batches[handle]
-	var err error
-	if b == nil {
-		err = unknownHandle("batch", handle)
+	defer handles.mu.RUnlock()
+	h := of[handle]
+	if h == none {
+		return none, unknownHandle(kind, handle)
 	}
-	handles.mu.RUnlock()
-	if err != nil {
-		return nil, err
+	if !h.acquire() {
+		return none, fault(statusBusy, "%s = %#x is in use by another thread", kind, handle)
 	}
-	if !b.busy.CompareAndSwap(false, true) {
-		return nil, fault(statusBusy, "batch = %#x is in use by another thread", handle)
-	}
-	return b, nil
+	return h, nil
 }
 
-func (b *batchHandle) release() { b.busy.Store(false) }
+func takeSequence(handle uint64) (*sequenceHandle, error) {
+	return take("sequence", handles.sequences, handle)
+}
+
+func takeBatch(handle uint64) (*batchHandle, error) { return take("batch", handles.batches, handle) }
+
+// create makes a sequence or batch of an engine, of which alive counts those there are. It is counted first: from
+// then on the engine cannot be freed.
+func create[H comparable](e *engineHandle, engine uint64, alive *int, of map[uint64]H, make func() (H, error)) (handle uint64, err error) {
+	var made, none H
+	handles.mu.Lock()
+	if handles.engines[engine] == e {
+		*alive++
+	} else {
+		err = unknownHandle("engine", engine)
+	}
+	handles.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { // after a panic, too
+		handles.mu.Lock()
+		defer handles.mu.Unlock()
+		if made == none {
+			*alive--
+			return
+		}
+		handle = issue()
+		of[handle] = made
+	}()
+	made, err = make()
+	return
+}
+
+// remove ends a handle that the caller has taken, and keeps it so: whoever still holds it is refused.
+func remove[H any](alive *int, of map[uint64]H, handle uint64) {
+	handles.mu.Lock()
+	defer handles.mu.Unlock()
+	delete(of, handle)
+	*alive--
+}
 
 // unknownHandle says what is wrong with a handle; under handles.mu.
 func unknownHandle(want string, handle uint64) error {
