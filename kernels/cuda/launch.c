@@ -22,6 +22,12 @@ typedef struct launch_config {
 } launch_config;
 int cuLaunchKernelEx(const launch_config *config, void *function, void **params, void **extra);
 
+int lim_cuda_enter(void *context) {
+    void *current = 0;
+    int   result = cuCtxGetCurrent(&current);
+    return result == 0 && current == 0 ? cuCtxSetCurrent(context) : result;
+}
+
 int lim_cuda_start(const lim_cuda_launch *l, void *function, void *stream, const void *args) {
     void *params[1] = {(void *)args};
     if (l->cluster == 0 && l->early == 0)
@@ -43,10 +49,7 @@ int lim_cuda_start(const lim_cuda_launch *l, void *function, void *stream, const
 }
 
 int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream) {
-    /* A thread of the host that has a context keeps it: the stream is of that one. */
-    void *context = 0;
-    int   result = cuCtxGetCurrent(&context);
-    if (result == 0 && context == 0) result = cuCtxSetCurrent(plan->context);
+    int result = lim_cuda_enter(plan->context);
     for (int i = 0; i < plan->count && result == 0; i++)
         result = lim_cuda_start(&plan->launches[i], plan->functions[i], stream, &plan->args);
     if (result == 0 && plan->tally_function != 0) {

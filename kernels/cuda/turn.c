@@ -1,17 +1,15 @@
 #include "turn.h"
 
+#include "launch.h"
+
 /* The driver's own declarations, by hand: this file is compiled where its headers are not. */
-int cuCtxGetCurrent(void **context);
-int cuCtxSetCurrent(void *context);
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags);
 int cuEventRecord(void *event, void *stream);
 int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                    unsigned block_z, unsigned shared, void *stream, void **params, void **extra);
 
 int lim_cuda_turn_begin(const lim_cuda_turn *t, void *before, int look) {
-    void *context = 0;
-    int   result = cuCtxGetCurrent(&context);
-    if (result == 0 && context == 0) result = cuCtxSetCurrent(t->context);
+    int result = lim_cuda_enter(t->context);
     if (result == 0) result = cuStreamWaitEvent(t->stream, before, 0);
     if (result != 0 || !look) return result;
     void *params[1] = {(void *)&t->sight};

@@ -6,14 +6,10 @@ package cuda
 #cgo CFLAGS: -std=gnu11 -I${SRCDIR}/../../../kernels/cuda
 #cgo LDFLAGS: -L${SRCDIR}/../../../build/cmake/lib -llim_cuda
 #include <stdlib.h>
-#include <cuda.h>
+#include "context.h"
 #include "launch.h"
 
 // What gorgonia.org/cu lacks. Each may run on any thread: the context is put back as it was found.
-static CUresult lim_with(CUcontext mine, CUcontext *before) {
-    CUresult r = cuCtxGetCurrent(before);
-    return r != CUDA_SUCCESS ? r : cuCtxSetCurrent(mine);
-}
 static CUresult lim_shared(CUfunction f, int most) {
     int own = 0;
     CUresult r = cuFuncGetAttribute(&own, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, f);
@@ -61,8 +57,7 @@ static void lim_free(CUcontext mine, unsigned long long p) {
 }
 // The first of n addresses that is none of this device's memory; -1: all are. Zeros are passed over.
 static int lim_foreign(CUcontext mine, int device, const unsigned long long *addresses, int n) {
-    CUcontext context = 0;
-    if (cuCtxGetCurrent(&context) == CUDA_SUCCESS && context == 0) cuCtxSetCurrent(mine);
+    lim_cuda_enter(mine); // a failure shows at the addresses
     for (int i = 0; i < n; i++) {
         int ordinal = -1;
         if (addresses[i] == 0) continue;

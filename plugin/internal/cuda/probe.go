@@ -5,20 +5,14 @@ package cuda
 /*
 #include <stdint.h>
 #include <stdlib.h>
-#include <cuda.h>
+#include "context.h"
 #include "probe.h"
 
 // Streams come as numbers: 1 and 2 are streams, but no pointers to Go.
 static int lim_probe_on(const lim_cuda_probe_plan *p, uintptr_t stream) { return lim_cuda_run_probe(p, (void *)stream); }
-static CUresult lim_here(CUcontext mine) {
-    CUcontext current = 0;
-    CUresult  r = cuCtxGetCurrent(&current);
-    return r == CUDA_SUCCESS && current == 0 ? cuCtxSetCurrent(mine) : r;
-}
 static CUresult lim_event(CUcontext mine, CUevent *e) {
     CUcontext before;
-    CUresult  r = cuCtxGetCurrent(&before);
-    if (r == CUDA_SUCCESS) r = cuCtxSetCurrent(mine);
+    CUresult  r = lim_with(mine, &before);
     if (r != CUDA_SUCCESS) return r;
     r = cuEventCreate(e, CU_EVENT_DISABLE_TIMING);
     cuCtxSetCurrent(before);
@@ -26,12 +20,12 @@ static CUresult lim_event(CUcontext mine, CUevent *e) {
 }
 static CUresult lim_fetch(CUcontext mine, void *to, unsigned long long from, size_t n, CUevent e, uintptr_t on) {
     CUstream stream = (CUstream)on;
-    CUresult r = lim_here(mine);
+    CUresult r = lim_cuda_enter(mine);
     if (r == CUDA_SUCCESS) r = cuMemcpyDtoHAsync(to, from, n, stream);
     return r == CUDA_SUCCESS ? cuEventRecord(e, stream) : r;
 }
 static CUresult lim_clear(CUcontext mine, unsigned long long at, size_t n, uintptr_t stream) {
-    CUresult r = lim_here(mine);
+    CUresult r = lim_cuda_enter(mine);
     return r == CUDA_SUCCESS ? cuMemsetD8Async(at, 0, n, (CUstream)stream) : r;
 }
 // A capture by another thread of the host must not be spoilt by a question.
@@ -43,7 +37,7 @@ static CUresult lim_ready(CUevent e) {
 }
 static int lim_capturing(CUcontext mine, uintptr_t stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    if (lim_here(mine) != CUDA_SUCCESS || cuStreamIsCapturing((CUstream)stream, &status) != CUDA_SUCCESS) return 1;
+    if (lim_cuda_enter(mine) != CUDA_SUCCESS || cuStreamIsCapturing((CUstream)stream, &status) != CUDA_SUCCESS) return 1;
     return status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 */

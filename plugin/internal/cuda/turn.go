@@ -3,13 +3,12 @@
 package cuda
 
 /*
-#include <cuda.h>
+#include "context.h"
 #include "turn.h"
 
 static CUresult lim_stream(CUcontext mine, void **stream) {
     CUcontext before;
-    CUresult  r = cuCtxGetCurrent(&before);
-    if (r == CUDA_SUCCESS) r = cuCtxSetCurrent(mine);
+    CUresult  r = lim_with(mine, &before);
     if (r != CUDA_SUCCESS) return r;
     r = cuStreamCreate((CUstream *)stream, CU_STREAM_NON_BLOCKING);
     cuCtxSetCurrent(before);
@@ -17,8 +16,7 @@ static CUresult lim_stream(CUcontext mine, void **stream) {
 }
 static CUresult lim_stream_wait(CUcontext mine, void *stream, int last) {
     CUcontext before;
-    CUresult  r = cuCtxGetCurrent(&before);
-    if (r == CUDA_SUCCESS) r = cuCtxSetCurrent(mine);
+    CUresult  r = lim_with(mine, &before);
     if (r != CUDA_SUCCESS) return r;
     r = cuStreamSynchronize(stream);
     if (last) cuStreamDestroy(stream);
