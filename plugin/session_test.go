@@ -25,7 +25,6 @@ type fakeHost struct {
 	nkv     int
 	cells   [][]cell // per stream
 	mask    []uint16
-	writes  []int64
 
 	heads, kvHeads, dim int
 	softMax             int

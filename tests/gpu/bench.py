@@ -9,7 +9,6 @@ import ctypes as C
 import json
 import os
 import statistics
-import subprocess
 
 import warnings
 

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 import pathlib
-from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 
 from ._errors import LibraryError, error
 from ._version import __version__

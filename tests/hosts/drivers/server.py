@@ -6,7 +6,6 @@ The library comes in through the environment alone: GGML_BACKEND_PATH.
 """
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
