@@ -133,7 +133,7 @@ typedef struct lim_cuda_args {
     uint64_t      gathered; /* uint32 [n_rows]: arrivals of the selection */
     uint64_t      logits;   /* float, logit_stride for each head of each row: see LogitAt in order.h */
     uint64_t      sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
-    uint64_t      ranks;    /* uint32 [n_rows][mid][heads]: positions; `union` */
+    uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(mid) for each: positions; `union` */
     uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
     int64_t       logit_stride; /* elements */
     uint32_t      unit;     /* tokens in the unit of the split */

@@ -25,6 +25,9 @@ LIM_SHARED uint64_t LogitsOf(uint32_t head, uint32_t together, uint64_t stride) 
     return (uint64_t)(head / together * together) * stride + head % together * 16;
 }
 
+/* Elements from a head's ranking to the next one's: read four at a time. */
+LIM_SHARED uint32_t RankStride(uint32_t mid) { return (mid + 3) / 4 * 4; }
+
 /* Finding a bound such that at least `want` and at most `room` items are not above it. Counting is the
  * caller's; it tells the search what a bound let through until that fits. */
 typedef struct BoundSearch {

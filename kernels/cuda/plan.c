@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "order.h"
 #include "split.h"
 
 enum {
@@ -232,8 +233,9 @@ static int room_of(const lim_cuda_call *c) {
 static int64_t select_shared(const lim_cuda_call *c) {
     /* From LIM_CUDA_MAX_RANKED on there is no second copy: such rankings are sorted in place. */
     const int     room = room_of(c);
-    const int64_t ranking = (int64_t)room * (room > LIM_CUDA_MAX_RANKED ? 12 : 16) + kBuckets * 4;
-    const int64_t merging = ((int64_t)c->mid + (c->capacity + 31) / 32 + 1) * 4;
+    const int64_t ranking = (int64_t)room * (room > LIM_CUDA_MAX_RANKED ? 12 : 20) + (kBuckets + 4) * 4;
+    const int64_t list = c->mid > c->heads ? c->mid : c->heads;
+    const int64_t merging = ((list + 3) / 4 + ((int64_t)c->capacity + 127) / 128) * 16;
     if (c->policy == LIM_CUDA_MASS) return ranking + merging;
     return ranking > merging ? ranking : merging;
 }
@@ -258,7 +260,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     a->parts = take(&used, 2 * three * part);
     a->sums = take(&used, (int64_t)c->n_rows * c->heads * 4);
     if (c->budget > 0) { /* both policies' parts, so that the size does not depend on it */
-        a->ranks = take(&used, (int64_t)c->n_rows * c->heads * c->mid * 4);
+        a->ranks = take(&used, (int64_t)c->n_rows * c->heads * RankStride((uint32_t)c->mid) * 4);
         a->mass = take(&used, c->n_rows * a->logit_stride * 4);
         a->logits = take(&used, c->n_rows * c->heads * a->logit_stride * 4);
     }

@@ -23,28 +23,30 @@ constexpr int      kThreads = 512;
 constexpr int      kWarps = kThreads / 32;
 constexpr uint32_t kAll = 0xffffffffu;
 constexpr uint32_t kBuckets = 2048;
-constexpr int      kSampled = 4; /* by each thread */
+constexpr int      kEachBucket = kBuckets / kThreads;
+constexpr int      kSampled = 2048 / kThreads; /* by each thread */
 constexpr uint32_t kSamples = kSampled * kThreads;
 constexpr uint32_t kNone = 0xffffffffu;
+constexpr int      kBatch = 4;   /* what a thread has under way at a time, among candidates */
 constexpr uint32_t kCrowded = 96; /* from so many in one bucket on, sorting is faster than comparing all */
 
 /* The dynamic shared memory, in two lives: ranking a head, then writing a row's set. */
 struct Ranking {
     uint64_t *items;   /* [room] */
     uint64_t *sorted;  /* [room]; none for more than LIM_CUDA_MAX_RANKED */
-    uint32_t *found;   /* [room] positions of candidates; in the place of `sorted` */
-    uint32_t *buckets; /* [kBuckets] */
+    uint32_t *buckets; /* [kBuckets + 4] */
+    uint32_t *found;   /* [room] positions of candidates; then each one's bucket and place in it */
 };
 struct Merging {
-    uint32_t *list;  /* [mid] */
-    uint32_t *words; /* [n / 32] a bit per position */
+    uint32_t *list;  /* [mid or heads, the larger, up to a multiple of four] */
+    uint32_t *words; /* [n / 32, the same] a bit per position */
 };
 
 struct Common {
-    uint32_t warp_sums[kWarps];
-    uint32_t tally[3];
-    uint32_t count, best, worst, crowd, cut;
-    bool     last;
+    uint32_t sums[2][kWarps];
+    uint32_t best[kWarps], worst[kWarps];
+    uint64_t bound;
+    uint32_t count, crowded, before; /* candidates; whether a bucket has too many; blocks that came earlier */
 };
 
 /* A head's logits, or the masses; see LogitAt. */
@@ -66,15 +68,15 @@ static __device__ Ranking RankingIn(uint8_t *shared, int room) {
     Ranking    r;
     r.items = (uint64_t *)shared;
     r.sorted = copy ? r.items + room : nullptr;
-    r.found = (uint32_t *)(r.items + room);
-    r.buckets = r.found + (copy ? 2 : 1) * room;
+    r.buckets = (uint32_t *)(r.items + (copy ? 2 : 1) * room);
+    r.found = r.buckets + kBuckets + 4;
     return r;
 }
 
-static __device__ Merging MergingIn(uint8_t *shared, const lim_cuda_args &args) {
+static __device__ Merging MergingIn(uint8_t *shared, const lim_cuda_call &call) {
     Merging m;
     m.list = (uint32_t *)shared;
-    m.words = m.list + args.call.mid;
+    m.words = m.list + (max(call.mid, call.heads) + 3) / 4 * 4;
     return m;
 }
 
@@ -88,25 +90,26 @@ static __device__ __forceinline__ uint32_t WarpScan(uint32_t x) { /* inclusive *
     return x;
 }
 
-/* The sum of the threads before this one. All threads must call it; it begins and ends with a barrier. */
-static __device__ __noinline__ uint32_t BlockScan(uint32_t x, Common &common) {
-    const int      warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const uint32_t inside = WarpScan(x);
-    __syncthreads();
-    if (lane == 31) common.warp_sums[warp] = inside;
-    __syncthreads();
-    if (warp == 0) {
-        const uint32_t own = lane < kWarps ? common.warp_sums[lane] : 0, sum = WarpScan(own);
-        if (lane < kWarps) common.warp_sums[lane] = sum - own;
-    }
-    __syncthreads();
-    return common.warp_sums[warp] + inside - x;
+/* Block-wide sums have one barrier, after which every warp adds up what the warps left. Two rooms for that take
+ * turns: a warp that is still reading one cannot meet a warp that writes it again. */
+static __device__ __forceinline__ uint32_t SumOfWarps(const uint32_t *sums, int warps) {
+    const int lane = threadIdx.x & 31;
+    return __reduce_add_sync(kAll, lane < warps ? sums[lane] : 0);
 }
 
-/* Where values (smaller is better) from `best` on fall among kBuckets; the order of buckets is theirs. */
-static __device__ __forceinline__ uint32_t BucketOf(float v, float best, float scale) {
-    const float at = (best - v) * scale;
-    return at < (float)kBuckets ? (uint32_t)at : kBuckets - 1;
+/* The sum of the threads before this one. */
+static __device__ __noinline__ uint32_t BlockScan(uint32_t x, uint32_t *sums) {
+    const uint32_t inside = WarpScan(x);
+    if ((threadIdx.x & 31) == 31) sums[threadIdx.x >> 5] = inside;
+    __syncthreads();
+    return SumOfWarps(sums, threadIdx.x >> 5) + inside - x;
+}
+
+static __device__ __forceinline__ uint32_t BlockSum(uint32_t x, uint32_t *sums) {
+    x = __reduce_add_sync(kAll, x);
+    if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = x;
+    __syncthreads();
+    return SumOfWarps(sums, kWarps);
 }
 
 static __device__ __forceinline__ float ValueOfKey(uint32_t key) {
@@ -115,58 +118,90 @@ static __device__ __forceinline__ float ValueOfKey(uint32_t key) {
 
 static __device__ __forceinline__ bool Finite(float v) { return (__float_as_uint(v) & 0x7f800000u) != 0x7f800000u; }
 
-/* A bound that should let through somewhat more than `want` of x[begin, end), from a sample's histogram. */
-static __device__ uint64_t GuessBound(const Logits &x, uint32_t begin, uint32_t end, uint32_t want, uint32_t room, const Ranking &r,
-                               Common &common) {
-    const uint32_t count = end - begin;
-    uint32_t       key[kSampled], best = kAll, worst = 0;
-#pragma unroll
-    for (int i = 0; i < kSampled; i++) {
-        const float v = x[begin + SampleAt(threadIdx.x + i * kThreads, kSamples, count)];
-        key[i] = OrderKey(__float_as_uint(v));
-        if (Finite(v)) {
-            best = min(best, key[i]);
-            worst = max(worst, key[i]);
-        }
-    }
-    if (threadIdx.x == 0) {
-        common.best = kAll;
-        common.worst = 0;
-        common.cut = kBuckets - 1;
-    }
-#pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < kBuckets; i += kThreads) r.buckets[i] = 0;
+/* The best and the worst of the block's keys; one barrier. */
+struct Range {
+    float high, low; /* NaN: there are none */
+    float scale;     /* from the distance to `high` to [0, 1]; 0: they are equal, or there are infinite ones or NaN among them */
+};
+static __device__ __noinline__ Range BlockRange(uint32_t best, uint32_t worst, Common &common) {
+    const int lane = threadIdx.x & 31;
     best = __reduce_min_sync(kAll, best);
     worst = __reduce_max_sync(kAll, worst);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0) {
-        atomicMin(&common.best, best);
-        atomicMax(&common.worst, worst);
+    if (lane == 0) {
+        common.best[threadIdx.x >> 5] = best;
+        common.worst[threadIdx.x >> 5] = worst;
     }
     __syncthreads();
-    if (common.best > common.worst) return OrderItem(0xff800000u, 0); /* no finite sample */
-    const float high = ValueOfKey(common.best), low = ValueOfKey(common.worst);
-    const float scale = high > low && Finite(high - low) ? (float)kBuckets / (high - low) : 0.0f;
+    best = __reduce_min_sync(kAll, lane < kWarps ? common.best[lane] : kAll);
+    worst = __reduce_max_sync(kAll, lane < kWarps ? common.worst[lane] : 0);
+    Range range;
+    range.high = ValueOfKey(best);
+    range.low = ValueOfKey(worst);
+    range.scale = 1.0f / (range.high - range.low);
+    if (!(range.high > range.low) || !Finite(range.high - range.low) || !Finite(range.scale)) range.scale = 0;
+    return range;
+}
+
+static __device__ __forceinline__ void ClearBuckets(uint32_t *buckets) {
+    if (kBuckets / 4 >= kThreads || threadIdx.x < kBuckets / 4) ((uint4 *)buckets)[threadIdx.x] = uint4{0, 0, 0, 0};
+}
+
+static __device__ __forceinline__ void LoadBuckets(uint32_t (&mine)[kEachBucket], const uint32_t *buckets) {
+    if constexpr (kEachBucket == 4) {
+        const uint4 four = ((const uint4 *)buckets)[threadIdx.x];
+        mine[0] = four.x, mine[1] = four.y, mine[2] = four.z, mine[3] = four.w;
+    } else {
+        const uint2 two = ((const uint2 *)buckets)[threadIdx.x];
+        mine[0] = two.x, mine[1] = two.y;
+    }
+}
+
+/* Where a sample falls among kBuckets of equal width. */
+static __device__ __forceinline__ uint32_t SampleBucket(float value, const Range &range) {
+    if (value >= range.high) return 0;
+    if (!(value > range.low)) return kBuckets - 1;
+    return min((uint32_t)((range.high - value) * range.scale * (float)kBuckets), kBuckets - 1);
+}
+
+/* A bound that should let through somewhat more than `want` of x[begin, end), from a sample's histogram. */
+static __device__ uint64_t GuessBound(const Logits &x, uint32_t begin, uint32_t end, uint32_t want, uint32_t room, uint32_t *buckets,
+                                      Common &common) {
+    const uint32_t count = end - begin;
+    float          value[kSampled];
+    uint32_t       best = kAll, worst = 0;
+#pragma unroll
+    for (int i = 0; i < kSampled; i++) value[i] = x[begin + SampleAt(threadIdx.x + i * kThreads, kSamples, count)];
+    ClearBuckets(buckets);
 #pragma unroll
     for (int i = 0; i < kSampled; i++) {
-        const uint32_t b = key[i] < common.best ? 0 : key[i] > common.worst ? kBuckets - 1 : BucketOf(ValueOfKey(key[i]), high, scale);
-        atomicAdd(&r.buckets[b], 1);
+        if (Finite(value[i])) {
+            best = min(best, OrderKey(__float_as_uint(value[i])));
+            worst = max(worst, OrderKey(__float_as_uint(value[i])));
+        }
     }
-    constexpr int kEach = kBuckets / kThreads;
-    uint32_t      mine[kEach], sum = 0;
-    __syncthreads();
+    const Range range = BlockRange(best, worst, common);
+    if (!(range.high >= range.low)) return OrderItem(0xff800000u, 0); /* no finite sample */
 #pragma unroll
-    for (int i = 0; i < kEach; i++) sum += mine[i] = r.buckets[threadIdx.x * kEach + i];
-    uint32_t       before = BlockScan(sum, common);
+    for (int i = 0; i < kSampled; i++) atomicAdd(&buckets[SampleBucket(value[i], range)], 1);
+    __syncthreads();
+    uint32_t mine[kEachBucket], sum = 0;
+    LoadBuckets(mine, buckets);
+#pragma unroll
+    for (int i = 0; i < kEachBucket; i++) sum += mine[i];
+    uint32_t       before = BlockScan(sum, common.sums[0]);
     const uint32_t aim = SampleRank(kSamples, count, want, room);
+    if (before <= aim && aim < before + sum) {
+        uint32_t cut = threadIdx.x * kEachBucket;
 #pragma unroll
-    for (int i = 0; i < kEach; i++) {
-        if (before <= aim && aim < before + mine[i]) common.cut = threadIdx.x * kEach + i;
-        before += mine[i];
+        for (int i = 0; i < kEachBucket - 1; i++) {
+            before += mine[i];
+            cut += before <= aim;
+        }
+        const float bound = range.high - (float)(cut + 1) * (1.0f / kBuckets) * (range.high - range.low);
+        common.bound = OrderItem(__float_as_uint(range.scale > 0 ? bound : range.high), kAll);
     }
     __syncthreads();
-    const float bound = scale > 0 ? high - (float)(common.cut + 1) / scale : high;
-    return OrderItem(__float_as_uint(bound), kAll);
+    return common.bound;
 }
 
 /* Adds the positions of x[begin, end) that are at least `least` to found; NaN never is. */
@@ -175,13 +210,14 @@ static __device__ __forceinline__ void CollectAbove(const Logits &x, uint32_t be
     const int lane = threadIdx.x & 31;
     /* Each thread looks at kEach fours at a time, all loads under way together. */
     constexpr int kEach = 8;
+    const float   nan = __uint_as_float(0x7fffffffu);
     for (uint32_t base = begin / 4 * 4; base < end; base += 4 * kEach * kThreads) {
         const uint32_t at = base + 4 * threadIdx.x;
         float4         v[kEach];
 #pragma unroll
         for (int j = 0; j < kEach; j++) {
             const uint32_t four = at + j * 4 * kThreads;
-            v[j] = four < end ? x.Four(four) : float4{0, 0, 0, 0};
+            v[j] = four < end ? x.Four(four) : float4{nan, nan, nan, nan};
         }
         uint32_t passes = 0;
 #pragma unroll
@@ -189,14 +225,12 @@ static __device__ __forceinline__ void CollectAbove(const Logits &x, uint32_t be
             passes |= (uint32_t)(v[j].x >= least) << (4 * j) | (uint32_t)(v[j].y >= least) << (4 * j + 1) |
                       (uint32_t)(v[j].z >= least) << (4 * j + 2) | (uint32_t)(v[j].w >= least) << (4 * j + 3);
         }
-        /* Where these fours reach over an end of the candidates. */
-        if (base < begin || base + 4 * kEach * kThreads > end) {
-#pragma unroll 1
-            for (uint32_t bits = passes; bits != 0; bits &= bits - 1) {
-                const uint32_t bit = __ffs((int)bits) - 1, p = at + bit / 4 * 4 * kThreads + bit % 4;
-                if (p < begin || p >= end) passes &= ~(1u << bit);
-            }
-            __syncwarp();
+        /* The fours that reach over an end of the candidates: those of the first and the last. */
+        if (at < begin) passes &= ~((1u << (begin - at)) - 1);
+        const uint32_t over = end / 4 * 4 - at; /* wraps where the end is before */
+        if (over < 4 * kEach * kThreads && over % (4 * kThreads) == 0) {
+            const uint32_t bit = over / kThreads;
+            passes &= ~(15u << bit) | ((1u << end % 4) - 1) << bit;
         }
         const uint32_t own = __popc(passes), sum = WarpScan(own);
         uint32_t       to = 0;
@@ -234,11 +268,13 @@ static __device__ uint32_t FindCandidates(const Logits &x, uint32_t begin, uint3
     uint64_t    bound = UINT64_MAX;
     BoundSearch search;
     BoundBegin(&search);
-    if (end - begin > room) bound = GuessBound(x, begin, end, want, room, r, common);
+    if (threadIdx.x == 0) common.count = 0;
+    if (end - begin > room) {
+        bound = GuessBound(x, begin, end, want, room, r.buckets, common);
+    } else {
+        __syncthreads();
+    }
     for (;;) {
-        __syncthreads();
-        if (threadIdx.x == 0) common.count = 0;
-        __syncthreads();
         if ((uint32_t)bound == kAll && (uint32_t)(bound >> 32) != kAll) {
             CollectAbove(x, begin, end, ValueOfKey((uint32_t)(bound >> 32)), room, r.found, common);
         } else {
@@ -249,6 +285,9 @@ static __device__ uint32_t FindCandidates(const Logits &x, uint32_t begin, uint3
         const uint64_t next = BoundNext(&search, bound, count, want, room);
         if (next == bound) return count;
         bound = next;
+        __syncthreads();
+        if (threadIdx.x == 0) common.count = 0;
+        __syncthreads();
     }
 }
 
@@ -273,88 +312,106 @@ static __device__ __noinline__ void Sort(uint64_t *items, uint32_t count) {
     }
 }
 
-/* Calls visit(rank, position) for each of the `count` positions found. Buckets by value bring nearly the right order;
- * inside a bucket each item counts those before it. */
+/* Where a candidate falls among kBuckets. Most are near the worst one: there buckets are a third as wide as on
+ * average, near the best one four times as wide. Rounds the same way wherever it is inlined, and upwards only for what
+ * is worse. */
+static __device__ __forceinline__ uint32_t BucketOf(float value, const Range &range) {
+    const float at = __fmul_rn(__fsub_rn(range.high, value), range.scale), square = __fmul_rn(at, at);
+    const float bent = __fmaf_rn(__fmul_rn(square, square), 0.75f * kBuckets, __fmul_rn(at, 0.25f * kBuckets));
+    return min((uint32_t)bent, kBuckets - 1);
+}
+
+/* Calls visit(rank, position) for the best `want`, and maybe for more, of the `count` positions found. Buckets by value
+ * bring nearly the right order; inside a bucket each item counts those before it. */
 template <class Visit>
-static __device__ void ForRanks(const Logits &x, const Ranking &r, uint32_t count, Common &common, Visit visit) {
+static __device__ __forceinline__ void ForRanks(const Logits &x, const Ranking &r, uint32_t count, uint32_t want, Common &common, Visit visit) {
     uint32_t best = kAll, worst = 0;
+    ClearBuckets(r.buckets);
     /* Each thread looks at kEach at a time, all loads under way together. */
-    constexpr int kEach = 8;
+    constexpr int kEach = 4096 / kThreads;
 #pragma unroll 1
     for (uint32_t base = threadIdx.x; base < count; base += kEach * kThreads) {
         uint32_t position[kEach];
         float    value[kEach];
 #pragma unroll
         for (int j = 0; j < kEach; j++) {
-            position[j] = base + j * kThreads < count ? r.found[base + j * kThreads] : kNone;
-            value[j] = position[j] != kNone ? x[position[j]] : 0.0f;
+            if (base + j * kThreads < count) value[j] = x[position[j] = r.found[base + j * kThreads]];
         }
 #pragma unroll
         for (int j = 0; j < kEach; j++) {
-            if (position[j] == kNone) continue;
+            if (base + j * kThreads >= count) break;
             const uint64_t item = OrderItem(__float_as_uint(value[j]), position[j]);
             r.items[base + j * kThreads] = item;
             best = min(best, (uint32_t)(item >> 32));
             worst = max(worst, (uint32_t)(item >> 32));
         }
     }
-    if (threadIdx.x == 0) {
-        common.best = kAll;
-        common.worst = common.crowd = 0;
-    }
-#pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < kBuckets; i += kThreads) r.buckets[i] = 0;
-    best = __reduce_min_sync(kAll, best);
-    worst = __reduce_max_sync(kAll, worst);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0) {
-        atomicMin(&common.best, best);
-        atomicMax(&common.worst, worst);
-    }
-    __syncthreads();
-    const float high = ValueOfKey(common.best), low = ValueOfKey(common.worst), range = high - low;
-    bool        sort = !(range > 0 && Finite(range)) || r.sorted == nullptr; /* all equal, infinite, NaN; too many */
-    const float scale = sort ? 0 : (float)kBuckets / range;
-    if (!sort && !Finite(scale)) sort = true;
+    if (threadIdx.x == 0) common.crowded = 0;
+    const Range range = BlockRange(best, worst, common);
+    bool        sort = range.scale == 0 || r.sorted == nullptr;
     if (!sort) {
 #pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
-            atomicAdd(&r.buckets[BucketOf(ValueOfKey((uint32_t)(r.items[i] >> 32)), high, scale)], 1);
+        for (uint32_t base = threadIdx.x; base < count; base += kBatch * kThreads) {
+            uint32_t bucket[kBatch];
+#pragma unroll
+            for (int j = 0; j < kBatch; j++) {
+                const uint32_t i = min(base + j * kThreads, count - 1);
+                bucket[j] = BucketOf(ValueOfKey((uint32_t)(r.items[i] >> 32)), range);
+            }
+#pragma unroll
+            for (int j = 0; j < kBatch; j++) {
+                if (base + j * kThreads < count) bucket[j] = bucket[j] << 16 | atomicAdd(&r.buckets[bucket[j]], 1);
+            }
+#pragma unroll
+            for (int j = 0; j < kBatch; j++) {
+                if (base + j * kThreads < count) r.found[base + j * kThreads] = bucket[j];
+            }
         }
         __syncthreads();
-        constexpr int kEach = kBuckets / kThreads;
-        uint32_t      mine[kEach], sum = 0, most = 0;
+        uint32_t mine[kEachBucket], sum = 0, most = 0;
+        LoadBuckets(mine, r.buckets);
 #pragma unroll
-        for (int i = 0; i < kEach; i++) {
-            sum += mine[i] = r.buckets[threadIdx.x * kEach + i];
+        for (int i = 0; i < kEachBucket; i++) {
             most = max(most, mine[i]);
+            sum += mine[i];
         }
-        most = __reduce_max_sync(kAll, most);
-        if ((threadIdx.x & 31) == 0) atomicMax(&common.crowd, most);
-        uint32_t before = BlockScan(sum, common);
-        sort = common.crowd > kCrowded;
+        if (most > kCrowded) common.crowded = 1;
+        uint32_t before = BlockScan(sum, common.sums[1]);
+        sort = common.crowded != 0;
         if (!sort) {
 #pragma unroll
-            for (int i = 0; i < kEach; i++) {
-                r.buckets[threadIdx.x * kEach + i] = before;
+            for (int i = 0; i < kEachBucket; i++) {
+                r.buckets[threadIdx.x * kEachBucket + i] = before;
                 before += mine[i];
             }
+            if (threadIdx.x == 0) r.buckets[kBuckets] = count;
             __syncthreads();
 #pragma unroll 1
-            for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
-                const uint64_t item = r.items[i];
-                r.sorted[atomicAdd(&r.buckets[BucketOf(ValueOfKey((uint32_t)(item >> 32)), high, scale)], 1)] = item;
+            for (uint32_t base = threadIdx.x; base < count; base += kBatch * kThreads) {
+                uint32_t place[kBatch];
+                uint64_t item[kBatch];
+#pragma unroll
+                for (int j = 0; j < kBatch; j++) {
+                    const uint32_t i = min(base + j * kThreads, count - 1);
+                    place[j] = r.found[i];
+                    item[j] = r.items[i];
+                }
+#pragma unroll
+                for (int j = 0; j < kBatch; j++) place[j] = r.buckets[place[j] >> 16] + (place[j] & 0xffffu);
+                /* Those beyond the end write the last one once more. */
+#pragma unroll
+                for (int j = 0; j < kBatch; j++) r.sorted[place[j]] = item[j];
             }
             __syncthreads();
-            /* A bucket's entry is now its end, and the one before it its begin. */
+            /* What is behind the best `want` and a bucket more cannot be of them. */
+            const uint32_t enough = min(count, want + kCrowded);
 #pragma unroll 1
-            for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
+            for (uint32_t i = threadIdx.x; i < enough; i += kThreads) {
                 const uint64_t item = r.sorted[i];
-                const uint32_t b = BucketOf(ValueOfKey((uint32_t)(item >> 32)), high, scale);
-                const uint32_t begin = b == 0 ? 0 : r.buckets[b - 1], end = r.buckets[b];
-                uint32_t       rank = begin;
-    #pragma unroll 2
-            for (uint32_t j = begin; j < end; j++) rank += r.sorted[j] < item;
+                const uint32_t b = BucketOf(ValueOfKey((uint32_t)(item >> 32)), range), end = r.buckets[b + 1];
+                uint32_t       rank = r.buckets[b];
+#pragma unroll 1
+                for (uint32_t j = rank; j < end; j++) rank += r.sorted[j] < item;
                 visit(rank, (uint32_t)item);
             }
             return;
@@ -377,40 +434,58 @@ static __device__ __forceinline__ void PutToken(const lim_cuda_call &call, int r
     if (call.positions != 0) ((int32_t *)call.positions)[(int64_t)row * call.set_stride + i] = (int32_t)position;
 }
 
-/* From a bit per chosen position to the set: sinks, those, the newest. */
-static __device__ __noinline__ void WriteSet(const lim_cuda_args &args, int row, uint32_t n, const Merging &m, Common &common) {
-    const lim_cuda_call &call = args.call;
-    const uint32_t       words = (n + 31) / 32, each = (words + kThreads - 1) / kThreads;
-    const uint32_t       begin = min(words, threadIdx.x * each), end = min(words, begin + each);
-    uint32_t             own = 0;
+/* From a bit per chosen position to the middle of the set. */
+static __device__ __forceinline__ void WriteMiddle(const lim_cuda_call &call, int row, uint32_t n, const Merging &m, Common &common) {
+    const uint32_t words = (n + 31) / 32, each = (words + kThreads - 1) / kThreads;
+    const uint32_t begin = min(words, threadIdx.x * each), end = min(words, begin + each);
+    uint32_t       own = 0;
 #pragma unroll 1
     for (uint32_t w = begin; w < end; w++) own += __popc(m.words[w]);
-    uint32_t to = BlockScan(own, common);
+    uint32_t to = BlockScan(own, common.sums[0]);
 #pragma unroll 1
     for (uint32_t w = begin; w < end; w++) {
 #pragma unroll 1
         for (uint32_t bits = m.words[w]; bits != 0; bits &= bits - 1) m.list[to++] = w * 32 + __ffs((int)bits) - 1;
     }
     __syncthreads();
-    const uint32_t first = call.first, middle = first + call.mid, budget = call.budget;
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < budget; i += kThreads) {
-        PutToken(call, row, i, i < first ? i : i < middle ? m.list[i - first] : n - budget + i);
+    for (uint32_t i = threadIdx.x; i < call.mid; i += kThreads) PutToken(call, row, call.first + i, m.list[i]);
+}
+
+/* The rest of the set: the sinks and the newest. */
+static __device__ __noinline__ void WriteEnds(const lim_cuda_call &call, int row, uint32_t n) {
+    const uint32_t first = call.first, ends = first + call.recent;
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < ends; i += kThreads) {
+        PutToken(call, row, i < first ? i : call.mid + i, i < first ? i : n - ends + i);
     }
 }
 
-/* Counts this block in; true in the last of `expected`, which then sees what the others wrote. */
-static __device__ bool Arrive(const lim_cuda_args &args, int row, uint32_t expected, Common &common) {
+static __device__ __forceinline__ uint32_t AddReleasingAcquiring(uint32_t *to, uint32_t x) {
+    uint32_t before;
+#if __CUDA_ARCH__ >= 700
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(x) : "memory");
+#else
+    before = atomicAdd(to, x);
+#endif
+    return before;
+}
+
+/* Counts this block in, of `expected`, and clears the bits; returns how many came before it. The last one sees what the
+ * others wrote: barriers make its and their first thread's order everyone's. */
+static __device__ __forceinline__ uint32_t Arrive(const lim_cuda_args &args, int row, uint32_t n, uint32_t expected, const Merging &m,
+                                                  Common &common) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence(); /* for the whole block: the barrier before it makes it cumulative */
-        uint32_t *gathered = (uint32_t *)args.gathered + row;
-        common.last = atomicAdd(gathered, 1) == expected - 1;
-        if (common.last) *gathered = 0;
-        __threadfence();
+        uint32_t      *gathered = (uint32_t *)args.gathered + row;
+        const uint32_t before = AddReleasingAcquiring(gathered, 1);
+        if (before == expected - 1) *gathered = 0;
+        common.before = before;
     }
+#pragma unroll 1
+    for (uint32_t w = threadIdx.x; w < (n + 127) / 128; w += kThreads) ((uint4 *)m.words)[w] = uint4{0, 0, 0, 0};
     __syncthreads();
-    return common.last;
+    return common.before;
 }
 
 static __device__ void TakeAll(const lim_cuda_call &call, int row, int n) {
@@ -426,99 +501,98 @@ static __device__ __forceinline__ void Unmark(const Merging &m, uint32_t positio
     atomicAnd(&m.words[position / 32], ~(1u << (position & 31)));
 }
 
-/* The block's sum. One barrier: three tallies take turns, `turn` counts the calls. */
-static __device__ uint32_t BlockSum(uint32_t x, uint32_t &turn, Common &common) {
-    const uint32_t now = turn % 3;
-    turn++;
-    x = __reduce_add_sync(kAll, x);
-    if ((threadIdx.x & 31) == 0 && x != 0) atomicAdd(&common.tally[now], x);
-    if (threadIdx.x == 0) common.tally[turn % 3] = 0;
-    __syncthreads();
-    return common.tally[now];
+/* Marks those of a thread's four tokens, of ranks from `rank` on, that are of ranks in [begin, end); returns which were
+ * not marked before. */
+static __device__ __forceinline__ uint32_t MarkRanks(const Merging &m, const uint32_t (&token)[4], uint32_t rank, uint32_t begin, uint32_t end) {
+    uint32_t fresh = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        if (token[i] != kNone && rank + i >= begin && rank + i < end && Mark(m, token[i])) fresh |= 1u << i;
+    }
+    return fresh;
 }
 
-/* Walks the line of rankings until `mid` different tokens are marked. */
-static __device__ void WalkLine(const lim_cuda_args &args, int row, const Merging &m, Common &common) {
-    constexpr uint32_t kStretch = 4 * kThreads;
-    const uint32_t     total = (uint32_t)args.call.mid * args.call.heads, lane = threadIdx.x & 31;
-    const uint32_t    *line = (const uint32_t *)args.ranks + (int64_t)row * total;
-    uint32_t           left = args.call.mid, at = 0, turn = 0;
+/* Four ranks of a head, from `rank` on. */
+static __device__ __forceinline__ void LoadRanks(uint32_t (&token)[4], const uint32_t *of_head, uint32_t rank, uint32_t want) {
+    uint4 four = {kNone, kNone, kNone, kNone};
+    if (rank < want) four = __ldcg((const uint4 *)(of_head + rank));
+    token[0] = four.x;
+    token[1] = rank + 1 < want ? four.y : kNone;
+    token[2] = rank + 2 < want ? four.z : kNone;
+    token[3] = rank + 3 < want ? four.w : kNone;
+}
 
-    if (threadIdx.x < 3) common.tally[threadIdx.x] = 0;
-    __syncthreads();
-    uint32_t next[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) next[i] = threadIdx.x + i * kThreads < total ? __ldcg(line + threadIdx.x + i * kThreads) : kAll;
+/* Walks the rankings, all heads' rank 0, then all heads' rank 1, until `mid` different tokens are marked. */
+static __device__ __forceinline__ void WalkLine(const lim_cuda_args &args, int row, const Merging &m, Common &common) {
+    const uint32_t  heads = args.call.heads, want = args.call.mid;
+    const uint32_t  head = threadIdx.x % heads, stretch = kThreads / heads * 4; /* ranks at a time, four of a head by a thread */
+    const bool      idle = threadIdx.x / heads * 4 >= stretch;
+    const uint32_t *of_head = (const uint32_t *)args.ranks + ((int64_t)row * heads + head) * RankStride(want);
+    uint32_t        rank = idle ? want : threadIdx.x / heads * 4, begin = 0, left = want, turn = 0, fresh, count;
+    uint32_t        next[4], now[4];
+
+    LoadRanks(next, of_head, rank, want);
     for (;;) {
-        uint32_t now[4], fresh = 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t after = at + kStretch + threadIdx.x + i * kThreads;
-            now[i] = next[i];
-            next[i] = after < total ? __ldcg(line + after) : kAll;
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (now[i] != kAll && Mark(m, now[i])) fresh |= 1u << i;
-        }
-        const uint32_t count = BlockSum(__popc(fresh), turn, common);
-        if (count <= left) {
-            left -= count;
-            at += kStretch;
-            if (left == 0) return; /* a head's ranking alone fills the set: the line is long enough */
-            continue;
-        }
+        for (int i = 0; i < 4; i++) now[i] = next[i];
+        LoadRanks(next, of_head, rank + stretch, want);
+        fresh = MarkRanks(m, now, rank, 0, kAll);
+        count = BlockSum(__popc(fresh), common.sums[turn]);
+        turn ^= 1;
+        if (count > left) break;
+        left -= count;
+        if (left == 0) return; /* a head's ranking alone fills the set: the line is long enough */
+        begin += stretch;
+        rank += stretch;
+    }
+    /* Too many by some. Of the ranks [begin, end) with `count` fresh tokens, take as many as fit: guess how many, then
+     * halve what is in doubt. */
+    uint32_t end = begin + stretch;
+#pragma unroll 1
+    for (int tries = 0;; tries++) {
+        /* The last attempt took too many. */
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if (fresh >> i & 1) Unmark(m, now[i]);
         }
+        if (end - begin == 1) break;
         __syncthreads();
-        break;
-    }
-    /* Too many by some: halve what is left until it is a warp's worth. */
-#pragma unroll 1
-    for (uint32_t size = kStretch / 2; size >= 32; size /= 2) {
-        uint32_t now[2], fresh = 0;
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const uint32_t in = threadIdx.x + i * kThreads;
-            now[i] = in < size && at + in < total ? __ldcg(line + at + in) : kAll;
-        }
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (now[i] != kAll && Mark(m, now[i])) fresh |= 1u << i;
-        }
-        const uint32_t count = BlockSum(__popc(fresh), turn, common);
-        if (count <= left) {
-            left -= count;
-            at += size;
-            if (left == 0) return;
-        } else {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                if (fresh >> i & 1) Unmark(m, now[i]);
+        for (;;) {
+            const uint32_t size = end - begin, guess = tries < 3 ? size * left / count : size / 2;
+            const uint32_t cut = begin + min(max(guess, 1u), size - 1);
+            fresh = MarkRanks(m, now, rank, begin, cut);
+            const uint32_t part = BlockSum(__popc(fresh), common.sums[turn]);
+            turn ^= 1;
+            if (part > left) {
+                end = cut;
+                count = part;
+                break;
             }
-            __syncthreads();
+            left -= part;
+            if (left == 0) return;
+            count -= part;
+            begin = cut;
+            fresh = 0;
+            tries++;
+            if (end - begin == 1) break;
         }
     }
+    /* Of the last rank, the first heads that bring something new. */
+    if (begin - rank < 4) m.list[head] = begin == rank ? now[0] : begin == rank + 1 ? now[1] : begin == rank + 2 ? now[2] : now[3];
+    __syncthreads();
     if (threadIdx.x < 32) {
-        const uint32_t token = at + lane < total ? __ldcg(line + at + lane) : kAll;
-        const bool     marked = token == kAll || (m.words[token / 32] >> (token & 31) & 1);
-        const bool     leads = __ffs((int)__match_any_sync(kAll, token)) - 1 == (int)lane;
-        const uint32_t fresh = __ballot_sync(kAll, !marked && leads);
-        if (fresh >> lane & 1 && __popc(fresh & ((1u << lane) - 1)) < left) Mark(m, token);
-    }
-    __syncthreads();
-}
-
-static __device__ void MergeUnion(const lim_cuda_args &args, int row, uint32_t n, uint8_t *shared, Common &common) {
-    const Merging m = MergingIn(shared, args);
+        const uint32_t lane = threadIdx.x;
 #pragma unroll 1
-    for (uint32_t w = threadIdx.x; w < (n + 31) / 32; w += kThreads) m.words[w] = 0;
-    __syncthreads();
-    if (args.call.mid > 0) WalkLine(args, row, m, common);
-    __syncthreads();
-    WriteSet(args, row, n, m, common);
+        for (uint32_t base = 0; base < heads && left > 0; base += 32) {
+            const uint32_t token = base + lane < heads ? m.list[base + lane] : kNone;
+            const bool     marked = token == kNone || (m.words[token / 32] >> (token & 31) & 1);
+            const bool     leads = __ffs((int)__match_any_sync(kAll, token)) - 1 == (int)lane;
+            const uint32_t able = __ballot_sync(kAll, !marked && leads);
+            if (able >> lane & 1 && __popc(able & ((1u << lane) - 1)) < left) Mark(m, token);
+            left -= min(left, (uint32_t)__popc(able));
+            __syncwarp();
+        }
+    }
 }
 
 static __device__ void SelectUnion(const lim_cuda_args &args) {
@@ -535,13 +609,20 @@ static __device__ void SelectUnion(const lim_cuda_args &args) {
     if (want > 0) {
         const Ranking  ranking = RankingIn(shared, args.room);
         const Logits   x = LogitsIn(args, row, head);
-        uint32_t      *line = (uint32_t *)args.ranks + (int64_t)row * call.heads * want;
+        uint32_t      *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(want);
         const uint32_t count = FindCandidates(x, call.first, n - call.recent, want, args.room, ranking, common);
-        ForRanks(x, ranking, count, common, [&](uint32_t rank, uint32_t position) {
-            if (rank < want) __stcg(line + rank * call.heads + head, position);
+        ForRanks(x, ranking, count, want, common, [&](uint32_t rank, uint32_t position) {
+            if (rank < want) __stcg(ranks + rank, position);
         });
     }
-    if (Arrive(args, row, gridDim.x, common)) MergeUnion(args, row, n, shared, common);
+    const Merging  m = MergingIn(shared, call);
+    const uint32_t before = Arrive(args, row, n, gridDim.x, m, common);
+    if (before == gridDim.x - 1 && want > 0) {
+        WalkLine(args, row, m, common);
+        __syncthreads();
+        WriteMiddle(call, row, n, m, common);
+    }
+    if (before == 0) WriteEnds(call, row, n); /* the first to come has the time */
 }
 
 static __device__ void SelectMass(const lim_cuda_args &args) {
@@ -567,24 +648,19 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
         }
         __stcg(mass + at, sum);
     }
-    if (!Arrive(args, row, ((uint32_t)n + kThreads - 1) / kThreads, common)) return;
-
-    const uint32_t want = call.mid;
-    uint32_t       count = 0;
+    const uint32_t expected = ((uint32_t)n + kThreads - 1) / kThreads, want = call.mid;
     const Ranking  ranking = RankingIn(shared, args.room);
-    if (want > 0) count = FindCandidates(Logits{mass, 1}, call.first, n - call.recent, want, args.room, ranking, common);
-    /* The bitmap lies beyond the ranking. */
-    const Merging m = MergingIn((uint8_t *)(ranking.buckets + kBuckets), args);
-#pragma unroll 1
-    for (uint32_t w = threadIdx.x; w < ((uint32_t)n + 31) / 32; w += kThreads) m.words[w] = 0;
-    __syncthreads();
+    const Merging  m = MergingIn((uint8_t *)(ranking.found + args.room), call); /* beyond the ranking */
+    if (Arrive(args, row, n, expected, m, common) != expected - 1) return;
     if (want > 0) {
-        ForRanks(Logits{mass, 1}, ranking, count, common, [&](uint32_t rank, uint32_t position) {
+        const uint32_t count = FindCandidates(Logits{mass, 1}, call.first, n - call.recent, want, args.room, ranking, common);
+        ForRanks(Logits{mass, 1}, ranking, count, want, common, [&](uint32_t rank, uint32_t position) {
             if (rank < want) Mark(m, position);
         });
+        __syncthreads();
+        WriteMiddle(call, row, n, m, common);
     }
-    __syncthreads();
-    WriteSet(args, row, n, m, common);
+    WriteEnds(call, row, n);
 }
 
 }  // namespace selection
