@@ -13,7 +13,10 @@ enum {
     kWarps = 4,
     kShortWarps = 8, /* of a short block */
     kTile = 16,
-    kSelectThreads = 512,
+#ifndef SELECT_THREADS
+#define SELECT_THREADS 512
+#endif
+    kSelectThreads = SELECT_THREADS,
     kBuckets = 2048,
 };
 

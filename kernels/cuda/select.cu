@@ -19,7 +19,10 @@
 namespace lessismore {
 namespace selection {
 
-constexpr int      kThreads = 512;
+#ifndef SELECT_THREADS
+#define SELECT_THREADS 512
+#endif
+constexpr int      kThreads = SELECT_THREADS;
 constexpr int      kWarps = kThreads / 32;
 constexpr uint32_t kAll = 0xffffffffu;
 constexpr uint32_t kBuckets = 2048;
@@ -55,7 +58,6 @@ struct Logits {
     uint32_t     together;
 
     __device__ __forceinline__ float operator[](uint32_t token) const { return __ldcg(first + LogitAt(token, together)); }
-    __device__ __forceinline__ float4 Four(uint32_t token) const { return __ldcg((const float4 *)(first + LogitAt(token, together))); }
 };
 
 static __device__ __forceinline__ Logits LogitsIn(const lim_cuda_args &args, int row, int head) {
@@ -163,14 +165,10 @@ static __device__ __forceinline__ uint32_t SampleBucket(float value, const Range
     return min((uint32_t)((range.high - value) * range.scale * (float)kBuckets), kBuckets - 1);
 }
 
-/* A bound that should let through somewhat more than `want` of x[begin, end), from a sample's histogram. */
-static __device__ uint64_t GuessBound(const Logits &x, uint32_t begin, uint32_t end, uint32_t want, uint32_t room, uint32_t *buckets,
-                                      Common &common) {
-    const uint32_t count = end - begin;
-    float          value[kSampled];
-    uint32_t       best = kAll, worst = 0;
-#pragma unroll
-    for (int i = 0; i < kSampled; i++) value[i] = x[begin + SampleAt(threadIdx.x + i * kThreads, kSamples, count)];
+/* A bound that should let through somewhat more than `want` of `count`, from a sample's histogram. */
+static __device__ __forceinline__ uint64_t GuessBound(const float (&value)[kSampled], uint32_t count, uint32_t want, uint32_t room,
+                                                      uint32_t *buckets, Common &common) {
+    uint32_t best = kAll, worst = 0;
     ClearBuckets(buckets);
 #pragma unroll
     for (int i = 0; i < kSampled; i++) {
@@ -204,31 +202,37 @@ static __device__ uint64_t GuessBound(const Logits &x, uint32_t begin, uint32_t 
     return common.bound;
 }
 
-/* Adds the positions of x[begin, end) that are at least `least` to found; NaN never is. */
-static __device__ __forceinline__ void CollectAbove(const Logits &x, uint32_t begin, uint32_t end, float least, uint32_t room, uint32_t *found,
-                                                    Common &common) {
-    const int lane = threadIdx.x & 31;
-    /* Each thread looks at kEach fours at a time, all loads under way together. */
-    constexpr int kEach = 8;
-    const float   nan = __uint_as_float(0x7fffffffu);
-    for (uint32_t base = begin / 4 * 4; base < end; base += 4 * kEach * kThreads) {
-        const uint32_t at = base + 4 * threadIdx.x;
-        float4         v[kEach];
+/* The fours that a thread looks at at a time, all loads under way together. */
+constexpr int      kFours = 8;
+constexpr uint32_t kSweep = 4 * kFours * kThreads; /* what the block looks at */
+
+static __device__ __forceinline__ void LoadFours(float4 (&v)[kFours], const Logits &x, uint32_t at, uint32_t end) {
+    const float  nan = __uint_as_float(0x7fffffffu);
+    const float *from = x.first + LogitAt(at, x.together);
 #pragma unroll
-        for (int j = 0; j < kEach; j++) {
-            const uint32_t four = at + j * 4 * kThreads;
-            v[j] = four < end ? x.Four(four) : float4{nan, nan, nan, nan};
-        }
+    for (int j = 0; j < kFours; j++) {
+        v[j] = float4{nan, nan, nan, nan};
+        if (at + j * 4 * kThreads < end) v[j] = __ldcg((const float4 *)(from + j * 4 * kThreads * x.together));
+    }
+}
+
+/* Adds the positions of x[begin, end) that are at least `least` to found; NaN never is. Of the first sweep v is loaded. */
+static __device__ __forceinline__ void CollectAbove(const Logits &x, float4 (&v)[kFours], uint32_t begin, uint32_t end, float least,
+                                                    uint32_t room, uint32_t *found, Common &common) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll 1
+    for (uint32_t at = begin / 4 * 4 + 4 * threadIdx.x, ahead = end - begin / 4 * 4;; at += kSweep) {
         uint32_t passes = 0;
 #pragma unroll
-        for (int j = 0; j < kEach; j++) {
+        for (int j = 0; j < kFours; j++) {
             passes |= (uint32_t)(v[j].x >= least) << (4 * j) | (uint32_t)(v[j].y >= least) << (4 * j + 1) |
                       (uint32_t)(v[j].z >= least) << (4 * j + 2) | (uint32_t)(v[j].w >= least) << (4 * j + 3);
         }
+        LoadFours(v, x, at + kSweep, end);
         /* The fours that reach over an end of the candidates: those of the first and the last. */
         if (at < begin) passes &= ~((1u << (begin - at)) - 1);
         const uint32_t over = end / 4 * 4 - at; /* wraps where the end is before */
-        if (over < 4 * kEach * kThreads && over % (4 * kThreads) == 0) {
+        if (over < kSweep && over % (4 * kThreads) == 0) {
             const uint32_t bit = over / kThreads;
             passes &= ~(15u << bit) | ((1u << end % 4) - 1) << bit;
         }
@@ -242,6 +246,8 @@ static __device__ __forceinline__ void CollectAbove(const Logits &x, uint32_t be
             if (to < room) found[to] = at + bit / 4 * 4 * kThreads + bit % 4;
         }
         __syncwarp();
+        if (ahead <= kSweep) break;
+        ahead -= kSweep;
     }
 }
 
@@ -268,15 +274,24 @@ static __device__ uint32_t FindCandidates(const Logits &x, uint32_t begin, uint3
     uint64_t    bound = UINT64_MAX;
     BoundSearch search;
     BoundBegin(&search);
-    if (threadIdx.x == 0) common.count = 0;
-    if (end - begin > room) {
-        bound = GuessBound(x, begin, end, want, room, r.buckets, common);
-    } else {
-        __syncthreads();
-    }
-    for (;;) {
+#pragma unroll 1
+    for (bool guess = end - begin > room;; guess = false) {
+        float  sample[kSampled];
+        float4 v[kFours];
+        if (guess) {
+#pragma unroll
+            for (int i = 0; i < kSampled; i++) sample[i] = x[begin + SampleAt(threadIdx.x + i * kThreads, kSamples, end - begin)];
+        }
+        /* What will be looked at first is under way while a bound is guessed. */
+        LoadFours(v, x, begin / 4 * 4 + 4 * threadIdx.x, end);
+        if (threadIdx.x == 0) common.count = 0;
+        if (guess) {
+            bound = GuessBound(sample, end - begin, want, room, r.buckets, common);
+        } else {
+            __syncthreads();
+        }
         if ((uint32_t)bound == kAll && (uint32_t)(bound >> 32) != kAll) {
-            CollectAbove(x, begin, end, ValueOfKey((uint32_t)(bound >> 32)), room, r.found, common);
+            CollectAbove(x, v, begin, end, ValueOfKey((uint32_t)(bound >> 32)), room, r.found, common);
         } else {
             CollectWithin(x, begin, end, bound, room, r.found, common);
         }
@@ -285,8 +300,6 @@ static __device__ uint32_t FindCandidates(const Logits &x, uint32_t begin, uint3
         const uint64_t next = BoundNext(&search, bound, count, want, room);
         if (next == bound) return count;
         bound = next;
-        __syncthreads();
-        if (threadIdx.x == 0) common.count = 0;
         __syncthreads();
     }
 }
@@ -666,7 +679,7 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
 }  // namespace selection
 }  // namespace lessismore
 
-extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_union(const __grid_constant__ lim_cuda_args args) {
+extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 1024 / lessismore::selection::kThreads) lim_select_union(const __grid_constant__ lim_cuda_args args) {
     lessismore::LetLaterStart();
     lessismore::selection::SelectUnion(args);
 }
