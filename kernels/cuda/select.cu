@@ -334,12 +334,10 @@ static __device__ __forceinline__ uint32_t BucketOf(float value, const Range &ra
     return min((uint32_t)bent, kBuckets - 1);
 }
 
-/* Calls visit(rank, position) for the best `want`, and maybe for more, of the `count` positions found. Buckets by value
- * bring nearly the right order; inside a bucket each item counts those before it. */
-template <class Visit>
-static __device__ __forceinline__ void ForRanks(const Logits &x, const Ranking &r, uint32_t count, uint32_t want, Common &common, Visit visit) {
-    uint32_t best = kAll, worst = 0;
-    ClearBuckets(r.buckets);
+/* The candidates found as items, and the best and the worst key of a thread's. */
+static __device__ __forceinline__ void LoadItems(const Logits &x, const Ranking &r, uint32_t count, uint32_t &best, uint32_t &worst) {
+    best = kAll;
+    worst = 0;
     /* Each thread looks at kEach at a time, all loads under way together. */
     constexpr int kEach = 4096 / kThreads;
 #pragma unroll 1
@@ -359,6 +357,15 @@ static __device__ __forceinline__ void ForRanks(const Logits &x, const Ranking &
             worst = max(worst, (uint32_t)(item >> 32));
         }
     }
+}
+
+/* Calls visit(rank, position) for the best `want`, and maybe for more, of `count` items, of which each thread has put some
+ * there, from `best` to `worst`. Buckets by value bring nearly the right order; inside a bucket each item counts those
+ * before it. */
+template <class Visit>
+static __device__ __forceinline__ void ForRanks(const Ranking &r, uint32_t count, uint32_t want, uint32_t best, uint32_t worst, Common &common,
+                                                Visit visit) {
+    ClearBuckets(r.buckets);
     if (threadIdx.x == 0) common.crowded = 0;
     const Range range = BlockRange(best, worst, common);
     bool        sort = range.scale == 0 || r.sorted == nullptr;
@@ -624,7 +631,9 @@ static __device__ void SelectUnion(const lim_cuda_args &args) {
         const Logits   x = LogitsIn(args, row, head);
         uint32_t      *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(want);
         const uint32_t count = FindCandidates(x, call.first, n - call.recent, want, args.room, ranking, common);
-        ForRanks(x, ranking, count, want, common, [&](uint32_t rank, uint32_t position) {
+        uint32_t       best, worst;
+        LoadItems(x, ranking, count, best, worst);
+        ForRanks(ranking, count, want, best, worst, common, [&](uint32_t rank, uint32_t position) {
             if (rank < want) __stcg(ranks + rank, position);
         });
     }
@@ -667,7 +676,9 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
     if (Arrive(args, row, n, expected, m, common) != expected - 1) return;
     if (want > 0) {
         const uint32_t count = FindCandidates(Logits{mass, 1}, call.first, n - call.recent, want, args.room, ranking, common);
-        ForRanks(Logits{mass, 1}, ranking, count, want, common, [&](uint32_t rank, uint32_t position) {
+        uint32_t       best, worst;
+        LoadItems(Logits{mass, 1}, ranking, count, best, worst);
+        ForRanks(ranking, count, want, best, worst, common, [&](uint32_t rank, uint32_t position) {
             if (rank < want) Mark(m, position);
         });
         __syncthreads();
