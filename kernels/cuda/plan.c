@@ -13,10 +13,7 @@ enum {
     kWarps = 4,
     kShortWarps = 8, /* of a short block */
     kTile = 16,
-#ifndef SELECT_THREADS
-#define SELECT_THREADS 512
-#endif
-    kSelectThreads = SELECT_THREADS,
+    kSelectThreads = 512,
     kBuckets = 2048,
 };
 
@@ -236,7 +233,7 @@ static int room_of(const lim_cuda_call *c) {
 static int64_t select_shared(const lim_cuda_call *c) {
     /* From LIM_CUDA_MAX_RANKED on there is no second copy: such rankings are sorted in place. */
     const int     room = room_of(c);
-    const int64_t ranking = (int64_t)room * (room > LIM_CUDA_MAX_RANKED ? 12 : 20) + (kBuckets + 4) * 4;
+    const int64_t ranking = (int64_t)room * (room > LIM_CUDA_MAX_RANKED ? 12 : 17) + (kBuckets + 4) * 4;
     const int64_t list = c->mid > c->heads ? c->mid : c->heads;
     const int64_t merging = ((list + 3) / 4 + ((int64_t)c->capacity + 127) / 128) * 16;
     if (c->policy == LIM_CUDA_MASS) return ranking + merging;

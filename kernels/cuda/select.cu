@@ -19,10 +19,7 @@
 namespace lessismore {
 namespace selection {
 
-#ifndef SELECT_THREADS
-#define SELECT_THREADS 512
-#endif
-constexpr int      kThreads = SELECT_THREADS;
+constexpr int      kThreads = 512;
 constexpr int      kWarps = kThreads / 32;
 constexpr uint32_t kAll = 0xffffffffu;
 constexpr uint32_t kBuckets = 2048;
@@ -38,7 +35,8 @@ struct Ranking {
     uint64_t *items;   /* [room] */
     uint64_t *sorted;  /* [room]; none for more than LIM_CUDA_MAX_RANKED */
     uint32_t *buckets; /* [kBuckets + 4] */
-    uint32_t *found;   /* [room] positions of candidates; then each one's bucket and place in it */
+    uint32_t *found;   /* [room] positions of candidates; in the place of `sorted` */
+    uint8_t  *places;  /* [room] of items in their buckets; with `sorted` only */
 };
 struct Merging {
     uint32_t *list;  /* [mid or heads, the larger, up to a multiple of four] */
@@ -70,8 +68,9 @@ static __device__ Ranking RankingIn(uint8_t *shared, int room) {
     Ranking    r;
     r.items = (uint64_t *)shared;
     r.sorted = copy ? r.items + room : nullptr;
-    r.buckets = (uint32_t *)(r.items + (copy ? 2 : 1) * room);
-    r.found = r.buckets + kBuckets + 4;
+    r.found = (uint32_t *)(r.items + room);
+    r.buckets = r.found + (copy ? 2 : 1) * room;
+    r.places = (uint8_t *)(r.buckets + kBuckets + 4);
     return r;
 }
 
@@ -372,19 +371,19 @@ static __device__ __forceinline__ void ForRanks(const Ranking &r, uint32_t count
     if (!sort) {
 #pragma unroll 1
         for (uint32_t base = threadIdx.x; base < count; base += kBatch * kThreads) {
-            uint32_t bucket[kBatch];
+            uint32_t place[kBatch];
 #pragma unroll
             for (int j = 0; j < kBatch; j++) {
                 const uint32_t i = min(base + j * kThreads, count - 1);
-                bucket[j] = BucketOf(ValueOfKey((uint32_t)(r.items[i] >> 32)), range);
+                place[j] = BucketOf(ValueOfKey((uint32_t)(r.items[i] >> 32)), range);
             }
 #pragma unroll
             for (int j = 0; j < kBatch; j++) {
-                if (base + j * kThreads < count) bucket[j] = bucket[j] << 16 | atomicAdd(&r.buckets[bucket[j]], 1);
+                if (base + j * kThreads < count) place[j] = atomicAdd(&r.buckets[place[j]], 1);
             }
 #pragma unroll
-            for (int j = 0; j < kBatch; j++) {
-                if (base + j * kThreads < count) r.found[base + j * kThreads] = bucket[j];
+            for (int j = 0; j < kBatch; j++) { /* more than fits is too many for this anyway */
+                if (base + j * kThreads < count) r.places[base + j * kThreads] = (uint8_t)place[j];
             }
         }
         __syncthreads();
@@ -413,11 +412,11 @@ static __device__ __forceinline__ void ForRanks(const Ranking &r, uint32_t count
 #pragma unroll
                 for (int j = 0; j < kBatch; j++) {
                     const uint32_t i = min(base + j * kThreads, count - 1);
-                    place[j] = r.found[i];
+                    place[j] = r.places[i];
                     item[j] = r.items[i];
                 }
 #pragma unroll
-                for (int j = 0; j < kBatch; j++) place[j] = r.buckets[place[j] >> 16] + (place[j] & 0xffffu);
+                for (int j = 0; j < kBatch; j++) place[j] += r.buckets[BucketOf(ValueOfKey((uint32_t)(item[j] >> 32)), range)];
                 /* Those beyond the end write the last one once more. */
 #pragma unroll
                 for (int j = 0; j < kBatch; j++) r.sorted[place[j]] = item[j];
@@ -672,7 +671,7 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
     }
     const uint32_t expected = ((uint32_t)n + kThreads - 1) / kThreads, want = call.mid;
     const Ranking  ranking = RankingIn(shared, args.room);
-    const Merging  m = MergingIn((uint8_t *)(ranking.found + args.room), call); /* beyond the ranking */
+    const Merging  m = MergingIn(ranking.places + (ranking.sorted != nullptr ? args.room : 0), call); /* beyond the ranking */
     if (Arrive(args, row, n, expected, m, common) != expected - 1) return;
     if (want > 0) {
         const uint32_t count = FindCandidates(Logits{mass, 1}, call.first, n - call.recent, want, args.room, ranking, common);
@@ -690,7 +689,7 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
 }  // namespace selection
 }  // namespace lessismore
 
-extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 1024 / lessismore::selection::kThreads) lim_select_union(const __grid_constant__ lim_cuda_args args) {
+extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_union(const __grid_constant__ lim_cuda_args args) {
     lessismore::LetLaterStart();
     lessismore::selection::SelectUnion(args);
 }
