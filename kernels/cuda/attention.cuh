@@ -184,6 +184,8 @@ struct Attention {
     static constexpr int   kSteps = Rows::kSteps;
     static constexpr float kShift = Rows::kBrain ? 0.0f : 12.0f;
     static constexpr int   kChunks = Rows::kRowBytes / Rows::kCopy; /* copies of a row */
+    static constexpr bool  kTensor = Rows::kTensor;
+    static constexpr int   kMostStages = 6;
     static constexpr int   kMergePitch = kDim + 4;
     static constexpr int   kAtOnce = 8; /* parts that the merge reads at once */
     /* With 16 heads of 256 elements the query does not fit the registers beside the values. */
@@ -201,6 +203,8 @@ struct Attention {
     uint8_t             *shared;
     int                  warp, lane, g, t;
     uint64_t             policy;
+    uint32_t             full;   /* the warp's barriers, one for each stage, where the copy engine fills them */
+    uint32_t             phases; /* a bit for each: which of its phases is next */
 
     /* ---- copies ---- */
 
@@ -264,12 +268,48 @@ struct Attention {
         }
     }
 
+    /* ---- copies by the engine ---- */
+
+    __device__ __forceinline__ void OpenPipeline(uint64_t *barriers) {
+        full = SharedAddress(barriers + warp * kMostStages);
+        phases = 0;
+        if (lane < kMostStages) BytesBegin(barriers + warp * kMostStages + lane);
+        FenceEngine();
+        __syncwarp();
+    }
+
+    /* The tile from `token` on; of fewer than 16 tokens only those are read: a row's memory may end there. */
+    __device__ __forceinline__ void CopyTile(int fill, uint32_t stage, const Store &keys, const Store &values, const Place &place, int token,
+                                             int count) const {
+        constexpr int kBytes = StageOf<Rows>::kTileBytes;
+        if (count < kTile) {
+            CopyShortTile(stage, keys.base + (int64_t)token * keys.token_stride, keys.token_stride, count, lane);
+            CopyShortTile(stage + kBytes, values.base + (int64_t)token * values.token_stride, values.token_stride, count, lane);
+            __syncwarp();
+        }
+        if (lane != 0) return;
+        BytesExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
+        if (count < kTile) return;
+        CopyBox(stage, args.key_map, place.head, token, place.row, full + fill * 8, policy);
+        CopyBox(stage + kBytes, args.value_map, place.head, token, place.row, full + fill * 8, policy);
+    }
+    /* What is not there is zero. */
+    static __device__ __noinline__ void CopyShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
+#pragma unroll 1
+        for (int i = lane; i < kTile * kChunks; i += 32) {
+            const int row = i / kChunks, chunk = i % kChunks;
+            uint4     v = {0, 0, 0, 0};
+            if (row < count) v = __ldg((const uint4 *)(from + row * stride + chunk * 16));
+            StoreShared(to + chunk / 8 * (kTile * 128) + Rows::Chunk(row, chunk % 8), v);
+        }
+    }
+
     /* ---- the query ---- */
 
     /* The block brings the group's query into shared memory, as the store's type and in the order of the
      * fragments; heads that are not there are zero. */
     static constexpr int kQueryPitch = kDim * 2 + 16;
-    static constexpr int kQueryBytes = kHeadTiles * 8 * kQueryPitch;
+    static constexpr int kQueryBytes = kTensor ? (kHeadTiles * 8 * kQueryPitch + 1023) / 1024 * 1024 : kHeadTiles * 8 * kQueryPitch;
 
     __device__ __forceinline__ void StageQuery(const uint8_t *query) const {
         const int type = args.call.query.type;
@@ -358,6 +398,11 @@ struct Attention {
 #pragma unroll 1
         for (int at = next - (stages - 1) * turn; at < end; at += turn) {
             const bool computes = at >= begin;
+            if constexpr (kTensor) {
+                __syncwarp(); /* the tile before has been read: its place is free */
+                if (next < end) CopyTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, place, next, end - next);
+                next += turn;
+            }
             if (computes) {
                 if (!staged) {
                     staged = true;
@@ -374,10 +419,15 @@ struct Attention {
                         }
                     }
                 }
-                WaitFor(stages);
-                __syncwarp();
+                if constexpr (kTensor) {
+                    BytesWait(full + stage * 8, phases >> stage & 1);
+                    phases ^= 1u << stage;
+                } else {
+                    WaitFor(stages);
+                    __syncwarp();
+                }
             }
-            if (next < end) {
+            if (!kTensor && next < end) {
                 const int      which = kIndexed ? slots : next;
                 const uint8_t *key_from = Address(key, which), *value_from = Address(value, which);
                 Copy(stage0 + fill * StageOf<Rows>::kBytes, key_from, value_from, key, value, end - next, odd);
@@ -388,7 +438,7 @@ struct Attention {
                     more_slots = TwoTiles(row, next + 2 * turn, end);
                 }
             }
-            CopyCommit();
+            if constexpr (!kTensor) CopyCommit();
             fill = fill + 1 == stages ? 0 : fill + 1;
             if (!computes) continue;
 
@@ -764,6 +814,7 @@ struct Attention {
             if (!whole) Arrive(place, units, blocks);
             at += to - place.unit;
             if (at >= end) return;
+            if constexpr (kTensor) FenceEngine();
             __syncthreads(); /* shared memory is for the next piece now */
             place.unit = 0;
             place.before += units;
@@ -778,12 +829,16 @@ struct Attention {
 
 template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort>
 __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
-    extern __shared__ __align__(128) uint8_t shared[];
+    extern __shared__ __align__(1024) uint8_t shared[];
     using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort>;
     const int lane = threadIdx.x & 31;
     LetLaterStart();
     __shared__ uint64_t inbox_full;
-    A attention = {args, shared, &inbox_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy()};
+    A attention = {args, shared, &inbox_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy(), 0, 0};
+    if constexpr (A::kTensor) {
+        __shared__ uint64_t barriers[A::kWarps * A::kMostStages];
+        attention.OpenPipeline(barriers);
+    }
     if constexpr (kShort) {
         attention.shared += (attention.SentFours() * args.cluster * 24 + 127) / 128 * 128; /* inbox_bytes in plan.c */
         attention.RunShort();

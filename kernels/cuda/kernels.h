@@ -125,6 +125,14 @@ typedef struct lim_cuda_launch {
     uint32_t early;   /* 1: may start before the kernel queued before it is done, which it waits for itself */
 } lim_cuda_launch;
 
+/* The copy engine takes a map's address only if it is a multiple of 64, in the kernel's arguments too. The host has them
+ * where it likes: offset and size are such multiples. */
+#ifdef __CUDACC__
+#define LIM_CUDA_MAP alignas(64)
+#else
+#define LIM_CUDA_MAP
+#endif
+
 /* What a kernel gets, by value. */
 typedef struct lim_cuda_args {
     lim_cuda_call call;
@@ -142,10 +150,16 @@ typedef struct lim_cuda_args {
     int32_t       room;     /* candidates that a ranking can hold: a power of two */
     uint32_t      together; /* heads whose logits are interleaved */
     uint32_t      cluster;  /* blocks that share a pair and merge in shared memory; 0: see split.h */
+    uint32_t      tensor;   /* 1: tiles are copied by the maps, which lim_cuda_encode makes */
+    uint32_t      reserved[9];
+    LIM_CUDA_MAP  uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;
 
 /* Plans the launches of a call: attention and, in SELECT mode, the selection. Returns how many (1 or 2). */
 int lim_cuda_plan(const lim_cuda_device *device, const lim_cuda_call *call, lim_cuda_args *args, lim_cuda_launch launches[2]);
+
+/* Completes the arguments of a plan's attention by what only the driver can make. Returns a CUresult. */
+int lim_cuda_encode(lim_cuda_args *args);
 
 /* The selection alone, from given logits (float [n_rows][heads][logit_stride], device memory); for tests and
  * hosts that have their own. sums (float [n_rows][heads]) is needed for `mass`. */

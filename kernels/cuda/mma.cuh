@@ -37,6 +37,47 @@ __device__ __forceinline__ void CopyWait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+__device__ __forceinline__ void StoreShared(uint32_t to, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+/* ---- copies by Hopper's engine: a tile by one instruction of one thread ---- */
+
+/* A barrier that counts the bytes that have come: one phase for each time that some are expected. */
+__device__ __forceinline__ void BytesBegin(uint64_t *full) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(SharedAddress(full)) : "memory");
+#endif
+}
+__device__ __forceinline__ void BytesExpect(uint32_t full, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void BytesWait(uint32_t full, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+    uint32_t done = 0;
+    while (done == 0) {
+        asm volatile("{.reg .pred p;\n\tmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;}"
+                     : "=r"(done) : "r"(full), "r"(parity) : "memory");
+    }
+#endif
+}
+/* The box at `token` of a row's KV head; see lim_cuda_encode for the map's axes. */
+__device__ __forceinline__ void CopyBox(uint32_t to, const uint64_t *map, int head, int token, int row, uint32_t full, uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%3, %4, %5, %3, %6}], [%2], %7;"
+                 ::"r"(to), "l"(map), "r"(full), "r"(0), "r"(head), "r"(token), "r"(row), "l"(policy) : "memory");
+#endif
+}
+/* Between a thread's own accesses to shared memory and the engine's. */
+__device__ __forceinline__ void FenceEngine() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 /* ---- the kernel queued before this one, and the one after ---- */
 
 /* A kernel that was launched early must not touch what the kernel before it reads or writes until this returns. */

@@ -146,10 +146,25 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 
 /* ---- attention: pipeline and grid ---- */
 
+enum { HOPPER = 90 };
+
 /* What the blocks of a cluster leave for each other: for each four elements a float4 and two sums. */
 static int64_t inbox_bytes(const lim_cuda_call *c, int cluster) {
     const int64_t fours = (int64_t)group_of(c) * (c->dim / 4), each = cluster > 1 ? (fours + cluster - 1) / cluster : 0;
     return (each * cluster * 24 + 127) / 128 * 128;
+}
+
+/* Hopper's copy engine takes whole tiles of rows without a table, where the kernel for it has the registers. */
+static int by_tensor(const lim_cuda_device *d, const lim_cuda_call *c) {
+    const int64_t far = (int64_t)1 << 40; /* the engine's strides are less */
+    const lim_cuda_store *const stores[] = {&c->key, &c->value};
+    if (d->capability != HOPPER || c->mode == LIM_CUDA_LIST || c->table != 0) return 0;
+    if ((c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16) || c->dim > 128 || group_of(c) > 8) return 0;
+    for (int i = 0; i < 2; i++) {
+        const lim_cuda_store *s = stores[i];
+        if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far) || (c->n_rows > 1 && s->page_stride >= far)) return 0;
+    }
+    return 1;
 }
 
 static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
@@ -161,11 +176,15 @@ static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
     return query + warp * warps;
 }
 static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, kWarps, stages); }
+/* Without the padding of rows, and the tiles at multiples of 1,024. */
+static int64_t tensor_shared(const lim_cuda_call *c, int stages) {
+    return (8 * (c->dim * 2 + 16) + 1023) / 1024 * 1024 + (int64_t)stages * kWarps * 2 * kTile * c->dim * 2;
+}
 static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
     return pipeline_shared(c, kShortWarps, stages) + inbox_bytes(c, cluster);
 }
 
-enum { HOPPER = 90, DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096 };
+enum { DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096 };
 static const int depths[DEPTHS] = {6, 4, 3, 2};
 
 typedef struct shape {
@@ -317,13 +336,14 @@ int lim_cuda_plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_arg
     a->unit = SplitUnit(least, pairs, (uint32_t)longest, blocks);
     lim_cuda_launch *l = &launches[0];
     memset(l, 0, sizeof *l);
+    a->tensor = brief.cluster <= 1 && by_tensor(d, c);
     snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
-             c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
+             a->tensor ? "tensor" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
     const uint64_t units = (uint64_t)pairs * SplitUnits(longest, a->unit);
     l->grid[0] = units < blocks ? (uint32_t)units : blocks;
     l->grid[1] = l->grid[2] = 1;
     l->block = kThreads;
-    l->shared = (uint32_t)attend_shared(c, s.stages);
+    l->shared = (uint32_t)(a->tensor ? tensor_shared(c, s.stages) : attend_shared(c, s.stages));
     if (brief.cluster > 1) {
         a->cluster = l->cluster = (uint32_t)brief.cluster;
         a->stages = brief.stages;

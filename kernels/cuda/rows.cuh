@@ -9,6 +9,7 @@
  *   RowBytes   bytes of a row in device memory
  *   kPitch     bytes from row to row in shared memory: 16 more than the row, so that the eight rows of a
  *              matrix fall into different banks
+ *   kTensor    whether the copy engine copies whole tiles
  *   KeyFragments / ValueFragments   one ldmatrix: kSteps k-steps (K) or m-tiles (V) of 16 elements
  *   QueryDim / ValueDim             which element of the head a fragment's index means */
 #ifndef LESSISMORE_CUDA_ROWS_CUH
@@ -25,6 +26,7 @@ template <int kDim, bool kBrainType>
 struct HalfRows {
     static constexpr bool kBrain = kBrainType;
     static constexpr bool kConvert = false;
+    static constexpr bool kTensor = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim * 2;
     static constexpr int  kPitch = kRowBytes + 16;
@@ -47,12 +49,32 @@ struct HalfRows {
     static __device__ __forceinline__ int ValueDim(int step, int upper, int g) { return step * 16 + upper * 8 + g; }
 };
 
+/* The same as Hopper's copy engine leaves them: tiles of 64 elements after one another, rows of 128 bytes whose 16-byte
+ * chunks are permuted by the row's number, which parts the rows of a matrix among the banks. A tile begins at a multiple
+ * of 1,024 bytes. */
+template <int kDim, bool kBrainType>
+struct TensorRows : HalfRows<kDim, kBrainType> {
+    static constexpr bool kTensor = true;
+    static constexpr int  kPitch = kDim * 2; /* on average */
+    static constexpr int  kBoxBytes = kTile * 128;
+
+    static __device__ __forceinline__ uint32_t Chunk(int row, int chunk) { return row * 128 + (chunk ^ (row & 7)) * 16; }
+    static __device__ __forceinline__ uint32_t KeyLane(int lane) { return Chunk(lane & 15, lane >> 4); }
+    static __device__ __forceinline__ uint32_t ValueLane(int lane) { return Chunk((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1); }
+    static __device__ __forceinline__ uint32_t StepFrom(uint32_t from, int step) { return (from ^ step % 4 * 32) + step / 4 * kBoxBytes; }
+    static __device__ __forceinline__ void KeyFragments(uint32_t from, int step, uint32_t (&a)[1][4]) { LoadMatrices(a[0], StepFrom(from, step)); }
+    static __device__ __forceinline__ void ValueFragments(uint32_t from, int step, uint32_t (&a)[1][4]) {
+        LoadMatricesTransposed(a[0], StepFrom(from, step));
+    }
+};
+
 /* e4m3: ldmatrix moves pairs of elements, which conversion to f16 parts again. Each thread then holds other
  * elements than with f16, so the query is loaded, and the values are stored, in that order. */
 template <int kDim>
 struct ByteRows {
     static constexpr bool kBrain = false;
     static constexpr bool kConvert = false;
+    static constexpr bool kTensor = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim;
     static constexpr int  kPitch = kRowBytes + 16;

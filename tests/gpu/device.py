@@ -47,6 +47,7 @@ class Args(C.Structure):
     _fields_ = [
         ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
         ("mass", u64), ("logit_stride", i64), ("unit", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
+        ("tensor", u32), ("reserved", u32 * 9), ("key_map", u64 * 16), ("value_map", u64 * 16),
     ]
 
 
@@ -69,7 +70,7 @@ def build_plan():
     """What the product links in to plan and to launch, as a shared library: it is what runs here."""
     folder = tempfile.mkdtemp(prefix="lessismore-")
     path = os.path.join(folder, "plan.so")
-    sources = [os.path.join(ROOT, "kernels", "cuda", name) for name in ("plan.c", "plan_probe.c", "launch.c")]
+    sources = [os.path.join(ROOT, "kernels", "cuda", name) for name in ("plan.c", "plan_probe.c", "encode.c", "launch.c")]
     subprocess.check_call(["gcc", "-O2", "-std=c11", "-shared", "-fPIC", "-o", path, *sources])
     return C.CDLL(path)
 
@@ -125,6 +126,7 @@ class Kernels:
             raise ValueError(text)
         args, launches = Args(), (Launch * 2)()
         count = self.plan_library.lim_cuda_plan(C.byref(self.device), C.byref(call), C.byref(args), launches)
+        self.ok(self.plan_library.lim_cuda_encode(C.byref(args)))
         return Plan(self, args, [launches[i] for i in range(count)])
 
     def check_probe(self, call, probe):
@@ -137,6 +139,7 @@ class Kernels:
                 raise ValueError(text)
         args, launches = (Args(), Args(), ProbeArgs()), (Launch * 3)()
         self.plan_library.lim_cuda_plan_probe(C.byref(self.device), C.byref(call), C.byref(probe), *map(C.byref, args), launches)
+        self.ok(self.plan_library.lim_cuda_encode(C.byref(args[0])))
         return Plan(self, args, list(launches))
 
     def refuse_select(self, call):

@@ -90,6 +90,9 @@ func (d *Device) PlanProbe(call *Call, probe *Probe, into *ProbePlan) (*ProbePla
 	}
 	p := into.plan
 	C.lim_cuda_plan_probe(&d.limits, call.c(), c, &p.attend.args, &p._select.args, &p.probe, &p.launches[0])
+	if err := driverError("describing K and V to the copy engine", C.CUresult(C.lim_cuda_encode(&p.attend.args))); err != nil {
+		return nil, err
+	}
 	p.attend.launches[0], p._select.launches[0] = p.launches[0], p.launches[1]
 	for _, part := range [...]*C.lim_cuda_plan_t{&p.attend, &p._select} {
 		f, err := d.function(&part.launches[0].name[0])
