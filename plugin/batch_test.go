@@ -108,8 +108,8 @@ func TestBatchDecodePath(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4+batchLayers*10, marks)
-	direct, indexed, choose := "lim_attend_f16_128_8_direct", "lim_short_f16_128_8_indexed", "lim_select_union"
-	step := []string{direct, direct, direct, choose, indexed, direct, choose, indexed, "lim_tally"}
+	full, sieve, indexed, choose := "lim_attend_f16_128_8_tensor", "lim_attend_f16_128_8_sieve", "lim_short_f16_128_8_indexed", "lim_select_sieved"
+	step := []string{full, full, sieve, choose, indexed, sieve, choose, indexed, "lim_tally"}
 	require.Equal(t, append(append([]string{}, step...), step...), launches)
 }
 
@@ -301,7 +301,7 @@ func TestBatchLaunchThatFails(t *testing.T) {
 	var refusal *Error
 	require.True(t, errors.As(err, &refusal))
 	require.Equal(t, DeviceFailed, refusal.Kind)
-	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_direct: CUDA_ERROR (700)")
+	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_sieve: CUDA_ERROR (700)")
 	require.Equal(t, batchStep{layer: -1}, b.step)
 }
 

@@ -1,7 +1,7 @@
 /* The attention kernels' entry points: lim_attend_<type>_<dim>_<heads>_<direct|indexed>, where heads is how
  * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. For
- * Hopper ..._tensor too, direct by the copy engine, and lim_short_..., for what is short: a cluster of blocks for each KV
- * head of a row. */
+ * Hopper ..._tensor too, direct by the copy engine, ..._sieve, the same for a selection layer's long rows (sieve.h), and
+ * lim_short_..., for what is short: a cluster of blocks for each KV head of a row. */
 #include "attention.cuh"
 
 using namespace lessismore;
@@ -26,11 +26,16 @@ template <int kDim> using BF16Rows = HalfRows<kDim, true>;
     ATTEND_DIM(type, 128, Rows<128>)   \
     ATTEND_DIM(type, 256, Rows<256>)
 
-#define TENSOR(type, brain, dim)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), 3)                                                        \
-        lim_attend_##type##_##dim##_8_tensor(const __grid_constant__ lim_cuda_args args) {                                   \
-        Attend<TensorRows<dim, brain>, dim, 1, false, false>(args);                                                          \
+#define TENSOR(type, brain, dim, name, sieve)                                                                                \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), sieve ? 2 : 3)                                                        \
+        lim_attend_##type##_##dim##_8_##name(const __grid_constant__ lim_cuda_args args) {                                   \
+        Attend<TensorRows<dim, brain>, dim, 1, false, false, sieve>(args);                                                   \
     }
+#define TENSOR_TYPE(type, brain)                \
+    TENSOR(type, brain, 64, tensor, false)      \
+    TENSOR(type, brain, 64, sieve, true)        \
+    TENSOR(type, brain, 128, tensor, false)     \
+    TENSOR(type, brain, 128, sieve, true)
 
 #define SHORT(type, Rows, dim, where, indexed)                                                                               \
     extern "C" __global__ void __launch_bounds__(ThreadsOf(true), 1)                                                         \
@@ -49,10 +54,8 @@ ATTEND_TYPE(fp8, ByteRows)
 ATTEND_TYPE(q8_0, BlockRows)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
-TENSOR(f16, false, 64)
-TENSOR(f16, false, 128)
-TENSOR(bf16, true, 64)
-TENSOR(bf16, true, 128)
+TENSOR_TYPE(f16, false)
+TENSOR_TYPE(bf16, true)
 SHORT_TYPE(f16, F16Rows)
 SHORT_TYPE(bf16, BF16Rows)
 SHORT_TYPE(fp8, ByteRows)

@@ -13,6 +13,7 @@
 
 #include "kernels.h"
 #include "rows.cuh"
+#include "sieve.cuh"
 #include "split.h"
 
 namespace lessismore {
@@ -176,7 +177,7 @@ static __device__ __noinline__ void FinishHeadOutOfLine(const lim_cuda_args &arg
     FinishHead(args, shift, row, head, d, v, most, total);
 }
 
-template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort>
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kSieve>
 struct Attention {
     static constexpr int   kWarps = WarpsOf(kShort);
     static constexpr int   kThreads = ThreadsOf(kShort);
@@ -186,6 +187,7 @@ struct Attention {
     static constexpr int   kChunks = Rows::kRowBytes / Rows::kCopy; /* copies of a row */
     static constexpr bool  kTensor = Rows::kTensor;
     static constexpr int   kMostStages = 6;
+    static constexpr int   kMostCluster = 8; /* MAX_CLUSTER in plan.c */
     static constexpr int   kMergePitch = kDim + 4;
     static constexpr int   kAtOnce = 8; /* parts that the merge reads at once */
     /* With 16 heads of 256 elements the query does not fit the registers beside the values. */
@@ -205,6 +207,10 @@ struct Attention {
     uint64_t             policy;
     uint32_t             full;   /* the warp's barriers, one for each stage, where the copy engine fills them */
     uint32_t             phases; /* a bit for each: which of its phases is next */
+    int                 *tokens; /* the warp's stages' first tokens, where tiles come in another order */
+    typename Sieve<kWarps>::Kept *kept;
+    uint32_t             each, finish_first, finish_count;  /* SentFours, and those that this block finishes: see OpenInbox */
+    uint32_t             send_values, send_sums, send_full; /* where this thread's four goes */
 
     /* ---- copies ---- */
 
@@ -229,8 +235,9 @@ struct Attention {
         return kIndexed ? SlotOf(row, begin + (lane & 15) + (lane >> 4) * kWarps * kTile, end) : 0;
     }
 
-    /* Starts copying a tile of `count` tokens (more than 16: all). Indexed, key and value are the rows' addresses of the tile's
-     * tokens, from lane `from_lane` on; direct, they are that of its first token. */
+    /* Starts copying a tile of `count` tokens (more than 16: all), or only its keys or values. Indexed, key and value are the
+     * rows' addresses of the tile's tokens, from lane `from_lane` on; direct, they are that of its first token. */
+    template <bool kKeys, bool kValues>
     __device__ __forceinline__ void Copy(uint32_t stage, const uint8_t *key, const uint8_t *value, const Store &keys, const Store &values,
                                          int count, int from_lane) const {
         constexpr bool kEven = kChunks <= 32 && 32 % kChunks == 0;
@@ -243,8 +250,8 @@ struct Attention {
             const int column = (kEven ? lane % kChunks : c % kChunks) * Rows::kCopy;
             const uint8_t *from_key = key, *from_value = value;
             if (kIndexed) {
-                from_key = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)key, from_lane + r);
-                from_value = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)value, from_lane + r);
+                if (kKeys) from_key = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)key, from_lane + r);
+                if (kValues) from_value = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)value, from_lane + r);
             } else {
                 const int row = min(r, count - 1);
                 from_key += row * keys.token_stride;
@@ -253,20 +260,24 @@ struct Attention {
             if (kEven || c < kTile * kChunks) {
                 const uint32_t bytes = r < count ? Rows::kCopy : 0;
                 const uint32_t to = stage + r * Rows::kPitch + column;
-                CopyAsync<Rows::kCopy>(to, from_key + column, bytes, policy);
-                CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, bytes, policy);
+                if (kKeys) CopyAsync<Rows::kCopy>(to, from_key + column, bytes, policy);
+                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, bytes, policy);
             }
         }
     }
 
+    /* Until all groups of copies but the last few of kEach for each stage, less kLess, have come. */
+    template <int kEach, int kLess>
     static __device__ __forceinline__ void WaitFor(int stages) {
         switch (stages) {
-        case 2: CopyWait<0>(); break;
-        case 3: CopyWait<1>(); break;
-        case 4: CopyWait<2>(); break;
-        default: CopyWait<4>(); break; /* 6 */
+        case 2: CopyWait<2 * kEach - kLess>(); break;
+        case 3: CopyWait<3 * kEach - kLess>(); break;
+        case 4: CopyWait<4 * kEach - kLess>(); break;
+        default: CopyWait<6 * kEach - kLess>(); break; /* 6 */
         }
     }
+    /* The oldest tile; short, where keys and values are groups of their own, the older of a tile's two. */
+    static __device__ __forceinline__ void WaitForOldest(int stages) { WaitFor<kShort ? 2 : 1, kShort ? 3 : 2>(stages); }
 
     /* ---- copies by the engine ---- */
 
@@ -313,7 +324,7 @@ struct Attention {
 
     __device__ __forceinline__ void StageQuery(const uint8_t *query) const {
         const int type = args.call.query.type;
-#pragma unroll 1
+#pragma unroll kTensor ? kHeadTiles * 8 * (kDim / 2) / kThreads : 1
         for (int i = threadIdx.x; i < kHeadTiles * 8 * (kDim / 2); i += kThreads) {
             const int head = i / (kDim / 2), pair = i % (kDim / 2); /* of a step's eight: half * 4 + t */
             uint32_t  two = 0;
@@ -321,6 +332,10 @@ struct Attention {
                 const uint8_t *from = query + head * args.call.query.head_stride;
                 const int      d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4);
                 if (type == (Rows::kBrain ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
+                    if constexpr (kShort) { /* ahead of the copies of K and V, which then need not wait for it */
+                        CopyAsyncPair(SharedAddress(shared + head * kQueryPitch + pair * 4), from + d * 2);
+                        continue;
+                    }
                     two = __ldg((const uint32_t *)from + d / 2); /* the usual case needs no conversion */
                 } else {
                     two = PackPair<Rows::kBrain>(LoadElement(from, type, d), LoadElement(from, type, d + 1));
@@ -328,8 +343,12 @@ struct Attention {
             }
             *(uint32_t *)(shared + head * kQueryPitch + pair * 4) = two;
         }
+        if constexpr (kShort) CopyCommit();
     }
-    static __device__ __forceinline__ void MeetForQuery() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+    static __device__ __forceinline__ void MeetForQuery() {
+        asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+        if (kShort) ClusterWait(); /* long since over: all its blocks have begun, and may be sent to */
+    }
     /* Two steps' fragments of eight heads. */
     __device__ __forceinline__ void QueryFragments(int tile, int step, uint32_t (&b)[4]) const {
         LoadMatrices(b, SharedAddress(shared) + (tile * 8 + (lane & 7)) * kQueryPitch + step * 32 + (lane >> 3) * 16);
@@ -354,8 +373,9 @@ struct Attention {
 
     /* ---- a piece of a pair ---- */
 
-    /* Tokens [begin, end) of a row and KV head by the whole block. */
-    __device__ __forceinline__ void Piece(const Place &place, int begin, int end, bool whole, uint32_t part, int slots, int more_slots) {
+    /* Tokens [begin, end) of a row and KV head by the whole block. Whether the row's logits are sieved, is the row's. */
+    __device__ __forceinline__ void Piece(const Place &place, int begin, int end, bool whole, uint32_t part, int slots, int more_slots,
+                                          bool sieves = false) {
         const lim_cuda_call &call = args.call;
         const int            group = args.group, row = place.row, kv_head = place.head;
         const int64_t        row_offset = call.table != 0 ? 0 : (int64_t)row;
@@ -374,7 +394,8 @@ struct Attention {
         const int turn = kWarps * kTile;
         int       next = begin + warp * kTile; /* the tile to copy next */
 
-        StageQuery((const uint8_t *)call.query.data + row * call.query.row_stride + (int64_t)kv_head * group * call.query.head_stride);
+        const uint8_t *query = (const uint8_t *)call.query.data + row * call.query.row_stride + (int64_t)kv_head * group * call.query.head_stride;
+        if constexpr (!kTensor) StageQuery(query);
         /* The copies do not wait for it: warps meet when they first need it, those without a tile at the end. */
         bool     staged = false;
         uint32_t q[kHeadTiles][kQueryFragments][2];
@@ -390,8 +411,43 @@ struct Attention {
         }
         float *logits = nullptr;
         if (call.mode == LIM_CUDA_SELECT && place.tokens > call.budget) {
-            logits = (float *)args.logits + ((int64_t)row * call.heads + (int64_t)kv_head * group) * args.logit_stride;
+            logits = (float *)args.logits + ((int64_t)row * call.heads + (int64_t)kv_head * group) * args.room_stride;
         }
+        Sieve<kWarps> sieve = {*kept, (float *)(shared + kQueryBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_SIEVE_SAMPLES / kWarps),
+                               (uint2 *)logits, (uint32_t)group, (uint32_t)args.logit_stride, begin, end, call.first,
+                               min(end, place.tokens - call.recent), warp, lane};
+        TileOrder order = {};
+        int       step = 0, samples = 0, sampled = 0; /* tiles of the warp */
+        if constexpr (kSieve) {
+            if (sieves) {
+                sieve.Open();
+                if (end - begin >= (int)SieveLeast(args.need, sieve.Tiles(), kWarps) / 2) {
+                    samples = (int)sieve.Tiles();
+                    step = (end - begin) / turn / samples;
+                }
+            }
+            order = TileOrderFrom(next, samples);
+        }
+
+        /* The logits of a tile leave while the next one is waited for. */
+        float before[4];
+        int   before_token = -1;
+        auto  leave = [&] {
+            if (before_token < 0) return;
+            if (kSieve && sieves) {
+                if (sampled < samples) {
+                    sieve.Sample(before, sampled, before_token);
+                    if (++sampled == samples) {
+                        const uint32_t stretch = end - begin, all = samples * kTile;
+                        sieve.SetBounds((uint32_t)((uint64_t)SieveAim(args.need, stretch) * all / stretch), begin + warp * kTile, step * turn);
+                    }
+                } else {
+                    sieve.Keep(before, before_token);
+                }
+            } else if (logits != nullptr) {
+                StoreLogits(logits + (int64_t)before_token * group, 0, before);
+            }
+        };
 
         /* One loop both fills the pipeline and keeps it full: the first turns only copy. */
         int stage = 0, fill = 0, odd = 0;
@@ -400,12 +456,22 @@ struct Attention {
             const bool computes = at >= begin;
             if constexpr (kTensor) {
                 __syncwarp(); /* the tile before has been read: its place is free */
-                if (next < end) CopyTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, place, next, end - next);
+                const int token = kSieve ? order.token : next;
+                if (next < end) {
+                    CopyTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, place, token, end - token);
+                    if constexpr (kSieve) {
+                        if (lane == 0) tokens[fill] = token;
+                        TileOrderNext(&order, begin + warp * kTile, turn, step, samples);
+                    }
+                }
                 next += turn;
+                leave();
             }
             if (computes) {
                 if (!staged) {
                     staged = true;
+                    if constexpr (kTensor) StageQuery(query);
+                    if constexpr (kShort) WaitFor<2, 2>(stages); /* the query's own copies: tiles are behind it */
                     MeetForQuery();
                     if constexpr (kQueryInRegisters) {
 #pragma unroll
@@ -423,14 +489,24 @@ struct Attention {
                     BytesWait(full + stage * 8, phases >> stage & 1);
                     phases ^= 1u << stage;
                 } else {
-                    WaitFor(stages);
+                    WaitForOldest(stages);
                     __syncwarp();
                 }
             }
+            const uint32_t into = stage0 + fill * StageOf<Rows>::kBytes;
+            /* Short: values are copied apart from keys, once as much has come, so that a warp never has more than it needs under
+             * way: see SHORT_BYTES in plan.c. */
+            const uint8_t *value_row = nullptr;
+            const int      value_count = end - next, value_lanes = odd;
+            const auto     copy_values = [&] {
+                if (value_row != nullptr) Copy<false, true>(into, nullptr, value_row, key, value, value_count, value_lanes);
+                CopyCommit();
+            };
             if (!kTensor && next < end) {
                 const int      which = kIndexed ? slots : next;
-                const uint8_t *key_from = Address(key, which), *value_from = Address(value, which);
-                Copy(stage0 + fill * StageOf<Rows>::kBytes, key_from, value_from, key, value, end - next, odd);
+                const uint8_t *key_row = Address(key, which);
+                value_row = Address(value, which);
+                Copy<true, !kShort>(into, key_row, value_row, key, value, end - next, odd);
                 next += turn;
                 odd ^= 16;
                 if (kIndexed && odd == 0) {
@@ -439,8 +515,10 @@ struct Attention {
                 }
             }
             if constexpr (!kTensor) CopyCommit();
+            if (kShort && !computes) copy_values();
             fill = fill + 1 == stages ? 0 : fill + 1;
             if (!computes) continue;
+            const int token0 = kSieve ? tokens[stage] : at; /* the tile's first */
 
             uint32_t from = stage0 + stage * StageOf<Rows>::kBytes, value_from = from + StageOf<Rows>::kTileBytes;
             const uint8_t *raw = mine + stage * StageOf<Rows>::kBytes;
@@ -507,7 +585,11 @@ struct Attention {
                     x[h][i] = v;
                 }
             }
-            if (logits != nullptr) {
+            if constexpr (kTensor) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) before[i] = x[0][i];
+                before_token = token0;
+            } else if (logits != nullptr) {
 #pragma unroll
                 for (int h = 0; h < kHeadTiles; h++) StoreLogits(logits + (int64_t)at * group, h, x[h]);
             }
@@ -515,7 +597,7 @@ struct Attention {
             for (int h = 0; h < kHeadTiles; h++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const int token = at + g + (i >> 1) * 8;
+                    const int token = token0 + g + (i >> 1) * 8;
                     x[h][i] = token < end ? x[h][i] * kLog2e : -INFINITY;
                     higher |= x[h][i] > largest[h][i & 1];
                 }
@@ -555,6 +637,11 @@ struct Attention {
             }
 
             /* Values. */
+            if constexpr (kShort) {
+                WaitForOldest(stages);
+                __syncwarp();
+                copy_values();
+            }
             const uint32_t value_lane = value_from + Rows::ValueLane(lane);
 #pragma unroll
             for (int f = 0; f < kFragments; f += kSteps) {
@@ -569,7 +656,13 @@ struct Attention {
             if (Rows::kConvert) __syncwarp();
             stage = stage + 1 == stages ? 0 : stage + 1;
         }
-        if (!staged) MeetForQuery();
+        if (!staged) {
+            if constexpr (kTensor) StageQuery(query);
+            if constexpr (kShort) CopyWait<0>();
+            MeetForQuery();
+        }
+        if constexpr (kTensor) leave();
+        if (kSieve && sieves) sieve.SendRest(sieve.waiting[0], sieve.waiting[1]);
 
 #pragma unroll
         for (int h = 0; h < kHeadTiles; h++) {
@@ -604,7 +697,6 @@ struct Attention {
         __syncthreads();
 
         float *mine_part = (float *)args.parts + part * PartFloats(group, kDim);
-        if (kShort) ClusterWait(); /* all its blocks have begun */
 #pragma unroll 1
         for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
             const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
@@ -623,7 +715,7 @@ struct Attention {
             if (!kShort && whole) {
                 Finish(row, kv_head, head, d, v, most, total);
             } else if (kShort) {
-                Send(i, v, most, total);
+                Send(v, most, total);
             } else {
                 __stcg((float4 *)(mine_part + head * kDim + d), v);
                 if (d == 0) {
@@ -649,39 +741,48 @@ struct Attention {
     __device__ __forceinline__ uint32_t Fours() const { return (uint32_t)args.group * (kDim / 4); }
     __device__ __forceinline__ uint32_t SentFours() const { return (Fours() + args.cluster - 1) / args.cluster; }
 
-    /* Before anything is sent to this block: it knows how many bytes will come. */
-    __device__ __forceinline__ void OpenInbox(uint64_t *full) const {
-        const uint32_t each = SentFours(), first = ClusterRank() * each;
-        if (threadIdx.x == 0) BarrierBegin(full, args.cluster * 24 * (first < Fours() ? min(each, Fours() - first) : 0));
+    static_assert(!kShort || kHeadTiles * 8 * (kDim / 4) <= kThreads, "a thread sends one four");
+
+    /* Before anything is sent to this block: it knows how many bytes will come. Each thread finds out where its own four will
+     * go, too: the divisions would take their time when everything waits for them. */
+    __device__ __forceinline__ void OpenInbox() {
+        each = SentFours();
+        const uint32_t to = min(threadIdx.x / each, args.cluster - 1);
+        finish_first = ClusterRank() * each;
+        finish_count = finish_first < Fours() ? min(each, Fours() - finish_first) : 0;
+        if (threadIdx.x == 0) BarrierBegin(inbox_full, args.cluster * 24 * finish_count);
+        const uint32_t at = finish_first + threadIdx.x % each;
+        send_values = InBlock(SharedAddress(inbox), to) + at * 16;
+        send_sums = InBlock(SharedAddress(inbox), to) + args.cluster * each * 16 + at * 8;
+        send_full = InBlock(SharedAddress(inbox_full), to);
     }
-    __device__ __forceinline__ void Send(uint32_t four, float4 v, float most, float total) const {
-        const uint32_t each = SentFours(), to = four / each, at = ClusterRank() * each + four % each;
-        const uint32_t there = InBlock(SharedAddress(inbox), to), full = InBlock(SharedAddress(inbox_full), to);
-        StoreInBlock(there + at * 16, v, full);
-        StoreInBlock(there + args.cluster * each * 16 + at * 8, float2{most, total}, full);
+    __device__ __forceinline__ void Send(float4 v, float most, float total) const {
+        StoreInBlock(send_values, v, send_full);
+        StoreInBlock(send_sums, float2{most, total}, send_full);
     }
 
     __device__ __forceinline__ void FinishSent(const Place &place) const {
-        const uint32_t each = SentFours(), first = ClusterRank() * each;
-        const float4  *values = (const float4 *)inbox;
-        const float2  *sums = (const float2 *)(values + args.cluster * each);
-#pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < each && first + i < Fours(); i += kThreads) {
-            float most = kLowest, total = 0;
-#pragma unroll 4
-            for (uint32_t p = 0; p < args.cluster; p++) most = fmaxf(most, sums[p * each + i].x);
-            float4 v = {0, 0, 0, 0};
-#pragma unroll 4
-            for (uint32_t p = 0; p < args.cluster; p++) {
-                const float2 sum = sums[p * each + i];
-                const float4 part = values[p * each + i];
-                const float  weight = Exp2(sum.x - most);
-                v.x += part.x * weight, v.y += part.y * weight, v.z += part.z * weight, v.w += part.w * weight;
-                total += sum.y * weight;
-            }
-            const int four = (int)(first + i);
-            Finish(place.row, place.head, four / (kDim / 4), four % (kDim / 4) * 4, v, most, total);
+        if (threadIdx.x >= finish_count) return;
+        const float4 *values = (const float4 *)inbox + threadIdx.x;
+        const float2 *sums = (const float2 *)((const float4 *)inbox + args.cluster * each) + threadIdx.x;
+        float2        sum[kMostCluster];
+        float4        part[kMostCluster];
+        float         most = kLowest, total = 0;
+#pragma unroll
+        for (uint32_t p = 0; p < kMostCluster; p++) {
+            sum[p] = p < args.cluster ? sums[p * each] : float2{kLowest, 0};
+            part[p] = p < args.cluster ? values[p * each] : float4{0, 0, 0, 0};
+            most = fmaxf(most, sum[p].x);
         }
+        float4 v = {0, 0, 0, 0};
+#pragma unroll
+        for (uint32_t p = 0; p < kMostCluster; p++) {
+            const float weight = Exp2(sum[p].x - most);
+            v.x += part[p].x * weight, v.y += part[p].y * weight, v.z += part[p].z * weight, v.w += part[p].w * weight;
+            total += sum[p].y * weight;
+        }
+        const int four = (int)(finish_first + threadIdx.x);
+        Finish(place.row, place.head, four / (kDim / 4), four % (kDim / 4) * 4, v, most, total);
     }
 
     /* This block's share of a pair's tokens, in whole tiles. */
@@ -763,7 +864,7 @@ struct Attention {
         place.head = (int32_t)(pair - (uint32_t)place.row * (uint32_t)args.call.kv_heads);
         int begin, end, slots = 0, more_slots = 0;
         ShareOf(args.call.budget, &begin, &end);
-        OpenInbox(inbox_full);
+        OpenInbox();
         ClusterArrive();
         WaitForEarlier();
         if (GuessesTokens()) {
@@ -779,6 +880,33 @@ struct Attention {
         Piece(place, begin, end, false, 0, slots, more_slots);
         BarrierWait(inbox_full);
         FinishSent(place);
+    }
+
+    /* ---- which logits are kept ---- */
+
+    /* The same for all blocks of the row. */
+    __device__ __forceinline__ bool Sieves(const Place &place, uint32_t units, uint32_t blocks) const {
+        const uint32_t first = SplitBlockOf(place.before, blocks, place.total);
+        const uint32_t last = SplitBlockOf(place.before + units - 1, blocks, place.total);
+        const uint32_t least = SieveLeast(args.need, SieveTiles(args.group, kWarps), kWarps);
+        return args.sieved != 0 && place.tokens > args.call.budget && (uint32_t)place.tokens >= least && 2 * (last - first + 1) <= LIM_CUDA_SIEVES &&
+               place.total / blocks * args.unit >= least;
+    }
+    /* What the selection finds of the piece. */
+    __device__ __forceinline__ void LeaveKept(const Place &place, uint32_t units, uint32_t blocks, int begin, int end, bool sieves) const {
+        const uint32_t   first = SplitBlockOf(place.before, blocks, place.total);
+        const uint32_t   last = SplitBlockOf(place.before + units - 1, blocks, place.total);
+        lim_cuda_sieved *to = (lim_cuda_sieved *)args.sieved +
+                              ((int64_t)place.row * args.call.heads + place.head * args.group) * LIM_CUDA_SIEVES + 2 * (blockIdx.x - first);
+        if (!sieves && blockIdx.x != first) return;
+        if (threadIdx.x < args.group) {
+            const uint32_t head = threadIdx.x, lists = sieves ? 2 * (last - first + 1) : 0, others = kept->others[head];
+            float          bound = kept->bound[0][head];
+#pragma unroll
+            for (int w = 1; w < kWarps; w++) bound = fmaxf(bound, kept->bound[w][head]);
+            to[head * LIM_CUDA_SIEVES] = lim_cuda_sieved{(uint32_t)begin, kept->lines[head], bound, lists};
+            to[head * LIM_CUDA_SIEVES + 1] = lim_cuda_sieved{(uint32_t)end - others, others, bound, lists};
+        }
     }
 
     __device__ __forceinline__ void Run() {
@@ -810,7 +938,9 @@ struct Attention {
                 more_slots = TwoTiles(place.row, first_token + (warp + 2 * kWarps) * kTile, last_token);
             }
             fresh = false;
-            Piece(place, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots);
+            const bool sieves = kSieve && Sieves(place, units, blocks);
+            Piece(place, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots, sieves);
+            if (kSieve && args.sieved != 0) LeaveKept(place, units, blocks, first_token, last_token, sieves);
             if (!whole) Arrive(place, units, blocks);
             at += to - place.unit;
             if (at >= end) return;
@@ -827,17 +957,23 @@ struct Attention {
     }
 };
 
-template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort>
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kSieve = false>
 __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
     extern __shared__ __align__(1024) uint8_t shared[];
-    using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort>;
+    using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kSieve>;
     const int lane = threadIdx.x & 31;
     LetLaterStart();
     __shared__ uint64_t inbox_full;
-    A attention = {args, shared, &inbox_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy(), 0, 0};
+    A attention = {args, shared, &inbox_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy(), 0, 0, nullptr, nullptr};
     if constexpr (A::kTensor) {
         __shared__ uint64_t barriers[A::kWarps * A::kMostStages];
         attention.OpenPipeline(barriers);
+    }
+    if constexpr (kSieve) {
+        __shared__ int tokens[A::kWarps][A::kMostStages];
+        __shared__ typename Sieve<A::kWarps>::Kept kept;
+        attention.tokens = tokens[threadIdx.x >> 5];
+        attention.kept = &kept;
     }
     if constexpr (kShort) {
         attention.shared += (attention.SentFours() * args.cluster * 24 + 127) / 128 * 128; /* inbox_bytes in plan.c */

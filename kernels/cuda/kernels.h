@@ -139,11 +139,11 @@ typedef struct lim_cuda_args {
     uint64_t      parts;    /* float: partial results of the splits */
     uint64_t      arrivals; /* uint32 [n_rows * kv_heads] */
     uint64_t      gathered; /* uint32 [n_rows]: arrivals of the selection */
-    uint64_t      logits;   /* float, logit_stride for each head of each row: see LogitAt in order.h */
+    uint64_t      logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see sieve.h */
     uint64_t      sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
     uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(mid) for each: positions; `union` */
     uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
-    int64_t       logit_stride; /* elements */
+    int64_t       logit_stride; /* the capacity, rounded up */
     uint32_t      unit;     /* tokens in the unit of the split */
     int32_t       stages;   /* depth of a warp's pipeline */
     int32_t       group;
@@ -151,12 +151,19 @@ typedef struct lim_cuda_args {
     uint32_t      together; /* heads whose logits are interleaved */
     uint32_t      cluster;  /* blocks that share a pair and merge in shared memory; 0: see split.h */
     uint32_t      tensor;   /* 1: tiles are copied by the maps, which lim_cuda_encode makes */
-    uint32_t      reserved[9];
+    uint32_t      need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
+    int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which sieved ones need */
+    uint64_t      sieved;   /* lim_cuda_sieved [n_rows][heads][LIM_CUDA_SIEVES]; 0: all logits are stored */
+    uint64_t      again;    /* uint32 [n_rows][heads]: 1 where logits were computed anew, and lie in the head's room */
+    uint32_t      reserved[2];
     LIM_CUDA_MAP  uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;
 
 /* Plans the launches of a call: attention and, in SELECT mode, the selection. Returns how many (1 or 2). */
 int lim_cuda_plan(const lim_cuda_device *device, const lim_cuda_call *call, lim_cuda_args *args, lim_cuda_launch launches[2]);
+
+/* The same with all logits stored, for who reads them besides the selection. */
+int lim_cuda_plan_all(const lim_cuda_device *device, const lim_cuda_call *call, lim_cuda_args *args, lim_cuda_launch launches[2]);
 
 /* Completes the arguments of a plan's attention by what only the driver can make. Returns a CUresult. */
 int lim_cuda_encode(lim_cuda_args *args);

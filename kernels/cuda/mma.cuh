@@ -19,6 +19,13 @@ __device__ __forceinline__ uint64_t StreamPolicy() {
     return policy;
 }
 
+/* For what is read again at once, and need not go to memory before. */
+__device__ __forceinline__ void StoreToStay(uint2 *to, uint2 v) {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("st.global.L2::cache_hint.v2.u32 [%0], {%1, %2}, %3;" ::"l"(to), "r"(v.x), "r"(v.y), "l"(policy) : "memory");
+}
+
 /* `bytes` of 0 reads nothing and writes zeros. Memory is read 128 bytes at a time: 1 % faster than by sectors or 256. */
 template <int kBytes>
 __device__ __forceinline__ void CopyAsync(uint32_t to, const void *from, uint32_t bytes, uint64_t policy) {
@@ -29,6 +36,10 @@ __device__ __forceinline__ void CopyAsync(uint32_t to, const void *from, uint32_
         asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %3, %2, %4;" ::"r"(to), "l"(from), "r"(bytes), "n"(kBytes), "l"(policy)
                      : "memory");
     }
+}
+/* Four bytes that stay in the cache. */
+__device__ __forceinline__ void CopyAsyncPair(uint32_t to, const void *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void CopyCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

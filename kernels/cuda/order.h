@@ -28,6 +28,10 @@ LIM_SHARED uint64_t LogitsOf(uint32_t head, uint32_t together, uint64_t stride) 
 /* Elements from a head's ranking to the next one's: read four at a time. */
 LIM_SHARED uint32_t RankStride(uint32_t mid) { return (mid + 3) / 4 * 4; }
 
+/* How far each head is ranked at first. With many heads the merge, one rank of all heads after the other, has filled the
+ * set long before half of it would come from each. */
+LIM_SHARED uint32_t RanksNeeded(uint32_t heads, uint32_t mid) { return heads >= 8 ? (mid + 1) / 2 : mid; }
+
 /* Finding a bound such that at least `want` and at most `room` items are not above it. Counting is the
  * caller's; it tells the search what a bound let through until that fits. */
 typedef struct BoundSearch {
@@ -69,9 +73,11 @@ LIM_SHARED uint64_t BoundNext(BoundSearch *s, uint64_t bound, uint32_t count, ui
     return (s->high >> 32) - (s->low >> 32) > 1 ? middle | UINT32_MAX : middle;
 }
 
-/* The place in a sorted sample of a bound that should let through about five eighths of `room`. */
+/* The place in a sorted sample of a bound that should let through about twice `want`, or more where a sample stands for many,
+ * and at the most what is far from `want` and from `room`. */
 LIM_SHARED uint32_t SampleRank(uint32_t samples, uint32_t count, uint32_t want, uint32_t room) {
-    const uint32_t aim = want + (room - want) / 2 < room * 5 / 8 ? room * 5 / 8 : want + (room - want) / 2;
+    const uint32_t most = want + (room - want) / 2 < room * 5 / 8 ? room * 5 / 8 : want + (room - want) / 2;
+    const uint32_t aim = 2 * want + count / 256 < most ? 2 * want + count / 256 : most;
     const uint64_t at = (uint64_t)aim * samples / count;
     return at < samples ? (uint32_t)at : samples - 1;
 }

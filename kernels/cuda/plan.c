@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "order.h"
+#include "sieve.h"
 #include "split.h"
 
 enum {
@@ -184,7 +185,8 @@ static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
     return pipeline_shared(c, kShortWarps, stages) + inbox_bytes(c, cluster);
 }
 
-enum { DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096 };
+/* MAX_CLUSTER is kMostCluster in attention.cuh, too. SHORT_BYTES: of a warp's stages. */
+enum { DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096, SHORT_BYTES = 16384 };
 static const int depths[DEPTHS] = {6, 4, 3, 2};
 
 typedef struct shape {
@@ -230,15 +232,13 @@ static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint3
     int size = MAX_CLUSTER;
     while (size > 2 && (int)pairs * size > d->multiprocessors - GROUPS * (size - 1)) size--;
     if (size < 2 || (int)pairs * size > d->multiprocessors || (size < MAX_CLUSTER && (int)pairs * size * 2 < d->multiprocessors)) return s;
-    /* Deep enough for all of a warp's tiles to be under way at once, if they fit. */
-    const int tiles = (longest / size + kShortWarps * kTile - 1) / (kShortWarps * kTile);
-    for (int i = 0; i < DEPTHS; i++) {
-        if (short_shared(c, depths[i], size) + STATIC > d->shared_per_block || (i + 1 < DEPTHS && depths[i + 1] > tiles)) continue;
-        s.stages = depths[i];
-        s.cluster = size;
-        s.blocks = pairs * (uint32_t)size;
-        break;
-    }
+    /* As many stages as a warp has bytes for: more under way is not read faster, and the multiprocessors' shares drift apart. */
+    const int64_t fit = SHORT_BYTES / (2 * kTile * row_bytes(c->kv_type, c->dim));
+    const int     stages = fit < depths[0] ? (int)fit : depths[0];
+    if (short_shared(c, stages, size) + STATIC > d->shared_per_block) return s;
+    s.stages = stages;
+    s.cluster = size;
+    s.blocks = pairs * (uint32_t)size;
     return s;
 }
 
@@ -273,6 +273,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     const int64_t part = ((int64_t)group * (c->dim + 2) + 3) / 4 * 4 * 4;
     const int     three = d->multiprocessors * 3; /* the most blocks of any mode */
     a->logit_stride = ((int64_t)c->capacity + 31) / 32 * 32;
+    a->room_stride = 2 * a->logit_stride;
     /* What has to be zero stays in its place when the number of rows changes. */
     a->arrivals = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * c->kv_heads * 4);
     a->gathered = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * 4);
@@ -281,7 +282,9 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     if (c->budget > 0) { /* both policies' parts, so that the size does not depend on it */
         a->ranks = take(&used, (int64_t)c->n_rows * c->heads * RankStride((uint32_t)c->mid) * 4);
         a->mass = take(&used, c->n_rows * a->logit_stride * 4);
-        a->logits = take(&used, c->n_rows * c->heads * a->logit_stride * 4);
+        a->logits = take(&used, c->n_rows * c->heads * a->room_stride * 4);
+        a->sieved = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_SIEVES * (int64_t)sizeof(lim_cuda_sieved));
+        a->again = take(&used, (int64_t)c->n_rows * c->heads * 4);
     }
     return used - c->work;
 }
@@ -303,12 +306,13 @@ static void fill(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args
     a->group = group_of(c);
     a->together = (uint32_t)a->group;
     a->room = room_of(c);
+    a->need = RanksNeeded((uint32_t)c->heads, (uint32_t)c->mid);
 }
 
-static void plan_select(const lim_cuda_call *c, lim_cuda_launch *l) {
+static void plan_select(const lim_cuda_call *c, int sieved, lim_cuda_launch *l) {
     const int mass = c->policy == LIM_CUDA_MASS;
     memset(l, 0, sizeof *l);
-    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : "lim_select_union");
+    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : sieved ? "lim_select_sieved" : "lim_select_union");
     l->grid[0] = mass ? (uint32_t)(c->capacity + kSelectThreads - 1) / kSelectThreads : (uint32_t)c->heads;
     l->grid[1] = (uint32_t)c->n_rows;
     l->grid[2] = 1;
@@ -316,7 +320,14 @@ static void plan_select(const lim_cuda_call *c, lim_cuda_launch *l) {
     l->shared = (uint32_t)select_shared(c);
 }
 
-int lim_cuda_plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2]) {
+/* Whether some row may have stretches that are worth sieving. */
+static int may_sieve(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t pairs, uint32_t blocks) {
+    const uint32_t units = pairs * SplitUnits(c->capacity, a->unit);
+    return a->tensor && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
+           units / blocks * a->unit >= SieveLeast(a->need, SieveTiles((uint32_t)a->group, kWarps), kWarps);
+}
+
+static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {
     static const char *const types[] = {"", "f16", "bf16", "q8_0", "", "fp8"};
     fill(d, c, a);
     const shape    s = attend_shape(d, c);
@@ -336,14 +347,17 @@ int lim_cuda_plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_arg
     a->unit = SplitUnit(least, pairs, (uint32_t)longest, blocks);
     lim_cuda_launch *l = &launches[0];
     memset(l, 0, sizeof *l);
-    a->tensor = brief.cluster <= 1 && by_tensor(d, c);
-    snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
-             a->tensor ? "tensor" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
     const uint64_t units = (uint64_t)pairs * SplitUnits(longest, a->unit);
     l->grid[0] = units < blocks ? (uint32_t)units : blocks;
+    a->tensor = brief.cluster <= 1 && by_tensor(d, c);
+    const int sieves = !all && may_sieve(c, a, pairs, l->grid[0]);
+    if (!sieves) a->sieved = 0;
+    snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
+             sieves ? "sieve" : a->tensor ? "tensor" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
     l->grid[1] = l->grid[2] = 1;
     l->block = kThreads;
     l->shared = (uint32_t)(a->tensor ? tensor_shared(c, s.stages) : attend_shared(c, s.stages));
+    if (sieves) l->shared += LIM_CUDA_SIEVE_SAMPLES * 4;
     if (brief.cluster > 1) {
         a->cluster = l->cluster = (uint32_t)brief.cluster;
         a->stages = brief.stages;
@@ -354,8 +368,15 @@ int lim_cuda_plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_arg
     }
     /* A capacity within the budget leaves nothing to choose: the set is written all the same. */
     if (c->mode != LIM_CUDA_SELECT) return 1;
-    plan_select(c, &launches[1]);
+    plan_select(c, sieves, &launches[1]);
     return 2;
+}
+
+int lim_cuda_plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2]) {
+    return plan(d, c, a, launches, 0);
+}
+int lim_cuda_plan_all(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2]) {
+    return plan(d, c, a, launches, 1);
 }
 
 int lim_cuda_plan_select(const lim_cuda_device *d, const lim_cuda_call *c, uint64_t logits, int64_t logit_stride,
@@ -363,8 +384,9 @@ int lim_cuda_plan_select(const lim_cuda_device *d, const lim_cuda_call *c, uint6
     fill(d, c, a);
     a->logits = logits;
     a->together = 1;
-    a->logit_stride = logit_stride;
+    a->logit_stride = a->room_stride = logit_stride;
+    a->sieved = 0;
     if (sums != 0) a->sums = sums;
-    plan_select(c, &launches[0]);
+    plan_select(c, 0, &launches[0]);
     return 1;
 }

@@ -45,7 +45,7 @@ int lim_cuda_check_probe(const lim_cuda_call *c, const lim_cuda_probe *p, char *
 void lim_cuda_plan_probe(const lim_cuda_device *device, const lim_cuda_call *call, const lim_cuda_probe *probe,
                          lim_cuda_args *attend, lim_cuda_args *select, lim_cuda_probe_args *measure, lim_cuda_launch launches[3]) {
     const uint64_t row = (uint64_t)probe->row;
-    lim_cuda_plan(device, call, attend, launches);
+    lim_cuda_plan_all(device, call, attend, launches);
 
     /* The row as a call of its own. Without a table a slot is the position, and positions are what is wanted. */
     *select = *attend;
@@ -56,7 +56,7 @@ void lim_cuda_plan_probe(const lim_cuda_device *device, const lim_cuda_call *cal
     select->call.set_stride = 0;
     select->gathered += row * 4;
     select->sums += row * (uint64_t)call->heads * 4;
-    select->logits += row * (uint64_t)call->heads * (uint64_t)attend->logit_stride * 4;
+    select->logits += row * (uint64_t)call->heads * (uint64_t)attend->room_stride * 4;
     launches[1].grid[1] = 1;
 
     memset(measure, 0, sizeof *measure);
@@ -64,7 +64,7 @@ void lim_cuda_plan_probe(const lim_cuda_device *device, const lim_cuda_call *cal
     measure->length = select->call.lengths;
     measure->logits = select->logits;
     measure->sums = select->sums;
-    measure->logit_stride = attend->logit_stride;
+    measure->room_stride = attend->room_stride;
     measure->heads = call->heads;
     measure->own_budget = call->budget;
     measure->together = attend->together;

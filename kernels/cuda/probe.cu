@@ -52,7 +52,7 @@ static __device__ void Probe(const lim_cuda_probe_args &args) {
         return;
     }
     const uint32_t n = (uint32_t)length;
-    const float   *x = (const float *)args.logits + LogitsOf(head, args.together, args.logit_stride);
+    const float   *x = (const float *)args.logits + LogitsOf(head, args.together, args.room_stride);
     const float    sum = __ldcg((const float *)args.sums + head);
     float2         share = {0, Share(x, args.together, sum, n, (const int32_t *)probe.own, (uint32_t)args.own_budget)};
     if (!is_own) share.x = Share(x, args.together, sum, n, (const int32_t *)probe.sets + set * probe.set_stride, min(n, (uint32_t)probe.set_budget));

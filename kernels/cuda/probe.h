@@ -41,9 +41,9 @@ typedef struct lim_cuda_probe {
 typedef struct lim_cuda_probe_args {
     lim_cuda_probe probe;
     uint64_t       length; /* int32: visible tokens of the row */
-    uint64_t       logits; /* float, logit_stride for each head: of the row; see LogitAt in order.h */
+    uint64_t       logits; /* float, room_stride for each head: of the row; see LogitAt in order.h */
     uint64_t       sums;   /* float [heads]: log-sum-exp */
-    int64_t        logit_stride;
+    int64_t        room_stride;
     int32_t        heads;
     int32_t        own_budget;
     uint32_t       together; /* heads whose logits are interleaved */

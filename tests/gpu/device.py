@@ -47,7 +47,7 @@ class Args(C.Structure):
     _fields_ = [
         ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
         ("mass", u64), ("logit_stride", i64), ("unit", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
-        ("tensor", u32), ("reserved", u32 * 9), ("key_map", u64 * 16), ("value_map", u64 * 16),
+        ("tensor", u32), ("need", u32), ("room_stride", i64), ("sieved", u64), ("again", u64), ("reserved", u32 * 2), ("key_map", u64 * 16), ("value_map", u64 * 16),
     ]
 
 
@@ -59,7 +59,7 @@ class Probe(C.Structure):
 
 
 class ProbeArgs(C.Structure):
-    _fields_ = [("probe", Probe), ("length", u64), ("logits", u64), ("sums", u64), ("logit_stride", i64), ("heads", i32), ("own_budget", i32), ("together", u32), ("reserved", i32)]
+    _fields_ = [("probe", Probe), ("length", u64), ("logits", u64), ("sums", u64), ("room_stride", i64), ("heads", i32), ("own_budget", i32), ("together", u32), ("reserved", i32)]
 
 
 class Launch(C.Structure):
@@ -120,12 +120,13 @@ class Kernels:
     def work_size(self, call):
         return self.plan_library.lim_cuda_work_size(C.byref(self.device), C.byref(call))
 
-    def plan(self, call):
+    def plan(self, call, all_logits=False):
         refused, text = self.check(call)
         if refused:
             raise ValueError(text)
         args, launches = Args(), (Launch * 2)()
-        count = self.plan_library.lim_cuda_plan(C.byref(self.device), C.byref(call), C.byref(args), launches)
+        plan = self.plan_library.lim_cuda_plan_all if all_logits else self.plan_library.lim_cuda_plan
+        count = plan(C.byref(self.device), C.byref(call), C.byref(args), launches)
         self.ok(self.plan_library.lim_cuda_encode(C.byref(args)))
         return Plan(self, args, [launches[i] for i in range(count)])
 

@@ -51,11 +51,11 @@ TEST(Probe, ChoosesForOneRowInsideTheBatchsMemory) {
     EXPECT_EQ(select.call.positions, 0u);
     EXPECT_EQ(select.call.table, 0u) << "the set is wanted as positions";
     EXPECT_EQ(select.call.lengths, call.lengths + 3 * 4);
-    EXPECT_EQ(select.logits, whole.logits + 3 * 32 * 4 * (uint64_t)whole.logit_stride);
+    EXPECT_EQ(select.logits, whole.logits + 3 * 32 * 4 * (uint64_t)whole.room_stride);
     EXPECT_EQ(select.sums, whole.sums + 3 * 32 * 4);
     EXPECT_EQ(select.gathered, whole.gathered + 3 * 4);
     const uint64_t end = call.work + lim_cuda_work_size(&kDevice, &call);
-    EXPECT_LE(select.logits + 32 * 4 * (uint64_t)whole.logit_stride, end);
+    EXPECT_LE(select.logits + 32 * 4 * (uint64_t)whole.room_stride, end);
 
     EXPECT_STREQ(launches[2].name, "lim_probe");
     EXPECT_EQ(launches[2].grid[0], 32u);

@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "kernels.h"
 #include "order.h"
+#include "sieve.h"
 #include "split.h"
 #include "visible.h"
 
@@ -150,6 +151,7 @@ TEST(Order, SamplesStayInside) {
     for (uint32_t count : {2049u, 4097u, 32768u, 1u << 20}) {
         for (uint32_t i : {0u, 1u, 2047u}) ASSERT_LT(SampleAt(i, 2048, count), count);
         ASSERT_LT(SampleRank(2048, count, 1536, 4096), 2048u);
+        ASSERT_LT(SampleRank(2048, count, 768, 4096), 2048u);
     }
 }
 
@@ -352,11 +354,103 @@ TEST(Plan, WorkIsInside) {
     lim_cuda_launch l[2];
     lim_cuda_plan(&kH200, &c, &a, l);
     const uint64_t end = c.work + lim_cuda_work_size(&kH200, &c);
-    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits};
+    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits, a.sieved, a.again};
     for (size_t i = 0; i + 1 < sizeof parts / sizeof *parts; i++) ASSERT_LT(parts[i], parts[i + 1]);
     ASSERT_GE(parts[0], c.work);
-    ASSERT_EQ(a.logits + (uint64_t)c.n_rows * c.heads * a.logit_stride * 4, end);
+    ASSERT_GE(a.room_stride, 2 * a.logit_stride); /* two floats for each token that is kept */
+    ASSERT_LE(a.logits + (uint64_t)c.n_rows * c.heads * a.room_stride * 4, a.sieved);
+    ASSERT_LE(a.sieved + (uint64_t)c.n_rows * c.heads * LIM_CUDA_SIEVES * sizeof(lim_cuda_sieved), a.again);
+    ASSERT_EQ(a.again + (uint64_t)c.n_rows * c.heads * 4, end);
     ASSERT_EQ(a.logits % 256, 0u);
+}
+
+/* The copy engine and the sieve are for Hopper, halves, rows without a table, long stretches. */
+TEST(Plan, TakesTheKernelOfTheCase) {
+    const struct {
+        const char *attends, *selects;
+        void (*change)(lim_cuda_call *);
+    } cases[] = {
+        {"lim_attend_f16_128_8_sieve", "lim_select_sieved", [](lim_cuda_call *) {}},
+        {"lim_attend_bf16_64_8_sieve", "lim_select_sieved", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_BF16, c->dim = 64; }},
+        {"lim_attend_f16_128_8_tensor", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_FULL; }},
+        {"lim_attend_f16_128_8_tensor", "lim_select_mass", [](lim_cuda_call *c) { c->policy = LIM_CUDA_MASS; }},
+        {"lim_attend_f16_128_8_tensor", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1; }},
+        {"lim_attend_f16_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 12; c->page_shift = 4; }},
+        {"lim_attend_f16_128_16_direct", "lim_select_union", [](lim_cuda_call *c) { c->heads = 128; }},
+        {"lim_attend_f16_256_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->dim = 256; c->key.head_stride = c->value.head_stride = 512; c->query.head_stride = c->output.head_stride = 512; c->query.row_stride = c->output.row_stride = 16384; }},
+        {"lim_attend_fp8_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; }},
+        {"lim_attend_f16_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->value.page_stride = (int64_t)1 << 40; }},
+        {"lim_short_f16_128_8_indexed", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_LIST; }},
+    };
+    for (const auto &x : cases) {
+        for (int all : {0, 1}) {
+            lim_cuda_call c = Good();
+            c.mode = LIM_CUDA_SELECT;
+            x.change(&c);
+            char text[256];
+            ASSERT_EQ(lim_cuda_check(&kH200, &c, text, sizeof text), 0) << text;
+            lim_cuda_args   a;
+            lim_cuda_launch l[2];
+            const int       count = (all ? lim_cuda_plan_all : lim_cuda_plan)(&kH200, &c, &a, l);
+            std::string     attends = x.attends, selects = x.selects;
+            if (all && selects == "lim_select_sieved") {
+                selects = "lim_select_union";
+                attends.replace(attends.find("sieve"), 5, "tensor");
+            }
+            EXPECT_EQ(l[0].name, attends);
+            EXPECT_EQ(count == 2 ? l[1].name : "", selects);
+            EXPECT_EQ(a.sieved != 0, selects == "lim_select_sieved");
+            EXPECT_EQ(a.tensor != 0, attends.find("tensor") != std::string::npos || a.sieved != 0);
+            if (a.tensor != 0) EXPECT_LE(2 * (l[0].shared + 2048), (uint32_t)kH200.shared_per_multiprocessor) << attends;
+        }
+        lim_cuda_call c = Good();
+        c.mode = LIM_CUDA_SELECT;
+        x.change(&c);
+        lim_cuda_args   a;
+        lim_cuda_launch l[2];
+        lim_cuda_plan(&kSmall, &c, &a, l);
+        EXPECT_EQ(a.tensor, 0u);
+        EXPECT_EQ(a.sieved, 0u);
+    }
+}
+
+/* ---- the sieve ---- */
+
+TEST(Sieve, EveryTileComesOnce) {
+    std::mt19937 rng(std::random_device{}());
+    for (int round = 0; round < 2000; round++) {
+        const int tiles = (int)(rng() % 16), all = tiles * 2 + (int)(rng() % 200), turn = 64, first = (int)(rng() % 1000) * 16;
+        const int step = tiles == 0 ? 0 : all / tiles;
+        TileOrder o = TileOrderFrom(first, tiles);
+        std::vector<int> seen(all, -1);
+        for (int i = 0; i < all; i++) {
+            const int which = (o.token - first) / turn;
+            ASSERT_EQ((o.token - first) % turn, 0);
+            ASSERT_TRUE(which >= 0 && which < all) << which << " of " << all << ", " << tiles << " sampled";
+            ASSERT_EQ(seen[which], -1);
+            seen[which] = i;
+            if (i < tiles) {
+                ASSERT_EQ(which, i * step);
+            }
+            TileOrderNext(&o, first, turn, step, tiles);
+        }
+    }
+}
+
+TEST(Sieve, SamplesFitAndStretchesPay) {
+    for (uint32_t group = 1; group <= 8; group++) {
+        const uint32_t tiles = SieveTiles(group, 4);
+        ASSERT_LE(tiles * 4 * 16 * group, (uint32_t)LIM_CUDA_SIEVE_SAMPLES);
+        /* What waits of a head, a line and a tile, has its samples' place. */
+        ASSERT_GE(tiles * 16 * 4, (32u + 16) * 8);
+        for (uint32_t need : {1u, 48u, 768u, 8192u}) {
+            const uint32_t least = SieveLeast(need, tiles, 4);
+            /* Half of it is the least that is sampled: two tiles for each that is, and it keeps no more than half. */
+            ASSERT_GE(least / 2 / 64 / tiles, 2u);
+            ASSERT_LE(SieveAim(need, least / 2) * 2, least / 2);
+            ASSERT_GE(SieveAim(need, least), 2 * need);
+        }
+    }
 }
 
 TEST(Plan, RefusalsNameTheArgument) {

@@ -170,6 +170,19 @@ static void run_kernel(const char *name, void **params) {
     }
 }
 
+/* Refuses what the driver does. */
+EXPORT int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, const uint64_t *dims, const uint64_t *strides,
+                                  const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
+    (void)type, (void)interleave, (void)promotion, (void)fill;
+    if ((uintptr_t)map % 64 != 0 || (uintptr_t)address % 16 != 0 || rank < 1 || rank > 5 || (swizzle == 3 && box[0] * 2 > 128)) return 1;
+    for (uint32_t i = 0; i < rank; i++) {
+        if (dims[i] < 1 || dims[i] > (uint64_t)1 << 32 || box[i] < 1 || box[i] > 256 || steps[i] != 1) return 1;
+        if (i + 1 < rank && (strides[i] % 16 != 0 || strides[i] >= (uint64_t)1 << 40)) return 1;
+    }
+    memset(map, 0, 128);
+    memcpy(map, &address, sizeof address);
+    return 0;
+}
 EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
                           void **params, void **extra) {
     BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d%s", (char *)f, gx, gy, gz,

@@ -1,0 +1,185 @@
+/* The attention's side of sieve.h: heads and lanes as in a tile's scores, heads 2t and 2t + 1, tokens g and g + 8.
+ *
+ * Each warp works by itself, with bounds of its own from its own samples. What reaches them waits in shared memory until
+ * there are 32 of a head, and goes to memory in whole lines: single ones cost as much as all logits would. */
+#ifndef LESSISMORE_CUDA_SIEVE_CUH
+#define LESSISMORE_CUDA_SIEVE_CUH
+
+#include "mma.cuh"
+#include "order.h"
+#include "sieve.h"
+
+namespace lessismore {
+
+template <int kWarps>
+struct Sieve {
+    static constexpr uint32_t kAll = 0xffffffffu;
+    static constexpr uint32_t kLine = 32;                               /* items that go to memory at once */
+    static constexpr int      kMost = LIM_CUDA_SIEVE_SAMPLES / kWarps / 4 / 32; /* samples of a head for each lane */
+
+    /* Of the block: how many items are in the list that grows by lines, from the stretch's begin up, and in that of the
+     * others, from its end down. */
+    struct Kept {
+        uint32_t lines[8], others[8];
+        float    bound[kWarps][8];
+    };
+
+    Kept    &kept;
+    float   *samples; /* the warp's: [group, 4 or 8][tiles][16]; then a head's items that wait */
+    uint2   *items;   /* of the group's first head */
+    uint32_t group, stride; /* elements from head to head */
+    int      begin, end;    /* the stretch */
+    int      from, until;   /* the tokens that the selection chooses among */
+    int      warp, lane;
+    uint32_t waiting[2]; /* of the lane's heads */
+
+    __device__ __forceinline__ uint32_t Tiles() const { return SieveTiles(group, kWarps); }
+    __device__ __forceinline__ float *SamplesOf(uint32_t head) const { return samples + head * Tiles() * 16; }
+    __device__ __forceinline__ uint2 *WaitingOf(uint32_t head) const { return (uint2 *)SamplesOf(head); }
+    __device__ __forceinline__ bool Chosen(int token) const { return token >= from && token < until; }
+
+    /* Lists begin empty, and take everything. The block meets before the first logit. */
+    __device__ __forceinline__ void Open() {
+        waiting[0] = waiting[1] = 0;
+        if (lane < 8) {
+            kept.bound[warp][lane] = lane < group ? -INFINITY : INFINITY;
+            if (warp == 0) kept.lines[lane] = kept.others[lane] = 0;
+        }
+    }
+
+    __device__ __forceinline__ void Sample(const float (&x)[4], uint32_t tile, int token) const {
+        const int   mine = token + (lane >> 2);
+        const float nan = __uint_as_float(0x7fffffffu);
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            const uint32_t head = (lane & 3) * 2 + c;
+            if (head >= group) continue;
+            float *to = SamplesOf(head) + tile * 16 + (lane >> 2);
+            to[0] = Chosen(mine) ? x[c] : nan;
+            to[8] = Chosen(mine + 8) ? x[c + 2] : nan;
+        }
+    }
+
+    /* After the last sample: bounds that `rank` samples of each head reach, to 16 bits. Those that do become items. */
+    __device__ __forceinline__ void SetBounds(uint32_t rank, int first, int apart) const {
+        const uint32_t each = Tiles() * 16;
+        __syncwarp();
+#pragma unroll 1
+        for (uint32_t head = 0; head < group; head += 2) { /* two at a time: the searches are all latency */
+            uint32_t key[2][kMost], bound[2] = {}; /* the most for which fewer than `rank` keys are less */
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float *from = SamplesOf(head + h);
+#pragma unroll
+                for (int i = 0; i < kMost; i++) {
+                    key[h][i] = head + h < group && lane + i * 32 < each ? OrderKey(__float_as_uint(from[lane + i * 32])) : kAll;
+                }
+            }
+#pragma unroll 1
+            for (uint32_t bit = 1u << 31; bit >= 1u << 16; bit >>= 1) {
+                uint32_t less[2] = {};
+#pragma unroll
+                for (int i = 0; i < kMost; i++) {
+                    less[0] += key[0][i] < (bound[0] | bit);
+                    less[1] += key[1][i] < (bound[1] | bit);
+                }
+                less[0] = __reduce_add_sync(kAll, less[0]);
+                less[1] = __reduce_add_sync(kAll, less[1]);
+                if (less[0] < rank) bound[0] |= bit;
+                if (less[1] < rank) bound[1] |= bit;
+            }
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                if (head + h >= group) break;
+                uint32_t last = bound[h] | 0xffff;           /* the last key of the rank's own kind */
+                if (last >= 0xff800000u) last = 0xff800000u; /* all but NaN */
+                if (lane == 0) kept.bound[warp][head + h] = ValueOf(last);
+                uint32_t own = 0;
+#pragma unroll
+                for (int i = 0; i < kMost; i++) own += key[h][i] <= last;
+                uint32_t to = Take(kept.others[head + h], own);
+                uint2   *list = items + (size_t)(head + h) * stride + end - 1;
+#pragma unroll
+                for (int i = 0; i < kMost; i++) {
+                    if (key[h][i] > last) continue;
+                    const uint32_t at = lane + i * 32;
+                    list[-(int)to] = uint2{__float_as_uint(ValueOf(key[h][i])), (uint32_t)(first + (int)(at / 16) * apart) + at % 16};
+                    to++;
+                }
+            }
+        }
+        __syncwarp();
+    }
+
+    static __device__ __forceinline__ float ValueOf(uint32_t key) { return __uint_as_float(key <= 0x7fffffffu ? 0x7fffffffu - key : key); }
+
+    /* Room for each lane's items: of the first one. */
+    __device__ __forceinline__ uint32_t Take(uint32_t &count, uint32_t own) const {
+        uint32_t sum = own;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const uint32_t other = __shfl_up_sync(kAll, sum, d);
+            if (lane >= d) sum += other;
+        }
+        uint32_t to = 0;
+        if (lane == 31) to = atomicAdd(&count, sum);
+        return __shfl_sync(kAll, to, 31) + sum - own;
+    }
+
+    /* What reaches the bounds of a tile from `token` on. NaN never does. */
+    __device__ __forceinline__ void Keep(const float (&x)[4], int token) {
+        const uint32_t own = 0x11111111u << (lane & 3), before = own & ((1u << lane) - 1);
+        const int      mine = token + (lane >> 2);
+        bool           full = false;
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            const uint32_t head = (lane & 3) * 2 + c;
+            const float    bound = kept.bound[warp][head];
+            const uint32_t low = __ballot_sync(kAll, x[c] >= bound && Chosen(mine)), high = __ballot_sync(kAll, x[c + 2] >= bound && Chosen(mine + 8));
+            const uint32_t half = waiting[c] + __popc(low & own);
+            uint2         *list = WaitingOf(head);
+            if (low >> lane & 1) list[waiting[c] + __popc(low & before)] = uint2{__float_as_uint(x[c]), (uint32_t)mine};
+            if (high >> lane & 1) list[half + __popc(high & before)] = uint2{__float_as_uint(x[c + 2]), (uint32_t)mine + 8};
+            waiting[c] = half + __popc(high & own);
+            full |= waiting[c] >= kLine;
+        }
+        if (__any_sync(kAll, full)) {
+            SendLines(waiting[0], waiting[1]);
+#pragma unroll
+            for (int c = 0; c < 2; c++) waiting[c] %= kLine;
+        }
+    }
+
+    /* Of heads that have a line or more, one goes. */
+    __device__ __forceinline__ void SendLines(uint32_t even, uint32_t odd) const {
+        __syncwarp();
+#pragma unroll 1
+        for (uint32_t head = 0; head < group; head++) {
+            const uint32_t count = __shfl_sync(kAll, head & 1 ? odd : even, head >> 1);
+            if (count < kLine) continue;
+            uint2         *list = WaitingOf(head);
+            const uint2    item = list[lane], next = kLine + lane < count ? list[kLine + lane] : uint2{0, 0};
+            uint32_t       to = 0;
+            if (lane == 0) to = atomicAdd(&kept.lines[head], kLine);
+            to = __shfl_sync(kAll, to, 0);
+            StoreToStay(items + (size_t)head * stride + begin + to + lane, item);
+            if (kLine + lane < count) list[lane] = next;
+        }
+        __syncwarp();
+    }
+
+    /* What still waits at the end of the stretch. */
+    __device__ __forceinline__ void SendRest(uint32_t even, uint32_t odd) const {
+        __syncwarp();
+#pragma unroll 1
+        for (uint32_t head = 0; head < group; head++) {
+            const uint32_t count = __shfl_sync(kAll, head & 1 ? odd : even, head >> 1);
+            const uint32_t to = Take(kept.others[head], lane < count ? 1 : 0);
+            if (lane < count) items[(size_t)head * stride + end - 1 - to] = WaitingOf(head)[lane];
+        }
+    }
+};
+
+}  // namespace lessismore
+
+#endif

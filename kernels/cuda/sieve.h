@@ -1,0 +1,71 @@
+/* Which logits a selection layer's attention keeps.
+ *
+ * Writing all of them costs a seventh of the attention's time, and only the best of each head matter. So where a block has
+ * a long stretch of a row, it looks at a sample of the stretch's tiles first, sets each head a bound, and from then on keeps
+ * the logits that reach it, with their tokens, in a list for each head and block. All that are at least the highest
+ * bound of a head's lists are then known. If they are too few, which takes both a misleading sample and nearly all of the
+ * head's best in one block's stretch, the selection computes that head's logits anew. */
+#ifndef LESSISMORE_CUDA_SIEVE_H
+#define LESSISMORE_CUDA_SIEVE_H
+
+#include "shared.h"
+
+enum {
+    LIM_CUDA_SIEVES = 32,          /* lists of a head: each block leaves two */
+    LIM_CUDA_SIEVE_SAMPLES = 3072, /* logits that a block samples, of all heads of the group */
+};
+
+/* A list of what a block kept of a head: uint2 (the logit's bits, the token) from element `begin` of the head's room on. */
+typedef struct lim_cuda_sieved {
+    uint32_t begin;
+    uint32_t count;
+    float    bound; /* all logits of the block's stretch that reach it are in its lists */
+    uint32_t lists; /* of the row and head; 0: all logits are stored */
+} lim_cuda_sieved;
+
+/* Tiles of 16 tokens that each of the block's warps samples. */
+LIM_SHARED uint32_t SieveTiles(uint32_t group, uint32_t warps) { return LIM_CUDA_SIEVE_SAMPLES / (group <= 4 ? 4 : 8) / 16 / warps; }
+
+/* How many a block should keep: twice the ranks that are needed, in case it has all of a head's best. In a long stretch
+ * more, so that many samples are above the bound. */
+LIM_SHARED uint32_t SieveAim(uint32_t need, uint32_t stretch) { return 2 * need > stretch / 8 ? 2 * need : stretch / 8; }
+
+/* The shortest stretch that is worth it. */
+LIM_SHARED uint32_t SieveLeast(uint32_t need, uint32_t tiles, uint32_t warps) {
+    const uint32_t sampled = 4 * tiles * warps * 16;
+    return 8 * need > sampled ? 8 * need : sampled;
+}
+
+/* The order of a warp's tiles: every step-th first, `tiles` of them, then the others; all in turn where that is none. */
+typedef struct TileOrder {
+    int32_t token; /* the next tile's first */
+    int32_t left;  /* sampled tiles to come; then those to pass over */
+    int32_t until; /* tiles until the next that is passed over */
+    int32_t rest;  /* whether the sample is behind */
+} TileOrder;
+
+LIM_SHARED TileOrder TileOrderFrom(int32_t first, int32_t tiles) {
+    TileOrder o = {first, tiles, 0, tiles == 0};
+    return o;
+}
+
+/* `turn` tokens lie between a tile and the warp's next; step is at least 2, and tiles * step no more than the warp has. */
+LIM_SHARED void TileOrderNext(TileOrder *o, int32_t first, int32_t turn, int32_t step, int32_t tiles) {
+    if (o->rest) {
+        o->token += turn;
+        if (o->left > 0 && --o->until == 0) {
+            o->token += turn;
+            o->left--;
+            o->until = step - 1;
+        }
+    } else if (--o->left > 0) {
+        o->token += step * turn;
+    } else { /* the first tile is behind already */
+        o->rest = 1;
+        o->left = tiles - 1;
+        o->until = step - 1;
+        o->token = first + turn;
+    }
+}
+
+#endif
