@@ -25,7 +25,7 @@ class Browser:
     """One page. `problems` are what it has complained about: errors, warnings, exceptions, requests that were made."""
 
     def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="lessismore-")
+        self._folder = tempfile.TemporaryDirectory(prefix="lessismore-", ignore_cleanup_errors=True)
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
 
