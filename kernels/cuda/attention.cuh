@@ -901,9 +901,7 @@ struct Attention {
         if (!sieves && blockIdx.x != first) return;
         if (threadIdx.x < args.group) {
             const uint32_t head = threadIdx.x, lists = sieves ? 2 * (last - first + 1) : 0, others = kept->others[head];
-            float          bound = kept->bound[0][head];
-#pragma unroll
-            for (int w = 1; w < kWarps; w++) bound = fmaxf(bound, kept->bound[w][head]);
+            const float    bound = kept->bound[0][head];
             to[head * LIM_CUDA_SIEVES] = lim_cuda_sieved{(uint32_t)begin, kept->lines[head], bound, lists};
             to[head * LIM_CUDA_SIEVES + 1] = lim_cuda_sieved{(uint32_t)end - others, others, bound, lists};
         }

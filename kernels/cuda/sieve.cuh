@@ -1,7 +1,8 @@
 /* The attention's side of sieve.h: heads and lanes as in a tile's scores, heads 2t and 2t + 1, tokens g and g + 8.
  *
- * Each warp works by itself, with bounds of its own from its own samples. What reaches them waits in shared memory until
- * there are 32 of a head, and goes to memory in whole lines: single ones cost as much as all logits would. */
+ * The block's warps meet once, for the bounds: each head's is the mean of those that the warps found in their samples. What
+ * reaches it waits in each warp's shared memory until there are 32 of a head, and goes to memory in whole lines: single
+ * ones cost as much as all logits would. */
 #ifndef LESSISMORE_CUDA_SIEVE_CUH
 #define LESSISMORE_CUDA_SIEVE_CUH
 
@@ -21,7 +22,8 @@ struct Sieve {
      * others, from its end down. */
     struct Kept {
         uint32_t lines[8], others[8];
-        float    bound[kWarps][8];
+        float    found[kWarps][8]; /* by each warp in its samples */
+        float    bound[kWarps][8]; /* each warp's own copy of the block's */
     };
 
     Kept    &kept;
@@ -60,20 +62,21 @@ struct Sieve {
         }
     }
 
-    /* After the last sample: bounds that `rank` samples of each head reach, to 16 bits. Those that do become items. */
+    __device__ __forceinline__ uint32_t SampleKey(uint32_t head, uint32_t i) const {
+        return head < group && i < Tiles() * 16 ? OrderKey(__float_as_uint(SamplesOf(head)[i])) : kAll;
+    }
+
+    /* After the last sample, by all warps: bounds that `rank` of a warp's samples of each head reach, to 16 bits and on
+     * average. Samples that do become items. */
     __device__ __forceinline__ void SetBounds(uint32_t rank, int first, int apart) const {
-        const uint32_t each = Tiles() * 16;
         __syncwarp();
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head += 2) { /* two at a time: the searches are all latency */
             uint32_t key[2][kMost], bound[2] = {}; /* the most for which fewer than `rank` keys are less */
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const float *from = SamplesOf(head + h);
-#pragma unroll
-                for (int i = 0; i < kMost; i++) {
-                    key[h][i] = head + h < group && lane + i * 32 < each ? OrderKey(__float_as_uint(from[lane + i * 32])) : kAll;
-                }
+            for (int i = 0; i < kMost; i++) {
+                key[0][i] = SampleKey(head, lane + i * 32);
+                key[1][i] = SampleKey(head + 1, lane + i * 32);
             }
 #pragma unroll 1
             for (uint32_t bit = 1u << 31; bit >= 1u << 16; bit >>= 1) {
@@ -88,24 +91,37 @@ struct Sieve {
                 if (less[0] < rank) bound[0] |= bit;
                 if (less[1] < rank) bound[1] |= bit;
             }
+            if (lane < 2) {
+                const uint32_t last = (lane == 0 ? bound[0] : bound[1]) | 0xffff;                /* the last key of the rank's own kind */
+                kept.found[warp][head + lane] = last >= 0xff800000u ? -INFINITY : ValueOf(last); /* all but NaN */
+            }
+        }
+        asm volatile("bar.sync 2, %0;" ::"n"(kWarps * 32) : "memory");
+        if (lane < group) {
+            float mean = 0;
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                if (head + h >= group) break;
-                uint32_t last = bound[h] | 0xffff;           /* the last key of the rank's own kind */
-                if (last >= 0xff800000u) last = 0xff800000u; /* all but NaN */
-                if (lane == 0) kept.bound[warp][head + h] = ValueOf(last);
-                uint32_t own = 0;
+            for (int w = 0; w < kWarps; w++) mean += kept.found[w][lane] * (1.0f / kWarps);
+            if (mean != mean) mean = INFINITY; /* of infinite ones of both signs */
+            kept.bound[warp][lane] = mean;
+        }
+        __syncwarp();
+#pragma unroll 1
+        for (uint32_t head = 0; head < group; head++) {
+            const uint32_t last = OrderKey(__float_as_uint(kept.bound[warp][head]));
+            uint32_t       key[kMost], own = 0;
 #pragma unroll
-                for (int i = 0; i < kMost; i++) own += key[h][i] <= last;
-                uint32_t to = Take(kept.others[head + h], own);
-                uint2   *list = items + (size_t)(head + h) * stride + end - 1;
+            for (int i = 0; i < kMost; i++) {
+                key[i] = SampleKey(head, lane + i * 32);
+                own += key[i] <= last;
+            }
+            uint32_t to = Take(kept.others[head], own);
+            uint2   *list = items + (size_t)head * stride + end - 1;
 #pragma unroll
-                for (int i = 0; i < kMost; i++) {
-                    if (key[h][i] > last) continue;
-                    const uint32_t at = lane + i * 32;
-                    list[-(int)to] = uint2{__float_as_uint(ValueOf(key[h][i])), (uint32_t)(first + (int)(at / 16) * apart) + at % 16};
-                    to++;
-                }
+            for (int i = 0; i < kMost; i++) {
+                if (key[i] > last) continue;
+                const uint32_t at = lane + i * 32;
+                list[-(int)to] = uint2{__float_as_uint(ValueOf(key[i])), (uint32_t)(first + (int)(at / 16) * apart) + at % 16};
+                to++;
             }
         }
         __syncwarp();
