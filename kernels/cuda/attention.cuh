@@ -1,7 +1,7 @@
 /* Decode attention: one query token per row, all query heads of a KV head at once.
  *
  * Reading K and V is all the cost, so they are read once, in tiles of 16 tokens, through each warp's own
- * pipeline of asynchronous copies: warps never wait for each other until a piece is done. The scores of a
+ * pipeline of asynchronous copies: warps hardly ever wait for each other until a piece is done. The scores of a
  * tile, its weights and its values are three small matrix products in registers. Blocks take equal stretches
  * of all work (split.h); what a stretch leaves unfinished is merged by the last block to arrive, in the order
  * of the pieces and not of the arrivals, so results are the same bits in every run.
@@ -413,7 +413,7 @@ struct Attention {
         if (call.mode == LIM_CUDA_SELECT && place.tokens > call.budget) {
             logits = (float *)args.logits + ((int64_t)row * call.heads + (int64_t)kv_head * group) * args.room_stride;
         }
-        Sieve<kWarps> sieve = {*kept, (float *)(shared + kQueryBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_SIEVE_SAMPLES / kWarps),
+        Sieve<kWarps> sieve = {kept, (float *)(shared + kQueryBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_SIEVE_SAMPLES / kWarps),
                                (uint2 *)logits, (uint32_t)group, (uint32_t)args.logit_stride, begin, end, call.first,
                                min(end, place.tokens - call.recent), warp, lane};
         TileOrder order = {};
@@ -889,7 +889,7 @@ struct Attention {
         const uint32_t first = SplitBlockOf(place.before, blocks, place.total);
         const uint32_t last = SplitBlockOf(place.before + units - 1, blocks, place.total);
         const uint32_t least = SieveLeast(args.need, SieveTiles(args.group, kWarps), kWarps);
-        return args.sieved != 0 && place.tokens > args.call.budget && (uint32_t)place.tokens >= least && 2 * (last - first + 1) <= LIM_CUDA_SIEVES &&
+        return place.tokens > args.call.budget && (uint32_t)place.tokens >= least && 2 * (last - first + 1) <= LIM_CUDA_SIEVES &&
                place.total / blocks * args.unit >= least;
     }
     /* What the selection finds of the piece. */
@@ -938,7 +938,7 @@ struct Attention {
             fresh = false;
             const bool sieves = kSieve && Sieves(place, units, blocks);
             Piece(place, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots, sieves);
-            if (kSieve && args.sieved != 0) LeaveKept(place, units, blocks, first_token, last_token, sieves);
+            if (kSieve) LeaveKept(place, units, blocks, first_token, last_token, sieves);
             if (!whole) Arrive(place, units, blocks);
             at += to - place.unit;
             if (at >= end) return;

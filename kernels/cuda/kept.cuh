@@ -55,7 +55,7 @@ static __device__ __forceinline__ uint32_t TurnsFrom(const Kept &k, uint32_t fir
     return entry;
 }
 
-/* The lane's item of a turn; 0: none. */
+/* The lane's item of a turn; nullptr: none. */
 static __device__ __forceinline__ const uint2 *ItemIn(const Kept &k, uint32_t turn) {
     const uint32_t lane = threadIdx.x & 31;
     return lane < turn >> kTurnShift ? k.items + (turn & ((1u << kTurnShift) - 1)) + lane : nullptr;
@@ -148,7 +148,8 @@ static __device__ __noinline__ Found FindKept(const lim_cuda_args &args, int row
     }
 }
 
-/* A head's logits, which were not kept, once more, one after another in the head's room. Slow, and hardly ever needed. */
+/* A head's logits, which were not kept, once more, one after another in the head's room. Slow, and hardly ever needed. The
+ * sums are in another order than the attention's, so the last bits may differ. */
 static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int row, int head, int n, float *query) {
     const lim_cuda_call &call = args.call;
     const bool           brain = call.kv_type == LIM_CUDA_BF16;
@@ -197,7 +198,6 @@ static __device__ __forceinline__ uint32_t RankKept(const Kept &k, const Ranking
     float          value[kHeldTurns];
     uint32_t       place[kHeldTurns / 4], best = kAll, worst = 0;
     ClearBuckets(r.buckets);
-    if (threadIdx.x == 0) common.crowded = 0;
 #pragma unroll
     for (int j = 0; j < kHeldTurns; j++) {
         const uint2 *from = ItemIn(k, __shfl_sync(kAll, turns, j));

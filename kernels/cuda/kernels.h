@@ -30,7 +30,7 @@ enum {
 
 enum {
     LIM_CUDA_FULL   = 0, /* attend to every visible token */
-    LIM_CUDA_SELECT = 1, /* the same, and leave the logits (and log-sum-exps) for the selection */
+    LIM_CUDA_SELECT = 1, /* the same, and leave what the selection needs of the logits (and log-sum-exps) */
     LIM_CUDA_LIST   = 2, /* attend to each row's token set */
 };
 
@@ -107,7 +107,7 @@ typedef struct lim_cuda_call {
  * 1 if it is never right, 2 if it is right but not possible here. */
 int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *call, char *text, size_t size);
 
-/* Bytes of work memory for calls of this shape in any mode: rows, heads, dim, capacity, budget count.
+/* Bytes of work memory for calls of this shape in any mode: rows, heads, KV heads, dim, capacity, budget count.
  * The memory must be zero when first used; each call leaves it ready for the next one on the same stream, which may
  * have other rows, lengths and mode, but not another kv_heads. Calls that may run at the same time need separate work memory. Monotone in each of
  * n_rows, capacity, mid and heads. */
@@ -141,7 +141,7 @@ typedef struct lim_cuda_args {
     uint64_t      gathered; /* uint32 [n_rows]: arrivals of the selection */
     uint64_t      logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see sieve.h */
     uint64_t      sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
-    uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(mid) for each: positions; `union` */
+    uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(mid) for each: positions, `need` or all; `union` */
     uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
     int64_t       logit_stride; /* the capacity, rounded up */
     uint32_t      unit;     /* tokens in the unit of the split */

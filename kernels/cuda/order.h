@@ -13,6 +13,9 @@ LIM_SHARED uint32_t OrderKey(uint32_t bits) {
     return bits & 0x80000000u ? bits : 0x7fffffffu - bits;
 }
 
+/* The bits of a key's logit. */
+LIM_SHARED uint32_t OrderBits(uint32_t key) { return key <= 0x7fffffffu ? 0x7fffffffu - key : key; }
+
 LIM_SHARED uint64_t OrderItem(uint32_t bits, uint32_t position) { return (uint64_t)OrderKey(bits) << 32 | position; }
 
 /* Where a head's logit of a token is, from the first one of its head. Attention leaves those of a KV head's query
@@ -28,9 +31,9 @@ LIM_SHARED uint64_t LogitsOf(uint32_t head, uint32_t together, uint64_t stride) 
 /* Elements from a head's ranking to the next one's: read four at a time. */
 LIM_SHARED uint32_t RankStride(uint32_t mid) { return (mid + 3) / 4 * 4; }
 
-/* How far each head is ranked at first. With many heads the merge, one rank of all heads after the other, has filled the
- * set long before half of it would come from each. */
-LIM_SHARED uint32_t RanksNeeded(uint32_t heads, uint32_t mid) { return heads >= 8 ? (mid + 1) / 2 : mid; }
+/* How far each head is ranked at first. With many heads the merge, one rank of all heads after the other, fills the set before
+ * half of it has come from each, unless they hardly differ. */
+LIM_SHARED uint32_t RanksNeeded(uint32_t heads, uint32_t mid) { return heads >= 16 ? (mid + 1) / 2 : mid; }
 
 /* Finding a bound such that at least `want` and at most `room` items are not above it. Counting is the
  * caller's; it tells the search what a bound let through until that fits. */

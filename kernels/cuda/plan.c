@@ -18,6 +18,8 @@ enum {
     kBuckets = 2048,
 };
 
+enum { HOPPER = 90 }; /* compute capability */
+
 /* Shared memory that the system takes of each block. */
 #define RESERVED 1024
 /* Of the selection's and attention's own static variables, rounded up. */
@@ -147,8 +149,6 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 
 /* ---- attention: pipeline and grid ---- */
 
-enum { HOPPER = 90 };
-
 /* What the blocks of a cluster leave for each other: for each four elements a float4 and two sums. */
 static int64_t inbox_bytes(const lim_cuda_call *c, int cluster) {
     const int64_t fours = (int64_t)group_of(c) * (c->dim / 4), each = cluster > 1 ? (fours + cluster - 1) / cluster : 0;
@@ -273,7 +273,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     const int64_t part = ((int64_t)group * (c->dim + 2) + 3) / 4 * 4 * 4;
     const int     three = d->multiprocessors * 3; /* the most blocks of any mode */
     a->logit_stride = ((int64_t)c->capacity + 31) / 32 * 32;
-    a->room_stride = 2 * a->logit_stride;
+    a->room_stride = (d->capability == HOPPER ? 2 : 1) * a->logit_stride; /* only there are they sieved */
     /* What has to be zero stays in its place when the number of rows changes. */
     a->arrivals = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * c->kv_heads * 4);
     a->gathered = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * 4);
@@ -324,7 +324,7 @@ static void plan_select(const lim_cuda_call *c, int sieved, lim_cuda_launch *l) 
 static int may_sieve(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t pairs, uint32_t blocks) {
     const uint32_t units = pairs * SplitUnits(c->capacity, a->unit);
     return a->tensor && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
-           units / blocks * a->unit >= SieveLeast(a->need, SieveTiles((uint32_t)a->group, kWarps), kWarps);
+           2 * blocks <= LIM_CUDA_SIEVES * pairs && units / blocks * a->unit >= SieveLeast(a->need, SieveTiles((uint32_t)a->group, kWarps), kWarps);
 }
 
 static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {

@@ -1,8 +1,8 @@
 /* Measuring on the device what token sets keep: the CUDA side of lim_cpu_probe.
  *
- * Behind a SELECT call, whose logits are still in its work memory, one launch finds how much of each head's softmax
- * other token sets of a row would keep and how much the set that the call chose for it keeps, and adds up what the
- * others lose. Sums stay in device memory, so that a step of a measurement needs nothing of the host.
+ * Behind a SELECT call that stores all logits (lim_cuda_plan_all), which are still in its work memory, one launch finds how
+ * much of each head's softmax other token sets of a row would keep and how much the set that the call chose for it
+ * keeps, and adds up what the others lose. Sums stay in device memory, so that a step of a measurement needs nothing of the host.
  * No atomic adds: a place belongs to one thread, so sums are the same bits in every run of the same calls. */
 #ifndef LESSISMORE_CUDA_PROBE_H
 #define LESSISMORE_CUDA_PROBE_H

@@ -94,9 +94,7 @@ static __device__ __forceinline__ uint32_t BlockSum(uint32_t x, uint32_t *sums) 
     return SumOfWarps(sums, kWarps);
 }
 
-static __device__ __forceinline__ float ValueOfKey(uint32_t key) {
-    return __uint_as_float(key <= 0x7fffffffu ? 0x7fffffffu - key : key);
-}
+static __device__ __forceinline__ float ValueOfKey(uint32_t key) { return __uint_as_float(OrderBits(key)); }
 
 static __device__ __forceinline__ bool Finite(float v) { return (__float_as_uint(v) & 0x7f800000u) != 0x7f800000u; }
 

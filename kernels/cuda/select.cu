@@ -145,7 +145,7 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
 
     LoadRanks(next, of_head, rank, known);
     for (;;) {
-        if (known < want && begin + stretch > known) return false;
+        if (known < want && begin >= known) return false;
 #pragma unroll
         for (int i = 0; i < 4; i++) now[i] = next[i];
         LoadRanks(next, of_head, rank + stretch, known);
@@ -209,11 +209,11 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
     return true;
 }
 
-/* Ranks a head's tokens as far as the merge will hardly ever come; kAll: as far as it may. */
-template <bool kSieved, bool kAll>
+/* Ranks a head's tokens as far as the merge will hardly ever come; kToEnd: as far as it may. */
+template <bool kSieved, bool kToEnd>
 static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int row, int head, int n, const Ranking &ranking, Common &common) {
     const lim_cuda_call &call = args.call;
-    const uint32_t       want = kAll ? call.mid : args.need;
+    const uint32_t       want = kToEnd ? call.mid : args.need;
     uint32_t            *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(call.mid);
     Logits               x = LogitsIn(args, row, head);
     uint32_t             known = kNone;
@@ -224,7 +224,7 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
     if constexpr (kSieved) {
         uint32_t  *again = (uint32_t *)args.again + (int64_t)row * call.heads + head;
         const Kept kept = KeptIn(args, row, head);
-        if (kAll && kept.lists != 0 && __ldcg(again) != 0) {
+        if (kToEnd && kept.lists != 0 && __ldcg(again) != 0) {
             x = {(const float *)kept.items, 1};
         } else if (kept.lists != 0) {
             known = RankKept(kept, ranking, want, common, visit);
@@ -241,7 +241,7 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
             known = kNone;
             stored = true;
         }
-        if (!kAll && threadIdx.x == 0) __stcg(again, few);
+        if (!kToEnd && threadIdx.x == 0) __stcg(again, few);
         if (known != kNone) return;
         if (!stored) {
             ForRanks(ranking, found.count, want, found.best, found.worst, common, visit);

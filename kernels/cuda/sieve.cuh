@@ -26,7 +26,7 @@ struct Sieve {
         float    bound[kWarps][8]; /* each warp's own copy of the block's */
     };
 
-    Kept    &kept;
+    Kept    *kept;
     float   *samples; /* the warp's: [group, 4 or 8][tiles][16]; then a head's items that wait */
     uint2   *items;   /* of the group's first head */
     uint32_t group, stride; /* elements from head to head */
@@ -44,8 +44,8 @@ struct Sieve {
     __device__ __forceinline__ void Open() {
         waiting[0] = waiting[1] = 0;
         if (lane < 8) {
-            kept.bound[warp][lane] = lane < group ? -INFINITY : INFINITY;
-            if (warp == 0) kept.lines[lane] = kept.others[lane] = 0;
+            kept->bound[warp][lane] = lane < group ? -INFINITY : INFINITY;
+            if (warp == 0) kept->lines[lane] = kept->others[lane] = 0;
         }
     }
 
@@ -66,68 +66,75 @@ struct Sieve {
         return head < group && i < Tiles() * 16 ? OrderKey(__float_as_uint(SamplesOf(head)[i])) : kAll;
     }
 
-    /* After the last sample, by all warps: bounds that `rank` of a warp's samples of each head reach, to 16 bits and on
-     * average. Samples that do become items. */
+    /* After the last sample, by all warps: bounds that `rank` of a warp's samples of each head reach, about and on average.
+     * Samples that do become items. */
     __device__ __forceinline__ void SetBounds(uint32_t rank, int first, int apart) const {
         __syncwarp();
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head += 2) { /* two at a time: the searches are all latency */
-            uint32_t key[2][kMost], bound[2] = {}; /* the most for which fewer than `rank` keys are less */
+            uint32_t    key[2][kMost];
+            SieveSearch search[2];
 #pragma unroll
-            for (int i = 0; i < kMost; i++) {
-                key[0][i] = SampleKey(head, lane + i * 32);
-                key[1][i] = SampleKey(head + 1, lane + i * 32);
+            for (int h = 0; h < 2; h++) {
+                uint32_t lowest = kAll, highest = 0;
+#pragma unroll
+                for (int i = 0; i < kMost; i++) {
+                    key[h][i] = SampleKey(head + h, lane + i * 32);
+                    lowest = min(lowest, key[h][i]);
+                    if (key[h][i] != kAll) highest = max(highest, key[h][i]); /* NaN is none */
+                }
+                lowest = __reduce_min_sync(kAll, lowest);
+                highest = __reduce_max_sync(kAll, highest);
+                search[h] = SieveSearchFrom(lowest, max(lowest, highest));
             }
 #pragma unroll 1
-            for (uint32_t bit = 1u << 31; bit >= 1u << 16; bit >>= 1) {
+            while (search[0].bit != 0 || search[1].bit != 0) {
                 uint32_t less[2] = {};
 #pragma unroll
                 for (int i = 0; i < kMost; i++) {
-                    less[0] += key[0][i] < (bound[0] | bit);
-                    less[1] += key[1][i] < (bound[1] | bit);
+                    less[0] += key[0][i] < SieveSearchTry(&search[0]);
+                    less[1] += key[1][i] < SieveSearchTry(&search[1]);
                 }
                 less[0] = __reduce_add_sync(kAll, less[0]);
                 less[1] = __reduce_add_sync(kAll, less[1]);
-                if (less[0] < rank) bound[0] |= bit;
-                if (less[1] < rank) bound[1] |= bit;
+                SieveSearchNext(&search[0], less[0] < rank);
+                SieveSearchNext(&search[1], less[1] < rank);
             }
             if (lane < 2) {
-                const uint32_t last = (lane == 0 ? bound[0] : bound[1]) | 0xffff;                /* the last key of the rank's own kind */
-                kept.found[warp][head + lane] = last >= 0xff800000u ? -INFINITY : ValueOf(last); /* all but NaN */
+                const uint32_t last = lane == 0 ? SieveSearchEnd(&search[0]) : SieveSearchEnd(&search[1]);
+                kept->found[warp][head + lane] = last >= 0xff800000u ? -INFINITY : __uint_as_float(OrderBits(last)); /* all but NaN */
             }
         }
         asm volatile("bar.sync 2, %0;" ::"n"(kWarps * 32) : "memory");
         if (lane < group) {
             float mean = 0;
 #pragma unroll
-            for (int w = 0; w < kWarps; w++) mean += kept.found[w][lane] * (1.0f / kWarps);
+            for (int w = 0; w < kWarps; w++) mean += kept->found[w][lane] * (1.0f / kWarps);
             if (mean != mean) mean = INFINITY; /* of infinite ones of both signs */
-            kept.bound[warp][lane] = mean;
+            kept->bound[warp][lane] = mean;
         }
         __syncwarp();
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head++) {
-            const uint32_t last = OrderKey(__float_as_uint(kept.bound[warp][head]));
+            const uint32_t last = OrderKey(__float_as_uint(kept->bound[warp][head]));
             uint32_t       key[kMost], own = 0;
 #pragma unroll
             for (int i = 0; i < kMost; i++) {
                 key[i] = SampleKey(head, lane + i * 32);
                 own += key[i] <= last;
             }
-            uint32_t to = Take(kept.others[head], own);
+            uint32_t to = Take(kept->others[head], own);
             uint2   *list = items + (size_t)head * stride + end - 1;
 #pragma unroll
             for (int i = 0; i < kMost; i++) {
                 if (key[i] > last) continue;
                 const uint32_t at = lane + i * 32;
-                list[-(int)to] = uint2{__float_as_uint(ValueOf(key[i])), (uint32_t)(first + (int)(at / 16) * apart) + at % 16};
+                list[-(int)to] = uint2{OrderBits(key[i]), (uint32_t)(first + (int)(at / 16) * apart) + at % 16};
                 to++;
             }
         }
         __syncwarp();
     }
-
-    static __device__ __forceinline__ float ValueOf(uint32_t key) { return __uint_as_float(key <= 0x7fffffffu ? 0x7fffffffu - key : key); }
 
     /* Room for each lane's items: of the first one. */
     __device__ __forceinline__ uint32_t Take(uint32_t &count, uint32_t own) const {
@@ -150,7 +157,7 @@ struct Sieve {
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             const uint32_t head = (lane & 3) * 2 + c;
-            const float    bound = kept.bound[warp][head];
+            const float    bound = kept->bound[warp][head];
             const uint32_t low = __ballot_sync(kAll, x[c] >= bound && Chosen(mine)), high = __ballot_sync(kAll, x[c + 2] >= bound && Chosen(mine + 8));
             const uint32_t half = waiting[c] + __popc(low & own);
             uint2         *list = WaitingOf(head);
@@ -176,7 +183,7 @@ struct Sieve {
             uint2         *list = WaitingOf(head);
             const uint2    item = list[lane], next = kLine + lane < count ? list[kLine + lane] : uint2{0, 0};
             uint32_t       to = 0;
-            if (lane == 0) to = atomicAdd(&kept.lines[head], kLine);
+            if (lane == 0) to = atomicAdd(&kept->lines[head], kLine);
             to = __shfl_sync(kAll, to, 0);
             StoreToStay(items + (size_t)head * stride + begin + to + lane, item);
             if (kLine + lane < count) list[lane] = next;
@@ -190,7 +197,7 @@ struct Sieve {
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head++) {
             const uint32_t count = __shfl_sync(kAll, head & 1 ? odd : even, head >> 1);
-            const uint32_t to = Take(kept.others[head], lane < count ? 1 : 0);
+            const uint32_t to = Take(kept->others[head], lane < count ? 1 : 0);
             if (lane < count) items[(size_t)head * stride + end - 1 - to] = WaitingOf(head)[lane];
         }
     }

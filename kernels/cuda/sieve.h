@@ -30,6 +30,40 @@ LIM_SHARED uint32_t SieveTiles(uint32_t group, uint32_t warps) { return LIM_CUDA
  * more, so that many samples are above the bound. */
 LIM_SHARED uint32_t SieveAim(uint32_t need, uint32_t stretch) { return 2 * need > stretch / 8 ? 2 * need : stretch / 8; }
 
+/* A search for a bound among keys (order.h), by halves of their range, 16 times: wherever that lies, it is found to the same
+ * small part of it. */
+typedef struct SieveSearch {
+    uint32_t lowest, range; /* of the keys */
+    uint32_t at;            /* above the lowest: the most that is known to have fewer than the rank's keys below it */
+    uint32_t bit, last;     /* the next to be tried, 0: none; the last one */
+} SieveSearch;
+
+LIM_SHARED SieveSearch SieveSearchFrom(uint32_t lowest, uint32_t highest) {
+    SieveSearch s = {lowest, highest - lowest, 0, 0, 1};
+    uint32_t    rest = s.range;
+    if (rest != 0) s.bit = 1;
+    while (rest >>= 1) s.bit <<= 1;
+    if (s.bit >> 15 > 0) s.last = s.bit >> 15;
+    return s;
+}
+
+/* What to count the keys below of. */
+LIM_SHARED uint32_t SieveSearchTry(const SieveSearch *s) {
+    const uint32_t at = s->at | s->bit;
+    return at <= s->range ? s->lowest + at : UINT32_MAX;
+}
+
+LIM_SHARED void SieveSearchNext(SieveSearch *s, int fewer_than_rank) {
+    if (fewer_than_rank) s->at |= s->bit;
+    s->bit = s->bit > s->last ? s->bit >> 1 : 0;
+}
+
+/* The highest key that the search does not tell from the rank's own. */
+LIM_SHARED uint32_t SieveSearchEnd(const SieveSearch *s) {
+    const uint32_t at = s->at | (s->last - 1);
+    return s->lowest + (at < s->range ? at : s->range);
+}
+
 /* The shortest stretch that is worth it. */
 LIM_SHARED uint32_t SieveLeast(uint32_t need, uint32_t tiles, uint32_t warps) {
     const uint32_t sampled = 4 * tiles * warps * 16;

@@ -347,7 +347,7 @@ func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
 	p := into.plan
 	p.count = C.int32_t(C.lim_cuda_plan(&d.limits, call.c(), &p.args, &p.launches[0]))
 	p.context = unsafe.Pointer(d.handle())
-	if err := driverError("describing K and V to the copy engine", C.CUresult(C.lim_cuda_encode(&p.args))); err != nil {
+	if err := driverError("describing K and V to the copy engine", C.lim_encode(d.handle(), &p.args)); err != nil {
 		p.count = 0
 		return nil, err
 	}

@@ -173,7 +173,10 @@ static void run_kernel(const char *name, void **params) {
 /* Refuses what the driver does. */
 EXPORT int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, const uint64_t *dims, const uint64_t *strides,
                                   const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
+    BEGIN(cuTensorMapEncodeTiled, "!", "%u axes at %p, %llu by %llu by %llu", rank, address, (unsigned long long)dims[0],
+          (unsigned long long)dims[1], (unsigned long long)dims[2]);
     (void)type, (void)interleave, (void)promotion, (void)fill;
+    if (current == NULL) return 201;
     if ((uintptr_t)map % 64 != 0 || (uintptr_t)address % 16 != 0 || rank < 1 || rank > 5 || (swizzle == 3 && box[0] * 2 > 128)) return 1;
     for (uint32_t i = 0; i < rank; i++) {
         if (dims[i] < 1 || dims[i] > (uint64_t)1 << 32 || box[i] < 1 || box[i] > 256 || steps[i] != 1) return 1;
