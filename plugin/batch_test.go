@@ -305,15 +305,13 @@ func TestBatchLaunchThatFails(t *testing.T) {
 	require.Equal(t, batchStep{layer: -1}, b.step)
 }
 
-// K and V are described to the copy engine when a layer is planned, by a driver that wants a context for it.
+// K and V are described to the copy engine when a call is planned, by a driver that wants a context for it.
 func TestBatchMapThatFails(t *testing.T) {
 	if !batchChild() {
 		batchAgain(t, "LIM_STANDIN_FAIL=cuTensorMapEncodeTiled:700")
 		return
 	}
-	b := makeBatch(t, nil)
-	a := batchCall(0)
-	err := b.Attend(&a)
+	_, err := NewBatch(batchEngine(t, nil), batchLayers, batchShape)
 	var refusal *Error
 	require.True(t, errors.As(err, &refusal))
 	require.Equal(t, DeviceFailed, refusal.Kind)
