@@ -11,7 +11,9 @@
 #ifndef LESSISMORE_CUDA_ATTENTION_CUH
 #define LESSISMORE_CUDA_ATTENTION_CUH
 
+#include "elements.cuh"
 #include "kernels.h"
+#include "place.cuh"
 #include "rows.cuh"
 #include "sieve.cuh"
 #include "split.h"
@@ -25,130 +27,6 @@ constexpr int ThreadsOf(bool short_work) { return WarpsOf(short_work) * 32; }
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kLowest = -3.0e38f; /* the largest of no logits: the difference of two must be a number */
-constexpr uint32_t kAll = 0xffffffffu;
-
-__device__ __forceinline__ float LoadElement(const uint8_t *from, int type, int i) {
-    switch (type) {
-    case LIM_CUDA_F16: return __half2float(((const __half *)from)[i]);
-    case LIM_CUDA_BF16: return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
-    default: return ((const float *)from)[i];
-    }
-}
-
-__device__ __forceinline__ void StoreFour(uint8_t *to, int type, int i, float4 v) {
-    switch (type) {
-    case LIM_CUDA_F16: {
-        __half *p = (__half *)to + i;
-        p[0] = __float2half_rn(v.x), p[1] = __float2half_rn(v.y), p[2] = __float2half_rn(v.z), p[3] = __float2half_rn(v.w);
-        break;
-    }
-    case LIM_CUDA_BF16: {
-        __nv_bfloat16 *p = (__nv_bfloat16 *)to + i;
-        p[0] = __float2bfloat16_rn(v.x), p[1] = __float2bfloat16_rn(v.y);
-        p[2] = __float2bfloat16_rn(v.z), p[3] = __float2bfloat16_rn(v.w);
-        break;
-    }
-    default: {
-        float *p = (float *)to + i;
-        p[0] = v.x, p[1] = v.y, p[2] = v.z, p[3] = v.w;
-    }
-    }
-}
-
-/* Out of line: code that is rare, or runs once, must not push the loop out of the instruction cache; at
- * these run times a kernel's first pass through its code is mostly waiting for it. */
-static __device__ __noinline__ float SoftCap(float x, float cap) { return cap * tanhf(x / cap); }
-
-/* What a row attends to in this call. */
-__device__ __forceinline__ int RowTokens(const lim_cuda_call &call, int row) {
-    const int n = __ldg((const int32_t *)call.lengths + row);
-    return call.mode == LIM_CUDA_LIST ? min(n, call.budget) : n;
-}
-
-/* A block's place in the line of units: the row, KV head and unit that it begins with. Every warp finds it
- * by itself, from one read of the lengths where there are no more than 32 rows. */
-struct Place {
-    uint32_t total; /* units of the whole call */
-    int32_t  row, head;
-    int32_t  tokens; /* of the row */
-    uint32_t unit;   /* inside the pair */
-    uint32_t before; /* units before the pair */
-};
-
-__device__ __forceinline__ uint32_t WarpScan(uint32_t x, int lane) { /* inclusive */
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const uint32_t other = __shfl_up_sync(kAll, x, d);
-        if (lane >= d) x += other;
-    }
-    return x;
-}
-
-/* The place of the block's first unit; begin and end of its stretch. Returns false if it has no work. */
-static __device__ __noinline__ bool FindPlace(const lim_cuda_args &args, int lane, Place *p, uint32_t *begin, uint32_t *end) {
-    const int rows = args.call.n_rows;
-    const uint32_t kv_heads = (uint32_t)args.call.kv_heads;
-    int       tokens = lane < rows ? RowTokens(args.call, lane) : 0;
-    uint32_t  units = lane < rows ? SplitUnits(tokens, args.unit) * kv_heads : 0;
-    uint32_t  sum = WarpScan(units, lane);
-    uint32_t  total = __shfl_sync(kAll, sum, 31);
-    if (rows > 32) {
-        uint32_t more = 0;
-#pragma unroll 1
-        for (int r = 32 + lane; r < rows; r += 32) more += SplitUnits(RowTokens(args.call, r), args.unit) * kv_heads;
-#pragma unroll
-        for (int d = 16; d > 0; d /= 2) more += __shfl_xor_sync(kAll, more, d);
-        total += more;
-    }
-    const uint32_t blocks = SplitBlocks(total, gridDim.x);
-    if (blockIdx.x >= blocks) return false;
-    const uint32_t at = SplitBegin(blockIdx.x, blocks, total);
-    *begin = at;
-    *end = SplitBegin(blockIdx.x + 1, blocks, total);
-    uint32_t before = 0; /* units of the rows passed */
-    for (int base = 0;;) {
-        const uint32_t found = __ballot_sync(kAll, units > 0 && at < before + sum);
-        if (found != 0) {
-            const int      who = __ffs((int)found) - 1;
-            const uint32_t first = before + __shfl_sync(kAll, sum - units, who);
-            p->total = total;
-            p->row = base + who;
-            p->tokens = __shfl_sync(kAll, tokens, who);
-            const uint32_t per_pair = SplitUnits(p->tokens, args.unit);
-            p->head = (int32_t)((at - first) / per_pair);
-            p->unit = (at - first) % per_pair;
-            p->before = first + (uint32_t)p->head * per_pair;
-            return true;
-        }
-        before += __shfl_sync(kAll, sum, 31);
-        base += 32;
-        tokens = base + lane < rows ? RowTokens(args.call, base + lane) : 0;
-        units = base + lane < rows ? SplitUnits(tokens, args.unit) * kv_heads : 0;
-        sum = WarpScan(units, lane);
-    }
-}
-
-/* The place if every row's list is as long as the budget, which takes no reading of lengths. */
-__device__ __forceinline__ void GuessPlace(const lim_cuda_args &args, Place *p, uint32_t *begin, uint32_t *end) {
-    const uint32_t per_pair = SplitUnits(args.call.budget, args.unit);
-    p->total = (uint32_t)(args.call.n_rows * args.call.kv_heads) * per_pair;
-    const uint32_t blocks = SplitBlocks(p->total, gridDim.x);
-    *begin = SplitBegin(blockIdx.x, blocks, p->total);
-    *end = SplitBegin(blockIdx.x + 1, blocks, p->total);
-    const uint32_t pair = *begin / per_pair;
-    p->unit = *begin - pair * per_pair;
-    p->before = pair * per_pair;
-    p->row = (int32_t)(pair / (uint32_t)args.call.kv_heads);
-    p->head = (int32_t)(pair - (uint32_t)p->row * (uint32_t)args.call.kv_heads);
-    p->tokens = args.call.budget;
-}
-
-__device__ __forceinline__ bool GuessHolds(const lim_cuda_args &args, int lane) {
-    bool holds = true;
-#pragma unroll 1
-    for (int r = lane; r < args.call.n_rows; r += 32) holds &= __ldg((const int32_t *)args.call.lengths + r) >= args.call.budget;
-    return __all_sync(kAll, holds);
-}
 
 /* Partial results: [group][dim] sums of values, then [group] largest, [group] sums of weights. */
 __device__ __forceinline__ size_t PartFloats(int group, int dim) { return (size_t)(group * (dim + 2) + 3) / 4 * 4; }

@@ -2,6 +2,7 @@
 #ifndef LESSISMORE_CUDA_KEPT_CUH
 #define LESSISMORE_CUDA_KEPT_CUH
 
+#include "elements.cuh"
 #include "ranking.cuh"
 #include "sieve.h"
 
@@ -157,9 +158,7 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
     __syncthreads();
     for (int d = threadIdx.x; d < call.dim; d += kThreads) {
         const uint8_t *from = (const uint8_t *)call.query.data + row * call.query.row_stride + head * call.query.head_stride;
-        float          v = call.query.type == LIM_CUDA_F16    ? __half2float(((const __half *)from)[d])
-                           : call.query.type == LIM_CUDA_BF16 ? __bfloat162float(((const __nv_bfloat16 *)from)[d])
-                                                              : ((const float *)from)[d];
+        const float    v = LoadElement(from, call.query.type, d);
         query[d] = brain ? __bfloat162float(__float2bfloat16_rn(v)) : __half2float(__float2half_rn(v));
     }
     __syncthreads();
@@ -181,7 +180,7 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
             }
         }
         float x = sum * call.scale;
-        if (call.softcap > 0) x = call.softcap * tanhf(x / call.softcap);
+        if (call.softcap > 0) x = SoftCap(x, call.softcap);
         __stcg(to + token, x);
     }
     __syncthreads();

@@ -2,6 +2,7 @@
  * head, and at the row's own set again: that costs less than blocks that wait for each other. */
 #include "probe.h"
 #include "order.h"
+#include "warp.cuh"
 
 #include <cuda_runtime.h>
 
@@ -10,7 +11,6 @@ namespace probing {
 
 constexpr int      kThreads = 256;
 constexpr int      kWarps = kThreads / 32;
-constexpr uint32_t kAll = 0xffffffffu;
 
 /* This thread's part of what a set keeps of a head: every kThreads-th token. */
 static __device__ __forceinline__ float Share(const float *x, uint32_t together, float sum, uint32_t n, const int32_t *positions, uint32_t count) {

@@ -7,13 +7,13 @@
 #include "kernels.h"
 #include "mma.cuh"
 #include "order.h"
+#include "warp.cuh"
 
 namespace lessismore {
 namespace selection {
 
 constexpr int      kThreads = 512;
 constexpr int      kWarps = kThreads / 32;
-constexpr uint32_t kAll = 0xffffffffu;
 constexpr uint32_t kBuckets = 2048;
 constexpr int      kEachBucket = kBuckets / kThreads;
 constexpr int      kSampled = 2048 / kThreads; /* by each thread */
@@ -62,15 +62,7 @@ static __device__ Ranking RankingIn(uint8_t *shared, int room) {
     return r;
 }
 
-static __device__ __forceinline__ uint32_t WarpScan(uint32_t x) { /* inclusive */
-    const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const uint32_t other = __shfl_up_sync(kAll, x, d);
-        if (lane >= d) x += other;
-    }
-    return x;
-}
+static __device__ __forceinline__ uint32_t WarpScan(uint32_t x) { return lessismore::WarpScan(x, threadIdx.x & 31); }
 
 /* Block-wide sums have one barrier, after which every warp adds up what the warps left. Two rooms for that take
  * turns: a warp that is still reading one cannot meet a warp that writes it again. */

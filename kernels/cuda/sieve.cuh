@@ -9,12 +9,12 @@
 #include "mma.cuh"
 #include "order.h"
 #include "sieve.h"
+#include "warp.cuh"
 
 namespace lessismore {
 
 template <int kWarps>
 struct Sieve {
-    static constexpr uint32_t kAll = 0xffffffffu;
     static constexpr uint32_t kLine = 32;                               /* items that go to memory at once */
     static constexpr int      kMost = LIM_CUDA_SIEVE_SAMPLES / kWarps / 4 / 32; /* samples of a head for each lane */
 
@@ -138,12 +138,7 @@ struct Sieve {
 
     /* Room for each lane's items: of the first one. */
     __device__ __forceinline__ uint32_t Take(uint32_t &count, uint32_t own) const {
-        uint32_t sum = own;
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const uint32_t other = __shfl_up_sync(kAll, sum, d);
-            if (lane >= d) sum += other;
-        }
+        const uint32_t sum = WarpScan(own, lane);
         uint32_t to = 0;
         if (lane == 31) to = atomicAdd(&count, sum);
         return __shfl_sync(kAll, to, 31) + sum - own;
