@@ -287,6 +287,13 @@ func TestBatchRefusals(t *testing.T) {
 	require.ErrorContains(t, err, "mid = 22500 is more than")
 }
 
+func requireKind(t *testing.T, kind Kind, err error) {
+	t.Helper()
+	var refusal *Error
+	require.True(t, errors.As(err, &refusal))
+	require.Equal(t, kind, refusal.Kind)
+}
+
 func nan() float32 { z := float32(0); return z / z }
 
 // A launch that fails may have left half a layer: the step is forgotten.
@@ -298,9 +305,7 @@ func TestBatchLaunchThatFails(t *testing.T) {
 	b := makeBatch(t, nil)
 	a := batchCall(2)
 	err := b.Attend(&a)
-	var refusal *Error
-	require.True(t, errors.As(err, &refusal))
-	require.Equal(t, DeviceFailed, refusal.Kind)
+	requireKind(t, DeviceFailed, err)
 	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_sieve: CUDA_ERROR (700)")
 	require.Equal(t, batchStep{layer: -1}, b.step)
 }
@@ -312,9 +317,7 @@ func TestBatchMapThatFails(t *testing.T) {
 		return
 	}
 	_, err := NewBatch(batchEngine(t, nil), batchLayers, batchShape)
-	var refusal *Error
-	require.True(t, errors.As(err, &refusal))
-	require.Equal(t, DeviceFailed, refusal.Kind)
+	requireKind(t, DeviceFailed, err)
 	require.ErrorContains(t, err, "describing K and V to the copy engine: CUDA_ERROR (700)")
 }
 
@@ -324,8 +327,6 @@ func TestBatchOutOfMemory(t *testing.T) {
 		return
 	}
 	_, err := NewBatch(batchEngine(t, nil), batchLayers, batchShape)
-	var refusal *Error
-	require.True(t, errors.As(err, &refusal))
-	require.Equal(t, NoMemory, refusal.Kind)
+	requireKind(t, NoMemory, err)
 	require.ErrorContains(t, err, "CUDA_ERROR_OUT_OF_MEMORY")
 }

@@ -299,7 +299,7 @@ struct Attention {
         if constexpr (kSieve) {
             if (sieves) {
                 sieve.Open();
-                if (end - begin >= (int)SieveLeast(args.need, sieve.Tiles(), kWarps) / 2) {
+                if (end - begin >= (int)SieveLeast(args.need, (uint32_t)group, kWarps) / 2) {
                     samples = (int)sieve.Tiles();
                     step = (end - begin) / turn / samples;
                 }
@@ -676,9 +676,9 @@ struct Attention {
     __device__ __forceinline__ void Arrive(const Place &place, uint32_t units, uint32_t blocks) {
         const lim_cuda_call &call = args.call;
         const int            group = args.group;
-        const uint32_t       first = SplitBlockOf(place.before, blocks, place.total);
-        const uint32_t       last = SplitBlockOf(place.before + units - 1, blocks, place.total);
-        const int            count = (int)(last - first + 1);
+        const Span           span = SpanOf(place, units, blocks);
+        const uint32_t       first = span.first;
+        const int            count = (int)span.count;
         uint32_t            *arrivals = (uint32_t *)args.arrivals + (int64_t)place.row * call.kv_heads + place.head;
 
         __shared__ bool is_last;
@@ -764,21 +764,18 @@ struct Attention {
 
     /* The same for all blocks of the row. */
     __device__ __forceinline__ bool Sieves(const Place &place, uint32_t units, uint32_t blocks) const {
-        const uint32_t first = SplitBlockOf(place.before, blocks, place.total);
-        const uint32_t last = SplitBlockOf(place.before + units - 1, blocks, place.total);
-        const uint32_t least = SieveLeast(args.need, SieveTiles(args.group, kWarps), kWarps);
-        return place.tokens > args.call.budget && (uint32_t)place.tokens >= least && 2 * (last - first + 1) <= LIM_CUDA_SIEVES &&
+        const uint32_t least = SieveLeast(args.need, args.group, kWarps);
+        return place.tokens > args.call.budget && (uint32_t)place.tokens >= least && 2 * SpanOf(place, units, blocks).count <= LIM_CUDA_SIEVES &&
                place.total / blocks * args.unit >= least;
     }
     /* What the selection finds of the piece. */
     __device__ __forceinline__ void LeaveKept(const Place &place, uint32_t units, uint32_t blocks, int begin, int end, bool sieves) const {
-        const uint32_t   first = SplitBlockOf(place.before, blocks, place.total);
-        const uint32_t   last = SplitBlockOf(place.before + units - 1, blocks, place.total);
+        const Span       span = SpanOf(place, units, blocks);
         lim_cuda_sieved *to = (lim_cuda_sieved *)args.sieved +
-                              ((int64_t)place.row * args.call.heads + place.head * args.group) * LIM_CUDA_SIEVES + 2 * (blockIdx.x - first);
-        if (!sieves && blockIdx.x != first) return;
+                              ((int64_t)place.row * args.call.heads + place.head * args.group) * LIM_CUDA_SIEVES + 2 * (blockIdx.x - span.first);
+        if (!sieves && blockIdx.x != span.first) return;
         if (threadIdx.x < args.group) {
-            const uint32_t head = threadIdx.x, lists = sieves ? 2 * (last - first + 1) : 0, others = kept->others[head];
+            const uint32_t head = threadIdx.x, lists = sieves ? 2 * span.count : 0, others = kept->others[head];
             const float    bound = kept->bound[0][head];
             to[head * LIM_CUDA_SIEVES] = lim_cuda_sieved{(uint32_t)begin, kept->lines[head], bound, lists};
             to[head * LIM_CUDA_SIEVES + 1] = lim_cuda_sieved{(uint32_t)end - others, others, bound, lists};

@@ -65,8 +65,7 @@ static __device__ __forceinline__ const uint2 *ItemIn(const Kept &k, uint32_t tu
 /* Adds the items that are not above the bound to r.items; the best and the worst key of the thread's. */
 static __device__ __forceinline__ void CollectKept(const Kept &k, uint64_t bound, uint32_t room, const Ranking &r, uint32_t &best,
                                                    uint32_t &worst, Common &common) {
-    constexpr int  kEach = 4; /* under way at a time */
-    const uint32_t lane = threadIdx.x & 31;
+    constexpr int kEach = 4; /* under way at a time */
     best = kAll;
     worst = 0;
 #pragma unroll 1
@@ -79,15 +78,12 @@ static __device__ __forceinline__ void CollectKept(const Kept &k, uint64_t bound
 #pragma unroll
             for (int j = 0; j < kEach; j++) {
                 const uint2 *from = ItemIn(k, __shfl_sync(kAll, turns, base + j));
-                const uint2  two = from != nullptr ? __ldcg(from) : uint2{0x7fffffffu, kAll};
+                const uint2  two = from != nullptr ? __ldcg(from) : uint2{ORDER_NONE, kAll};
                 item[j] = OrderItem(two.x, two.y);
             }
 #pragma unroll
             for (int j = 0; j < kEach; j++) passes |= (uint32_t)(item[j] <= bound && item[j] != UINT64_MAX) << j;
-            const uint32_t own = __popc(passes), sum = WarpScan(own);
-            uint32_t       to = 0;
-            if (lane == 31 && sum != 0) to = atomicAdd(&common.count, sum);
-            to = __shfl_sync(kAll, to, 31) + sum - own;
+            uint32_t to = TakeRoom(common.count, __popc(passes), threadIdx.x & 31);
 #pragma unroll
             for (int j = 0; j < kEach; j++) {
                 if (!(passes >> j & 1)) continue;
@@ -105,10 +101,8 @@ struct Found {
     uint32_t count;
     uint32_t best, worst; /* keys of the thread's */
 };
-static __device__ __noinline__ Found FindKept(const lim_cuda_args &args, int row, int head, uint32_t want, uint8_t *shared, Common &common) {
-    const uint32_t room = args.room;
+static __device__ __noinline__ Found FindKept(const Kept k, uint32_t want, uint32_t room, uint8_t *shared, Common &common) {
     const Ranking  r = RankingIn(shared, room);
-    const Kept     k = KeptIn(args, row, head);
     const uint64_t least = OrderItem(__float_as_uint(k.bound), kAll);
     Found          found = {0, kAll, 0};
     uint64_t       bound = least;
@@ -200,7 +194,7 @@ static __device__ __forceinline__ uint32_t RankKept(const Kept &k, const Ranking
 #pragma unroll
     for (int j = 0; j < kHeldTurns; j++) {
         const uint2 *from = ItemIn(k, __shfl_sync(kAll, turns, j));
-        value[j] = from != nullptr ? __uint_as_float(__ldcg(&from->x)) : __uint_as_float(0x7fffffffu);
+        value[j] = from != nullptr ? __uint_as_float(__ldcg(&from->x)) : __uint_as_float(ORDER_NONE);
     }
 #pragma unroll
     for (int j = 0; j < kHeldTurns; j++) {
@@ -238,7 +232,7 @@ static __device__ __forceinline__ uint32_t RankKept(const Kept &k, const Ranking
 #pragma unroll
         for (int j = 0; j < kBatch; j++) {
             const uint2 *from = ItemIn(k, __shfl_sync(kAll, turns, base + j));
-            item[j] = from != nullptr ? __ldcg(from) : uint2{0x7fffffffu, 0};
+            item[j] = from != nullptr ? __ldcg(from) : uint2{ORDER_NONE, 0};
         }
 #pragma unroll
         for (int j = 0; j < kBatch; j++) {

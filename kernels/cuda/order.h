@@ -7,6 +7,8 @@
 
 #include "shared.h"
 
+enum { ORDER_NONE = 0x7fffffff }; /* the bits of a logit that is not there: NaN */
+
 LIM_SHARED uint32_t OrderKey(uint32_t bits) {
     if (bits == 0x80000000u) bits = 0;
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0xffffffffu;

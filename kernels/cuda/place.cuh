@@ -68,6 +68,15 @@ static __device__ __noinline__ bool FindPlace(const lim_cuda_args &args, int lan
     }
 }
 
+/* The blocks that share a pair of so many units. */
+struct Span {
+    uint32_t first, count;
+};
+__device__ __forceinline__ Span SpanOf(const Place &place, uint32_t units, uint32_t blocks) {
+    const uint32_t first = SplitBlockOf(place.before, blocks, place.total);
+    return {first, SplitBlockOf(place.before + units - 1, blocks, place.total) - first + 1};
+}
+
 /* The place if every row's list is as long as the budget, which takes no reading of lengths. */
 __device__ __forceinline__ void GuessPlace(const lim_cuda_args &args, Place *p, uint32_t *begin, uint32_t *end) {
     const uint32_t per_pair = SplitUnits(args.call.budget, args.unit);

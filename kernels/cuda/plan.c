@@ -324,7 +324,7 @@ static void plan_select(const lim_cuda_call *c, int sieved, lim_cuda_launch *l) 
 static int may_sieve(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t pairs, uint32_t blocks) {
     const uint32_t units = pairs * SplitUnits(c->capacity, a->unit);
     return a->tensor && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
-           2 * blocks <= LIM_CUDA_SIEVES * pairs && units / blocks * a->unit >= SieveLeast(a->need, SieveTiles((uint32_t)a->group, kWarps), kWarps);
+           2 * blocks <= LIM_CUDA_SIEVES * pairs && units / blocks * a->unit >= SieveLeast(a->need, (uint32_t)a->group, kWarps);
 }
 
 static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {

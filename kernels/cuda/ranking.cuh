@@ -177,7 +177,7 @@ constexpr int      kFours = 8;
 constexpr uint32_t kSweep = 4 * kFours * kThreads; /* what the block looks at */
 
 static __device__ __forceinline__ void LoadFours(float4 (&v)[kFours], const Logits &x, uint32_t at, uint32_t end) {
-    const float  nan = __uint_as_float(0x7fffffffu);
+    const float  nan = __uint_as_float(ORDER_NONE);
     const float *from = x.first + LogitAt(at, x.together);
 #pragma unroll
     for (int j = 0; j < kFours; j++) {
@@ -206,10 +206,7 @@ static __device__ __forceinline__ void CollectAbove(const Logits &x, float4 (&v)
             const uint32_t bit = over / kThreads;
             passes &= ~(15u << bit) | ((1u << end % 4) - 1) << bit;
         }
-        const uint32_t own = __popc(passes), sum = WarpScan(own);
-        uint32_t       to = 0;
-        if (lane == 31 && sum != 0) to = atomicAdd(&common.count, sum);
-        to = __shfl_sync(kAll, to, 31) + sum - own;
+        uint32_t to = TakeRoom(common.count, __popc(passes), lane);
 #pragma unroll 1
         for (; passes != 0; passes &= passes - 1, to++) {
             const uint32_t bit = __ffs((int)passes) - 1;

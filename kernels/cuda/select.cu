@@ -216,8 +216,6 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
     const uint32_t       want = kToEnd ? call.mid : args.need;
     uint32_t            *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(call.mid);
     Logits               x = LogitsIn(args, row, head);
-    uint32_t             known = kNone;
-    bool                 stored = true;
     const auto           visit = [&](uint32_t rank, uint32_t position) {
         if (rank < want) __stcg(ranks + rank, position);
     };
@@ -227,25 +225,16 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
         if (kToEnd && kept.lists != 0 && __ldcg(again) != 0) {
             x = {(const float *)kept.items, 1};
         } else if (kept.lists != 0) {
-            known = RankKept(kept, ranking, want, common, visit);
-            stored = false;
-        }
-        Found found = {0, kAll, 0};
-        if (!stored && known == kNone) {
-            __syncthreads();
-            found = FindKept(args, row, head, want, (uint8_t *)ranking.items, common);
-        }
-        const bool few = !stored && (known == kNone ? found.count : known) < want;
-        if (few) {
+            uint32_t known = RankKept(kept, ranking, want, common, visit);
+            if (known == kNone) {
+                __syncthreads();
+                const Found found = FindKept(kept, want, args.room, (uint8_t *)ranking.items, common);
+                known = found.count;
+                if (known >= want) ForRanks(ranking, known, want, found.best, found.worst, common, visit);
+            }
+            if (!kToEnd && threadIdx.x == 0) __stcg(again, known < want);
+            if (known >= want) return;
             x = Recompute(args, row, head, n, (float *)ranking.buckets);
-            known = kNone;
-            stored = true;
-        }
-        if (!kToEnd && threadIdx.x == 0) __stcg(again, few);
-        if (known != kNone) return;
-        if (!stored) {
-            ForRanks(ranking, found.count, want, found.best, found.worst, common, visit);
-            return;
         }
     }
     uint32_t       best, worst;

@@ -51,7 +51,7 @@ struct Sieve {
 
     __device__ __forceinline__ void Sample(const float (&x)[4], uint32_t tile, int token) const {
         const int   mine = token + (lane >> 2);
-        const float nan = __uint_as_float(0x7fffffffu);
+        const float nan = __uint_as_float(ORDER_NONE);
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             const uint32_t head = (lane & 3) * 2 + c;
@@ -123,7 +123,7 @@ struct Sieve {
                 key[i] = SampleKey(head, lane + i * 32);
                 own += key[i] <= last;
             }
-            uint32_t to = Take(kept->others[head], own);
+            uint32_t to = TakeRoom(kept->others[head], own, lane);
             uint2   *list = items + (size_t)head * stride + end - 1;
 #pragma unroll
             for (int i = 0; i < kMost; i++) {
@@ -134,14 +134,6 @@ struct Sieve {
             }
         }
         __syncwarp();
-    }
-
-    /* Room for each lane's items: of the first one. */
-    __device__ __forceinline__ uint32_t Take(uint32_t &count, uint32_t own) const {
-        const uint32_t sum = WarpScan(own, lane);
-        uint32_t to = 0;
-        if (lane == 31) to = atomicAdd(&count, sum);
-        return __shfl_sync(kAll, to, 31) + sum - own;
     }
 
     /* What reaches the bounds of a tile from `token` on. NaN never does. */
@@ -192,7 +184,7 @@ struct Sieve {
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head++) {
             const uint32_t count = __shfl_sync(kAll, head & 1 ? odd : even, head >> 1);
-            const uint32_t to = Take(kept->others[head], lane < count ? 1 : 0);
+            const uint32_t to = TakeRoom(kept->others[head], lane < count ? 1 : 0, lane);
             if (lane < count) items[(size_t)head * stride + end - 1 - to] = WaitingOf(head)[lane];
         }
     }

@@ -65,8 +65,8 @@ LIM_SHARED uint32_t SieveSearchEnd(const SieveSearch *s) {
 }
 
 /* The shortest stretch that is worth it. */
-LIM_SHARED uint32_t SieveLeast(uint32_t need, uint32_t tiles, uint32_t warps) {
-    const uint32_t sampled = 4 * tiles * warps * 16;
+LIM_SHARED uint32_t SieveLeast(uint32_t need, uint32_t group, uint32_t warps) {
+    const uint32_t sampled = 4 * SieveTiles(group, warps) * warps * 16;
     return 8 * need > sampled ? 8 * need : sampled;
 }
 

@@ -17,6 +17,14 @@ __device__ __forceinline__ uint32_t WarpScan(uint32_t x, int lane) { /* inclusiv
     return x;
 }
 
+/* Room in a list for each lane's `own` entries: where its first one goes. */
+__device__ __forceinline__ uint32_t TakeRoom(uint32_t &count, uint32_t own, int lane) {
+    const uint32_t sum = WarpScan(own, lane);
+    uint32_t       to = 0;
+    if (lane == 31 && sum != 0) to = atomicAdd(&count, sum);
+    return __shfl_sync(kAll, to, 31) + sum - own;
+}
+
 }  // namespace lessismore
 
 #endif

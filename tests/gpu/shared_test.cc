@@ -471,7 +471,7 @@ TEST(Sieve, SamplesFitAndStretchesPay) {
         /* What waits of a head, a line and a tile, has its samples' place. */
         ASSERT_GE(tiles * 16 * 4, (32u + 16) * 8);
         for (uint32_t need : {1u, 48u, 768u, 8192u}) {
-            const uint32_t least = SieveLeast(need, tiles, 4);
+            const uint32_t least = SieveLeast(need, group, 4);
             /* Half of it is the least that is sampled: two tiles for each that is, and it keeps no more than half. */
             ASSERT_GE(least / 2 / 64 / tiles, 2u);
             ASSERT_LE(SieveAim(need, least / 2) * 2, least / 2);

@@ -315,7 +315,8 @@ def sieved_problem(rng, kind):
     budget = 1024 if kind in ("misleading", "alike") else rng.choice([64, 300, 1024])
     n = rng.randint(36000, 42000)
     p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), dim=rng.choice([64, 128]),
-                       group=rng.choice([2, 4, 5, 8] if budget == 1024 else [1, 2, 4, 5, 8]), kv_heads=8, lengths=[n, n - rng.randrange(100), budget + 50, n], layout=rng.choice(["contiguous", "strided"]),
+                       group=rng.choice([2, 4, 5, 8] if budget == 1024 else [1, 2, 4, 5, 8]), kv_heads=8,
+                       lengths=[n, n - rng.randrange(100), budget + 50, n], layout=rng.choice(["contiguous", "strided"]),
                        budget=budget, recency=0.25, set_sinks=4, capacity=n + rng.choice([0, 5]), sinks=False,
                        softcap=0.0, spread=1.0)
     if kind == "random":

@@ -347,7 +347,7 @@ func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
 	p := into.plan
 	p.count = C.int32_t(C.lim_cuda_plan(&d.limits, call.c(), &p.args, &p.launches[0]))
 	p.context = unsafe.Pointer(d.handle())
-	if err := driverError("describing K and V to the copy engine", C.lim_encode(d.handle(), &p.args)); err != nil {
+	if err := d.encode(&p.args); err != nil {
 		p.count = 0
 		return nil, err
 	}
@@ -360,6 +360,11 @@ func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
 		p.functions[i] = f
 	}
 	return into, nil
+}
+
+// encode completes the arguments of a plan's attention by what only the driver can make.
+func (d *Device) encode(args *C.lim_cuda_args) error {
+	return driverError("describing K and V to the copy engine", C.lim_encode(d.handle(), args))
 }
 
 var tallyName = C.lim_tally_name()

@@ -91,7 +91,7 @@ func (d *Device) PlanProbe(call *Call, probe *Probe, into *ProbePlan) (*ProbePla
 	p := into.plan
 	p.attend.count, p._select.count = 0, 0
 	C.lim_cuda_plan_probe(&d.limits, call.c(), c, &p.attend.args, &p._select.args, &p.probe, &p.launches[0])
-	if err := driverError("describing K and V to the copy engine", C.lim_encode(d.handle(), &p.attend.args)); err != nil {
+	if err := d.encode(&p.attend.args); err != nil {
 		return nil, err
 	}
 	p.attend.launches[0], p._select.launches[0] = p.launches[0], p.launches[1]
