@@ -621,14 +621,14 @@ struct Attention {
 
     static_assert(!kShort || kHeadTiles * 8 * (kDim / 4) <= kThreads, "a thread sends one four");
 
-    /* Before anything is sent to this block: it knows how many bytes will come. Each thread finds out where its own four will
-     * go, too: the divisions would take their time when everything waits for them. */
+    /* Before anything is sent to this block. Each thread finds out where its own four will go, too: the divisions would take
+     * their time when everything waits for them. */
     __device__ __forceinline__ void OpenInbox() {
         each = SentFours();
         const uint32_t to = min(threadIdx.x / each, args.cluster - 1);
         finish_first = ClusterRank() * each;
         finish_count = finish_first < Fours() ? min(each, Fours() - finish_first) : 0;
-        if (threadIdx.x == 0) BarrierBegin(inbox_full, args.cluster * 24 * finish_count);
+        if (threadIdx.x == 0) BarrierBegin(inbox_full);
         const uint32_t at = finish_first + threadIdx.x % each;
         send_values = InBlock(SharedAddress(inbox), to) + at * 16;
         send_sums = InBlock(SharedAddress(inbox), to) + args.cluster * each * 16 + at * 8;
@@ -756,6 +756,7 @@ struct Attention {
             more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
         }
         Piece(place, begin, end, false, 0, slots, more_slots);
+        if (threadIdx.x == 0) BytesExpect(SharedAddress(inbox_full), args.cluster * 24 * finish_count);
         BarrierWait(inbox_full);
         FinishSent(place);
     }

@@ -144,12 +144,10 @@ __device__ __forceinline__ void StoreInBlock(uint32_t to, float2 v, uint32_t ful
                  ::"r"(to), "f"(v.x), "f"(v.y), "r"(full) : "memory");
 #endif
 }
-/* By one thread, before the cluster's first barrier: one phase, complete when `bytes` have come. */
-__device__ __forceinline__ void BarrierBegin(uint64_t *full, uint32_t bytes) {
+/* By one thread, before the cluster's first barrier: of one phase, which is over when the one arrival and its bytes have come. */
+__device__ __forceinline__ void BarrierBegin(uint64_t *full) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;\n\t"
-                 "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-                 ::"r"(SharedAddress(full)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(SharedAddress(full)) : "memory");
 #endif
 }
 __device__ __forceinline__ void BarrierWait(uint64_t *full) {
