@@ -344,6 +344,19 @@ TEST(Plan, WorkGrowsWithTheCall) {
         ASSERT_GE(size, last);
         last = size;
     }
+    for (int heads : {40, 64}) {
+        c.heads = heads;
+        const size_t size = lim_cuda_work_size(&kH200, &c);
+        ASSERT_GT(size, last);
+        last = size;
+    }
+    for (int mid : {c.mid + 4, c.mid + 5, 8 * c.mid}) {
+        c.budget += mid - c.mid;
+        c.mid = mid;
+        const size_t size = lim_cuda_work_size(&kH200, &c);
+        ASSERT_GE(size, last);
+        last = size;
+    }
 }
 
 /* Everything that a plan hands out lies in the work memory, in one piece each. */
