@@ -2,8 +2,8 @@
 
 Each figure is the median of replays of a CUDA graph of 36 launches or so over the K/V of several layers in turn,
 so that nothing is left in the second-level cache from the run before, divided by their number; a replay's own four
-microseconds are in it. Torch's graph has 36 as well. Read bandwidth is measured in the same run by a kernel that only
-reads."""
+microseconds are in it. Graphs of torch's attention and of FlashInfer's, where it is installed, have 36 as well. Read
+bandwidth is measured in the same run by a kernel that only reads."""
 
 import argparse
 import ctypes as C
@@ -26,14 +26,16 @@ DENSE, SELECTING = (0, 1), (2, 12)
 BUDGET = 2048
 
 
-def time_graph(body, repeats=15):
-    """Microseconds of one replay."""
+def time_graph(body, repeats=15, out=None):
+    """Microseconds of one replay. What out then holds is a replay's."""
     body()
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         body()
+    if out is not None:
+        out.fill_(float("nan"))
     for _ in range(2):
         graph.replay()
     times = []
@@ -55,6 +57,14 @@ class Bench:
             self.image = f.read()
         self.k.ok(self.k.cuda.cuModuleLoadData(C.byref(self.module), self.image))
         self.result = {"device": torch.cuda.get_device_name(), "rows": []}
+        versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "flashinfer": None}
+        self.result["versions"] = versions
+        try:
+            import paged
+            self.paged, versions["flashinfer"] = paged, paged.VERSION
+        except Exception as e:  # not installed, or not able to start
+            self.paged, self.result["flashinfer_missing"] = None, f"{type(e).__name__}: {e}"
+        print(f"torch {versions['torch']}, cuDNN {versions['cudnn']}, FlashInfer {versions['flashinfer'] or 'NOT MEASURED: ' + self.result['flashinfer_missing']}", flush=True)
 
     def bandwidth(self):
         f = C.c_void_p()
@@ -75,7 +85,7 @@ class Bench:
         self.read = best
         print(f"{self.result['device']}: read {best:.2f} TB/s, copy {copy:.2f} TB/s", flush=True)
 
-    def case(self, batch, context, layout, kv_type=D.F16, torch_too=True):
+    def case(self, batch, context, layout, kv_type=D.F16, others=("torch", "flashinfer")):
         torch.cuda.empty_cache()
         element = {D.F16: 2, D.BF16: 2, D.FP8: 1, D.Q8_0: 34 / 32}[kv_type]
         per_layer = batch * context * KV_HEADS * DIM * 2 * element
@@ -132,35 +142,73 @@ class Bench:
                 mode = D.FULL if layer in DENSE else D.SELECT if layer in SELECTING else D.LIST
                 plans[mode][layer % layers].run(s)
         r["step_us"] = time_graph(step, 7)
-        if torch_too and kv_type == D.F16:
-            r.update(self.torch_step(batch, kv, q, layout, layers))
-            r["speedup"] = r["torch_us"] / r["step_us"]
+        if kv_type == D.F16:
+            if "torch" in others:
+                r.update(self.torch_step(batch, kv, q, layout, layers))
+            if "flashinfer" in others and self.paged and layout == "strided":
+                r.update(self.flashinfer_step(batch, context, kv, q, layers))
+        measured = {who: r[f"{who}_us"] for who in others if r.get(f"{who}_us")}
+        if measured:
+            r["others_by"] = min(measured, key=measured.get)
+            r["others_us"] = measured[r["others_by"]]
+            r["speedup"] = r["others_us"] / r["step_us"]
         self.result["rows"].append(r)
         print(f"b{batch:<3} {context // 1024:>4}K {layout:<10} {r['kv']:<5} full {r['full_us']:8.1f} us {r['full_share']:4.0%}  selection {r['selection_us']:6.1f} us "
               f"{r['selection_us'] / r['full_us']:5.1%} (logits +{r['attend_logits_us'] - r['full_us']:.1f})  list {r.get('list_us', 0):6.1f} us {r.get('list_share', 0):4.0%}  "
-              f"step {r['step_us']:9.0f} us" + (f"  torch {r['torch_us']:9.0f} us ({r['torch_by']})  {r['speedup']:.2f}x" if "speedup" in r else ""), flush=True)
+              f"step {r['step_us']:9.0f} us" + "".join(f"  {who} {us:9.0f} us ({r[f'{who}_by']})" for who, us in measured.items())
+              + (f"  {r['speedup']:.2f}x {r['others_by']}" if measured else ""), flush=True)
 
     def torch_step(self, batch, kv, q, layout, layers):
         """The fastest of torch's: heads by its own grouping, or the group as query tokens (what reads K/V once)."""
         if layout == "strided":
             kv = [[x.transpose(1, 2) for x in two] for two in kv]
         one, packed = q[:, :, None], q.reshape(batch, KV_HEADS, HEADS // KV_HEADS, DIM)
-        found = {}
+        ways = {}
         for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION), ("efficient", SDPBackend.EFFICIENT_ATTENTION)):
             for how, x, gqa in (("grouped", one, True), ("packed", packed, False)):
-                def body():
-                    for layer in range(LAYERS):
-                        i = layer % layers
-                        F.scaled_dot_product_attention(x, kv[i][0], kv[i][1], enable_gqa=gqa)
-                try:
+                def run(x=x, gqa=gqa, backend=backend):
+                    def body():
+                        for layer in range(LAYERS):
+                            i = layer % layers
+                            F.scaled_dot_product_attention(x, kv[i][0], kv[i][1], enable_gqa=gqa)
                     with sdpa_kernel(backend):
-                        found[f"{name} {how}"] = time_graph(body, 5)
-                except Exception as e:  # a backend that does not take the shape
-                    found[f"{name} {how}"] = None
-                    self.result.setdefault("refused", {})[f"{name} {how}"] = str(e).splitlines()[0][:200]
-                    torch.cuda.synchronize()
-        by = min((n for n in found if found[n]), key=lambda n: found[n])
-        return {"torch_us": found[by], "torch_by": by, "torch_all": found}
+                        return time_graph(body, 5)
+                ways[f"{name} {how}"] = run
+        return self.fastest("torch", ways)
+
+    def flashinfer_step(self, batch, context, kv, q, layers):
+        """The fastest of FlashInfer's whose output is right, over the same memory as pages."""
+        out, last, ways = torch.empty_like(q), kv[(LAYERS - 1) % layers], {}
+        for layout in self.paged.LAYOUTS:
+            pages = self.paged.Pages(batch, context, *layout)
+            seen = [[pages.view(x) for x in two] for two in kv]
+            expected = torch.cat([F.scaled_dot_product_attention(
+                q[row].view(1, KV_HEADS, -1, DIM).float(), *(pages.row(x, row).transpose(0, 1)[None].float() for x in last)) for row in range(batch)]).view(q.shape)
+            for name, way in self.paged.WAYS.items():
+                def run(way=way, pages=pages, seen=seen, expected=expected):
+                    layer_run = way(pages, q, KV_HEADS, out)
+                    def body():
+                        for layer in range(LAYERS):
+                            layer_run(*seen[layer % layers])
+                    us = time_graph(body, 5, out)
+                    error = ((out - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+                    if not error < 5e-3:
+                        raise ValueError(f"wrong output, relative error {error:.2g}")
+                    return us
+                ways[f"{name}, {pages.name}"] = run
+        return self.fastest("flashinfer", ways)
+
+    def fastest(self, who, ways):
+        found = {}
+        for name, run in ways.items():
+            try:
+                found[name] = run()
+            except Exception as e:  # does not take the shape, or answers wrong
+                found[name] = None
+                self.result.setdefault("refused", {})[f"{who} {name}"] = f"{type(e).__name__}: {e}".splitlines()[0][:200]
+                torch.cuda.synchronize()
+        by = min((n for n in found if found[n]), key=lambda n: found[n], default=None)
+        return {f"{who}_us": found.get(by), f"{who}_by": by, f"{who}_all": found}
 
 
 def main():
@@ -169,7 +217,7 @@ def main():
     p.add_argument("--cases", default="1:2,1:8,1:32,1:128,8:2,8:8,8:32,8:128,32:8,32:32")
     p.add_argument("--layouts", default="strided")
     p.add_argument("--types", default="f16")
-    p.add_argument("--no-torch", action="store_true")
+    p.add_argument("--others", default="torch,flashinfer", help="whose attention is timed too, f16 only; FlashInfer's in the strided layout only")
     a = p.parse_args()
     b = Bench(os.path.join(os.path.dirname(D.FATBIN), "read.fatbin"))
     b.bandwidth()
@@ -179,7 +227,7 @@ def main():
             for kv in a.types.split(","):
                 for case in a.cases.split(","):
                     batch, k = case.split(":")
-                    b.case(int(batch), int(float(k) * 1024), layout, types[kv], not a.no_torch)
+                    b.case(int(batch), int(float(k) * 1024), layout, types[kv], [x for x in a.others.split(",") if x])
     finally:
         if a.json:
             with open(a.json, "w") as f:
