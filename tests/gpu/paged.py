@@ -2,7 +2,7 @@
 one as it lies, so nothing is copied.
 
 Two plans of its wrappers: the one for CUDA graphs, which a host that captures once and replays while n grows has to take,
-and the one for just these lengths, which it could capture anew for each token; the second is often faster."""
+and the one for just these lengths, which it could capture anew for each token; the second is mostly a little faster."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ import torch
 from flashinfer.decode import trtllm_batch_decode_with_kv_cache
 
 VERSION = flashinfer.__version__
-LAYOUTS = ((16, False), (16, True), (64, False))  # tokens in a page, whether pages are shuffled
+LAYOUTS = ((16, False), (16, True), (64, False), (128, False))  # tokens in a page, whether pages are shuffled
 SPACE = 512 << 20
 
 
