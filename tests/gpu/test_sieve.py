@@ -47,10 +47,12 @@ def sieved_problem(rng, kind):
     """Rows that are long enough to be sieved, and one that is not. Where samples mislead, sums are of small integers, so
     that a logit is the same number however it is computed."""
     budget = 1024 if kind in ("misleading", "alike") else rng.choice([64, 300, 1024])
+    group = rng.choice([4, 5, 8] if QUICK else [2, 4, 5, 8] if budget == 1024 else [1, 2, 4, 5, 8])
+    if QUICK and kind == "equal":  # racecheck is slow where all count in one place
+        budget, group = 64, 1
     n = rng.randint(9000, 10000) if QUICK else rng.randint(36000, 42000)
     p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), dim=rng.choice([64, 128]),
-                       group=rng.choice([4, 5, 8] if QUICK else [2, 4, 5, 8] if budget == 1024 else [1, 2, 4, 5, 8]),
-                       kv_heads=4 if QUICK else 8,
+                       group=group, kv_heads=4 if QUICK else 8,
                        lengths=[n, n - rng.randrange(100), budget + 50, n], layout=rng.choice(["contiguous", "strided"]),
                        budget=budget, recency=0.25, set_sinks=4, capacity=n + rng.choice([0, 5]), sinks=False,
                        softcap=0.0, spread=1.0)
@@ -97,7 +99,7 @@ def test_sieved_selection():
             p = sieved_problem(rng, kind)
             plan = p.plan(D.SELECT)
             assert plan.args.sieved and plan.launches[1].name == b"lim_select_sieved", p.describe()
-            for _ in range(2):
+            for _ in range(1 if QUICK else 2):
                 p.set.fill_(-1)
                 p.positions.fill_(-1)
                 plan.run()
