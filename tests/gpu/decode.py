@@ -76,6 +76,7 @@ class Decode:
         ALL_ATTENTION_FUNCTIONS.register(FASTEST, self.torch)
         ALL_MASK_ATTENTION_FUNCTIONS.register(FASTEST, lambda **kwargs: None)
         lessismore.transformers.register("lessismore", budget=BUDGET, layers=SELECTING)
+        self.chosen = {}  # torch's fastest way for each case
         self.result = {"device": torch.cuda.get_device_name(), "rows": []}
 
     def fill(self, batch, context):
@@ -107,7 +108,12 @@ class Decode:
         self.ids = torch.zeros(batch, 1, dtype=torch.int64, device="cuda")
         self.position = torch.full((batch, 1), context, dtype=torch.int64, device="cuda")
 
-    def measure(self, attention, batch, context, profile):
+    def prepare(self, batch, context):
+        torch.cuda.empty_cache()
+        self.torch.tokens = context + 2
+        return self.fill(batch, context)
+
+    def capture(self, attention, batch, context):
         self.model.set_attn_implementation(attention)
         self.rewind(batch, context)
         stream = torch.cuda.Stream()
@@ -119,7 +125,9 @@ class Decode:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             self.step()
+        return graph
 
+    def measure(self, graph, batch):
         def replay(steps):
             """Milliseconds of a step, where the host queues some and then waits."""
             a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -137,15 +145,7 @@ class Decode:
         while len(times) < 8 and (len(times) < 3 or sum(times) * queued < 1500):
             times.append(replay(queued))
         ms = statistics.median(times)
-        found = {"ms": ms, "tokens_per_s": batch / ms * 1e3, "alone_ms": alone, "queued": queued}
-        if profile:
-            try:
-                found["kernels_ms"] = self.profile(graph)
-                found["kernels_ms"]["between kernels"] = round(found["ms"] - sum(found["kernels_ms"].values()), 3)
-            except RuntimeError as e:  # a machine that lets nobody look
-                print(f"no profile: {e}", flush=True)
-        del graph
-        return found
+        return {"ms": ms, "tokens_per_s": batch / ms * 1e3, "alone_ms": alone, "queued": queued}
 
     def profile(self, graph):
         """Milliseconds of a step by what they are spent on."""
@@ -164,17 +164,15 @@ class Decode:
         return {k: round(v, 3) for k, v in of.items() if v > 0}
 
     def case(self, batch, context, ways):
-        torch.cuda.empty_cache()
-        row = {"batch": batch, "context": context, "stores": self.fill(batch, context)}
-        self.torch.tokens = context + 2
+        row = {"batch": batch, "context": context, "stores": self.prepare(batch, context)}
         row["torch_by"] = self.torch.choose(batch, self.cache.layers[0].keys, self.cache.layers[0].values)
+        self.chosen[batch, context] = self.torch.how
         for attention in ways:
             try:
-                row[attention] = self.measure(attention, batch, context, attention != "sdpa")
+                row[attention] = self.measure(self.capture(attention, batch, context), batch)
             except torch.OutOfMemoryError as e:
                 row[attention] = {"failed": str(e).splitlines()[0][:120]}
                 torch.cuda.empty_cache()
-        self.result["rows"].append(row)
         ours = row.get("lessismore", {}).get("ms")
         line = f"batch {batch}  {context // 1024:>3}K"
         for attention in ways:
@@ -184,9 +182,20 @@ class Decode:
             if ms and ours and attention != "lessismore":
                 line += f" ({ms / ours:.2f}x)"
         print(line, flush=True)
+        return row
+
+    def where(self, row, ways):
+        """What the time of a measured case goes to."""
+        batch, context = row["batch"], row["context"]
+        self.prepare(batch, context)
+        self.torch.how = self.chosen[batch, context]
         for attention in ways:
-            if kernels := row[attention].get("kernels_ms"):
-                print(f"    {attention}: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(kernels.items(), key=lambda kv: -kv[1])), flush=True)
+            if attention == "sdpa" or "ms" not in row[attention]:
+                continue
+            of = self.profile(self.capture(attention, batch, context))
+            of["between kernels"] = round(row[attention]["ms"] - sum(of.values()), 3)
+            row[attention]["kernels_ms"] = of
+            print(f"batch {batch}  {context // 1024:>3}K   {attention}: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(of.items(), key=lambda kv: -kv[1])), flush=True)
 
 
 @torch.inference_mode()
@@ -198,11 +207,16 @@ def main():
     p.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     p.add_argument("--gigabytes", type=float, default=24)
     a = p.parse_args()
-    d = Decode(a.layers, a.gigabytes)
+    d, ways = Decode(a.layers, a.gigabytes), a.ways.split(",")
     try:
         for case in a.cases.split(","):
             batch, k = case.split(":")
-            d.case(int(batch), int(float(k) * 1024), a.ways.split(","))
+            d.result["rows"].append(d.case(int(batch), int(float(k) * 1024), ways))
+        try:
+            for row in d.result["rows"]:  # last: once a profiler was there, graphs take longer
+                d.where(row, ways)
+        except RuntimeError as e:  # a machine that lets nobody look
+            print(f"no profile: {e}", flush=True)
     finally:
         if a.json:
             with open(a.json, "w") as f:
