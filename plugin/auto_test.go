@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"encoding/json"
+	"fmt"
 	"math/rand"
 	"os"
 	"path/filepath"
@@ -707,4 +708,24 @@ func TestSequencesMeasureTogether(t *testing.T) {
 	require.NotZero(t, total.Audits)
 	require.Equal(t, SourceMeasured, total.LayersFrom)
 	require.Len(t, engine.Report().Models, 1)
+	require.Equal(t, "cpu", engine.Report().Engine)
+}
+
+// A host whose models cannot be told apart may make contexts without end.
+func TestUnknownModelsAreForgotten(t *testing.T) {
+	engine, err := NewEngine(DefaultConfig())
+	require.NoError(t, err)
+	about := identity{Layers: testLayers, Last: testLayers - 1, Heads: 8, KVHeads: 2, KeyDim: 64, ValueDim: 64, Weights: "known"}
+	known, err := engine.model(about, nil)
+	require.NoError(t, err)
+	for i := range 3 * maxEnded {
+		about.Weights = fmt.Sprint(unknownWeights, " ", i)
+		_, err := engine.model(about, nil)
+		require.NoError(t, err)
+	}
+	require.Len(t, engine.models, 1+maxEnded)
+	about.Weights = "known"
+	again, err := engine.model(about, nil)
+	require.NoError(t, err)
+	require.Same(t, known, again)
 }

@@ -48,7 +48,8 @@ type batchPilot struct {
 	wanted    int    // of them, in all
 	stamp     uint32 // of the step
 
-	measured, dense, intervened uint64 // steps, for the statistics
+	measured, dense, intervened uint64  // steps, for the statistics
+	counter                     *uint64 // of these, what counts the step once one of its layers is on its way
 }
 
 const (
@@ -145,10 +146,10 @@ func (p *batchPilot) follow(count bool) (unknown, look, audit bool) {
 
 // begin decides what a step is for, whose first layer has been asked for.
 func (p *batchPilot) begin(a *BatchAttention) error {
-	p.kind, p.look = stepPlain, false
+	p.kind, p.look, p.counter = stepPlain, false, nil
 	if x := p.model.intervention.Load(); x != nil {
 		p.intervene(x)
-		p.intervened++
+		p.counter = &p.intervened
 		return nil
 	}
 	if p.fixed {
@@ -195,7 +196,7 @@ func (p *batchPilot) begin(a *BatchAttention) error {
 		p.audit(int(a.Rows))
 	}
 	if p.kind == stepDense {
-		p.dense++
+		p.counter = &p.dense
 	}
 	return nil
 }
@@ -256,6 +257,10 @@ func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) b
 
 // queued is told of each layer that is on its way, and whether it was probed.
 func (p *batchPilot) queued(a *BatchAttention, probed bool) error {
+	if p.counter != nil {
+		*p.counter++
+		p.counter = nil
+	}
 	if p.fixed || p.most == 0 || p.kind == stepIntervene {
 		return nil
 	}

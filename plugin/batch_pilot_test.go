@@ -230,9 +230,10 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	require.Len(t, s.Events, 1)
 	require.Equal(t, "measured", s.Events[0].What)
 	require.InDelta(t, 0.35, s.Events[0].Loss, 1e-3)
-	learned := p.engine.Report().Models
-	require.Len(t, learned, 1)
-	require.InDelta(t, 0.62, learned[0].Loss[9][3], 1e-3)
+	report := p.engine.Report()
+	require.Equal(t, "cuda", report.Engine)
+	require.Len(t, report.Models, 1)
+	require.InDelta(t, 0.62, report.Models[0].Loss[9][3], 1e-3)
 }
 
 // Results that are late: steps go on, dense, until they are there.
@@ -428,6 +429,28 @@ func TestBatchPilotIntervenes(t *testing.T) {
 		s, err := p.Read()
 		require.NoError(t, err)
 		require.EqualValues(t, 2, s.Interventions)
+	}
+}
+
+// A step whose first layer is refused, and then asked for again as it should be, is one step.
+func TestBatchPilotCountsAStepOnce(t *testing.T) {
+	if !pilotTest(t) {
+		return
+	}
+	for _, x := range []*Intervention{nil, {Select: 3, Sparse: 7}} {
+		p := newPilotBatch(t, nil)
+		copy(p.lengths, []int32{40, 1000, 200})
+		p.engine.Intervene(x)
+		p.a.Layer = 0
+		wrong := p.a
+		wrong.Query.Data++
+		for range 3 {
+			require.Error(t, p.Attend(&wrong))
+		}
+		p.step()
+		s, err := p.Read()
+		require.NoError(t, err)
+		require.EqualValues(t, 1, s.DenseSteps+s.Interventions)
 	}
 }
 

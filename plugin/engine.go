@@ -23,16 +23,18 @@ type Engine struct {
 	intervention atomic.Pointer[Intervention]
 	guests       atomic.Uint64 // there ever were
 
-	mu     sync.Mutex // never held while a session's, sequence's or model's own lock is taken
-	models map[identity]*model
-	live   []statser
-	ended  []Stats
+	mu      sync.Mutex // never held while a session's, sequence's or model's own lock is taken
+	models  map[identity]*model
+	unknown []identity // of the models, those that only one context knows
+	live    []statser
+	ended   []Stats
 }
 
 // statser is a session or a sequence: something that counts.
 type statser interface{ stats() Stats }
 
-// maxEnded bounds what is remembered of contexts that have been freed; older ones are summed up.
+// maxEnded bounds what is remembered of contexts that have been freed; older ones are summed up. Of models that only one
+// context knows as many are remembered.
 const maxEnded = 64
 
 // maxTraces bounds of how many of these the traces are kept.
@@ -104,16 +106,25 @@ func (e *Engine) model(about identity, log func(LogLevel, string)) (*model, erro
 	if m := e.models[about]; m != nil {
 		return m, nil
 	}
+	unknown := strings.HasPrefix(about.Weights, unknownWeights)
 	file := e.profiles.file(fingerprint(about, settingsOf(&e.config)))
-	if strings.HasPrefix(about.Weights, unknownWeights) || about.Weights == "" && !file.given {
+	if unknown || about.Weights == "" && !file.given {
 		file = profileFile{}
 	}
 	m, err := newModel(e.config, about.Layers, about, file, log)
-	if err == nil {
-		m.intervention = &e.intervention
-		e.models[about] = m
+	if err != nil {
+		return nil, err
 	}
-	return m, err
+	m.intervention = &e.intervention
+	e.models[about] = m
+	if unknown {
+		e.unknown = append(e.unknown, about)
+	}
+	if len(e.unknown) > maxEnded { // whose context goes on using it
+		delete(e.models, e.unknown[0])
+		e.unknown = slices.Delete(e.unknown, 0, 1)
+	}
+	return m, nil
 }
 
 // Config is the configuration in force.
@@ -162,7 +173,7 @@ func (e *Engine) Report() *Report {
 		contexts = append(contexts, s.stats())
 	}
 	r := &Report{
-		Version: Version, Engine: "cpu", Target: cpu.Target(), State: "active", Reason: e.Inert(),
+		Version: Version, Engine: enginesOf(contexts), Target: cpu.Target(), State: "active", Reason: e.Inert(),
 		Config: ReportConfig{
 			Budget: e.config.Budget, Layers: e.config.Layers, Recency: e.config.Recency,
 			SinkTokens: e.config.SinkTokens, Policy: e.config.Policy.String(),
@@ -180,6 +191,23 @@ func (e *Engine) Report() *Report {
 		}
 	}
 	return r
+}
+
+// enginesOf says which engines have computed.
+func enginesOf(contexts []Stats) string {
+	onGPU := 0
+	for i := range contexts {
+		if contexts[i].Device != "" {
+			onGPU++
+		}
+	}
+	switch onGPU {
+	case 0:
+		return "cpu"
+	case len(contexts):
+		return "cuda"
+	}
+	return "cpu, cuda"
 }
 
 // maxThreads is how many threads of a host can share one call. A host with more leaves the rest idle.

@@ -248,8 +248,8 @@ func (t *timings) free() {
 // Report is the statistics as they are written: LESSISMORE_STATS, and the C ABI's JSON.
 type Report struct {
 	Version  string       `json:"version"`
-	Engine   string       `json:"engine"`
-	Target   string       `json:"target"`
+	Engine   string       `json:"engine"` // "cpu", "cuda", "cpu, cuda": what the contexts were computed by
+	Target   string       `json:"target"` // of the CPU kernels
 	State    string       `json:"state"`  // "active" or "inert"
 	Reason   string       `json:"reason"` // why it is inert; "" if it is not
 	Config   ReportConfig `json:"config"`
