@@ -34,6 +34,7 @@ type batchPilot struct {
 	lookIn    int     // steps to the next look
 	look      bool    // once this step's first layer is on its way
 	polled    bool    // the coming step has been counted
+	opening   bool    // none of the step's layers is on its way
 	looking   bool    // lengths are on the way
 	auditing  bool    // shares are
 	fetching  bool    // sums are
@@ -147,6 +148,8 @@ func (p *batchPilot) follow(count bool) (unknown, look, audit bool) {
 // begin decides what a step is for, whose first layer has been asked for.
 func (p *batchPilot) begin(a *BatchAttention) error {
 	p.kind, p.look, p.counter = stepPlain, false, nil
+	again := p.opening // the step's first layer was refused: it has been counted
+	p.opening = true
 	if x := p.model.intervention.Load(); x != nil {
 		p.intervene(x)
 		p.counter = &p.intervened
@@ -167,8 +170,10 @@ func (p *batchPilot) begin(a *BatchAttention) error {
 			}
 		}
 	}
-	unknown, look, audit := p.follow(free && !p.polled)
-	p.steps++
+	unknown, look, audit := p.follow(free && !p.polled && !again)
+	if !again {
+		p.steps++
+	}
 	if unknown {
 		p.kind = stepDense
 	}
@@ -257,6 +262,7 @@ func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) b
 
 // queued is told of each layer that is on its way, and whether it was probed.
 func (p *batchPilot) queued(a *BatchAttention, probed bool) error {
+	p.opening = false
 	if p.counter != nil {
 		*p.counter++
 		p.counter = nil

@@ -230,6 +230,9 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	require.Len(t, s.Events, 1)
 	require.Equal(t, "measured", s.Events[0].What)
 	require.InDelta(t, 0.35, s.Events[0].Loss, 1e-3)
+	unused, err := NewSequence(p.engine, pilotLayers, nil)
+	require.NoError(t, err)
+	defer unused.Free()
 	report := p.engine.Report()
 	require.Equal(t, "cuda", report.Engine)
 	require.Len(t, report.Models, 1)
@@ -451,6 +454,7 @@ func TestBatchPilotCountsAStepOnce(t *testing.T) {
 		s, err := p.Read()
 		require.NoError(t, err)
 		require.EqualValues(t, 1, s.DenseSteps+s.Interventions)
+		require.Equal(t, x == nil, p.pilot.steps == 1)
 	}
 }
 

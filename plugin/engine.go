@@ -28,6 +28,7 @@ type Engine struct {
 	unknown []identity // of the models, those that only one context knows
 	live    []statser
 	ended   []Stats
+	used    engines // by those that are summed up
 }
 
 // statser is a session or a sequence: something that counts.
@@ -158,6 +159,7 @@ func (e *Engine) finished(s statser) {
 		e.ended[old].Trace = nil
 	}
 	if len(e.ended) > maxEnded {
+		e.used = e.used.with(&e.ended[0])
 		e.ended[1].add(&e.ended[0])
 		e.ended = slices.Delete(e.ended, 0, 1)
 	}
@@ -167,13 +169,16 @@ func (e *Engine) finished(s statser) {
 func (e *Engine) Report() *Report {
 	e.mu.Lock()
 	contexts := append(make([]Stats, 0, len(e.ended)+len(e.live)), e.ended...)
-	live, models := slices.Clone(e.live), slices.Collect(maps.Values(e.models))
+	live, models, used := slices.Clone(e.live), slices.Collect(maps.Values(e.models)), e.used
 	e.mu.Unlock()
 	for _, s := range live {
 		contexts = append(contexts, s.stats())
 	}
+	for i := range contexts {
+		used = used.with(&contexts[i])
+	}
 	r := &Report{
-		Version: Version, Engine: enginesOf(contexts), Target: cpu.Target(), State: "active", Reason: e.Inert(),
+		Version: Version, Engine: used.String(), Target: cpu.Target(), State: "active", Reason: e.Inert(),
 		Config: ReportConfig{
 			Budget: e.config.Budget, Layers: e.config.Layers, Recency: e.config.Recency,
 			SinkTokens: e.config.SinkTokens, Policy: e.config.Policy.String(),
@@ -193,21 +198,23 @@ func (e *Engine) Report() *Report {
 	return r
 }
 
-// enginesOf says which engines have computed.
-func enginesOf(contexts []Stats) string {
-	onGPU := 0
-	for i := range contexts {
-		if contexts[i].Device != "" {
-			onGPU++
-		}
-	}
-	switch onGPU {
-	case 0:
-		return "cpu"
-	case len(contexts):
+// engines are those that have computed something.
+type engines struct{ cpu, cuda bool }
+
+func (u engines) with(s *Stats) engines {
+	u.cuda = u.cuda || s.Device != ""
+	u.cpu = u.cpu || s.Device == "" && s.Steps > 0
+	return u
+}
+
+func (u engines) String() string {
+	switch {
+	case u.cpu && u.cuda:
+		return "cpu, cuda"
+	case u.cuda:
 		return "cuda"
 	}
-	return "cpu, cuda"
+	return "cpu"
 }
 
 // maxThreads is how many threads of a host can share one call. A host with more leaves the rest idle.

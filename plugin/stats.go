@@ -248,7 +248,7 @@ func (t *timings) free() {
 // Report is the statistics as they are written: LESSISMORE_STATS, and the C ABI's JSON.
 type Report struct {
 	Version  string       `json:"version"`
-	Engine   string       `json:"engine"` // "cpu", "cuda", "cpu, cuda": what the contexts were computed by
+	Engine   string       `json:"engine"` // "cpu", "cuda" or "cpu, cuda": what has computed
 	Target   string       `json:"target"` // of the CPU kernels
 	State    string       `json:"state"`  // "active" or "inert"
 	Reason   string       `json:"reason"` // why it is inert; "" if it is not

@@ -219,6 +219,8 @@ def main():
     p.add_argument("--types", default="f16")
     p.add_argument("--others", default="torch,flashinfer", help="whose attention is timed too, f16 only; FlashInfer's in the strided layout only")
     a = p.parse_args()
+    if unknown := set(filter(None, a.others.split(","))) - {"torch", "flashinfer"}:
+        p.error(f"--others: {', '.join(unknown)} is not torch or flashinfer")
     b = Bench(os.path.join(os.path.dirname(D.FATBIN), "read.fatbin"))
     b.bandwidth()
     types = {v: k for k, v in D.NAMES.items()}

@@ -3,7 +3,8 @@ flash and cuDNN attention, and lessismore, in one run. Weights and K/V are rando
 
 Layers share K/V stores in rotation where all of them would not fit (--gigabytes); each is far larger than any cache,
 so that it comes from memory every time. A step needs nothing from the host, so that several are queued: `ms` is that of
-one of them; `alone_ms`, of one that the host waits for, has the time in which the graph's first kernels are queued."""
+one of them; `alone_ms`, of one that the host waits for, has the time in which the graph's first kernels are queued, and
+`eager_ms`, without a graph, is what the host needs to queue them all, unless the GPU needs longer."""
 
 import argparse
 import json
@@ -29,6 +30,7 @@ SHAPE = dict(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_h
              num_key_value_heads=8, head_dim=128, max_position_embeddings=1 << 18)
 BUDGET, SELECTING = 2048, [2, 12]
 SPARE = 64  # tokens that are decoded at most
+EAGER = 4  # of them, without a graph
 WAYS = [("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)]
 FASTEST = "fastest-of-torch"
 
@@ -109,6 +111,7 @@ class Decode:
         self.position = torch.full((batch, 1), context, dtype=torch.int64, device="cuda")
 
     def prepare(self, batch, context):
+        self.cache = None
         torch.cuda.empty_cache()
         self.torch.tokens = context + 2
         return self.fill(batch, context)
@@ -121,13 +124,19 @@ class Decode:
         with torch.cuda.stream(stream):
             for _ in range(2):
                 self.step()
+            stream.synchronize()
+            begin = time.time()
+            for _ in range(EAGER):
+                self.step()
+            stream.synchronize()
+            eager = (time.time() - begin) / EAGER * 1e3
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             self.step()
-        return graph
+        return graph, eager
 
-    def measure(self, graph, batch):
+    def measure(self, graph, eager, batch):
         def replay(steps):
             """Milliseconds of a step, where the host queues some and then waits."""
             a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -145,7 +154,7 @@ class Decode:
         while len(times) < 8 and (len(times) < 3 or sum(times) * queued < 1500):
             times.append(replay(queued))
         ms = statistics.median(times)
-        return {"ms": ms, "tokens_per_s": batch / ms * 1e3, "alone_ms": alone, "queued": queued}
+        return {"ms": ms, "tokens_per_s": batch / ms * 1e3, "alone_ms": alone, "queued": queued, "eager_ms": eager}
 
     def profile(self, graph):
         """Milliseconds of a step by what they are spent on."""
@@ -161,6 +170,8 @@ class Decode:
                     else "count" if "lim_tally" in name else "attention" if any(w in name for w in ("flash", "fmha", "sdpa", "cudnn_generated"))
                     else "matrix products" if any(w in name for w in ("gemm", "nvjet", "cutlass", "gemv", "cublas", "xmma")) else "the rest")
             of[kind] = of.get(kind, 0) + e.device_time_total / 3e3
+        if not of:
+            raise RuntimeError("the profiler saw no kernel")
         return {k: round(v, 3) for k, v in of.items() if v > 0}
 
     def case(self, batch, context, ways):
@@ -169,7 +180,7 @@ class Decode:
         self.chosen[batch, context] = self.torch.how
         for attention in ways:
             try:
-                row[attention] = self.measure(self.capture(attention, batch, context), batch)
+                row[attention] = self.measure(*self.capture(attention, batch, context), batch)
             except torch.OutOfMemoryError as e:
                 row[attention] = {"failed": str(e).splitlines()[0][:120]}
                 torch.cuda.empty_cache()
@@ -178,7 +189,7 @@ class Decode:
         for attention in ways:
             ms = row[attention].get("ms")
             line += f"   {attention}{' (' + row['torch_by'] + ')' if attention == FASTEST else ''} " + (
-                f"{ms:.2f} ms (alone {row[attention]['alone_ms']:.2f}), {row[attention]['tokens_per_s']:.0f} tokens/s" if ms else row[attention]["failed"])
+                f"{ms:.2f} ms (alone {row[attention]['alone_ms']:.2f}, eager {row[attention]['eager_ms']:.1f}), {row[attention]['tokens_per_s']:.0f} tokens/s" if ms else row[attention]["failed"])
             if ms and ours and attention != "lessismore":
                 line += f" ({ms / ours:.2f}x)"
         print(line, flush=True)
@@ -192,7 +203,7 @@ class Decode:
         for attention in ways:
             if attention == "sdpa" or "ms" not in row[attention]:
                 continue
-            of = self.profile(self.capture(attention, batch, context))
+            of = self.profile(self.capture(attention, batch, context)[0])
             of["between kernels"] = round(row[attention]["ms"] - sum(of.values()), 3)
             row[attention]["kernels_ms"] = of
             print(f"batch {batch}  {context // 1024:>3}K   {attention}: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(of.items(), key=lambda kv: -kv[1])), flush=True)
@@ -212,11 +223,11 @@ def main():
         for case in a.cases.split(","):
             batch, k = case.split(":")
             d.result["rows"].append(d.case(int(batch), int(float(k) * 1024), ways))
-        try:
-            for row in d.result["rows"]:  # last: once a profiler was there, graphs take longer
+        for row in d.result["rows"]:  # last: once a profiler was there, graphs take longer
+            try:
                 d.where(row, ways)
-        except RuntimeError as e:  # a machine that lets nobody look
-            print(f"no profile: {e}", flush=True)
+            except RuntimeError as e:  # a machine that lets nobody look
+                print(f"no profile: {e}", flush=True)
     finally:
         if a.json:
             with open(a.json, "w") as f:

@@ -54,10 +54,11 @@ def facts(page: Page, name: str, run: dict[str, Any]) -> None:
         (f"{number(total['alarms'])} of {number(total['audits'])}", "alarms of the guard, of its audits"),
     ]
     items = "".join(f"<li><b>{escape(value)}</b><span>{escape(text)}</span></li>" for value, text in cards)
+    kernels = f" ({escape(run['target'])})" if "cpu" in run["engine"] else ""
     state = "" if run["state"] == "active" else f" The library was inert: {escape(run['reason'])}."
     page.head.append(
-        f'<p class="soft"><code>{escape(name)}</code>: version {escape(run["version"])} on {escape(run["engine"])} '
-        f"({escape(run['target'])}), policy {escape(config['policy'])}, {len(_active(run))} context{'' if len(_active(run)) == 1 else 's'}.{state}</p>"
+        f'<p class="soft"><code>{escape(name)}</code>: version {escape(run["version"])} on {escape(run["engine"])}{kernels}, '
+        f"policy {escape(config['policy'])}, {len(_active(run))} context{'' if len(_active(run)) == 1 else 's'}.{state}</p>"
         f'<ul class="facts">{items}</ul>'
     )
 
