@@ -628,7 +628,10 @@ struct Attention {
         const uint32_t to = min(threadIdx.x / each, args.cluster - 1);
         finish_first = ClusterRank() * each;
         finish_count = finish_first < Fours() ? min(each, Fours() - finish_first) : 0;
-        if (threadIdx.x == 0) BarrierBegin(inbox_full);
+        if (threadIdx.x == 0) {
+            BytesBegin(inbox_full);
+            ShowBarrier();
+        }
         const uint32_t at = finish_first + threadIdx.x % each;
         send_values = InBlock(SharedAddress(inbox), to) + at * 16;
         send_sums = InBlock(SharedAddress(inbox), to) + args.cluster * each * 16 + at * 8;

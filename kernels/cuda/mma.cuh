@@ -144,12 +144,13 @@ __device__ __forceinline__ void StoreInBlock(uint32_t to, float2 v, uint32_t ful
                  ::"r"(to), "f"(v.x), "f"(v.y), "r"(full) : "memory");
 #endif
 }
-/* By one thread, before the cluster's first barrier: of one phase, which is over when the one arrival and its bytes have come. */
-__device__ __forceinline__ void BarrierBegin(uint64_t *full) {
+/* For what the cluster's other blocks send: by the thread that began the barrier, before the cluster's first one. */
+__device__ __forceinline__ void ShowBarrier() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(SharedAddress(full)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
+/* Of the first phase, for what other blocks have sent. */
 __device__ __forceinline__ void BarrierWait(uint64_t *full) {
 #if __CUDA_ARCH__ >= 900
     uint32_t done = 0;

@@ -85,7 +85,7 @@ class Bench:
         self.read = best
         print(f"{self.result['device']}: read {best:.2f} TB/s, copy {copy:.2f} TB/s", flush=True)
 
-    def case(self, batch, context, layout, kv_type=D.F16, others=("torch", "flashinfer")):
+    def case(self, batch, context, layout, kv_type, others):
         torch.cuda.empty_cache()
         element = {D.F16: 2, D.BF16: 2, D.FP8: 1, D.Q8_0: 34 / 32}[kv_type]
         per_layer = batch * context * KV_HEADS * DIM * 2 * element
@@ -219,7 +219,8 @@ def main():
     p.add_argument("--types", default="f16")
     p.add_argument("--others", default="torch,flashinfer", help="whose attention is timed too, f16 only; FlashInfer's in the strided layout only")
     a = p.parse_args()
-    if unknown := set(filter(None, a.others.split(","))) - {"torch", "flashinfer"}:
+    others = [who for who in a.others.split(",") if who]
+    if unknown := set(others) - {"torch", "flashinfer"}:
         p.error(f"--others: {', '.join(unknown)} is not torch or flashinfer")
     b = Bench(os.path.join(os.path.dirname(D.FATBIN), "read.fatbin"))
     b.bandwidth()
@@ -229,7 +230,7 @@ def main():
             for kv in a.types.split(","):
                 for case in a.cases.split(","):
                     batch, k = case.split(":")
-                    b.case(int(batch), int(float(k) * 1024), layout, types[kv], [x for x in a.others.split(",") if x])
+                    b.case(int(batch), int(float(k) * 1024), layout, types[kv], others)
     finally:
         if a.json:
             with open(a.json, "w") as f:

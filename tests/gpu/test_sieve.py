@@ -8,7 +8,7 @@ import torch
 
 import device as D
 from harness import QUICK, SEED, main
-from test_kernels import check_output, check_sets, error, kernels, random_problem
+from test_kernels import check_output, check_sets, kernels, random_problem
 
 
 @contextlib.contextmanager
@@ -38,6 +38,11 @@ def known(p, plan):
         x = logits[r, :, p.call.first: max(n - p.call.recent, 0)]
         count[r] = (x >= bound[r][:, None]).sum(-1)
     return count
+
+
+def sampled_tiles(group):
+    """SieveTiles: of each of a block's four warps."""
+    return 12 if group <= 4 else 6
 
 
 LONG = [0, 1, 3]  # the rows of a sieved problem that are
@@ -79,8 +84,7 @@ def sieved_problem(rng, kind):
         for r in LONG:
             for h in range(p.kv_heads):
                 at, to = begins[r, h * p.group].tolist()
-                tiles = 12 if p.group <= 4 else 6
-                step = (to - at) // 64 // tiles
+                step = (to - at) // 64 // sampled_tiles(p.group)
                 i = torch.arange(240, device="cuda")
                 key[r, h, at + i // 16 % 4 * 16 + i // 64 * step * 64 + i % 16, 0] = 200
     p.query64.copy_(query)
@@ -123,8 +127,7 @@ def test_sieved_selection():
 
 def least_stretch(group, need):
     """SieveLeast."""
-    sampled = 4 * 64 * (12 if group <= 4 else 6)
-    return max(8 * need, sampled)
+    return max(8 * need, 4 * 64 * sampled_tiles(group))
 
 
 def test_sieves_of_any_size():
