@@ -144,8 +144,9 @@ gpu-bench:
 gpu-decode:
 	$(PYTHON) tests/gpu/decode.py --json $(CUDA_BUILD)/decode.json
 
-# Plain allocations, so that the checker sees every array's end. Torch's own kernels would take racecheck minutes.
+# Plain allocations, so that the checker sees every array's end. Errors of driver calls are no finding: the library asks
+# the driver about addresses that may be the host's. Torch's own kernels would take racecheck minutes.
 SANITIZE := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --tool
 gpu-sanitize:
-	set -e; for test in kernels sieve probe library; do $(SANITIZE) memcheck $(PYTHON) tests/gpu/test_$$test.py --quick; done
+	set -e; for test in kernels sieve probe library; do $(SANITIZE) memcheck --report-api-errors no $(PYTHON) tests/gpu/test_$$test.py --quick; done
 	set -e; for test in kernels sieve probe; do $(SANITIZE) racecheck --kernel-name kns=lim_ $(PYTHON) tests/gpu/test_$$test.py --quick; done

@@ -124,19 +124,13 @@ class Decode:
         with torch.cuda.stream(stream):
             for _ in range(2):
                 self.step()
-            stream.synchronize()
-            begin = time.time()
-            for _ in range(EAGER):
-                self.step()
-            stream.synchronize()
-            eager = (time.time() - begin) / EAGER * 1e3
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             self.step()
-        return graph, eager
+        return graph
 
-    def measure(self, graph, eager, batch):
+    def measure(self, graph, batch):
         def replay(steps):
             """Milliseconds of a step, where the host queues some and then waits."""
             a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -154,6 +148,11 @@ class Decode:
         while len(times) < 8 and (len(times) < 3 or sum(times) * queued < 1500):
             times.append(replay(queued))
         ms = statistics.median(times)
+        begin = time.time()
+        for _ in range(EAGER):
+            self.step()
+        torch.cuda.synchronize()
+        eager = (time.time() - begin) / EAGER * 1e3
         return {"ms": ms, "tokens_per_s": batch / ms * 1e3, "alone_ms": alone, "queued": queued, "eager_ms": eager}
 
     def profile(self, graph):
@@ -180,7 +179,7 @@ class Decode:
         self.chosen[batch, context] = self.torch.how
         for attention in ways:
             try:
-                row[attention] = self.measure(*self.capture(attention, batch, context), batch)
+                row[attention] = self.measure(self.capture(attention, batch, context), batch)
             except torch.OutOfMemoryError as e:
                 row[attention] = {"failed": str(e).splitlines()[0][:120]}
                 torch.cuda.empty_cache()
@@ -203,7 +202,7 @@ class Decode:
         for attention in ways:
             if attention == "sdpa" or "ms" not in row[attention]:
                 continue
-            of = self.profile(self.capture(attention, batch, context)[0])
+            of = self.profile(self.capture(attention, batch, context))
             of["between kernels"] = round(row[attention]["ms"] - sum(of.values()), 3)
             row[attention]["kernels_ms"] = of
             print(f"batch {batch}  {context // 1024:>3}K   {attention}: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(of.items(), key=lambda kv: -kv[1])), flush=True)
