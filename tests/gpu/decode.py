@@ -1,5 +1,5 @@
-"""Whole decode of a model of Qwen3-8B's shape in transformers, each step one CUDA graph: stock sdpa, the fastest of torch's
-flash and cuDNN attention, and lessismore, in one run. Weights and K/V are random: speed does not depend on them.
+"""Whole decode of a model of Qwen3-8B's shape in transformers, each step one CUDA graph: stock sdpa, torch's flash and cuDNN
+attention at their best, and lessismore, in one run. Weights and K/V are random: speed does not depend on them.
 
 Layers share K/V stores in rotation where all of them would not fit (--gigabytes); each is far larger than any cache,
 so that it comes from memory every time. A step needs nothing from the host, so that several are queued: `ms` is that of
@@ -31,37 +31,32 @@ SHAPE = dict(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_h
 BUDGET, SELECTING = 2048, [2, 12]
 SPARE = 64  # tokens that are decoded at most
 EAGER = 4  # of them, without a graph
-WAYS = [("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)]
-FASTEST = "fastest-of-torch"
+# Names with "flash" in them are transformers' own.
+TORCH = {"fa2": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 class Torch:
-    """torch's attention without a mask, over the keys that there are: what a host with a captured step for each length
-    could do at best."""
+    """A backend of torch's attention without a mask, over the keys that there are: what a host with a captured step for each
+    length could do at best."""
 
-    def __init__(self, heads, kv_heads):
-        self.heads, self.kv_heads, self.tokens, self.how = heads, kv_heads, 0, None
+    def __init__(self, backend, kv_heads):
+        self.backend, self.kv_heads, self.tokens, self.packed = backend, kv_heads, 0, False
 
-    def choose(self, batch, key, value):
-        """Tries each backend, with heads grouped by itself or as query tokens, on a layer's store."""
-        query = torch.randn(batch, self.heads, 1, key.shape[-1], device="cuda", dtype=key.dtype)
-        times = {}
-        for name, backend in WAYS:
-            for packed in (False, True):
-                self.how = (backend, packed)
-                try:
-                    times[f"{name}{' packed' if packed else ''}", self.how] = time_graph(lambda: self(None, query, key, value, None, query.shape[-1] ** -0.5), 5)
-                except RuntimeError:  # a backend that does not take the shape
-                    torch.cuda.synchronize()
-        (name, self.how), _ = min(times.items(), key=lambda item: item[1])
-        return name
+    def choose(self, query, key, value, tokens):
+        """Whether heads are faster grouped by the backend itself or as query tokens, over a layer's store."""
+        self.tokens, times = tokens, {}
+        for self.packed in (False, True):
+            try:
+                times[self.packed] = time_graph(lambda: self(None, query, key, value, None, query.shape[-1] ** -0.5), 5)
+            except RuntimeError:  # a backend that does not take the shape
+                torch.cuda.synchronize()
+        self.packed = min(times, key=times.get)
 
     def __call__(self, module, query, key, value, attention_mask, scaling=None, **kwargs):
         key, value = key[:, :, : self.tokens], value[:, :, : self.tokens]
-        backend, packed = self.how
-        x = query.reshape(query.shape[0], self.kv_heads, -1, query.shape[-1]) if packed else query
-        with sdpa_kernel(backend):
-            out = F.scaled_dot_product_attention(x, key, value, scale=scaling, enable_gqa=not packed)
+        x = query.reshape(query.shape[0], self.kv_heads, -1, query.shape[-1]) if self.packed else query
+        with sdpa_kernel(self.backend):
+            out = F.scaled_dot_product_attention(x, key, value, scale=scaling, enable_gqa=not self.packed)
         return out.reshape(query.shape).transpose(1, 2).contiguous(), None
 
 
@@ -74,11 +69,11 @@ class Decode:
         torch.cuda.synchronize()
         print(f"{torch.cuda.get_device_name()}: {sum(p.numel() for p in self.model.parameters()) / 1e9:.1f} G weights in {time.time() - begin:.1f} s", flush=True)
         self.gigabytes = gigabytes
-        self.torch = Torch(config.num_attention_heads, config.num_key_value_heads)
-        ALL_ATTENTION_FUNCTIONS.register(FASTEST, self.torch)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(FASTEST, lambda **kwargs: None)
+        self.torch = {name: Torch(backend, config.num_key_value_heads) for name, backend in TORCH.items()}
+        for name, attention in self.torch.items():
+            ALL_ATTENTION_FUNCTIONS.register(name, attention)
+            ALL_MASK_ATTENTION_FUNCTIONS.register(name, lambda **kwargs: None)
         lessismore.transformers.register("lessismore", budget=BUDGET, layers=SELECTING)
-        self.chosen = {}  # torch's fastest way for each case
         self.result = {"device": torch.cuda.get_device_name(), "rows": []}
 
     def fill(self, batch, context):
@@ -113,8 +108,12 @@ class Decode:
     def prepare(self, batch, context):
         self.cache = None
         torch.cuda.empty_cache()
-        self.torch.tokens = context + 2
-        return self.fill(batch, context)
+        distinct = self.fill(batch, context)
+        config, layer = self.model.config, self.cache.layers[0]
+        query = torch.randn(batch, config.num_attention_heads, 1, config.head_dim, device="cuda", dtype=torch.bfloat16)
+        for attention in self.torch.values():
+            attention.choose(query, layer.keys, layer.values, context + 2)
+        return distinct
 
     def capture(self, attention, batch, context):
         self.model.set_attn_implementation(attention)
@@ -175,8 +174,6 @@ class Decode:
 
     def case(self, batch, context, ways):
         row = {"batch": batch, "context": context, "stores": self.prepare(batch, context)}
-        row["torch_by"] = self.torch.choose(batch, self.cache.layers[0].keys, self.cache.layers[0].values)
-        self.chosen[batch, context] = self.torch.how
         for attention in ways:
             try:
                 row[attention] = self.measure(self.capture(attention, batch, context), batch)
@@ -186,11 +183,10 @@ class Decode:
         ours = row.get("lessismore", {}).get("ms")
         line = f"batch {batch}  {context // 1024:>3}K"
         for attention in ways:
-            ms = row[attention].get("ms")
-            line += f"   {attention}{' (' + row['torch_by'] + ')' if attention == FASTEST else ''} " + (
-                f"{ms:.2f} ms (alone {row[attention]['alone_ms']:.2f}, eager {row[attention]['eager_ms']:.1f}), {row[attention]['tokens_per_s']:.0f} tokens/s" if ms else row[attention]["failed"])
-            if ms and ours and attention != "lessismore":
-                line += f" ({ms / ours:.2f}x)"
+            of = row[attention]
+            line += f"   {attention} " + (of.get("failed") or f"{of['ms']:.2f} ms (alone {of['alone_ms']:.2f}, eager {of['eager_ms']:.1f}), {of['tokens_per_s']:.0f} tokens/s")
+            if "ms" in of and ours and attention != "lessismore":
+                line += f" ({of['ms'] / ours:.2f}x)"
         print(line, flush=True)
         return row
 
@@ -198,7 +194,6 @@ class Decode:
         """What the time of a measured case goes to."""
         batch, context = row["batch"], row["context"]
         self.prepare(batch, context)
-        self.torch.how = self.chosen[batch, context]
         for attention in ways:
             if attention == "sdpa" or "ms" not in row[attention]:
                 continue
@@ -213,7 +208,7 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("--json")
     p.add_argument("--cases", default="1:8,1:32,1:64,8:8,8:32,8:64", help="batch:context in thousands of tokens")
-    p.add_argument("--ways", default=f"sdpa,{FASTEST},lessismore")
+    p.add_argument("--ways", default=",".join(["sdpa", *TORCH, "lessismore"]))
     p.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     p.add_argument("--gigabytes", type=float, default=24)
     a = p.parse_args()
