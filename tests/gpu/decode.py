@@ -40,23 +40,27 @@ class Torch:
     length could do at best."""
 
     def __init__(self, backend, kv_heads):
-        self.backend, self.kv_heads, self.tokens, self.packed = backend, kv_heads, 0, False
+        self.backend, self.kv_heads, self.tokens = backend, kv_heads, 0
+        self.packed = {}  # by rows and tokens: whether a KV head's query heads are query tokens, or grouped by the backend itself
 
-    def choose(self, query, key, value, tokens):
-        """Whether heads are faster grouped by the backend itself or as query tokens, over a layer's store."""
-        self.tokens, times = tokens, {}
-        for self.packed in (False, True):
+    def choose(self, query, key, value):
+        """Takes what is faster over a layer's store. False: the backend takes neither."""
+        case, times = (query.shape[0], self.tokens), {}
+        for packed in (False, True):
+            self.packed[case] = packed
             try:
-                times[self.packed] = time_graph(lambda: self(None, query, key, value, None, query.shape[-1] ** -0.5), 5)
+                times[packed] = time_graph(lambda: self(None, query, key, value, None, query.shape[-1] ** -0.5), 5)
             except RuntimeError:  # a backend that does not take the shape
                 torch.cuda.synchronize()
-        self.packed = min(times, key=times.get)
+        self.packed[case] = min(times, key=times.get, default=False)
+        return bool(times)
 
     def __call__(self, module, query, key, value, attention_mask, scaling=None, **kwargs):
         key, value = key[:, :, : self.tokens], value[:, :, : self.tokens]
-        x = query.reshape(query.shape[0], self.kv_heads, -1, query.shape[-1]) if self.packed else query
+        packed = self.packed[query.shape[0], self.tokens]
+        x = query.reshape(query.shape[0], self.kv_heads, -1, query.shape[-1]) if packed else query
         with sdpa_kernel(self.backend):
-            out = F.scaled_dot_product_attention(x, key, value, scale=scaling, enable_gqa=not self.packed)
+            out = F.scaled_dot_product_attention(x, key, value, scale=scaling, enable_gqa=not packed)
         return out.reshape(query.shape).transpose(1, 2).contiguous(), None
 
 
@@ -108,12 +112,9 @@ class Decode:
     def prepare(self, batch, context):
         self.cache = None
         torch.cuda.empty_cache()
-        distinct = self.fill(batch, context)
-        config, layer = self.model.config, self.cache.layers[0]
-        query = torch.randn(batch, config.num_attention_heads, 1, config.head_dim, device="cuda", dtype=torch.bfloat16)
         for attention in self.torch.values():
-            attention.choose(query, layer.keys, layer.values, context + 2)
-        return distinct
+            attention.tokens = context + 2
+        return self.fill(batch, context)
 
     def capture(self, attention, batch, context):
         self.model.set_attn_implementation(attention)
@@ -174,7 +175,12 @@ class Decode:
 
     def case(self, batch, context, ways):
         row = {"batch": batch, "context": context, "stores": self.prepare(batch, context)}
+        config, layer = self.model.config, self.cache.layers[0]
+        query = torch.randn(batch, config.num_attention_heads, 1, config.head_dim, device="cuda", dtype=torch.bfloat16)
         for attention in ways:
+            if attention in self.torch and not self.torch[attention].choose(query, layer.keys, layer.values):
+                row[attention] = {"failed": "does not take the shape"}
+                continue
             try:
                 row[attention] = self.measure(self.capture(attention, batch, context), batch)
             except torch.OutOfMemoryError as e:
