@@ -20,13 +20,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 DRIVERS = HERE / "drivers"
-REASONER = ROOT / "tests" / "data" / "reasoner" / "reasoner-f16.gguf"
 
 sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(REASONER.parent))
+sys.path.insert(0, str(ROOT / "tests" / "data" / "reasoner"))
 import install  # noqa: E402
 import task  # noqa: E402
+import to_gguf  # noqa: E402
 
+REASONER = to_gguf.path()
 STEPS = task.steps_for(2048)
 
 

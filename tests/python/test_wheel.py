@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+import reasoner
 from test_examples import EXAMPLES, ROOT
 
 import lessismore
@@ -78,7 +79,7 @@ def test_the_command_is_installed(installed):
     assert done.returncode == 0, done.stderr
     assert "site-packages/lessismore/liblessismore.so" in done.stdout
     assert "- llama-cpp-python  does not engage: not installed" in done.stdout
-    done = installed("lessismore", "run", ROOT / "tests" / "data" / "reasoner" / "reasoner-f16.gguf", "-p", "a")
+    done = installed("lessismore", "run", reasoner.GGUF, "-p", "a")
     assert done.returncode == 1 and done.stderr.startswith("lessismore: llama-cpp-python is needed"), done.stderr
 
 
