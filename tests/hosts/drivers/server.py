@@ -6,6 +6,7 @@ The library comes in through the environment alone: GGML_BACKEND_PATH.
 """
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ def start(job) -> tuple[subprocess.Popen, int]:
     deadline = time.time() + 120
     while time.time() < deadline:
         if server.poll() is not None:
+            crash(server.returncode)
             raise RuntimeError(f"llama-server ended with {server.returncode}")
         try:
             if request(port, "GET", "/health", timeout=5).status == 200:
@@ -48,6 +50,12 @@ def start(job) -> tuple[subprocess.Popen, int]:
         time.sleep(0.1)
     server.kill()
     raise RuntimeError("llama-server did not come up in 120 s")
+
+
+def crash(code: int):
+    """Ends the driver by the signal that ended the server, if one did."""
+    if code < 0:
+        os.kill(os.getpid(), -code)
 
 
 def complete(port, slot, prompt, length, stream):
@@ -94,6 +102,7 @@ def main():
         except subprocess.TimeoutExpired:
             server.kill()
             raise RuntimeError("llama-server did not end within 60 s of SIGINT")
+    crash(code)
     if errors:
         raise errors[0]
     protocol.emit(exit=code)

@@ -16,7 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -24,10 +24,10 @@ from .. import _library
 from .._errors import Error
 from .._version import __version__
 from ..engine import Engine
-from . import _exit, _options, _show
+from . import _crash, _exit, _options, _show
 
 FEATURES = (
-    "sse4_2 avx avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512_fp16 amx_bf16 "
+    "sse4_2 avx avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16 "
     "asimd asimdhp asimddp sve sve2 bf16 i8mm"
 ).split()
 HOSTS = {"llama-cpp-python": "llama_cpp", "xllamacpp": "xllamacpp", "transformers": "transformers"}
@@ -154,7 +154,8 @@ def _host(name: str) -> dict[str, Any]:
     parent = str(pathlib.Path(__file__).resolve().parents[2])  # this package, however it was found
     script = f"import sys; sys.path.append({parent!r}); import lessismore.{HOSTS[name]} as host; host.{call}()"
     code, log = _run([sys.executable, "-c", script], {**os.environ, "LESSISMORE_LOG": "info"})
-    return _judged(found, code, log, loaded=call == "register")
+    alone = [sys.executable, "-c", f"import {HOSTS[name]}"]
+    return _judged(found, code, log, call == "register", lambda: _crash.tried(alone, os.environ))
 
 
 def _program(name: str) -> dict[str, Any]:
@@ -166,10 +167,11 @@ def _program(name: str) -> dict[str, Any]:
     found["version"] = path
     environment = {**os.environ, "LESSISMORE_LOG": "info", "GGML_BACKEND_PATH": str(_library.library_path())}
     code, log = _run([path, "--list-devices"], environment)
-    return _judged(found, code, log, loaded=False)
+    without = {name: value for name, value in environment.items() if name != "GGML_BACKEND_PATH"}
+    return _judged(found, code, log, False, lambda: _crash.tried([path, "--list-devices"], without))
 
 
-def _judged(found: dict[str, Any], code: int, log: str, loaded: bool) -> dict[str, Any]:
+def _judged(found: dict[str, Any], code: int, log: str, loaded: bool, alone: Callable[[], int]) -> dict[str, Any]:
     said = _said(log)
     not_taken = [line for line in said if line.startswith(("inert", "switched off"))]
     taken = [line for line in said if " loaded into " in line]
@@ -177,7 +179,8 @@ def _judged(found: dict[str, Any], code: int, log: str, loaded: bool) -> dict[st
     if not_taken:
         found["why"] = not_taken[-1]
     elif code != 0:
-        found["why"] = lines[-1] if lines else f"ended with {code}"
+        said_why = lines and not _crash.crashed(code)
+        found["why"] = lines[-1] if said_why else _crash.cause(found["name"], code, alone)
     elif taken or loaded:
         found["engages"], found["why"] = True, taken[-1] if taken else None
     else:
