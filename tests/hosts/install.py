@@ -232,8 +232,8 @@ class Sdist(Part):
 class LlamaCppPython(Part):
     """llama-cpp-python, built from its source distribution with its default options; without AMX where the CPU has it.
 
-    GCC before 11.5, 12.4 and 13.3 loses most of what _tile_loadconfig() is to read, so that every product of quantised
-    weights with more than one row ends the process (SIGSEGV). ggml leaves AMX out by itself where the compiler does.
+    GCC 12.2 loses most of what _tile_loadconfig() is to read, so that every product of quantised weights with more than
+    one row ends the process (SIGSEGV). ggml leaves AMX out by itself where the compiler does.
     """
 
     name = "llama-cpp-python"
