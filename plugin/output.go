@@ -31,6 +31,12 @@ func ExpandPID(path string) string {
 	return strings.ReplaceAll(path, "%p", strconv.Itoa(os.Getpid()))
 }
 
+// IsFolder tells whether a name is a folder's, links followed.
+func IsFolder(path string) bool {
+	about, err := os.Stat(path)
+	return err == nil && about.IsDir()
+}
+
 // WriteFile puts text in a file, whole or not at all: a new file beside it takes its name. Only a file that is empty
 // or begins like text is replaced; a symbolic link is followed to such a file and stays. Character devices, pipes and
 // the process's open files (/dev/stdout) are written to. Anything else is an error that names path.
