@@ -226,9 +226,9 @@ func lim_go_ggml_close(of C.uintptr_t) {
 	s := handle.Value().(session)
 	handle.Delete()
 	s.Close()
-	if c := s.Stats(); c.Steps > 0 {
-		logLine(plugin.LogInfo, fmt.Sprintf("context freed: %d steps, %.1f%% of the tokens attended", c.Steps,
-			100*float64(c.TokensAttended)/float64(max(c.TokensVisible, 1))))
+	c := s.Stats()
+	if text := c.Outcome(); text != "" {
+		logLine(plugin.LogInfo, "context freed: "+text)
 	}
 	writeStats()
 }
@@ -277,6 +277,9 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Mask)-unsafe.Offsetof(C.lim_ggml_node{}.mask)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.MaxBias)-unsafe.Offsetof(C.lim_ggml_node{}.max_bias)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.What)-unsafe.Offsetof(C.lim_ggml_node{}.what)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Remedy)-unsafe.Offsetof(C.lim_ggml_node{}.remedy)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Value)-unsafe.Offsetof(C.lim_ggml_node{}.value)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Write{}.Slots)-unsafe.Offsetof(C.lim_ggml_write{}.slots)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Write{}.N)-unsafe.Offsetof(C.lim_ggml_write{}.n)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Shift{}.Delta)-unsafe.Offsetof(C.lim_ggml_shift{}.delta)]

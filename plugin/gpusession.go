@@ -92,6 +92,7 @@ func (s *GPUSession) Plan(g *Graph) {
 		}
 	}
 	s.untakable(g)
+	s.drafts(&g.Nodes[0])
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
 		if n.Reason == Taken && s.forgot { // by a later node, and learned anew by another one

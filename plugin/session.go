@@ -138,6 +138,7 @@ func (s *Session) Plan(g *Graph) {
 		}
 	}
 	s.untakable(g)
+	s.drafts(&g.Nodes[0])
 	var work unsafe.Pointer
 	if need <= maxWork {
 		work = s.work.Bytes(need)
