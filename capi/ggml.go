@@ -27,8 +27,8 @@ var host struct {
 	engine *plugin.Engine
 	env    plugin.Environment
 	byCell bool
-	hooked bool   // at least one host is taken part in
-	handle uint64 // of the engine, in the C ABI; 0: nobody has asked
+	hooked map[unsafe.Pointer]bool // the registries of the hosts that are taken part in: a process may hold several
+	handle uint64                  // of the engine, in the C ABI; 0: nobody has asked
 }
 
 // lookup reads the environment as C sees it: Go's own copy is from the start of the process, and hosts
@@ -89,14 +89,17 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 	registry = C.lim_ggml_install(caller, hook, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
 	about := C.GoString((*C.char)(unsafe.Pointer(&text[0])))
 	if registry == nil {
-		if !host.hooked { // another copy of ggml in the process may be one that works
+		if len(host.hooked) == 0 { // another copy of ggml in the process may be one that works
 			host.engine.Disable(about)
 		}
 		logLine(plugin.LogInfo, "inert: "+about)
 		return nil
 	}
-	if !host.hooked && hook != 0 {
-		host.hooked = true
+	if hook != 0 && !host.hooked[registry] {
+		if host.hooked == nil {
+			host.hooked = map[unsafe.Pointer]bool{}
+		}
+		host.hooked[registry] = true
 		c := host.env.Config
 		layers := "found by measuring"
 		if c.Layers != nil {

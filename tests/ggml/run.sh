@@ -42,6 +42,12 @@ expect device-foreign "CPU device is laid out"
 expect device-no-registry "CPU device is laid out"
 expect backend-v1 "CPU backend is laid out"
 expect backend-no-device "CPU backend is laid out"
+expect forked "process [0-9]* was forked from process [0-9]* .* --preload"
+if ! text=$(LESSISMORE_LOG=off "$out/fake_host" "$library" forked 2>&1) || [ -n "$text" ]; then
+    fail "forked, LESSISMORE_LOG=off: $text"
+else
+    passed=$((passed + 1))
+fi
 
 # ---- a CUDA device ----
 

@@ -81,7 +81,7 @@ def test_arguments_win_over_the_environment_and_leave_it_alone():
 
 
 def test_a_process_has_one_configuration():
-    out, _ = run("""
+    out, log = run("""
         import lessismore, lessismore.llama_cpp as host, lessismore.xllamacpp as other
         for call in (host.enable, other.enable):  # the same again is nothing to do, for another host too
             call(budget=64)
@@ -92,6 +92,7 @@ def test_a_process_has_one_configuration():
             except lessismore.Error as e:
                 print(e, end=";")
     """)
+    assert log.count(" loaded into ggml ") == 2  # one line for each host, whose ggml are two
     assert out.count("already enabled with {'LESSISMORE_BUDGET': '64'}: a process has one configuration;") == 2
 
 
