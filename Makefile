@@ -45,7 +45,7 @@ library: kernels
 	fi; \
 	set -x; \
 	go build -trimpath -buildmode=c-shared -tags $$tags \
-	  -ldflags="-s -w $(LDFLAGS) '-extldflags=-Wl,--version-script=$(EXPORTS),--as-needed -static-libgcc'" \
+	  -ldflags="-s -w $(LDFLAGS) '-extldflags=\"-Wl,--version-script=$(EXPORTS),--as-needed\" -static-libgcc'" \
 	  -o $(LIBRARY) ./capi
 	@rm -f $(BUILD)/liblessismore.h
 
@@ -96,7 +96,7 @@ clean:
 CUDA_BUILD   := $(BUILD)/cuda
 CUDA_TARGETS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 \
   -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_100,code=sm_100 -gencode arch=compute_120,code=sm_120
-CUDA_CFLAGS  := -O2 -g -I$(CURDIR)/plugin/internal/cudrv/include
+CUDA_CFLAGS  := -O2 -g '-I$(CURDIR)/plugin/internal/cudrv/include'
 EMBEDDED     := plugin/internal/cuda/kernels.fatbin
 EMBED        := { cmp -s $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED) || cp $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED); }
 
