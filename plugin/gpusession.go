@@ -92,7 +92,8 @@ func (s *GPUSession) Plan(g *Graph) {
 		}
 	}
 	s.untakable(g)
-	s.drafts(&g.Nodes[0])
+	s.drafts(&g.Nodes[0], "a K/V stream (speculative decoding, short prompts, or several sequences in one stream: --no-kv-unified)",
+		func(*Node) bool { return false }) // the mask that tells is on the device
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
 		if n.Reason == Taken && s.forgot { // by a later node, and learned anew by another one

@@ -89,21 +89,21 @@ func (g *guest) untakable(graph *Graph) {
 	}
 }
 
-// drafts says once that a context computes several query tokens of a sequence in each call, as a host does that checks
-// drafts: it looks as if the library did nothing.
-func (g *guest) drafts(n *Node) {
+// drafts says once that each call of a context has several query tokens, as of a host that checks drafts: it looks as
+// if the library did nothing. begins tells whether a text may begin with the call's tokens; of is what they are of.
+func (g *guest) drafts(n *Node, of string, begins func(n *Node) bool) {
 	switch {
+	case g.drafted:
 	case n.Reason == Taken:
 		g.short = 0
-	case n.Reason == ReasonPrompt && n.Tokens > 1 && n.Tokens <= mostDrafted:
-		g.short++
+	case n.Reason != ReasonPrompt || n.Tokens < 2 || n.Tokens > mostDrafted || begins(n):
+	default:
+		if g.short++; g.short == shortCalls {
+			g.drafted = true
+			g.log(LogInfo, fmt.Sprintf("nothing is taken: %d calls one after another had several query tokens of %s, which the host attends to",
+				shortCalls, of))
+		}
 	}
-	if g.short != shortCalls || g.drafted {
-		return
-	}
-	g.drafted = true
-	g.log(LogInfo, fmt.Sprintf("nothing is taken: %d calls one after another had several query tokens of a sequence (speculative decoding, "+
-		"or prompts in small pieces), which the host attends to. Turn speculation off to decode sparsely", shortCalls))
 }
 
 // place is the number of a node's layer among those that can take part, once the first pass has shown them.

@@ -120,7 +120,17 @@ func TestDraftsAreSaid(t *testing.T) {
 		next(2)
 	}
 	require.Equal(t, 1, strings.Count(said(), "speculative decoding"))
-	next(mostDrafted + 1)
+	require.Empty(t, said())
+}
+
+// Short texts, one after another, are no drafts.
+func TestShortPromptsAreNoDrafts(t *testing.T) {
+	h := newFakeHost(t, small(8, 1), 3, 256, 1)
+	said := listen(h)
+	h.discover()
+	for i := range int32(2 * shortCalls) {
+		h.plan(token{0, int(2 * i), int(i), 0}, token{0, int(2*i + 1), int(i), 1})
+	}
 	require.Empty(t, said())
 }
 
