@@ -165,8 +165,8 @@ func (s *GPUSession) reject(reason Reason, n *Node, why string) Reason {
 	if !s.rejected {
 		s.rejected = true
 		c := &n.Call
-		s.log(LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, key type %d, value type %d, %d slots)",
-			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, c.Key.Type, c.Value.Type, n.NKV))
+		s.log(LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, K %s, V %s, %d slots)",
+			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, types[c.Key.Type].name, types[c.Value.Type].name, n.NKV))
 	}
 	return reason
 }
