@@ -171,8 +171,15 @@ def check(model: torch.nn.Module) -> None:
                 except UnsupportedError as e:
                     raise UnsupportedError(f"{layer.name}: {e}") from None
             met += 1
+        elif getattr(module, "is_causal", True) is False and _attends(module) is function:
+            _meet(function.settings, module)  # says why not
     if not met:
         raise UnsupportedError(f"{type(model).__name__} has no attention layer that could be taken")
+
+
+def _attends(module: torch.nn.Module) -> Any:
+    """The function that a module's configuration names."""
+    return ALL_ATTENTION_FUNCTIONS.get(getattr(getattr(module, "config", None), "_attn_implementation", None))
 
 
 def stats(model: torch.nn.Module) -> dict[str, Any]:
