@@ -41,11 +41,11 @@ library: kernels
 	tags=netgo,osusergo; \
 	if [ -n "$$toolkit" ]; then \
 	  $(MAKE) --no-print-directory $(CUDA_BUILD)/kernels.fatbin && $(EMBED) || exit 1; \
-	  tags=$$tags,cuda; export CGO_CFLAGS="$(CUDA_CFLAGS) -I$$toolkit/include"; \
+	  tags=$$tags,cuda; export CGO_CFLAGS="$(CUDA_CFLAGS) '-I$$toolkit/include'"; \
 	fi; \
 	set -x; \
 	go build -trimpath -buildmode=c-shared -tags $$tags \
-	  -ldflags="-s -w $(LDFLAGS) '-extldflags=-Wl,--version-script=$(EXPORTS),--as-needed -static-libgcc'" \
+	  -ldflags="-s -w $(LDFLAGS) '-extldflags=\"-Wl,--version-script=$(EXPORTS),--as-needed\" -static-libgcc'" \
 	  -o $(LIBRARY) ./capi
 	@rm -f $(BUILD)/liblessismore.h
 
@@ -96,7 +96,7 @@ clean:
 CUDA_BUILD   := $(BUILD)/cuda
 CUDA_TARGETS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 \
   -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_100,code=sm_100 -gencode arch=compute_120,code=sm_120
-CUDA_CFLAGS  := -O2 -g -I$(CURDIR)/plugin/internal/cudrv/include
+CUDA_CFLAGS  := -O2 -g '-I$(CURDIR)/plugin/internal/cudrv/include'
 EMBEDDED     := plugin/internal/cuda/kernels.fatbin
 EMBED        := { cmp -s $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED) || cp $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED); }
 
@@ -107,18 +107,18 @@ cuda: $(CUDA_BUILD)/kernels.fatbin $(CUDA_BUILD)/read.fatbin
 # The report is written by one compilation at a time, or its lines would mix.
 $(CUDA_BUILD)/kernels.fatbin: $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/*.h)
 	@mkdir -p $(CUDA_BUILD)
-	$$(scripts/cuda-toolchain.sh)/bin/nvcc -std=c++17 -O3 --compress-mode=size -Xptxas -v $(CUDA_TARGETS) \
+	"$$(scripts/cuda-toolchain.sh)/bin/nvcc" -std=c++17 -O3 --compress-mode=size -Xptxas -v $(CUDA_TARGETS) \
 	  -fatbin -o $@ kernels/cuda/kernels.cu 2> $(CUDA_BUILD)/resources.log || { cat $(CUDA_BUILD)/resources.log; rm -f $@; exit 1; }
 
 $(CUDA_BUILD)/read.fatbin: tests/gpu/read.cu
 	@mkdir -p $(CUDA_BUILD)
-	$$(scripts/cuda-toolchain.sh)/bin/nvcc -O3 $(CUDA_TARGETS) -fatbin -o $@ $<
+	"$$(scripts/cuda-toolchain.sh)/bin/nvcc" -O3 $(CUDA_TARGETS) -fatbin -o $@ $<
 
 # Nothing is tested where the library has no CUDA engine either.
 test-cuda: library
 	@toolkit=$$(scripts/cuda-toolchain.sh $(CUDA)) || exit 1; \
 	[ -n "$$toolkit" ] || exit 0; \
-	export CGO_CFLAGS="$(CUDA_CFLAGS) -I$$toolkit/include"; \
+	export CGO_CFLAGS="$(CUDA_CFLAGS) '-I$$toolkit/include'"; \
 	set -ex; \
 	$(PYTHON) tests/gpu/resources.py $(CUDA_BUILD)/resources.log; \
 	ctest --test-dir $(BUILD)/cmake --output-on-failure -R cuda; \

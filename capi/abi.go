@@ -188,6 +188,8 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 		return nil, fault(statusArgument, "profile_dir = %q, but profile is not NULL", profiles.Dir)
 	case profiles.Dir != "" && about == "":
 		return nil, fault(statusArgument, "profile_dir = %q, but model = NULL", profiles.Dir)
+	case plugin.IsFolder(profiles.Path):
+		return nil, fault(statusArgument, "profile = %q is a folder: name a file in it, or the folder as profile_dir", profiles.Path)
 	}
 	engine.Keep(profiles)
 	host := logger{*(*unsafe.Pointer)(unsafe.Pointer(&params.logger)), uintptr(params.logger_user)}
@@ -250,7 +252,7 @@ func limgo_ggml_engine(function *C.char, handle *C.uint64_t) (status C.int32_t) 
 	defer finish(function, &status, &err)
 	host.Lock()
 	defer host.Unlock()
-	if !host.hooked {
+	if len(host.hooked) == 0 {
 		err = fault(statusUnsupported, "no ggml host has loaded the library into this process")
 		return
 	}

@@ -27,8 +27,8 @@ var host struct {
 	engine *plugin.Engine
 	env    plugin.Environment
 	byCell bool
-	hooked bool   // at least one host is taken part in
-	handle uint64 // of the engine, in the C ABI; 0: nobody has asked
+	hooked map[unsafe.Pointer]bool // the registries of the hosts that are taken part in: a process may hold several
+	handle uint64                  // of the engine, in the C ABI; 0: nobody has asked
 }
 
 // lookup reads the environment as C sees it: Go's own copy is from the start of the process, and hosts
@@ -89,14 +89,17 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 	registry = C.lim_ggml_install(caller, hook, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
 	about := C.GoString((*C.char)(unsafe.Pointer(&text[0])))
 	if registry == nil {
-		if !host.hooked { // another copy of ggml in the process may be one that works
+		if len(host.hooked) == 0 { // another copy of ggml in the process may be one that works
 			host.engine.Disable(about)
 		}
 		logLine(plugin.LogInfo, "inert: "+about)
 		return nil
 	}
-	if !host.hooked && hook != 0 {
-		host.hooked = true
+	if hook != 0 && !host.hooked[registry] {
+		if host.hooked == nil {
+			host.hooked = map[unsafe.Pointer]bool{}
+		}
+		host.hooked[registry] = true
 		c := host.env.Config
 		layers := "found by measuring"
 		if c.Layers != nil {
@@ -226,9 +229,9 @@ func lim_go_ggml_close(of C.uintptr_t) {
 	s := handle.Value().(session)
 	handle.Delete()
 	s.Close()
-	if c := s.Stats(); c.Steps > 0 {
-		logLine(plugin.LogInfo, fmt.Sprintf("context freed: %d steps, %.1f%% of the tokens attended", c.Steps,
-			100*float64(c.TokensAttended)/float64(max(c.TokensVisible, 1))))
+	c := s.Stats()
+	if text := c.Outcome(); text != "" {
+		logLine(plugin.LogInfo, "context freed: "+text)
 	}
 	writeStats()
 }
@@ -277,6 +280,9 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Mask)-unsafe.Offsetof(C.lim_ggml_node{}.mask)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.MaxBias)-unsafe.Offsetof(C.lim_ggml_node{}.max_bias)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.What)-unsafe.Offsetof(C.lim_ggml_node{}.what)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Remedy)-unsafe.Offsetof(C.lim_ggml_node{}.remedy)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Value)-unsafe.Offsetof(C.lim_ggml_node{}.value)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Write{}.Slots)-unsafe.Offsetof(C.lim_ggml_write{}.slots)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Write{}.N)-unsafe.Offsetof(C.lim_ggml_write{}.n)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Shift{}.Delta)-unsafe.Offsetof(C.lim_ggml_shift{}.delta)]

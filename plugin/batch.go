@@ -425,7 +425,7 @@ func (b *Batch) mode(step *batchStep, layer int, sight batchSight) cuda.Mode {
 		return cuda.Full
 	}
 	role := b.pilot.role(layer)
-	chooses := b.selects && int(b.call.Capacity) > b.engine.config.Budget
+	chooses := b.selects && b.pilot.chooses() && int(b.call.Capacity) > b.engine.config.Budget
 	if sight != step.sight {
 		step.chosen = false
 	}

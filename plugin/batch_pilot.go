@@ -398,9 +398,12 @@ func (p *batchPilot) takeAudit() {
 	}
 }
 
+// chooses tells whether a set that a layer chooses is read by another one.
+func (p *batchPilot) chooses() bool { return p.kind == stepIntervene || p.roles.Sparse() }
+
 // bound is the budget that a step's rows are counted by.
 func (p *batchPilot) bound() int32 {
-	if p.kind == stepDense || p.kind == stepMeasure {
+	if p.kind == stepDense || p.kind == stepMeasure || !p.chooses() {
 		return math.MaxInt32
 	}
 	return int32(p.model.config.Budget)

@@ -92,6 +92,8 @@ func (s *GPUSession) Plan(g *Graph) {
 		}
 	}
 	s.untakable(g)
+	s.drafts(&g.Nodes[0], "a K/V stream (speculative decoding, short prompts, or several sequences in one stream: --no-kv-unified)",
+		func(*Node) bool { return false }) // the mask that tells is on the device
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
 		if n.Reason == Taken && s.forgot { // by a later node, and learned anew by another one
@@ -163,8 +165,8 @@ func (s *GPUSession) reject(reason Reason, n *Node, why string) Reason {
 	if !s.rejected {
 		s.rejected = true
 		c := &n.Call
-		s.log(LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, key type %d, value type %d, %d slots)",
-			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, c.Key.Type, c.Value.Type, n.NKV))
+		s.log(LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, K %s, V %s, %d slots)",
+			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, types[c.Key.Type].name, types[c.Value.Type].name, n.NKV))
 	}
 	return reason
 }

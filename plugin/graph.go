@@ -36,6 +36,10 @@ type Node struct {
 	MaxBias          float32
 	MaxThreads       int32 // how many of the host's threads may share the call
 	Reason           Reason
+	What             unsafe.Pointer // texts of the shim's, for the log: what it refuses …
+	Type             unsafe.Pointer // … of which type, or else of which value …
+	Remedy           unsafe.Pointer // … and what would be taken; nil: the reason alone tells
+	Value            int64
 }
 
 // Write is a write of a batch's keys into a store.

@@ -21,8 +21,16 @@ type guest struct {
 	counts    Stats
 	engaged   bool // a sparse layer has been taken
 	attention bool // the host has shown attention that can be taken
-	warned    bool
+	warned    bool // why layers are refused was said
+	short     int  // calls of several query tokens, one after another
+	drafted   bool // that there are no others was said
 }
+
+// A call that may check a draft has at most so many query tokens of a sequence, and so many calls are no accident.
+const (
+	mostDrafted = 32
+	shortCalls  = 32
+)
 
 // visitor is the session that a guest is a part of.
 type visitor interface {
@@ -48,24 +56,54 @@ func (g *guest) flashless(graph *Graph) bool {
 	return true
 }
 
-// untakable says once that no attention of a graph can ever be taken, and why.
+// untakable says once which layers of a graph can never be taken, and why: of the whole graph, or of the first layer
+// that is refused where others are taken.
 func (g *guest) untakable(graph *Graph) {
 	if g.warned {
 		return
 	}
+	var refused *Node
+	all, settled := true, true
 	for i := range graph.Nodes {
-		switch graph.Nodes[i].Reason {
+		n := &graph.Nodes[i]
+		switch n.Reason {
 		case ReasonNoCache, ReasonMLA, ReasonType, ReasonShape, ReasonSparseHint:
+			if refused == nil {
+				refused = n
+			}
+		case ReasonSliding:
+		case Taken:
+			all = false
 		default:
-			return
+			settled = false // what becomes of it will show
 		}
 	}
-	g.warned = true
-	reason := graph.Nodes[0].Reason.String()
-	if graph.Nodes[0].Reason == ReasonNoCache {
-		reason += ": keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32)"
+	switch {
+	case refused == nil || !settled:
+	case all:
+		g.warned = true
+		g.log(LogInfo, "nothing is taken in this context: "+refused.why())
+	case refused.Reason != ReasonNoCache: // attention to an encoder's output is not the text's
+		g.warned = true
+		g.log(LogInfo, fmt.Sprintf("layer %d is left to the host: %s", refused.Layer, refused.why()))
 	}
-	g.log(LogInfo, "nothing is taken in this context: "+reason)
+}
+
+// drafts says once that each call of a context has several query tokens, as of a host that checks drafts: it looks as
+// if the library did nothing. begins tells whether a text may begin with the call's tokens; of is what they are of.
+func (g *guest) drafts(n *Node, of string, begins func(n *Node) bool) {
+	switch {
+	case g.drafted:
+	case n.Reason == Taken:
+		g.short = 0
+	case n.Reason != ReasonPrompt || n.Tokens < 2 || n.Tokens > mostDrafted || begins(n):
+	default:
+		if g.short++; g.short == shortCalls {
+			g.drafted = true
+			g.log(LogInfo, fmt.Sprintf("nothing is taken: %d calls one after another had several query tokens of %s, which the host attends to",
+				shortCalls, of))
+		}
+	}
 }
 
 // place is the number of a node's layer among those that can take part, once the first pass has shown them.

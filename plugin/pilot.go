@@ -157,6 +157,12 @@ func (p *pilot) begin(st *step, heads int, counts *Stats) {
 		counts.Interventions++
 		return
 	}
+	if p.source != SourceNone && !p.roles.Sparse() { // no set would be read
+		for i := range st.rows {
+			st.rows[i].SetLen = 0
+		}
+		return
+	}
 	if p.fixed && p.interval <= 1 {
 		return
 	}

@@ -138,6 +138,10 @@ func (s *Session) Plan(g *Graph) {
 		}
 	}
 	s.untakable(g)
+	s.drafts(&g.Nodes[0], "a sequence (speculative decoding, or a prompt in small pieces)", func(n *Node) bool {
+		visible, _ := cpu.Visible(n.scan(0, 0), n.ScanType, int(n.NKV), nil)
+		return visible <= 1
+	})
 	var work unsafe.Pointer
 	if need <= maxWork {
 		work = s.work.Bytes(need)

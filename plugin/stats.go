@@ -2,11 +2,8 @@ package plugin
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/bits"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"lessismore/plugin/internal/cpu"
@@ -284,28 +281,4 @@ func (r *Report) JSON() []byte {
 		return []byte("{}")
 	}
 	return append(text, '\n')
-}
-
-// WriteFile puts text in a file, whole or not at all: a new file beside it takes its name. A symbolic
-// link in its place is replaced, never followed.
-func WriteFile(path string, text []byte) error {
-	if there, err := os.Lstat(path); err == nil && !there.Mode().IsRegular() && there.Mode()&os.ModeSymlink == 0 {
-		return fmt.Errorf("%s: is there and is not a regular file", path)
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".lessismore-*")
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, errors.Unwrap(err)) // the temporary name says nothing to anybody
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(text)
-	if e := f.Chmod(0o644); err == nil {
-		err = e
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }

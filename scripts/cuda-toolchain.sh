@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints the folder of the pinned CUDA compiler and headers, installing them from PyPI, outside the tree, if
 # they are not there. All parts are pinned together: newer ones make code that current drivers do not load.
-# LESSISMORE_CUDA names a toolkit of one's own instead.
+# LESSISMORE_CUDA_TOOLKIT names a toolkit of one's own instead.
 #
 # With the argument auto it prints nothing where they are not to be had, and says so; with 0 nothing at all.
 set -eu
@@ -12,9 +12,9 @@ auto) sorry() { echo "building without the CUDA engine: $1" >&2; exit 0; } ;;
 1) sorry() { echo "no CUDA compiler: $1" >&2; exit 1; } ;;
 *) echo "CUDA=$1 is none of 0, 1, auto" >&2; exit 1 ;;
 esac
-if [ -n "${LESSISMORE_CUDA:-}" ]; then
-    [ -x "$LESSISMORE_CUDA/bin/nvcc" ] || sorry "LESSISMORE_CUDA=$LESSISMORE_CUDA has no bin/nvcc"
-    echo "$LESSISMORE_CUDA"
+if [ -n "${LESSISMORE_CUDA_TOOLKIT:-}" ]; then
+    [ -x "$LESSISMORE_CUDA_TOOLKIT/bin/nvcc" ] || sorry "LESSISMORE_CUDA_TOOLKIT=$LESSISMORE_CUDA_TOOLKIT has no bin/nvcc"
+    echo "$LESSISMORE_CUDA_TOOLKIT"
     exit 0
 fi
 case "$(uname -m)" in

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "checks.h"
+
 namespace lim::ggml {
 namespace {
 
@@ -20,31 +22,6 @@ lim_ggml_store store_of(const Tensor *store) {
     return {reinterpret_cast<uint64_t>(store->data), store->ne[1], static_cast<int32_t>(store->ne[2])};
 }
 
-int kernel_type(int type) {
-    switch (type) {
-    case kF32: return LIM_CPU_F32;
-    case kF16: return LIM_CPU_F16;
-    case kBF16: return LIM_CPU_BF16;
-    case kQ8_0: return LIM_CPU_Q8_0;
-    case kQ4_0: return LIM_CPU_Q4_0;
-    }
-    return -1;
-}
-
-// Bytes of an element, or of a block of quantised ones: the stride of a dense first dimension.
-size_t element_size(int type) {
-    switch (type) {
-    case kF32: return 4;
-    case kQ8_0: return 34;
-    case kQ4_0: return 18;
-    }
-    return 2;
-}
-
-bool dim_ok(int64_t dim, int type) {
-    return dim >= 16 && dim <= LIM_CPU_MAX_DIM && dim % (type == kQ8_0 || type == kQ4_0 ? 32 : 16) == 0;
-}
-
 // Fills the call's tensor; the token, head and stream dimensions are given by their numbers.
 lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
     return {t->data, static_cast<int64_t>(t->nb[token]), static_cast<int64_t>(t->nb[head]), static_cast<int64_t>(t->nb[stream]),
@@ -59,28 +36,18 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     if (n.layer < 0) return LIM_GGML_NO_CACHE;
     n.store = store_of(store);
     if (v->view_src == store) return LIM_GGML_MLA;
-    if (q->type != kF32 || t->type != kF32 || kernel_type(k->type) < 0 || kernel_type(v->type) < 0) return LIM_GGML_TYPE;
-
+    if (const int reason = check_types(host, t, n); reason != LIM_GGML_TAKEN) return reason;
+    if (const int reason = check_shape(t, n); reason != LIM_GGML_TAKEN) return reason;
     const int64_t dim_k = q->ne[0], tokens = q->ne[1], heads = q->ne[2], streams = q->ne[3];
     const int64_t n_kv = k->ne[1], kv_heads = k->ne[2], dim_v = v->ne[0];
-    if (mask == nullptr || mask->type != kF16) return LIM_GGML_TYPE;
-    if (k->ne[0] != dim_k || v->ne[1] != n_kv || v->ne[2] != kv_heads || k->ne[3] != streams || v->ne[3] != streams ||
-        !dim_ok(dim_k, k->type) || !dim_ok(dim_v, v->type) || heads > LIM_CPU_MAX_HEADS || kv_heads < 1 || heads % kv_heads != 0 ||
-        n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX || q->nb[0] != 4 || t->nb[0] != 4 ||
-        k->nb[0] != element_size(k->type) || v->nb[0] != element_size(v->type) || mask->nb[0] != 2 || mask->ne[0] != n_kv ||
-        mask->ne[1] < tokens || mask->ne[2] != 1 || (mask->ne[3] != streams && mask->ne[3] != 1) || store->ne[1] < n_kv ||
-        (sinks != nullptr && (sinks->type != kF32 || sinks->ne[0] != heads))) {
-        return LIM_GGML_SHAPE;
-    }
-    for (int i = 5; i < 10; i++) {
-        if (t->src[i] != nullptr) return LIM_GGML_SHAPE;
-    }
     if (t->op_params[4] > 0) return LIM_GGML_SPARSE_HINT;
 
     // Which stream of the store the node's first one is.
     const int64_t offset = static_cast<const char *>(k->data) - static_cast<const char *>(store->data);
     const int64_t stride = static_cast<int64_t>(store->nb[2]);
-    if (store->data == nullptr || offset < 0 || (store->ne[2] > 1 ? offset % stride != 0 : offset != 0)) return LIM_GGML_SHAPE;
+    if (store->data == nullptr || offset < 0 || (store->ne[2] > 1 ? offset % stride != 0 : offset != 0)) {
+        return refuse(n, LIM_GGML_SHAPE, "offset into the K store", offset, "a whole number of streams is taken");
+    }
     n.first_stream = store->ne[2] > 1 ? static_cast<int32_t>(offset / stride) : 0;
 
     // The plan reads the mask before the graph runs. Older hosts convert it inside the graph; its
@@ -90,7 +57,7 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
         scan = mask->src[0];
         if (scan == nullptr || scan->type != kF32 || scan->op != host.none || scan->nb[0] != 4 || scan->ne[0] != mask->ne[0] ||
             scan->ne[1] != mask->ne[1] || scan->ne[3] != mask->ne[3]) {
-            return LIM_GGML_SHAPE;
+            return refuse(n, LIM_GGML_SHAPE, "mask made in the graph, of tokens", mask->ne[0], "one that is there before the graph runs is taken");
         }
     }
     n.scan_type          = kernel_type(scan->type);

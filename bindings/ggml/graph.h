@@ -49,6 +49,10 @@ typedef struct lim_ggml_node {
     float          max_bias;     /* ALiBi */
     int32_t        max_threads;  /* out: how many of the host's threads may share the call */
     int32_t        reason;       /* in and out: LIM_GGML_TAKEN, or why the host keeps the node */
+    /* For the log, of a node that the shim refuses: what is refused, of which type (the host's name) or else of which
+     * value, and what would be taken. Texts that stay; NULL: the reason alone tells. */
+    const char    *what, *type, *remedy;
+    int64_t        value;
 } lim_ggml_node;
 
 /* One write into a K store. */

@@ -10,11 +10,13 @@
 // host's events order it with the host's, which a host captures and replays within a part only.
 #include "hook.h"
 
+#include <atomic>
 #include <cstdio>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <strings.h>
 #include <unistd.h>
 #include <vector>
 
@@ -71,14 +73,39 @@ struct State {
 const pid_t loaded_in = getpid();
 bool        forked() { return getpid() != loaded_in; }
 
+bool is_set(const char *variable, const char *a, const char *b) {
+    const char *value = secure_getenv(variable);
+    return value != nullptr && (strcasecmp(value, a) == 0 || strcasecmp(value, b) == 0);
+}
+
+// Says once in a child why the host goes on by itself there. Without Go, and without C's streams, whose locks
+// another thread may have held when the child was made.
+void tell_forked() {
+    static std::atomic_flag said = ATOMIC_FLAG_INIT;
+    if (is_set("LESSISMORE_LOG", "off", "off") || is_set("LESSISMORE", "off", "0") || said.test_and_set()) return;
+    char      text[320];
+    const int n = snprintf(text, sizeof text,
+                           "lessismore: inert: process %ld was forked from process %ld after that one had loaded the library. Load it "
+                           "in the process that makes the model (gunicorn: without --preload, or in the post_fork hook; multiprocessing: "
+                           "\"spawn\")\n",
+                           static_cast<long>(getpid()), static_cast<long>(loaded_in));
+    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, text, static_cast<size_t>(n));
+}
+
 State &state() {
     static State *s = new State;
     return *s;
 }
 
-Context *find_context(Backend *backend) {
+// Locks the state, but not in a child: that has one thread, and its copy of the lock may be held for ever.
+std::unique_lock<std::mutex> lock_state() {
     std::unique_lock lock(state().mutex, std::defer_lock);
-    if (!forked()) lock.lock(); // a child has one thread, and its copy of the lock may be held for ever
+    if (!forked()) lock.lock();
+    return lock;
+}
+
+Context *find_context(Backend *backend) {
+    const auto lock = lock_state();
     for (Context *c : state().contexts) {
         if (c->backend == backend) return c;
     }
@@ -107,7 +134,10 @@ void run(Tensor *, int ith, int nth, void *user) {
 int compute(Backend *backend, Graph *graph) {
     Context *c = find_context(backend);
     if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
-    if (forked()) return c->compute(backend, graph);
+    if (forked()) {
+        tell_forked();
+        return c->compute(backend, graph);
+    }
     if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
 
     c->saved.clear();
@@ -146,7 +176,10 @@ int compute_part(const Context *c, Graph *graph, int from, int to) {
 int compute_on_gpu(Backend *backend, Graph *graph) {
     Context *c = find_context(backend);
     if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
-    if (forked()) return c->compute(backend, graph);
+    if (forked()) {
+        tell_forked();
+        return c->compute(backend, graph);
+    }
     if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
 
     const int n = c->host->graph_n_nodes(graph);
@@ -195,8 +228,7 @@ void free_backend(Backend *backend) {
     if (c == nullptr) return;
     const FreeFn original = c->free;
     {
-        std::unique_lock lock(state().mutex, std::defer_lock);
-        if (!forked()) lock.lock();
+        const auto lock = lock_state();
         auto &all = state().contexts;
         for (size_t i = 0; i < all.size(); i++) {
             if (all[i] == c) {
@@ -256,7 +288,7 @@ void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend
 }
 
 Installed *find_installed(const Device *device) {
-    std::lock_guard lock(state().mutex);
+    const auto lock = lock_state();
     for (Installed *i : state().hosts) {
         if (i->host.device == device) return i;
     }
@@ -267,7 +299,11 @@ Backend *init_backend(Device *device, const char *params) {
     const Installed *installed = find_installed(device);
     if (installed == nullptr) return nullptr; // unreachable: only devices in the list are hooked
     Backend *backend = installed->host.init_backend(device, params);
-    if (backend != nullptr && !forked()) attach(installed->host, nullptr, device, backend);
+    if (forked()) {
+        tell_forked();
+    } else if (backend != nullptr) {
+        attach(installed->host, nullptr, device, backend);
+    }
     return backend;
 }
 
@@ -275,8 +311,7 @@ Backend *init_gpu_backend(Device *device, const char *params) {
     const Installed *of = nullptr;
     InitFn           original = nullptr;
     {
-        std::unique_lock lock(state().mutex, std::defer_lock);
-        if (!forked()) lock.lock();
+        const auto lock = lock_state();
         for (const Installed *i : state().hosts) {
             for (const Gpu &gpu : i->gpus.list) {
                 if (gpu.device == device) of = i, original = gpu.init_backend;
@@ -285,7 +320,11 @@ Backend *init_gpu_backend(Device *device, const char *params) {
     }
     if (of == nullptr) return nullptr; // unreachable: only devices in the list are hooked
     Backend *backend = original(device, params);
-    if (backend != nullptr && !forked()) attach(of->host, &of->gpus, device, backend);
+    if (forked()) {
+        tell_forked();
+    } else if (backend != nullptr) {
+        attach(of->host, &of->gpus, device, backend);
+    }
     return backend;
 }
 
@@ -364,5 +403,7 @@ extern "C" void lim_ggml_at_exit(void) {
 
 // What a ggml host calls on the library that it loads. Some call it more than once.
 extern "C" __attribute__((visibility("default"))) void *ggml_backend_init(void) {
-    return forked() ? nullptr : lim_go_ggml_init(__builtin_return_address(0));
+    if (!forked()) return lim_go_ggml_init(__builtin_return_address(0));
+    tell_forked();
+    return nullptr;
 }

@@ -217,7 +217,7 @@ Device *cpu_device(void *handle) {
 std::string prove_host(void *handle, Host &host) {
     const Symbols symbols(handle);
     if (!symbols.get(host.graph_n_nodes, "ggml_graph_n_nodes") || !symbols.get(host.graph_node, "ggml_graph_node") ||
-        !symbols.get(host.op_name, "ggml_op_name")) {
+        !symbols.get(host.op_name, "ggml_op_name") || !symbols.get(host.type_name, "ggml_type_name")) {
         return "this host does not export ggml's graph functions";
     }
     symbols.get(host.version, "ggml_version");

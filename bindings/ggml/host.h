@@ -14,6 +14,7 @@ struct Host {
     int         (*graph_n_nodes)(Graph *);
     Tensor     *(*graph_node)(Graph *, int);
     const char *(*op_name)(int);
+    const char *(*type_name)(int);
     const char *(*version)(); // null in older hosts
 
     // Operation numbers; they move from release to release.

@@ -42,6 +42,21 @@ expect device-foreign "CPU device is laid out"
 expect device-no-registry "CPU device is laid out"
 expect backend-v1 "CPU backend is laid out"
 expect backend-no-device "CPU backend is laid out"
+expect forked "process [0-9]* was forked from process [0-9]* .* --preload"
+if ! text=$(LESSISMORE_LOG=off "$out/fake_host" "$library" forked 2>&1) || [ -n "$text" ]; then
+    fail "forked, LESSISMORE_LOG=off: $text"
+else
+    passed=$((passed + 1))
+fi
+
+# Where the statistics go: %p is the process, an open file is written to and stays what it is.
+rm -f "$out"/pid-*.json
+LESSISMORE_STATS="$out/pid-%p.json" "$out/fake_host" "$library" sound 2>"$out/text" &
+wait $!
+if grep -q '"state": "active"' "$out/pid-$!.json"; then passed=$((passed + 1)); else fail "%p: $(ls "$out"; cat "$out/text")"; fi
+ln -sf /proc/self/fd/1 "$out/stdout"
+LESSISMORE_STATS="$out/stdout" "$out/fake_host" "$library" sound 2>"$out/text" | grep -c '"state": "active"' > "$out/times" || true
+if [ -L "$out/stdout" ] && [ "$(cat "$out/times")" -ge 1 ]; then passed=$((passed + 1)); else fail "a link to stdout: $(cat "$out/text")"; fi
 
 # ---- a CUDA device ----
 

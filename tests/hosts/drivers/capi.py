@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 F16, F32, Q4_0, Q8_0, BF16 = 1, 0, 2, 8, 30
-TYPES = {"f16": F16, "f32": F32, "q4_0": Q4_0, "q8_0": Q8_0, "bf16": BF16}
+TYPES = {"f16": F16, "f32": F32, "q4_0": Q4_0, "q8_0": Q8_0, "bf16": BF16, "q5_1": 7}
 FLASH = {"auto": -1, False: 0, True: 1}
 
 EvalCallback = ct.CFUNCTYPE(ct.c_bool, ct.c_void_p, ct.c_bool, ct.c_void_p)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import os
 import statistics
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from typing import Any, Optional
 
+from .. import _files
 from . import _crash, _exit, _llama, _options, _show, doctor
 
 ON, OFF, OURS = "flash on", "flash off", "lessismore"
@@ -41,6 +43,8 @@ def command(options: argparse.Namespace) -> int:
     _llama.host()
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         raise ImportError("--plot needs matplotlib")
+    if options.plot:
+        _files.check(options.plot)
     settings = [ON, OURS] if options.kv in QUANTISED else [ON, OFF, OURS]
     points = [(context, threads) for threads in options.threads for context in options.contexts]
     results = []
@@ -196,4 +200,6 @@ def _plot(results: list[dict[str, Any]], settings: list[str], path: str) -> None
         axis.set(xlabel="context (tokens)", ylabel="ms per token", title=f"{n} thread{'s' * (n > 1)}", ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=os.path.splitext(path)[1][1:] or "png")
+    _files.write(path, picture.getvalue())

@@ -105,7 +105,7 @@ def _own() -> dict[str, Any]:
 
 
 def _driver() -> dict[str, Any]:
-    """NVIDIA's driver and the GPUs it shows."""
+    """NVIDIA's driver, the GPUs it shows, and why the library does not attend on one of them."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -119,7 +119,20 @@ def _driver() -> dict[str, Any]:
         device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
         if cuda.cuDeviceGet(ctypes.byref(device), i) == 0 and cuda.cuDeviceGetName(name, 256, device) == 0:
             gpus.append(name.value.decode(errors="replace"))
-    return {"version": version, "gpus": gpus, "why": "this version attends on the CPU only"}
+    return {"version": version, "gpus": gpus, "why": _gpus(len(gpus))}
+
+
+def _gpus(count: int) -> Optional[str]:
+    """Makes a small batch on each GPU. None: all of them serve."""
+    if not count:
+        return "it shows no GPU"
+    for i in range(count):
+        try:
+            with Engine(4) as engine, engine.batch(1, 4096, 4, 2, 64, device=i):
+                pass
+        except Error as e:
+            return f"nothing is attended to on GPU {i}: {e}"
+    return None
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, str]:
@@ -202,7 +215,7 @@ def _text(found: dict[str, Any]) -> str:
             f"{library['path']}, {library['target']} kernels" if library["works"] else library["why"],
             library["works"],
         ),
-        ("driver", ", ".join(filter(None, [driver["version"], *driver["gpus"], driver["why"]])), False),
+        ("driver", ", ".join(filter(None, [driver["version"], *driver["gpus"], driver["why"]])), driver["why"] is None),
     ]
     lines += [("environment", f"{name}={value}", True) for name, value in found["environment"].items()]
     for host in found["hosts"]:

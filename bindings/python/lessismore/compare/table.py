@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
 import random
 import tempfile
 import time
 from typing import Any, Callable, Optional, Sequence
 
+from .. import _files
 from . import host, kascade, measure
 from .measure import Counts, Prepared, Problem
 from .methods import Full, Kascade, Method, Oracle, Quest, Seer, TidalDecode, Window
@@ -223,10 +223,7 @@ class Comparison:
 
 
 def write(report: dict[str, Any], path: str) -> None:
-    """To a temporary name, then renamed."""
-    with open(f"{path}.part", "w") as f:
-        json.dump(report, f, indent=1)
-    os.replace(f"{path}.part", path)
+    _files.write(path, json.dumps(report, indent=1).encode() + b"\n")
 
 
 HEAD = ("method", "K", "exact", "95 %", "tokens right", "first wrong step", "attended", "read", "distinct", "worst loss", "length")
