@@ -89,6 +89,8 @@ func (s *GPUSession) Plan(g *Graph) {
 	for i := range g.Nodes {
 		if n := &g.Nodes[i]; n.Reason == Taken {
 			n.Reason = s.node(n)
+		} else {
+			s.pass(n, s)
 		}
 	}
 	s.untakable(g)

@@ -68,16 +68,29 @@ func (g *guest) untakable(graph *Graph) {
 	g.log(LogInfo, "nothing is taken in this context: "+reason)
 }
 
+// learn takes note of an attention, whether the kernels take it or not. It returns true once the model's layers are
+// known, this one among them.
+func (g *guest) learn(n *Node, v visitor) bool {
+	if g.discovery.observe(n) && !g.discovery.knows(n) {
+		g.rediscover(v)
+		g.discovery.observe(n)
+	}
+	return g.discovery.complete
+}
+
+// pass takes note of an attention that the kernels do not take: it is one of the model's layers all the same.
+func (g *guest) pass(n *Node, v visitor) {
+	if n.Layer >= 0 && g.engine.Inert() == "" {
+		g.learn(n, v)
+	}
+}
+
 // place is the number of a node's layer among those that can take part, once the first pass has shown them.
 func (g *guest) place(n *Node, v visitor) (int, Reason) {
 	if g.engine.Inert() != "" {
 		return 0, ReasonInert
 	}
-	if g.discovery.observe(n) && !g.discovery.knows(n) {
-		g.rediscover(v)
-		g.discovery.observe(n)
-	}
-	if !g.discovery.complete {
+	if !g.learn(n, v) {
 		return 0, ReasonDiscovery
 	}
 	if g.counts.Inert != "" {
@@ -98,7 +111,7 @@ func (g *guest) place(n *Node, v visitor) (int, Reason) {
 	}
 	layer, ok := g.ordinal[n.Layer]
 	if !ok {
-		return 0, ReasonSliding
+		return 0, g.discovery.apart(n.Layer)
 	}
 	return layer, Taken
 }
@@ -124,6 +137,9 @@ func (g *guest) rediscover(v visitor) {
 // assign gives the layers that can take part their numbers and roles.
 func (g *guest) assign(n *Node) error {
 	layers := g.discovery.participants()
+	if len(layers) == 0 {
+		return fmt.Errorf("the layers that see the whole context are left to the host (%s), and sliding-window layers gain nothing", g.discovery.kept())
+	}
 	model, err := g.engine.model(g.identity(n, layers), g.log)
 	if err != nil {
 		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)

@@ -132,6 +132,8 @@ func (s *Session) Plan(g *Graph) {
 		n := &g.Nodes[i]
 		if n.Reason == Taken {
 			n.Reason = s.node(n, &fresh)
+		} else {
+			s.pass(n, s)
 		}
 		if n.Reason == Taken {
 			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
@@ -209,7 +211,7 @@ func (s *Session) wrote(w *Write) {
 func (s *Session) tell(g *Graph) {
 	s.discovery.compare(func(store uint64) (int, bool) {
 		for i := range g.Nodes {
-			if n := &g.Nodes[i]; n.Store.ID == store && n.Reason == Taken {
+			if n := &g.Nodes[i]; n.Store.ID == store && n.Scan != nil {
 				visible, _ := cpu.Visible(n.scan(0, 0), n.ScanType, int(n.NKV), nil)
 				return visible, true
 			}
@@ -275,7 +277,7 @@ func (s *Session) forget() {
 // part, which is written before any of them is read.
 func (s *Session) assigned(*Node) error {
 	s.step.lasting.interval = s.engine.config.Interval
-	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, func(d discovered) bool { return d.full })].store.ID
+	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, discovered.participates)].store.ID
 	s.followed = s.tracks[first]
 	s.tracks = map[uint64]*track{first: s.followed}
 	return nil
