@@ -226,7 +226,8 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 		Writes:  unsafe.Slice((*plugin.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
 		Shifts:  unsafe.Slice((*plugin.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
 		SoftMax: int(graph.n_soft_max),
-		Weights: uint64(graph.weights),
+		Weights: uint64(graph.weights), Adapters: uint64(graph.adapters),
+		FirstBlock: int32(graph.first_block), LastBlock: int32(graph.last_block), Ends: int32(graph.ends),
 	}
 	if graph.positions != nil {
 		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)

@@ -76,7 +76,7 @@ func (s *GPUSession) Stats() Stats { return s.stats() }
 func (s *GPUSession) Plan(g *Graph) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g.KnowsWeights = true
+	s.asks(g)
 	if len(g.Nodes) == 0 {
 		s.flashless(g)
 		return
@@ -86,6 +86,7 @@ func (s *GPUSession) Plan(g *Graph) {
 		s.refuse("a mask holds other values than 0 and -inf, which the kernels for GPUs do not add; earlier steps went without them")
 	}
 	s.layer, s.look, s.forgot = -1, false, false
+	s.survey(g)
 	for i := range g.Nodes {
 		if n := &g.Nodes[i]; n.Reason == Taken {
 			n.Reason = s.node(n)
@@ -237,12 +238,25 @@ func (s *GPUSession) attend(n *Node, before, after uintptr) error {
 	return nil
 }
 
+// suits leaves a GPU alone that computes the later layers of a model: the set that they would attend to is chosen elsewhere.
+func (s *GPUSession) suits() error {
+	first := s.discovery.layers[0].layer
+	if s.blocks.shown { // a model's first layers may have no attention
+		first = s.blocks.first
+	}
+	if first == 0 {
+		return nil
+	}
+	where := s.blocks.elsewhere()
+	if where == "" {
+		where = fmt.Sprintf("the first attention on this GPU is of layer %d", first)
+	}
+	return fmt.Errorf("%s: a model that is spread over devices is left alone", where)
+}
+
 // assigned gets ready what decoding needs, for as many streams and slots as the host's store has: nothing is
 // allocated later.
 func (s *GPUSession) assigned(n *Node) error {
-	if first := s.discovery.layers[0].layer; first != 0 {
-		return fmt.Errorf("the first attention on this GPU is of layer %d: a model that is spread over devices is left alone", first)
-	}
 	c := &n.Call
 	if c.DimK != c.DimV {
 		return fmt.Errorf("head_dim = %d for keys and %d for values: kernels for GPUs want the same", c.DimK, c.DimV)

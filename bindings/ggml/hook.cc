@@ -157,11 +157,12 @@ int compute_on_gpu(Backend *backend, Graph *graph) {
 
     const int n = c->host->graph_n_nodes(graph);
     try {
-        c->extract.read(*c->host, graph, Memory::kDevice, false);
+        c->extract.read(*c->host, graph, Memory::kDevice, !c->known);
     } catch (const std::bad_alloc &) {
         return c->compute(backend, graph);
     }
     lim_go_ggml_plan(c->session, &c->extract.graph);
+    c->known = c->extract.graph.knows_weights != 0;
     int done = 0;
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         lim_ggml_node &node = c->extract.nodes[i];

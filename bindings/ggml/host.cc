@@ -31,7 +31,8 @@ std::string find_operations(Host &host) {
         int        *number;
     } wanted[] = {
         {"FLASH_ATTN_EXT", &host.flash_attn}, {"CUSTOM", &host.custom},     {"SET_ROWS", &host.set_rows},
-        {"ROPE", &host.rope},                 {"SOFT_MAX", &host.soft_max}, {"NONE", &host.none},
+        {"ROPE", &host.rope},                 {"SOFT_MAX", &host.soft_max}, {"SCALE", &host.scale},
+        {"NONE", &host.none},
     };
     for (auto &w : wanted) *w.number = -1;
     const void *module = module_of(reinterpret_cast<const void *>(host.op_name));

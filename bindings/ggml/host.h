@@ -17,7 +17,7 @@ struct Host {
     const char *(*version)(); // null in older hosts
 
     // Operation numbers; they move from release to release.
-    int flash_attn, custom, set_rows, rope, soft_max, none;
+    int flash_attn, custom, set_rows, rope, soft_max, scale, none;
 
     int     api_version;
     Device *device;
