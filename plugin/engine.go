@@ -23,6 +23,7 @@ type Engine struct {
 	held         atomic.Pointer[string] // why it is so far; nil: it is not
 	intervention atomic.Pointer[Intervention]
 	guests       atomic.Uint64 // there ever were
+	lockstep     lockstep      // of those on GPUs
 
 	mu      sync.Mutex // never held while a session's, sequence's or model's own lock is taken
 	models  map[identity]*model

@@ -3,6 +3,7 @@ package plugin
 import (
 	"fmt"
 	"sync/atomic"
+	"syscall"
 	"unsafe"
 
 	"lessismore/plugin/internal/cpu"
@@ -24,6 +25,7 @@ type GPUSession struct {
 	sight  cuda.Sight
 	call   BatchAttention // of the node that is being looked at
 
+	stride   stride // through the first pass
 	key      stepKey
 	layer    int  // the last one that was taken in the compute call
 	look     bool // the masks have not been looked at in it
@@ -44,6 +46,7 @@ func (s *GPUSession) Close() {
 	s.engine.finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.engine.lockstep.leave(&s.stride)
 	s.forget()
 }
 
@@ -87,6 +90,7 @@ func (s *GPUSession) Plan(g *Graph) {
 	}
 	s.layer, s.look, s.forgot = -1, false, false
 	s.survey(g)
+	s.stepped(g)
 	for i := range g.Nodes {
 		if n := &g.Nodes[i]; n.Reason == Taken {
 			n.Reason = s.node(n)
@@ -101,6 +105,26 @@ func (s *GPUSession) Plan(g *Graph) {
 			n.Reason = ReasonDiscovery
 		}
 		s.counts.decline(n.Reason)
+	}
+}
+
+// stepped looks, in the first pass, for other devices that compute a share of the same layers.
+func (s *GPUSession) stepped(g *Graph) {
+	first, last := g.Nodes[0].Layer, g.Nodes[len(g.Nodes)-1].Layer
+	if first < 0 || last < first {
+		return
+	}
+	if !s.discovery.begins(first) {
+		if s.stride.call != 0 {
+			s.engine.lockstep.leave(&s.stride)
+		}
+		return
+	}
+	const why = "its heads are spread over several GPUs (-sm tensor), which is left to the host"
+	if spread, news := s.engine.lockstep.see(&s.stride, syscall.Gettid(), first, last); news {
+		s.refuse(why)
+	} else if spread {
+		s.counts.Inert = why
 	}
 }
 
