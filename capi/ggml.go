@@ -99,6 +99,7 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 	case registry != nil: // loaded again
 	case host.hooked:
 		logLine(plugin.LogInfo, "another copy of ggml in this process is left alone: "+about)
+	case host.engine.Inert() == about: // that was said
 	default: // a later load, or another copy of ggml, may be one that works
 		host.engine.Hold(about)
 		state := "inert: "
