@@ -150,6 +150,12 @@ class Api:
             "yarn_ext_factor": -1.0, "type_k": F16, "type_v": F16, "offload_kqv": True, "samplers": None,
             "ctx_other": None})
 
+    def function(self, name: str, res, args):
+        """A function that is not in SIGNATURES."""
+        fn = next(getattr(lib, name) for lib in self.libs if hasattr(lib, name))
+        fn.restype, fn.argtypes = res, args
+        return fn
+
     @staticmethod
     def _prove(libs, name, struct, known):
         class Wide(ct.Structure):
