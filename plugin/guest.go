@@ -17,7 +17,7 @@ type guest struct {
 	graphs    int              // since the layers' weights are hashed
 	unhashed  bool             // the weights of the model that is served now were never seen
 	weights   uint64           // hash of the model's weights, as far as the first pass shows them
-	adapters  map[int32]uint64 // of the graphs of the first pass, by their first attention's layer
+	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
 	blocks    blocks
 	ordinal   map[int32]int // model's layer number -> number among the layers that can take part
 	pilot     *pilot        // once the layers are known
@@ -162,19 +162,21 @@ func (g *guest) survey(graph *Graph) {
 	if first < 0 || !g.discovery.begins(first) {
 		return
 	}
-	if g.adapters == nil {
-		g.adapters = map[int32]uint64{}
-	}
-	g.adapters[first] = graph.Adapters
 	g.weights += graph.Weights
 	g.blocks.add(graph)
 }
 
-// adapted tells whether a graph with attention applies other adapters than the same part of the first pass: to the
-// roles of its layers that is another model. The layers are forgotten then, and the next graph's weights asked for.
+// adapted tells whether a graph with attention applies other adapters than the same part of the model did before: to
+// the roles of its layers that is another model. The layers are forgotten then, and the next graph's weights asked for.
 func (g *guest) adapted(graph *Graph) bool {
-	was, ok := g.adapters[graph.Nodes[0].Layer]
-	if !ok || was == graph.Adapters {
+	part := graph.Nodes[0].Layer
+	if was, ok := g.adapters[part]; !ok {
+		if g.adapters == nil {
+			g.adapters = map[int32]uint64{}
+		}
+		g.adapters[part] = graph.Adapters
+		return false
+	} else if was == graph.Adapters {
 		return false
 	}
 	g.restart()

@@ -331,15 +331,18 @@ std::string rehearse(void *handle, const Host &host) {
     c.compute = reinterpret_cast<ComputeFn>(backend[word]);
     c.session = lim_go_ggml_open(LIM_GGML_REHEARSAL);
     c.known   = true; // there are no weights
-    if (c.session != 0) {
-        problem = self_test(handle, {[&](Graph *graph) { return c.compute(backend, graph); },
-                                           [&](Graph *graph, int &taken) {
-                                               const int status = take_part(&c, graph);
-                                               taken            = static_cast<int>(c.saved.size());
-                                               return status;
-                                           }});
-        lim_go_ggml_close(c.session);
+    if (c.session == 0) {
+        free_of_host(backend);
+        return "the self-test cannot begin";
     }
+    const auto alone  = [&](Graph *graph) { return c.compute(backend, graph); };
+    const auto hooked = [&](Graph *graph, int &taken) {
+        const int status = take_part(&c, graph);
+        taken            = static_cast<int>(c.saved.size());
+        return status;
+    };
+    problem = self_test(handle, {alone, hooked});
+    lim_go_ggml_close(c.session);
     free_of_host(backend);
     return problem;
 }
