@@ -1,7 +1,7 @@
 """Fixtures of the host tests. Nothing here skips: what is missing fails, and says how
 to get it.
 
-    <cache>/venv/bin/python -m pytest tests/hosts
+    <cache>/venv/bin/python -m pytest tests/hosts [--long]
 """
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Installs the pinned hosts that the tests, the benchmark and the demo run.
 
-    python3 install.py                          everything
+    python3 install.py                          everything but debian
     python3 install.py node venv                only these, and what they need
+    python3 install.py debian                   a newer llama.cpp in a folder with a newer Debian; as root
     python3 install.py --list                   what there is, and whether it is installed
 
 Everything lands in one cache folder outside the source tree: $LESSISMORE_CACHE,
@@ -331,7 +332,7 @@ PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPytho
 
 def main(argv=None) -> int:
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all)")
+    ap.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all but debian)")
     ap.add_argument("--list", action="store_true", help="say what is installed and stop")
     ap.add_argument("--wheels", help="folder that may hold a llama-cpp-python wheel built earlier")
     ap.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="parallel compile jobs")
