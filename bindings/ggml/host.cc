@@ -1,9 +1,9 @@
 #include "host.h"
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <link.h>
 #include <new>
 #include <unistd.h>
@@ -130,7 +130,7 @@ std::string prove_tensors(const Symbols &symbols, const Host &host) {
 // /proc, it can be asked everywhere.
 bool writable(void *const *word) {
     int ends[2];
-    if (pipe(ends) != 0) return false;
+    if (pipe2(ends, O_CLOEXEC) != 0) return false;
     void *const value = *word;
     const bool  yes   = write(ends[1], &value, sizeof value) == sizeof value &&
                      read(ends[0], const_cast<void **>(word), sizeof value) == sizeof value;
