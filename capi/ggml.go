@@ -82,34 +82,44 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 		configure()
 	}
 	hook := C.int(1)
-	if host.engine.Inert() != "" {
+	if host.engine.Disabled() {
 		hook = 0
 	}
 	text := make([]byte, 512)
-	registry = C.lim_ggml_install(caller, hook, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
+	var found C.lim_ggml_found
+	registry = C.lim_ggml_install(caller, hook, &found, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
 	about := C.GoString((*C.char)(unsafe.Pointer(&text[0])))
-	if registry == nil {
-		if len(host.hooked) == 0 { // another copy of ggml in the process may be one that works
-			host.engine.Disable(about)
-		}
-		logLine(plugin.LogInfo, "inert: "+about)
-		return nil
-	}
-	if hook != 0 && !host.hooked[registry] {
-		if host.hooked == nil {
-			host.hooked = map[unsafe.Pointer]bool{}
-		}
-		host.hooked[registry] = true
-		c := host.env.Config
-		layers := "found by measuring"
-		if c.Layers != nil {
-			layers = fmt.Sprint(c.Layers)
-		}
-		logLine(plugin.LogInfo, fmt.Sprintf("%s loaded into %s (%s kernels): budget %d tokens, selection layers %s",
-			plugin.Version, about, host.engine.Report().Target, c.Budget, layers))
+	switch {
+	case hook == 0: // why was said
+	case found == C.LIM_GGML_NEW:
+		host.hooked = true
+		host.engine.Hold("")
+		loaded(about)
 		hookGPUs(caller)
+	case registry != nil: // loaded again
+	case host.hooked:
+		logLine(plugin.LogInfo, "another copy of ggml in this process is left alone: "+about)
+	case host.engine.Inert() == about: // that was said
+	default: // a later load, or another copy of ggml, may be one that works
+		host.engine.Hold(about)
+		state := "inert: "
+		if found == C.LIM_GGML_EARLY {
+			state = "waiting: "
+		}
+		logLine(plugin.LogInfo, state+about)
 	}
 	return registry
+}
+
+// loaded says what the library does in a host from now on.
+func loaded(about string) {
+	c := host.env.Config
+	layers := "found by measuring"
+	if c.Layers != nil {
+		layers = fmt.Sprint(c.Layers)
+	}
+	logLine(plugin.LogInfo, fmt.Sprintf("%s loaded into %s (%s kernels): budget %d tokens, selection layers %s",
+		plugin.Version, about, host.engine.Report().Target, c.Budget, layers))
 }
 
 // hookGPUs takes part in the host's CUDA devices where that is asked for, and says what becomes of them.
@@ -169,10 +179,28 @@ type session interface {
 	Close()
 }
 
+// rehearsal is the self-test's session.
+type rehearsal struct{ *plugin.Session }
+
+// rehearse starts a session that attends to everything in one layer and chooses in the next, whatever the settings.
+func rehearse() C.uintptr_t {
+	config := plugin.DefaultConfig()
+	config.Layers = []int{1}
+	config.Budget = 64
+	engine, err := plugin.NewEngine(config)
+	if err != nil {
+		return 0
+	}
+	return C.uintptr_t(cgo.NewHandle(rehearsal{engine.NewSession(nil)}))
+}
+
 //export lim_go_ggml_open
-func lim_go_ggml_open(gpu C.int) (handle C.uintptr_t) {
+func lim_go_ggml_open(kind C.int) (handle C.uintptr_t) {
 	defer guard("init_backend")
-	if gpu != 0 {
+	switch kind {
+	case C.LIM_GGML_REHEARSAL:
+		return rehearse()
+	case C.LIM_GGML_GPU:
 		return C.uintptr_t(cgo.NewHandle(host.engine.NewGPUSession(logLine)))
 	}
 	s := host.engine.NewSession(logLine)
@@ -199,7 +227,8 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 		Writes:  unsafe.Slice((*plugin.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
 		Shifts:  unsafe.Slice((*plugin.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
 		SoftMax: int(graph.n_soft_max),
-		Weights: uint64(graph.weights),
+		Weights: uint64(graph.weights), Adapters: uint64(graph.adapters),
+		FirstBlock: int32(graph.first_block), LastBlock: int32(graph.last_block), Ends: int32(graph.ends),
 	}
 	if graph.positions != nil {
 		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)
@@ -229,6 +258,9 @@ func lim_go_ggml_close(of C.uintptr_t) {
 	s := handle.Value().(session)
 	handle.Delete()
 	s.Close()
+	if _, ok := s.(rehearsal); ok {
+		return
+	}
 	c := s.Stats()
 	if text := c.Outcome(); text != "" {
 		logLine(plugin.LogInfo, "context freed: "+text)

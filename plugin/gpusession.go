@@ -3,6 +3,7 @@ package plugin
 import (
 	"fmt"
 	"sync/atomic"
+	"syscall"
 	"unsafe"
 
 	"lessismore/plugin/internal/cpu"
@@ -24,6 +25,7 @@ type GPUSession struct {
 	sight  cuda.Sight
 	call   BatchAttention // of the node that is being looked at
 
+	stride   stride // through the first pass
 	key      stepKey
 	layer    int  // the last one that was taken in the compute call
 	look     bool // the masks have not been looked at in it
@@ -44,6 +46,7 @@ func (s *GPUSession) Close() {
 	s.engine.finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.engine.lockstep.leave(&s.stride)
 	s.forget()
 }
 
@@ -76,7 +79,7 @@ func (s *GPUSession) Stats() Stats { return s.stats() }
 func (s *GPUSession) Plan(g *Graph) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g.KnowsWeights = true
+	s.asks(g)
 	if len(g.Nodes) == 0 {
 		s.flashless(g)
 		return
@@ -86,9 +89,13 @@ func (s *GPUSession) Plan(g *Graph) {
 		s.refuse("a mask holds other values than 0 and -inf, which the kernels for GPUs do not add; earlier steps went without them")
 	}
 	s.layer, s.look, s.forgot = -1, false, false
+	s.survey(g)
+	s.stepped(g)
 	for i := range g.Nodes {
 		if n := &g.Nodes[i]; n.Reason == Taken {
 			n.Reason = s.node(n)
+		} else {
+			s.pass(n, s)
 		}
 	}
 	s.untakable(g)
@@ -100,6 +107,26 @@ func (s *GPUSession) Plan(g *Graph) {
 			n.Reason = ReasonDiscovery
 		}
 		s.counts.decline(n.Reason)
+	}
+}
+
+// stepped looks, in the first pass, for other devices that compute a share of the same layers.
+func (s *GPUSession) stepped(g *Graph) {
+	first, last := g.Nodes[0].Layer, g.Nodes[len(g.Nodes)-1].Layer
+	if first < 0 || last < first {
+		return
+	}
+	if !s.discovery.begins(first) {
+		if s.stride.call != 0 {
+			s.engine.lockstep.leave(&s.stride)
+		}
+		return
+	}
+	const why = "its heads are spread over several GPUs (-sm tensor), which is left to the host"
+	if spread, news := s.engine.lockstep.see(&s.stride, syscall.Gettid(), first, last); news {
+		s.refuse(why)
+	} else if spread {
+		s.counts.Inert = why
 	}
 }
 
@@ -237,12 +264,25 @@ func (s *GPUSession) attend(n *Node, before, after uintptr) error {
 	return nil
 }
 
+// suits leaves a GPU alone that computes the later layers of a model: the set that they would attend to is chosen elsewhere.
+func (s *GPUSession) suits() error {
+	first := s.discovery.layers[0].layer
+	if s.blocks.shown { // a model's first layers may have no attention
+		first = s.blocks.first
+	}
+	if first == 0 {
+		return nil
+	}
+	where := s.blocks.elsewhere()
+	if where == "" {
+		where = fmt.Sprintf("the first attention on this GPU is of layer %d", first)
+	}
+	return fmt.Errorf("%s: a model that is spread over devices is left alone", where)
+}
+
 // assigned gets ready what decoding needs, for as many streams and slots as the host's store has: nothing is
 // allocated later.
 func (s *GPUSession) assigned(n *Node) error {
-	if first := s.discovery.layers[0].layer; first != 0 {
-		return fmt.Errorf("the first attention on this GPU is of layer %d: a model that is spread over devices is left alone", first)
-	}
 	c := &n.Call
 	if c.DimK != c.DimV {
 		return fmt.Errorf("head_dim = %d for keys and %d for values: kernels for GPUs want the same", c.DimK, c.DimV)

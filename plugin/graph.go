@@ -72,7 +72,11 @@ type Graph struct {
 	Shifts    []Shift
 	Positions []int32 // of the batch's tokens; nil: this part of the graph has none
 	SoftMax   int     // masked softmax nodes: attention that runs without flash attention
-	Weights   uint64  // hash of the weights in this part of the graph; a sum over them, so parts add up
+	Weights   uint64  // hash of the weights and adapters in this part of the graph; a sum over them, so parts add up
+	Adapters  uint64  // which adapters are applied to them, and how much; 0: none
+
+	FirstBlock, LastBlock int32 // of the model, whose weights were hashed; FirstBlock -1: of none
+	Ends                  int32 // 1: so were those that follow the last block
 
 	KnowsWeights bool // the answer: no more hashes are wanted
 }

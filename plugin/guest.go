@@ -14,8 +14,11 @@ type guest struct {
 
 	mu        sync.Mutex // Plan against a reader of the statistics
 	discovery discovery
-	unhashed  bool          // the weights of the model that is served now were never seen
-	weights   uint64        // hash of the model's weights, as far as the first pass shows them
+	graphs    int              // since the layers' weights are hashed
+	unhashed  bool             // the weights of the model that is served now were never seen
+	weights   uint64           // hash of the model's weights, as far as the first pass shows them
+	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
+	blocks    blocks
 	ordinal   map[int32]int // model's layer number -> number among the layers that can take part
 	pilot     *pilot        // once the layers are known
 	counts    Stats
@@ -31,10 +34,37 @@ const (
 	mostDrafted = 32
 	shortCalls  = 32
 )
+// blocks are those of the model whose weights this device's graphs have shown; none before any has.
+type blocks struct {
+	shown       bool
+	first, last int32
+	ends        bool // what follows the last block is computed here, too
+}
+
+func (b *blocks) add(g *Graph) {
+	b.ends = b.ends || g.Ends != 0
+	switch {
+	case g.Weights == 0 || g.FirstBlock < 0:
+	case !b.shown:
+		b.shown, b.first, b.last = true, g.FirstBlock, g.LastBlock
+	default:
+		b.first, b.last = min(b.first, g.FirstBlock), max(b.last, g.LastBlock)
+	}
+}
+
+// elsewhere says which layers this device computes, where it shows that others are computed elsewhere: a model that is
+// spread over several GPUs, or off-loaded in part.
+func (b *blocks) elsewhere() string {
+	if !b.shown || b.first == 0 && b.ends {
+		return ""
+	}
+	return fmt.Sprintf("this device computes layers %d to %d of the model, the others are on another device", b.first, b.last)
+}
 
 // visitor is the session that a guest is a part of.
 type visitor interface {
 	forget()                // the layers are not known any more
+	suits() error           // whether the layers that were found can be taken part in here
 	assigned(n *Node) error // they are, and have roles; an error keeps the library out of this context
 }
 
@@ -106,16 +136,29 @@ func (g *guest) drafts(n *Node, of string, begins func(n *Node) bool) {
 	}
 }
 
+// learn takes note of an attention, whether the kernels take it or not. It returns true once the model's layers are
+// known, this one among them.
+func (g *guest) learn(n *Node, v visitor) bool {
+	if g.discovery.observe(n) && !g.discovery.knows(n) {
+		g.rediscover(v)
+		g.discovery.observe(n)
+	}
+	return g.discovery.complete
+}
+
+// pass takes note of an attention that the kernels do not take: it is one of the model's layers all the same.
+func (g *guest) pass(n *Node, v visitor) {
+	if n.Layer >= 0 && g.engine.Inert() == "" {
+		g.learn(n, v)
+	}
+}
+
 // place is the number of a node's layer among those that can take part, once the first pass has shown them.
 func (g *guest) place(n *Node, v visitor) (int, Reason) {
 	if g.engine.Inert() != "" {
 		return 0, ReasonInert
 	}
-	if g.discovery.observe(n) && !g.discovery.knows(n) {
-		g.rediscover(v)
-		g.discovery.observe(n)
-	}
-	if !g.discovery.complete {
+	if !g.learn(n, v) {
 		return 0, ReasonDiscovery
 	}
 	if g.counts.Inert != "" {
@@ -125,7 +168,10 @@ func (g *guest) place(n *Node, v visitor) (int, Reason) {
 		if !g.discovery.decided {
 			return 0, ReasonUndecided
 		}
-		err := g.assign(n)
+		err := v.suits()
+		if err == nil {
+			err = g.assign(n)
+		}
 		if err == nil {
 			err = v.assigned(n)
 		}
@@ -136,7 +182,7 @@ func (g *guest) place(n *Node, v visitor) (int, Reason) {
 	}
 	layer, ok := g.ordinal[n.Layer]
 	if !ok {
-		return 0, ReasonSliding
+		return 0, g.discovery.apart(n.Layer)
 	}
 	return layer, Taken
 }
@@ -147,23 +193,71 @@ func (g *guest) refuse(why string) {
 	g.log(LogInfo, "inert in this context: "+why)
 }
 
-// rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
-func (g *guest) rediscover(v visitor) {
-	g.discovery, g.ordinal, g.unhashed = discovery{}, nil, true
+// survey takes note of what a graph with attention shows of the model as a whole.
+func (g *guest) survey(graph *Graph) {
+	first := graph.Nodes[0].Layer
+	if first < 0 || !g.discovery.begins(first) {
+		return
+	}
+	g.weights += graph.Weights
+	g.blocks.add(graph)
+}
+
+// adapted tells whether a graph with attention applies other adapters than the same part of the model did before: to
+// the roles of its layers that is another model. The layers are forgotten then, and the next graph's weights asked for.
+func (g *guest) adapted(graph *Graph) bool {
+	part := graph.Nodes[0].Layer
+	if was, ok := g.adapters[part]; !ok {
+		if g.adapters == nil {
+			g.adapters = map[int32]uint64{}
+		}
+		g.adapters[part] = graph.Adapters
+		return false
+	} else if was == graph.Adapters {
+		return false
+	}
+	g.restart()
+	g.unhashed, g.weights, g.graphs = false, 0, 0
+	graph.KnowsWeights = false
+	return true
+}
+
+// asks tells whether the next graphs' weights are to be hashed.
+func (g *guest) asks(graph *Graph) {
+	g.graphs++
+	graph.KnowsWeights = g.discovery.complete || g.graphs > maxHashed
+}
+
+// restart forgets the layers.
+func (g *guest) restart() {
+	g.discovery, g.ordinal, g.blocks = discovery{}, nil, blocks{}
+	clear(g.adapters)
 	if g.pilot != nil {
 		g.pilot.settle()
 		g.pilot.free()
 		g.pilot = nil
 	}
 	g.counts.Inert = ""
+}
+
+// rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
+func (g *guest) rediscover(v visitor) {
+	g.restart()
+	g.unhashed = true
 	v.forget()
 }
 
 // assign gives the layers that can take part their numbers and roles.
 func (g *guest) assign(n *Node) error {
 	layers := g.discovery.participants()
+	if len(layers) == 0 {
+		return fmt.Errorf("the layers that see the whole context are left to the host (%s), and sliding-window layers gain nothing", g.discovery.kept())
+	}
 	model, err := g.engine.model(g.identity(n, layers), g.log)
 	if err != nil {
+		if where := g.blocks.elsewhere(); where != "" {
+			return fmt.Errorf("LESSISMORE_LAYERS: %w: %s", err, where)
+		}
 		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
 	}
 	g.pilot, g.ordinal = newPilot(model, g.log), map[int32]int{}

@@ -26,7 +26,6 @@ const maxHashed = 4096
 type Session struct {
 	guest
 
-	graphs    int
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
 	followed  *track            // that one
 	positions []int32
@@ -110,8 +109,7 @@ func (s *Session) Stats() Stats { return s.stats() }
 func (s *Session) Plan(g *Graph) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.graphs++
-	g.KnowsWeights = s.discovery.complete || s.graphs > maxHashed
+	s.asks(g)
 	s.follow(g)
 	if len(g.Nodes) == 0 {
 		if len(g.Writes) > 0 && s.flashless(g) {
@@ -120,9 +118,12 @@ func (s *Session) Plan(g *Graph) {
 		return
 	}
 	s.attention = true
-	if s.discovery.begins(g.Nodes[0].Layer) {
-		s.weights += g.Weights
+	if s.adapted(g) {
+		s.unlearn()
+		s.leave(g)
+		return
 	}
+	s.survey(g)
 	if s.discovery.complete && !s.discovery.decided {
 		s.tell(g)
 	}
@@ -132,6 +133,8 @@ func (s *Session) Plan(g *Graph) {
 		n := &g.Nodes[i]
 		if n.Reason == Taken {
 			n.Reason = s.node(n, &fresh)
+		} else {
+			s.pass(n, s)
 		}
 		if n.Reason == Taken {
 			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
@@ -213,7 +216,7 @@ func (s *Session) wrote(w *Write) {
 func (s *Session) tell(g *Graph) {
 	s.discovery.compare(func(store uint64) (int, bool) {
 		for i := range g.Nodes {
-			if n := &g.Nodes[i]; n.Store.ID == store && n.Reason == Taken {
+			if n := &g.Nodes[i]; n.Store.ID == store && n.Scan != nil {
 				visible, _ := cpu.Visible(n.scan(0, 0), n.ScanType, int(n.NKV), nil)
 				return visible, true
 			}
@@ -266,20 +269,38 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 	return Taken
 }
 
+// leave leaves a whole graph to the host: the layers are not known.
+func (s *Session) leave(g *Graph) {
+	for i := range g.Nodes {
+		if g.Nodes[i].Reason == Taken {
+			g.Nodes[i].Reason = ReasonDiscovery
+		}
+		s.counts.decline(g.Nodes[i].Reason)
+	}
+}
+
 // forget drops what follows from the layers: the first pass was not the whole model, or the backend serves
 // another one now.
 func (s *Session) forget() {
 	s.followed = nil
 	clear(s.tracks)
+	s.unlearn()
+}
+
+// unlearn drops what the layers did last. What is known of the store's tokens stays.
+func (s *Session) unlearn() {
 	s.step.lasting.drop()
 	s.step.chosen, s.reason = false, ReasonDiscovery
 }
+
+// suits: what the CPU computes of a model, its first layers where the others are off-loaded, is attended to for itself.
+func (s *Session) suits() error { return nil }
 
 // assigned keeps only the index that the rows are ordered by: that of the first of the layers that can take
 // part, which is written before any of them is read.
 func (s *Session) assigned(*Node) error {
 	s.step.lasting.interval = s.engine.config.Interval
-	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, func(d discovered) bool { return d.full })].store.ID
+	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, discovered.participates)].store.ID
 	s.followed = s.tracks[first]
 	s.tracks = map[uint64]*track{first: s.followed}
 	return nil

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "checks.h"
+#include "weights.h"
 
 namespace lim::ggml {
 namespace {
@@ -28,18 +29,63 @@ lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
             kernel_type(t->type)};
 }
 
+// Describes what a node sees of its store: the layers of a model are told apart by that, also those that the kernels do
+// not take. Returns why the mask is one that they do not, or LIM_GGML_TAKEN.
+int describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
+    const Tensor *mask = t->src[3];
+    const int64_t tokens = t->src[0]->ne[1], streams = t->src[0]->ne[3], n_kv = t->src[1]->ne[1];
+    if (n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX) return LIM_GGML_SHAPE;
+    n.tokens  = static_cast<int32_t>(tokens);
+    n.streams = static_cast<int32_t>(streams);
+    n.n_kv    = static_cast<int32_t>(n_kv);
+    if (mask == nullptr || mask->type != kF16) return LIM_GGML_TYPE;
+    n.mask               = mask->data;
+    n.mask_token_stride  = static_cast<int64_t>(mask->nb[1]);
+    n.mask_stream_stride = mask->ne[3] == 1 ? 0 : static_cast<int64_t>(mask->nb[3]);
+    if (mask->nb[0] != 2 || mask->ne[0] != n_kv || mask->ne[1] < tokens || mask->ne[2] != 1 || (mask->ne[3] != streams && mask->ne[3] != 1)) {
+        return LIM_GGML_SHAPE;
+    }
+    // The plan reads the mask before the graph runs. Older hosts convert it inside the graph; its
+    // source is there already.
+    const Tensor *scan = mask;
+    if (mask->op != host.none) {
+        scan = mask->src[0];
+        if (scan == nullptr || scan->type != kF32 || scan->op != host.none || scan->nb[0] != 4 || scan->ne[0] != mask->ne[0] ||
+            scan->ne[1] != mask->ne[1] || scan->ne[3] != mask->ne[3]) {
+            return LIM_GGML_SHAPE;
+        }
+    }
+    n.scan_type          = kernel_type(scan->type);
+    n.scan               = scan->data;
+    n.scan_token_stride  = static_cast<int64_t>(scan->nb[1]);
+    n.scan_stream_stride = scan->ne[3] == 1 ? 0 : static_cast<int64_t>(scan->nb[3]);
+    return LIM_GGML_TAKEN;
+}
+
+// The K store whose rows the host converts for an attention; null: its keys are not those of a store.
+const Tensor *converted_store(const Tensor *key) {
+    for (int depth = 0; key != nullptr && depth < 3; depth++, key = key->src[0]) {
+        if (key->view_src != nullptr && layer_of(key->view_src) >= 0) return key->view_src;
+    }
+    return nullptr;
+}
+
 // Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_TAKEN.
 int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
-    const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *mask = t->src[3], *sinks = t->src[4];
-    const Tensor *store = k->view_src;
+    const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *sinks = t->src[4];
+    const Tensor *store  = converted_store(k);
+    const int     masked = describe_mask(host, t, n);
     n.layer = layer_of(store);
     if (n.layer < 0) return LIM_GGML_NO_CACHE;
     n.store = store_of(store);
+    if (k->view_src != store) return LIM_GGML_NO_CACHE; // but a layer, all the same
     if (v->view_src == store) return LIM_GGML_MLA;
     if (const int reason = check_types(host, t, n); reason != LIM_GGML_TAKEN) return reason;
     if (const int reason = check_shape(t, n); reason != LIM_GGML_TAKEN) return reason;
-    const int64_t dim_k = q->ne[0], tokens = q->ne[1], heads = q->ne[2], streams = q->ne[3];
-    const int64_t n_kv = k->ne[1], kv_heads = k->ne[2], dim_v = v->ne[0];
+    if (masked != LIM_GGML_TAKEN) { // by a mask that the graph makes itself: the checks above name what else it may be
+        return refuse(n, masked, "mask made in the graph, of tokens", t->src[3]->ne[0], "one that is there before the graph runs is taken");
+    }
+    const int64_t dim_k = q->ne[0], heads = q->ne[2], dim_v = v->ne[0], kv_heads = k->ne[2];
     if (t->op_params[4] > 0) return LIM_GGML_SPARSE_HINT;
 
     // Which stream of the store the node's first one is.
@@ -49,27 +95,6 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
         return refuse(n, LIM_GGML_SHAPE, "offset into the K store", offset, "a whole number of streams is taken");
     }
     n.first_stream = store->ne[2] > 1 ? static_cast<int32_t>(offset / stride) : 0;
-
-    // The plan reads the mask before the graph runs. Older hosts convert it inside the graph; its
-    // source is there already.
-    const Tensor *scan = mask;
-    if (mask->op != host.none) {
-        scan = mask->src[0];
-        if (scan == nullptr || scan->type != kF32 || scan->op != host.none || scan->nb[0] != 4 || scan->ne[0] != mask->ne[0] ||
-            scan->ne[1] != mask->ne[1] || scan->ne[3] != mask->ne[3]) {
-            return refuse(n, LIM_GGML_SHAPE, "mask made in the graph, of tokens", mask->ne[0], "one that is there before the graph runs is taken");
-        }
-    }
-    n.scan_type          = kernel_type(scan->type);
-    n.scan               = scan->data;
-    n.scan_token_stride  = static_cast<int64_t>(scan->nb[1]);
-    n.scan_stream_stride = scan->ne[3] == 1 ? 0 : static_cast<int64_t>(scan->nb[3]);
-    n.mask               = mask->data;
-    n.mask_token_stride  = static_cast<int64_t>(mask->nb[1]);
-    n.mask_stream_stride = mask->ne[3] == 1 ? 0 : static_cast<int64_t>(mask->nb[3]);
-    n.tokens             = static_cast<int32_t>(tokens);
-    n.streams            = static_cast<int32_t>(streams);
-    n.n_kv               = static_cast<int32_t>(n_kv);
 
     float params[3]; // softmax scale, ALiBi's bias, logit soft-cap
     memcpy(params, t->op_params, sizeof params);
@@ -96,32 +121,6 @@ const Tensor *shifted_store(const Tensor *t, int depth) {
     return found != nullptr ? found : shifted_store(t->src[1], depth - 1);
 }
 
-// Tells one model's weights from another's of the same shape: their names and shapes, and a few bytes of
-// each. What a graph on the CPU multiplies with lies where the CPU can read it.
-uint64_t hash_weight(const Tensor *t) {
-    constexpr size_t kSample = 64;
-    uint64_t         hash    = 0xcbf29ce484222325; // FNV-1a
-    auto             take    = [&hash](const void *from, size_t n) {
-        for (size_t i = 0; i < n; i++) hash = (hash ^ static_cast<const uint8_t *>(from)[i]) * 0x100000001b3;
-    };
-    take(t->name, strnlen(t->name, sizeof t->name));
-    take(&t->type, sizeof t->type);
-    take(t->ne, sizeof t->ne);
-    const size_t bytes = t->nb[3] * static_cast<size_t>(t->ne[3]);
-    if (t->data != nullptr && bytes >= 2 * kSample) {
-        take(t->data, kSample);
-        take(static_cast<const char *>(t->data) + bytes / 2 / kSample * kSample, kSample);
-    }
-    return hash;
-}
-
-bool is_weight(const Host &host, const Tensor *t) {
-    constexpr char kSuffix[] = ".weight";
-    if (t == nullptr || t->op != host.none || t->view_src != nullptr) return false;
-    const size_t n = strnlen(t->name, sizeof t->name), k = sizeof kSuffix - 1;
-    return n > k && memcmp(t->name + n - k, kSuffix, k) == 0;
-}
-
 } // namespace
 
 void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
@@ -131,6 +130,7 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     writes.clear();
     shifts.clear();
     graph = {};
+    graph.first_block = -1;
     const int n = host.graph_n_nodes(from);
     // Hosts that know the flag set it on what is to be computed; older ones set it nowhere.
     bool flagged = false;
@@ -139,9 +139,7 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     for (int i = 0; i < n; i++) {
         Tensor *t = host.graph_node(from, i);
         if (flagged && (t->flags & kFlagCompute) == 0) continue;
-        for (int s = 0; hash && s < 2; s++) {
-            if (is_weight(host, t->src[s])) graph.weights += hash_weight(t->src[s]);
-        }
+        read_weights(host, t, memory, hash, graph);
         if (t->op == host.flash_attn) {
             lim_ggml_node node = {};
             node.reason        = describe(host, t, node);

@@ -232,5 +232,27 @@ def forced(model, tokens, prompt, output, context=4096, **options):
     ctx.free()
 
 
+def adapters(model, turns, prompt, steps, context=2048, **options):
+    """One context, whose LoRA adapters change: turns of [[path, scale] …], each with a prompt and a number of steps."""
+    import ctypes as ct
+
+    api = model.api
+    load = api.function("llama_adapter_lora_init", ct.c_void_p, [ct.c_void_p, ct.c_char_p])
+    apply = api.function("llama_set_adapters_lora", ct.c_int32,
+                         [ct.c_void_p, ct.POINTER(ct.c_void_p), ct.c_size_t, ct.POINTER(ct.c_float)])
+    loaded = {path: load(model.ptr, path.encode()) for path in {p for turn in turns for p, _ in turn}}
+    assert all(loaded.values()), loaded
+    ctx = Context(model, context, **options)
+    rng = random.Random(5)
+    for turn in turns:
+        n = len(turn)
+        code = apply(ctx.ptr, (ct.c_void_p * n)(*(loaded[p] for p, _ in turn)), n, (ct.c_float * n)(*(s for _, s in turn)))
+        assert code == 0, code
+        ctx.remove(0)
+        first = ctx.prompt([rng.randrange(3, model.n_vocab - 10) for _ in range(prompt)])
+        emit(tokens=ctx.greedy(first, prompt, steps))
+    ctx.free()
+
+
 def tokenize(model, text):
     emit(tokens=model.tokenize(text))

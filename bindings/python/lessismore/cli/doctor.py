@@ -186,7 +186,7 @@ def _program(name: str) -> dict[str, Any]:
 
 def _judged(found: dict[str, Any], code: int, log: str, loaded: bool, alone: Callable[[], int]) -> dict[str, Any]:
     said = _said(log)
-    not_taken = [line for line in said if line.startswith(("inert", "switched off"))]
+    not_taken = [line for line in said if line.startswith(("inert", "waiting", "switched off"))]
     taken = [line for line in said if " loaded into " in line]
     lines = log.strip().splitlines()
     if not_taken:
