@@ -60,7 +60,7 @@ type Stats struct {
 
 	Steps      uint64 `json:"steps"`
 	Rows       uint64 `json:"rows"`        // decode rows taken, once per step
-	RowsSparse uint64 `json:"rows_sparse"` // of them, with more visible tokens than the budget
+	RowsSparse uint64 `json:"rows_sparse"` // of them, with a token set
 	RowsFull   uint64 `json:"rows_full"`
 
 	TokensVisible        uint64 `json:"tokens_visible"`
