@@ -1,7 +1,6 @@
 package plugin
 
-// prints remembers what rows held, by their prints: at least as many as a store has slots, the older ones are
-// forgotten. The same keys in another slot, or later, are the same token at the same position: the keys of a layer
+// prints remembers what rows held, by their prints; the older ones are forgotten. The same keys in another slot, or later, are the same token at the same position: the keys of a layer
 // that rotates follow from both, and those of a later layer from the text before them, too.
 type prints struct {
 	now, before []printed // open addressing; now becomes before when it is half full
@@ -14,13 +13,14 @@ type printed struct {
 	prompt   bool
 }
 
-// maxPrints bounds the memory of a table: 8 MiB.
-const maxPrints = 1 << 19
+// Entries of a table, of which half are used: several times what a store holds, as a host keeps more conversations than
+// fit into it. 1 to 8 MiB.
+const minPrints, maxPrints = 1 << 16, 1 << 19
 
-// make gets memory for a store of that many slots.
-func (p *prints) make(slots int) {
-	size := 64
-	for size < 4*slots && size < maxPrints {
+// make gets memory for at least that many prints.
+func (p *prints) make(n int) {
+	size := 2
+	for size < 2*n {
 		size *= 2
 	}
 	*p = prints{now: make([]printed, size), before: make([]printed, size)}
@@ -40,7 +40,7 @@ func (p *prints) put(print uint64, position int32, prompt bool) {
 	if p.now == nil {
 		return
 	}
-	if p.used > len(p.now)/2 {
+	if p.used >= len(p.now)/2 {
 		p.now, p.before = p.before, p.now
 		clear(p.now)
 		p.used = 0

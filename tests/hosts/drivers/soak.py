@@ -26,9 +26,9 @@ WEIGHTS = {"go on": 30, "begin": 10, "together": 25, "rewind": 8, "fork": 12, "e
 
 
 class Conversation:
-    def __init__(self, rng, steps, before=()):
+    def __init__(self, rng, steps):
         prompt, solution = task.problem(rng, steps)
-        self.prompt = [task.BOS, *before, *task.encode(prompt)]
+        self.prompt = [task.BOS, *task.encode(prompt)]
         self.solution, self.done = task.encode(solution), 0
 
     def part(self, length):
@@ -115,13 +115,13 @@ class Soak:
         return []
 
     def op_shift(self):
-        """A text that comes to the context's end: the definitions of nothing at its beginning are dropped."""
-        c = Conversation(self.rng, 12)
-        room = CONTEXT - self.rng.randint(4, 20) - len(c.prompt)
-        names = self.rng.sample(task.NAMES, 2 * (room // 9 + 1))
+        """A long text comes to the context's end: definitions at its beginning that nothing needs are dropped."""
+        c = Conversation(self.rng, 59)
+        names = self.rng.sample(task.NAMES, 60)
         chaff = "".join(f";{x}:{self.rng.randrange(10)}" for x in names if x not in task.decode(c.prompt))
-        c.prompt[1:1] = task.encode(chaff)[: room // 5 * 5]
-        return [(c, 60, -1, {"n_keep": 1, "n_discard": self.rng.randint(40, 120) * 5})]
+        c.prompt[1:1] = task.encode(chaff)
+        c.done = CONTEXT - self.rng.randint(4, 20) - len(c.prompt)
+        return [(c, 50, -1, {"n_keep": 1, "n_discard": self.rng.randint(10, len(chaff) // 5 - 2) * 5})]
 
 
 def main():
