@@ -237,7 +237,7 @@ func (x *KVIndex) Order(stream int, slots []int32, w Window, out []int32) bool {
 		return false
 	}
 	for range 2 {
-		x.sort(stream, slots)
+		x.sort(stream, slots, w.Own)
 		if x.proven(stream, x.sorted, w) {
 			copy(out, x.sorted)
 			return true
@@ -291,10 +291,29 @@ func unique(cells, order []int32) bool {
 	return true
 }
 
+// spread is sort for slots that hold consecutive positions up to last, as nearly all rows do. False: they do not.
+func (x *KVIndex) spread(cells, slots []int32, last int32) bool {
+	for i := range x.sorted {
+		x.sorted[i] = -1
+	}
+	first := int64(last) - int64(len(slots)) + 1
+	for _, s := range slots {
+		i := int64(cells[s]) - first
+		if i < 0 || i >= int64(len(slots)) || x.sorted[i] >= 0 {
+			return false
+		}
+		x.sorted[i] = s
+	}
+	return true
+}
+
 // sort puts the slots in the order of their places; equal places in the order of slots.
-func (x *KVIndex) sort(stream int, slots []int32) {
+func (x *KVIndex) sort(stream int, slots []int32, own int32) {
 	cells, n := x.positions[stream*x.size:][:x.size], len(slots)
 	x.sorted = slices.Grow(x.sorted[:0], n)[:n]
+	if x.spread(cells, slots, cells[own]) {
+		return
+	}
 	low, high := int32(math.MaxInt32), int32(unknown)
 	for _, s := range slots {
 		if p := cells[s]; p != unknown {

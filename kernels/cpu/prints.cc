@@ -8,6 +8,15 @@ namespace {
 /* A cache line: enough to tell keys apart, and what reading one of them fetches anyway. */
 constexpr int32_t kSample = 64;
 
+/* Rows that are on their way from memory while one is looked at: they lie anywhere. */
+constexpr int32_t kAhead = 16;
+
+int64_t SlotOf(int64_t base, const int32_t *list, int32_t i) { return base + (list != nullptr ? list[i] : i); }
+
+void Fetch(const lim_cpu_prints *of, int64_t base, const int32_t *list, int32_t i, int32_t n) {
+    if (i < n) __builtin_prefetch(static_cast<const uint8_t *>(of->rows) + SlotOf(base, list, i) * of->stride);
+}
+
 uint64_t Mix(uint64_t x) {
     x = (x ^ (x >> 33)) * 0xff51afd7ed558ccd;
     x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53;
@@ -30,12 +39,16 @@ uint64_t Print(const lim_cpu_prints *of, int64_t slot) {
 }  // namespace
 
 extern "C" void lim_cpu_prints_read(const lim_cpu_prints *of, int64_t base, const int32_t *list, int32_t n, uint64_t *prints) {
-    for (int32_t i = 0; i < n; i++) prints[i] = Print(of, base + (list != nullptr ? list[i] : i));
+    for (int32_t i = 0; i < n; i++) {
+        Fetch(of, base, list, i + kAhead, n);
+        prints[i] = Print(of, SlotOf(base, list, i));
+    }
 }
 
 extern "C" int32_t lim_cpu_prints_hold(const lim_cpu_prints *of, int64_t base, const int32_t *list, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
-        const int64_t slot = base + (list != nullptr ? list[i] : i);
+        Fetch(of, base, list, i + kAhead, n);
+        const int64_t slot = SlotOf(base, list, i);
         if (of->noted[slot] != Print(of, slot)) return i;
     }
     return n;

@@ -24,17 +24,19 @@ def test_random_operations(kv, seed, library, request):
     long = request.config.getoption("--long")
     job = {"scenario": "soak", "seed": seed, "operations": OPERATIONS if long else SHORT, "kv": kv,
            "timeout": 3600 if long else 300}
-    turns = lambda result: {line["turn"]: line for line in result.lines if "turn" in line}  # noqa: E731
-    alone = turns(hostlib.run("llama-server", **job))
     result = hostlib.run("llama-server", library=library, settings=SPARSE, **job)
     ours, total = turns(result), active(result)
-    assert ours.keys() == alone.keys()
-    right = [t for t in alone if alone[t]["exact"]]
-    wrong = [(alone[t], ours[t]) for t in right if not ours[t]["exact"]]
+    wrong = [t for t in ours if not ours[t]["exact"]]
+    alone = turns(hostlib.run("llama-server", **job)) if wrong else ours  # the control: the host may be wrong by itself
+    lost = [(ours[t], alone[t]) for t in wrong if alone[t]["exact"]]
     sparse = total["rows_sparse"] / total["rows"]
-    print(f"{kv} seed {seed}: {len(alone)} turns, the host alone exact in {len(right)}, with the library wrong in "
-          f"{len(wrong)} of these; {total['rows']} rows, {sparse:.1%} sparse, order unknown {total['cell_order']}, "
+    print(f"{kv} seed {seed}: {len(ours)} turns, {len(wrong)} not exact, {len(lost)} of these exact without the library; "
+          f"{total['rows']} rows, {sparse:.1%} sparse, order unknown {total['cell_order']}, "
           f"of prompts {total['prompt_rows']}, left to the host {total['declined']}")
-    assert not wrong, wrong
-    assert len(right) >= 0.9 * len(alone), "the host alone has to be right, or nothing is shown"
-    assert sparse >= 0.7, total
+    assert not lost, lost
+    assert len(wrong) <= 0.1 * len(ours), "the host alone has to be right, or nothing is shown"
+    assert sparse >= 0.8, total
+
+
+def turns(result):
+    return {line["turn"]: line for line in result.lines if "turn" in line}

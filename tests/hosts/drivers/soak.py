@@ -22,7 +22,7 @@ import task  # noqa: E402
 
 CONTEXT = 2048  # of all slots together; far more tokens than this are in play
 CONVERSATIONS = 7  # more than the server has slots: the rest is in its host-memory cache
-WEIGHTS = {"go on": 30, "begin": 10, "together": 25, "rewind": 8, "fork": 12, "erase": 8, "shift": 7}
+WEIGHTS = {"go on": 30, "begin": 10, "together": 25, "rewind": 8, "fork": 12, "erase": 8, "shift": 4}
 
 
 class Conversation:
@@ -84,12 +84,12 @@ class Soak:
         return self.rng.sample(self.live, min(count, len(self.live)))
 
     def length(self):
-        return self.rng.randint(6, 28)
+        return self.rng.randint(4, 20)
 
     def op_begin(self):
         if len(self.live) >= CONVERSATIONS:
             self.live.remove(self.rng.choice(self.live))
-        self.live.append(Conversation(self.rng, self.rng.randint(12, 20)))
+        self.live.append(Conversation(self.rng, self.rng.randint(10, 14)))
         return [(self.live[-1], self.length(), -1, {})]
 
     def op_go_on(self):
