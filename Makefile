@@ -2,6 +2,7 @@
 #              CUDA=0: without it, CUDA=1: fail where it cannot be built
 # make test    everything: kernels, Go, C ABI, Python, real hosts
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
+# make soak    a server through ten scripts of random operations; takes an hour
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
@@ -25,7 +26,7 @@ ARCHIVES = $(wildcard $(BUILD)/cmake/lib/*.a)
 LDFLAGS  = -X main.archives=$(shell cat $(ARCHIVES) | sha256sum | cut -c1-16)
 EXPORTS := $(CURDIR)/capi/exports.map
 
-.PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-ggml test-python test-hosts test-accuracy hosts demo bench clean
+.PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-ggml test-python test-hosts test-accuracy soak hosts demo bench clean
 
 build: library
 
@@ -78,6 +79,9 @@ test-hosts: library hosts
 test-accuracy: library hosts
 	$(PYTHON) tests/python/install.py
 	OMP_NUM_THREADS=1 $(LESSISMORE_CACHE)/python/bin/python -m pytest -q tests/accuracy
+
+soak: library hosts
+	$(VENV) -m pytest -q -s --long tests/hosts/test_soak.py
 
 hosts: deps
 	$(PYTHON) tests/hosts/install.py

@@ -252,7 +252,7 @@ func limgo_ggml_engine(function *C.char, handle *C.uint64_t) (status C.int32_t) 
 	defer finish(function, &status, &err)
 	host.Lock()
 	defer host.Unlock()
-	if len(host.hooked) == 0 {
+	if !host.hooked {
 		err = fault(statusUnsupported, "no ggml host has loaded the library into this process")
 		return
 	}

@@ -27,8 +27,8 @@ var host struct {
 	engine *plugin.Engine
 	env    plugin.Environment
 	byCell bool
-	hooked map[unsafe.Pointer]bool // the registries of the hosts that are taken part in: a process may hold several
-	handle uint64                  // of the engine, in the C ABI; 0: nobody has asked
+	hooked bool   // at least one host is taken part in
+	handle uint64 // of the engine, in the C ABI; 0: nobody has asked
 }
 
 // lookup reads the environment as C sees it: Go's own copy is from the start of the process, and hosts
@@ -223,12 +223,20 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 	}()
 	defer guard("graph_compute")
 	g := plugin.Graph{
-		Nodes:   nodes,
-		Writes:  unsafe.Slice((*plugin.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
-		Shifts:  unsafe.Slice((*plugin.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
-		SoftMax: int(graph.n_soft_max),
-		Weights: uint64(graph.weights), Adapters: uint64(graph.adapters),
+		Nodes:     nodes,
+		Writes:    unsafe.Slice((*plugin.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
+		Shifts:    unsafe.Slice((*plugin.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
+		Rewritten: unsafe.Slice((*uint64)(graph.rewritten), graph.n_rewritten),
+		Rotations: int(graph.n_rotations),
+		SoftMax:   int(graph.n_soft_max),
+		Weights:   uint64(graph.weights),
+		Adapters:  uint64(graph.adapters),
+
 		FirstBlock: int32(graph.first_block), LastBlock: int32(graph.last_block), Ends: int32(graph.ends),
+	}
+	if graph.n_outputs >= 0 {
+		g.Batch = int(graph.n_batch)
+		g.Outputs = unsafe.Slice((*int32)(graph.outputs), graph.n_outputs)
 	}
 	if graph.positions != nil {
 		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)
@@ -237,6 +245,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 	if g.KnowsWeights {
 		graph.knows_weights = 1
 	}
+	graph.notes, graph.n_notes = (*C.lim_ggml_note)(unsafe.Pointer(unsafe.SliceData(g.Notes))), C.int64_t(len(g.Notes))
 	done = true
 }
 
@@ -304,7 +313,12 @@ var (
 	_ [C.sizeof_lim_ggml_write - unsafe.Sizeof(plugin.Write{})]struct{}
 	_ [unsafe.Sizeof(plugin.Shift{}) - C.sizeof_lim_ggml_shift]struct{}
 	_ [C.sizeof_lim_ggml_shift - unsafe.Sizeof(plugin.Shift{})]struct{}
+	_ [unsafe.Sizeof(plugin.Note{}) - C.sizeof_lim_ggml_note]struct{}
+	_ [C.sizeof_lim_ggml_note - unsafe.Sizeof(plugin.Note{})]struct{}
 
+	_ = [1]int{}[unsafe.Offsetof(plugin.Store{}.Stride)-unsafe.Offsetof(C.lim_ggml_store{}.stride)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Store{}.Row)-unsafe.Offsetof(C.lim_ggml_store{}.row)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Note{}.Slots)-unsafe.Offsetof(C.lim_ggml_note{}.slots)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Store)-unsafe.Offsetof(C.lim_ggml_node{}.store)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Layer)-unsafe.Offsetof(C.lim_ggml_node{}.layer)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.NKV)-unsafe.Offsetof(C.lim_ggml_node{}.n_kv)]

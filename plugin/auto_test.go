@@ -518,7 +518,7 @@ func TestLayersOfDifferentHeadsGoByRule(t *testing.T) {
 		g := h.graph([]token{{0, h.next, 0, int32(h.next)}}, 0, 12)
 		h.next++
 		g.Nodes[5].Call.Heads = 2
-		h.session.Plan(g)
+		h.fakeHost.run(g)
 		for _, n := range g.Nodes {
 			require.Equal(t, Taken, n.Reason)
 		}
@@ -553,7 +553,7 @@ func TestAutoAllocatesNothingPerToken(t *testing.T) {
 		}
 		k := 0
 		require.Zero(t, testing.AllocsPerRun(100, func() {
-			h.session.Plan(graphs[k])
+			h.fakeHost.run(graphs[k])
 			h.run(graphs[k].Nodes)
 			k++
 		}), "interval %d", interval)

@@ -34,6 +34,7 @@ const (
 	mostDrafted = 32
 	shortCalls  = 32
 )
+
 // blocks are those of the model whose weights this device's graphs have shown; none before any has.
 type blocks struct {
 	shown       bool

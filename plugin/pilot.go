@@ -168,7 +168,7 @@ func (p *pilot) begin(st *step, heads int, counts *Stats) {
 	}
 	row, longest := 0, 0
 	for i := range st.rows {
-		if n := int(st.rows[i].Visible); n > longest {
+		if n := int(st.rows[i].Visible); n > longest && st.rows[i].SetLen > 0 {
 			row, longest = i, n
 		}
 	}

@@ -28,13 +28,17 @@ type Session struct {
 
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
 	followed  *track            // that one
-	positions []int32
+	positions []int32           // of the batch
+	batch     int               // number of the batch that they are of
+	rotates   bool              // the model's graphs have positions
+	notes     cpu.Arena
 	step      step
 	key       stepKey
 	own       []int64 // the rows' own slots in the step
 	reason    Reason  // why the step's batch is left to the host; Taken: it is not
 	work      cpu.Arena
 	slopes    cpu.Arena
+	distances distances
 	slopesFor struct {
 		heads int32
 		bias  float32
@@ -48,9 +52,12 @@ type Session struct {
 
 // track is what is known of one K store.
 type track struct {
-	index *KVIndex
-	last  []int64 // global slots of the last batch that was written; none if there were more than maxRows
-	count int     // tokens of that batch
+	index  *KVIndex
+	last   []int64 // global slots of the last batch that was written; none if there were more than maxRows
+	prompt []bool  // of these: no logits are wanted
+	told   bool    // prompt is known
+	count  int     // tokens of that batch
+	batch  int     // the last one whose positions went to the index
 }
 
 // stepKey tells the compute calls of one step from those of another.
@@ -83,7 +90,9 @@ func (s *Session) Close() {
 		s.pilot.settle()
 		s.pilot.free()
 	}
+	s.drop(nil)
 	s.step.free()
+	s.notes.Free()
 	s.work.Free()
 	s.slopes.Free()
 	s.timings.free()
@@ -111,9 +120,10 @@ func (s *Session) Plan(g *Graph) {
 	defer s.mu.Unlock()
 	s.asks(g)
 	s.follow(g)
+	defer s.note(g)
 	if len(g.Nodes) == 0 {
 		if len(g.Writes) > 0 && s.flashless(g) {
-			clear(s.tracks)
+			s.drop(nil)
 		}
 		return
 	}
@@ -168,48 +178,95 @@ func (s *Session) Plan(g *Graph) {
 	}
 }
 
-// follow keeps the K/V index up to date: shifts, then the batch's positions, then its writes.
+// follow keeps the K/V index up to date: what the last graph wrote, then this one's shifts, positions and writes.
 func (s *Session) follow(g *Graph) {
-	if len(g.Shifts) > 0 {
+	for _, t := range s.tracks {
+		t.index.Learn()
+	}
+	if len(g.Shifts)+len(g.Rewritten) > 0 {
 		s.step.lasting.drop()
+	}
+	for _, id := range g.Rewritten {
+		if t := s.tracks[id]; t != nil {
+			t.index.Forget()
+		}
 	}
 	for i := range g.Shifts {
 		if t := s.tracks[g.Shifts[i].Store]; t != nil {
 			t.index.Shift(unsafe.Slice((*int32)(g.Shifts[i].Delta), g.Shifts[i].N))
 		}
 	}
-	if g.Positions != nil {
+	if g.Rotations > 0 {
+		s.rotates = true
 		s.positions = append(s.positions[:0], g.Positions...)
+		s.batch++
 	}
 	for i := range g.Writes {
-		s.wrote(&g.Writes[i])
+		s.wrote(&g.Writes[i], g)
 	}
 }
 
-func (s *Session) wrote(w *Write) {
+// note asks for the prints of what the graph writes to the stores that are followed.
+func (s *Session) note(g *Graph) {
+	notes, n := cpu.Slice[Note](&s.notes, len(s.tracks)), 0
+	for _, t := range s.tracks {
+		if due, any := t.index.Due(); any && notes != nil {
+			notes[n] = due
+			n++
+		}
+	}
+	g.Notes = notes[:n]
+}
+
+// drop stops following stores, but for one.
+func (s *Session) drop(but *track) {
+	for id, t := range s.tracks {
+		if t != but {
+			t.index.Free()
+			delete(s.tracks, id)
+		}
+	}
+}
+
+func (s *Session) wrote(w *Write, g *Graph) {
 	if s.warned && !s.attention {
 		return // flash attention is off: nothing will ask
 	}
 	t := s.tracks[w.Store.ID]
-	if t == nil || !t.index.Fits(int(w.Store.Slots), int(w.Store.Streams)) {
+	if t == nil || !t.index.Fits(w.Store) {
 		if s.ordinal != nil {
 			return // the layers are known, and this one's store is not the one that is followed
 		}
-		t = &track{index: NewKVIndex(int(w.Store.Slots), int(w.Store.Streams)), last: make([]int64, 0, maxRows)}
+		if t != nil {
+			t.index.Free()
+		}
+		t = &track{index: NewKVIndex(w.Store), last: make([]int64, 0, maxRows), prompt: make([]bool, 0, maxRows)}
 		s.tracks[w.Store.ID] = t
 	}
-	t.count, t.last = int(w.N), t.last[:0]
-	for i := range int(w.N) {
-		position := int32(unknown)
-		if len(s.positions) >= int(w.N) { // longer: M-RoPE has several positions per token, the first is time
-			position = s.positions[i]
+	n := int(w.N)
+	t.count, t.last, t.prompt, t.told = n, t.last[:0], t.prompt[:0], g.Batch == n
+	// M-RoPE has four positions per token; the first one is its place in the text.
+	known := t.batch != s.batch && (len(s.positions) == n || len(s.positions) == 4*n)
+	t.batch = s.batch
+	outputs := g.Outputs
+	for i := range n {
+		slot, prompt := w.slot(i), t.told
+		if len(outputs) > 0 && int(outputs[0]) == i {
+			outputs, prompt = outputs[1:], false
 		}
-		slot := w.slot(i)
-		t.index.Write(slot, position)
-		if w.N <= maxRows {
-			t.last = append(t.last, slot)
+		switch {
+		case known:
+			t.index.Write(slot, s.positions[i], prompt)
+		case s.rotates:
+			t.index.Write(slot, unknown, prompt)
+		default:
+			t.index.WriteNext(slot, prompt)
+		}
+		if n <= maxRows {
+			t.last, t.prompt = append(t.last, slot), append(t.prompt, prompt)
 		}
 	}
+	t.index.tied = t.index.tied || known && len(s.positions) > n
 }
 
 // tell decides which layers slide by comparing what they see in this graph.
@@ -283,7 +340,7 @@ func (s *Session) leave(g *Graph) {
 // another one now.
 func (s *Session) forget() {
 	s.followed = nil
-	clear(s.tracks)
+	s.drop(nil)
 	s.unlearn()
 }
 
@@ -302,7 +359,10 @@ func (s *Session) assigned(*Node) error {
 	s.step.lasting.interval = s.engine.config.Interval
 	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, discovered.participates)].store.ID
 	s.followed = s.tracks[first]
-	s.tracks = map[uint64]*track{first: s.followed}
+	s.drop(s.followed)
+	if s.followed != nil {
+		s.followed.index.Remember()
+	}
 	return nil
 }
 
@@ -321,6 +381,9 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	}
 	if reason := classify(n, t); reason != Taken {
 		return reason
+	}
+	if t.told && !slices.Contains(t.prompt, false) {
+		return ReasonPrompt // fed token by token, or the beginnings of several
 	}
 	s.trace()
 	if err := s.step.begin(rows, int(n.NKV), s.engine.config.Budget, s.pilot.groups()); err != nil {
@@ -399,38 +462,6 @@ func classify(n *Node, t *track) Reason {
 		return ReasonPrompt
 	}
 	return ReasonMixed
-}
-
-// see fills row i of the step with what its mask leaves visible, in position order where that is known.
-func (s *Session) see(n *Node, i int, t *track) {
-	stream, token := i/int(n.Tokens), i%int(n.Tokens)
-	scan := n.scan(stream, token)
-	visible, flags := cpu.Visible(scan, n.ScanType, int(n.NKV), nil)
-	var slots []int32 // nil: slots 0 .. visible-1
-
-	last := t.index.positions[t.last[i]]
-	storeStream := int(n.FirstStream) + stream
-	prefix := flags&cpu.Prefix != 0
-	ordered := !s.byCell && prefix && t.index.Prefix(storeStream, visible, last)
-	if !ordered {
-		slots = s.step.list(i)
-		cpu.Visible(scan, n.ScanType, int(n.NKV), unsafe.Pointer(&slots[0]))
-		slots = slots[:visible]
-		ordered = !s.byCell && last != unknown && t.index.Order(storeStream, slots, last, slots)
-		if !ordered && prefix {
-			slots = nil
-		}
-	}
-	if ordered {
-		s.counts.PositionOrder++
-	} else {
-		s.counts.CellOrder++
-	}
-	var mask unsafe.Pointer
-	if flags&cpu.Plain == 0 {
-		mask = unsafe.Add(n.Mask, int64(stream)*n.MaskStreamStride+int64(token)*n.MaskTokenStride)
-	}
-	s.step.see(i, token, stream, visible, slots, mask, &s.engine.config)
 }
 
 // alibi is the slope of each head's linear bias (ALiBi, arXiv 2108.12409), for any number of heads.

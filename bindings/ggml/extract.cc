@@ -9,19 +9,51 @@
 namespace lim::ggml {
 namespace {
 
-// "cache_k_l12" is the K store of layer 12. -1: not a K store.
+// "cache_k_l12", to the letter, is the K store of layer 12. -1: not a K store. Names of what is made of a store go on
+// behind the digits: "cache_k_l12 (view) (copy)".
 int layer_of(const Tensor *store) {
     constexpr char   kPrefix[] = "cache_k_l";
     constexpr size_t kLength   = sizeof kPrefix - 1;
-    if (store == nullptr || strncmp(store->name, kPrefix, kLength) != 0) return -1;
-    char      *end;
-    const long layer = strtol(store->name + kLength, &end, 10);
-    return end != store->name + kLength && layer >= 0 && layer <= 4095 ? static_cast<int>(layer) : -1;
+    if (store == nullptr || store->view_src != nullptr || strncmp(store->name, kPrefix, kLength) != 0) return -1;
+    const char *digit = store->name + kLength;
+    if (*digit == '0' && digit[1] != 0) return -1;
+    int layer = 0, n = 0;
+    for (; n < 4 && digit[n] >= '0' && digit[n] <= '9'; n++) layer = 10 * layer + (digit[n] - '0');
+    return n > 0 && digit[n] == 0 && layer <= 4095 ? layer : -1;
 }
 
 lim_ggml_store store_of(const Tensor *store) {
-    return {reinterpret_cast<uint64_t>(store->data), store->ne[1], static_cast<int32_t>(store->ne[2])};
+    const bool   even = store->nb[2] == store->nb[1] * static_cast<size_t>(store->ne[1]) && store->ne[3] == 1;
+    const size_t row  = store->nb[1] <= INT32_MAX ? store->nb[1] : INT32_MAX;
+    return {reinterpret_cast<uint64_t>(store->data), store->ne[1], even ? static_cast<int64_t>(store->nb[1]) : 0,
+            static_cast<int32_t>(store->ne[2]), static_cast<int32_t>(row)};
 }
+
+// The tensor whose memory a tensor is a view of; itself, where it is none.
+const Tensor *root_of(const Tensor *t) { return t->view_src != nullptr ? t->view_src : t; }
+
+// An input of the graph that can be read before the graph is computed.
+bool is_input(const Host &host, const Tensor *t) { return t != nullptr && t->op == host.none && t->view_src == nullptr && t->data != nullptr; }
+
+// The ROPE that a tensor comes from, through a few temporaries.
+const Tensor *rope_behind(const Host &host, const Tensor *t, int depth) {
+    if (t == nullptr || depth == 0) return nullptr;
+    if (t->op == host.rope) return t;
+    const Tensor *found = rope_behind(host, t->src[0], depth - 1);
+    return found != nullptr || t->src[1] == t ? found : rope_behind(host, t->src[1], depth - 1);
+}
+
+// The K store that a tensor is made of, within a few steps.
+const Tensor *store_behind(const Tensor *t, int depth) {
+    if (t == nullptr || depth == 0) return nullptr;
+    if (layer_of(root_of(t)) >= 0) return root_of(t);
+    const Tensor *found = store_behind(t->src[0], depth - 1);
+    return found != nullptr || t->src[1] == t ? found : store_behind(t->src[1], depth - 1);
+}
+
+// Steps from a store's rewritten rows back to their rotation, and from there to the store: a copy, and a reshape, a
+// product and a reshape for keys that are kept rotated.
+constexpr int kSteps = 6;
 
 // Fills the call's tensor; the token, head and stream dimensions are given by their numbers.
 lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
@@ -113,15 +145,86 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     return LIM_GGML_TAKEN;
 }
 
-// The K store that a tensor is made of, within a few steps: what a K-shift rotates.
-const Tensor *shifted_store(const Tensor *t, int depth) {
-    if (t == nullptr || depth == 0) return nullptr;
-    if (t->view_src != nullptr && layer_of(t->view_src) >= 0) return t->view_src;
-    const Tensor *found = shifted_store(t->src[0], depth - 1);
-    return found != nullptr ? found : shifted_store(t->src[1], depth - 1);
+} // namespace
+
+void Extract::find_operations(const Host &host) {
+    ops = {-1, -1, -1, -1, -1, -1};
+    const struct {
+        const char *name;
+        int        *number;
+    } wanted[] = {{"GET_ROWS", &ops.get_rows}, {"CPY", &ops.cpy},         {"VIEW", &ops.view},
+                  {"RESHAPE", &ops.reshape},   {"PERMUTE", &ops.permute}, {"TRANSPOSE", &ops.transpose}};
+    // The host's names end with its own count, which is not told; those of proven operations come before it.
+    const int known[] = {host.flash_attn, host.custom, host.set_rows, host.rope, host.soft_max};
+    int       last    = 0;
+    for (int number : known) last = number > last ? number : last;
+    for (int number = 0; number <= last; number++) {
+        const char *name = host.op_name(number);
+        for (const auto &w : wanted) {
+            if (name != nullptr && strcmp(name, w.name) == 0) *w.number = number;
+        }
+    }
+    ops_known = true;
 }
 
-} // namespace
+// A write of a batch's keys, one row to a slot.
+void Extract::read_write(const Host &host, const Tensor *t) {
+    const Tensor *slots = t->src[1], *rows = t->src[0], *store = t->view_src;
+    const bool    plain = is_input(host, slots) && (slots->type == kI64 || slots->type == kI32) && rows != nullptr &&
+                       t->ne[0] == store->ne[0] && rows->ne[0] == store->ne[0] && rows->ne[1] == slots->ne[0] &&
+                       slots->ne[1] * slots->ne[2] * slots->ne[3] == 1 && rows->ne[2] * rows->ne[3] == 1 && slots->ne[0] <= INT32_MAX;
+    if (!plain) {
+        rewritten.push_back(store_of(store).id);
+        return;
+    }
+    writes.push_back({store_of(store), slots->data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
+}
+
+// A K-shift: what a store holds is rotated by each slot's delta and put back. False: it is not that.
+bool Extract::read_shift(const Host &host, const Tensor *rope, const Tensor *store) {
+    if (rope == nullptr || store_behind(rope->src[0], kSteps) != store) return false;
+    const Tensor *delta = rope->src[1];
+    if (!is_input(host, delta) || delta->type != kI32 || delta->ne[0] != store->ne[1] * store->ne[2] || delta->ne[0] > INT32_MAX) return false;
+    shifts.push_back({store_of(store).id, static_cast<const int32_t *>(delta->data), static_cast<int32_t>(delta->ne[0])});
+    return true;
+}
+
+// A node whose result lies in a K store.
+void Extract::read_store(const Host &host, const Tensor *t) {
+    if (t->op == ops.view || t->op == ops.reshape || t->op == ops.permute || t->op == ops.transpose) return;
+    if (t->op == host.set_rows) {
+        read_write(host, t);
+        return;
+    }
+    const Tensor *rope = t->op == host.rope ? t : t->op == ops.cpy ? rope_behind(host, t->src[0], kSteps) : nullptr;
+    if (!read_shift(host, rope, t->view_src)) rewritten.push_back(store_of(t->view_src).id);
+}
+
+// What a ROPE outside a K-shift rotates by. All of a graph's must agree, or they are not the batch's positions.
+void Extract::read_positions(const Host &host, const Tensor *from) {
+    graph.n_rotations++;
+    if (!is_input(host, from) || from->type != kI32 || from->ne[0] > INT32_MAX || (positions != nullptr && positions != from)) {
+        several_positions = true;
+        return;
+    }
+    positions = from;
+}
+
+// Rows that a graph picks from what it has computed, by an input: those whose logits are wanted.
+void Extract::read_outputs(const Host &host, const Tensor *t) {
+    const Tensor *from = t->src[0], *numbers = t->src[1];
+    if (from == nullptr || numbers == nullptr || numbers->type != kI32 || numbers->op != host.none || numbers->view_src != nullptr ||
+        root_of(from)->op == host.none) {
+        return;
+    }
+    if ((numbers->data == nullptr && numbers->ne[0] > 0) || from->ne[1] > INT32_MAX || numbers->ne[0] > from->ne[1] ||
+        (outputs != nullptr && (outputs != numbers || graph.n_batch != from->ne[1]))) {
+        several_outputs = true;
+        return;
+    }
+    outputs       = numbers;
+    graph.n_batch = static_cast<int32_t>(from->ne[1]);
+}
 
 void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     nodes.clear();
@@ -129,8 +232,12 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     places.clear();
     writes.clear();
     shifts.clear();
+    rewritten.clear();
     graph = {};
     graph.first_block = -1;
+    positions = outputs = nullptr;
+    several_positions = several_outputs = false;
+    if (!ops_known) find_operations(host);
     const int n = host.graph_n_nodes(from);
     // Hosts that know the flag set it on what is to be computed; older ones set it nowhere.
     bool flagged = false;
@@ -149,32 +256,36 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
         } else if (t->op == host.soft_max && t->src[1] != nullptr) {
             graph.n_soft_max++;
         } else if (memory == Memory::kDevice) {
-            continue; // slots and positions are not to be had without waiting for the device
-        } else if (t->op == host.set_rows) {
-            const Tensor *slots = t->src[1];
-            if (layer_of(t->view_src) < 0 || slots == nullptr || slots->data == nullptr || (slots->type != kI64 && slots->type != kI32)) continue;
-            if ((slots->view_src != nullptr ? slots->view_src : slots)->op != host.none) continue; // computed in the graph: not there yet
-            writes.push_back({store_of(t->view_src), slots->data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
-        } else if (t->op == host.rope) {
-            const Tensor *positions = t->src[1];
-            if (positions == nullptr || positions->type != kI32 || positions->op != host.none || positions->data == nullptr) continue;
-            const Tensor *store = shifted_store(t->src[0], 5);
-            const auto   *values = static_cast<const int32_t *>(positions->data);
-            const auto    count  = static_cast<int32_t>(positions->ne[0]);
-            if (store != nullptr && positions->ne[0] == store->ne[1] * store->ne[2]) {
-                shifts.push_back({store_of(store).id, values, count});
-            } else if (graph.positions == nullptr) {
-                graph.positions   = values;
-                graph.n_positions = count;
-            }
+            continue; // slots and positions cannot be read without waiting for the device
+        } else if (layer_of(t->view_src) >= 0) {
+            read_store(host, t);
+        } else if (t->op == host.rope) { // not a K-shift's, which may go through temporaries
+            if (store_behind(t->src[0], kSteps) == nullptr) read_positions(host, t->src[1]);
+        } else if (t->op == ops.get_rows) {
+            read_outputs(host, t);
         }
     }
-    graph.nodes    = nodes.data();
-    graph.writes   = writes.data();
-    graph.shifts   = shifts.data();
-    graph.n_nodes  = static_cast<int32_t>(nodes.size());
-    graph.n_writes = static_cast<int32_t>(writes.size());
-    graph.n_shifts = static_cast<int32_t>(shifts.size());
+    graph.nodes       = nodes.data();
+    graph.writes      = writes.data();
+    graph.shifts      = shifts.data();
+    graph.rewritten   = rewritten.data();
+    graph.n_nodes     = static_cast<int32_t>(nodes.size());
+    graph.n_writes    = static_cast<int32_t>(writes.size());
+    graph.n_shifts    = static_cast<int32_t>(shifts.size());
+    graph.n_rewritten = static_cast<int32_t>(rewritten.size());
+    graph.n_outputs   = -1;
+    if (positions != nullptr && !several_positions) {
+        graph.positions   = static_cast<const int32_t *>(positions->data);
+        graph.n_positions = static_cast<int32_t>(positions->ne[0]);
+    }
+    if (outputs != nullptr && !several_outputs) {
+        graph.outputs   = static_cast<const int32_t *>(outputs->data);
+        graph.n_outputs = static_cast<int32_t>(outputs->ne[0]);
+    }
+}
+
+void Extract::note() const {
+    for (int64_t k = 0; k < graph.n_notes; k++) lim_cpu_prints_note(&graph.notes[k].prints, graph.notes[k].slots, graph.notes[k].n);
 }
 
 } // namespace lim::ggml

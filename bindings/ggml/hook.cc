@@ -155,6 +155,7 @@ int take_part(Context *c, Graph *graph) {
         t->op = c->host->custom;
     }
     const int status = c->compute(c->backend, graph);
+    if (status == 0) c->extract.note();
     for (const Saved &saved : c->saved) {
         memcpy(saved.tensor->op_params, saved.params, sizeof saved.params);
         saved.tensor->op = c->host->flash_attn;

@@ -45,7 +45,7 @@ expect device-type "inert: .*CPU device is laid out in an unknown way: its type 
 expect device-read-only "inert: .*CPU device is laid out in an unknown way: word 5, init_backend, cannot be written"
 expect backend-v1 "inert: .*CPU backend is laid out in an unknown way: function 6 is not empty"
 expect backend-no-device "inert: .*CPU backend is laid out in an unknown way: its device"
-expect forked "process [0-9]* was forked from process [0-9]* .* --preload"
+expect forked "inert: process [0-9]* was forked from process [0-9]* .* --preload"
 if ! text=$(LESSISMORE_LOG=off "$out/fake_host" "$library" forked 2>&1) || [ -n "$text" ]; then
     fail "forked, LESSISMORE_LOG=off: $text"
 else

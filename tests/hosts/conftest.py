@@ -70,5 +70,9 @@ def native(library):
     return run
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the long form of test_soak.py: ten seeds")
+
+
 def pytest_report_header():
     return f"library: {hostlib.library_path()}\nhosts: {hostlib.cache()}"

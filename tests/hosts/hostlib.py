@@ -131,7 +131,7 @@ def command(host: str, scenario: bool) -> list[str]:
     if host == "xllamacpp":
         return [python("xllamacpp"), str(DRIVERS / "xllamacpp_host.py")]
     if host == "llama-server":
-        return [python("venv"), str(DRIVERS / "server.py")]
+        return [python("venv"), str(DRIVERS / ("soak.py" if scenario else "server.py"))]
     if host == "llama-cpp-python":
         return [python("llama-cpp-python"), str(DRIVERS / ("native.py" if scenario else "high_level.py"))]
     if host == "node-libs":  # node-llama-cpp's libraries without Node.js
@@ -172,12 +172,12 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
     interface is at hand, and the rest of `job` goes to the driver.
     """
     job.setdefault("model", str(REASONER))
-    scenario = host in ("llama-cpp-python", "node-libs") and "scenario" in job
+    scenario = host in ("llama-cpp-python", "node-libs", "llama-server") and "scenario" in job
     if "problems" in job:
         problems = job.pop("problems")
         job["prompts"] = [p.prompt for p in problems]
         job.setdefault("lengths", [len(p.solution) for p in problems])
-    if scenario:
+    if scenario and host != "llama-server":
         job["host"] = str(node_libs()) if host == "node-libs" else host
     if host == "llama-server":
         job["server"] = str(installed("llama-server") / "bin" / "llama-server")

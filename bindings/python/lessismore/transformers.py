@@ -8,7 +8,8 @@
 Decode steps (one query token per row) of full-attention layers are the library's: each row of a batch has a
 token set of its own, padding is no part of it. Prompts, and layers with a sliding window or chunks, are computed as
 stock transformers does: by torch's own attention, or by the model's eager function where logits are capped or
-sinks take part, which torch's does not know.
+sinks take part, which torch's does not know. A prompt's token that is fed alone looks like a decode step and is taken for one:
+prefill_chunk_size=1, or a chunk size that leaves one token over.
 
 Where a model is on an NVIDIA GPU, so is all of this: in float16 or bfloat16, on torch's current stream and without
 waiting, also inside a CUDA graph (with a static cache, after one step outside of it). A graph keeps the layers' roles of

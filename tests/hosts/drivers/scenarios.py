@@ -98,9 +98,10 @@ def truncate(model, prompts, lengths, junk=150, times=2, context=2560, **options
         ctx.free()
 
 
-def holes(model, prompts, lengths, context=4096, **options):
+def holes(model, prompts, lengths, context=4096, move=0, **options):
     """Prompts 0 and 1 laid down token by token in turn in one unified cache; 1 is
-    removed, so the solution of 0 fills the holes between its own prompt's tokens."""
+    removed, so the solution of 0 fills the holes between its own prompt's tokens.
+    All positions of 0 are moved first, if that is asked for."""
     a, b = prompts[:2]
     ctx = Context(model, context, n_seq=2, unified=True, **options)
     rows = []
@@ -114,7 +115,9 @@ def holes(model, prompts, lengths, context=4096, **options):
         if best := ctx.decode(rows[i : i + ctx.n_batch]):
             first = best[0]
     ctx.remove(1)
-    emit(prompt=0, tokens=ctx.greedy(first, len(a), lengths[0]))
+    if move:
+        ctx.add(0, move)
+    emit(prompt=0, tokens=ctx.greedy(first, len(a) + move, lengths[0]))
     _rows((len(a) + 1, lengths[0] - 1))
     ctx.free()
 
@@ -136,21 +139,28 @@ def shift(model, prompts, lengths, deltas=(37, -20), context=2560, **options):
         ctx.free()
 
 
-def restore(model, prompts, lengths, beside=False, context=6144, **options):
-    """State saved half way and restored: into the emptied cache, or (beside) into
-    another sequence of a cache that holds the second prompt."""
+def restore(model, prompts, lengths, beside=False, fresh=False, ends=False, context=6144, **options):
+    """State saved half way and restored: into the emptied cache (fresh: a context that
+    never saw it), or (beside) into another sequence of a cache that holds the second
+    prompt. If that one then ends, new tokens fill the cells before the restored ones."""
     ids, n = prompts[0], lengths[0]
     ctx = Context(model, context, n_seq=2, unified=True, **options)
     first = ctx.prompt(ids)
     half = n // 2
     out = ctx.greedy(first, len(ids), half)
     state = ctx.save(0)
-    ctx.api.memory_clear(ctx.memory, True)
+    if fresh:
+        ctx.free()
+        ctx = Context(model, context, n_seq=2, unified=True, **options)
+    else:
+        ctx.api.memory_clear(ctx.memory, True)
     seq = 0
     if beside:
         ctx.prompt(prompts[1], seq=0, last=False)
         seq = 1
     ctx.restore(state, seq)
+    if ends:
+        ctx.remove(0)
     out += ctx.greedy(out[-1], len(ids) + half - 1, n - half + 1, seq=seq)[1:]
     emit(prompt=0, tokens=out)
     ctx.free()
