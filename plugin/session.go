@@ -320,8 +320,9 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 	}
 	if call.Mode == cpu.List && !s.engaged {
 		s.engaged = true
+		row := slices.IndexFunc(s.step.rows, func(r cpu.Row) bool { return r.SetLen > 0 })
 		s.log(LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
-			s.step.rows[0].SetLen, s.step.rows[0].Visible, s.pilot.roles.Selections()))
+			s.step.rows[row].SetLen, s.step.rows[row].Visible, s.pilot.roles.Selections()))
 	}
 	return Taken
 }

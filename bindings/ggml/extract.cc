@@ -259,8 +259,8 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
             continue; // slots and positions cannot be read without waiting for the device
         } else if (layer_of(t->view_src) >= 0) {
             read_store(host, t);
-        } else if (t->op == host.rope) { // not a K-shift's, which may go through temporaries
-            if (store_behind(t->src[0], kSteps) == nullptr) read_positions(host, t->src[1]);
+        } else if (t->op == host.rope) { // a K-shift's may go through temporaries, and is not by the batch's positions
+            if (t->src[1] == positions || store_behind(t->src[0], kSteps) == nullptr) read_positions(host, t->src[1]);
         } else if (t->op == ops.get_rows) {
             read_outputs(host, t);
         }

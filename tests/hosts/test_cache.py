@@ -35,8 +35,8 @@ def test_cell_order_is_right_without_holes(native, problems):
 @pytest.mark.parametrize("kv", ["q8_0", "q4_0"])
 def test_holes_after_a_shift_of_quantised_keys(kv, native, problems):
     """The host rotates quantised keys by way of temporaries, which bear the store's name."""
-    result = native("holes", problems[:2], SPARSE, kv=kv, move=37)
-    solved_all(result, problems[:1])
+    result = native("holes", problems[:2], SPARSE, kv=kv, move=37, lengths=[300])
+    assert result.exact(problems[:1]) == [True]
     sparse_only(result)
     assert active(result)["position_order"] == len(result.rows)
 
@@ -61,8 +61,8 @@ def test_state_restored(beside, native, problems):
 def test_restored_beside_one_that_ends(fresh, native, problems):
     """The first new tokens lie in the cells before the restored ones. A context that never saw these is dense until
     the newest quarter of the budget is new."""
-    result = native("restore", problems[:2], SPARSE, beside=True, ends=True, fresh=fresh)
-    solved_all(result, problems[:1])
+    result = native("restore", problems[:2], SPARSE, beside=True, ends=True, fresh=fresh, lengths=[400])
+    assert result.exact(problems[:1]) == [True]
     total = active(result)
     assert total["cell_order"] == (BUDGET // 4 - 5 if fresh else 0)
     assert total["position_order"] == total["rows_sparse"] == total["rows"] - total["cell_order"]

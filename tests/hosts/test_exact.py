@@ -132,8 +132,8 @@ def test_prompts_are_left_to_the_host(native, problems):
 
 def test_prompts_token_by_token(native, problems):
     """What tells a prompt's token from a decoded one is that its logits are not wanted."""
-    result = native("solve", problems[:1], SPARSE, n_ubatch=1)
-    solved_all(result, problems[:1])
+    result = native("solve", problems[:1], SPARSE, n_ubatch=1, lengths=[200])
+    assert result.exact(problems[:1]) == [True]
     total, length = active(result), len(problems[0].prompt)
     assert total["declined"]["prompt"] >= (length - 3) * len(LAYERS)
     assert total["prompt_rows"] == 1, "the prompt's last token, whose logits are wanted"
@@ -141,8 +141,8 @@ def test_prompts_token_by_token(native, problems):
 
 
 def test_a_prompt_that_leaves_one_token_over(native, problems):
-    result = native("solve", problems[:1], SPARSE, n_batch=len(problems[0].prompt) - 1)
-    solved_all(result, problems[:1])
+    result = native("solve", problems[:1], SPARSE, n_batch=len(problems[0].prompt) - 1, lengths=[200])
+    assert result.exact(problems[:1]) == [True]
     total = active(result)
     assert total["prompt_rows"] == 1
     assert total["rows_sparse"] == len(result.rows)
