@@ -110,7 +110,7 @@ func TestAdaptersChange(t *testing.T) {
 		position++
 		g := h.graph([]token{{0, int(position), 1, position}}, 0, 4)
 		g.Adapters, g.Weights = adapters, 7
-		h.session.Plan(g)
+		h.run(g)
 		asked = !g.KnowsWeights
 		return g.Nodes
 	}

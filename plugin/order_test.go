@@ -99,7 +99,7 @@ func TestSparseRowsKnowTheirNewest(t *testing.T) {
 		const size, recent = 96, 5
 		config := small(20, 1) // five of them for the newest, no sinks
 		config.SinkTokens = 0
-		h := newFakeHost(t, config, 2, size, 1+rng.Intn(2))
+		h := newFakeHost(t, config, 3, size, 1+rng.Intn(2))
 		h.ropes = rng.Intn(4) > 0
 		h.discover()
 		type state struct {
