@@ -102,11 +102,11 @@ def cpu_flags() -> set[str]:
     return set()
 
 
-def make_venv(path: Path, log: Path, packages, *, options=()) -> Path:
+def make_venv(path: Path, log: Path, packages, *, options=(), env=None) -> Path:
     sh([sys.executable, "-m", "venv", path], log)
     python = path / "bin" / "python"
     if packages:
-        sh([python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *options, *packages], log)
+        sh([python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *options, *packages], log, env=env)
     return python
 
 
@@ -230,20 +230,36 @@ class Sdist(Part):
 
 
 class LlamaCppPython(Part):
-    """llama-cpp-python, built from its source distribution with its default options."""
+    """llama-cpp-python, built from its source distribution with its default options; without AMX where the CPU has it.
+
+    GCC 12.2 loses most of what _tile_loadconfig() is to read, so that every product of quantised weights with more than
+    one row ends the process (SIGSEGV). ggml leaves AMX out by itself where the compiler does.
+    """
 
     name = "llama-cpp-python"
     needs = ("sdist",)
 
+    def flags(self) -> str:
+        return "-mno-amx-int8" if "amx_int8" in cpu_flags() else ""
+
     def recipe(self):
-        return {"llama-cpp-python": LLAMA_CPP_PYTHON, "numpy": NUMPY}
+        recipe = {"llama-cpp-python": LLAMA_CPP_PYTHON, "numpy": NUMPY}
+        return {**recipe, "flags": self.flags()} if self.flags() else recipe
 
     def build(self, cache, tmp, log, opts):
         wheels = sorted(Path(opts.wheels).glob(f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl")) if opts.wheels else []
         what = wheels[0] if wheels else next((cache / "sdist").glob("llama_cpp_python-*.tar.gz"))
         say(f"  from {what.name}")
-        make_venv(tmp, log, [NUMPY, what])
-        return {"llama-cpp-python": LLAMA_CPP_PYTHON, "from": what.suffix}
+        versions = {"llama-cpp-python": LLAMA_CPP_PYTHON, "from": what.suffix}
+        env, options = dict(os.environ), []
+        if self.flags() and not wheels:
+            say(f"  without AMX, which this CPU has ({self.flags()}): see LlamaCppPython in {Path(__file__).name}")
+            for name in ("CFLAGS", "CXXFLAGS"):
+                env[name] = f"{env.get(name, '')} {self.flags()}".strip()
+            options = ["--no-cache-dir"]  # pip would take a wheel that it built without these flags
+            versions["without"] = "AMX"
+        make_venv(tmp, log, [NUMPY, what], options=options, env=env)
+        return versions
 
 
 class XLlamaCpp(Part):
