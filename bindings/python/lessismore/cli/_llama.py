@@ -16,7 +16,8 @@ def host() -> ModuleType:
         import llama_cpp
     except ImportError as e:
         raise ImportError(f"llama-cpp-python is needed for this, and cannot be imported: {e}") from e
-    return llama_cpp
+    module: ModuleType = llama_cpp
+    return module
 
 
 def model_file(path: str) -> str:

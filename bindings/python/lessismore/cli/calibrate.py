@@ -149,7 +149,8 @@ def _layers(walked: Union[_text.GGUF, _text.Transformers]) -> int:
     walked.engine.intervene(0)
     walked.step()
     walked.back(place)
-    return max(c["layers"] for c in walked.report()["contexts"])
+    layers: int = max(c["layers"] for c in walked.report()["contexts"])
+    return layers
 
 
 def _intervene(walked: Union[_text.GGUF, _text.Transformers], found: Found) -> None:
