@@ -1,6 +1,8 @@
 # make build   the library: build/liblessismore.so, with the CUDA engine where its compiler is to be had;
 #              CUDA=0: without it, CUDA=1: fail where it cannot be built
-# make test    everything: kernels, Go, C ABI, Python, real hosts
+# make check   what takes minutes: formatters, linters, mypy, the tests of kernels, Go, C ABI and hook
+# make test    make check and everything else: CUDA without a GPU, NEON, Python, real hosts, whole comparisons
+# make format  lays the files out as make check wants them
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
 # make soak    a server through ten scripts of random operations; takes an hour
 # make bench   build/bench.json
@@ -25,7 +27,7 @@ VENV := $(LESSISMORE_CACHE)/venv/bin/python
 LINKED  := plugin/internal/cpu plugin/internal/cuda
 EXPORTS := $(CURDIR)/capi/exports.map
 
-.PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-ggml test-python test-hosts test-accuracy soak hosts demo bench clean
+.PHONY: build deps kernels library check test lint format test-kernels test-neon test-go test-abi test-ggml test-python test-hosts test-accuracy soak hosts demo bench clean
 
 build: library
 
@@ -53,7 +55,19 @@ library: kernels
 	  -o $(LIBRARY) ./capi
 	@rm -f $(BUILD)/liblessismore.h
 
-test: test-kernels test-neon test-go test-cuda test-abi test-ggml test-python test-hosts test-accuracy
+CHECK := lint test-kernels test-go test-abi test-ggml
+
+check:
+	+@MAKE="$(MAKE)" scripts/suites.sh library $(CHECK)
+
+test:
+	+@MAKE="$(MAKE)" scripts/suites.sh library $(CHECK) test-neon test-cuda test-python test-hosts test-accuracy
+
+lint: deps
+	$(PYTHON) scripts/check.py
+
+format: deps
+	$(PYTHON) scripts/check.py --format
 
 test-kernels: kernels
 	ctest --test-dir $(BUILD)/cmake --output-on-failure
@@ -63,7 +77,6 @@ test-neon: deps
 	tests/kernels/neon.sh
 
 test-go: kernels
-	go vet ./...
 	go test -race -count=1 ./...
 
 test-abi: library

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Compiles the C ABI's tests against the public header alone, and runs them on the built library.
 # LESSISMORE_LIBRARY: the library; CC, CXX: the compilers; BUILD: where the programs go.
+# shellcheck disable=SC2086 # $flags is a list of words
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)

@@ -41,9 +41,10 @@ def test_whose_crash_it_is(host, crash):
         hostlib.run(host, library=crash, settings={"LD_PRELOAD": str(crash)}, **job)
 
 
-def test_whose_crash_it_is_in_a_benchmark(crash):
+def test_whose_crash_it_is_in_a_benchmark(crash, monkeypatch):
     job = {"model": str(hostlib.REASONER), "context": 128, "threads": 1}
     with pytest.raises(HostError, match=OURS):
-        hostlib.Worker("node-libs", "library", library=crash, **job)
+        hostlib.Worker("llama-cpp-python", "library", library=crash, **job)
+    monkeypatch.setenv("LD_PRELOAD", str(crash))
     with pytest.raises(HostError, match=ITS_OWN):
-        hostlib.Worker("node-libs", "library", library=crash, settings={"LD_PRELOAD": str(crash)}, **job)
+        hostlib.Worker("llama-cpp-python", "library", library=crash, **job)
