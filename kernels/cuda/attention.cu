@@ -1,6 +1,6 @@
 /* The attention kernels' entry points: lim_attend_<type>_<dim>_<heads>_<direct|indexed>, where heads is how
  * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. For
- * Hopper ..._tensor too, direct by the copy engine, ..._sieve, the same for a selection layer's long rows (sieve.h), and
+ * Hopper ..._tma too, direct by TMA, ..._sieve, the same for a selection layer's long rows (sieve.h), and
  * lim_short_..., for what is short: a cluster of blocks for each KV head of a row. */
 #include "attention.cuh"
 
@@ -26,16 +26,16 @@ template <int kDim> using BF16Rows = HalfRows<kDim, true>;
     ATTEND_DIM(type, 128, Rows<128>)   \
     ATTEND_DIM(type, 256, Rows<256>)
 
-#define TENSOR(type, brain, dim, name, sieve)                                                                                \
+#define TMA(type, bf16, dim, name, sieve)                                                                                \
     extern "C" __global__ void __launch_bounds__(ThreadsOf(false), sieve ? 2 : 3)                                                        \
         lim_attend_##type##_##dim##_8_##name(const __grid_constant__ lim_cuda_args args) {                                   \
-        Attend<TensorRows<dim, brain>, dim, 1, false, false, sieve>(args);                                                   \
+        Attend<TmaRows<dim, bf16>, dim, 1, false, false, sieve>(args);                                                   \
     }
-#define TENSOR_TYPE(type, brain)                \
-    TENSOR(type, brain, 64, tensor, false)      \
-    TENSOR(type, brain, 64, sieve, true)        \
-    TENSOR(type, brain, 128, tensor, false)     \
-    TENSOR(type, brain, 128, sieve, true)
+#define TMA_TYPE(type, bf16)                \
+    TMA(type, bf16, 64, tma, false)      \
+    TMA(type, bf16, 64, sieve, true)        \
+    TMA(type, bf16, 128, tma, false)     \
+    TMA(type, bf16, 128, sieve, true)
 
 #define SHORT(type, Rows, dim, where, indexed)                                                                               \
     extern "C" __global__ void __launch_bounds__(ThreadsOf(true), 1)                                                         \
@@ -54,8 +54,8 @@ ATTEND_TYPE(fp8, ByteRows)
 ATTEND_TYPE(q8_0, BlockRows)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
-TENSOR_TYPE(f16, false)
-TENSOR_TYPE(bf16, true)
+TMA_TYPE(f16, false)
+TMA_TYPE(bf16, true)
 SHORT_TYPE(f16, F16Rows)
 SHORT_TYPE(bf16, BF16Rows)
 SHORT_TYPE(fp8, ByteRows)

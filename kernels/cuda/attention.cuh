@@ -61,9 +61,9 @@ struct Attention {
     static constexpr int   kThreads = ThreadsOf(kShort);
     static constexpr int   kFragments = kDim / 16;
     static constexpr int   kSteps = Rows::kSteps;
-    static constexpr float kShift = Rows::kBrain ? 0.0f : 12.0f;
+    static constexpr float kShift = Rows::kBf16 ? 0.0f : 12.0f;
     static constexpr int   kChunks = Rows::kRowBytes / Rows::kCopy; /* copies of a row */
-    static constexpr bool  kTensor = Rows::kTensor;
+    static constexpr bool  kTma = Rows::kTma;
     static constexpr int   kMostStages = 6;
     static constexpr int   kMostCluster = 8; /* MAX_CLUSTER in plan.c */
     static constexpr int   kMergePitch = kDim + 4;
@@ -83,7 +83,7 @@ struct Attention {
     uint8_t             *shared;
     int                  warp, lane, g, t;
     uint64_t             policy;
-    uint32_t             full;   /* the warp's barriers, one for each stage, where the copy engine fills them */
+    uint32_t             full;   /* the warp's barriers, one for each stage, where TMA fills them */
     uint32_t             phases; /* a bit for each: which of its phases is next */
     int                 *tokens; /* the warp's stages' first tokens, where tiles come in another order */
     typename Sieve<kWarps>::Kept *kept;
@@ -157,33 +157,33 @@ struct Attention {
     /* The oldest tile; short, where keys and values are groups of their own, the older of a tile's two. */
     static __device__ __forceinline__ void WaitForOldest(int stages) { WaitFor<kShort ? 2 : 1, kShort ? 3 : 2>(stages); }
 
-    /* ---- copies by the engine ---- */
+    /* ---- TMA ---- */
 
     __device__ __forceinline__ void OpenPipeline(uint64_t *barriers) {
         full = SharedAddress(barriers + warp * kMostStages);
         phases = 0;
-        if (lane < kMostStages) BytesBegin(barriers + warp * kMostStages + lane);
-        FenceEngine();
+        if (lane < kMostStages) MbarrierInit(barriers + warp * kMostStages + lane);
+        FenceAsyncProxy();
         __syncwarp();
     }
 
     /* The tile from `token` on; of fewer than 16 tokens only those are read: a row's memory may end there. */
-    __device__ __forceinline__ void CopyTile(int fill, uint32_t stage, const Store &keys, const Store &values, const Place &place, int token,
+    __device__ __forceinline__ void LoadTile(int fill, uint32_t stage, const Store &keys, const Store &values, const Place &place, int token,
                                              int count) const {
         constexpr int kBytes = StageOf<Rows>::kTileBytes;
         if (count < kTile) {
-            CopyShortTile(stage, keys.base + (int64_t)token * keys.token_stride, keys.token_stride, count, lane);
-            CopyShortTile(stage + kBytes, values.base + (int64_t)token * values.token_stride, values.token_stride, count, lane);
+            LoadShortTile(stage, keys.base + (int64_t)token * keys.token_stride, keys.token_stride, count, lane);
+            LoadShortTile(stage + kBytes, values.base + (int64_t)token * values.token_stride, values.token_stride, count, lane);
             __syncwarp();
         }
         if (lane != 0) return;
-        BytesExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
+        MbarrierExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
         if (count < kTile) return;
-        CopyBox(stage, args.key_map, place.head, token, place.row, full + fill * 8, policy);
-        CopyBox(stage + kBytes, args.value_map, place.head, token, place.row, full + fill * 8, policy);
+        TmaLoad(stage, args.key_map, place.head, token, place.row, full + fill * 8, policy);
+        TmaLoad(stage + kBytes, args.value_map, place.head, token, place.row, full + fill * 8, policy);
     }
     /* What is not there is zero. */
-    static __device__ __noinline__ void CopyShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
+    static __device__ __noinline__ void LoadShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
 #pragma unroll 1
         for (int i = lane; i < kTile * kChunks; i += 32) {
             const int row = i / kChunks, chunk = i % kChunks;
@@ -198,25 +198,25 @@ struct Attention {
     /* The block brings the group's query into shared memory, as the store's type and in the order of the
      * fragments; heads that are not there are zero. */
     static constexpr int kQueryPitch = kDim * 2 + 16;
-    static constexpr int kQueryBytes = kTensor ? (kHeadTiles * 8 * kQueryPitch + 1023) / 1024 * 1024 : kHeadTiles * 8 * kQueryPitch;
+    static constexpr int kQueryBytes = kTma ? (kHeadTiles * 8 * kQueryPitch + 1023) / 1024 * 1024 : kHeadTiles * 8 * kQueryPitch;
 
     __device__ __forceinline__ void StageQuery(const uint8_t *query) const {
         const int type = args.call.query.type;
-#pragma unroll kTensor ? kHeadTiles * 8 * (kDim / 2) / kThreads : 1
+#pragma unroll kTma ? kHeadTiles * 8 * (kDim / 2) / kThreads : 1
         for (int i = threadIdx.x; i < kHeadTiles * 8 * (kDim / 2); i += kThreads) {
             const int head = i / (kDim / 2), pair = i % (kDim / 2); /* of a step's eight: half * 4 + t */
             uint32_t  two = 0;
             if (head < args.group) {
                 const uint8_t *from = query + head * args.call.query.head_stride;
                 const int      d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4);
-                if (type == (Rows::kBrain ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
+                if (type == (Rows::kBf16 ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
                     if constexpr (kShort) { /* ahead of the copies of K and V, which then need not wait for it */
                         CopyAsyncPair(SharedAddress(shared + head * kQueryPitch + pair * 4), from + d * 2);
                         continue;
                     }
                     two = __ldg((const uint32_t *)from + d / 2); /* the usual case needs no conversion */
                 } else {
-                    two = PackPair<Rows::kBrain>(LoadElement(from, type, d), LoadElement(from, type, d + 1));
+                    two = PackPair<Rows::kBf16>(LoadElement(from, type, d), LoadElement(from, type, d + 1));
                 }
             }
             *(uint32_t *)(shared + head * kQueryPitch + pair * 4) = two;
@@ -273,7 +273,7 @@ struct Attention {
         int       next = begin + warp * kTile; /* the tile to copy next */
 
         const uint8_t *query = (const uint8_t *)call.query.data + row * call.query.row_stride + (int64_t)kv_head * group * call.query.head_stride;
-        if constexpr (!kTensor) StageQuery(query);
+        if constexpr (!kTma) StageQuery(query);
         /* The copies do not wait for it: warps meet when they first need it, those without a tile at the end. */
         bool     staged = false;
         uint32_t q[kHeadTiles][kQueryFragments][2];
@@ -332,11 +332,11 @@ struct Attention {
 #pragma unroll 1
         for (int at = next - (stages - 1) * turn; at < end; at += turn) {
             const bool computes = at >= begin;
-            if constexpr (kTensor) {
+            if constexpr (kTma) {
                 __syncwarp(); /* the tile before has been read: its place is free */
                 const int token = kSieve ? order.token : next;
                 if (next < end) {
-                    CopyTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, place, token, end - token);
+                    LoadTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, place, token, end - token);
                     if constexpr (kSieve) {
                         if (lane == 0) tokens[fill] = token;
                         TileOrderNext(&order, begin + warp * kTile, turn, step, samples);
@@ -348,7 +348,7 @@ struct Attention {
             if (computes) {
                 if (!staged) {
                     staged = true;
-                    if constexpr (kTensor) StageQuery(query);
+                    if constexpr (kTma) StageQuery(query);
                     if constexpr (kShort) WaitFor<2, 2>(stages); /* the query's own copies: tiles are behind it */
                     MeetForQuery();
                     if constexpr (kQueryInRegisters) {
@@ -363,8 +363,8 @@ struct Attention {
                         }
                     }
                 }
-                if constexpr (kTensor) {
-                    BytesWait(full + stage * 8, phases >> stage & 1);
+                if constexpr (kTma) {
+                    MbarrierWait(full + stage * 8, phases >> stage & 1);
                     phases ^= 1u << stage;
                 } else {
                     WaitForOldest(stages);
@@ -380,7 +380,7 @@ struct Attention {
                 if (value_row != nullptr) Copy<false, true>(into, nullptr, value_row, key, value, value_count, value_lanes);
                 CopyCommit();
             };
-            if (!kTensor && next < end) {
+            if (!kTma && next < end) {
                 const int      which = kIndexed ? slots : next;
                 const uint8_t *key_row = Address(key, which);
                 value_row = Address(value, which);
@@ -392,7 +392,7 @@ struct Attention {
                     more_slots = TwoTiles(row, next + 2 * turn, end);
                 }
             }
-            if constexpr (!kTensor) CopyCommit();
+            if constexpr (!kTma) CopyCommit();
             if (kShort && !computes) copy_values();
             fill = fill + 1 == stages ? 0 : fill + 1;
             if (!computes) continue;
@@ -433,10 +433,10 @@ struct Attention {
                     for (int h = 0; h < kHeadTiles; h++) {
                         float(&to)[4] = Rows::kConvert ? block[h] : (f + s) % 2 == 1 && kShort ? odd_x[h] : x[h];
                         if constexpr (kQueryInRegisters) {
-                            MultiplyAdd<Rows::kBrain>(to, a[s], q[h][f + s][0], q[h][f + s][1]);
+                            MultiplyAdd<Rows::kBf16>(to, a[s], q[h][f + s][0], q[h][f + s][1]);
                         } else {
                             if ((f + s) % 2 == 0) QueryFragments(h, f + s, again[h]);
-                            MultiplyAdd<Rows::kBrain>(to, a[s], again[h][(f + s) % 2 * 2], again[h][(f + s) % 2 * 2 + 1]);
+                            MultiplyAdd<Rows::kBf16>(to, a[s], again[h][(f + s) % 2 * 2], again[h][(f + s) % 2 * 2 + 1]);
                         }
                     }
                 }
@@ -463,7 +463,7 @@ struct Attention {
                     x[h][i] = v;
                 }
             }
-            if constexpr (kTensor) {
+            if constexpr (kTma) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) before[i] = x[0][i];
                 before_token = token0;
@@ -510,8 +510,8 @@ struct Attention {
                     sum[h][i & 1] += x[h][i];
                 }
                 /* Tokens to the rows' side: what was the result's layout becomes the second operand's. */
-                weights[h][0] = TransposeMatrix(PackPair<Rows::kBrain>(x[h][0], x[h][1]));
-                weights[h][1] = TransposeMatrix(PackPair<Rows::kBrain>(x[h][2], x[h][3]));
+                weights[h][0] = TransposeMatrix(PackPair<Rows::kBf16>(x[h][0], x[h][1]));
+                weights[h][1] = TransposeMatrix(PackPair<Rows::kBf16>(x[h][2], x[h][3]));
             }
 
             /* Values. */
@@ -528,18 +528,18 @@ struct Attention {
 #pragma unroll
                 for (int s = 0; s < kSteps; s++) {
 #pragma unroll
-                    for (int h = 0; h < kHeadTiles; h++) MultiplyAdd<Rows::kBrain>(o[h][f + s], a[s], weights[h][0], weights[h][1]);
+                    for (int h = 0; h < kHeadTiles; h++) MultiplyAdd<Rows::kBf16>(o[h][f + s], a[s], weights[h][0], weights[h][1]);
                 }
             }
             if (Rows::kConvert) __syncwarp();
             stage = stage + 1 == stages ? 0 : stage + 1;
         }
         if (!staged) {
-            if constexpr (kTensor) StageQuery(query);
+            if constexpr (kTma) StageQuery(query);
             if constexpr (kShort) CopyWait<0>();
             MeetForQuery();
         }
-        if constexpr (kTensor) leave();
+        if constexpr (kTma) leave();
         if (kSieve && sieves) sieve.SendRest(sieve.waiting[0], sieve.waiting[1]);
 
 #pragma unroll
@@ -629,8 +629,8 @@ struct Attention {
         finish_first = ClusterRank() * each;
         finish_count = finish_first < Fours() ? min(each, Fours() - finish_first) : 0;
         if (threadIdx.x == 0) {
-            BytesBegin(inbox_full);
-            ShowBarrier();
+            MbarrierInit(inbox_full);
+            MbarrierFenceCluster();
         }
         const uint32_t at = finish_first + threadIdx.x % each;
         send_values = InBlock(SharedAddress(inbox), to) + at * 16;
@@ -747,7 +747,7 @@ struct Attention {
         ShareOf(args.call.budget, &begin, &end);
         OpenInbox();
         ClusterArrive();
-        WaitForEarlier();
+        PdlWait();
         if (GuessesTokens()) {
             slots = TwoTiles(place.row, begin + warp * kTile, end);
             more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
@@ -759,8 +759,8 @@ struct Attention {
             more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
         }
         Piece(place, begin, end, false, 0, slots, more_slots);
-        if (threadIdx.x == 0) BytesExpect(SharedAddress(inbox_full), args.cluster * 24 * finish_count);
-        BarrierWait(inbox_full);
+        if (threadIdx.x == 0) MbarrierExpect(SharedAddress(inbox_full), args.cluster * 24 * finish_count);
+        MbarrierWaitCluster(inbox_full);
         FinishSent(place);
     }
 
@@ -821,7 +821,7 @@ struct Attention {
             if (!whole) Arrive(place, units, blocks);
             at += to - place.unit;
             if (at >= end) return;
-            if constexpr (kTensor) FenceEngine();
+            if constexpr (kTma) FenceAsyncProxy();
             __syncthreads(); /* shared memory is for the next piece now */
             place.unit = 0;
             place.before += units;
@@ -839,10 +839,10 @@ __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
     extern __shared__ __align__(1024) uint8_t shared[];
     using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kSieve>;
     const int lane = threadIdx.x & 31;
-    LetLaterStart();
+    PdlLaunchDependents();
     __shared__ uint64_t inbox_full;
     A attention = {args, shared, &inbox_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy(), 0, 0, nullptr, nullptr};
-    if constexpr (A::kTensor) {
+    if constexpr (A::kTma) {
         __shared__ uint64_t barriers[A::kWarps * A::kMostStages];
         attention.OpenPipeline(barriers);
     }

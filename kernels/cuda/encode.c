@@ -12,7 +12,7 @@ enum { UINT16 = 1, SWIZZLE_128B = 3, PROMOTE_128B = 2, RANK = 5 };
 _Static_assert(offsetof(lim_cuda_args, key_map) % 64 == 0 && sizeof(lim_cuda_args) % 64 == 0, "maps lie at multiples of 64 bytes");
 
 /* K or V as elements of half a row or less, KV heads, tokens, parts of a row, rows of the batch. A box is the 16 tokens of
- * a tile, part after part, as TensorRows reads it. By halves of rows memory is read as fast as by whole ones, and by
+ * a tile, part after part, as TmaRows reads it. By halves of rows memory is read as fast as by whole ones, and by
  * 128 bytes of second-level cache at a time faster than by 256 (4.5 to 4.2 TB/s on an H200). */
 static int encode(const lim_cuda_call *c, const lim_cuda_store *s, uint64_t to[16]) {
     const uint64_t row = (uint64_t)c->dim * 2;
@@ -29,7 +29,7 @@ static int encode(const lim_cuda_call *c, const lim_cuda_store *s, uint64_t to[1
 }
 
 int lim_cuda_encode(lim_cuda_args *a) {
-    if (!a->tensor) return 0;
+    if (!a->tma) return 0;
     const int result = encode(&a->call, &a->call.key, a->key_map);
     return result != 0 ? result : encode(&a->call, &a->call.value, a->value_map);
 }

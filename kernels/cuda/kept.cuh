@@ -147,13 +147,13 @@ static __device__ __noinline__ Found FindKept(const Kept k, uint32_t want, uint3
  * sums are in another order than the attention's, so the last bits may differ. */
 static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int row, int head, int n, float *query) {
     const lim_cuda_call &call = args.call;
-    const bool           brain = call.kv_type == LIM_CUDA_BF16;
+    const bool           bf16 = call.kv_type == LIM_CUDA_BF16;
     const int            kv_head = head / args.group;
     __syncthreads();
     for (int d = threadIdx.x; d < call.dim; d += kThreads) {
         const uint8_t *from = (const uint8_t *)call.query.data + row * call.query.row_stride + head * call.query.head_stride;
         const float    v = LoadElement(from, call.query.type, d);
-        query[d] = brain ? __bfloat162float(__float2bfloat16_rn(v)) : __half2float(__float2half_rn(v));
+        query[d] = bf16 ? __bfloat162float(__float2bfloat16_rn(v)) : __half2float(__float2half_rn(v));
     }
     __syncthreads();
     float         *to = (float *)RoomOf(args, row, head);
@@ -168,7 +168,7 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
             const uint32_t two[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                const float2 k = brain ? __bfloat1622float2(*(const __nv_bfloat162 *)&two[j]) : __half22float2(*(const __half2 *)&two[j]);
+                const float2 k = bf16 ? __bfloat1622float2(*(const __nv_bfloat162 *)&two[j]) : __half22float2(*(const __half2 *)&two[j]);
                 sum = fmaf(k.x, query[i * 8 + j * 2], sum);
                 sum = fmaf(k.y, query[i * 8 + j * 2 + 1], sum);
             }

@@ -122,10 +122,10 @@ typedef struct lim_cuda_launch {
     uint32_t block;
     uint32_t shared;
     uint32_t cluster; /* blocks of a cluster, along the grid's first axis; 0: no clusters */
-    uint32_t early;   /* 1: may start before the kernel queued before it is done, which it waits for itself */
+    uint32_t pdl;     /* 1: programmatic dependent launch: may start before the kernel queued before it is done, and waits for it by itself */
 } lim_cuda_launch;
 
-/* The copy engine takes a map's address only if it is a multiple of 64, in the kernel's arguments too. The host has them
+/* TMA takes a map's address only if it is a multiple of 64, in the kernel's arguments too. The host has them
  * where it likes: offset and size are such multiples. */
 #ifdef __CUDACC__
 #define LIM_CUDA_MAP alignas(64)
@@ -150,7 +150,7 @@ typedef struct lim_cuda_args {
     int32_t       room;     /* candidates that a ranking can hold: a power of two */
     uint32_t      together; /* heads whose logits are interleaved */
     uint32_t      cluster;  /* blocks that share a pair and merge in shared memory; 0: see split.h */
-    uint32_t      tensor;   /* 1: tiles are copied by the maps, which lim_cuda_encode makes */
+    uint32_t      tma;      /* 1: tiles are loaded by TMA, through the maps that lim_cuda_encode makes */
     uint32_t      need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
     int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which sieved ones need */
     uint64_t      sieved;   /* lim_cuda_sieved [n_rows][heads][LIM_CUDA_SIEVES]; 0: all logits are stored */

@@ -155,9 +155,9 @@ static int64_t inbox_bytes(const lim_cuda_call *c, int cluster) {
     return (each * cluster * 24 + 127) / 128 * 128;
 }
 
-/* Hopper's copy engine takes whole tiles of rows without a table, where the kernel for it has the registers. */
-static int by_tensor(const lim_cuda_device *d, const lim_cuda_call *c) {
-    const int64_t far = (int64_t)1 << 40; /* the engine's strides are less */
+/* TMA loads whole tiles of rows without a table, where the kernel for it has the registers. */
+static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
+    const int64_t far = (int64_t)1 << 40; /* TMA's strides are less */
     const lim_cuda_store *const stores[] = {&c->key, &c->value};
     if (d->capability != HOPPER || c->mode == LIM_CUDA_LIST || c->table != 0) return 0;
     if ((c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16) || c->dim > 128 || group_of(c) > 8) return 0;
@@ -178,7 +178,7 @@ static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
 }
 static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, kWarps, stages); }
 /* Without the padding of rows, and the tiles at multiples of 1,024. */
-static int64_t tensor_shared(const lim_cuda_call *c, int stages) {
+static int64_t tma_shared(const lim_cuda_call *c, int stages) {
     return (8 * (c->dim * 2 + 16) + 1023) / 1024 * 1024 + (int64_t)stages * kWarps * 2 * kTile * c->dim * 2;
 }
 static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
@@ -323,7 +323,7 @@ static void plan_select(const lim_cuda_call *c, int sieved, lim_cuda_launch *l) 
 /* Whether some row may have stretches that are worth sieving. */
 static int may_sieve(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t pairs, uint32_t blocks) {
     const uint32_t units = pairs * SplitUnits(c->capacity, a->unit);
-    return a->tensor && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
+    return a->tma && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
            2 * blocks <= LIM_CUDA_SIEVES * pairs && units / blocks * a->unit >= SieveLeast(a->need, (uint32_t)a->group, kWarps);
 }
 
@@ -349,20 +349,20 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     memset(l, 0, sizeof *l);
     const uint64_t units = (uint64_t)pairs * SplitUnits(longest, a->unit);
     l->grid[0] = units < blocks ? (uint32_t)units : blocks;
-    a->tensor = brief.cluster <= 1 && by_tensor(d, c);
+    a->tma = brief.cluster <= 1 && fits_tma(d, c);
     const int sieves = !all && may_sieve(c, a, pairs, l->grid[0]);
     if (!sieves) a->sieved = 0;
     snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
-             sieves ? "sieve" : a->tensor ? "tensor" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
+             sieves ? "sieve" : a->tma ? "tma" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
     l->grid[1] = l->grid[2] = 1;
     l->block = kThreads;
-    l->shared = (uint32_t)(a->tensor ? tensor_shared(c, s.stages) : attend_shared(c, s.stages));
+    l->shared = (uint32_t)(a->tma ? tma_shared(c, s.stages) : attend_shared(c, s.stages));
     if (sieves) l->shared += LIM_CUDA_SIEVE_SAMPLES * 4;
     if (brief.cluster > 1) {
         a->cluster = l->cluster = (uint32_t)brief.cluster;
         a->stages = brief.stages;
         l->grid[0] = brief.blocks;
-        l->early = 1; /* long work would lose by it: who comes early gets the fast multiprocessors */
+        l->pdl = 1; /* long work would lose by it: who comes early gets the fast multiprocessors */
         l->block = kShortWarps * 32;
         l->shared = (uint32_t)short_shared(c, brief.stages, brief.cluster);
     }

@@ -325,16 +325,16 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
 }  // namespace lessismore
 
 extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_union(const __grid_constant__ lim_cuda_args args) {
-    lessismore::LetLaterStart();
+    lessismore::PdlLaunchDependents();
     lessismore::selection::SelectUnion<false>(args);
 }
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
 extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_sieved(const __grid_constant__ lim_cuda_args args) {
-    lessismore::LetLaterStart();
+    lessismore::PdlLaunchDependents();
     lessismore::selection::SelectUnion<true>(args);
 }
 #endif
 extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 1) lim_select_mass(const __grid_constant__ lim_cuda_args args) {
-    lessismore::LetLaterStart();
+    lessismore::PdlLaunchDependents();
     lessismore::selection::SelectMass(args);
 }

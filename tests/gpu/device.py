@@ -47,7 +47,7 @@ class Args(C.Structure):
     _fields_ = [
         ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
         ("mass", u64), ("logit_stride", i64), ("unit", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
-        ("tensor", u32), ("need", u32), ("room_stride", i64), ("sieved", u64), ("again", u64), ("reserved", u32 * 2), ("key_map", u64 * 16), ("value_map", u64 * 16),
+        ("tma", u32), ("need", u32), ("room_stride", i64), ("sieved", u64), ("again", u64), ("reserved", u32 * 2), ("key_map", u64 * 16), ("value_map", u64 * 16),
     ]
 
 
@@ -63,7 +63,7 @@ class ProbeArgs(C.Structure):
 
 
 class Launch(C.Structure):
-    _fields_ = [("name", C.c_char * 48), ("grid", u32 * 3), ("block", u32), ("shared", u32), ("cluster", u32), ("early", u32)]
+    _fields_ = [("name", C.c_char * 48), ("grid", u32 * 3), ("block", u32), ("shared", u32), ("cluster", u32), ("pdl", u32)]
 
 
 def build_plan():

@@ -62,7 +62,7 @@ def main():
         row = f"{name:<36}"
         for t in targets:
             r = found.get((name, t))
-            if r is None and (name.startswith("lim_short_") or name.endswith(("_tensor", "_sieve", "_sieved"))) and t != "sm_90a":
+            if r is None and (name.startswith("lim_short_") or name.endswith(("_tma", "_sieve", "_sieved"))) and t != "sm_90a":
                 row += f"{'':>22}"
                 continue
             if r is None:

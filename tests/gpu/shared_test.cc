@@ -374,7 +374,7 @@ TEST(Plan, WorkIsInside) {
     ASSERT_EQ(a.logits % 256, 0u);
 }
 
-/* The copy engine and the sieve are for Hopper, halves, rows without a table, long stretches. */
+/* TMA and the sieve are for Hopper, halves, rows without a table, long stretches. */
 TEST(Plan, TakesTheKernelOfTheCase) {
     const struct {
         const char *attends, *selects;
@@ -382,11 +382,11 @@ TEST(Plan, TakesTheKernelOfTheCase) {
     } cases[] = {
         {"lim_attend_f16_128_8_sieve", "lim_select_sieved", [](lim_cuda_call *) {}},
         {"lim_attend_bf16_64_8_sieve", "lim_select_sieved", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_BF16, c->dim = 64; }},
-        {"lim_attend_f16_128_8_tensor", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_FULL; }},
-        {"lim_attend_f16_128_8_tensor", "lim_select_mass", [](lim_cuda_call *c) { c->policy = LIM_CUDA_MASS; }},
-        {"lim_attend_f16_128_8_tensor", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1; }},
+        {"lim_attend_f16_128_8_tma", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_FULL; }},
+        {"lim_attend_f16_128_8_tma", "lim_select_mass", [](lim_cuda_call *c) { c->policy = LIM_CUDA_MASS; }},
+        {"lim_attend_f16_128_8_tma", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1; }},
         /* Worth it, but more blocks would share a row's head than there are lists. */
-        {"lim_attend_f16_128_8_tensor", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1, c->capacity = 1 << 18; }},
+        {"lim_attend_f16_128_8_tma", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1, c->capacity = 1 << 18; }},
         {"lim_attend_f16_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 12; c->page_shift = 4; }},
         {"lim_attend_f16_128_16_direct", "lim_select_union", [](lim_cuda_call *c) { c->heads = 128; }},
         {"lim_attend_f16_256_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->dim = 256; c->key.head_stride = c->value.head_stride = 512; c->query.head_stride = c->output.head_stride = 512; c->query.row_stride = c->output.row_stride = 16384; }},
@@ -407,14 +407,14 @@ TEST(Plan, TakesTheKernelOfTheCase) {
             std::string     attends = x.attends, selects = x.selects;
             if (all && selects == "lim_select_sieved") {
                 selects = "lim_select_union";
-                attends.replace(attends.find("sieve"), 5, "tensor");
+                attends.replace(attends.find("sieve"), 5, "tma");
             }
             EXPECT_EQ(l[0].name, attends);
             EXPECT_EQ(count == 2 ? l[1].name : "", selects);
             EXPECT_EQ(a.sieved != 0, selects == "lim_select_sieved");
-            EXPECT_EQ(a.tensor != 0, attends.find("tensor") != std::string::npos || a.sieved != 0);
+            EXPECT_EQ(a.tma != 0, attends.find("tma") != std::string::npos || a.sieved != 0);
             const uint32_t each = l[0].shared + 2048; /* two blocks on each multiprocessor */
-            EXPECT_TRUE(a.tensor == 0 || 2 * each <= (uint32_t)kH200.shared_per_multiprocessor) << attends;
+            EXPECT_TRUE(a.tma == 0 || 2 * each <= (uint32_t)kH200.shared_per_multiprocessor) << attends;
         }
         lim_cuda_call c = Good();
         c.mode = LIM_CUDA_SELECT;
@@ -422,7 +422,7 @@ TEST(Plan, TakesTheKernelOfTheCase) {
         lim_cuda_args   a;
         lim_cuda_launch l[2];
         lim_cuda_plan(&kSmall, &c, &a, l);
-        EXPECT_EQ(a.tensor, 0u);
+        EXPECT_EQ(a.tma, 0u);
         EXPECT_EQ(a.sieved, 0u);
     }
 }

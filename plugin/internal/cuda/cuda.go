@@ -364,7 +364,7 @@ func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
 
 // encode completes the arguments of a plan's attention by what only the driver can make.
 func (d *Device) encode(args *C.lim_cuda_args) error {
-	return driverError("describing K and V to the copy engine", C.lim_encode(d.handle(), args))
+	return driverError("making the tensor maps of K and V", C.lim_encode(d.handle(), args))
 }
 
 var tallyName = C.lim_tally_name()

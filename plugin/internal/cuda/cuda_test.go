@@ -97,7 +97,7 @@ func TestDecodePath(t *testing.T) {
 			case "cuLaunchKernel", "cuLaunchKernelEx":
 				if name == "cuLaunchKernelEx" {
 					require.Contains(t, line, "grid 128,1,1 ")
-					require.Contains(t, line, " cluster 2 early 1")
+					require.Contains(t, line, " cluster 2 pdl 1")
 				}
 				require.Contains(t, line, "stream 0xabc0 ")
 				require.Contains(t, line, "query 10000 params 1")

@@ -200,14 +200,14 @@ struct config { /* CUlaunchConfig */
     unsigned count;
 };
 EXPORT int cuLaunchKernelEx(const struct config *c, void *f, void **params, void **extra) {
-    unsigned cluster = 0, early = 0;
+    unsigned cluster = 0, pdl = 0;
     for (unsigned i = 0; i < c->count; i++) {
         if (c->attributes[i].id == 4) cluster = c->attributes[i].u.value[0];
-        if (c->attributes[i].id == 6) early = c->attributes[i].u.value[0];
+        if (c->attributes[i].id == 6) pdl = c->attributes[i].u.value[0];
     }
-    BEGIN(cuLaunchKernelEx, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d cluster %u early %u%s", (char *)f,
+    BEGIN(cuLaunchKernelEx, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d cluster %u pdl %u%s", (char *)f,
           c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, current,
-          *(unsigned long long *)params[0], extra == NULL, cluster, early, kernel_arguments(f, params));
+          *(unsigned long long *)params[0], extra == NULL, cluster, pdl, kernel_arguments(f, params));
     run_kernel(f, params);
     return 0;
 }
