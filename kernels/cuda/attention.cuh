@@ -1,10 +1,10 @@
 /* Decode attention: one query token per row, all query heads of a KV head at once.
  *
  * Reading K and V is all the cost, so they are read once, in tiles of 16 tokens, through each warp's own
- * pipeline of asynchronous copies: warps hardly ever wait for each other until a piece is done. The scores of a
- * tile, its weights and its values are three small matrix products in registers. Blocks take equal stretches
- * of all work (split.h); what a stretch leaves unfinished is merged by the last block to arrive, in the order
- * of the pieces and not of the arrivals, so results are the same bits in every run.
+ * pipeline of asynchronous copies: warps hardly ever wait for each other until a split is done. The scores of a
+ * tile, its weights and its values are three small matrix products in registers. Blocks take equal shares
+ * of all work (split.h); splits of a work tile are merged by the last block to arrive, in the order
+ * of the splits and not of the arrivals, so results are the same bits in every run.
  *
  * Softmax is kept in base 2. Weights are stored as f16 or bf16 for the second product; for f16 they are
  * shifted up by 2^kShift so that the weights of a diffuse head do not fall below its smallest numbers. */
@@ -13,14 +13,14 @@
 
 #include "elements.cuh"
 #include "kernels.h"
-#include "place.cuh"
+#include "work_tile.cuh"
 #include "rows.cuh"
 #include "sieve.cuh"
 #include "split.h"
 
 namespace lessismore {
 
-/* Warps of a block: more where a block has a multiprocessor for itself, since a short piece's tiles then all run
+/* Warps of a block: more where a block has a multiprocessor for itself, since a short split's tiles then all run
  * side by side. */
 constexpr int WarpsOf(bool short_work) { return short_work ? 8 : 4; }
 constexpr int ThreadsOf(bool short_work) { return WarpsOf(short_work) * 32; }
@@ -168,7 +168,7 @@ struct Attention {
     }
 
     /* The tile from `token` on; of fewer than 16 tokens only those are read: a row's memory may end there. */
-    __device__ __forceinline__ void LoadTile(int fill, uint32_t stage, const Store &keys, const Store &values, const Place &place, int token,
+    __device__ __forceinline__ void LoadTile(int fill, uint32_t stage, const Store &keys, const Store &values, const WorkTile &work, int token,
                                              int count) const {
         constexpr int kBytes = StageOf<Rows>::kTileBytes;
         if (count < kTile) {
@@ -179,8 +179,8 @@ struct Attention {
         if (lane != 0) return;
         MbarrierExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
         if (count < kTile) return;
-        TmaLoad(stage, args.key_map, place.head, token, place.row, full + fill * 8, policy);
-        TmaLoad(stage + kBytes, args.value_map, place.head, token, place.row, full + fill * 8, policy);
+        TmaLoad(stage, args.key_map, work.head, token, work.row, full + fill * 8, policy);
+        TmaLoad(stage + kBytes, args.value_map, work.head, token, work.row, full + fill * 8, policy);
     }
     /* What is not there is zero. */
     static __device__ __noinline__ void LoadShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
@@ -249,13 +249,13 @@ struct Attention {
         *to = four;
     }
 
-    /* ---- a piece of a pair ---- */
+    /* ---- a split ---- */
 
     /* Tokens [begin, end) of a row and KV head by the whole block. Whether the row's logits are sieved, is the row's. */
-    __device__ __forceinline__ void Piece(const Place &place, int begin, int end, bool whole, uint32_t part, int slots, int more_slots,
+    __device__ __forceinline__ void Split(const WorkTile &work, int begin, int end, bool whole, uint32_t part, int slots, int more_slots,
                                           bool sieves = false) {
         const lim_cuda_call &call = args.call;
-        const int            group = args.group, row = place.row, kv_head = place.head;
+        const int            group = args.group, row = work.row, kv_head = work.head;
         const int64_t        row_offset = call.table != 0 ? 0 : (int64_t)row;
         const Store key = {(const uint8_t *)call.key.data + kv_head * call.key.head_stride + row_offset * call.key.page_stride,
                            call.key.token_stride, call.key.page_stride};
@@ -268,7 +268,7 @@ struct Attention {
         uint8_t       *wide = mine + stages * StageOf<Rows>::kBytes;
         const uint32_t stage0 = SharedAddress(mine);
 
-        /* The warp's tiles are warp, warp + kWarps, ... of the piece. */
+        /* The warp's tiles are warp, warp + kWarps, ... of the split. */
         const int turn = kWarps * kTile;
         int       next = begin + warp * kTile; /* the tile to copy next */
 
@@ -288,12 +288,12 @@ struct Attention {
             for (int f = 0; f < kFragments; f++) o[h][f][0] = o[h][f][1] = o[h][f][2] = o[h][f][3] = 0;
         }
         float *logits = nullptr;
-        if (call.mode == LIM_CUDA_SELECT && place.tokens > call.budget) {
+        if (call.mode == LIM_CUDA_SELECT && work.tokens > call.budget) {
             logits = (float *)args.logits + ((int64_t)row * call.heads + (int64_t)kv_head * group) * args.room_stride;
         }
         Sieve<kWarps> sieve = {kept, (float *)(shared + kQueryBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_SIEVE_SAMPLES / kWarps),
                                (uint2 *)logits, (uint32_t)group, (uint32_t)args.logit_stride, begin, end, call.first,
-                               min(end, place.tokens - call.recent), warp, lane};
+                               min(end, work.tokens - call.recent), warp, lane};
         TileOrder order = {};
         int       step = 0, samples = 0, sampled = 0; /* tiles of the warp */
         if constexpr (kSieve) {
@@ -336,7 +336,7 @@ struct Attention {
                 __syncwarp(); /* the tile before has been read: its place is free */
                 const int token = kSieve ? order.token : next;
                 if (next < end) {
-                    LoadTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, place, token, end - token);
+                    LoadTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, work, token, end - token);
                     if constexpr (kSieve) {
                         if (lane == 0) tokens[fill] = token;
                         TileOrderNext(&order, begin + warp * kTile, turn, step, samples);
@@ -612,9 +612,9 @@ struct Attention {
         }
     }
 
-    /* ---- a pair by a cluster ---- */
+    /* ---- a work tile by a cluster ---- */
 
-    /* Each block finishes an equal number of the pair's fours of elements, of which it gets all blocks' parts:
+    /* Each block finishes an equal number of the work tile's fours of elements, of which it gets all blocks' parts:
      * float4 [cluster][SentFours], then float2 [cluster][SentFours], largest and sum. */
     __device__ __forceinline__ uint32_t Fours() const { return (uint32_t)args.group * (kDim / 4); }
     __device__ __forceinline__ uint32_t SentFours() const { return (Fours() + args.cluster - 1) / args.cluster; }
@@ -642,7 +642,7 @@ struct Attention {
         StoreInBlock(send_sums, float2{most, total}, send_full);
     }
 
-    __device__ __forceinline__ void FinishSent(const Place &place) const {
+    __device__ __forceinline__ void FinishSent(const WorkTile &work) const {
         if (threadIdx.x >= finish_count) return;
         const float4 *values = (const float4 *)inbox + threadIdx.x;
         const float2 *sums = (const float2 *)((const float4 *)inbox + args.cluster * each) + threadIdx.x;
@@ -663,26 +663,26 @@ struct Attention {
             total += sum[p].y * weight;
         }
         const int four = (int)(finish_first + threadIdx.x);
-        Finish(place.row, place.head, four / (kDim / 4), four % (kDim / 4) * 4, v, most, total);
+        Finish(work.row, work.head, four / (kDim / 4), four % (kDim / 4) * 4, v, most, total);
     }
 
-    /* This block's share of a pair's tokens, in whole tiles. */
+    /* This block's share of a work tile's tokens, in whole tiles. */
     __device__ __forceinline__ void ShareOf(int tokens, int *begin, int *end) const {
         const int tiles = (max(tokens, 0) + kTile - 1) / kTile, each = (tiles + (int)args.cluster - 1) / (int)args.cluster;
         *begin = (int)ClusterRank() * each * kTile;
         *end = max(min(*begin + each * kTile, tokens), *begin);
     }
 
-    /* ---- pairs by equal stretches ---- */
+    /* ---- work tiles by equal shares ---- */
 
-    /* Counts this block in; the last one of the pair merges all of its parts. */
-    __device__ __forceinline__ void Arrive(const Place &place, uint32_t units, uint32_t blocks) {
+    /* Counts this block in; the last one of the work tile merges all of its parts. */
+    __device__ __forceinline__ void Arrive(const WorkTile &work, uint32_t chunks, uint32_t blocks) {
         const lim_cuda_call &call = args.call;
         const int            group = args.group;
-        const Span           span = SpanOf(place, units, blocks);
+        const Span           span = SpanOf(work, chunks, blocks);
         const uint32_t       first = span.first;
         const int            count = (int)span.count;
-        uint32_t            *arrivals = (uint32_t *)args.arrivals + (int64_t)place.row * call.kv_heads + place.head;
+        uint32_t            *arrivals = (uint32_t *)args.arrivals + (int64_t)work.row * call.kv_heads + work.head;
 
         __shared__ bool is_last;
         __syncthreads();
@@ -729,7 +729,7 @@ struct Attention {
                 }
                 most = now;
             }
-            Finish(place.row, place.head, head, d, v, most, total);
+            Finish(work.row, work.head, head, d, v, most, total);
         }
     }
 
@@ -739,44 +739,44 @@ struct Attention {
     }
 
     __device__ __forceinline__ void RunShort() {
-        const uint32_t pair = blockIdx.x / args.cluster;
-        Place          place = {};
-        place.row = (int32_t)(pair / (uint32_t)args.call.kv_heads);
-        place.head = (int32_t)(pair - (uint32_t)place.row * (uint32_t)args.call.kv_heads);
+        const uint32_t tile = blockIdx.x / args.cluster;
+        WorkTile          work = {};
+        work.row = (int32_t)(tile / (uint32_t)args.call.kv_heads);
+        work.head = (int32_t)(tile - (uint32_t)work.row * (uint32_t)args.call.kv_heads);
         int begin, end, slots = 0, more_slots = 0;
         ShareOf(args.call.budget, &begin, &end);
         OpenInbox();
         ClusterArrive();
         PdlWait();
         if (GuessesTokens()) {
-            slots = TwoTiles(place.row, begin + warp * kTile, end);
-            more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
+            slots = TwoTiles(work.row, begin + warp * kTile, end);
+            more_slots = TwoTiles(work.row, begin + (warp + 2 * kWarps) * kTile, end);
         }
-        place.tokens = RowTokens(args.call, place.row);
-        if (!GuessesTokens() || place.tokens != args.call.budget) {
-            ShareOf(place.tokens, &begin, &end);
-            slots = TwoTiles(place.row, begin + warp * kTile, end);
-            more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
+        work.tokens = RowTokens(args.call, work.row);
+        if (!GuessesTokens() || work.tokens != args.call.budget) {
+            ShareOf(work.tokens, &begin, &end);
+            slots = TwoTiles(work.row, begin + warp * kTile, end);
+            more_slots = TwoTiles(work.row, begin + (warp + 2 * kWarps) * kTile, end);
         }
-        Piece(place, begin, end, false, 0, slots, more_slots);
+        Split(work, begin, end, false, 0, slots, more_slots);
         if (threadIdx.x == 0) MbarrierExpect(SharedAddress(inbox_full), args.cluster * 24 * finish_count);
         MbarrierWaitCluster(inbox_full);
-        FinishSent(place);
+        FinishSent(work);
     }
 
     /* ---- which logits are kept ---- */
 
     /* The same for all blocks of the row. */
-    __device__ __forceinline__ bool Sieves(const Place &place, uint32_t units, uint32_t blocks) const {
+    __device__ __forceinline__ bool Sieves(const WorkTile &work, uint32_t chunks, uint32_t blocks) const {
         const uint32_t least = SieveLeast(args.need, args.group, kWarps);
-        return place.tokens > args.call.budget && (uint32_t)place.tokens >= least && 2 * SpanOf(place, units, blocks).count <= LIM_CUDA_SIEVES &&
-               place.total / blocks * args.unit >= least;
+        return work.tokens > args.call.budget && (uint32_t)work.tokens >= least && 2 * SpanOf(work, chunks, blocks).count <= LIM_CUDA_SIEVES &&
+               work.total / blocks * args.chunk_tokens >= least;
     }
-    /* What the selection finds of the piece. */
-    __device__ __forceinline__ void LeaveKept(const Place &place, uint32_t units, uint32_t blocks, int begin, int end, bool sieves) const {
-        const Span       span = SpanOf(place, units, blocks);
+    /* What the selection finds of the split. */
+    __device__ __forceinline__ void LeaveKept(const WorkTile &work, uint32_t chunks, uint32_t blocks, int begin, int end, bool sieves) const {
+        const Span       span = SpanOf(work, chunks, blocks);
         lim_cuda_sieved *to = (lim_cuda_sieved *)args.sieved +
-                              ((int64_t)place.row * args.call.heads + place.head * args.group) * LIM_CUDA_SIEVES + 2 * (blockIdx.x - span.first);
+                              ((int64_t)work.row * args.call.heads + work.head * args.group) * LIM_CUDA_SIEVES + 2 * (blockIdx.x - span.first);
         if (!sieves && blockIdx.x != span.first) return;
         if (threadIdx.x < args.group) {
             const uint32_t head = threadIdx.x, lists = sieves ? 2 * span.count : 0, others = kept->others[head];
@@ -787,48 +787,48 @@ struct Attention {
     }
 
     __device__ __forceinline__ void Run() {
-        Place    place;
+        WorkTile    work;
         uint32_t at, end;
         int      slots = 0, more_slots = 0;
-        bool     fresh = false; /* the slots are this piece's */
+        bool     fresh = false; /* the slots are this split's */
         if (GuessesTokens()) {
-            GuessPlace(args, &place, &at, &end);
+            GuessWork(args, &work, &at, &end);
             if (at < end) {
-                const int first = (int)(place.unit * args.unit) + warp * kTile;
-                slots = TwoTiles(place.row, first, place.tokens);
-                more_slots = TwoTiles(place.row, first + 2 * kWarps * kTile, place.tokens);
+                const int first = (int)(work.chunk * args.chunk_tokens) + warp * kTile;
+                slots = TwoTiles(work.row, first, work.tokens);
+                more_slots = TwoTiles(work.row, first + 2 * kWarps * kTile, work.tokens);
             }
-            fresh = GuessHolds(args, lane);
+            fresh = GuessedRight(args, lane);
             if (fresh && at >= end) return;
         }
-        if (!fresh && !FindPlace(args, lane, &place, &at, &end)) return;
-        const uint32_t blocks = SplitBlocks(place.total, gridDim.x);
+        if (!fresh && !FindWork(args, lane, &work, &at, &end)) return;
+        const uint32_t blocks = SplitBlocks(work.total, gridDim.x);
 #pragma unroll 1
         for (;;) {
-            const uint32_t units = SplitUnits(place.tokens, args.unit);
-            const uint32_t to = min(units, place.unit + (end - at));
-            const bool     begins = place.unit == 0, whole = begins && to == units;
-            const int      last_token = (int)min((uint64_t)to * args.unit, (uint64_t)max(place.tokens, 0));
-            const int      first_token = (int)(place.unit * args.unit);
+            const uint32_t chunks = SplitChunks(work.tokens, args.chunk_tokens);
+            const uint32_t to = min(chunks, work.chunk + (end - at));
+            const bool     begins = work.chunk == 0, whole = begins && to == chunks;
+            const int      last_token = (int)min((uint64_t)to * args.chunk_tokens, (uint64_t)max(work.tokens, 0));
+            const int      first_token = (int)(work.chunk * args.chunk_tokens);
             if (kIndexed && !fresh) {
-                slots = TwoTiles(place.row, first_token + warp * kTile, last_token);
-                more_slots = TwoTiles(place.row, first_token + (warp + 2 * kWarps) * kTile, last_token);
+                slots = TwoTiles(work.row, first_token + warp * kTile, last_token);
+                more_slots = TwoTiles(work.row, first_token + (warp + 2 * kWarps) * kTile, last_token);
             }
             fresh = false;
-            const bool sieves = kSieve && Sieves(place, units, blocks);
-            Piece(place, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots, sieves);
-            if (kSieve) LeaveKept(place, units, blocks, first_token, last_token, sieves);
-            if (!whole) Arrive(place, units, blocks);
-            at += to - place.unit;
+            const bool sieves = kSieve && Sieves(work, chunks, blocks);
+            Split(work, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots, sieves);
+            if (kSieve) LeaveKept(work, chunks, blocks, first_token, last_token, sieves);
+            if (!whole) Arrive(work, chunks, blocks);
+            at += to - work.chunk;
             if (at >= end) return;
             if constexpr (kTma) FenceAsyncProxy();
-            __syncthreads(); /* shared memory is for the next piece now */
-            place.unit = 0;
-            place.before += units;
-            if (++place.head == args.call.kv_heads) {
-                place.head = 0;
-                place.row++;
-                place.tokens = RowTokens(args.call, place.row);
+            __syncthreads(); /* shared memory is for the next split now */
+            work.chunk = 0;
+            work.before += chunks;
+            if (++work.head == args.call.kv_heads) {
+                work.head = 0;
+                work.row++;
+                work.tokens = RowTokens(args.call, work.row);
             }
         }
     }

@@ -144,12 +144,12 @@ typedef struct lim_cuda_args {
     uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(mid) for each: positions, `need` or all; `union` */
     uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
     int64_t       logit_stride; /* the capacity, rounded up */
-    uint32_t      unit;     /* tokens in the unit of the split */
+    uint32_t      chunk_tokens; /* tokens of a KV chunk: see split.h */
     int32_t       stages;   /* depth of a warp's pipeline */
     int32_t       group;
     int32_t       room;     /* candidates that a ranking can hold: a power of two */
     uint32_t      together; /* heads whose logits are interleaved */
-    uint32_t      cluster;  /* blocks that share a pair and merge in shared memory; 0: see split.h */
+    uint32_t      cluster;  /* blocks that share a work tile and merge in shared memory; 0: see split.h */
     uint32_t      tma;      /* 1: tiles are loaded by TMA, through the maps that lim_cuda_encode makes */
     uint32_t      need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
     int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which sieved ones need */

@@ -213,32 +213,32 @@ static shape attend_shape(const lim_cuda_device *d, const lim_cuda_call *c) {
     return s;
 }
 
-/* With rows of equal length, a number of blocks that goes evenly into the pairs (or they into it) gives each
- * block whole pieces: a piece's end is where a pipeline runs dry. Taken where it leaves few blocks idle. */
-static uint32_t even_blocks(uint32_t blocks, uint32_t pairs) {
-    const uint32_t waves = (pairs + blocks - 1) / blocks;
-    const uint32_t even = pairs <= blocks ? blocks / pairs * pairs : (pairs + waves - 1) / waves;
+/* With rows of equal length, a number of blocks that goes evenly into the work tiles (or they into it) gives each
+ * block whole splits: a split's end is where a pipeline runs dry. Taken where it leaves few blocks idle. */
+static uint32_t even_blocks(uint32_t blocks, uint32_t work_tiles) {
+    const uint32_t waves = (work_tiles + blocks - 1) / blocks;
+    const uint32_t even = work_tiles <= blocks ? blocks / work_tiles * work_tiles : (work_tiles + waves - 1) / waves;
     return even * 10 >= blocks * 9 ? even : blocks;
 }
 
-/* Short work is all latency, and much of that is merging parts through global memory: there the blocks of a pair are
- * a cluster, one block on each multiprocessor. */
-static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint32_t pairs, int32_t longest) {
+/* Short work is all latency, and much of that is merging parts through global memory: there the blocks of a work tile
+ * are a cluster, one block on each multiprocessor. */
+static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint32_t work_tiles, int32_t longest) {
     shape s = {0, 1, 0, 0};
     if (d->capability != HOPPER || c->kv_type == LIM_CUDA_Q8_0 || c->dim > 128 || group_of(c) > 8) return s;
     if (c->mode != LIM_CUDA_LIST && longest > SHORT) return s; /* unequal rows would leave blocks idle */
     /* A cluster lies within one of the card's groups of multiprocessors, which are of different sizes: each may leave
      * size - 1 unused. Two always share a pair of multiprocessors. */
     int size = MAX_CLUSTER;
-    while (size > 2 && (int)pairs * size > d->multiprocessors - GROUPS * (size - 1)) size--;
-    if (size < 2 || (int)pairs * size > d->multiprocessors || (size < MAX_CLUSTER && (int)pairs * size * 2 < d->multiprocessors)) return s;
+    while (size > 2 && (int)work_tiles * size > d->multiprocessors - GROUPS * (size - 1)) size--;
+    if (size < 2 || (int)work_tiles * size > d->multiprocessors || (size < MAX_CLUSTER && (int)work_tiles * size * 2 < d->multiprocessors)) return s;
     /* As many stages as a warp has bytes for: more under way is not read faster, and the multiprocessors' shares drift apart. */
     const int64_t fit = SHORT_BYTES / (2 * kTile * row_bytes(c->kv_type, c->dim));
     const int     stages = fit < depths[0] ? (int)fit : depths[0];
     if (short_shared(c, stages, size) + STATIC > d->shared_per_block) return s;
     s.stages = stages;
     s.cluster = size;
-    s.blocks = pairs * (uint32_t)size;
+    s.blocks = work_tiles * (uint32_t)size;
     return s;
 }
 
@@ -320,11 +320,11 @@ static void plan_select(const lim_cuda_call *c, int sieved, lim_cuda_launch *l) 
     l->shared = (uint32_t)select_shared(c);
 }
 
-/* Whether some row may have stretches that are worth sieving. */
-static int may_sieve(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t pairs, uint32_t blocks) {
-    const uint32_t units = pairs * SplitUnits(c->capacity, a->unit);
+/* Whether some row may have splits that are worth sieving. */
+static int may_sieve(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t work_tiles, uint32_t blocks) {
+    const uint32_t chunks = work_tiles * SplitChunks(c->capacity, a->chunk_tokens);
     return a->tma && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
-           2 * blocks <= LIM_CUDA_SIEVES * pairs && units / blocks * a->unit >= SieveLeast(a->need, (uint32_t)a->group, kWarps);
+           2 * blocks <= LIM_CUDA_SIEVES * work_tiles && chunks / blocks * a->chunk_tokens >= SieveLeast(a->need, (uint32_t)a->group, kWarps);
 }
 
 static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {
@@ -332,25 +332,25 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     fill(d, c, a);
     const shape    s = attend_shape(d, c);
     const int32_t  longest = c->mode == LIM_CUDA_LIST && c->budget < c->capacity ? c->budget : c->capacity;
-    const uint32_t pairs = (uint32_t)c->n_rows * (uint32_t)c->kv_heads;
+    const uint32_t work_tiles = (uint32_t)c->n_rows * (uint32_t)c->kv_heads;
     a->stages = s.stages;
-    /* Where two blocks on each multiprocessor would have a unit or less each, one block with twice as much is
+    /* Where two blocks on each multiprocessor would have a chunk or less each, one block with twice as much is
      * as fast and leaves half the parts to merge. */
     uint32_t least = kWarps * kTile;
     for (;;) {
-        const uint64_t count = (uint64_t)pairs * SplitUnits(longest, least);
+        const uint64_t count = (uint64_t)work_tiles * SplitChunks(longest, least);
         if (count <= (uint64_t)d->multiprocessors || count > s.blocks || least >= (uint32_t)longest) break;
         least *= 2;
     }
-    const uint32_t blocks = even_blocks(s.blocks, pairs);
-    const shape    brief = short_shape(d, c, pairs, longest);
-    a->unit = SplitUnit(least, pairs, (uint32_t)longest, blocks);
+    const uint32_t blocks = even_blocks(s.blocks, work_tiles);
+    const shape    brief = short_shape(d, c, work_tiles, longest);
+    a->chunk_tokens = SplitChunkTokens(least, work_tiles, (uint32_t)longest, blocks);
     lim_cuda_launch *l = &launches[0];
     memset(l, 0, sizeof *l);
-    const uint64_t units = (uint64_t)pairs * SplitUnits(longest, a->unit);
-    l->grid[0] = units < blocks ? (uint32_t)units : blocks;
+    const uint64_t chunks = (uint64_t)work_tiles * SplitChunks(longest, a->chunk_tokens);
+    l->grid[0] = chunks < blocks ? (uint32_t)chunks : blocks;
     a->tma = brief.cluster <= 1 && fits_tma(d, c);
-    const int sieves = !all && may_sieve(c, a, pairs, l->grid[0]);
+    const int sieves = !all && may_sieve(c, a, work_tiles, l->grid[0]);
     if (!sieves) a->sieved = 0;
     snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
              sieves ? "sieve" : a->tma ? "tma" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");

@@ -24,30 +24,30 @@ uint32_t Bits(float x) {
     return b;
 }
 
-/* As the kernel walks it: every unit of every pair is computed once, by the block that SplitBlockOf names; no
- * block leaves two partial results in one place; a pair's parts come from consecutive blocks. */
+/* As the kernel walks it: every chunk of every work tile is computed once, by the block that SplitBlockOf names; no
+ * block leaves two partial results in one place; a work tile's parts come from consecutive blocks. */
 TEST(Split, CoversEverythingOnce) {
     std::mt19937 random(1);
     for (int i = 0; i < 3000; i++) {
         const uint32_t rows = 1 + random() % 40, kv_heads = 1 + random() % 8, grid = 1 + random() % 400;
         const int32_t  capacity = 1 + random() % (random() % 2 != 0 ? 300 : 40000);
-        const uint32_t unit = SplitUnit(64, rows * kv_heads, (uint32_t)capacity, grid);
+        const uint32_t chunk_tokens = SplitChunkTokens(64, rows * kv_heads, (uint32_t)capacity, grid);
         std::vector<int32_t> lengths(rows);
         for (auto &n : lengths) n = random() % 4 == 0 ? 0 : (int32_t)(random() % ((uint32_t)capacity + 1));
 
-        struct Pair { uint32_t before, units; };
-        std::vector<Pair> pairs;
+        struct WorkTile { uint32_t before, chunks; };
+        std::vector<WorkTile> work_tiles;
         uint32_t          total = 0;
         for (uint32_t r = 0; r < rows; r++) {
             for (uint32_t h = 0; h < kv_heads; h++) {
-                pairs.push_back({total, SplitUnits(lengths[r], unit)});
-                total += pairs.back().units;
+                work_tiles.push_back({total, SplitChunks(lengths[r], chunk_tokens)});
+                total += work_tiles.back().chunks;
             }
         }
         const uint32_t blocks = SplitBlocks(total, grid);
         std::vector<int>   seen(total);
         std::set<uint32_t> parts;
-        std::vector<std::vector<uint32_t>> of_pair(pairs.size());
+        std::vector<std::vector<uint32_t>> of_tile(work_tiles.size());
         ASSERT_EQ(SplitBegin(0, blocks, total), 0u);
         ASSERT_EQ(SplitBegin(blocks, blocks, total), total);
         for (uint32_t b = 0; b < blocks; b++) {
@@ -56,37 +56,37 @@ TEST(Split, CoversEverythingOnce) {
             ASSERT_LT(at, end) << "a block without work";
             while (at < end) {
                 size_t p = 0;
-                while (pairs[p].before + pairs[p].units <= at) p++;
-                const uint32_t from = at - pairs[p].before, to = std::min(pairs[p].units, from + (end - at));
-                if (!(from == 0 && to == pairs[p].units)) {
+                while (work_tiles[p].before + work_tiles[p].chunks <= at) p++;
+                const uint32_t from = at - work_tiles[p].before, to = std::min(work_tiles[p].chunks, from + (end - at));
+                if (!(from == 0 && to == work_tiles[p].chunks)) {
                     const uint32_t part = SplitPart(b, from == 0);
                     ASSERT_LT(part, 2 * blocks);
                     ASSERT_TRUE(parts.insert(part).second) << "two parts in one place";
-                    of_pair[p].push_back(b);
+                    of_tile[p].push_back(b);
                 }
                 for (uint32_t u = from; u < to; u++) {
-                    ASSERT_EQ(SplitBlockOf(pairs[p].before + u, blocks, total), b);
-                    seen[pairs[p].before + u]++;
+                    ASSERT_EQ(SplitBlockOf(work_tiles[p].before + u, blocks, total), b);
+                    seen[work_tiles[p].before + u]++;
                 }
                 at += to - from;
             }
         }
         for (int s : seen) ASSERT_EQ(s, 1);
-        for (size_t p = 0; p < pairs.size(); p++) {
-            if (of_pair[p].empty()) continue;
-            const uint32_t first = SplitBlockOf(pairs[p].before, blocks, total);
-            const uint32_t last = SplitBlockOf(pairs[p].before + pairs[p].units - 1, blocks, total);
-            ASSERT_EQ(of_pair[p].size(), last - first + 1);
-            for (size_t k = 0; k < of_pair[p].size(); k++) ASSERT_EQ(of_pair[p][k], first + k);
+        for (size_t p = 0; p < work_tiles.size(); p++) {
+            if (of_tile[p].empty()) continue;
+            const uint32_t first = SplitBlockOf(work_tiles[p].before, blocks, total);
+            const uint32_t last = SplitBlockOf(work_tiles[p].before + work_tiles[p].chunks - 1, blocks, total);
+            ASSERT_EQ(of_tile[p].size(), last - first + 1);
+            for (size_t k = 0; k < of_tile[p].size(); k++) ASSERT_EQ(of_tile[p][k], first + k);
         }
     }
 }
 
 TEST(Split, ProductsFit) {
-    for (uint32_t pairs : {1u, 8u, 2048u, 32768u, 2097152u}) {
+    for (uint32_t work_tiles : {1u, 8u, 2048u, 32768u, 2097152u}) {
         for (uint32_t capacity : {1u, 4096u, 1u << 20, 1u << 28}) {
-            const uint32_t unit = SplitUnit(64, pairs, capacity, 528);
-            ASSERT_LE(((uint64_t)pairs * SplitUnits((int32_t)capacity, unit) + 1) * 528, UINT32_MAX);
+            const uint32_t chunk_tokens = SplitChunkTokens(64, work_tiles, capacity, 528);
+            ASSERT_LE(((uint64_t)work_tiles * SplitChunks((int32_t)capacity, chunk_tokens) + 1) * 528, UINT32_MAX);
         }
     }
 }
