@@ -108,8 +108,8 @@ func TestBatchDecodePath(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4+batchLayers*10, marks)
-	full, sieve, indexed, choose := "lim_attend_f16_128_8_tma", "lim_attend_f16_128_8_sieve", "lim_short_f16_128_8_indexed", "lim_select_sieved"
-	step := []string{full, full, sieve, choose, indexed, sieve, choose, indexed, "lim_tally"}
+	full, filter, indexed, choose := "lim_attend_f16_128_8_tma", "lim_attend_f16_128_8_filtered", "lim_short_f16_128_8_indexed", "lim_select_filtered"
+	step := []string{full, full, filter, choose, indexed, filter, choose, indexed, "lim_tally"}
 	require.Equal(t, append(append([]string{}, step...), step...), launches)
 }
 
@@ -306,7 +306,7 @@ func TestBatchLaunchThatFails(t *testing.T) {
 	a := batchCall(2)
 	err := b.Attend(&a)
 	requireKind(t, DeviceFailed, err)
-	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_sieve: CUDA_ERROR (700)")
+	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_filtered: CUDA_ERROR (700)")
 	require.Equal(t, batchStep{layer: -1}, b.step)
 }
 

@@ -15,7 +15,7 @@
 #include "kernels.h"
 #include "work_tile.cuh"
 #include "rows.cuh"
-#include "sieve.cuh"
+#include "logit_filter.cuh"
 #include "split.h"
 
 namespace lessismore {
@@ -55,7 +55,7 @@ static __device__ __noinline__ void FinishHeadOutOfLine(const lim_cuda_args &arg
     FinishHead(args, shift, row, head, d, v, most, total);
 }
 
-template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kSieve>
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kFilter>
 struct Attention {
     static constexpr int   kWarps = WarpsOf(kShort);
     static constexpr int   kThreads = ThreadsOf(kShort);
@@ -86,7 +86,7 @@ struct Attention {
     uint32_t             full;   /* the warp's barriers, one for each stage, where TMA fills them */
     uint32_t             phases; /* a bit for each: which of its phases is next */
     int                 *tokens; /* the warp's stages' first tokens, where tiles come in another order */
-    typename Sieve<kWarps>::Kept *kept;
+    typename LogitFilter<kWarps>::Survivors *survivors;
     uint32_t             each, finish_first, finish_count;  /* SentFours, and those that this block finishes: see OpenInbox */
     uint32_t             send_values, send_sums, send_full; /* where this thread's four goes */
 
@@ -251,9 +251,9 @@ struct Attention {
 
     /* ---- a split ---- */
 
-    /* Tokens [begin, end) of a row and KV head by the whole block. Whether the row's logits are sieved, is the row's. */
+    /* Tokens [begin, end) of a row and KV head by the whole block. Whether the row's logits are filtered, is the row's. */
     __device__ __forceinline__ void Split(const WorkTile &work, int begin, int end, bool whole, uint32_t part, int slots, int more_slots,
-                                          bool sieves = false) {
+                                          bool filters = false) {
         const lim_cuda_call &call = args.call;
         const int            group = args.group, row = work.row, kv_head = work.head;
         const int64_t        row_offset = call.table != 0 ? 0 : (int64_t)row;
@@ -291,16 +291,16 @@ struct Attention {
         if (call.mode == LIM_CUDA_SELECT && work.tokens > call.budget) {
             logits = (float *)args.logits + ((int64_t)row * call.heads + (int64_t)kv_head * group) * args.room_stride;
         }
-        Sieve<kWarps> sieve = {kept, (float *)(shared + kQueryBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_SIEVE_SAMPLES / kWarps),
+        LogitFilter<kWarps> filter = {survivors, (float *)(shared + kQueryBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_FILTER_SAMPLES / kWarps),
                                (uint2 *)logits, (uint32_t)group, (uint32_t)args.logit_stride, begin, end, call.first,
                                min(end, work.tokens - call.recent), warp, lane};
         TileOrder order = {};
         int       step = 0, samples = 0, sampled = 0; /* tiles of the warp */
-        if constexpr (kSieve) {
-            if (sieves) {
-                sieve.Open();
-                if (end - begin >= (int)SieveLeast(args.need, (uint32_t)group, kWarps) / 2) {
-                    samples = (int)sieve.Tiles();
+        if constexpr (kFilter) {
+            if (filters) {
+                filter.Open();
+                if (end - begin >= (int)FilterLeast(args.need, (uint32_t)group, kWarps) / 2) {
+                    samples = (int)filter.Tiles();
                     step = (end - begin) / turn / samples;
                 }
             }
@@ -312,15 +312,15 @@ struct Attention {
         int   before_token = -1;
         auto  leave = [&] {
             if (before_token < 0) return;
-            if (kSieve && sieves) {
+            if (kFilter && filters) {
                 if (sampled < samples) {
-                    sieve.Sample(before, sampled, before_token);
+                    filter.Sample(before, sampled, before_token);
                     if (++sampled == samples) {
-                        const uint32_t stretch = end - begin, all = samples * kTile;
-                        sieve.SetBounds((uint32_t)((uint64_t)SieveAim(args.need, stretch) * all / stretch), begin + warp * kTile, step * turn);
+                        const uint32_t split = end - begin, all = samples * kTile;
+                        filter.SetBounds((uint32_t)((uint64_t)FilterAim(args.need, split) * all / split), begin + warp * kTile, step * turn);
                     }
                 } else {
-                    sieve.Keep(before, before_token);
+                    filter.Keep(before, before_token);
                 }
             } else if (logits != nullptr) {
                 StoreLogits(logits + (int64_t)before_token * group, 0, before);
@@ -334,10 +334,10 @@ struct Attention {
             const bool computes = at >= begin;
             if constexpr (kTma) {
                 __syncwarp(); /* the tile before has been read: its place is free */
-                const int token = kSieve ? order.token : next;
+                const int token = kFilter ? order.token : next;
                 if (next < end) {
                     LoadTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, work, token, end - token);
-                    if constexpr (kSieve) {
+                    if constexpr (kFilter) {
                         if (lane == 0) tokens[fill] = token;
                         TileOrderNext(&order, begin + warp * kTile, turn, step, samples);
                     }
@@ -396,7 +396,7 @@ struct Attention {
             if (kShort && !computes) copy_values();
             fill = fill + 1 == stages ? 0 : fill + 1;
             if (!computes) continue;
-            const int token0 = kSieve ? tokens[stage] : at; /* the tile's first */
+            const int token0 = kFilter ? tokens[stage] : at; /* the tile's first */
 
             uint32_t from = stage0 + stage * StageOf<Rows>::kBytes, value_from = from + StageOf<Rows>::kTileBytes;
             const uint8_t *raw = mine + stage * StageOf<Rows>::kBytes;
@@ -540,7 +540,7 @@ struct Attention {
             MeetForQuery();
         }
         if constexpr (kTma) leave();
-        if (kSieve && sieves) sieve.SendRest(sieve.waiting[0], sieve.waiting[1]);
+        if (kFilter && filters) filter.SendRest(filter.waiting[0], filter.waiting[1]);
 
 #pragma unroll
         for (int h = 0; h < kHeadTiles; h++) {
@@ -764,25 +764,25 @@ struct Attention {
         FinishSent(work);
     }
 
-    /* ---- which logits are kept ---- */
+    /* ---- which logits survive ---- */
 
     /* The same for all blocks of the row. */
-    __device__ __forceinline__ bool Sieves(const WorkTile &work, uint32_t chunks, uint32_t blocks) const {
-        const uint32_t least = SieveLeast(args.need, args.group, kWarps);
-        return work.tokens > args.call.budget && (uint32_t)work.tokens >= least && 2 * SpanOf(work, chunks, blocks).count <= LIM_CUDA_SIEVES &&
+    __device__ __forceinline__ bool Filters(const WorkTile &work, uint32_t chunks, uint32_t blocks) const {
+        const uint32_t least = FilterLeast(args.need, args.group, kWarps);
+        return work.tokens > args.call.budget && (uint32_t)work.tokens >= least && 2 * SpanOf(work, chunks, blocks).count <= LIM_CUDA_FILTER_LISTS &&
                work.total / blocks * args.chunk_tokens >= least;
     }
     /* What the selection finds of the split. */
-    __device__ __forceinline__ void LeaveKept(const WorkTile &work, uint32_t chunks, uint32_t blocks, int begin, int end, bool sieves) const {
+    __device__ __forceinline__ void LeaveSurvivors(const WorkTile &work, uint32_t chunks, uint32_t blocks, int begin, int end, bool filters) const {
         const Span       span = SpanOf(work, chunks, blocks);
-        lim_cuda_sieved *to = (lim_cuda_sieved *)args.sieved +
-                              ((int64_t)work.row * args.call.heads + work.head * args.group) * LIM_CUDA_SIEVES + 2 * (blockIdx.x - span.first);
-        if (!sieves && blockIdx.x != span.first) return;
+        lim_cuda_survivors *to = (lim_cuda_survivors *)args.survivors +
+                              ((int64_t)work.row * args.call.heads + work.head * args.group) * LIM_CUDA_FILTER_LISTS + 2 * (blockIdx.x - span.first);
+        if (!filters && blockIdx.x != span.first) return;
         if (threadIdx.x < args.group) {
-            const uint32_t head = threadIdx.x, lists = sieves ? 2 * span.count : 0, others = kept->others[head];
-            const float    bound = kept->bound[0][head];
-            to[head * LIM_CUDA_SIEVES] = lim_cuda_sieved{(uint32_t)begin, kept->lines[head], bound, lists};
-            to[head * LIM_CUDA_SIEVES + 1] = lim_cuda_sieved{(uint32_t)end - others, others, bound, lists};
+            const uint32_t head = threadIdx.x, lists = filters ? 2 * span.count : 0, others = survivors->others[head];
+            const float    bound = survivors->bound[0][head];
+            to[head * LIM_CUDA_FILTER_LISTS] = lim_cuda_survivors{(uint32_t)begin, survivors->lines[head], bound, lists};
+            to[head * LIM_CUDA_FILTER_LISTS + 1] = lim_cuda_survivors{(uint32_t)end - others, others, bound, lists};
         }
     }
 
@@ -815,9 +815,9 @@ struct Attention {
                 more_slots = TwoTiles(work.row, first_token + (warp + 2 * kWarps) * kTile, last_token);
             }
             fresh = false;
-            const bool sieves = kSieve && Sieves(work, chunks, blocks);
-            Split(work, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots, sieves);
-            if (kSieve) LeaveKept(work, chunks, blocks, first_token, last_token, sieves);
+            const bool filters = kFilter && Filters(work, chunks, blocks);
+            Split(work, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots, filters);
+            if (kFilter) LeaveSurvivors(work, chunks, blocks, first_token, last_token, filters);
             if (!whole) Arrive(work, chunks, blocks);
             at += to - work.chunk;
             if (at >= end) return;
@@ -834,10 +834,10 @@ struct Attention {
     }
 };
 
-template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kSieve = false>
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kFilter = false>
 __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
     extern __shared__ __align__(1024) uint8_t shared[];
-    using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kSieve>;
+    using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kFilter>;
     const int lane = threadIdx.x & 31;
     PdlLaunchDependents();
     __shared__ uint64_t inbox_full;
@@ -846,11 +846,11 @@ __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
         __shared__ uint64_t barriers[A::kWarps * A::kMostStages];
         attention.OpenPipeline(barriers);
     }
-    if constexpr (kSieve) {
+    if constexpr (kFilter) {
         __shared__ int tokens[A::kWarps][A::kMostStages];
-        __shared__ typename Sieve<A::kWarps>::Kept kept;
+        __shared__ typename LogitFilter<A::kWarps>::Survivors survivors;
         attention.tokens = tokens[threadIdx.x >> 5];
-        attention.kept = &kept;
+        attention.survivors = &survivors;
     }
     if constexpr (kShort) {
         attention.shared += (attention.SentFours() * args.cluster * 24 + 127) / 128 * 128; /* inbox_bytes in plan.c */

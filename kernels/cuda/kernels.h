@@ -139,7 +139,7 @@ typedef struct lim_cuda_args {
     uint64_t      parts;    /* float: partial results of the splits */
     uint64_t      arrivals; /* uint32 [n_rows * kv_heads] */
     uint64_t      gathered; /* uint32 [n_rows]: arrivals of the selection */
-    uint64_t      logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see sieve.h */
+    uint64_t      logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see logit_filter.h */
     uint64_t      sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
     uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(mid) for each: positions, `need` or all; `union` */
     uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
@@ -152,8 +152,8 @@ typedef struct lim_cuda_args {
     uint32_t      cluster;  /* blocks that share a work tile and merge in shared memory; 0: see split.h */
     uint32_t      tma;      /* 1: tiles are loaded by TMA, through the maps that lim_cuda_encode makes */
     uint32_t      need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
-    int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which sieved ones need */
-    uint64_t      sieved;   /* lim_cuda_sieved [n_rows][heads][LIM_CUDA_SIEVES]; 0: all logits are stored */
+    int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which filtered ones need */
+    uint64_t      survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
     uint64_t      again;    /* uint32 [n_rows][heads]: 1 where logits were computed anew, and lie in the head's room */
     uint32_t      reserved[2];
     LIM_CUDA_MAP  uint64_t key_map[16], value_map[16]; /* CUtensorMap */

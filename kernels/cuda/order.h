@@ -21,7 +21,7 @@ LIM_SHARED uint32_t OrderBits(uint32_t key) { return key <= 0x7fffffffu ? 0x7fff
 LIM_SHARED uint64_t OrderItem(uint32_t bits, uint32_t position) { return (uint64_t)OrderKey(bits) << 32 | position; }
 
 /* Where a head's logit of a token is, from the first one of its head. Attention leaves those of a KV head's query
- * heads together, 16 tokens of one after 16 of another: each block then writes one stretch of memory, which costs
+ * heads together, 16 tokens of one after 16 of another: each block then writes one split of memory, which costs
  * much less than one for each head. Logits that are given are not interleaved: `together` is 1. */
 LIM_SHARED uint32_t LogitAt(uint32_t token, uint32_t together) { return token / 16 * 16 * together + token % 16; }
 

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "order.h"
-#include "sieve.h"
+#include "logit_filter.h"
 #include "split.h"
 
 enum {
@@ -273,7 +273,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     const int64_t part = ((int64_t)group * (c->dim + 2) + 3) / 4 * 4 * 4;
     const int     three = d->multiprocessors * 3; /* the most blocks of any mode */
     a->logit_stride = ((int64_t)c->capacity + 31) / 32 * 32;
-    a->room_stride = (d->capability == HOPPER ? 2 : 1) * a->logit_stride; /* only there are they sieved */
+    a->room_stride = (d->capability == HOPPER ? 2 : 1) * a->logit_stride; /* only there are they filtered */
     /* What has to be zero stays in its place when the number of rows changes. */
     a->arrivals = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * c->kv_heads * 4);
     a->gathered = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * 4);
@@ -283,7 +283,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
         a->ranks = take(&used, (int64_t)c->n_rows * c->heads * RankStride((uint32_t)c->mid) * 4);
         a->mass = take(&used, c->n_rows * a->logit_stride * 4);
         a->logits = take(&used, c->n_rows * c->heads * a->room_stride * 4);
-        a->sieved = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_SIEVES * (int64_t)sizeof(lim_cuda_sieved));
+        a->survivors = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_FILTER_LISTS * (int64_t)sizeof(lim_cuda_survivors));
         a->again = take(&used, (int64_t)c->n_rows * c->heads * 4);
     }
     return used - c->work;
@@ -309,10 +309,10 @@ static void fill(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args
     a->need = RanksNeeded((uint32_t)c->heads, (uint32_t)c->mid);
 }
 
-static void plan_select(const lim_cuda_call *c, int sieved, lim_cuda_launch *l) {
+static void plan_select(const lim_cuda_call *c, int filtered, lim_cuda_launch *l) {
     const int mass = c->policy == LIM_CUDA_MASS;
     memset(l, 0, sizeof *l);
-    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : sieved ? "lim_select_sieved" : "lim_select_union");
+    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : filtered ? "lim_select_filtered" : "lim_select_union");
     l->grid[0] = mass ? (uint32_t)(c->capacity + kSelectThreads - 1) / kSelectThreads : (uint32_t)c->heads;
     l->grid[1] = (uint32_t)c->n_rows;
     l->grid[2] = 1;
@@ -320,11 +320,11 @@ static void plan_select(const lim_cuda_call *c, int sieved, lim_cuda_launch *l) 
     l->shared = (uint32_t)select_shared(c);
 }
 
-/* Whether some row may have splits that are worth sieving. */
-static int may_sieve(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t work_tiles, uint32_t blocks) {
+/* Whether some row may have splits that are worth filtering. */
+static int may_filter(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t work_tiles, uint32_t blocks) {
     const uint32_t chunks = work_tiles * SplitChunks(c->capacity, a->chunk_tokens);
     return a->tma && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
-           2 * blocks <= LIM_CUDA_SIEVES * work_tiles && chunks / blocks * a->chunk_tokens >= SieveLeast(a->need, (uint32_t)a->group, kWarps);
+           2 * blocks <= LIM_CUDA_FILTER_LISTS * work_tiles && chunks / blocks * a->chunk_tokens >= FilterLeast(a->need, (uint32_t)a->group, kWarps);
 }
 
 static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {
@@ -350,14 +350,14 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     const uint64_t chunks = (uint64_t)work_tiles * SplitChunks(longest, a->chunk_tokens);
     l->grid[0] = chunks < blocks ? (uint32_t)chunks : blocks;
     a->tma = brief.cluster <= 1 && fits_tma(d, c);
-    const int sieves = !all && may_sieve(c, a, work_tiles, l->grid[0]);
-    if (!sieves) a->sieved = 0;
+    const int filters = !all && may_filter(c, a, work_tiles, l->grid[0]);
+    if (!filters) a->survivors = 0;
     snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
-             sieves ? "sieve" : a->tma ? "tma" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
+             filters ? "filtered" : a->tma ? "tma" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
     l->grid[1] = l->grid[2] = 1;
     l->block = kThreads;
     l->shared = (uint32_t)(a->tma ? tma_shared(c, s.stages) : attend_shared(c, s.stages));
-    if (sieves) l->shared += LIM_CUDA_SIEVE_SAMPLES * 4;
+    if (filters) l->shared += LIM_CUDA_FILTER_SAMPLES * 4;
     if (brief.cluster > 1) {
         a->cluster = l->cluster = (uint32_t)brief.cluster;
         a->stages = brief.stages;
@@ -368,7 +368,7 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     }
     /* A capacity within the budget leaves nothing to choose: the set is written all the same. */
     if (c->mode != LIM_CUDA_SELECT) return 1;
-    plan_select(c, sieves, &launches[1]);
+    plan_select(c, filters, &launches[1]);
     return 2;
 }
 
@@ -385,7 +385,7 @@ int lim_cuda_plan_select(const lim_cuda_device *d, const lim_cuda_call *c, uint6
     a->logits = logits;
     a->together = 1;
     a->logit_stride = a->room_stride = logit_stride;
-    a->sieved = 0;
+    a->survivors = 0;
     if (sums != 0) a->sums = sums;
     plan_select(c, 0, &launches[0]);
     return 1;

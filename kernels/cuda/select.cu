@@ -1,6 +1,6 @@
 /* The token set of each row: sinks, the best of the middle, the newest; sorted by position.
  *
- * `union`: one block per head and row ranks the head's best exactly (ranking.cuh, kept.cuh). The rankings stand in one line
+ * `union`: one block per head and row ranks the head's best exactly (ranking.cuh, survivors.cuh). The rankings stand in one line
  * as the merge takes them, rank 0 of every head, then rank 1. The last block of a row to arrive walks that line until the
  * set is full, many tokens at a time: as long as a stretch does not overfill the set, the order within it does not matter.
  * With many heads half of `mid` ranks of each are more than enough; if they are not, that block ranks all heads to the end.
@@ -9,7 +9,7 @@
  *
  * Atomics only count, set bits and hand out places that are sorted afterwards, so the result is the same in every
  * run. Rows that see no more than the budget take everything. Nothing is read back by the host. */
-#include "kept.cuh"
+#include "survivors.cuh"
 #include "ranking.cuh"
 
 #include <cuda_runtime.h>
@@ -210,7 +210,7 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
 }
 
 /* Ranks a head's tokens as far as the merge will hardly ever come; kToEnd: as far as it may. */
-template <bool kSieved, bool kToEnd>
+template <bool kFiltered, bool kToEnd>
 static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int row, int head, int n, const Ranking &ranking, Common &common) {
     const lim_cuda_call &call = args.call;
     const uint32_t       want = kToEnd ? call.mid : args.need;
@@ -219,16 +219,16 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
     const auto           visit = [&](uint32_t rank, uint32_t position) {
         if (rank < want) __stcg(ranks + rank, position);
     };
-    if constexpr (kSieved) {
+    if constexpr (kFiltered) {
         uint32_t  *again = (uint32_t *)args.again + (int64_t)row * call.heads + head;
-        const Kept kept = KeptIn(args, row, head);
-        if (kToEnd && kept.lists != 0 && __ldcg(again) != 0) {
-            x = {(const float *)kept.items, 1};
-        } else if (kept.lists != 0) {
-            uint32_t known = RankKept(kept, ranking, want, common, visit);
+        const Survivors survivors = SurvivorsIn(args, row, head);
+        if (kToEnd && survivors.lists != 0 && __ldcg(again) != 0) {
+            x = {(const float *)survivors.items, 1};
+        } else if (survivors.lists != 0) {
+            uint32_t known = RankSurvivors(survivors, ranking, want, common, visit);
             if (known == kNone) {
                 __syncthreads();
-                const Found found = FindKept(kept, want, args.room, (uint8_t *)ranking.items, common);
+                const Found found = FindSurvivors(survivors, want, args.room, (uint8_t *)ranking.items, common);
                 known = found.count;
                 if (known >= want) ForRanks(ranking, known, want, found.best, found.worst, common, visit);
             }
@@ -244,12 +244,12 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
 }
 
 /* Ranks all heads to the end and walks the line, by one block: where heads hardly differ. */
-template <bool kSieved>
+template <bool kFiltered>
 static __device__ __noinline__ void RankAndWalk(const lim_cuda_args &args, int row, int n, uint8_t *shared, Common &common) {
 #pragma unroll 1
     for (int head = 0; head < args.call.heads; head++) {
         __syncthreads();
-        RankHead<kSieved, true>(args, row, head, n, RankingIn(shared, args.room), common);
+        RankHead<kFiltered, true>(args, row, head, n, RankingIn(shared, args.room), common);
     }
     __syncthreads();
     const Merging m = MergingIn(shared, args.call);
@@ -258,7 +258,7 @@ static __device__ __noinline__ void RankAndWalk(const lim_cuda_args &args, int r
     WalkLine(args, row, args.call.mid, m, common);
 }
 
-template <bool kSieved>
+template <bool kFiltered>
 static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
     extern __shared__ __align__(16) uint8_t shared[];
     __shared__ Common                       common;
@@ -270,11 +270,11 @@ static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
         return;
     }
     const uint32_t want = call.mid;
-    if (want > 0) RankHead<kSieved, false>(args, row, head, n, RankingIn(shared, args.room), common);
+    if (want > 0) RankHead<kFiltered, false>(args, row, head, n, RankingIn(shared, args.room), common);
     const Merging  m = MergingIn(shared, call);
     const uint32_t before = Arrive(args, row, n, gridDim.x, m, common);
     if (before == gridDim.x - 1 && want > 0) {
-        if (!WalkLine(args, row, args.need, m, common)) RankAndWalk<kSieved>(args, row, n, shared, common);
+        if (!WalkLine(args, row, args.need, m, common)) RankAndWalk<kFiltered>(args, row, n, shared, common);
         __syncthreads();
         WriteMiddle(call, row, n, m, common);
     }
@@ -329,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2)
     lessismore::selection::SelectUnion<false>(args);
 }
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
-extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_sieved(const __grid_constant__ lim_cuda_args args) {
+extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_filtered(const __grid_constant__ lim_cuda_args args) {
     lessismore::PdlLaunchDependents();
     lessismore::selection::SelectUnion<true>(args);
 }

@@ -47,7 +47,7 @@ class Args(C.Structure):
     _fields_ = [
         ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
         ("mass", u64), ("logit_stride", i64), ("chunk_tokens", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
-        ("tma", u32), ("need", u32), ("room_stride", i64), ("sieved", u64), ("again", u64), ("reserved", u32 * 2), ("key_map", u64 * 16), ("value_map", u64 * 16),
+        ("tma", u32), ("need", u32), ("room_stride", i64), ("survivors", u64), ("again", u64), ("reserved", u32 * 2), ("key_map", u64 * 16), ("value_map", u64 * 16),
     ]
 
 

@@ -12,7 +12,7 @@
 #include "gtest/gtest.h"
 #include "kernels.h"
 #include "order.h"
-#include "sieve.h"
+#include "logit_filter.h"
 #include "split.h"
 #include "visible.h"
 
@@ -364,24 +364,24 @@ TEST(Plan, WorkIsInside) {
     lim_cuda_launch l[2];
     lim_cuda_plan(&kH200, &c, &a, l);
     const uint64_t end = c.work + lim_cuda_work_size(&kH200, &c);
-    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits, a.sieved, a.again};
+    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits, a.survivors, a.again};
     for (size_t i = 0; i + 1 < sizeof parts / sizeof *parts; i++) ASSERT_LT(parts[i], parts[i + 1]);
     ASSERT_GE(parts[0], c.work);
     ASSERT_GE(a.room_stride, 2 * a.logit_stride); /* two floats for each token that is kept */
-    ASSERT_LE(a.logits + (uint64_t)c.n_rows * c.heads * a.room_stride * 4, a.sieved);
-    ASSERT_LE(a.sieved + (uint64_t)c.n_rows * c.heads * LIM_CUDA_SIEVES * sizeof(lim_cuda_sieved), a.again);
+    ASSERT_LE(a.logits + (uint64_t)c.n_rows * c.heads * a.room_stride * 4, a.survivors);
+    ASSERT_LE(a.survivors + (uint64_t)c.n_rows * c.heads * LIM_CUDA_FILTER_LISTS * sizeof(lim_cuda_survivors), a.again);
     ASSERT_EQ(a.again + (uint64_t)c.n_rows * c.heads * 4, end);
     ASSERT_EQ(a.logits % 256, 0u);
 }
 
-/* TMA and the sieve are for Hopper, halves, rows without a table, long stretches. */
+/* TMA and the logit filter are for Hopper, halves, rows without a table, long splits. */
 TEST(Plan, TakesTheKernelOfTheCase) {
     const struct {
         const char *attends, *selects;
         void (*change)(lim_cuda_call *);
     } cases[] = {
-        {"lim_attend_f16_128_8_sieve", "lim_select_sieved", [](lim_cuda_call *) {}},
-        {"lim_attend_bf16_64_8_sieve", "lim_select_sieved", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_BF16, c->dim = 64; }},
+        {"lim_attend_f16_128_8_filtered", "lim_select_filtered", [](lim_cuda_call *) {}},
+        {"lim_attend_bf16_64_8_filtered", "lim_select_filtered", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_BF16, c->dim = 64; }},
         {"lim_attend_f16_128_8_tma", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_FULL; }},
         {"lim_attend_f16_128_8_tma", "lim_select_mass", [](lim_cuda_call *c) { c->policy = LIM_CUDA_MASS; }},
         {"lim_attend_f16_128_8_tma", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1; }},
@@ -405,14 +405,14 @@ TEST(Plan, TakesTheKernelOfTheCase) {
             lim_cuda_launch l[2];
             const int       count = (all ? lim_cuda_plan_all : lim_cuda_plan)(&kH200, &c, &a, l);
             std::string     attends = x.attends, selects = x.selects;
-            if (all && selects == "lim_select_sieved") {
+            if (all && selects == "lim_select_filtered") {
                 selects = "lim_select_union";
-                attends.replace(attends.find("sieve"), 5, "tma");
+                attends.replace(attends.find("filtered"), 8, "tma");
             }
             EXPECT_EQ(l[0].name, attends);
             EXPECT_EQ(count == 2 ? l[1].name : "", selects);
-            EXPECT_EQ(a.sieved != 0, selects == "lim_select_sieved");
-            EXPECT_EQ(a.tma != 0, attends.find("tma") != std::string::npos || a.sieved != 0);
+            EXPECT_EQ(a.survivors != 0, selects == "lim_select_filtered");
+            EXPECT_EQ(a.tma != 0, attends.find("tma") != std::string::npos || a.survivors != 0);
             const uint32_t each = l[0].shared + 2048; /* two blocks on each multiprocessor */
             EXPECT_TRUE(a.tma == 0 || 2 * each <= (uint32_t)kH200.shared_per_multiprocessor) << attends;
         }
@@ -423,13 +423,13 @@ TEST(Plan, TakesTheKernelOfTheCase) {
         lim_cuda_launch l[2];
         lim_cuda_plan(&kSmall, &c, &a, l);
         EXPECT_EQ(a.tma, 0u);
-        EXPECT_EQ(a.sieved, 0u);
+        EXPECT_EQ(a.survivors, 0u);
     }
 }
 
-/* ---- the sieve ---- */
+/* ---- the logit filter ---- */
 
-TEST(Sieve, EveryTileComesOnce) {
+TEST(LogitFilter, EveryTileComesOnce) {
     std::mt19937 rng(std::random_device{}());
     for (int round = 0; round < 2000; round++) {
         const int tiles = (int)(rng() % 16), all = tiles * 2 + (int)(rng() % 200), turn = 64, first = (int)(rng() % 1000) * 16;
@@ -450,7 +450,7 @@ TEST(Sieve, EveryTileComesOnce) {
     }
 }
 
-TEST(Sieve, BoundsAreReached) {
+TEST(LogitFilter, BoundsAreReached) {
     std::mt19937 rng(std::random_device{}());
     for (int round = 0; round < 3000; round++) {
         /* Logits far from zero as well: the search looks at their range, not at their size. */
@@ -461,31 +461,31 @@ TEST(Sieve, BoundsAreReached) {
         std::vector<uint32_t> sorted = keys;
         std::sort(sorted.begin(), sorted.end());
         const uint32_t rank = 1 + rng() % (uint32_t)keys.size();
-        SieveSearch    s = SieveSearchFrom(sorted.front(), sorted.back());
+        FilterSearch    s = FilterSearchFrom(sorted.front(), sorted.back());
         int            tries = 0;
         for (; s.bit != 0; tries++) {
-            const uint32_t below = SieveSearchTry(&s);
-            SieveSearchNext(&s, (uint32_t)std::count_if(keys.begin(), keys.end(), [&](uint32_t k) { return k < below; }) < rank);
+            const uint32_t below = FilterSearchTry(&s);
+            FilterSearchNext(&s, (uint32_t)std::count_if(keys.begin(), keys.end(), [&](uint32_t k) { return k < below; }) < rank);
         }
         ASSERT_LE(tries, 16);
-        const uint32_t last = SieveSearchEnd(&s), range = sorted.back() - sorted.front();
+        const uint32_t last = FilterSearchEnd(&s), range = sorted.back() - sorted.front();
         ASSERT_GE(last, sorted[rank - 1]);
         ASSERT_LE(last - sorted[rank - 1], range / 32768);
     }
 }
 
-TEST(Sieve, SamplesFitAndStretchesPay) {
+TEST(LogitFilter, SamplesFitAndSplitsPay) {
     for (uint32_t group = 1; group <= 8; group++) {
-        const uint32_t tiles = SieveTiles(group, 4);
-        ASSERT_LE(tiles * 4 * 16 * group, (uint32_t)LIM_CUDA_SIEVE_SAMPLES);
+        const uint32_t tiles = FilterTiles(group, 4);
+        ASSERT_LE(tiles * 4 * 16 * group, (uint32_t)LIM_CUDA_FILTER_SAMPLES);
         /* What waits of a head, a line and a tile, has its samples' place. */
         ASSERT_GE(tiles * 16 * 4, (32u + 16) * 8);
         for (uint32_t need : {1u, 48u, 768u, 8192u}) {
-            const uint32_t least = SieveLeast(need, group, 4);
+            const uint32_t least = FilterLeast(need, group, 4);
             /* Half of it is the least that is sampled: two tiles for each that is, and it keeps no more than half. */
             ASSERT_GE(least / 2 / 64 / tiles, 2u);
-            ASSERT_LE(SieveAim(need, least / 2) * 2, least / 2);
-            ASSERT_GE(SieveAim(need, least), 2 * need);
+            ASSERT_LE(FilterAim(need, least / 2) * 2, least / 2);
+            ASSERT_GE(FilterAim(need, least), 2 * need);
         }
     }
 }

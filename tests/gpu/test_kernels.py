@@ -134,7 +134,7 @@ class Problem:
 
     def kernel_logits(self, plan):
         a = plan.args
-        if a.sieved:  # once more, all of them: the same bits
+        if a.survivors:  # once more, all of them: the same bits
             keep = [t.clone() for t in (self.output, self.set, self.positions)]
             plan = kernels().plan(self.call, all_logits=True)
             plan.run()
