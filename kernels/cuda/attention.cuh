@@ -26,33 +26,33 @@ constexpr int WarpsOf(bool short_work) { return short_work ? 8 : 4; }
 constexpr int ThreadsOf(bool short_work) { return WarpsOf(short_work) * 32; }
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kLowest = -3.0e38f; /* the largest of no logits: the difference of two must be a number */
+constexpr float kLowest = -3.0e38f; /* row_max of no logits: the difference of two must be a number */
 
-/* Partial results: [group][dim] sums of values, then [group] largest, [group] sums of weights. */
+/* Partial results: [group][dim] sums of values, then [group] row_max, [group] row_sum. */
 __device__ __forceinline__ size_t PartFloats(int group, int dim) { return (size_t)(group * (dim + 2) + 3) / 4 * 4; }
 
 /* The sink, the quotient, the output: four elements of one head. Weights are 2^shift too large. */
-__device__ __forceinline__ void FinishHead(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float most,
-                                               float total) {
+__device__ __forceinline__ void FinishHead(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float row_max,
+                                               float row_sum) {
     const lim_cuda_call &call = args.call;
     if (call.sinks != 0) {
-        const float sink = __ldg((const float *)call.sinks + head) * kLog2e, larger = fmaxf(most, sink);
-        const float shrink = Exp2(most - larger);
+        const float sink = __ldg((const float *)call.sinks + head) * kLog2e, larger = fmaxf(row_max, sink);
+        const float shrink = Exp2(row_max - larger);
         v.x *= shrink, v.y *= shrink, v.z *= shrink, v.w *= shrink;
-        total = total * shrink + Exp2(sink - larger + shift);
-        most = larger;
+        row_sum = row_sum * shrink + Exp2(sink - larger + shift);
+        row_max = larger;
     }
     if (call.mode == LIM_CUDA_SELECT && d == 0) {
-        ((float *)args.sums)[(int64_t)row * call.heads + head] = (most - shift) * kLn2 + logf(total);
+        ((float *)args.sums)[(int64_t)row * call.heads + head] = (row_max - shift) * kLn2 + logf(row_sum);
     }
-    const float inverse = total == 0 ? 0.0f : call.value_scale / total; /* no visible token: zeros */
+    const float inverse = row_sum == 0 ? 0.0f : call.value_scale / row_sum; /* no visible token: zeros */
     v.x *= inverse, v.y *= inverse, v.z *= inverse, v.w *= inverse;
     uint8_t *to = (uint8_t *)call.output.data + row * call.output.row_stride + (int64_t)head * call.output.head_stride;
     StoreFour(to, call.output.type, d, v);
 }
-static __device__ __noinline__ void FinishHeadOutOfLine(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float most,
-                                                        float total) {
-    FinishHead(args, shift, row, head, d, v, most, total);
+static __device__ __noinline__ void FinishHeadOutOfLine(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float row_max,
+                                                        float row_sum) {
+    FinishHead(args, shift, row, head, d, v, row_max, row_sum);
 }
 
 template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kFilter>
@@ -78,8 +78,8 @@ struct Attention {
     };
 
     const lim_cuda_args &args;
-    uint8_t             *inbox; /* what the blocks of the cluster leave for each other: see Send */
-    uint64_t            *inbox_full;
+    uint8_t             *dsmem; /* where the other blocks of the cluster store to: see Send */
+    uint64_t            *dsmem_full;
     uint8_t             *shared;
     int                  warp, lane, g, t;
     uint64_t             policy;
@@ -87,7 +87,7 @@ struct Attention {
     uint32_t             phases; /* a bit for each: which of its phases is next */
     int                 *tokens; /* the warp's stages' first tokens, where tiles come in another order */
     typename LogitFilter<kWarps>::Survivors *survivors;
-    uint32_t             each, finish_first, finish_count;  /* SentFours, and those that this block finishes: see OpenInbox */
+    uint32_t             each, finish_first, finish_count;  /* SentFours, and those that this block finishes: see OpenDsmem */
     uint32_t             send_values, send_sums, send_full; /* where this thread's four goes */
 
     /* ---- copies ---- */
@@ -279,11 +279,11 @@ struct Attention {
         uint32_t q[kHeadTiles][kQueryFragments][2];
 
         float o[kHeadTiles][kFragments][4];
-        float largest[kHeadTiles][2], sum[kHeadTiles][2];
+        float row_max[kHeadTiles][2], row_sum[kHeadTiles][2];
 #pragma unroll
         for (int h = 0; h < kHeadTiles; h++) {
-            largest[h][0] = largest[h][1] = kLowest;
-            sum[h][0] = sum[h][1] = 0;
+            row_max[h][0] = row_max[h][1] = kLowest;
+            row_sum[h][0] = row_sum[h][1] = 0;
 #pragma unroll
             for (int f = 0; f < kFragments; f++) o[h][f][0] = o[h][f][1] = o[h][f][2] = o[h][f][3] = 0;
         }
@@ -477,7 +477,7 @@ struct Attention {
                 for (int i = 0; i < 4; i++) {
                     const int token = token0 + g + (i >> 1) * 8;
                     x[h][i] = token < end ? x[h][i] * kLog2e : -INFINITY;
-                    higher |= x[h][i] > largest[h][i & 1];
+                    higher |= x[h][i] > row_max[h][i & 1];
                 }
             }
             if (__any_sync(kAll, higher)) {
@@ -486,13 +486,13 @@ struct Attention {
 #pragma unroll
                     for (int c = 0; c < 2; c++) {
                         /* fmaxf leaves NaN out; it reaches the sums by itself. */
-                        float most = fmaxf(fmaxf(x[h][c], x[h][c + 2]), largest[h][c]);
-                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 4));
-                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 8));
-                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 16));
-                        const float shrink = Exp2(largest[h][c] - most);
-                        largest[h][c] = most;
-                        sum[h][c] *= shrink;
+                        float now = fmaxf(fmaxf(x[h][c], x[h][c + 2]), row_max[h][c]);
+                        now = fmaxf(now, __shfl_xor_sync(kAll, now, 4));
+                        now = fmaxf(now, __shfl_xor_sync(kAll, now, 8));
+                        now = fmaxf(now, __shfl_xor_sync(kAll, now, 16));
+                        const float shrink = Exp2(row_max[h][c] - now);
+                        row_max[h][c] = now;
+                        row_sum[h][c] *= shrink;
 #pragma unroll
                         for (int f = 0; f < kFragments; f++) {
                             o[h][f][c] *= shrink;
@@ -506,8 +506,8 @@ struct Attention {
             for (int h = 0; h < kHeadTiles; h++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    x[h][i] = Exp2(x[h][i] - largest[h][i & 1] + kShift);
-                    sum[h][i & 1] += x[h][i];
+                    x[h][i] = Exp2(x[h][i] - row_max[h][i & 1] + kShift);
+                    row_sum[h][i & 1] += x[h][i];
                 }
                 /* Tokens to the rows' side: what was the result's layout becomes the second operand's. */
                 weights[h][0] = TransposeMatrix(PackPair<Rows::kBf16>(x[h][0], x[h][1]));
@@ -547,12 +547,12 @@ struct Attention {
 #pragma unroll
             for (int c = 0; c < 2; c++) {
 #pragma unroll
-                for (int d = 4; d < 32; d *= 2) sum[h][c] += __shfl_xor_sync(kAll, sum[h][c], d);
+                for (int d = 4; d < 32; d *= 2) row_sum[h][c] += __shfl_xor_sync(kAll, row_sum[h][c], d);
             }
         }
 
         /* The block's warps into one: each leaves its values where its tiles were. */
-        __shared__ float warp_largest[kWarps][kHeadTiles * 8], warp_sum[kWarps][kHeadTiles * 8];
+        __shared__ float warp_max[kWarps][kHeadTiles * 8], warp_sum[kWarps][kHeadTiles * 8];
         __syncwarp();
 #pragma unroll
         for (int h = 0; h < kHeadTiles; h++) {
@@ -561,8 +561,8 @@ struct Attention {
                 const int head = h * 8 + t * 2 + c;
                 if (head >= group) continue;
                 if (g == 0) {
-                    warp_largest[warp][head] = largest[h][c];
-                    warp_sum[warp][head] = sum[h][c];
+                    warp_max[warp][head] = row_max[h][c];
+                    warp_sum[warp][head] = row_sum[h][c];
                 }
                 float *to = (float *)mine + head * kMergePitch;
 #pragma unroll
@@ -578,44 +578,44 @@ struct Attention {
 #pragma unroll 1
         for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
             const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-            float     most = warp_largest[0][head];
+            float     row_max = warp_max[0][head];
 #pragma unroll
-            for (int w = 1; w < kWarps; w++) most = fmaxf(most, warp_largest[w][head]);
+            for (int w = 1; w < kWarps; w++) row_max = fmaxf(row_max, warp_max[w][head]);
             float4 v = {0, 0, 0, 0};
-            float  total = 0;
+            float  row_sum = 0;
 #pragma unroll
             for (int w = 0; w < kWarps; w++) {
                 const float4 from = *(const float4 *)(shared + kQueryBytes + w * warp_bytes + (head * kMergePitch + d) * 4);
-                const float  weight = Exp2(warp_largest[w][head] - most);
+                const float  weight = Exp2(warp_max[w][head] - row_max);
                 v.x += from.x * weight, v.y += from.y * weight, v.z += from.z * weight, v.w += from.w * weight;
-                total += warp_sum[w][head] * weight;
+                row_sum += warp_sum[w][head] * weight;
             }
             if (!kShort && whole) {
-                Finish(row, kv_head, head, d, v, most, total);
+                Finish(row, kv_head, head, d, v, row_max, row_sum);
             } else if (kShort) {
-                Send(v, most, total);
+                Send(v, row_max, row_sum);
             } else {
                 __stcg((float4 *)(mine_part + head * kDim + d), v);
                 if (d == 0) {
-                    __stcg(mine_part + group * kDim + head, most);
-                    __stcg(mine_part + group * (kDim + 1) + head, total);
+                    __stcg(mine_part + group * kDim + head, row_max);
+                    __stcg(mine_part + group * (kDim + 1) + head, row_sum);
                 }
             }
         }
     }
 
-    __device__ __forceinline__ void Finish(int row, int kv_head, int in_group, int d, float4 v, float most, float total) const {
+    __device__ __forceinline__ void Finish(int row, int kv_head, int in_group, int d, float4 v, float row_max, float row_sum) const {
         if (kShort) {
-            FinishHead(args, kShift, row, kv_head * args.group + in_group, d, v, most, total);
+            FinishHead(args, kShift, row, kv_head * args.group + in_group, d, v, row_max, row_sum);
         } else {
-            FinishHeadOutOfLine(args, kShift, row, kv_head * args.group + in_group, d, v, most, total);
+            FinishHeadOutOfLine(args, kShift, row, kv_head * args.group + in_group, d, v, row_max, row_sum);
         }
     }
 
     /* ---- a work tile by a cluster ---- */
 
     /* Each block finishes an equal number of the work tile's fours of elements, of which it gets all blocks' parts:
-     * float4 [cluster][SentFours], then float2 [cluster][SentFours], largest and sum. */
+     * float4 [cluster][SentFours], then float2 [cluster][SentFours], row_max and row_sum. It lies in distributed shared memory (DSMEM). */
     __device__ __forceinline__ uint32_t Fours() const { return (uint32_t)args.group * (kDim / 4); }
     __device__ __forceinline__ uint32_t SentFours() const { return (Fours() + args.cluster - 1) / args.cluster; }
 
@@ -623,47 +623,47 @@ struct Attention {
 
     /* Before anything is sent to this block. Each thread finds out where its own four will go, too: the divisions would take
      * their time when everything waits for them. */
-    __device__ __forceinline__ void OpenInbox() {
+    __device__ __forceinline__ void OpenDsmem() {
         each = SentFours();
         const uint32_t to = min(threadIdx.x / each, args.cluster - 1);
         finish_first = ClusterRank() * each;
         finish_count = finish_first < Fours() ? min(each, Fours() - finish_first) : 0;
         if (threadIdx.x == 0) {
-            MbarrierInit(inbox_full);
+            MbarrierInit(dsmem_full);
             MbarrierFenceCluster();
         }
         const uint32_t at = finish_first + threadIdx.x % each;
-        send_values = InBlock(SharedAddress(inbox), to) + at * 16;
-        send_sums = InBlock(SharedAddress(inbox), to) + args.cluster * each * 16 + at * 8;
-        send_full = InBlock(SharedAddress(inbox_full), to);
+        send_values = InBlock(SharedAddress(dsmem), to) + at * 16;
+        send_sums = InBlock(SharedAddress(dsmem), to) + args.cluster * each * 16 + at * 8;
+        send_full = InBlock(SharedAddress(dsmem_full), to);
     }
-    __device__ __forceinline__ void Send(float4 v, float most, float total) const {
+    __device__ __forceinline__ void Send(float4 v, float row_max, float row_sum) const {
         StoreInBlock(send_values, v, send_full);
-        StoreInBlock(send_sums, float2{most, total}, send_full);
+        StoreInBlock(send_sums, float2{row_max, row_sum}, send_full);
     }
 
     __device__ __forceinline__ void FinishSent(const WorkTile &work) const {
         if (threadIdx.x >= finish_count) return;
-        const float4 *values = (const float4 *)inbox + threadIdx.x;
-        const float2 *sums = (const float2 *)((const float4 *)inbox + args.cluster * each) + threadIdx.x;
+        const float4 *values = (const float4 *)dsmem + threadIdx.x;
+        const float2 *sums = (const float2 *)((const float4 *)dsmem + args.cluster * each) + threadIdx.x;
         float2        sum[kMostCluster];
         float4        part[kMostCluster];
-        float         most = kLowest, total = 0;
+        float         row_max = kLowest, row_sum = 0;
 #pragma unroll
         for (uint32_t p = 0; p < kMostCluster; p++) {
             sum[p] = p < args.cluster ? sums[p * each] : float2{kLowest, 0};
             part[p] = p < args.cluster ? values[p * each] : float4{0, 0, 0, 0};
-            most = fmaxf(most, sum[p].x);
+            row_max = fmaxf(row_max, sum[p].x);
         }
         float4 v = {0, 0, 0, 0};
 #pragma unroll
         for (uint32_t p = 0; p < kMostCluster; p++) {
-            const float weight = Exp2(sum[p].x - most);
+            const float weight = Exp2(sum[p].x - row_max);
             v.x += part[p].x * weight, v.y += part[p].y * weight, v.z += part[p].z * weight, v.w += part[p].w * weight;
-            total += sum[p].y * weight;
+            row_sum += sum[p].y * weight;
         }
         const int four = (int)(finish_first + threadIdx.x);
-        Finish(work.row, work.head, four / (kDim / 4), four % (kDim / 4) * 4, v, most, total);
+        Finish(work.row, work.head, four / (kDim / 4), four % (kDim / 4) * 4, v, row_max, row_sum);
     }
 
     /* This block's share of a work tile's tokens, in whole tiles. */
@@ -700,36 +700,36 @@ struct Attention {
 #pragma unroll 1
         for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
             const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-            float     most = kLowest, total = 0;
+            float     row_max = kLowest, row_sum = 0;
             float4    v = {0, 0, 0, 0};
             /* Several parts under way at once: the time is all latency. */
 #pragma unroll 1
             for (int base = 0; base < count; base += kAtOnce) {
-                float  part_most[kAtOnce], part_sum[kAtOnce];
+                float  part_max[kAtOnce], part_sum[kAtOnce];
                 float4 part[kAtOnce];
 #pragma unroll
                 for (int p = 0; p < kAtOnce; p++) {
                     const int    which = min(base + p, count - 1);
                     const float *from = parts + SplitPart(first + which, which == 0) * size;
-                    part_most[p] = base + p < count ? __ldcg(from + group * kDim + head) : kLowest;
+                    part_max[p] = base + p < count ? __ldcg(from + group * kDim + head) : kLowest;
                     part_sum[p] = base + p < count ? __ldcg(from + group * (kDim + 1) + head) : 0.0f;
                     part[p] = base + p < count ? __ldcg((const float4 *)(from + head * kDim + d)) : float4{0, 0, 0, 0};
                 }
-                float now = most;
+                float now = row_max;
 #pragma unroll
-                for (int p = 0; p < kAtOnce; p++) now = fmaxf(now, part_most[p]);
-                const float shrink = Exp2(most - now);
+                for (int p = 0; p < kAtOnce; p++) now = fmaxf(now, part_max[p]);
+                const float shrink = Exp2(row_max - now);
                 v.x *= shrink, v.y *= shrink, v.z *= shrink, v.w *= shrink;
-                total *= shrink;
+                row_sum *= shrink;
 #pragma unroll
                 for (int p = 0; p < kAtOnce; p++) {
-                    const float weight = Exp2(part_most[p] - now);
+                    const float weight = Exp2(part_max[p] - now);
                     v.x += part[p].x * weight, v.y += part[p].y * weight, v.z += part[p].z * weight, v.w += part[p].w * weight;
-                    total += part_sum[p] * weight;
+                    row_sum += part_sum[p] * weight;
                 }
-                most = now;
+                row_max = now;
             }
-            Finish(work.row, work.head, head, d, v, most, total);
+            Finish(work.row, work.head, head, d, v, row_max, row_sum);
         }
     }
 
@@ -745,7 +745,7 @@ struct Attention {
         work.head = (int32_t)(tile - (uint32_t)work.row * (uint32_t)args.call.kv_heads);
         int begin, end, slots = 0, more_slots = 0;
         ShareOf(args.call.budget, &begin, &end);
-        OpenInbox();
+        OpenDsmem();
         ClusterArrive();
         PdlWait();
         if (GuessesTokens()) {
@@ -759,8 +759,8 @@ struct Attention {
             more_slots = TwoTiles(work.row, begin + (warp + 2 * kWarps) * kTile, end);
         }
         Split(work, begin, end, false, 0, slots, more_slots);
-        if (threadIdx.x == 0) MbarrierExpect(SharedAddress(inbox_full), args.cluster * 24 * finish_count);
-        MbarrierWaitCluster(inbox_full);
+        if (threadIdx.x == 0) MbarrierExpect(SharedAddress(dsmem_full), args.cluster * 24 * finish_count);
+        MbarrierWaitCluster(dsmem_full);
         FinishSent(work);
     }
 
@@ -840,8 +840,8 @@ __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
     using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kFilter>;
     const int lane = threadIdx.x & 31;
     PdlLaunchDependents();
-    __shared__ uint64_t inbox_full;
-    A attention = {args, shared, &inbox_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy(), 0, 0, nullptr, nullptr};
+    __shared__ uint64_t dsmem_full;
+    A attention = {args, shared, &dsmem_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy(), 0, 0, nullptr, nullptr};
     if constexpr (A::kTma) {
         __shared__ uint64_t barriers[A::kWarps * A::kMostStages];
         attention.OpenPipeline(barriers);
@@ -853,7 +853,7 @@ __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
         attention.survivors = &survivors;
     }
     if constexpr (kShort) {
-        attention.shared += (attention.SentFours() * args.cluster * 24 + 127) / 128 * 128; /* inbox_bytes in plan.c */
+        attention.shared += (attention.SentFours() * args.cluster * 24 + 127) / 128 * 128; /* dsmem_bytes in plan.c */
         attention.RunShort();
     } else {
         attention.Run();

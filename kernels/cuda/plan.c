@@ -150,7 +150,7 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 /* ---- attention: pipeline and grid ---- */
 
 /* What the blocks of a cluster leave for each other: for each four elements a float4 and two sums. */
-static int64_t inbox_bytes(const lim_cuda_call *c, int cluster) {
+static int64_t dsmem_bytes(const lim_cuda_call *c, int cluster) {
     const int64_t fours = (int64_t)group_of(c) * (c->dim / 4), each = cluster > 1 ? (fours + cluster - 1) / cluster : 0;
     return (each * cluster * 24 + 127) / 128 * 128;
 }
@@ -182,7 +182,7 @@ static int64_t tma_shared(const lim_cuda_call *c, int stages) {
     return (8 * (c->dim * 2 + 16) + 1023) / 1024 * 1024 + (int64_t)stages * kWarps * 2 * kTile * c->dim * 2;
 }
 static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
-    return pipeline_shared(c, kShortWarps, stages) + inbox_bytes(c, cluster);
+    return pipeline_shared(c, kShortWarps, stages) + dsmem_bytes(c, cluster);
 }
 
 /* MAX_CLUSTER is kMostCluster in attention.cuh, too. SHORT_BYTES: of a warp's stages. */
