@@ -323,7 +323,7 @@ func (b *Batch) fill(c *cuda.Call, a *BatchAttention) {
 	if b.selects { // also in calls that cannot outgrow the budget: the work memory's layout is one
 		budget := int32(b.engine.config.Budget)
 		c.Set, c.Positions, c.SetStride = b.sets, b.positions, int64(budget)
-		c.Budget, c.First, c.Mid, c.Recent = budget, int32(b.split.Sinks), int32(b.split.Mid), int32(b.split.Recent)
+		c.Budget, c.SinkTokens, c.TopK, c.Recent = budget, int32(b.split.Sinks), int32(b.split.Mid), int32(b.split.Recent)
 	}
 }
 

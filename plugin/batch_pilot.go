@@ -237,7 +237,7 @@ func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) b
 		budget, pairs, first := p.target.budget, layers*(layers-1)/2, pair(0, layer)
 		split := SplitBudget(budget, budget, config.Recency, config.SinkTokens)
 		p.call = *c
-		p.call.Budget, p.call.First, p.call.Mid, p.call.Recent = int32(budget), int32(split.Sinks), int32(split.Mid), int32(split.Recent)
+		p.call.Budget, p.call.SinkTokens, p.call.TopK, p.call.Recent = int32(budget), int32(split.Sinks), int32(split.Mid), int32(split.Recent)
 		p.probe = cuda.Probe{
 			Own: p.sets + uint64(4*layer*p.most), Sets: p.sets, SetStride: int64(p.most), SetBudget: int32(budget), Stamps: p.stamps,
 			Row: int32(p.target.row), NSets: int32(layer), Least: int32(probeShare * budget), Stamp: p.stamp,

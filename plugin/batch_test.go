@@ -284,7 +284,7 @@ func TestBatchRefusals(t *testing.T) {
 		require.Equal(t, bad.kind, refusal.Kind, refusal.Text)
 	}
 	_, err = NewBatch(batchEngine(t, func(c *Config) { c.Budget = 30000 }), batchLayers, batchShape)
-	require.ErrorContains(t, err, "mid = 22500 is more than")
+	require.ErrorContains(t, err, "top_k = 22500 is more than")
 }
 
 func requireKind(t *testing.T, kind Kind, err error) {

@@ -292,7 +292,7 @@ struct Attention {
             logits = (float *)args.logits + ((int64_t)row * call.heads + (int64_t)kv_head * group) * args.room_stride;
         }
         LogitFilter<kWarps> filter = {survivors, (float *)(shared + kQueryBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_FILTER_SAMPLES / kWarps),
-                               (uint2 *)logits, (uint32_t)group, (uint32_t)args.logit_stride, begin, end, call.first,
+                               (uint2 *)logits, (uint32_t)group, (uint32_t)args.logit_stride, begin, end, call.sink_tokens,
                                min(end, work.tokens - call.recent), warp, lane};
         TileOrder order = {};
         int       step = 0, samples = 0, sampled = 0; /* tiles of the warp */

@@ -43,7 +43,7 @@ enum {
     LIM_CUDA_MAX_HEADS = 512,
     LIM_CUDA_MAX_GROUP = 16,      /* query heads per KV head */
     LIM_CUDA_MAX_ROWS  = 4096,
-    LIM_CUDA_MAX_MID   = 16384,   /* tokens that the ranking may choose */
+    LIM_CUDA_MAX_TOP_K  = 16384,   /* tokens that the ranking may choose */
     LIM_CUDA_MAX_RANKED = 8192,   /* candidates that are ranked without sorting */
     LIM_CUDA_MAX_TOKENS = 1 << 20, /* visible tokens of a row that selects */
 };
@@ -97,10 +97,10 @@ typedef struct lim_cuda_call {
     float          value_scale; /* of an fp8 value; 1 elsewhere */
     int32_t        mode;      /* LIM_CUDA_FULL ... */
     int32_t        policy;    /* LIM_CUDA_UNION ... */
-    /* The split of the budget for rows with more visible tokens than it: first + mid + recent == budget.
+    /* The split of the budget for rows with more visible tokens than it: sink_tokens + top_k + recent == budget.
      * Rows with no more take all their tokens as their set. */
     int32_t        budget;
-    int32_t        first, mid, recent;
+    int32_t        sink_tokens, top_k, recent;
 } lim_cuda_call;
 
 /* Names the first argument that the kernels cannot take, with its value, in text; returns 0 if there is none,
@@ -110,7 +110,7 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *call, cha
 /* Bytes of work memory for calls of this shape in any mode: rows, heads, KV heads, dim, capacity, budget count.
  * The memory must be zero when first used; each call leaves it ready for the next one on the same stream, which may
  * have other rows, lengths and mode, but not another kv_heads. Calls that may run at the same time need separate work memory. Monotone in each of
- * n_rows, capacity, mid and heads. */
+ * n_rows, capacity, top_k and heads. */
 size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *call);
 
 /* ---- launching ---- */
@@ -141,7 +141,7 @@ typedef struct lim_cuda_args {
     uint64_t      gathered; /* uint32 [n_rows]: arrivals of the selection */
     uint64_t      logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see logit_filter.h */
     uint64_t      sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
-    uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(mid) for each: positions, `need` or all; `union` */
+    uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(top_k) for each: positions, `need` or all; `union` */
     uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
     int64_t       logit_stride; /* the capacity, rounded up */
     uint32_t      chunk_tokens; /* tokens of a KV chunk: see split.h */

@@ -31,11 +31,11 @@ LIM_SHARED uint64_t LogitsOf(uint32_t head, uint32_t together, uint64_t stride) 
 }
 
 /* Elements from a head's ranking to the next one's: read four at a time. */
-LIM_SHARED uint32_t RankStride(uint32_t mid) { return (mid + 3) / 4 * 4; }
+LIM_SHARED uint32_t RankStride(uint32_t top_k) { return (top_k + 3) / 4 * 4; }
 
 /* How far each head is ranked at first. With many heads the merge, one rank of all heads after the other, fills the set before
  * half of it has come from each, unless they hardly differ. */
-LIM_SHARED uint32_t RanksNeeded(uint32_t heads, uint32_t mid) { return heads >= 16 ? (mid + 1) / 2 : mid; }
+LIM_SHARED uint32_t RanksNeeded(uint32_t heads, uint32_t top_k) { return heads >= 16 ? (top_k + 1) / 2 : top_k; }
 
 /* Finding a bound such that at least `want` and at most `room` items are not above it. Counting is the
  * caller's; it tells the search what a bound let through until that fits. */

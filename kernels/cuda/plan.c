@@ -129,15 +129,15 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
                (long long)attend_shared(c, 2) + STATIC, device->shared_per_block);
     if (c->mode == LIM_CUDA_FULL) return 0;
 
-    if (c->budget < 1 || c->first < 0 || c->mid < 0 || c->recent < 0 || (int64_t)c->first + c->mid + c->recent != c->budget)
-        REFUSE(1, "budget = %d is not the sum of first = %d, mid = %d and recent = %d", c->budget, c->first, c->mid, c->recent);
+    if (c->budget < 1 || c->sink_tokens < 0 || c->top_k < 0 || c->recent < 0 || (int64_t)c->sink_tokens + c->top_k + c->recent != c->budget)
+        REFUSE(1, "budget = %d is not the sum of sink_tokens = %d, top_k = %d and recent = %d", c->budget, c->sink_tokens, c->top_k, c->recent);
     if (c->set == 0 || c->set % 4 != 0 || c->positions % 4 != 0)
         REFUSE(1, "set = %#llx is no address of int32", (unsigned long long)c->set);
     const int64_t most = c->budget < c->capacity ? c->budget : c->capacity;
     if (c->n_rows > 1 && c->set_stride < most)
         REFUSE(1, "set_stride = %lld is less than the %lld tokens of a set", (long long)c->set_stride, (long long)most);
     if (c->mode == LIM_CUDA_SELECT) {
-        if (c->mid > LIM_CUDA_MAX_MID) REFUSE(2, "mid = %d is more than the %d tokens that can be ranked", c->mid, LIM_CUDA_MAX_MID);
+        if (c->top_k > LIM_CUDA_MAX_TOP_K) REFUSE(2, "top_k = %d is more than the %d tokens that can be ranked", c->top_k, LIM_CUDA_MAX_TOP_K);
         if (c->capacity > LIM_CUDA_MAX_TOKENS && c->capacity > c->budget)
             REFUSE(2, "capacity = %d is more than the %d tokens that can be chosen from", c->capacity, LIM_CUDA_MAX_TOKENS);
         if (select_shared(c) + STATIC > device->shared_per_block)
@@ -245,15 +245,15 @@ static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint3
 /* ---- selection ---- */
 
 static int room_of(const lim_cuda_call *c) {
-    const int room = power_of_two_from(2 * (int64_t)c->mid + 64);
-    return room > LIM_CUDA_MAX_MID ? LIM_CUDA_MAX_MID : room;
+    const int room = power_of_two_from(2 * (int64_t)c->top_k + 64);
+    return room > LIM_CUDA_MAX_TOP_K? LIM_CUDA_MAX_TOP_K: room;
 }
 
 static int64_t select_shared(const lim_cuda_call *c) {
     /* From LIM_CUDA_MAX_RANKED on there is no second copy: such rankings are sorted in place. */
     const int     room = room_of(c);
     const int64_t ranking = (int64_t)room * (room > LIM_CUDA_MAX_RANKED ? 12 : 17) + (kBuckets + 4) * 4;
-    const int64_t list = c->mid > c->heads ? c->mid : c->heads;
+    const int64_t list = c->top_k > c->heads ? c->top_k : c->heads;
     const int64_t merging = ((list + 3) / 4 + ((int64_t)c->capacity + 127) / 128) * 16;
     if (c->policy == LIM_CUDA_MASS) return ranking + merging;
     return ranking > merging ? ranking : merging;
@@ -280,7 +280,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     a->parts = take(&used, 2 * three * part);
     a->sums = take(&used, (int64_t)c->n_rows * c->heads * 4);
     if (c->budget > 0) { /* both policies' parts, so that the size does not depend on it */
-        a->ranks = take(&used, (int64_t)c->n_rows * c->heads * RankStride((uint32_t)c->mid) * 4);
+        a->ranks = take(&used, (int64_t)c->n_rows * c->heads * RankStride((uint32_t)c->top_k) * 4);
         a->mass = take(&used, c->n_rows * a->logit_stride * 4);
         a->logits = take(&used, c->n_rows * c->heads * a->room_stride * 4);
         a->survivors = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_FILTER_LISTS * (int64_t)sizeof(lim_cuda_survivors));
@@ -306,7 +306,7 @@ static void fill(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args
     a->group = group_of(c);
     a->together = (uint32_t)a->group;
     a->room = room_of(c);
-    a->need = RanksNeeded((uint32_t)c->heads, (uint32_t)c->mid);
+    a->need = RanksNeeded((uint32_t)c->heads, (uint32_t)c->top_k);
 }
 
 static void plan_select(const lim_cuda_call *c, int filtered, lim_cuda_launch *l) {
@@ -323,7 +323,7 @@ static void plan_select(const lim_cuda_call *c, int filtered, lim_cuda_launch *l
 /* Whether some row may have splits that are worth filtering. */
 static int may_filter(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t work_tiles, uint32_t blocks) {
     const uint32_t chunks = work_tiles * SplitChunks(c->capacity, a->chunk_tokens);
-    return a->tma && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
+    return a->tma && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->top_k > 0 && c->capacity > c->budget &&
            2 * blocks <= LIM_CUDA_FILTER_LISTS * work_tiles && chunks / blocks * a->chunk_tokens >= FilterLeast(a->need, (uint32_t)a->group, kWarps);
 }
 

@@ -3,9 +3,9 @@
  * `union`: one block per head and row ranks the head's best exactly (ranking.cuh, survivors.cuh). The rankings stand in one line
  * as the merge takes them, rank 0 of every head, then rank 1. The last block of a row to arrive walks that line until the
  * set is full, many tokens at a time: as long as a stretch does not overfill the set, the order within it does not matter.
- * With many heads half of `mid` ranks of each are more than enough; if they are not, that block ranks all heads to the end.
+ * With many heads half of `top_k` ranks of each are more than enough; if they are not, that block ranks all heads to the end.
  *
- * `mass`: all blocks add up probabilities by token, and the last block of the row takes the best `mid`.
+ * `mass`: all blocks add up probabilities by token, and the last block of the row takes the best `top_k`.
  *
  * Atomics only count, set bits and hand out places that are sorted afterwards, so the result is the same in every
  * run. Rows that see no more than the budget take everything. Nothing is read back by the host. */
@@ -19,14 +19,14 @@ namespace selection {
 
 /* The dynamic shared memory in its second life: writing a row's set. */
 struct Merging {
-    uint32_t *list;  /* [mid or heads, the larger, up to a multiple of four] */
+    uint32_t *list;  /* [top_k or heads, the larger, up to a multiple of four] */
     uint32_t *words; /* [n / 32, the same] a bit per position */
 };
 
 static __device__ Merging MergingIn(uint8_t *shared, const lim_cuda_call &call) {
     Merging m;
     m.list = (uint32_t *)shared;
-    m.words = m.list + (max(call.mid, call.heads) + 3) / 4 * 4;
+    m.words = m.list + (max(call.top_k, call.heads) + 3) / 4 * 4;
     return m;
 }
 
@@ -56,15 +56,15 @@ static __device__ __forceinline__ void WriteMiddle(const lim_cuda_call &call, in
     }
     __syncthreads();
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < call.mid; i += kThreads) PutToken(call, row, call.first + i, m.list[i]);
+    for (uint32_t i = threadIdx.x; i < call.top_k; i += kThreads) PutToken(call, row, call.sink_tokens + i, m.list[i]);
 }
 
 /* The rest of the set: the sinks and the newest. */
 static __device__ __noinline__ void WriteEnds(const lim_cuda_call &call, int row, uint32_t n) {
-    const uint32_t first = call.first, ends = first + call.recent;
+    const uint32_t first = call.sink_tokens, ends = first + call.recent;
 #pragma unroll 1
     for (uint32_t i = threadIdx.x; i < ends; i += kThreads) {
-        PutToken(call, row, i < first ? i : call.mid + i, i < first ? i : n - ends + i);
+        PutToken(call, row, i < first ? i : call.top_k + i, i < first ? i : n - ends + i);
     }
 }
 
@@ -133,10 +133,10 @@ static __device__ __forceinline__ void LoadRanks(uint32_t (&token)[4], const uin
     token[3] = rank + 3 < want ? four.w : kNone;
 }
 
-/* Walks the rankings, all heads' rank 0, then all heads' rank 1, until `mid` different tokens are marked. False: that takes
+/* Walks the rankings, all heads' rank 0, then all heads' rank 1, until `top_k` different tokens are marked. False: that takes
  * more than the `known` ranks that every head has. */
 static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int row, uint32_t known, const Merging &m, Common &common) {
-    const uint32_t  heads = args.call.heads, want = args.call.mid;
+    const uint32_t  heads = args.call.heads, want = args.call.top_k;
     const uint32_t  head = threadIdx.x % heads, stretch = kThreads / heads * 4; /* ranks at a time, four of a head by a thread */
     const bool      idle = threadIdx.x / heads * 4 >= stretch;
     const uint32_t *of_head = (const uint32_t *)args.ranks + ((int64_t)row * heads + head) * RankStride(want);
@@ -213,8 +213,8 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
 template <bool kFiltered, bool kToEnd>
 static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int row, int head, int n, const Ranking &ranking, Common &common) {
     const lim_cuda_call &call = args.call;
-    const uint32_t       want = kToEnd ? call.mid : args.need;
-    uint32_t            *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(call.mid);
+    const uint32_t       want = kToEnd ? call.top_k : args.need;
+    uint32_t            *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(call.top_k);
     Logits               x = LogitsIn(args, row, head);
     const auto           visit = [&](uint32_t rank, uint32_t position) {
         if (rank < want) __stcg(ranks + rank, position);
@@ -238,7 +238,7 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
         }
     }
     uint32_t       best, worst;
-    const uint32_t count = FindCandidates(x, call.first, n - call.recent, want, args.room, ranking, common);
+    const uint32_t count = FindCandidates(x, call.sink_tokens, n - call.recent, want, args.room, ranking, common);
     LoadItems(x, ranking, count, best, worst);
     ForRanks(ranking, count, want, best, worst, common, visit);
 }
@@ -255,7 +255,7 @@ static __device__ __noinline__ void RankAndWalk(const lim_cuda_args &args, int r
     const Merging m = MergingIn(shared, args.call);
     ClearWords(m, n);
     __syncthreads();
-    WalkLine(args, row, args.call.mid, m, common);
+    WalkLine(args, row, args.call.top_k, m, common);
 }
 
 template <bool kFiltered>
@@ -269,7 +269,7 @@ static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
         if (head == 0) TakeAll(call, row, n);
         return;
     }
-    const uint32_t want = call.mid;
+    const uint32_t want = call.top_k;
     if (want > 0) RankHead<kFiltered, false>(args, row, head, n, RankingIn(shared, args.room), common);
     const Merging  m = MergingIn(shared, call);
     const uint32_t before = Arrive(args, row, n, gridDim.x, m, common);
@@ -304,12 +304,12 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
         }
         __stcg(mass + at, sum);
     }
-    const uint32_t expected = ((uint32_t)n + kThreads - 1) / kThreads, want = call.mid;
+    const uint32_t expected = ((uint32_t)n + kThreads - 1) / kThreads, want = call.top_k;
     const Ranking  ranking = RankingIn(shared, args.room);
     const Merging  m = MergingIn(ranking.places + (ranking.sorted != nullptr ? args.room : 0), call); /* beyond the ranking */
     if (Arrive(args, row, n, expected, m, common) != expected - 1) return;
     if (want > 0) {
-        const uint32_t count = FindCandidates(Logits{mass, 1}, call.first, n - call.recent, want, args.room, ranking, common);
+        const uint32_t count = FindCandidates(Logits{mass, 1}, call.sink_tokens, n - call.recent, want, args.room, ranking, common);
         uint32_t       best, worst;
         LoadItems(Logits{mass, 1}, ranking, count, best, worst);
         ForRanks(ranking, count, want, best, worst, common, [&](uint32_t rank, uint32_t position) {

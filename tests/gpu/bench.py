@@ -111,7 +111,7 @@ class Bench:
             c.lengths, c.set, c.set_stride = lengths.data_ptr(), token_set.data_ptr(), BUDGET
             c.n_rows, c.heads, c.kv_heads, c.dim, c.kv_type, c.capacity = batch, HEADS, KV_HEADS, DIM, kv_type, context
             c.scale, c.value_scale, c.mode, c.budget = DIM ** -0.5, 1.0, mode, BUDGET
-            c.first, c.mid, c.recent = D.split(BUDGET)
+            c.sink_tokens, c.top_k, c.recent = D.split(BUDGET)
             return c
         work = torch.zeros(self.k.work_size(call(0, D.SELECT)), dtype=torch.uint8, device="cuda")
         def plan(i, mode):

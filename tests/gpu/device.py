@@ -39,7 +39,7 @@ class Call(C.Structure):
         ("lengths", u64), ("table", u64), ("table_stride", i64), ("set", u64), ("set_stride", i64), ("positions", u64),
         ("sinks", u64), ("work", u64), ("n_rows", i32), ("heads", i32), ("kv_heads", i32), ("dim", i32), ("kv_type", i32),
         ("page_shift", i32), ("capacity", i32), ("scale", f32), ("softcap", f32), ("value_scale", f32), ("mode", i32),
-        ("policy", i32), ("budget", i32), ("first", i32), ("mid", i32), ("recent", i32),
+        ("policy", i32), ("budget", i32), ("sink_tokens", i32), ("top_k", i32), ("recent", i32),
     ]
 
 
@@ -178,12 +178,12 @@ class Plan:
 def split(budget, recency=0.25, sinks=4):
     """plugin.SplitBudget for rows with more tokens than the budget."""
     recent = min(max(math.ceil(budget * recency - 1e-9), 0), budget)
-    mid = budget - recent
+    top_k = budget - recent
     if recent <= sinks:
         sinks = 0
     else:
         recent -= sinks
-    return sinks, mid, recent
+    return sinks, top_k, recent
 
 
 def to_q8_0(x):

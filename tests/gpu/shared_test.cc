@@ -279,7 +279,7 @@ lim_cuda_call Good() {
     c.lengths = 0x1000, c.set = 0x1000, c.set_stride = 2048, c.work = 0x1000;
     c.n_rows = 8, c.heads = 32, c.kv_heads = 8, c.dim = 128, c.kv_type = LIM_CUDA_F16, c.capacity = 32768;
     c.scale = 0.1f, c.value_scale = 1;
-    c.budget = 2048, c.first = 4, c.mid = 1536, c.recent = 508;
+    c.budget = 2048, c.sink_tokens = 4, c.top_k = 1536, c.recent = 508;
     return c;
 }
 
@@ -349,9 +349,9 @@ TEST(Plan, WorkGrowsWithTheCall) {
         c.heads = heads;
         takes(last + 1);
     }
-    for (int mid : {c.mid + 4, c.mid + 5, 8 * c.mid}) {
-        c.budget += mid - c.mid;
-        c.mid = mid;
+    for (int top_k : {c.top_k + 4, c.top_k + 5, 8 * c.top_k}) {
+        c.budget += top_k - c.top_k;
+        c.top_k = top_k;
         takes(last);
     }
 }
@@ -508,7 +508,7 @@ TEST(Plan, RefusalsNameTheArgument) {
         {"query", [](lim_cuda_call *c) { c->query.type = LIM_CUDA_FP8; }},
         {"output", [](lim_cuda_call *c) { c->output.row_stride = 4; }},
         {"capacity", [](lim_cuda_call *c) { c->capacity = 1 << 21; }},
-        {"budget", [](lim_cuda_call *c) { c->first = -1; }},
+        {"budget", [](lim_cuda_call *c) { c->sink_tokens = -1; }},
     };
     for (const auto &x : cases) {
         lim_cuda_call c = Good();

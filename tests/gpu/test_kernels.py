@@ -95,7 +95,7 @@ class Problem:
         c.scale, c.softcap, c.value_scale, c.policy = self.scale, softcap, self.value_scale, policy
         c.budget = budget
         if budget:
-            c.first, c.mid, c.recent = D.split(budget, recency, set_sinks)
+            c.sink_tokens, c.top_k, c.recent = D.split(budget, recency, set_sinks)
         self.work = torch.zeros(kernels().work_size(c), dtype=torch.uint8, device="cuda")
         c.work = self.work.data_ptr()
         self.call = c
@@ -173,21 +173,21 @@ def check_output(p, want, where):
         assert e < limit, f"{where}: row {r} error {e:.2e} over {limit:.0e}: {p.describe()}"
 
 
-def literal_union(logits, n, first, mid, recent):
+def literal_union(logits, n, sink_tokens, top_k, recent):
     """The text: rank the candidates per head, merge rank by rank. logits [heads][n] as numpy float32."""
     heads = len(logits)
-    x = logits[:, first: n - recent].astype(np.float32)
+    x = logits[:, sink_tokens: n - recent].astype(np.float32)
     key = np.where(np.isnan(x), -np.inf, x).astype(np.float64)
     nan = np.isnan(x)
     chosen, order = set(), []
     for h in range(heads):
-        order.append(np.lexsort((np.arange(x.shape[1]), -key[h], nan[h]))[:mid])
-    line = np.stack(order, 1).reshape(-1) if mid else np.zeros(0, np.int64)  # rank 0 of every head, rank 1, ...
+        order.append(np.lexsort((np.arange(x.shape[1]), -key[h], nan[h]))[:top_k])
+    line = np.stack(order, 1).reshape(-1) if top_k else np.zeros(0, np.int64)  # rank 0 of every head, rank 1, ...
     for token in line.tolist():
-        if len(chosen) == mid:
+        if len(chosen) == top_k:
             break
-        chosen.add(token + first)
-    return sorted(set(range(first)) | chosen | set(range(n - recent, n)))
+        chosen.add(token + sink_tokens)
+    return sorted(set(range(sink_tokens)) | chosen | set(range(n - recent, n)))
 
 
 def random_problem(rng, **fixed):
@@ -282,7 +282,7 @@ def check_sets(p, plan):
         x, w = got_logits[r, :, :n].double(), want64[r, :, :n]
         assert (x - w).abs().max() <= 1e-5 * (1 + w.abs().max()) * (2 if p.softcap else 1), f"logits {(x - w).abs().max()}: {p.describe()}"
         if c.policy == D.UNION:
-            want = literal_union(got_logits[r, :, :n].cpu().numpy(), n, c.first, c.mid, c.recent)
+            want = literal_union(got_logits[r, :, :n].cpu().numpy(), n, c.sink_tokens, c.top_k, c.recent)
             assert got == want, f"row {r} n {n} set differs: {p.describe()}"
         else:
             check_mass(got_logits[r, :, :n].double(), p.sinks, n, c, got, p.describe())
@@ -297,10 +297,10 @@ def check_mass(x, sinks, n, c, got, where):
     chosen = torch.zeros(n, dtype=torch.bool, device="cuda")
     chosen[torch.tensor(got, device="cuda", dtype=torch.int64)] = True
     assert len(got) == c.budget and got == sorted(set(got)), where
-    assert chosen[: c.first].all() and chosen[n - c.recent:].all(), where
-    middle, taken = mass[c.first: n - c.recent], chosen[c.first: n - c.recent]
-    assert int(taken.sum()) == c.mid, where
-    if 0 < c.mid < len(middle):
+    assert chosen[: c.sink_tokens].all() and chosen[n - c.recent:].all(), where
+    middle, taken = mass[c.sink_tokens: n - c.recent], chosen[c.sink_tokens: n - c.recent]
+    assert int(taken.sum()) == c.top_k, where
+    if 0 < c.top_k < len(middle):
         assert middle[taken].min() >= middle[~taken].max() * (1 - 1e-4), f"mass: {where}"
 
 
@@ -322,7 +322,7 @@ def select_alone(logits, lengths, budget, recency, sinks, policy=D.UNION, sums=N
     out = torch.full((rows, budget), -1, dtype=torch.int32, device="cuda")
     c.lengths, c.set, c.set_stride, c.n_rows, c.heads, c.kv_heads, c.dim = n.data_ptr(), out.data_ptr(), budget, rows, heads, heads, 64
     c.capacity, c.policy, c.budget, c.mode = stride, policy, budget, D.SELECT
-    c.first, c.mid, c.recent = D.split(budget, recency, sinks)
+    c.sink_tokens, c.top_k, c.recent = D.split(budget, recency, sinks)
     work = torch.zeros(kernels().work_size(c), dtype=torch.uint8, device="cuda")
     c.work = work.data_ptr()
     text = kernels().refuse_select(c)
@@ -368,7 +368,7 @@ def test_selection_of_anything():
         c, out = select_alone(logits, lengths, budget, rng.choice([0.0, 0.25, 0.9, 1.0]), rng.choice([0, 4, 9]))
         for r, n in enumerate(lengths):
             k = min(n, budget)
-            want = list(range(n)) if n <= budget else literal_union(x[r, :, :n], n, c.first, c.mid, c.recent)
+            want = list(range(n)) if n <= budget else literal_union(x[r, :, :n], n, c.sink_tokens, c.top_k, c.recent)
             assert out[r, :k].tolist() == want, f"kind {kind} heads {heads} n {n} budget {budget} seed {SEED}"
 
 

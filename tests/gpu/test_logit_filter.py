@@ -35,7 +35,7 @@ def known(p, plan):
     bound = lists[..., 2].contiguous().view(torch.float32).masked_fill(~there, float("-inf")).amax(-1)
     count = torch.zeros(p.rows, p.heads, dtype=torch.int64)
     for r, n in enumerate(p.lengths.tolist()):
-        x = logits[r, :, p.call.first: max(n - p.call.recent, 0)]
+        x = logits[r, :, p.call.sink_tokens: max(n - p.call.recent, 0)]
         count[r] = (x >= bound[r][:, None]).sum(-1)
     return count
 
@@ -118,7 +118,7 @@ def test_filtered_selection():
             lists = lists_of(p, plan)[:, :, 0, 3]
             assert (lists[LONG] > 0).all() and (lists[2] == 0).all(), (lists, p.describe())
             least = known(p, plan)[LONG].min().item()
-            way = "too few known" if least < plan.args.need else "fewer than wanted" if least < p.call.mid else "enough"
+            way = "too few known" if least < plan.args.need else "fewer than wanted" if least < p.call.top_k else "enough"
             ways.setdefault(kind, set()).add(way)
             torch.cuda.empty_cache()
     print("      ", ways)
@@ -136,10 +136,10 @@ def test_filters_of_any_size():
     for rows, kv_heads, group, budget in [(1, 1, 1, 7), (1, 2, 4, 1000), (1, 8, 4, 9000), (3, 8, 8, 2048), (40, 2, 3, 200), (33, 1, 8, 600),
                                           *((rng.choice([1, 2, 5, 34]), rng.choice([1, 2, 8]), rng.randint(1, 8), rng.randint(1, 4000))
                                             for _ in range(0 if QUICK else 20))]:
-        pairs, heads, mid = rows * kv_heads, kv_heads * group, D.split(budget)[1]
-        if mid == 0:
+        pairs, heads, top_k = rows * kv_heads, kv_heads * group, D.split(budget)[1]
+        if top_k == 0:
             continue
-        need = (mid + 1) // 2 if heads >= 16 else mid
+        need = (top_k + 1) // 2 if heads >= 16 else top_k
         least = least_stretch(group, need)
         if pairs * least * 128 * group > (100_000_000 if QUICK else 1_000_000_000):
             continue

@@ -49,7 +49,7 @@ func call(mode Mode) Call {
 		Value:   Store{Data: 0x200000, TokenStride: 8 * row, HeadStride: row, PageStride: 16 * 8 * row},
 		Lengths: 0x30000, Table: 0x40000, TableStride: 2048, PageShift: 4, Set: 0x50000, SetStride: 2048, Work: 0x100000,
 		NRows: 8, Heads: 32, KVHeads: 8, Dim: 128, KVType: F16, Capacity: 32768, Scale: 0.088, ValueScale: 1, Mode: mode,
-		Budget: 2048, First: 4, Mid: 1536, Recent: 508,
+		Budget: 2048, SinkTokens: 4, TopK: 1536, Recent: 508,
 	}
 }
 
@@ -195,8 +195,8 @@ func TestRefusals(t *testing.T) {
 		{func(c *Call) { c.KVHeads = 1 }, Unsupported, "heads = 32"},
 		{func(c *Call) { c.Key.Data++ }, Unsupported, "key = 0x100001"},
 		{func(c *Call) { c.Value.TokenStride = 8 }, BadArgument, "value's token_stride = 8"},
-		{func(c *Call) { c.Mid = 7 }, BadArgument, "budget = 2048"},
-		{func(c *Call) { c.Budget, c.Mid, c.SetStride = 20512, 20000, 20512 }, Unsupported, "mid = 20000"},
+		{func(c *Call) { c.TopK = 7 }, BadArgument, "budget = 2048"},
+		{func(c *Call) { c.Budget, c.TopK, c.SetStride = 20512, 20000, 20512 }, Unsupported, "top_k = 20000"},
 		{func(c *Call) { c.Work = 0 }, BadArgument, "work = 0"},
 		{func(c *Call) { c.TableStride = 1 }, BadArgument, "table_stride = 1"},
 		{func(c *Call) { c.Capacity = 0 }, BadArgument, "capacity = 0"},
