@@ -15,11 +15,12 @@
 #ifndef LESSISMORE_CUDA_ROWS_CUH
 #define LESSISMORE_CUDA_ROWS_CUH
 
+#include "layout.h"
 #include "mma.cuh"
 
 namespace lessismore {
 
-constexpr int kTile = 16;
+constexpr int kTile = LIM_CUDA_TILE;
 
 /* f16 and bf16: the fragments are what ldmatrix gives. */
 template <int kDim, bool kBf16Type>
@@ -29,7 +30,7 @@ struct HalfRows {
     static constexpr bool kTma = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim * 2;
-    static constexpr int  kPitch = kRowBytes + 16;
+    static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 1;
 
     /* From a K tile's address: this lane's row address for ldmatrix, to which the step's offset is added. */
@@ -77,7 +78,7 @@ struct ByteRows {
     static constexpr bool kTma = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim;
-    static constexpr int  kPitch = kRowBytes + 16;
+    static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 2;
 
     static __device__ __forceinline__ uint32_t KeyLane(int lane) { return (lane & 15) * kPitch + (lane >> 4) * 16; }
