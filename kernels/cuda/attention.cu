@@ -6,9 +6,8 @@
 
 using namespace lessismore;
 
-/* Three blocks on a multiprocessor where the registers allow it without spills, else two; plan.c knows. */
 #define ATTEND(type, Rows, dim, heads, where, indexed)                                              \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), Rows::kConvert || dim > 128 || heads > 8 ? 2 : 3) \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), LIM_CUDA_MOST_BLOCKS(Rows::kConvert, dim, heads)) \
         lim_attend_##type##_##dim##_##heads##_##where(const __grid_constant__ lim_cuda_args args) { \
         Attend<Rows, dim, heads / 8, indexed, false>(args);                                \
     }
@@ -27,7 +26,7 @@ template <int kDim> using BF16Rows = HalfRows<kDim, true>;
     ATTEND_DIM(type, 256, Rows<256>)
 
 #define TMA(type, bf16, dim, name, filter)                                                                               \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), filter ? 2 : 3)                                                        \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), filter ? 2 : LIM_CUDA_MOST_BLOCKS(false, dim, 8))                                                        \
         lim_attend_##type##_##dim##_8_##name(const __grid_constant__ lim_cuda_args args) {                                   \
         Attend<TmaRows<dim, bf16>, dim, 1, false, false, filter>(args);                                                   \
     }

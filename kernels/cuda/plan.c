@@ -5,18 +5,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "order.h"
+#include "layout.h"
 #include "logit_filter.h"
+#include "order.h"
 #include "split.h"
-
-enum {
-    kThreads = 128, /* of an attention block, four warps */
-    kWarps = 4,
-    kShortWarps = 8, /* of a short block */
-    kTile = 16,
-    kSelectThreads = 512,
-    kBuckets = 2048,
-};
 
 enum { HOPPER = 90 }; /* compute capability */
 
@@ -149,12 +141,6 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 
 /* ---- attention: pipeline and grid ---- */
 
-/* What the blocks of a cluster leave for each other: for each four elements a float4 and two sums. */
-static int64_t dsmem_bytes(const lim_cuda_call *c, int cluster) {
-    const int64_t fours = (int64_t)group_of(c) * (c->dim / 4), each = cluster > 1 ? (fours + cluster - 1) / cluster : 0;
-    return (each * cluster * 24 + 127) / 128 * 128;
-}
-
 /* TMA loads whole tiles of rows without a table, where the kernel for it has the registers. */
 static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
     const int64_t far = (int64_t)1 << 40; /* TMA's strides are less */
@@ -169,25 +155,25 @@ static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
 }
 
 static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
-    const int     group = group_of(c);
-    const int64_t pitch = row_bytes(c->kv_type, c->dim) + (c->kv_type == LIM_CUDA_Q8_0 ? 0 : 16);
-    int64_t       warp = stages * 2 * kTile * pitch;
-    if (c->kv_type == LIM_CUDA_Q8_0) warp += 2 * kTile * (c->dim * 2 + 16); /* the tile as f16 */
-    const int64_t query = (int64_t)(group > 8 ? 16 : 8) * (c->dim * 2 + 16);
+    const int64_t row = row_bytes(c->kv_type, c->dim), pitch = c->kv_type == LIM_CUDA_Q8_0 ? row : LIM_CUDA_PITCH(row);
+    int64_t       warp = stages * 2 * LIM_CUDA_TILE * pitch;
+    if (c->kv_type == LIM_CUDA_Q8_0) warp += 2 * LIM_CUDA_TILE * LIM_CUDA_PITCH(c->dim * 2); /* the tile as f16 */
+    const int64_t query = (int64_t)(group_of(c) > 8 ? 16 : 8) * LIM_CUDA_QUERY_PITCH(c->dim);
     return query + warp * warps;
 }
-static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, kWarps, stages); }
+static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, LIM_CUDA_WARPS, stages); }
 /* Without the padding of rows, and the tiles at multiples of 1,024. */
 static int64_t tma_shared(const lim_cuda_call *c, int stages) {
-    return (8 * (c->dim * 2 + 16) + 1023) / 1024 * 1024 + (int64_t)stages * kWarps * 2 * kTile * c->dim * 2;
+    return LIM_CUDA_TMA_QUERY_BYTES(c->dim) + (int64_t)stages * LIM_CUDA_WARPS * 2 * LIM_CUDA_TILE * c->dim * 2;
 }
 static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
-    return pipeline_shared(c, kShortWarps, stages) + dsmem_bytes(c, cluster);
+    const uint32_t fours = cluster > 1 ? DsmemFours((uint32_t)group_of(c), (uint32_t)c->dim, (uint32_t)cluster) : 0;
+    return pipeline_shared(c, LIM_CUDA_SHORT_WARPS, stages) + DsmemBytes(fours, (uint32_t)cluster);
 }
 
-/* MAX_CLUSTER is kMostCluster in attention.cuh, too. SHORT_BYTES: of a warp's stages. */
-enum { DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096, SHORT_BYTES = 16384 };
-static const int depths[DEPTHS] = {6, 4, 3, 2};
+/* SHORT_BYTES: of a warp's stages. */
+enum { DEPTHS = 4, GROUPS = 8, SHORT = 4096, SHORT_BYTES = 16384 };
+static const int depths[DEPTHS] = {LIM_CUDA_MOST_STAGES, 4, 3, 2};
 
 typedef struct shape {
     int      stages, per_multiprocessor, cluster;
@@ -206,9 +192,8 @@ static shape attend_shape(const lim_cuda_device *d, const lim_cuda_call *c) {
         break;
     }
     const int64_t fit = d->shared_per_multiprocessor / (attend_shared(c, s.stages) + STATIC + RESERVED);
-    s.per_multiprocessor = fit < 1 ? 1 : fit > 3 ? 3 : (int)fit;
-    /* The registers of these are for two: see attention.cu. */
-    if (group_of(c) > 8 || c->dim > 128 || c->kv_type == LIM_CUDA_Q8_0) s.per_multiprocessor = s.per_multiprocessor > 2 ? 2 : s.per_multiprocessor;
+    const int     most = LIM_CUDA_MOST_BLOCKS(c->kv_type == LIM_CUDA_Q8_0, c->dim, group_of(c));
+    s.per_multiprocessor = fit < 1 ? 1 : fit > most ? most : (int)fit;
     s.blocks = (uint32_t)(d->multiprocessors * s.per_multiprocessor);
     return s;
 }
@@ -229,11 +214,11 @@ static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint3
     if (c->mode != LIM_CUDA_LIST && longest > SHORT) return s; /* unequal rows would leave blocks idle */
     /* A cluster lies within one of the card's groups of multiprocessors, which are of different sizes: each may leave
      * size - 1 unused. Two always share a pair of multiprocessors. */
-    int size = MAX_CLUSTER;
+    int size = LIM_CUDA_MOST_CLUSTER;
     while (size > 2 && (int)work_tiles * size > d->multiprocessors - GROUPS * (size - 1)) size--;
-    if (size < 2 || (int)work_tiles * size > d->multiprocessors || (size < MAX_CLUSTER && (int)work_tiles * size * 2 < d->multiprocessors)) return s;
+    if (size < 2 || (int)work_tiles * size > d->multiprocessors || (size < LIM_CUDA_MOST_CLUSTER && (int)work_tiles * size * 2 < d->multiprocessors)) return s;
     /* As many stages as a warp has bytes for: more under way is not read faster, and the multiprocessors' shares drift apart. */
-    const int64_t fit = SHORT_BYTES / (2 * kTile * row_bytes(c->kv_type, c->dim));
+    const int64_t fit = SHORT_BYTES / (2 * LIM_CUDA_TILE * row_bytes(c->kv_type, c->dim));
     const int     stages = fit < depths[0] ? (int)fit : depths[0];
     if (short_shared(c, stages, size) + STATIC > d->shared_per_block) return s;
     s.stages = stages;
@@ -252,9 +237,8 @@ static int room_of(const lim_cuda_call *c) {
 static int64_t select_shared(const lim_cuda_call *c) {
     /* From LIM_CUDA_MAX_RANKED on there is no second copy: such rankings are sorted in place. */
     const int     room = room_of(c);
-    const int64_t ranking = (int64_t)room * (room > LIM_CUDA_MAX_RANKED ? 12 : 17) + (kBuckets + 4) * 4;
-    const int64_t list = c->top_k > c->heads ? c->top_k : c->heads;
-    const int64_t merging = ((list + 3) / 4 + ((int64_t)c->capacity + 127) / 128) * 16;
+    const int64_t ranking = RankingBytes((uint32_t)room, room <= LIM_CUDA_MAX_RANKED);
+    const int64_t merging = MergingBytes((uint32_t)c->top_k, (uint32_t)c->heads, (uint32_t)c->capacity);
     if (c->policy == LIM_CUDA_MASS) return ranking + merging;
     return ranking > merging ? ranking : merging;
 }
@@ -269,8 +253,7 @@ static uint64_t take(uint64_t *used, int64_t bytes) {
 
 static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a) {
     uint64_t      used = c->work;
-    const int     group = group_of(c);
-    const int64_t part = ((int64_t)group * (c->dim + 2) + 3) / 4 * 4 * 4;
+    const int64_t part = (int64_t)PartFloats((uint32_t)group_of(c), (uint32_t)c->dim) * 4;
     const int     three = d->multiprocessors * 3; /* the most blocks of any mode */
     a->logit_stride = ((int64_t)c->capacity + 31) / 32 * 32;
     a->room_stride = (d->capability == HOPPER ? 2 : 1) * a->logit_stride; /* only there are they filtered */
@@ -313,10 +296,10 @@ static void plan_select(const lim_cuda_call *c, int filtered, lim_cuda_launch *l
     const int mass = c->policy == LIM_CUDA_MASS;
     memset(l, 0, sizeof *l);
     snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : filtered ? "lim_select_filtered" : "lim_select_union");
-    l->grid[0] = mass ? (uint32_t)(c->capacity + kSelectThreads - 1) / kSelectThreads : (uint32_t)c->heads;
+    l->grid[0] = mass ? (uint32_t)(c->capacity + LIM_CUDA_SELECT_THREADS - 1) / LIM_CUDA_SELECT_THREADS : (uint32_t)c->heads;
     l->grid[1] = (uint32_t)c->n_rows;
     l->grid[2] = 1;
-    l->block = kSelectThreads;
+    l->block = LIM_CUDA_SELECT_THREADS;
     l->shared = (uint32_t)select_shared(c);
 }
 
@@ -324,7 +307,7 @@ static void plan_select(const lim_cuda_call *c, int filtered, lim_cuda_launch *l
 static int may_filter(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t work_tiles, uint32_t blocks) {
     const uint32_t chunks = work_tiles * SplitChunks(c->capacity, a->chunk_tokens);
     return a->tma && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->top_k > 0 && c->capacity > c->budget &&
-           2 * blocks <= LIM_CUDA_FILTER_LISTS * work_tiles && chunks / blocks * a->chunk_tokens >= FilterLeast(a->need, (uint32_t)a->group, kWarps);
+           2 * blocks <= LIM_CUDA_FILTER_LISTS * work_tiles && chunks / blocks * a->chunk_tokens >= FilterLeast(a->need, (uint32_t)a->group, LIM_CUDA_WARPS);
 }
 
 static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {
@@ -336,7 +319,7 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     a->stages = s.stages;
     /* Where two blocks on each multiprocessor would have a chunk or less each, one block with twice as much is
      * as fast and leaves half the parts to merge. */
-    uint32_t least = kWarps * kTile;
+    uint32_t least = LIM_CUDA_WARPS * LIM_CUDA_TILE;
     for (;;) {
         const uint64_t count = (uint64_t)work_tiles * SplitChunks(longest, least);
         if (count <= (uint64_t)d->multiprocessors || count > s.blocks || least >= (uint32_t)longest) break;
@@ -355,7 +338,7 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
              filters ? "filtered" : a->tma ? "tma" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
     l->grid[1] = l->grid[2] = 1;
-    l->block = kThreads;
+    l->block = LIM_CUDA_WARPS * 32;
     l->shared = (uint32_t)(a->tma ? tma_shared(c, s.stages) : attend_shared(c, s.stages));
     if (filters) l->shared += LIM_CUDA_FILTER_SAMPLES * 4;
     if (brief.cluster > 1) {
@@ -363,7 +346,7 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
         a->stages = brief.stages;
         l->grid[0] = brief.blocks;
         l->pdl = 1; /* long work would lose by it: who comes early gets the fast multiprocessors */
-        l->block = kShortWarps * 32;
+        l->block = LIM_CUDA_SHORT_WARPS * 32;
         l->shared = (uint32_t)short_shared(c, brief.stages, brief.cluster);
     }
     /* A capacity within the budget leaves nothing to choose: the set is written all the same. */

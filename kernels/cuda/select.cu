@@ -17,7 +17,7 @@
 namespace lessismore {
 namespace selection {
 
-/* The dynamic shared memory in its second life: writing a row's set. */
+/* The dynamic shared memory in its second life, MergingBytes: writing a row's set. */
 struct Merging {
     uint32_t *list;  /* [top_k or heads, the larger, up to a multiple of four] */
     uint32_t *words; /* [n / 32, the same] a bit per position */
@@ -26,7 +26,7 @@ struct Merging {
 static __device__ Merging MergingIn(uint8_t *shared, const lim_cuda_call &call) {
     Merging m;
     m.list = (uint32_t *)shared;
-    m.words = m.list + (max(call.top_k, call.heads) + 3) / 4 * 4;
+    m.words = m.list + MergingList(call.top_k, call.heads);
     return m;
 }
 
