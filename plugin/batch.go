@@ -184,6 +184,9 @@ func newBatch(engine *Engine, layers int, params BatchParams) (*Batch, error) {
 // load finds all entry points that the batch may need. The driver loads code when it is first asked for, which it may
 // not do while a stream is being captured.
 func (b *Batch) load() error {
+	if err := b.device.Load(&b.call); err != nil {
+		return err
+	}
 	plan, modes := b.layers[0].plan, []cuda.Mode{cuda.Full}
 	if b.selects {
 		modes = []cuda.Mode{cuda.Full, cuda.List, cuda.Select}

@@ -1,7 +1,7 @@
 /* The attention kernels' entry points: lim_attend_<type>_<dim>_<heads>_<direct|indexed>, where heads is how
  * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. For
- * Hopper ..._tma too, direct by TMA, ..._filtered, the same for a selection layer's long rows (logit_filter.h), and
- * lim_short_..., for what is short: a cluster of blocks for each KV head of a row. */
+ * Hopper ..._tma too, direct by TMA, ..._filtered, the same for a selection layer's long rows (logit_filter.h), both also
+ * ..._paged, of pages of whole tiles, and lim_short_..., for what is short: a cluster of blocks for each KV head of a row. */
 #include "attention.cuh"
 
 using namespace lessismore;
@@ -25,16 +25,19 @@ template <int kDim> using BF16Rows = HalfRows<kDim, true>;
     ATTEND_DIM(type, 128, Rows<128>)   \
     ATTEND_DIM(type, 256, Rows<256>)
 
-#define TMA(type, bf16, dim, name, filter)                                                                               \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), filter ? 2 : LIM_CUDA_MOST_BLOCKS(false, dim, 8))                                                        \
+#define TMA(type, bf16, dim, name, paged, filter)                                                                            \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), filter ? 2 : LIM_CUDA_MOST_BLOCKS(false, dim, 8))         \
         lim_attend_##type##_##dim##_8_##name(const __grid_constant__ lim_cuda_args args) {                                   \
-        Attend<TmaRows<dim, bf16>, dim, 1, false, false, filter>(args);                                                   \
+        Attend<TmaRows<dim, bf16>, dim, 1, paged, false, filter>(args);                                                      \
     }
-#define TMA_TYPE(type, bf16)                \
-    TMA(type, bf16, 64, tma, false)      \
-    TMA(type, bf16, 64, filtered, true)        \
-    TMA(type, bf16, 128, tma, false)     \
-    TMA(type, bf16, 128, filtered, true)
+#define TMA_DIM(type, bf16, dim)                           \
+    TMA(type, bf16, dim, tma, false, false)                \
+    TMA(type, bf16, dim, filtered, false, true)            \
+    TMA(type, bf16, dim, tma_paged, true, false)           \
+    TMA(type, bf16, dim, filtered_paged, true, true)
+#define TMA_TYPE(type, bf16)     \
+    TMA_DIM(type, bf16, 64)      \
+    TMA_DIM(type, bf16, 128)
 
 #define SHORT(type, Rows, dim, where, indexed)                                                                               \
     extern "C" __global__ void __launch_bounds__(ThreadsOf(true), 1)                                                         \

@@ -34,7 +34,7 @@ struct Attention {
     static constexpr bool kTma = Rows::kTma;
 
     template <bool kChoice, class A, class B> using Choose = std::conditional_t<kChoice, A, B>;
-    using Loader = Choose<kTma, TmaLoader<Rows, kWarps, kFilter>, AsyncLoader<Rows, kWarps, kIndexed, kShort>>;
+    using Loader = Choose<kTma, TmaLoader<Rows, kWarps, kIndexed, kFilter>, AsyncLoader<Rows, kWarps, kIndexed, kShort>>;
     using Q = Query<Rows, kDim, kHeadTiles, kThreads, kShort>;
     using Sink = Choose<kTma, LateLogitSink<kWarps, kFilter>, LogitSink<kHeadTiles>>;
     using Warps = WarpMerge<Rows, kDim, kHeadTiles, kWarps>;
@@ -159,7 +159,9 @@ struct Attention {
         if constexpr (kFilter) {
             float *const sample = (float *)(shared + Q::kBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_FILTER_SAMPLES / kWarps);
             if (filters) sink.Filter(args, work, begin, end, warp, survivors, sample);
-            loader.Sample(sink.samples, sink.step);
+            loader.Order(sink.samples, sink.step);
+        } else if constexpr (kTma) {
+            loader.Order(0, 0);
         }
 
         /* One loop both fills the pipeline and keeps it full: the first turns only copy. */
@@ -221,7 +223,7 @@ struct Attention {
 
     /* A list is read before the length is known: few rows have fewer tokens than the budget. */
     __device__ __forceinline__ bool GuessesTokens() const {
-        return kIndexed && args.call.mode == LIM_CUDA_LIST && args.call.capacity >= args.call.budget;
+        return kIndexed && !kTma && args.call.mode == LIM_CUDA_LIST && args.call.capacity >= args.call.budget;
     }
 
     /* Short: this block's share of a work tile's tokens, in whole tiles. */

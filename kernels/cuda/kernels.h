@@ -115,9 +115,14 @@ size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *ca
 
 /* ---- launching ---- */
 
+enum {
+    LIM_CUDA_NAME = 48,         /* room for an entry point's name */
+    LIM_CUDA_MOST_ENTRIES = 16, /* that calls of one shape need */
+};
+
 /* One kernel launch: entry point by name, grid, block, dynamic shared memory. */
 typedef struct lim_cuda_launch {
-    char     name[48];
+    char     name[LIM_CUDA_NAME];
     uint32_t grid[3];
     uint32_t block;
     uint32_t shared;
@@ -164,6 +169,9 @@ int lim_cuda_plan(const lim_cuda_device *device, const lim_cuda_call *call, lim_
 
 /* The same with all logits stored, for who reads them besides the selection. */
 int lim_cuda_plan_all(const lim_cuda_device *device, const lim_cuda_call *call, lim_cuda_args *args, lim_cuda_launch launches[2]);
+
+/* All entry points that calls like this one may need, whatever their rows, lengths, mode, policy and table. Returns how many. */
+int lim_cuda_entry_points(const lim_cuda_device *device, const lim_cuda_call *call, char names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME]);
 
 /* Completes the arguments of a plan's attention by what only the driver can make. Returns a CUresult. */
 int lim_cuda_encode(lim_cuda_args *args);

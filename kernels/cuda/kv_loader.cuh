@@ -3,7 +3,7 @@
  *
  *   AsyncLoader   cp.async by all lanes: rows that lie one after another (direct), or those that a block table or a token
  *                 set names (indexed)
- *   TmaLoader     TMA: a tile by one instruction of one lane
+ *   TmaLoader     TMA: a tile by one instruction of one lane, of rows that lie one after another or in pages of whole tiles
  *
  * For each turn of the split's loop: Load() starts copying the next tile, Wait() waits for the oldest one's keys,
  * WaitForValues() for its values, Done() says that it has been read. */
@@ -12,20 +12,11 @@
 
 #include "kernels.h"
 #include "logit_filter.h"
+#include "pages.cuh"
 #include "rows.cuh"
 #include "work_tile.cuh"
 
 namespace lessismore {
-
-/* K or V of a KV head, and of the row where there is no table. */
-struct Store {
-    const uint8_t *base;
-    int64_t        token_stride, page_stride;
-};
-__device__ __forceinline__ Store StoreOf(const lim_cuda_store &s, const WorkTile &work, bool paged) {
-    const int64_t row = paged ? 0 : (int64_t)work.row;
-    return {(const uint8_t *)s.data + work.head * s.head_stride + row * s.page_stride, s.token_stride, s.page_stride};
-}
 
 /* Slots of four of a warp's tiles, one for each lane: of the next tile (lanes 0 .. 15) and the one after it (16 .. 31). */
 struct Slots {
@@ -59,9 +50,7 @@ struct AsyncLoader {
         if (args.call.mode == LIM_CUDA_LIST) {
             return __ldg((const int32_t *)args.call.set + (int64_t)of_row * args.call.set_stride + token);
         }
-        const int page = __ldg((const int32_t *)args.call.table + (int64_t)of_row * args.call.table_stride +
-                               (token >> args.call.page_shift));
-        return page << args.call.page_shift | (token & ((1 << args.call.page_shift) - 1));
+        return PageOf(args.call, of_row, token) << args.call.page_shift | InPage(args.call, token);
     }
     __device__ __forceinline__ int TwoTiles(int of_row, int begin, int last) const {
         return kIndexed ? SlotOf(of_row, begin + (lane & 15) + (lane >> 4) * kTurn, last) : 0;
@@ -73,17 +62,15 @@ struct AsyncLoader {
     }
 
     __device__ __forceinline__ void Open(const WorkTile &work, int begin, int last, uint32_t first_stage) {
-        key = StoreOf(args.call.key, work, args.call.table != 0);
-        value = StoreOf(args.call.value, work, args.call.table != 0);
+        key = StoreOf(args.call, args.call.key, work.row, work.head);
+        value = StoreOf(args.call, args.call.value, work.row, work.head);
         row = work.row, next = begin + warp * kTile, end = last;
         stages = args.stages, stage0 = first_stage;
         odd = fill = stage = 0;
     }
 
     __device__ __forceinline__ const uint8_t *Address(const Store &s, int slot) const {
-        if (!kIndexed || args.call.table == 0) return s.base + (int64_t)slot * s.token_stride;
-        const int page = slot >> args.call.page_shift, in_page = slot & ((1 << args.call.page_shift) - 1);
-        return s.base + page * s.page_stride + (int64_t)in_page * s.token_stride;
+        return kIndexed ? SlotAddress(args.call, s, slot) : s.base + (int64_t)slot * s.token_stride;
     }
 
     /* Starts copying a tile of `count` tokens (more than 16: all), or only its keys or values. Indexed, from_key and from_value
@@ -179,8 +166,9 @@ struct AsyncLoader {
     __device__ __forceinline__ void Close() const {}
 };
 
-/* kSampled: tiles come in the order of the logit filter. */
-template <class Rows, int kWarps, bool kSampled>
+/* kSampled: tiles come in the order of the logit filter. kPaged: a tile lies within a page, which the row's block table
+ * names; pages are read from the table two tiles ahead, so that nobody waits for them. */
+template <class Rows, int kWarps, bool kPaged, bool kSampled>
 struct TmaLoader {
     static constexpr int kTurn = kWarps * kTile;
     static constexpr int kChunks = Rows::kRowBytes / 16;
@@ -199,6 +187,8 @@ struct TmaLoader {
     uint32_t  stage0;
     TileOrder order;
     int       samples, step;
+    /* Paged: the tile to copy next and the one after it, their first tokens and their pages. */
+    int ahead_token[2], ahead_page[2];
 
     /* Once, before the first split. */
     __device__ __forceinline__ void Begin(uint64_t *barriers, int *of_stages) {
@@ -213,31 +203,48 @@ struct TmaLoader {
     __device__ __forceinline__ void ReadSlots(int, int, int) const {}
 
     __device__ __forceinline__ void Open(const WorkTile &work, int begin, int last, uint32_t first_stage) {
-        key = StoreOf(args.call.key, work, args.call.table != 0);
-        value = StoreOf(args.call.value, work, args.call.table != 0);
+        key = StoreOf(args.call, args.call.key, work.row, work.head);
+        value = StoreOf(args.call, args.call.value, work.row, work.head);
         row = work.row, head = work.head, first = next = begin + warp * kTile, end = last;
         stages = args.stages, stage0 = first_stage;
         fill = stage = 0;
     }
-    /* Every which_step-th tile first, as many as of_samples: see TileOrder. */
-    __device__ __forceinline__ void Sample(int of_samples, int which_step) {
+    /* After Open: every which_step-th tile first, as many as of_samples (see TileOrder); none: all in turn. */
+    __device__ __forceinline__ void Order(int of_samples, int which_step) {
         samples = of_samples, step = which_step;
         order = TileOrderFrom(first, samples);
+        if constexpr (kPaged) {
+            LookAhead(ahead_token[0], ahead_page[0]);
+            LookAhead(ahead_token[1], ahead_page[1]);
+        }
+    }
+    /* The next tile in order. */
+    __device__ __forceinline__ void LookAhead(int &token, int &page) {
+        token = order.token;
+        page = token < end ? PageOf(args.call, row, token) : 0;
+        if constexpr (kSampled) {
+            TileOrderNext(&order, first, kTurn, step, samples);
+        } else {
+            order.token += kTurn;
+        }
     }
 
-    /* The tile from `token` on; of fewer than 16 tokens only those are read: a row's memory may end there. */
-    __device__ __forceinline__ void LoadTile(uint32_t to, int token, int count) const {
+    /* The tile from `token` on, which is in `page` where there are pages. Of fewer than 16 tokens only those are read: a
+     * row's memory may end there, and values that no weight is for must be numbers. */
+    __device__ __forceinline__ void LoadTile(uint32_t to, int token, int page, int count) const {
         constexpr int kBytes = StageOf<Rows>::kTileBytes;
+        const int     at = kPaged ? InPage(args.call, token) : token;
         if (count < kTile) {
-            LoadShortTile(to, key.base + (int64_t)token * key.token_stride, key.token_stride, count, lane);
-            LoadShortTile(to + kBytes, value.base + (int64_t)token * value.token_stride, value.token_stride, count, lane);
+            LoadShortTile(to, (kPaged ? key.base + page * key.page_stride : key.base) + (int64_t)at * key.token_stride, key.token_stride, count, lane);
+            LoadShortTile(to + kBytes, (kPaged ? value.base + page * value.page_stride : value.base) + (int64_t)at * value.token_stride,
+                          value.token_stride, count, lane);
             __syncwarp();
         }
         if (lane != 0) return;
         MbarrierExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
         if (count < kTile) return;
-        TmaLoad(to, args.key_map, head, token, row, full + fill * 8, policy);
-        TmaLoad(to + kBytes, args.value_map, head, token, row, full + fill * 8, policy);
+        TmaLoad(to, args.key_map, head, at, kPaged ? page : row, full + fill * 8, policy);
+        TmaLoad(to + kBytes, args.value_map, head, at, kPaged ? page : row, full + fill * 8, policy);
     }
     /* What is not there is zero. */
     static __device__ __noinline__ void LoadShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
@@ -252,11 +259,16 @@ struct TmaLoader {
 
     __device__ __forceinline__ void Load(bool) {
         __syncwarp(); /* the tile before has been read: its place is free */
-        const int token = kSampled ? order.token : next;
+        const int token = kPaged ? ahead_token[0] : kSampled ? order.token : next;
         if (next < end) {
-            LoadTile(stage0 + fill * kStageBytes, token, end - token);
+            LoadTile(stage0 + fill * kStageBytes, token, kPaged ? ahead_page[0] : 0, end - token);
             if constexpr (kSampled) {
                 if (lane == 0) tokens[fill] = token;
+            }
+            if constexpr (kPaged) {
+                ahead_token[0] = ahead_token[1], ahead_page[0] = ahead_page[1];
+                LookAhead(ahead_token[1], ahead_page[1]);
+            } else if constexpr (kSampled) {
                 TileOrderNext(&order, first, kTurn, step, samples);
             }
         }

@@ -141,15 +141,22 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 
 /* ---- attention: pipeline and grid ---- */
 
-/* TMA loads whole tiles of rows without a table, where the kernel for it has the registers. */
+/* Which kernels there are besides those for every card: see attention.cu. */
+static int has_short(const lim_cuda_device *d, const lim_cuda_call *c) {
+    return d->capability == HOPPER && c->kv_type != LIM_CUDA_Q8_0 && c->dim <= 128 && group_of(c) <= 8;
+}
+static int has_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
+    return has_short(d, c) && c->kv_type != LIM_CUDA_FP8;
+}
+
+/* TMA loads whole tiles, of rows without a table or in pages of whole tiles, where the kernel for it has the registers. */
 static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
     const int64_t far = (int64_t)1 << 40; /* TMA's strides are less */
     const lim_cuda_store *const stores[] = {&c->key, &c->value};
-    if (d->capability != HOPPER || c->mode == LIM_CUDA_LIST || c->table != 0) return 0;
-    if ((c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16) || c->dim > 128 || group_of(c) > 8) return 0;
+    if (!has_tma(d, c) || c->mode == LIM_CUDA_LIST || (c->table != 0 && 1 << c->page_shift < LIM_CUDA_TILE)) return 0;
     for (int i = 0; i < 2; i++) {
         const lim_cuda_store *s = stores[i];
-        if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far) || (c->n_rows > 1 && s->page_stride >= far)) return 0;
+        if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far) || ((c->table != 0 || c->n_rows > 1) && s->page_stride >= far)) return 0;
     }
     return 1;
 }
@@ -210,7 +217,7 @@ static uint32_t even_blocks(uint32_t blocks, uint32_t work_tiles) {
  * are a cluster, one block on each multiprocessor. */
 static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint32_t work_tiles, int32_t longest) {
     shape s = {0, 1, 0, 0};
-    if (d->capability != HOPPER || c->kv_type == LIM_CUDA_Q8_0 || c->dim > 128 || group_of(c) > 8) return s;
+    if (!has_short(d, c)) return s;
     if (c->mode != LIM_CUDA_LIST && longest > SHORT) return s; /* unequal rows would leave blocks idle */
     /* A cluster lies within one of the card's groups of multiprocessors, which are of different sizes: each may leave
      * size - 1 unused. Two always share a pair of multiprocessors. */
@@ -310,8 +317,27 @@ static int may_filter(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t w
            2 * blocks <= LIM_CUDA_FILTER_LISTS * work_tiles && chunks / blocks * a->chunk_tokens >= FilterLeast(a->need, (uint32_t)a->group, LIM_CUDA_WARPS);
 }
 
-static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {
+static void name_of(const lim_cuda_call *c, const char *kind, const char *how, char name[LIM_CUDA_NAME]) {
     static const char *const types[] = {"", "f16", "bf16", "q8_0", "", "fp8"};
+    snprintf(name, LIM_CUDA_NAME, "lim_%s_%s_%d_%d_%s", kind, types[c->kv_type], c->dim, group_of(c) > 8 ? 16 : 8, how);
+}
+
+int lim_cuda_entry_points(const lim_cuda_device *d, const lim_cuda_call *c, char names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME]) {
+    static const char *const tma[] = {"tma", "tma_paged", "filtered", "filtered_paged"};
+    static const char *const selections[] = {"lim_select_union", "lim_select_mass", "lim_select_filtered"};
+    int                      count = 0;
+    name_of(c, "attend", "direct", names[count++]);
+    name_of(c, "attend", "indexed", names[count++]);
+    if (has_short(d, c)) {
+        name_of(c, "short", "direct", names[count++]);
+        name_of(c, "short", "indexed", names[count++]);
+    }
+    for (int i = 0; i < 4 && has_tma(d, c); i++) name_of(c, "attend", tma[i], names[count++]);
+    for (int i = 0; i < (has_tma(d, c) ? 3 : 2) && c->budget > 0; i++) snprintf(names[count++], LIM_CUDA_NAME, "%s", selections[i]);
+    return count;
+}
+
+static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {
     fill(d, c, a);
     const shape    s = attend_shape(d, c);
     const int32_t  longest = c->mode == LIM_CUDA_LIST && c->budget < c->capacity ? c->budget : c->capacity;
@@ -335,8 +361,11 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     a->tma = brief.cluster <= 1 && fits_tma(d, c);
     const int filters = !all && may_filter(c, a, work_tiles, l->grid[0]);
     if (!filters) a->survivors = 0;
-    snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
-             filters ? "filtered" : a->tma ? "tma" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
+    name_of(c, brief.cluster > 1 ? "short" : "attend",
+            filters  ? (c->table != 0 ? "filtered_paged" : "filtered")
+            : a->tma ? (c->table != 0 ? "tma_paged" : "tma")
+            : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct",
+            l->name);
     l->grid[1] = l->grid[2] = 1;
     l->block = LIM_CUDA_WARPS * 32;
     l->shared = (uint32_t)(a->tma ? tma_shared(c, s.stages) : attend_shared(c, s.stages));

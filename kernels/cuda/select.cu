@@ -9,8 +9,9 @@
  *
  * Atomics only count, set bits and hand out places that are sorted afterwards, so the result is the same in every
  * run. Rows that see no more than the budget take everything. Nothing is read back by the host. */
-#include "survivors.cuh"
+#include "pages.cuh"
 #include "ranking.cuh"
+#include "survivors.cuh"
 
 #include <cuda_runtime.h>
 
@@ -30,14 +31,8 @@ static __device__ Merging MergingIn(uint8_t *shared, const lim_cuda_call &call) 
     return m;
 }
 
-static __device__ int32_t SlotOf(const lim_cuda_call &call, int row, uint32_t position) {
-    if (call.table == 0) return (int32_t)position;
-    const int32_t page = __ldg((const int32_t *)call.table + (int64_t)row * call.table_stride + (position >> call.page_shift));
-    return page << call.page_shift | (int32_t)(position & ((1u << call.page_shift) - 1));
-}
-
 static __device__ __forceinline__ void PutToken(const lim_cuda_call &call, int row, uint32_t i, uint32_t position) {
-    ((int32_t *)call.set)[(int64_t)row * call.set_stride + i] = SlotOf(call, row, position);
+    ((int32_t *)call.set)[(int64_t)row * call.set_stride + i] = SlotOf(call, row, (int)position);
     if (call.positions != 0) ((int32_t *)call.positions)[(int64_t)row * call.set_stride + i] = (int32_t)position;
 }
 

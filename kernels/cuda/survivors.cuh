@@ -3,6 +3,7 @@
 #define LESSISMORE_CUDA_SURVIVORS_CUH
 
 #include "elements.cuh"
+#include "pages.cuh"
 #include "ranking.cuh"
 #include "logit_filter.h"
 
@@ -157,10 +158,10 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
     }
     __syncthreads();
     float         *to = (float *)RoomOf(args, row, head);
-    const uint8_t *key = (const uint8_t *)call.key.data + kv_head * call.key.head_stride + row * call.key.page_stride;
+    const Store    key = StoreOf(call, call.key, row, kv_head);
 #pragma unroll 1
     for (int token = threadIdx.x; token < n; token += kThreads) {
-        const uint4 *from = (const uint4 *)(key + token * call.key.token_stride);
+        const uint4 *from = (const uint4 *)SlotAddress(call, key, SlotOf(call, row, token));
         float        sum = 0;
 #pragma unroll 4
         for (int i = 0; i < call.dim / 8; i++) {

@@ -22,9 +22,8 @@ def wanted_blocks(name):
         return 6
     if name.startswith("lim_short_"):
         return 1
-    _, _, kind = name.partition("lim_attend_")
-    kind, dim, heads, how = kind.rsplit("_", 3)
-    return 2 if how == "filtered" or kind == "q8_0" or int(dim) > 128 or int(heads) > 8 else 3
+    kind, dim, heads, how = re.fullmatch(r"lim_attend_(\w+?)_(64|128|256)_(8|16)_(\w+)", name).groups()
+    return 2 if how.startswith("filtered") or kind == "q8_0" or int(dim) > 128 or int(heads) > 8 else 3
 
 
 def read(path):
@@ -62,7 +61,7 @@ def main():
         row = f"{name:<36}"
         for t in targets:
             r = found.get((name, t))
-            if r is None and (name.startswith("lim_short_") or name.endswith(("_tma", "_filtered"))) and t != "sm_90a":
+            if r is None and (name.startswith("lim_short_") or name.endswith(("_tma", "_filtered", "_paged"))) and t != "sm_90a":
                 row += f"{'':>22}"
                 continue
             if r is None:

@@ -297,8 +297,9 @@ TEST(Plan, FitsEveryDeviceAndShape) {
                             c.query.row_stride = c.output.row_stride = dim * 2 * c.heads;
                             c.key.head_stride = c.value.head_stride = type == LIM_CUDA_Q8_0 ? dim / 32 * 34 : dim * 2;
                             c.key.token_stride = c.value.token_stride = c.key.head_stride * 8;
-                            for (int mode : {LIM_CUDA_FULL, LIM_CUDA_SELECT, LIM_CUDA_LIST}) {
-                                c.mode = mode;
+                            for (int way = 0; way < 9; way++) { /* each mode without a table, with small pages, with those of a tile */
+                                const int mode = way / 3;
+                                c.mode = mode, c.table = way % 3 == 0 ? 0 : 64, c.table_stride = 1 << 17, c.page_shift = way % 3 == 1 ? 0 : 4;
                                 if (lim_cuda_check(d, &c, text, sizeof text) != 0) {
                                     ASSERT_EQ(d, &kSmall) << text; /* the largest tiles do not fit the smallest cards */
                                     ASSERT_NE(std::string(text).find("shared memory"), std::string::npos) << text;
@@ -309,6 +310,11 @@ TEST(Plan, FitsEveryDeviceAndShape) {
                                 lim_cuda_launch l[2];
                                 const int       count = lim_cuda_plan(d, &c, &args, l);
                                 ASSERT_EQ(count, mode == LIM_CUDA_SELECT ? 2 : 1);
+                                char      names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME];
+                                const int entries = lim_cuda_entry_points(d, &c, names);
+                                ASSERT_LE(entries, LIM_CUDA_MOST_ENTRIES);
+                                for (int k = 0; k < count; k++)
+                                    ASSERT_EQ(std::count_if(names, names + entries, [&](const char *n) { return strcmp(n, l[k].name) == 0; }), 1) << l[k].name;
                                 for (int k = 0; k < count; k++) ASSERT_LE(l[k].shared + 1024, (uint32_t)d->shared_per_block) << l[k].name;
                                 ASSERT_GE(l[0].grid[0], 1u);
                                 ASSERT_LE(l[0].grid[0], (uint32_t)d->multiprocessors * 3);
@@ -374,7 +380,7 @@ TEST(Plan, WorkIsInside) {
     ASSERT_EQ(a.logits % 256, 0u);
 }
 
-/* TMA and the logit filter are for Hopper, halves, rows without a table, long splits. */
+/* TMA and the logit filter are for Hopper, halves, rows without a table or in pages of whole tiles, long splits. */
 TEST(Plan, TakesTheKernelOfTheCase) {
     const struct {
         const char *attends, *selects;
@@ -387,7 +393,14 @@ TEST(Plan, TakesTheKernelOfTheCase) {
         {"lim_attend_f16_128_8_tma", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1; }},
         /* Worth it, but more blocks would share a row's head than there are lists. */
         {"lim_attend_f16_128_8_tma", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1, c->capacity = 1 << 18; }},
-        {"lim_attend_f16_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 12; c->page_shift = 4; }},
+        {"lim_attend_f16_128_8_filtered_paged", "lim_select_filtered", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 12; c->page_shift = 4; }},
+        {"lim_attend_bf16_64_8_filtered_paged", "lim_select_filtered", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_BF16, c->dim = 64, c->table = 64, c->table_stride = 1 << 12, c->page_shift = 7; }},
+        {"lim_attend_f16_128_8_tma_paged", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_FULL; c->table = 64; c->table_stride = 1 << 12; c->page_shift = 5; }},
+        {"lim_attend_f16_128_8_tma_paged", "lim_select_mass", [](lim_cuda_call *c) { c->policy = LIM_CUDA_MASS; c->table = 64; c->table_stride = 1 << 12; c->page_shift = 6; }},
+        /* A tile would lie in two pages. */
+        {"lim_attend_f16_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 12; c->page_shift = 3; }},
+        {"lim_attend_f16_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1, c->table = 64, c->table_stride = 1 << 15, c->page_shift = 0; }},
+        {"lim_attend_fp8_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; c->table = 64; c->table_stride = 1 << 12; c->page_shift = 4; }},
         {"lim_attend_f16_128_16_direct", "lim_select_union", [](lim_cuda_call *c) { c->heads = 128; }},
         {"lim_attend_f16_256_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->dim = 256; c->key.head_stride = c->value.head_stride = 512; c->query.head_stride = c->output.head_stride = 512; c->query.row_stride = c->output.row_stride = 16384; }},
         {"lim_attend_fp8_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; }},

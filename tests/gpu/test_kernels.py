@@ -23,7 +23,7 @@ class Problem:
     """A random batch in a random layout, and its float64 twin."""
 
     def __init__(self, rng, kv_type, dim, group, kv_heads, lengths, layout, query_type=None, output_type=None, softcap=0.0,
-                 sinks=False, budget=0, policy=D.UNION, capacity=None, spread=1.0, recency=0.25, set_sinks=4):
+                 sinks=False, budget=0, policy=D.UNION, capacity=None, spread=1.0, recency=0.25, set_sinks=4, page_shift=None):
         gen = torch.Generator("cuda").manual_seed(rng.randrange(1 << 31))
         rows, heads = len(lengths), group * kv_heads
         capacity = capacity or max(max(lengths), 1)
@@ -44,11 +44,11 @@ class Problem:
         self.page_shift = 0
         self.table = None
         if layout == "paged":
-            self.page_shift = rng.choice([0, 3, 4, 6])
+            self.page_shift = rng.choice([0, 3, 4, 4, 5, 6, 7]) if page_shift is None else page_shift
             page = 1 << self.page_shift
             each = -(-capacity // page)
             pages = rows * each + rng.randrange(3)
-            hnd = rng.random() < 0.5
+            hnd, joint = rng.random() < 0.5, kv_type != D.Q8_0 and rng.random() < 0.5  # K beside V, as vLLM has them
             shape = (pages, kv_heads, page, dim) if hnd else (pages, page, kv_heads, dim)
             k, v = normal(*shape), normal(*shape)
             order = torch.randperm(pages, generator=gen, device="cuda")[: rows * each]
@@ -59,6 +59,7 @@ class Problem:
                 return x.transpose(1, 2)
             axes = {"page": 0, "token": 2 if hnd else 1, "head": 1 if hnd else 2}
         else:
+            joint = False
             shape = {"contiguous": (rows, kv_heads, capacity, dim), "strided": (rows, capacity, kv_heads, dim)}[layout]
             k, v = normal(*shape), normal(*shape)
             def gather(x):
@@ -70,6 +71,9 @@ class Problem:
             self.value, v64 = D.to_q8_0(v)
         else:
             self.key, self.value = k.to(D.TORCH[kv_type]), v.to(D.TORCH[kv_type])
+            if joint:
+                store = torch.cat([self.key.view(torch.uint8), self.value.view(torch.uint8)], -1).view(D.TORCH[kv_type])
+                self.key, self.value = store[..., :dim], store[..., dim:]
             k64, v64 = self.key.double(), self.value.double()
         self.key64, self.value64 = gather(k64), gather(v64)
         if kv_type == D.FP8:
@@ -99,6 +103,30 @@ class Problem:
         self.work = torch.zeros(kernels().work_size(c), dtype=torch.uint8, device="cuda")
         c.work = self.work.data_ptr()
         self.call = c
+
+    def by_row(self, x):
+        """The store as [pages or rows][token][kv_heads][dim]."""
+        return x if self.axes["token"] == 1 else x.transpose(1, 2)
+
+    def set_key(self, key):
+        """Other keys, [rows][kv_heads][capacity][dim]."""
+        self.key64.copy_(key)
+        if self.table is None:
+            self.by_row(self.key).copy_(key.transpose(1, 2))
+            return
+        page = 1 << self.page_shift
+        padded = torch.zeros(self.rows, self.table.shape[1] * page, self.kv_heads, self.dim, device="cuda", dtype=torch.float64)
+        padded[:, : self.capacity] = key.transpose(1, 2)
+        self.by_row(self.key)[self.table.long()] = padded.view(self.rows, -1, page, self.kv_heads, self.dim).to(self.key.dtype)
+
+    def spoil_unseen(self):
+        """NaN in all that no row sees: pages of nobody, and the rest of a row's last one."""
+        page = 1 << self.page_shift
+        at = torch.arange(self.table.shape[1] * page, device="cuda")
+        seen = torch.zeros(self.key.shape[0], page, dtype=torch.bool, device="cuda")
+        seen[self.table.long()] = (at[None] < self.lengths[:, None]).view(self.rows, -1, page)
+        for x in (self.key, self.value):
+            self.by_row(x)[~seen] = float("nan")
 
     def view(self, x, kind):
         return D.Rows(x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), kind, 0)
@@ -228,6 +256,32 @@ def test_every_kernel():
                     p = random_problem(rng, kv_type=kv_type, dim=dim, group=group, kv_heads=2, layout=layout, lengths=[300, 0, 77], capacity=300)
                     p.plan(D.FULL).run()
                     check_output(p, p.reference(), "every")
+
+
+def test_pages():
+    """Pages of whole tiles are read by TMA where it can, whatever the table and the strides; nothing that no row sees is."""
+    rng = random.Random(SEED + 13)
+    names = set()
+    for page_shift in (4, 5, 6, 7) * (1 if QUICK else 6):
+        longest = rng.randint(1, 700) if QUICK else rng.choice([40, 3000, 20000])
+        rows = 3 if QUICK else rng.choice([3, 8, 40]) if longest <= 3000 else 8
+        p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), layout="paged", page_shift=page_shift, dim=rng.choice([64, 128]),
+                           group=rng.randint(1, 8), lengths=[longest, 0, *(rng.randint(1, longest) for _ in range(rows - 2))],
+                           capacity=max(longest, 5000), budget=rng.choice([16, 64, 500]), sinks=rng.random() < 0.3)
+        p.spoil_unseen()
+        for mode in (D.FULL, D.SELECT):
+            plan = p.plan(mode)
+            names.add(plan.launches[0].name.decode().split("_8_")[1])
+            for _ in range(2):
+                p.output.fill_(float("nan"))
+                p.positions.fill_(-1)
+                plan.run()
+                check_output(p, p.reference(), "pages")
+            if mode == D.SELECT:
+                check_sets(p, plan)
+        del p, plan
+        torch.cuda.empty_cache()
+    assert kernels().device.capability != 90 or "tma_paged" in names, names
 
 
 def test_list_attention():

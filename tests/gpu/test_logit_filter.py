@@ -58,7 +58,7 @@ def filtered_problem(rng, kind):
     n = rng.randint(9300, 10000) if QUICK else rng.randint(36000, 42000)
     p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), dim=rng.choice([64, 128]),
                        group=group, kv_heads=4 if QUICK else 8,
-                       lengths=[n, n - rng.randrange(100), budget + 50, n], layout=rng.choice(["contiguous", "strided"]),
+                       lengths=[n, n - rng.randrange(100), budget + 50, n], layout=rng.choice(["contiguous", "strided", "paged"]), page_shift=rng.randint(4, 7),
                        budget=budget, recency=0.25, set_sinks=4, capacity=n + rng.choice([0, 5]), sinks=False,
                        softcap=0.0, spread=1.0)
     if kind == "random":
@@ -89,8 +89,7 @@ def filtered_problem(rng, kind):
                 key[r, h, at + i // 16 % 4 * 16 + i // 64 * step * 64 + i % 16, 0] = 200
     p.query64.copy_(query)
     p.query.copy_(query)
-    p.key64.copy_(key)
-    (p.key if p.layout == "contiguous" else p.key.transpose(1, 2)).copy_(key)
+    p.set_key(key)
     return p
 
 
@@ -149,7 +148,7 @@ def test_filters_of_any_size():
         n = max(int(least * each * rng.uniform(1.1, 1.4)), budget + 100)
         with card_of(max(1, pairs * each // 2)):
             p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), dim=rng.choice([64, 128]), group=group, kv_heads=kv_heads,
-                               lengths=[n - rng.randrange(16) for _ in range(rows)], layout=rng.choice(["contiguous", "strided"]), budget=budget,
+                               lengths=[n - rng.randrange(16) for _ in range(rows)], layout=rng.choice(["contiguous", "strided", "paged"]), page_shift=rng.randint(4, 7), budget=budget,
                                capacity=n)
             plan = p.plan(D.SELECT)
             assert plan.args.survivors, p.describe()
@@ -166,11 +165,15 @@ def test_filters_of_any_size():
 
 def test_graph_replays_into_the_filter():
     """Captured once; replayed with rows within the budget, past it, and long enough to be filtered, and back."""
-    rng = random.Random(SEED + 11)
+    for layout in ("strided", "paged"):
+        check_replays(random.Random(SEED + 11), layout)
+
+
+def check_replays(rng, layout):
     budget, n = 256, 9000
     with card_of(8):
-        p = random_problem(rng, kv_type=D.F16, dim=64, group=4, kv_heads=4, lengths=[n, n], capacity=n, layout="strided", budget=budget, sinks=False,
-                           softcap=0.0, output_type=None)
+        p = random_problem(rng, kv_type=D.F16, dim=64, group=4, kv_heads=4, lengths=[n, n], capacity=n, layout=layout, page_shift=4, budget=budget,
+                           sinks=False, softcap=0.0, output_type=None)
         select = p.plan(D.SELECT)
         assert select.args.survivors, p.describe()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()

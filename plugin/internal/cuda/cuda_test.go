@@ -39,6 +39,46 @@ func standin(t *testing.T) string {
 	return "LESSISMORE_LIBCUDA=" + library
 }
 
+// A page's tokens are an axis of the map, and pages another, as far as addresses reach.
+func TestPagesAreAMap(t *testing.T) {
+	if !child() {
+		var maps []string
+		for _, line := range again(t, standin(t)) {
+			if after, found := strings.CutPrefix(line, "!cuTensorMapEncodeTiled "); found {
+				maps = append(maps, after)
+			}
+		}
+		require.Equal(t, []string{
+			"0x100000 size/stride 64/2 8/256 16/2048 2/128 2147483648/32768", "0x200000 size/stride 64/2 8/256 16/2048 2/128 2147483648/32768",
+			// vLLM's store, [page][token][head][K beside V], one head of it, and pages far apart.
+			"0x100000 size/stride 64/2 8/512 16/4096 2/128 2147483648/65536", "0x100100 size/stride 64/2 8/512 16/4096 2/128 2147483648/65536",
+			"0x100000 size/stride 64/2 1/256 128/256 2/128 128/1099511627760", "0x200000 size/stride 64/2 1/256 128/256 2/128 128/1099511627760",
+		}, maps)
+		return
+	}
+	d, err := Open(0)
+	require.NoError(t, err)
+	for _, change := range []func(*Call){
+		func(*Call) {},
+		func(c *Call) {
+			c.Key = Store{Data: 0x100000, TokenStride: 4096, HeadStride: 512, PageStride: 65536}
+			c.Value = Store{Data: 0x100100, TokenStride: 4096, HeadStride: 512, PageStride: 65536}
+		},
+		func(c *Call) {
+			c.Heads, c.KVHeads, c.PageShift = 4, 1, 7
+			c.Key = Store{Data: 0x100000, TokenStride: 256, PageStride: 1<<40 - 16}
+			c.Value = Store{Data: 0x200000, TokenStride: 256, PageStride: 1<<40 - 16}
+		},
+		func(c *Call) { c.PageShift, c.TableStride = 3, 4096 }, // no map: a tile would lie in two pages
+	} {
+		c := call(Full)
+		change(&c)
+		p, err := d.Plan(&c, nil)
+		require.NoError(t, err)
+		p.Free()
+	}
+}
+
 // call is Qwen3-8B's shape at 32K, batch 8, paged.
 func call(mode Mode) Call {
 	row := int64(128 * 2)
@@ -108,7 +148,7 @@ func TestDecodePath(t *testing.T) {
 				t.Fatalf("not on the decode path: %s", line)
 			}
 		}
-		step := []string{"lim_attend_f16_128_8_indexed", "lim_attend_f16_128_8_indexed", "lim_select_union", "lim_short_f16_128_8_indexed"}
+		step := []string{"lim_attend_f16_128_8_tma_paged", "lim_attend_f16_128_8_filtered_paged", "lim_select_filtered", "lim_short_f16_128_8_indexed"}
 		require.Equal(t, append(append([]string{}, step...), step...), launches)
 		return
 	}

@@ -173,8 +173,10 @@ static void run_kernel(const char *name, void **params) {
 /* Refuses what the driver does. */
 EXPORT int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, const uint64_t *dims, const uint64_t *strides,
                                   const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
-    BEGIN(cuTensorMapEncodeTiled, "!", "%u axes at %p, %llu by %llu by %llu", rank, address, (unsigned long long)dims[0],
-          (unsigned long long)dims[1], (unsigned long long)dims[2]);
+    char shape[160] = "";
+    for (uint32_t i = 0, n = 0; i < rank && i < 5; i++)
+        n += (uint32_t)snprintf(shape + n, sizeof shape - n, " %llu/%lld", (unsigned long long)dims[i], i == 0 ? 2 : (long long)strides[i - 1]);
+    BEGIN(cuTensorMapEncodeTiled, "!", "%p size/stride%s", address, shape);
     (void)type, (void)interleave, (void)promotion, (void)fill;
     if (current == NULL) return 201;
     if ((uintptr_t)map % 64 != 0 || (uintptr_t)address % 16 != 0 || rank < 1 || rank > 5 || (swizzle == 3 && box[0] * 2 > 128)) return 1;
