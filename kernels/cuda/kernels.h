@@ -159,7 +159,7 @@ typedef struct lim_cuda_args {
     uint32_t      need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
     int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which filtered ones need */
     uint64_t      survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
-    uint64_t      again;    /* uint32 [n_rows][heads]: 1 where logits were computed anew, and lie in the head's room */
+    uint64_t      again;    /* uint32 [n_rows][heads]: 1 where logits were computed once more, and lie in the head's room */
     uint32_t      reserved[2];
     LIM_CUDA_MAP  uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;

@@ -4,7 +4,7 @@
  * a long split of a row, it looks at a sample of the split's tiles first, sets each head a bound, and from then on keeps
  * the logits that reach it, with their tokens, in a list for each head and block. All that are at least the highest
  * bound of a head's lists are then known. If they are too few, which takes both a misleading sample and nearly all of the
- * head's best in one block's split, the selection computes that head's logits anew. */
+ * head's best in one block's split, the selection computes that head's logits once more. */
 #ifndef LESSISMORE_CUDA_LOGIT_FILTER_H
 #define LESSISMORE_CUDA_LOGIT_FILTER_H
 

@@ -2,7 +2,7 @@
  *
  * `union`: one block per head and row ranks the head's best exactly (ranking.cuh, survivors.cuh). The rankings stand in one line
  * as the merge takes them, rank 0 of every head, then rank 1. The last block of a row to arrive walks that line until the
- * set is full, many tokens at a time: as long as a stretch does not overfill the set, the order within it does not matter.
+ * set is full, many tokens at a time: as long as a window does not overfill the set, the order within it does not matter.
  * With many heads half of `top_k` ranks of each are more than enough; if they are not, that block ranks all heads to the end.
  *
  * `mass`: all blocks add up probabilities by token, and the last block of the row takes the best `top_k`.
@@ -132,8 +132,8 @@ static __device__ __forceinline__ void LoadRanks(uint32_t (&token)[4], const uin
  * more than the `known` ranks that every head has. */
 static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int row, uint32_t known, const Merging &m, Common &common) {
     const uint32_t  heads = args.call.heads, want = args.call.top_k;
-    const uint32_t  head = threadIdx.x % heads, stretch = kThreads / heads * 4; /* ranks at a time, four of a head by a thread */
-    const bool      idle = threadIdx.x / heads * 4 >= stretch;
+    const uint32_t  head = threadIdx.x % heads, window = kThreads / heads * 4; /* ranks at a time, four of a head by a thread */
+    const bool      idle = threadIdx.x / heads * 4 >= window;
     const uint32_t *of_head = (const uint32_t *)args.ranks + ((int64_t)row * heads + head) * RankStride(want);
     uint32_t        rank = idle ? known : threadIdx.x / heads * 4, begin = 0, left = want, turn = 0, fresh, count;
     uint32_t        next[4], now[4];
@@ -143,19 +143,19 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
         if (known < want && begin >= known) return false;
 #pragma unroll
         for (int i = 0; i < 4; i++) now[i] = next[i];
-        LoadRanks(next, of_head, rank + stretch, known);
+        LoadRanks(next, of_head, rank + window, known);
         fresh = MarkRanks(m, now, rank, 0, kAll);
         count = BlockSum(__popc(fresh), common.sums[turn]);
         turn ^= 1;
         if (count > left) break;
         left -= count;
         if (left == 0) return true; /* a head's ranking alone fills the set: the line is long enough */
-        begin += stretch;
-        rank += stretch;
+        begin += window;
+        rank += window;
     }
     /* Too many by some. Of the ranks [begin, end) with `count` fresh tokens, take as many as fit: guess how many, then
      * halve what is in doubt. */
-    uint32_t end = begin + stretch;
+    uint32_t end = begin + window;
 #pragma unroll 1
     for (int tries = 0;; tries++) {
         /* The last attempt took too many. */

@@ -130,23 +130,23 @@ def least_stretch(group, need):
 
 
 def test_filters_of_any_size():
-    """One head to many, a set of one token to thousands, one row to more than a block's lanes, one block a pair to sixteen."""
+    """One head to many, a set of one token to thousands, one row to more than a block's lanes, one block a work tile to sixteen."""
     rng = random.Random(SEED + 10)
     for rows, kv_heads, group, budget in [(1, 1, 1, 7), (1, 2, 4, 1000), (1, 8, 4, 9000), (3, 8, 8, 2048), (40, 2, 3, 200), (33, 1, 8, 600),
                                           *((rng.choice([1, 2, 5, 34]), rng.choice([1, 2, 8]), rng.randint(1, 8), rng.randint(1, 4000))
                                             for _ in range(0 if QUICK else 20))]:
-        pairs, heads, top_k = rows * kv_heads, kv_heads * group, D.split(budget)[1]
+        work_tiles, heads, top_k = rows * kv_heads, kv_heads * group, D.split(budget)[1]
         if top_k == 0:
             continue
         need = (top_k + 1) // 2 if heads >= 16 else top_k
         least = least_stretch(group, need)
-        if pairs * least * 128 * group > (100_000_000 if QUICK else 1_000_000_000):
+        if work_tiles * least * 128 * group > (100_000_000 if QUICK else 1_000_000_000):
             continue
-        room = (80_000_000 if QUICK else 600_000_000) // (pairs * least * 128 * group)  # blocks for a pair, by the reference's memory
-        fewest = 2 if pairs == 1 else 1  # a card has two blocks
-        each = rng.randint(fewest, max(fewest, min(16, room, kernels().device.multiprocessors * 2 // pairs)))
+        room = (80_000_000 if QUICK else 600_000_000) // (work_tiles * least * 128 * group)  # blocks for a work tile, by the reference's memory
+        fewest = 2 if work_tiles == 1 else 1  # a card has two blocks
+        each = rng.randint(fewest, max(fewest, min(16, room, kernels().device.multiprocessors * 2 // work_tiles)))
         n = max(int(least * each * rng.uniform(1.1, 1.4)), budget + 100)
-        with card_of(max(1, pairs * each // 2)):
+        with card_of(max(1, work_tiles * each // 2)):
             p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), dim=rng.choice([64, 128]), group=group, kv_heads=kv_heads,
                                lengths=[n - rng.randrange(16) for _ in range(rows)], layout=rng.choice(["contiguous", "strided", "paged"]), page_shift=rng.randint(4, 7), budget=budget,
                                capacity=n)
