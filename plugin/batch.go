@@ -189,7 +189,7 @@ func (b *Batch) load() error {
 	}
 	plan, modes := b.layers[0].plan, []cuda.Mode{cuda.Full}
 	if b.selects {
-		modes = []cuda.Mode{cuda.Full, cuda.List, cuda.Select}
+		modes = []cuda.Mode{cuda.Full, cuda.Sparse, cuda.Select}
 	}
 	for _, b.call.Mode = range modes {
 		if _, err := b.device.Plan(&b.call, plan); err != nil {
@@ -384,7 +384,7 @@ func (b *Batch) Attend(a *BatchAttention) error {
 	}
 	probed := b.pilot.probes(b, layer, c, uintptr(a.Stream))
 	if probed {
-		if step.sparse > 0 && c.Mode == cuda.List { // it attends to everything
+		if step.sparse > 0 && c.Mode == cuda.Sparse { // it attends to everything
 			step.sparse--
 			step.dense++
 		}
@@ -439,7 +439,7 @@ func (b *Batch) mode(step *batchStep, layer int, sight batchSight) cuda.Mode {
 		return cuda.Select
 	case chooses && role == RoleSparse && step.chosen:
 		step.sparse++
-		return cuda.List
+		return cuda.Sparse
 	case chooses && role == RoleSparse:
 		step.without++
 	}

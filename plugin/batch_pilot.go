@@ -247,7 +247,7 @@ func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) b
 			p.probe.Sum = p.sums + uint64(4*(pairs+first*heads))
 			p.probe.Square = p.probe.Sum + uint64(4*pairs*heads)
 		}
-	case p.kind == stepAudit && c.Mode == cuda.List && layer == p.layer && p.row < int(c.NRows):
+	case p.kind == stepAudit && c.Mode == cuda.Sparse && layer == p.layer && p.row < int(c.NRows):
 		p.call = *c
 		p.probe = cuda.Probe{
 			Own: p.own, Sets: b.positions + uint64(4*p.row*config.Budget), SetStride: int64(config.Budget), SetBudget: int32(config.Budget),

@@ -223,7 +223,7 @@ struct Attention {
 
     /* A list is read before the length is known: few rows have fewer tokens than the budget. */
     __device__ __forceinline__ bool GuessesTokens() const {
-        return kIndexed && !kTma && args.call.mode == LIM_CUDA_LIST && args.call.capacity >= args.call.budget;
+        return kIndexed && !kTma && args.call.mode == LIM_CUDA_SPARSE && args.call.capacity >= args.call.budget;
     }
 
     /* Short: this block's share of a work tile's tokens, in whole tiles. */

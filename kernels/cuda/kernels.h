@@ -31,7 +31,7 @@ enum {
 enum {
     LIM_CUDA_FULL   = 0, /* attend to every visible token */
     LIM_CUDA_SELECT = 1, /* the same, and leave what the selection needs of the logits (and log-sum-exps) */
-    LIM_CUDA_LIST   = 2, /* attend to each row's token set */
+    LIM_CUDA_SPARSE   = 2, /* attend to each row's token set */
 };
 
 enum {
@@ -81,7 +81,7 @@ typedef struct lim_cuda_call {
     uint64_t       lengths; /* int32 [n_rows]: visible tokens, the row's own included */
     uint64_t       table;   /* int32 [n_rows][table_stride]: pages in position order; 0: no pages */
     int64_t        table_stride; /* elements */
-    uint64_t       set;     /* int32 [n_rows][set_stride]: slots in position order; SELECT's answer, LIST's input */
+    uint64_t       set;     /* int32 [n_rows][set_stride]: slots in position order; SELECT's answer, SPARSE's input */
     int64_t        set_stride;   /* elements, at least budget */
     uint64_t       positions; /* int32 [n_rows][set_stride]: the set as positions, ascending; 0: not wanted */
     uint64_t       sinks;   /* float [heads]: a further logit in the softmax's denominator; 0: none */

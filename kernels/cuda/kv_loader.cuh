@@ -47,7 +47,7 @@ struct AsyncLoader {
     /* The slot of a token of a row. */
     __device__ __forceinline__ int SlotOf(int of_row, int token, int last) const {
         if (token >= last) return 0;
-        if (args.call.mode == LIM_CUDA_LIST) {
+        if (args.call.mode == LIM_CUDA_SPARSE) {
             return __ldg((const int32_t *)args.call.set + (int64_t)of_row * args.call.set_stride + token);
         }
         return PageOf(args.call, of_row, token) << args.call.page_shift | InPage(args.call, token);

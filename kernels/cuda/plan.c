@@ -85,7 +85,7 @@ static int64_t select_shared(const lim_cuda_call *c);
 static int64_t attend_shared(const lim_cuda_call *c, int stages);
 
 int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *text, size_t size) {
-    if (c->mode < LIM_CUDA_FULL || c->mode > LIM_CUDA_LIST) REFUSE(1, "mode = %d is unknown", c->mode);
+    if (c->mode < LIM_CUDA_FULL || c->mode > LIM_CUDA_SPARSE) REFUSE(1, "mode = %d is unknown", c->mode);
     if (c->policy != LIM_CUDA_UNION && c->policy != LIM_CUDA_MASS) REFUSE(1, "policy = %d is unknown", c->policy);
     if (c->n_rows < 1 || c->n_rows > LIM_CUDA_MAX_ROWS) REFUSE(1, "n_rows = %d is not in 1 .. %d", c->n_rows, LIM_CUDA_MAX_ROWS);
     if (c->heads < 1 || c->heads > LIM_CUDA_MAX_HEADS) REFUSE(1, "heads = %d is not in 1 .. %d", c->heads, LIM_CUDA_MAX_HEADS);
@@ -153,7 +153,7 @@ static int has_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
 static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
     const int64_t far = (int64_t)1 << 40; /* TMA's strides are less */
     const lim_cuda_store *const stores[] = {&c->key, &c->value};
-    if (!has_tma(d, c) || c->mode == LIM_CUDA_LIST || (c->table != 0 && 1 << c->page_shift < LIM_CUDA_TILE)) return 0;
+    if (!has_tma(d, c) || c->mode == LIM_CUDA_SPARSE || (c->table != 0 && 1 << c->page_shift < LIM_CUDA_TILE)) return 0;
     for (int i = 0; i < 2; i++) {
         const lim_cuda_store *s = stores[i];
         if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far) || ((c->table != 0 || c->n_rows > 1) && s->page_stride >= far)) return 0;
@@ -218,7 +218,7 @@ static uint32_t even_blocks(uint32_t blocks, uint32_t work_tiles) {
 static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint32_t work_tiles, int32_t longest) {
     shape s = {0, 1, 0, 0};
     if (!has_short(d, c)) return s;
-    if (c->mode != LIM_CUDA_LIST && longest > SHORT) return s; /* unequal rows would leave blocks idle */
+    if (c->mode != LIM_CUDA_SPARSE && longest > SHORT) return s; /* unequal rows would leave blocks idle */
     /* A cluster lies within one of the card's groups of multiprocessors, which are of different sizes: each may leave
      * size - 1 unused. Two always share a pair of multiprocessors. */
     int size = LIM_CUDA_MOST_CLUSTER;
@@ -340,7 +340,7 @@ int lim_cuda_entry_points(const lim_cuda_device *d, const lim_cuda_call *c, char
 static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {
     fill(d, c, a);
     const shape    s = attend_shape(d, c);
-    const int32_t  longest = c->mode == LIM_CUDA_LIST && c->budget < c->capacity ? c->budget : c->capacity;
+    const int32_t  longest = c->mode == LIM_CUDA_SPARSE && c->budget < c->capacity ? c->budget : c->capacity;
     const uint32_t work_tiles = (uint32_t)c->n_rows * (uint32_t)c->kv_heads;
     a->stages = s.stages;
     /* Where two blocks on each multiprocessor would have a chunk or less each, one block with twice as much is
@@ -364,7 +364,7 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     name_of(c, brief.cluster > 1 ? "short" : "attend",
             filters  ? (c->table != 0 ? "filtered_paged" : "filtered")
             : a->tma ? (c->table != 0 ? "tma_paged" : "tma")
-            : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct",
+            : c->mode == LIM_CUDA_SPARSE || c->table != 0 ? "indexed" : "direct",
             l->name);
     l->grid[1] = l->grid[2] = 1;
     l->block = LIM_CUDA_WARPS * 32;

@@ -11,7 +11,7 @@ namespace lessismore {
 /* What a row attends to in this call. */
 __device__ __forceinline__ int RowTokens(const lim_cuda_call &call, int row) {
     const int n = __ldg((const int32_t *)call.lengths + row);
-    return call.mode == LIM_CUDA_LIST ? min(n, call.budget) : n;
+    return call.mode == LIM_CUDA_SPARSE ? min(n, call.budget) : n;
 }
 
 /* A block's work tile in the line of chunks: the row and KV head, and the chunk that it begins with. Every warp finds it

@@ -126,7 +126,7 @@ class Bench:
             c = call(i, mode)
             c.work = work.data_ptr()
             return self.k.plan(c)
-        plans = {m: [plan(i, m) for i in range(layers)] for m in (D.FULL, D.SELECT, D.LIST)}
+        plans = {m: [plan(i, m) for i in range(layers)] for m in (D.FULL, D.SELECT, D.SPARSE)}
 
         rounds = -(-LAYERS // layers)
         def run(mode, only=None):
@@ -141,13 +141,13 @@ class Bench:
         r["attend_logits_us"] = run(D.SELECT, 0)
         r["selection_us"] = r["select_us"] - r["attend_logits_us"]
         if context > BUDGET:
-            r["list_us"] = run(D.LIST)
+            r["list_us"] = run(D.SPARSE)
             r["list_share"] = per_layer / context * BUDGET / r["list_us"] / 1e6 / self.read
 
         def step():
             s = torch.cuda.current_stream()
             for layer in range(LAYERS):
-                mode = D.FULL if layer in DENSE else D.SELECT if layer in SELECTING else D.LIST
+                mode = D.FULL if layer in DENSE else D.SELECT if layer in SELECTING else D.SPARSE
                 plans[mode][layer % layers].run(s)
         r["step_us"] = time_graph(step, 7)
         if kv_type == D.F16 and layout != "paged":

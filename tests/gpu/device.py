@@ -13,7 +13,7 @@ ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 FATBIN = os.environ.get("LESSISMORE_FATBIN", os.path.join(ROOT, "build", "cuda", "kernels.fatbin"))
 
 F32, F16, BF16, Q8_0, FP8 = 0, 1, 2, 3, 5
-FULL, SELECT, LIST = 0, 1, 2
+FULL, SELECT, SPARSE = 0, 1, 2
 UNION, MASS = 0, 1
 TORCH = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16, FP8: torch.float8_e4m3fn}
 NAMES = {F32: "f32", F16: "f16", BF16: "bf16", Q8_0: "q8_0", FP8: "fp8"}

@@ -405,7 +405,7 @@ TEST(Plan, TakesTheKernelOfTheCase) {
         {"lim_attend_f16_256_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->dim = 256; c->key.head_stride = c->value.head_stride = 512; c->query.head_stride = c->output.head_stride = 512; c->query.row_stride = c->output.row_stride = 16384; }},
         {"lim_attend_fp8_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; }},
         {"lim_attend_f16_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->value.page_stride = (int64_t)1 << 40; }},
-        {"lim_short_f16_128_8_indexed", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_LIST; }},
+        {"lim_short_f16_128_8_indexed", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_SPARSE; }},
     };
     for (const auto &x : cases) {
         for (int all : {0, 1}) {

@@ -298,7 +298,7 @@ def test_list_attention():
             if p.table is not None:
                 slots = p.table[r].long()[t >> p.page_shift] << p.page_shift | t & (1 << p.page_shift) - 1
             p.set[r, : len(chosen)] = slots.int()
-        p.plan(D.LIST).run()
+        p.plan(D.SPARSE).run()
         check_output(p, p.reference(visible), "list")
 
 
@@ -432,7 +432,7 @@ def test_graph_replays_while_n_grows():
     for layout in ("strided", "paged"):
         p = random_problem(rng, kv_type=D.F16, dim=128, group=4, kv_heads=2, lengths=[50, 60, 70], capacity=900, layout=layout, budget=128,
                            sinks=False, softcap=0.0, output_type=None)
-        dense, select, sparse = p.plan(D.FULL), p.plan(D.SELECT), p.plan(D.LIST)
+        dense, select, sparse = p.plan(D.FULL), p.plan(D.SELECT), p.plan(D.SPARSE)
         outputs = [p.output, torch.empty_like(p.output), torch.empty_like(p.output)]
         for plan, out in zip((dense, select, sparse), outputs):
             plan.args.call.output.data = out.data_ptr()
@@ -459,7 +459,7 @@ def test_graph_replays_while_n_grows():
 def test_two_streams():
     rng = random.Random(SEED + 7)
     problems = [random_problem(rng, kv_type=D.F16, lengths=[600, 333], budget=100, capacity=700, output_type=None) for _ in range(2)]
-    plans = [[p.plan(m) for m in (D.FULL, D.SELECT, D.LIST)] for p in problems]
+    plans = [[p.plan(m) for m in (D.FULL, D.SELECT, D.SPARSE)] for p in problems]
     for p, three in zip(problems, plans):
         for plan in three:
             plan.run()

@@ -212,7 +212,7 @@ def test_one_work_memory_for_all():
         def run(plan):
             p.output.fill_(float("nan"))
             p.positions.fill_(-1)
-            if plan.args.call.mode == D.LIST:
+            if plan.args.call.mode == D.SPARSE:
                 p.set.copy_(torch.arange(p.set_stride, device="cuda").expand_as(p.set))
             else:
                 p.set.fill_(-1)
@@ -221,7 +221,7 @@ def test_one_work_memory_for_all():
 
         calls = [(D.SELECT, D.UNION, rows, False), (D.SELECT, D.UNION, rows, True), (D.SELECT, D.MASS, rows, False)]
         for _ in range(12 if QUICK else 60):
-            calls.append((rng.choice([D.FULL, D.SELECT, D.SELECT, D.LIST]), rng.choice([D.UNION, D.MASS]), rng.randint(1, rows), rng.random() < 0.3))
+            calls.append((rng.choice([D.FULL, D.SELECT, D.SELECT, D.SPARSE]), rng.choice([D.UNION, D.MASS]), rng.randint(1, rows), rng.random() < 0.3))
         rng.shuffle(calls)
         for call in calls:
             plan = plan_of(*call)

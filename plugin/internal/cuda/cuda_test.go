@@ -166,7 +166,7 @@ func TestDecodePath(t *testing.T) {
 	require.NoError(t, err)
 	defer work.Free()
 	var plans []*Plan
-	for _, mode := range []Mode{Full, Select, List} {
+	for _, mode := range []Mode{Full, Select, Sparse} {
 		c := call(mode)
 		c.Work = work.Address()
 		p, err := d.Plan(&c, nil)

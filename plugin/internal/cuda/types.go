@@ -27,7 +27,7 @@ type Mode int32
 const (
 	Full   Mode = 0 // attend to every visible token
 	Select Mode = 1 // the same, and choose each row's token set
-	List   Mode = 2 // attend to each row's token set
+	Sparse Mode = 2 // attend to each row's token set
 )
 
 // Policy ranks the candidates of a selection.
