@@ -478,7 +478,7 @@ def test_two_streams():
 def test_refusals():
     """Bad arguments are refused with a text that names them; nothing is launched."""
     rng = random.Random(SEED + 8)
-    p = random_problem(rng, kv_type=D.F16, dim=128, lengths=[100, 100], budget=32, layout="strided", group=4, kv_heads=2)
+    p = random_problem(rng, kv_type=D.F16, dim=128, lengths=[100, 100], capacity=100, budget=32, layout="strided", group=4, kv_heads=2)
     p.call.mode = D.SELECT
     assert kernels().check(p.call)[0] == 0
     for field, value in [("dim", 96), ("kv_type", 4), ("heads", 0), ("kv_heads", 7), ("mode", 9), ("policy", 2), ("n_rows", 0),
