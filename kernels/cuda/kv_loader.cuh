@@ -167,7 +167,8 @@ struct AsyncLoader {
 };
 
 /* kSampled: tiles come in the order of the logit filter. kPaged: a tile lies within a page, which the row's block table
- * names; pages are read from the table two tiles ahead, so that nobody waits for them. */
+ * names. Pages are read from the table at least 32 tiles ahead, one by each lane: while memory is busy, a read takes as long
+ * as several tiles. */
 template <class Rows, int kWarps, bool kPaged, bool kSampled>
 struct TmaLoader {
     static constexpr int kTurn = kWarps * kTile;
@@ -187,8 +188,8 @@ struct TmaLoader {
     uint32_t  stage0;
     TileOrder order;
     int       samples, step;
-    /* Paged: the tile to copy next and the one after it, their first tokens and their pages. */
-    int ahead_token[2], ahead_page[2];
+    /* Paged: tiles copied, and each lane's page of those up to the next multiple of 32, and of the 32 after them. */
+    int copied, page_now, page_later;
 
     /* Once, before the first split. */
     __device__ __forceinline__ void Begin(uint64_t *barriers, int *of_stages) {
@@ -214,19 +215,23 @@ struct TmaLoader {
         samples = of_samples, step = which_step;
         order = TileOrderFrom(first, samples);
         if constexpr (kPaged) {
-            LookAhead(ahead_token[0], ahead_page[0]);
-            LookAhead(ahead_token[1], ahead_page[1]);
+            copied = 0;
+            page_now = PageAhead(0);
+            page_later = PageAhead(32);
         }
     }
-    /* The next tile in order. */
-    __device__ __forceinline__ void LookAhead(int &token, int &page) {
-        token = order.token;
-        page = token < end ? PageOf(args.call, row, token) : 0;
-        if constexpr (kSampled) {
-            TileOrderNext(&order, first, kTurn, step, samples);
-        } else {
-            order.token += kTurn;
+    /* The page of the tile that comes as the (after + lane)-th. */
+    __device__ __forceinline__ int PageAhead(int after) const {
+        const int token = first + (kSampled ? TileOrderAt(after + lane, step, samples) : after + lane) * kTurn;
+        return token < end ? PageOf(args.call, row, token) : 0;
+    }
+    __device__ __forceinline__ int NextPage() {
+        const int page = __shfl_sync(kAll, page_now, copied & 31);
+        if ((++copied & 31) == 0) {
+            page_now = page_later;
+            page_later = PageAhead(copied + 32);
         }
+        return page;
     }
 
     /* The tile from `token` on, which is in `page` where there are pages. Of fewer than 16 tokens only those are read: a
@@ -259,16 +264,11 @@ struct TmaLoader {
 
     __device__ __forceinline__ void Load(bool) {
         __syncwarp(); /* the tile before has been read: its place is free */
-        const int token = kPaged ? ahead_token[0] : kSampled ? order.token : next;
+        const int token = kSampled ? order.token : next;
         if (next < end) {
-            LoadTile(stage0 + fill * kStageBytes, token, kPaged ? ahead_page[0] : 0, end - token);
+            LoadTile(stage0 + fill * kStageBytes, token, kPaged ? NextPage() : 0, end - token);
             if constexpr (kSampled) {
                 if (lane == 0) tokens[fill] = token;
-            }
-            if constexpr (kPaged) {
-                ahead_token[0] = ahead_token[1], ahead_page[0] = ahead_page[1];
-                LookAhead(ahead_token[1], ahead_page[1]);
-            } else if constexpr (kSampled) {
                 TileOrderNext(&order, first, kTurn, step, samples);
             }
         }

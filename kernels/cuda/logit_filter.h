@@ -102,4 +102,12 @@ LIM_SHARED void TileOrderNext(TileOrder *o, int32_t first, int32_t turn, int32_t
     }
 }
 
+/* Which of the warp's tiles comes as the i-th. */
+LIM_SHARED int32_t TileOrderAt(int32_t i, int32_t step, int32_t tiles) {
+    const int32_t rest = i - tiles;
+    if (tiles == 0) return i;
+    if (rest < 0) return i * step;
+    return rest < tiles * (step - 1) ? rest / (step - 1) * step + 1 + rest % (step - 1) : rest + tiles;
+}
+
 #endif

@@ -452,6 +452,7 @@ TEST(LogitFilter, EveryTileComesOnce) {
         for (int i = 0; i < all; i++) {
             const int which = (o.token - first) / turn;
             ASSERT_EQ((o.token - first) % turn, 0);
+            ASSERT_EQ(TileOrderAt(i, step, tiles), which);
             ASSERT_TRUE(which >= 0 && which < all) << which << " of " << all << ", " << tiles << " sampled";
             ASSERT_EQ(seen[which], -1);
             seen[which] = i;
