@@ -114,6 +114,16 @@ struct Attention {
         }
     }
 
+    /* q8_0: the tile as f16, and where it is then. */
+    __device__ __forceinline__ void Widen(const uint8_t *raw, uint8_t *wide, uint32_t &keys, uint32_t &values) const {
+        constexpr int kWide = StageOf<HalfRows<kDim, false>>::kTileBytes;
+        Rows::template Convert<false>(raw, wide, lane);
+        Rows::template Convert<true>(raw + StageOf<Rows>::kTileBytes, wide + kWide, lane);
+        __syncwarp();
+        keys = SharedAddress(wide);
+        values = keys + kWide;
+    }
+
     /* The accumulator: V transposed times weights. */
     static __device__ __forceinline__ void Values(uint32_t values, int lane, const uint32_t (&weights)[kHeadTiles][2],
                                                   float (&o)[kHeadTiles][kFragments][4]) {
@@ -144,7 +154,8 @@ struct Attention {
         uint8_t             *wide = mine + args.stages * StageOf<Rows>::kBytes; /* q8_0: the tile as f16 */
         loader.Open(work, begin, end, SharedAddress(mine));
 
-        const uint8_t *from = (const uint8_t *)call.query.data + work.row * call.query.row_stride + (int64_t)work.head * args.group * call.query.head_stride;
+        const uint8_t *from = (const uint8_t *)call.query.data + work.row * call.query.row_stride +
+                              (int64_t)work.head * args.group * call.query.head_stride;
         Q              query;
         query.shared = shared;
         if constexpr (!kTma) query.Stage(args, from);
@@ -188,14 +199,7 @@ struct Attention {
             const int      token = loader.Token(at);
             const uint8_t *raw = mine + loader.stage * StageOf<Rows>::kBytes;
             uint32_t       keys = loader.stage0 + loader.stage * StageOf<Rows>::kBytes, values = keys + StageOf<Rows>::kTileBytes;
-            if constexpr (Rows::kConvert) {
-                constexpr int kWide = StageOf<HalfRows<kDim, false>>::kTileBytes;
-                Rows::template Convert<false>(raw, wide, lane);
-                Rows::template Convert<true>(raw + StageOf<Rows>::kTileBytes, wide + kWide, lane);
-                __syncwarp();
-                keys = SharedAddress(wide);
-                values = keys + kWide;
-            }
+            if constexpr (Rows::kConvert) Widen(raw, wide, keys, values);
             float    x[kHeadTiles][4];
             uint32_t weights[kHeadTiles][2];
             Scores(query, keys, raw, lane, x);

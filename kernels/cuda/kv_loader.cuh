@@ -240,9 +240,10 @@ struct TmaLoader {
         constexpr int kBytes = StageOf<Rows>::kTileBytes;
         const int     at = kPaged ? InPage(args.call, token) : token;
         if (count < kTile) {
-            LoadShortTile(to, (kPaged ? key.base + page * key.page_stride : key.base) + (int64_t)at * key.token_stride, key.token_stride, count, lane);
-            LoadShortTile(to + kBytes, (kPaged ? value.base + page * value.page_stride : value.base) + (int64_t)at * value.token_stride,
-                          value.token_stride, count, lane);
+            const uint8_t *const key_page = kPaged ? key.base + page * key.page_stride : key.base;
+            const uint8_t *const value_page = kPaged ? value.base + page * value.page_stride : value.base;
+            LoadShortTile(to, key_page + (int64_t)at * key.token_stride, key.token_stride, count, lane);
+            LoadShortTile(to + kBytes, value_page + (int64_t)at * value.token_stride, value.token_stride, count, lane);
             __syncwarp();
         }
         if (lane != 0) return;

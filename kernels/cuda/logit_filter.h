@@ -11,11 +11,12 @@
 #include "shared.h"
 
 enum {
-    LIM_CUDA_FILTER_LISTS = 32,          /* lists of a head: each block leaves two */
+    LIM_CUDA_FILTER_LISTS = 32,     /* lists of a head: each block leaves two */
     LIM_CUDA_FILTER_SAMPLES = 3072, /* logits that a block samples, of all heads of the group */
 };
 
-/* A list of survivors that a block leaves of a head: uint2 (the logit's bits, the token) from element `begin` of the head's room on. */
+/* A list of survivors that a block leaves of a head: uint2 (the logit's bits, the token) from element `begin` of the head's
+ * room on. */
 typedef struct lim_cuda_survivors {
     uint32_t begin;
     uint32_t count;

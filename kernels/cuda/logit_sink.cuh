@@ -92,7 +92,8 @@ struct LateLogitSink : LogitSink<1> {
                 filter.Sample(before, sampled, before_token);
                 if (++sampled == samples) {
                     const uint32_t split = filter.end - filter.begin, all = samples * kTile;
-                    filter.SetBounds((uint32_t)((uint64_t)FilterAim(need, split) * all / split), filter.begin + filter.warp * kTile, step * kWarps * kTile);
+                    filter.SetBounds((uint32_t)((uint64_t)FilterAim(need, split) * all / split), filter.begin + filter.warp * kTile,
+                                     step * kWarps * kTile);
                 }
             } else {
                 filter.Keep(before, before_token);

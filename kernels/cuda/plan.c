@@ -156,7 +156,8 @@ static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
     if (!has_tma(d, c) || c->mode == LIM_CUDA_SPARSE || (c->table != 0 && 1 << c->page_shift < LIM_CUDA_TILE)) return 0;
     for (int i = 0; i < 2; i++) {
         const lim_cuda_store *s = stores[i];
-        if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far) || ((c->table != 0 || c->n_rows > 1) && s->page_stride >= far)) return 0;
+        if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far)) return 0;
+        if ((c->table != 0 || c->n_rows > 1) && s->page_stride >= far) return 0;
     }
     return 1;
 }
