@@ -79,6 +79,46 @@ func TestPagesAreAMap(t *testing.T) {
 	}
 }
 
+// What a captured stream may need is found before: no call like the one that was loaded looks anything up.
+func TestLoad(t *testing.T) {
+	if !child() {
+		marked, log := 0, again(t, standin(t))
+		for _, line := range log {
+			if strings.HasPrefix(line, "cuPointerGetAttribute") { // the child sets a mark before and after
+				marked++
+			}
+			require.False(t, marked == 1 && strings.HasPrefix(line, "!cuModuleGetFunction"), line)
+		}
+		require.Equal(t, 2, marked)
+		return
+	}
+	d, err := Open(0)
+	require.NoError(t, err)
+	c := call(Full)
+	require.NoError(t, d.Load(&c))
+	_, err = OrdinalOf(0x10000)
+	require.NoError(t, err)
+	for _, mode := range []Mode{Full, Select, Sparse} {
+		for _, rows := range []int32{1, 8} {
+			for _, table := range []uint64{0, 0x40000} {
+				for _, shift := range []int32{0, 4} {
+					for _, policy := range []Policy{Union, Mass} {
+						for _, capacity := range []int32{4096, 32768} {
+							c := call(mode)
+							c.NRows, c.Table, c.TableStride, c.PageShift, c.Policy, c.Capacity = rows, table, 1<<15, shift, policy, capacity
+							p, err := d.Plan(&c, nil)
+							require.NoError(t, err)
+							p.Free()
+						}
+					}
+				}
+			}
+		}
+	}
+	_, err = OrdinalOf(0x10000)
+	require.NoError(t, err)
+}
+
 // call is Qwen3-8B's shape at 32K, batch 8, paged.
 func call(mode Mode) Call {
 	row := int64(128 * 2)
