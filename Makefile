@@ -148,7 +148,7 @@ test-cuda: library
 # On a GPU machine nothing is built but a C program: the library and the kernels are brought along.
 gpu-test:
 	$(PYTHON) tests/gpu/test_kernels.py
-	$(PYTHON) tests/gpu/test_sieve.py
+	$(PYTHON) tests/gpu/test_logit_filter.py
 	$(PYTHON) tests/gpu/test_probe.py
 	$(PYTHON) tests/gpu/test_library.py
 	$(PYTHON) tests/gpu/test_auto.py
@@ -168,5 +168,5 @@ gpu-decode:
 # the driver about addresses that may be the host's. Torch's own kernels would take racecheck minutes.
 SANITIZE := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --tool
 gpu-sanitize:
-	set -e; for test in kernels sieve probe library; do $(SANITIZE) memcheck --report-api-errors no $(PYTHON) tests/gpu/test_$$test.py --quick; done
-	set -e; for test in kernels sieve probe; do $(SANITIZE) racecheck --kernel-name kns=lim_ $(PYTHON) tests/gpu/test_$$test.py --quick; done
+	set -e; for test in kernels logit_filter probe library; do $(SANITIZE) memcheck --report-api-errors no $(PYTHON) tests/gpu/test_$$test.py --quick; done
+	set -e; for test in kernels logit_filter probe; do $(SANITIZE) racecheck --kernel-name kns=lim_ $(PYTHON) tests/gpu/test_$$test.py --quick; done

@@ -19,10 +19,10 @@ type GPUSession struct {
 	guest
 
 	batch  *Batch
-	turn   *cuda.Turn
+	turn   *cuda.Bridge
 	memory *cuda.Memory // the rows' lengths and slots
 	odd    *cuda.Pinned // set by the device: a mask is not what the kernels take it for
-	sight  cuda.Sight
+	sight  cuda.Visibility
 	call   BatchAttention // of the node that is being looked at
 
 	stride   stride // through the first pass
@@ -177,7 +177,7 @@ func (s *GPUSession) fits(n *Node) Reason {
 		return s.reject(ReasonShape, n, "other heads than the first layer's")
 	case n.MaxBias != 0:
 		return s.reject(ReasonShape, n, "a bias by distance (ALiBi)")
-	case uintptr(n.Mask)%cuda.SightAlign != 0 || n.MaskStreamStride%cuda.SightAlign != 0 || n.NKV%cuda.SightStep != 0:
+	case uintptr(n.Mask)%cuda.VisibilityAlign != 0 || n.MaskStreamStride%cuda.VisibilityAlign != 0 || n.NKV%cuda.VisibilityStep != 0:
 		return s.reject(ReasonShape, n, "a mask that is not laid out in whole groups of 8 slots")
 	case n.NKV > p.Capacity:
 		return s.reject(ReasonShape, n, "a store with more slots than the first layer's")
@@ -291,7 +291,7 @@ func (s *GPUSession) assigned(n *Node) error {
 	if err != nil {
 		return err
 	}
-	slots := (n.Store.Slots + cuda.SightStep - 1) / cuda.SightStep * cuda.SightStep
+	slots := (n.Store.Slots + cuda.VisibilityStep - 1) / cuda.VisibilityStep * cuda.VisibilityStep
 	if slots > MaxSlots {
 		return fmt.Errorf("a store of %d slots is more than %d", n.Store.Slots, MaxSlots)
 	}
@@ -311,7 +311,7 @@ func (s *GPUSession) assigned(n *Node) error {
 
 func (s *GPUSession) allocate(rows, slots int) (err error) {
 	d := s.batch.device
-	if s.turn, err = d.NewTurn(); err != nil {
+	if s.turn, err = d.NewBridge(); err != nil {
 		return err
 	}
 	if s.odd, err = d.Pin(workAlign); err != nil {
@@ -322,7 +322,7 @@ func (s *GPUSession) allocate(rows, slots int) (err error) {
 	if s.memory, err = d.Zeroed(lengths + rows*slots*4); err != nil {
 		return err
 	}
-	s.sight = cuda.Sight{
+	s.sight = cuda.Visibility{
 		Lengths: s.memory.Address(), Table: s.memory.Address() + uint64(lengths), TableStride: int64(slots),
 		Odd: uint64(uintptr(unsafe.Pointer(&s.odd.Bytes()[0]))),
 	}

@@ -106,7 +106,7 @@ gpu() {
 between() {
     sed -n "/^$1\$/,/^$2\$/p" "$out/log" | sed -e '1d;$d' -e '/^cuCtx[GS]et/d' -e 's/ context .* params 1//' \
         -e 's/ grid .* stream/ stream/' -e 's/ flags 0$//' \
-        -e 's/^cuLaunchKernelEx/cuLaunchKernel/' -e 's/lim_short/lim_attend/' -e 's/ cluster [0-9]* early [01]//'
+        -e 's/^cuLaunchKernelEx/cuLaunchKernel/' -e 's/lim_short/lim_attend/' -e 's/ cluster [0-9]* pdl [01]//'
 }
 
 # NAME, FROM, TO: what happened must be standard input.

@@ -1,10 +1,11 @@
-/* Ranking what the attention kept of a head's logits: the selection's side of sieve.h. */
-#ifndef LESSISMORE_CUDA_KEPT_CUH
-#define LESSISMORE_CUDA_KEPT_CUH
+/* Ranking the survivors among a head's logits: the selection's side of logit_filter.h. */
+#ifndef LESSISMORE_CUDA_SURVIVORS_CUH
+#define LESSISMORE_CUDA_SURVIVORS_CUH
 
 #include "elements.cuh"
+#include "pages.cuh"
 #include "ranking.cuh"
-#include "sieve.h"
+#include "logit_filter.h"
 
 namespace lessismore {
 namespace selection {
@@ -13,9 +14,9 @@ constexpr uint32_t kTurn = 32;       /* items of a list that a warp looks at at 
 constexpr uint32_t kTurnShift = 26;  /* where a turn's number of items stands beside its first one */
 constexpr int      kHeldTurns = 16;  /* that a warp holds in registers */
 
-struct Kept {
+struct Survivors {
     const uint2 *items; /* of the head */
-    float        bound; /* all that reach it were kept */
+    float        bound; /* all that reach it survived */
     uint32_t     lists, count, turns;
     /* The lane's list: its first item, how many, and the turns up to its end. */
     uint32_t begin, of_list, end;
@@ -25,11 +26,11 @@ static __device__ __forceinline__ uint2 *RoomOf(const lim_cuda_args &args, int r
     return (uint2 *)((float *)args.logits + ((int64_t)row * args.call.heads + head) * args.room_stride);
 }
 
-static __device__ __forceinline__ Kept KeptIn(const lim_cuda_args &args, int row, int head) {
-    const uint4 *lists = (const uint4 *)args.sieved + ((int64_t)row * args.call.heads + head) * LIM_CUDA_SIEVES;
+static __device__ __forceinline__ Survivors SurvivorsIn(const lim_cuda_args &args, int row, int head) {
+    const uint4 *lists = (const uint4 *)args.survivors + ((int64_t)row * args.call.heads + head) * LIM_CUDA_FILTER_LISTS;
     const uint32_t lane = threadIdx.x & 31;
     const uint4    list = __ldcg(lists + lane); /* what is behind the last one is anything */
-    Kept           k;
+    Survivors           k;
     k.items = RoomOf(args, row, head);
     k.lists = __shfl_sync(kAll, list.w, 0);
     const bool there = lane < k.lists;
@@ -43,7 +44,7 @@ static __device__ __forceinline__ Kept KeptIn(const lim_cuda_args &args, int row
 }
 
 /* The warp's turns from `first` on, one for each lane: its first item and how many. */
-static __device__ __forceinline__ uint32_t TurnsFrom(const Kept &k, uint32_t first) {
+static __device__ __forceinline__ uint32_t TurnsFrom(const Survivors &k, uint32_t first) {
     const uint32_t turn = first + (threadIdx.x & 31) * kWarps;
     uint32_t       entry = 0, before = 0;
 #pragma unroll 1
@@ -57,13 +58,13 @@ static __device__ __forceinline__ uint32_t TurnsFrom(const Kept &k, uint32_t fir
 }
 
 /* The lane's item of a turn; nullptr: none. */
-static __device__ __forceinline__ const uint2 *ItemIn(const Kept &k, uint32_t turn) {
+static __device__ __forceinline__ const uint2 *ItemIn(const Survivors &k, uint32_t turn) {
     const uint32_t lane = threadIdx.x & 31;
     return lane < turn >> kTurnShift ? k.items + (turn & ((1u << kTurnShift) - 1)) + lane : nullptr;
 }
 
 /* Adds the items that are not above the bound to r.items; the best and the worst key of the thread's. */
-static __device__ __forceinline__ void CollectKept(const Kept &k, uint64_t bound, uint32_t room, const Ranking &r, uint32_t &best,
+static __device__ __forceinline__ void CollectSurvivors(const Survivors &k, uint64_t bound, uint32_t room, const Ranking &r, uint32_t &best,
                                                    uint32_t &worst, Common &common) {
     constexpr int kEach = 4; /* under way at a time */
     best = kAll;
@@ -101,7 +102,7 @@ struct Found {
     uint32_t count;
     uint32_t best, worst; /* keys of the thread's */
 };
-static __device__ __noinline__ Found FindKept(const Kept k, uint32_t want, uint32_t room, uint8_t *shared, Common &common) {
+static __device__ __noinline__ Found FindSurvivors(const Survivors k, uint32_t want, uint32_t room, uint8_t *shared, Common &common) {
     const Ranking  r = RankingIn(shared, room);
     const uint64_t least = OrderItem(__float_as_uint(k.bound), kAll);
     Found          found = {0, kAll, 0};
@@ -132,7 +133,7 @@ static __device__ __noinline__ Found FindKept(const Kept k, uint32_t want, uint3
         } else {
             __syncthreads();
         }
-        CollectKept(k, bound, room, r, found.best, found.worst, common);
+        CollectSurvivors(k, bound, room, r, found.best, found.worst, common);
         __syncthreads();
         found.count = common.count;
         if (bound == least && found.count <= room) return found;
@@ -143,24 +144,24 @@ static __device__ __noinline__ Found FindKept(const Kept k, uint32_t want, uint3
     }
 }
 
-/* A head's logits, which were not kept, once more, one after another in the head's room. Slow, and hardly ever needed. The
+/* A head's logits, which were not stored, once more, one after another in the head's room. Slow, and hardly ever needed. The
  * sums are in another order than the attention's, so the last bits may differ. */
 static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int row, int head, int n, float *query) {
     const lim_cuda_call &call = args.call;
-    const bool           brain = call.kv_type == LIM_CUDA_BF16;
+    const bool           bf16 = call.kv_type == LIM_CUDA_BF16;
     const int            kv_head = head / args.group;
     __syncthreads();
     for (int d = threadIdx.x; d < call.dim; d += kThreads) {
         const uint8_t *from = (const uint8_t *)call.query.data + row * call.query.row_stride + head * call.query.head_stride;
         const float    v = LoadElement(from, call.query.type, d);
-        query[d] = brain ? __bfloat162float(__float2bfloat16_rn(v)) : __half2float(__float2half_rn(v));
+        query[d] = bf16 ? __bfloat162float(__float2bfloat16_rn(v)) : __half2float(__float2half_rn(v));
     }
     __syncthreads();
     float         *to = (float *)RoomOf(args, row, head);
-    const uint8_t *key = (const uint8_t *)call.key.data + kv_head * call.key.head_stride + row * call.key.page_stride;
+    const Store    key = StoreOf(call, call.key, row, kv_head);
 #pragma unroll 1
     for (int token = threadIdx.x; token < n; token += kThreads) {
-        const uint4 *from = (const uint4 *)(key + token * call.key.token_stride);
+        const uint4 *from = (const uint4 *)SlotAddress(call, key, SlotOf(call, row, token));
         float        sum = 0;
 #pragma unroll 4
         for (int i = 0; i < call.dim / 8; i++) {
@@ -168,7 +169,7 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
             const uint32_t two[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                const float2 k = brain ? __bfloat1622float2(*(const __nv_bfloat162 *)&two[j]) : __half22float2(*(const __half2 *)&two[j]);
+                const float2 k = bf16 ? __bfloat1622float2(*(const __nv_bfloat162 *)&two[j]) : __half22float2(*(const __half2 *)&two[j]);
                 sum = fmaf(k.x, query[i * 8 + j * 2], sum);
                 sum = fmaf(k.y, query[i * 8 + j * 2 + 1], sum);
             }
@@ -181,11 +182,11 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
     return {to, 1};
 }
 
-/* Ranks what was kept, if it fits the registers and is not crowded, at once: buckets by value, in which only those that
+/* Ranks the survivors, if they fit the registers and are not crowded, at once: buckets by value, in which only those that
  * may be of the best `want` are sorted. Calls visit(rank, position); returns how many of the ranks are known, kNone if
  * this is not possible. */
 template <class Visit>
-static __device__ __forceinline__ uint32_t RankKept(const Kept &k, const Ranking &r, uint32_t want, Common &common, Visit visit) {
+static __device__ __forceinline__ uint32_t RankSurvivors(const Survivors &k, const Ranking &r, uint32_t want, Common &common, Visit visit) {
     if (k.turns > kHeldTurns * kWarps || r.sorted == nullptr) return kNone;
     const uint32_t turns = TurnsFrom(k, threadIdx.x / 32);
     float          value[kHeldTurns];

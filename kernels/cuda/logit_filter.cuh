@@ -1,41 +1,41 @@
-/* The attention's side of sieve.h: heads and lanes as in a tile's scores, heads 2t and 2t + 1, tokens g and g + 8.
+/* The attention's side of logit_filter.h: heads and lanes as in a tile's scores, heads 2t and 2t + 1, tokens g and g + 8.
  *
  * The block's warps meet once, for the bounds: each head's is the mean of those that the warps found in their samples. What
  * reaches it waits in each warp's shared memory until there are 32 of a head, and goes to memory in whole lines: single
  * ones cost as much as all logits would. */
-#ifndef LESSISMORE_CUDA_SIEVE_CUH
-#define LESSISMORE_CUDA_SIEVE_CUH
+#ifndef LESSISMORE_CUDA_LOGIT_FILTER_CUH
+#define LESSISMORE_CUDA_LOGIT_FILTER_CUH
 
 #include "mma.cuh"
 #include "order.h"
-#include "sieve.h"
+#include "logit_filter.h"
 #include "warp.cuh"
 
 namespace lessismore {
 
 template <int kWarps>
-struct Sieve {
+struct LogitFilter {
     static constexpr uint32_t kLine = 32;                               /* items that go to memory at once */
-    static constexpr int      kMost = LIM_CUDA_SIEVE_SAMPLES / kWarps / 4 / 32; /* samples of a head for each lane */
+    static constexpr int      kMost = LIM_CUDA_FILTER_SAMPLES / kWarps / 4 / 32; /* samples of a head for each lane */
 
-    /* Of the block: how many items are in the list that grows by lines, from the stretch's begin up, and in that of the
+    /* Of the block: how many items are in the list that grows by lines, from the split's begin up, and in that of the
      * others, from its end down. */
-    struct Kept {
+    struct Survivors {
         uint32_t lines[8], others[8];
         float    found[kWarps][8]; /* by each warp in its samples */
         float    bound[kWarps][8]; /* each warp's own copy of the block's */
     };
 
-    Kept    *kept;
+    Survivors    *survivors;
     float   *samples; /* the warp's: [group, 4 or 8][tiles][16]; then a head's items that wait */
     uint2   *items;   /* of the group's first head */
     uint32_t group, stride; /* elements from head to head */
-    int      begin, end;    /* the stretch */
+    int      begin, end;    /* the split */
     int      from, until;   /* the tokens that the selection chooses among */
     int      warp, lane;
     uint32_t waiting[2]; /* of the lane's heads */
 
-    __device__ __forceinline__ uint32_t Tiles() const { return SieveTiles(group, kWarps); }
+    __device__ __forceinline__ uint32_t Tiles() const { return FilterTiles(group, kWarps); }
     __device__ __forceinline__ float *SamplesOf(uint32_t head) const { return samples + head * Tiles() * 16; }
     __device__ __forceinline__ uint2 *WaitingOf(uint32_t head) const { return (uint2 *)SamplesOf(head); }
     __device__ __forceinline__ bool Chosen(int token) const { return token >= from && token < until; }
@@ -44,8 +44,8 @@ struct Sieve {
     __device__ __forceinline__ void Open() {
         waiting[0] = waiting[1] = 0;
         if (lane < 8) {
-            kept->bound[warp][lane] = lane < group ? -INFINITY : INFINITY;
-            if (warp == 0) kept->lines[lane] = kept->others[lane] = 0;
+            survivors->bound[warp][lane] = lane < group ? -INFINITY : INFINITY;
+            if (warp == 0) survivors->lines[lane] = survivors->others[lane] = 0;
         }
     }
 
@@ -73,7 +73,7 @@ struct Sieve {
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head += 2) { /* two at a time: the searches are all latency */
             uint32_t    key[2][kMost];
-            SieveSearch search[2];
+            FilterSearch search[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 uint32_t lowest = kAll, highest = 0;
@@ -85,45 +85,45 @@ struct Sieve {
                 }
                 lowest = __reduce_min_sync(kAll, lowest);
                 highest = __reduce_max_sync(kAll, highest);
-                search[h] = SieveSearchFrom(lowest, max(lowest, highest));
+                search[h] = FilterSearchFrom(lowest, max(lowest, highest));
             }
 #pragma unroll 1
             while (search[0].bit != 0 || search[1].bit != 0) {
                 uint32_t less[2] = {};
 #pragma unroll
                 for (int i = 0; i < kMost; i++) {
-                    less[0] += key[0][i] < SieveSearchTry(&search[0]);
-                    less[1] += key[1][i] < SieveSearchTry(&search[1]);
+                    less[0] += key[0][i] < FilterSearchTry(&search[0]);
+                    less[1] += key[1][i] < FilterSearchTry(&search[1]);
                 }
                 less[0] = __reduce_add_sync(kAll, less[0]);
                 less[1] = __reduce_add_sync(kAll, less[1]);
-                SieveSearchNext(&search[0], less[0] < rank);
-                SieveSearchNext(&search[1], less[1] < rank);
+                FilterSearchNext(&search[0], less[0] < rank);
+                FilterSearchNext(&search[1], less[1] < rank);
             }
             if (lane < 2) {
-                const uint32_t last = lane == 0 ? SieveSearchEnd(&search[0]) : SieveSearchEnd(&search[1]);
-                kept->found[warp][head + lane] = last >= 0xff800000u ? -INFINITY : __uint_as_float(OrderBits(last)); /* all but NaN */
+                const uint32_t last = lane == 0 ? FilterSearchEnd(&search[0]) : FilterSearchEnd(&search[1]);
+                survivors->found[warp][head + lane] = last >= 0xff800000u ? -INFINITY : __uint_as_float(OrderBits(last)); /* all but NaN */
             }
         }
         asm volatile("bar.sync 2, %0;" ::"n"(kWarps * 32) : "memory");
         if (lane < group) {
             float mean = 0;
 #pragma unroll
-            for (int w = 0; w < kWarps; w++) mean += kept->found[w][lane] * (1.0f / kWarps);
+            for (int w = 0; w < kWarps; w++) mean += survivors->found[w][lane] * (1.0f / kWarps);
             if (mean != mean) mean = INFINITY; /* of infinite ones of both signs */
-            kept->bound[warp][lane] = mean;
+            survivors->bound[warp][lane] = mean;
         }
         __syncwarp();
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head++) {
-            const uint32_t last = OrderKey(__float_as_uint(kept->bound[warp][head]));
+            const uint32_t last = OrderKey(__float_as_uint(survivors->bound[warp][head]));
             uint32_t       key[kMost], own = 0;
 #pragma unroll
             for (int i = 0; i < kMost; i++) {
                 key[i] = SampleKey(head, lane + i * 32);
                 own += key[i] <= last;
             }
-            uint32_t to = TakeRoom(kept->others[head], own, lane);
+            uint32_t to = TakeRoom(survivors->others[head], own, lane);
             uint2   *list = items + (size_t)head * stride + end - 1;
 #pragma unroll
             for (int i = 0; i < kMost; i++) {
@@ -144,7 +144,7 @@ struct Sieve {
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             const uint32_t head = (lane & 3) * 2 + c;
-            const float    bound = kept->bound[warp][head];
+            const float    bound = survivors->bound[warp][head];
             const uint32_t low = __ballot_sync(kAll, x[c] >= bound && Chosen(mine)), high = __ballot_sync(kAll, x[c + 2] >= bound && Chosen(mine + 8));
             const uint32_t half = waiting[c] + __popc(low & own);
             uint2         *list = WaitingOf(head);
@@ -170,7 +170,7 @@ struct Sieve {
             uint2         *list = WaitingOf(head);
             const uint2    item = list[lane], next = kLine + lane < count ? list[kLine + lane] : uint2{0, 0};
             uint32_t       to = 0;
-            if (lane == 0) to = atomicAdd(&kept->lines[head], kLine);
+            if (lane == 0) to = atomicAdd(&survivors->lines[head], kLine);
             to = __shfl_sync(kAll, to, 0);
             StoreToStay(items + (size_t)head * stride + begin + to + lane, item);
             if (kLine + lane < count) list[lane] = next;
@@ -178,13 +178,13 @@ struct Sieve {
         __syncwarp();
     }
 
-    /* What still waits at the end of the stretch. */
+    /* What still waits at the end of the split. */
     __device__ __forceinline__ void SendRest(uint32_t even, uint32_t odd) const {
         __syncwarp();
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head++) {
             const uint32_t count = __shfl_sync(kAll, head & 1 ? odd : even, head >> 1);
-            const uint32_t to = TakeRoom(kept->others[head], lane < count ? 1 : 0, lane);
+            const uint32_t to = TakeRoom(survivors->others[head], lane < count ? 1 : 0, lane);
             if (lane < count) items[(size_t)head * stride + end - 1 - to] = WaitingOf(head)[lane];
         }
     }
