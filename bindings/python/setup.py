@@ -32,7 +32,7 @@ def version() -> str:
 
 def same_version() -> None:
     """The package's, the header's and the library's version are one."""
-    for name, pattern in (("include/lessismore.h", r'LIM_VERSION_STRING "(.+)"'), ("plugin/version.go", r'Version = "(.+)"')):
+    for name, pattern in (("include/lessismore.h", r'LIM_VERSION_STRING +"(.+)"'), ("plugin/version.go", r'Version = "(.+)"')):
         stated = re.search(pattern, (ROOT / name).read_text())[1]
         if stated != version():
             raise SystemExit(f"{name} states version {stated}, the package {version()}")

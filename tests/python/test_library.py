@@ -30,9 +30,9 @@ def run(root, code, **environment):
 
 
 def test_versions_agree(header):
-    numbers = [re.search(rf"#define LIM_VERSION_{part} (\d+)", header)[1] for part in ("MAJOR", "MINOR", "PATCH")]
+    numbers = [re.search(rf"#define LIM_VERSION_{part} +(\d+)", header)[1] for part in ("MAJOR", "MINOR", "PATCH")]
     assert ".".join(numbers) == lessismore.__version__
-    assert re.search(r'#define LIM_VERSION_STRING "(.*)"', header)[1] == lessismore.__version__
+    assert re.search(r'#define LIM_VERSION_STRING +"(.*)"', header)[1] == lessismore.__version__
 
 
 def test_status_codes_agree(header):
