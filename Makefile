@@ -23,7 +23,6 @@ VENV := $(LESSISMORE_CACHE)/venv/bin/python
 # nothing reads.
 ARCHIVES = $(wildcard $(BUILD)/cmake/lib/*.a)
 LDFLAGS  = -X main.archives=$(shell cat $(ARCHIVES) | sha256sum | cut -c1-16)
-EXPORTS := $(CURDIR)/capi/exports.map
 
 .PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-ggml test-python test-hosts test-accuracy hosts demo bench clean
 
@@ -38,16 +37,8 @@ kernels: deps
 
 library: kernels
 	@toolkit=$$(scripts/cuda-toolchain.sh $(CUDA)) || exit 1; \
-	tags=netgo,osusergo; \
-	if [ -n "$$toolkit" ]; then \
-	  $(MAKE) --no-print-directory $(CUDA_BUILD)/kernels.fatbin && $(EMBED) || exit 1; \
-	  tags=$$tags,cuda; export CGO_CFLAGS="$(CUDA_CFLAGS) -I$$toolkit/include"; \
-	fi; \
-	set -x; \
-	go build -trimpath -buildmode=c-shared -tags $$tags \
-	  -ldflags="-s -w $(LDFLAGS) '-extldflags=-Wl,--version-script=$(EXPORTS),--as-needed -static-libgcc'" \
-	  -o $(LIBRARY) ./capi
-	@rm -f $(BUILD)/liblessismore.h
+	if [ -n "$$toolkit" ]; then $(MAKE) --no-print-directory $(CUDA_BUILD)/kernels.fatbin && $(EMBED) || exit 1; fi; \
+	scripts/library.sh --build=$(BUILD) $${toolkit:+--cuda="$$toolkit/include"}
 
 test: test-kernels test-neon test-go test-cuda test-abi test-ggml test-python test-hosts test-accuracy
 
