@@ -7,6 +7,9 @@
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
 # make gpu-test, make gpu-bench, make gpu-decode   on a machine with a GPU, torch, transformers and gcc, after make library
 #              cuda (there or elsewhere: no Go is needed)
+# make wheels  build/dist: wheels for manylinux_2_28, x86_64 and aarch64, and the source distribution
+# make wheels-test   tries them on old and new systems of both architectures: docs/platforms.md
+# make dist    build/dist: the library as a file, for people without Python
 # make clean
 
 BUILD   := build
@@ -24,7 +27,7 @@ VENV := $(LESSISMORE_CACHE)/venv/bin/python
 ARCHIVES = $(wildcard $(BUILD)/cmake/lib/*.a)
 LDFLAGS  = -X main.archives=$(shell cat $(ARCHIVES) | sha256sum | cut -c1-16)
 
-.PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-ggml test-python test-hosts test-accuracy hosts demo bench clean
+.PHONY: build deps kernels library test test-kernels test-neon test-go test-abi test-dist test-ggml test-python test-hosts test-accuracy hosts demo bench clean
 
 build: library
 
@@ -40,7 +43,7 @@ library: kernels
 	if [ -n "$$toolkit" ]; then $(MAKE) --no-print-directory $(CUDA_BUILD)/kernels.fatbin && $(EMBED) || exit 1; fi; \
 	scripts/library.sh --build=$(BUILD) $${toolkit:+--cuda="$$toolkit/include"}
 
-test: test-kernels test-neon test-go test-cuda test-abi test-ggml test-python test-hosts test-accuracy
+test: test-kernels test-neon test-go test-cuda test-abi test-dist test-ggml test-python test-hosts test-accuracy
 
 test-kernels: kernels
 	ctest --test-dir $(BUILD)/cmake --output-on-failure
@@ -55,6 +58,9 @@ test-go: kernels
 
 test-abi: library
 	tests/abi/run.sh
+
+test-dist: library
+	tests/dist/run.sh
 
 test-ggml: library
 	tests/ggml/run.sh
@@ -141,3 +147,23 @@ SANITIZE := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 
 gpu-sanitize:
 	set -e; for test in kernels sieve probe library; do $(SANITIZE) memcheck --report-api-errors no $(PYTHON) tests/gpu/test_$$test.py --quick; done
 	set -e; for test in kernels sieve probe; do $(SANITIZE) racecheck --kernel-name kns=lim_ $(PYTHON) tests/gpu/test_$$test.py --quick; done
+
+# ---- Release ----
+# For other systems than this one: one library per architecture, built by a compiler from PyPI for glibc 2.28.
+ARCHS := x86_64 aarch64
+
+.PHONY: release-libraries wheels wheels-test dist
+
+release-libraries: deps
+	@toolkit=$$(scripts/cuda-toolchain.sh 1) && \
+	$(MAKE) --no-print-directory $(CUDA_BUILD)/kernels.fatbin && $(EMBED) && \
+	for arch in $(ARCHS); do scripts/library.sh --build=$(BUILD)/wheels/$$arch --arch=$$arch --cuda="$$toolkit/include" || exit 1; done
+
+wheels: release-libraries
+	scripts/wheels.sh $(ARCHS)
+
+dist: release-libraries
+	@for arch in $(ARCHS); do scripts/dist.sh $(BUILD)/wheels/$$arch/liblessismore.so $$arch $(BUILD)/dist || exit 1; done
+
+wheels-test: wheels
+	$(PYTHON) tests/platforms/run.py --table docs/platforms.md

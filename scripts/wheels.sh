@@ -1,12 +1,10 @@
 #!/bin/sh
-# Builds the wheels and the source distribution into build/dist: the same bytes from the same commit, wherever it is.
-# Usage: scripts/wheels.sh CUDA_INCLUDE ARCH…; the CUDA kernels' machine code is in its place.
+# Packs the libraries that `make release-libraries` built into wheels, and the source distribution beside them, into
+# build/dist: the same bytes from the same commit, wherever the checkout lies. Checks both. Usage: scripts/wheels.sh ARCH…
 set -eu
 cd "$(dirname "$0")/.."
 umask 022
 
-include=$1
-shift
 out=$PWD/build/dist
 largest=$((12 * 1024 * 1024))
 requirements=scripts/release-requirements.txt
@@ -17,7 +15,6 @@ mkdir -p "$out"
 rm -f "$out"/*.whl "$out"/lessismore-*.tar.gz
 
 for arch; do
-    scripts/library.sh --build="build/wheels/$arch" --arch="$arch" --cuda="$include"
     LESSISMORE_LIBRARY="$PWD/build/wheels/$arch/liblessismore.so" \
         python3 -m build --wheel --no-isolation --outdir "$out" bindings/python >build/wheels/$arch/wheel.log ||
         { cat build/wheels/$arch/wheel.log >&2; exit 1; }
