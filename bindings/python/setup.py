@@ -36,16 +36,11 @@ SOURCES = (
 ).split()
 
 
-def version() -> str:
-    return re.search(r'"(.+)"', (HERE / "lessismore" / "_version.py").read_text())[1]
-
-
 def same_version() -> None:
     """The package's, the header's and the library's version are one."""
-    for name, pattern in (("include/lessismore.h", r'LIM_VERSION_STRING "(.+)"'), ("plugin/version.go", r'Version = "(.+)"')):
-        stated = re.search(pattern, (ROOT / name).read_text())[1]
-        if stated != version():
-            raise SystemExit(f"{name} states version {stated}, the package {version()}")
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "version.py"], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.strip())
 
 
 def require(*tools: str) -> None:
@@ -87,7 +82,6 @@ def cuda_headers() -> "list[pathlib.Path]":
 
 def from_source() -> pathlib.Path:
     """The library, built from a source distribution in a scratch folder."""
-    same_version()
     require("go", "cmake", os.environ.get("CXX", "c++"))
     copy = pathlib.Path(scratch) / "source"
     if not copy.exists():
@@ -142,11 +136,11 @@ class Sdist(sdist):
 
     def make_release_tree(self, base_dir, files):
         super().make_release_tree(base_dir, files)
-        same_version()
         target = pathlib.Path(base_dir) / "source"
         if ROOT == SOURCE:
             shutil.copytree(SOURCE, target)
             return
+        same_version()
         require("git")
         kernels = pathlib.Path("plugin/internal/cuda/kernels.fatbin")
         if not (ROOT / kernels).exists():
