@@ -50,13 +50,13 @@ cmake --build "$build/cmake" -j "$(nproc)"
 
 if [ -n "$cuda" ]; then
     tags=$tags,cuda
-    export CGO_CFLAGS="-O2 -g -I$PWD/plugin/internal/cudrv/include -I$cuda"
+    export CGO_CFLAGS="-O2 -g '-I$PWD/plugin/internal/cudrv/include' '-I$cuda'"
 fi
-[ "$build" = "$PWD/build" ] || export CGO_LDFLAGS="-L$build/cmake/lib" # found before what the sources name
+[ "$build" = "$PWD/build" ] || export CGO_LDFLAGS="'-L$build/cmake/lib'" # found before what the sources name
 # The archives are not among what Go's build cache looks at: their hash is, in a variable that nothing reads.
 archives=$(cat "$build"/cmake/lib/*.a | sha256sum | cut -c1-16)
 set -x
 go build -trimpath -buildvcs=false -buildmode=c-shared -tags "$tags" \
-    -ldflags="-s -w -buildid= -B none -X main.archives=$archives '-extldflags=-Wl,--version-script=$PWD/capi/exports.map,--as-needed -static-libgcc'" \
+    -ldflags="-s -w -buildid= -B none -X main.archives=$archives '-extldflags=\"-Wl,--version-script=$PWD/capi/exports.map,--as-needed\" -static-libgcc'" \
     -o "$build/liblessismore.so" ./capi
 rm -f "$build/liblessismore.h"
