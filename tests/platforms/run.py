@@ -52,20 +52,29 @@ class System:
     suite: str
     machine: str
     python: str
-    node: bool = False  # its glibc is new enough for node-llama-cpp's binaries, which need 2.34
+    packages: tuple = ()
+    kind: str = ""  # of several with one suite
     rows: list = field(default_factory=list)
+    glibc: str = ""
 
     @property
     def folder(self) -> pathlib.Path:
-        return install.cache_dir().parent / "systems" / f"{self.suite}-{DEB[self.machine]}"
+        return install.cache_dir().parent / "systems" / f"{self.suite}-{DEB[self.machine]}{self.kind}"
+
+    @property
+    def node(self) -> bool:
+        """Its glibc is new enough for node-llama-cpp's binaries, which need 2.34."""
+        return "nodejs" in self.packages
 
 
+HOST = ("nodejs", "libstdc++6", "libgomp1")
 SYSTEMS = [
     System("Debian 11", "bullseye", "x86_64", "3.9"),
-    System("Debian 13", "trixie", "x86_64", "3.13", node=True),
+    System("Debian 13", "trixie", "x86_64", "3.13", HOST),
     System("Debian 11", "bullseye", "aarch64", "3.9"),
-    System("Debian 13", "trixie", "aarch64", "3.13", node=True),
+    System("Debian 13", "trixie", "aarch64", "3.13", HOST),
 ]
+COMPILERS = System("Debian 13", "trixie", platform.machine(), "3.13", ("python3-pip", "g++", "golang-go"), "-source")
 SHORT = (0, 3)
 
 
@@ -113,7 +122,7 @@ def make(system: System) -> None:
     """The system's folder, unless it is there. Packages are unpacked and not set up: nothing of it runs here."""
     if (system.folder / "lessismore.stamp").exists():
         return
-    packages = ["python3", "dash", "coreutils", "libstdc++6"] + (["nodejs", "libgomp1"] if system.node else [])
+    packages = ["python3", "dash", "coreutils", *system.packages]
     system.folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(system.folder, ignore_errors=True)
     run(
@@ -229,7 +238,7 @@ def attempt(system: System, wheel: pathlib.Path) -> None:
             return "right"
 
         def driver() -> str:
-            code = "import lessismore; e = lessismore.Engine(3); lessismore.Batch(e, capacity=64, heads=4, kv_heads=2, head_dim=64, max_rows=1)"
+            code = "import lessismore; lessismore.Engine(4).batch(1, 4096, 4, 2, 64)"
             try:
                 inside("python3", "-c", code)
             except RuntimeError as e:
@@ -254,14 +263,53 @@ def attempt(system: System, wheel: pathlib.Path) -> None:
             system.rows.append((name, "", f"not possible: its binaries need glibc 2.34, this is {system.glibc}", True))
 
 
-def musl_row(wheel: pathlib.Path) -> tuple:
-    """musl's own loader, given the wheel's library as a program would preload it: it must say what it lacks."""
+def build(system: System, source: pathlib.Path) -> None:
+    """pip, given the source distribution where there is Go and a C++ compiler and nothing else; fills in the rows."""
+    with tempfile.TemporaryDirectory(prefix="lessismore-try-") as folder:
+        trial = pathlib.Path(folder)
+        trial.chmod(0o755)
+        make(system)
+        shutil.copy(source, trial)
+        for path in ("resolv.conf", "ssl"):  # the package indexes are asked from in there
+            target = system.folder / "etc" / path
+            if not target.exists():
+                (shutil.copytree if path == "ssl" else shutil.copy)(f"/etc/{path}", target)
+        inside = Inside(system, trial)
+        system.glibc = inside("python3", "-c", "import platform; print(platform.libc_ver()[1])").strip()
+        outside = {k: v for k, v in os.environ.items() if k.startswith(("PIP_", "GOPROXY", "GONO", "GOSUMDB", "SSL_")) or k.lower().endswith("_proxy")}
+        outside.pop("PIP_FIND_LINKS", None)
+        code = (
+            "import lessismore, numpy; e = lessismore.Engine(1, n_threads=1); s = e.sequence(); k = numpy.ones((9, 1, 32), 'f');"
+            "print(bool((s.attend(0, k[0], k, k * 3) == 3).all()), lessismore.library_path())"
+        )
+        try:
+            for tool in ("make", "cmake", "nvcc", "ninja"):
+                if any((system.folder / d / tool).exists() for d in ("usr/bin", "usr/local/bin")):
+                    raise RuntimeError(f"{tool} is there")
+            inside("python3", "-m", "pip", "install", "--quiet", "--target", "/try/site", f"/try/{source.name}", timeout=3000, **outside)
+            right, path = inside("python3", "-c", code).split()
+            if right != "True" or path != "/try/site/lessismore/liblessismore.so":
+                raise RuntimeError(f"attention right: {right}; library {path}")
+            engines = "both engines" if b"no usable CUDA driver" in (trial / "site" / "lessismore" / "liblessismore.so").read_bytes() else "the CPU engine"
+            result, good = f"built with {engines}, right", True
+        except Exception as e:  # noqa: BLE001 (the table says which)
+            result, good = str(e), False
+        what = "`pip install lessismore-*.tar.gz` with Go, g++ and no make, CMake or CUDA"
+        print(f"{system.name} {system.machine}: {what}: {result}", flush=True)
+        system.rows.append(("", what, result, good))
+
+
+def loader(wheel: pathlib.Path) -> System:
+    """musl's own loader, given the wheel's library: it must refuse with a text."""
     with tempfile.TemporaryDirectory() as folder:
         run([sys.executable, "-m", "zipfile", "-e", wheel, folder])
         library = pathlib.Path(folder, "lessismore", "liblessismore.so")
         done = subprocess.run([musl(), "--list", library], capture_output=True, text=True)
-    said = (done.stderr + done.stdout).strip().splitlines()
-    return done.returncode != 0, said[0] if said else "nothing"
+    said = (done.stderr + done.stdout).replace(str(library), "liblessismore.so").strip().splitlines()
+    system = System("musl", "", platform.machine(), "", glibc="none")
+    good = done.returncode != 0 and bool(said) and said[0].startswith("Error loading shared library ld-linux")
+    system.rows.append(("", "its loader, given the library", said[0] if said else "nothing said", good))
+    return system
 
 
 def table(systems: list[System]) -> str:
@@ -291,6 +339,12 @@ def main() -> int:
     with Emulation():
         for system in systems:
             attempt(system, wheels[system.machine])
+    if not options.short:
+        (source,) = options.wheels.glob("lessismore-*.tar.gz")
+        build(COMPILERS, source)
+        systems = [*systems, COMPILERS]
+    if platform.machine() in wheels:
+        systems = [*systems, loader(wheels[platform.machine()])]
     text = table(systems)
     print(text)
     if options.table:
