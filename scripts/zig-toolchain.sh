@@ -16,8 +16,16 @@ esac
 zig="$("$(dirname "$0")/from-pypi.sh" "zig-$version" "ziglang==$version")/ziglang/zig"
 tools="${XDG_CACHE_HOME:-$HOME/.cache}/lessismore/zig-$version-tools/$arch-$glibc"
 mkdir -p "$tools"
+# Go's binding for CUDA asks for this machine's own headers and libraries by name: they are left out.
 write() { # NAME COMMAND: whole or not at all, and not anew where nothing changed (CMake would build again)
-    printf '#!/bin/sh\nexec "%s" %s "$@"\n' "$zig" "$2" >"$tools/.$1.$$"
+    cat >"$tools/.$1.$$" <<END
+#!/bin/sh
+for argument; do
+    shift
+    case "\$argument" in -I/usr/include | -L/usr/lib/*) ;; *) set -- "\$@" "\$argument" ;; esac
+done
+exec "$zig" $2 "\$@"
+END
     chmod +x "$tools/.$1.$$"
     if cmp -s "$tools/.$1.$$" "$tools/$1"; then rm "$tools/.$1.$$"; else mv "$tools/.$1.$$" "$tools/$1"; fi
 }

@@ -171,6 +171,11 @@ def put(system: System, wheel: pathlib.Path, trial: pathlib.Path) -> None:
         + [f"--platform={tag}" for tag in tags] + ["--target", trial / "site", wheel]
     )  # fmt: skip
     shutil.copy(ROOT / "bindings" / "python" / "examples" / "with_numpy.py", trial)
+    compiler = pathlib.Path(run([ROOT / "scripts" / "zig-toolchain.sh", system.machine]).strip()) / "cc"
+    library = trial / "site" / "lessismore" / "liblessismore.so"
+    options = ["-O1", "-std=c11", "-D_POSIX_C_SOURCE=200809L", f"-I{ROOT / 'include'}", "-pthread"]
+    run([compiler, *options, ROOT / "tests" / "abi" / "batch.c", "-o", trial / "batch", f"-L{library.parent}", "-llessismore"])
+    run([compiler, "-O1", "-shared", "-fPIC", ROOT / "tests" / "gpu" / "standin" / "standin.c", "-o", trial / "libcuda.so.1", "-lpthread"])
     if system.node:
         arch = NODE[system.machine]
         wanted = {"node-llama-cpp": install.NODE_LLAMA_CPP, f"@node-llama-cpp/{arch}": install.NODE_LLAMA_CPP}
@@ -247,6 +252,14 @@ def attempt(system: System, wheel: pathlib.Path) -> None:
                 raise
             raise RuntimeError("a batch was made without a driver")
 
+        def standin() -> str:
+            log = "/try/driver.log"
+            driver = {"LESSISMORE_LIBCUDA": "/try/libcuda.so.1", "LIM_STANDIN_LOG": log, "LD_LIBRARY_PATH": "/try/site/lessismore"}
+            out = inside("/try/batch", "standin", log, **driver).strip()
+            if not re.fullmatch(r"batch +[1-9]\d* checks, 0 failed", out):
+                raise RuntimeError(out)
+            return out.removeprefix("batch").strip()
+
         def host() -> str:
             solve(inside, None)
             total = solve(inside, library)
@@ -256,6 +269,7 @@ def attempt(system: System, wheel: pathlib.Path) -> None:
         step("", "`lessismore doctor`", doctor)
         step("numpy", "`with_numpy.py`", example)
         step("", "CUDA engine without a driver", driver)
+        step("", "CUDA engine with the stand-in driver, from C", standin)
         name = f"node-llama-cpp {install.NODE_LLAMA_CPP}"
         if system.node:
             step(name, "a problem of the reasoner, with and without the library", host)
