@@ -57,6 +57,6 @@ fi
 archives=$(cat "$build"/cmake/lib/*.a | sha256sum | cut -c1-16)
 set -x
 go build -trimpath -buildvcs=false -buildmode=c-shared -tags "$tags" \
-    -ldflags="-s -w -buildid= -B none -X main.archives=$archives '-extldflags=\"-Wl,--version-script=$PWD/capi/exports.map,--as-needed\" -static-libgcc'" \
+    -ldflags="-s -w -buildid= -B none -X main.archives=$archives '-extldflags=\"-Wl,--version-script=$PWD/capi/exports.map,--as-needed,-soname,liblessismore.so\" -static-libgcc'" \
     -o "$build/liblessismore.so" ./capi
 rm -f "$build/liblessismore.h"

@@ -4,7 +4,7 @@ if(NOT TARGET lessismore::lessismore)
   add_library(lessismore::lessismore SHARED IMPORTED)
   set_target_properties(lessismore::lessismore PROPERTIES
     IMPORTED_LOCATION "${_lessismore}/lib/liblessismore.so"
-    IMPORTED_NO_SONAME TRUE
+    IMPORTED_SONAME liblessismore.so
     INTERFACE_INCLUDE_DIRECTORIES "${_lessismore}/include")
 endif()
 unset(_lessismore)

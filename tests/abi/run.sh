@@ -8,6 +8,8 @@ library=${LESSISMORE_LIBRARY:-$root/build/liblessismore.so}
 build=${BUILD:-$root/build/abi}
 flags="-O1 -g -Wall -Wextra -Wpedantic -Werror -I$root/include"
 mkdir -p "$build"
+LD_LIBRARY_PATH=$(cd "$(dirname "$library")" && pwd)
+export LD_LIBRARY_PATH
 
 ${CXX:-c++} -std=c++11 $flags "$here/header.cc" "$library" -o "$build/header"
 "$build/header"

@@ -3,6 +3,7 @@
 
     tests/platforms/run.py                     every system
     tests/platforms/run.py --short             one old system, one emulated architecture: what CI runs
+    tests/platforms/run.py --only "Debian 13"  some
     tests/platforms/run.py --table FILE        the table, between its marks in FILE
 
 The folders hold what Debian's packages of the release hold, unpacked by mmdebstrap; another architecture than this
@@ -339,10 +340,12 @@ def table(systems: list[System]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--only", help="systems whose name and architecture match this regular expression")
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--wheels", type=pathlib.Path, default=ROOT / "build" / "dist")
     options = parser.parse_args()
     systems = [SYSTEMS[i] for i in SHORT] if options.short else SYSTEMS
+    systems = [s for s in systems if re.search(options.only or "", f"{s.name} {s.machine}")]
     wheels = {}
     for system in systems:
         found = list(options.wheels.glob(f"lessismore-*_{system.machine}.whl"))
@@ -353,7 +356,7 @@ def main() -> int:
     with Emulation():
         for system in systems:
             attempt(system, wheels[system.machine])
-    if not options.short:
+    if not (options.short or options.only):
         (source,) = options.wheels.glob("lessismore-*.tar.gz")
         build(COMPILERS, source)
         systems = [*systems, COMPILERS]
