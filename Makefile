@@ -8,7 +8,7 @@
 # make gpu-test, make gpu-bench, make gpu-decode   on a machine with a GPU, torch, transformers and gcc, after make library
 #              cuda (there or elsewhere: no Go is needed)
 # make wheels  build/dist: wheels for manylinux_2_28, x86_64 and aarch64, and the source distribution
-# make wheels-test   tries them on old and new systems of both architectures: docs/platforms.md
+# make wheels-test   tries them on old and new systems of both architectures: docs/platforms.md; SHORT=1: on two of them
 # make dist    build/dist: the library as a file, for people without Python
 # make clean
 
@@ -166,4 +166,4 @@ dist: release-libraries
 	@for arch in $(ARCHS); do scripts/dist.sh $(BUILD)/wheels/$$arch/liblessismore.so $$arch $(BUILD)/dist || exit 1; done
 
 wheels-test: wheels
-	$(PYTHON) tests/platforms/run.py --table docs/platforms.md
+	$(PYTHON) tests/platforms/run.py $(if $(SHORT),--short,--table docs/platforms.md)

@@ -28,7 +28,7 @@ set -- -DCMAKE_BUILD_TYPE=Release
 if [ -n "$arch" ]; then
     tools=$(scripts/zig-toolchain.sh "$arch")
     export CC="$tools/cc" CXX="$tools/c++" AR="$tools/ar"
-    export ZIG_GLOBAL_CACHE_DIR="${tools%/*}/cache" CGO_ENABLED=1 GOOS=linux
+    export CGO_ENABLED=1 GOOS=linux
     case "$arch" in
     x86_64) export GOARCH=amd64 GOAMD64=v1 ;;
     aarch64) export GOARCH=arm64 GOARM64=v8.0 ;;

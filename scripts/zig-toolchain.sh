@@ -24,7 +24,7 @@ for argument; do
     shift
     case "\$argument" in -I/usr/include | -L/usr/lib/*) ;; *) set -- "\$@" "\$argument" ;; esac
 done
-exec "$zig" $2 "\$@"
+ZIG_GLOBAL_CACHE_DIR="${tools%/*}/cache" exec "$zig" $2 "\$@"
 END
     chmod +x "$tools/.$1.$$"
     if cmp -s "$tools/.$1.$$" "$tools/$1"; then rm "$tools/.$1.$$"; else mv "$tools/.$1.$$" "$tools/$1"; fi

@@ -285,14 +285,14 @@ def build(system: System, source: pathlib.Path) -> None:
         trial.chmod(0o755)
         make(system)
         shutil.copy(source, trial)
-        for path in ("resolv.conf", "ssl"):  # the package indexes are asked from in there
-            target = system.folder / "etc" / path
-            if not target.exists():
-                (shutil.copytree if path == "ssl" else shutil.copy)(f"/etc/{path}", target)
+        for name in ("resolv.conf", "ssl/certs/ca-certificates.crt"):  # the package indexes are asked from in there
+            target = system.folder / "etc" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(f"/etc/{name}", target)
         inside = Inside(system, trial)
         system.glibc = inside("python3", "-c", "import platform; print(platform.libc_ver()[1])").strip()
-        outside = {k: v for k, v in os.environ.items() if k.startswith(("PIP_", "GOPROXY", "GONO", "GOSUMDB", "SSL_")) or k.lower().endswith("_proxy")}
-        outside.pop("PIP_FIND_LINKS", None)
+        indexes = ("PIP_INDEX_URL", "GOPROXY", "GONOSUMDB", "GOSUMDB")
+        outside = {k: v for k, v in os.environ.items() if k in indexes or k.lower().endswith("_proxy")}
         code = (
             "import lessismore, numpy; e = lessismore.Engine(1, n_threads=1); s = e.sequence(); k = numpy.ones((9, 1, 32), 'f');"
             "print(bool((s.attend(0, k[0], k, k * 3) == 3).all()), lessismore.library_path())"
