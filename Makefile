@@ -38,7 +38,7 @@ kernels: deps
 	@cmake -S . -B $(BUILD)/cmake -DCMAKE_BUILD_TYPE=Release >/dev/null
 	@cmake --build $(BUILD)/cmake -j $(JOBS)
 
-library: kernels
+library: deps
 	@toolkit=$$(scripts/cuda-toolchain.sh $(CUDA)) || exit 1; \
 	if [ -n "$$toolkit" ]; then $(MAKE) --no-print-directory $(CUDA_BUILD)/kernels.fatbin && $(EMBED) || exit 1; fi; \
 	scripts/library.sh --build=$(BUILD) $${toolkit:+--cuda="$$toolkit/include"}

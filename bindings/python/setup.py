@@ -82,7 +82,10 @@ def cuda_headers() -> "list[pathlib.Path]":
 
 def from_source() -> pathlib.Path:
     """The library, built from a source distribution in a scratch folder."""
-    require("go", "cmake", os.environ.get("CXX", "c++"))
+    require("go", "cmake")
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
+    if not any(map(shutil.which, compilers)):
+        raise SystemExit(f"a C++ compiler is needed to build the library, and none of {', '.join(compilers)} is in PATH")
     copy = pathlib.Path(scratch) / "source"
     if not copy.exists():
         shutil.copytree(SOURCE, copy)
