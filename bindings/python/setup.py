@@ -154,7 +154,7 @@ class Sdist(sdist):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, target / name)
         highway = pathlib.Path(os.environ.get("HIGHWAY", "/usr/include")) / "hwy"
-        for path in [*highway.glob("*.h"), *highway.glob("ops/*.h")]:
+        for path in (p for p in highway.rglob("*.h") if "tests" not in p.relative_to(highway).parts):
             copy = target / "third_party" / "hwy" / path.relative_to(highway)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
