@@ -60,8 +60,8 @@ def test_name_and_contents(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
         library = z.read("lessismore/liblessismore.so")
-    assert {"lessismore/py.typed", "lessismore/cli/bench.py", "lessismore/compare/table.py", "lessismore/cli/report.css", "lessismore/cli/report.js", "lessismore/LICENSE", "lessismore/THIRD_PARTY_LICENSES"} <= set(names)
         metadata = z.read(f"lessismore-{lessismore.__version__}.dist-info/METADATA").decode()
+    assert {"lessismore/py.typed", "lessismore/cli/bench.py", "lessismore/compare/table.py", "lessismore/cli/report.css", "lessismore/cli/report.js", "lessismore/LICENSE", "lessismore/THIRD_PARTY_LICENSES"} <= set(names)
     needed = {(int(a), int(b)) for a, b in re.findall(rb"\0GLIBC_(\d+)\.(\d+)(?=[.\0])", library)}
     assert max(needed) <= (major, minor)
     for line in ("License-Expression: Apache-2.0", "Requires-Python: >=3.9", "Description-Content-Type: text/markdown"):
@@ -94,7 +94,8 @@ def test_musl_is_told_what_is_missing(tmp_path):
                     "sysconfig.get_config_var = lambda name: musl if name == 'SOABI' else known(name)\n")  # fmt: skip
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'bindings' / 'python'}", "LESSISMORE_LIBRARY": str(broken)}
+    path = [str(tmp_path), str(ROOT / "bindings" / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "LESSISMORE_LIBRARY": str(broken)}
     done = subprocess.run([sys.executable, "-m", "lessismore", "doctor", "--quick"], env=env, capture_output=True, text=True)
     assert "it needs glibc, and this Python is built for musl" in done.stdout, done.stdout + done.stderr
     done = subprocess.run([sys.executable, "setup.py", "-q", "bdist_wheel", "-d", tmp_path], cwd=ROOT / "bindings" / "python", env=env,
