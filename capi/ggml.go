@@ -2,7 +2,9 @@ package main
 
 /*
 #cgo CFLAGS: -I${SRCDIR}/../kernels/cpu -I${SRCDIR}/../bindings/ggml
-#cgo LDFLAGS: -L${SRCDIR}/../build/cmake/lib -llim_ggml -llim_cpu -l:libstdc++.a -ldl -lm -lpthread
+#cgo LDFLAGS: -L${SRCDIR}/../build/cmake/lib -llim_ggml -llim_cpu -ldl -lm -lpthread
+#cgo !libcxx LDFLAGS: -l:libstdc++.a
+#cgo libcxx LDFLAGS: -lc++
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include "hook.h"

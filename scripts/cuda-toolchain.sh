@@ -22,21 +22,6 @@ x86_64) ;;
 *) [ "${1:-1}" = 1 ] || sorry "this machine is a $(uname -m), where it is not tested (CUDA=1 tries)" ;;
 esac
 version=13.0.2
-base="${XDG_CACHE_HOME:-$HOME/.cache}/lessismore"
-toolkit="$base/cuda-$version"
-if [ ! -x "$toolkit/nvidia/cu13/bin/nvcc" ]; then
-    echo "installing CUDA's compiler $version into $toolkit" >&2
-    mkdir -p "$base"
-    partial="$toolkit.partial.$$"
-    trap 'rm -rf "$partial" "$partial.venv"' EXIT
-    python=python3
-    if ! python3 -m pip --version >/dev/null 2>&1; then
-        python3 -m venv "$partial.venv" >&2 || sorry "python3 has neither pip nor venv"
-        python="$partial.venv/bin/python"
-    fi
-    "$python" -m pip install --quiet --no-compile --disable-pip-version-check --root-user-action=ignore --target "$partial" \
-        "cuda-toolkit[nvcc,nvvm,crt,cccl,cudart]==$version" >&2 || sorry "its compiler could not be installed"
-    rm -rf "$toolkit"
-    mv "$partial" "$toolkit"
-fi
+toolkit=$("$(dirname "$0")/from-pypi.sh" "cuda-$version" "cuda-toolkit[nvcc,nvvm,crt,cccl,cudart]==$version") ||
+    sorry "its compiler could not be installed"
 echo "$toolkit/nvidia/cu13"

@@ -10,6 +10,8 @@ build=${BUILD:-$root/build/abi}
 flags="-O1 -g -Wall -Wextra -Wpedantic -Werror"
 include="-I$root/include"
 mkdir -p "$build"
+LD_LIBRARY_PATH=$(cd "$(dirname "$library")" && pwd)
+export LD_LIBRARY_PATH
 
 ${CXX:-c++} -std=c++11 $flags "$include" "$here/header.cc" "$library" -o "$build/header"
 "$build/header"

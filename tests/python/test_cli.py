@@ -88,6 +88,16 @@ def test_doctor_finds_programs(name):
     assert host["engages"] and host["version"] == str(folder / name), host
 
 
+def test_doctor_names_hosts_that_are_not_supported(tmp_path):
+    (tmp_path / "ollama").touch(mode=0o755)
+    (tmp_path / ".lmstudio").mkdir()
+    found = json.loads(cli("doctor", "--json", LESSISMORE_BUDGET="lots", PATH=str(tmp_path), HOME=str(tmp_path))[0])
+    hosts = {h["name"]: h for h in found["hosts"]}
+    for name, where in (("Ollama", "ollama"), ("LM Studio", ".lmstudio")):
+        assert hosts[name] == {"name": name, "version": str(tmp_path / where), "engages": False, "why": "not supported yet"}
+    assert not {"vLLM", "SGLang"} & hosts.keys()
+
+
 def test_run(problem):
     out, log = cli("run", reasoner.GGUF, "-p", problem.prompt, "-n", 100, *SETTINGS)
     assert out == problem.solution[:100] + "\n"

@@ -7,6 +7,7 @@ of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib.metadata
 import json
@@ -32,6 +33,8 @@ FEATURES = (
 ).split()
 HOSTS = {"llama-cpp-python": "llama_cpp", "xllamacpp": "xllamacpp", "transformers": "transformers"}
 PROGRAMS = ("llama-server", "llama-cli")
+# Hosts that the library does not serve yet, named where they are found: by a program in PATH, a folder, a package.
+UNSUPPORTED = {"Ollama": "ollama", "LM Studio": "~/.lmstudio", "vLLM": "vllm", "SGLang": "sglang"}
 PATIENCE = 120  # seconds for a host to load
 
 
@@ -57,6 +60,8 @@ def command(options: argparse.Namespace) -> int:
             for i, name in enumerate(names):
                 step(name, i)
                 found["hosts"].append(_host(name) if name in HOSTS else _program(name))
+    if not options.quick:
+        found["hosts"] += filter(None, map(_unsupported, UNSUPPORTED))
     if options.json:
         print(json.dumps(found))
     else:
@@ -182,6 +187,16 @@ def _program(name: str) -> dict[str, Any]:
     code, log = _run([path, "--list-devices"], environment)
     without = {name: value for name, value in environment.items() if name != "GGML_BACKEND_PATH"}
     return _judged(found, code, log, False, lambda: _crash.tried([path, "--list-devices"], without))
+
+
+def _unsupported(name: str) -> Optional[dict[str, Any]]:
+    """A host that the library does not serve yet; None if it is not here."""
+    trace = UNSUPPORTED[name]
+    folder = os.path.expanduser(trace)
+    version = folder if folder != trace and os.path.isdir(folder) else shutil.which(trace)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+        version = importlib.metadata.version(trace)
+    return {"name": name, "version": version, "engages": False, "why": "not supported yet"} if version else None
 
 
 def _judged(found: dict[str, Any], code: int, log: str, loaded: bool, alone: Callable[[], int]) -> dict[str, Any]:
