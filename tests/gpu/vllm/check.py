@@ -82,7 +82,7 @@ def spread(values):
 def main(budget):
     served = Served(
         random_model.folder(LAYERS), {"budget": budget, "layers": CHOOSE}, load_format="dummy", max_model_len=16384, max_num_seqs=8,
-        max_num_batched_tokens=2048, gpu_memory_utilization=0.5, enable_prefix_caching=True, enforce_eager=True,
+        max_num_batched_tokens=2048, gpu_memory_utilization=0.1, kv_cache_memory_bytes=2 << 30, enable_prefix_caching=True, enforce_eager=True,
     )  # fmt: skip
     random_model.randomize(served.runner.model)
     watch = Watch(served)

@@ -1,6 +1,6 @@
 """An unmodified vLLM in this process with lessismore as a server has it: found by the entry point, set by additional_config.
 
-LIM_VLLM_STOCK=1 leaves it out. What is looked into here is what no server shows: steps, graphs, the metadata of a step.
+What is looked into here is what no server shows: steps, graphs, the metadata of a step.
 """
 
 import gc
@@ -16,6 +16,7 @@ PACKAGE = pathlib.Path(os.environ.get("LESSISMORE_PACKAGE", ROOT / "bindings" / 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # nothing is sampled here, and a pack has no FlashInfer
 os.environ.setdefault("LESSISMORE_LIBRARY", str(ROOT / "build" / "liblessismore.so"))
 
 BEGIN = time.time()

@@ -86,6 +86,9 @@ def judge(name, solves, exact, total, report, preempted):
     library, counts = report["library"], report["counts"]
     if name == "unknown":
         return exact == total and library is None and "not known" in report["reason"]
+    if library is None:
+        say(f"    FAILED: {report['reason']}")
+        return False
     share = library["tokens_attended"] / library["tokens_visible"]
     checks = {
         "answers": exact == total if solves else exact == 0,
