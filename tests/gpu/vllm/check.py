@@ -32,8 +32,8 @@ class Watch:
         self.ours = backend.Impl.forward
         watch = self
 
-        def forward(impl, layer, query, key, value, kv_cache, m, output, *more):
-            result = watch.ours(impl, layer, query, key, value, kv_cache, m, output, *more)
+        def forward(impl, layer, query, key, value, kv_cache, m, output, **more):
+            result = watch.ours(impl, layer, query, key, value, kv_cache, m, output, **more)
             if m is not None and m.lessismore.rows:
                 watch.compare(impl, layer, query, key, value, kv_cache, m, output)
             return result

@@ -96,6 +96,7 @@ def judge(name, solves, exact, total, report, preempted):
         "sets": library["no_set_calls"] == 0,
         "rows": name not in ("maxrows", "nosplit6") or sum(report["declined"].values()) > 0,
         "split": name in ("nosplit6", "rows1") or counts.get("split_steps", 0) > 0,
+        "source": name != "auto-again" or "profile" in report["source"] and "another" not in report["source"],
         "preempted": name != "preempt" or preempted > 0,
     }  # fmt: skip
     bad = [what for what, right in checks.items() if not right]

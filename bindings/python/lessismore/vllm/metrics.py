@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
 from typing import Any, Iterable, Iterator, NamedTuple, Optional
 
+logger = logging.getLogger("vllm.lessismore")
 VARIABLE = "LESSISMORE_VLLM_METRICS"
 MOST_BYTES = 1 << 20
 
@@ -146,7 +147,7 @@ class Reporter:
             if self.stats is not None:
                 _replace(self.stats, {**self.decoder.engine.report(), "vllm": report})
         except Exception as e:  # statistics are no reason to end a server
-            print(f"lessismore: no statistics: {e}", file=sys.stderr)
+            logger.warning("lessismore: no statistics: %s", e)
             self.shown = self.stats = None
 
 

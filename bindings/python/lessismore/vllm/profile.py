@@ -59,7 +59,7 @@ def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: s
     found, problem = _read(path, in_force, n_layers) if path is not None else (None, None)
     if named and problem is not None:
         raise ArgumentError(f"profile {path}: {problem}")
-    own = found is not None and found["model"].get("weights") == model
+    own = found is not None and found["model"].get("weights") == f"model {model}"  # as the library writes it
     if found is not None and not (may_measure and own):
         return Choice(layers=tuple(found["choice"]), source=f"profile {path}" + ("" if own else ", of another host"))
     if may_measure:
