@@ -540,12 +540,38 @@ def test_metrics_are_what_the_processes_wrote(monkeypatch, tmp_path):
     assert len(metrics.reports(str(tmp_path))) == 2 and metrics.reports(str(tmp_path / "none")) == []
 
 
+def test_what_is_counted_is_read_only_when_someone_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    read = []
+    reporter = metrics.Reporter(stand_in.Object(report=lambda: read.append(1) or {}), 0, 1, 1e-9, None)
+    for asked, times in ((None, 0), (1, 1), (1, 1), (2, 2)):
+        if asked is not None:
+            (tmp_path / metrics.ASKED).touch()
+            os.utime(tmp_path / metrics.ASKED, (asked, asked))
+        reporter.tick()
+        assert len(read) == times
+
+
+def test_the_page_of_metrics(monkeypatch, tmp_path):
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry()
+    registry.register(metrics.Collector(str(tmp_path)))
+    report = {"rank": 1, "reason": "a \"reason\"", "work_bytes": 9, "counts": {"split_steps": 3}, "declined": {"prompts": 2}, "library": None}
+    (tmp_path / "1.json").write_text(json.dumps(report))
+    page = client.generate_latest(registry).decode()
+    assert 'lessismore_steps_total{kind="split",rank="1"} 3.0' in page and 'lessismore_active{rank="1",reason="a \\"reason\\""} 0.0' in page
+    assert (tmp_path / metrics.ASKED).exists()
+
+
 def test_statistics_that_fail_end_nothing(monkeypatch, tmp_path, caplog):
     def fail():
         raise DeviceError("gone")
 
     monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
     reporter = metrics.Reporter(stand_in.Object(report=fail), 0, 1, 1e-9, None)
-    reporter.tick()
-    reporter.tick()
-    assert caplog.text.count("gone") == 1 and not os.listdir(tmp_path)
+    reporter.tick()  # no one has asked
+    assert not caplog.text
+    for _ in range(2):
+        (tmp_path / metrics.ASKED).touch()
+        reporter.tick()
+    assert caplog.text.count("gone") == 1 and os.listdir(tmp_path) == [metrics.ASKED]

@@ -99,7 +99,8 @@ class Impl(FlashAttentionImpl):
         if m is None:
             self.shared.open(Impl, query.device)
         plan = NOTHING if m is None or self.left else getattr(m, "lessismore", NOTHING)
-        if not plan.rows or output_scale is not None or output_block_scale is not None or not self._decode(layer, query, kv_cache, m, output, plan.rows):
+        plain = output_scale is None and output_block_scale is None
+        if not plan.rows or not plain or not self._decode(layer, query, kv_cache, m, output, plan.rows):
             return super().forward(layer, query, key, value, kv_cache, m, output, output_scale, output_block_scale)
         if plan.rest is not None:
             n, end = plan.rows, plan.tokens

@@ -1,12 +1,13 @@
 """What was counted, on its way to vLLM's /metrics and to the statistics file.
 
-The process that computes writes a small file now and then, the one that serves /metrics reads it when it is asked. Both know the
-folder by an environment variable, which vLLM's processes inherit.
+The process that computes writes a small file now and then, the one that serves /metrics reads it. Both know the folder by an environment
+variable, which vLLM's processes inherit. Reading the counts waits for the GPU: it is done only after someone has asked for /metrics.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Any, Iterable, Iterator, NamedTuple, Optional
 logger = logging.getLogger("vllm.lessismore")
 VARIABLE = "LESSISMORE_VLLM_METRICS"
 MOST_BYTES = 1 << 20
+ASKED = "asked"  # a file whose time is that of the last request
 
 
 class Family(NamedTuple):
@@ -58,6 +60,8 @@ class Collector:
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+        with contextlib.suppress(OSError), open(os.path.join(self.folder, ASKED), "w"):
+            pass
         for family in families(reports(self.folder)):
             kind = CounterMetricFamily if family.counter else GaugeMetricFamily
             metric = kind(family.name, family.text, labels=family.labels)
@@ -88,11 +92,14 @@ def reports(folder: str) -> list[dict[str, Any]]:
 
 
 LIBRARY = (  # metric, what it counts, its label, and the library's counts by the label's value
-    ("rows", "Query tokens of steps that lessismore attended to: sparse if they saw more tokens than the budget", "kind", {"sparse": "rows_sparse", "full": "rows_full"}),
-    ("layer_tokens", "Tokens of rows times layers: that they could see, and that they attended to", "kind", {"visible": "tokens_visible", "attended": "tokens_attended"}),
+    ("rows", "Query tokens of steps that lessismore attended to: sparse if they saw more tokens than the budget", "kind",
+     {"sparse": "rows_sparse", "full": "rows_full"}),
+    ("layer_tokens", "Tokens of rows times layers: that they could see, and that they attended to", "kind",
+     {"visible": "tokens_visible", "attended": "tokens_attended"}),
     ("layer_calls", "Layers of steps, by what they did; no_set: dense, because there was no token set to use", "kind",
      {"dense": "dense_calls", "select": "select_calls", "sparse": "sparse_calls", "no_set": "no_set_calls"}),
-    ("audits", "Layers that the guard compared with full attention: all, and those that lost more than expected", "kind", {"all": "audits", "alarm": "alarms"}),
+    ("audits", "Layers that the guard compared with full attention: all, and those that lost more than expected", "kind",
+     {"all": "audits", "alarm": "alarms"}),
 )  # fmt: skip
 
 
@@ -114,9 +121,9 @@ def families(found: list[dict[str, Any]]) -> list[Family]:
             if report["library"] is not None:
                 counted[name] += [((rank, kind), report["library"][key]) for kind, key in keys.items()]
     return [
-        Family("lessismore_active", "1: rows that decode are given to lessismore; 0: vLLM attends to everything, for the reason", False, ("rank", "reason"), active),
+        Family("lessismore_active", "1: decode rows are lessismore's; 0: all is vLLM's, for the reason", False, ("rank", "reason"), active),
         Family("lessismore_work_bytes", "Device memory for lessismore's work", False, ("rank",), memory),
-        Family("lessismore_steps", "Steps: decode, all rows are lessismore's; split, those that decode; left, none", True, ("rank", "kind"), steps),
+        Family("lessismore_steps", "Steps by what is lessismore's: all rows, those that decode, none", True, ("rank", "kind"), steps),
         Family("lessismore_declined_rows", "Rows of steps that were left to vLLM", True, ("rank", "reason"), declined),
         *(Family(f"lessismore_{name}", text, True, ("rank", label), counted[name]) for name, text, label, _ in LIBRARY),
     ]  # fmt: skip
@@ -131,13 +138,25 @@ class Reporter:
         self.shown = None if not folder else os.path.join(folder, f"{os.getpid()}.json")
         self.stats = stats if stats is None or ranks == 1 else f"{stats}.{rank}"
         self.next = time.monotonic() + interval
+        self.asked = 0  # when /metrics was last asked for, as far as it was answered
 
     def tick(self) -> None:
-        """Once a step. Reading waits for the GPU, so it is done every `interval` seconds only, and never where no one looks."""
-        if not self.interval or time.monotonic() < self.next or (self.shown is None and self.stats is None):
+        """Once a step. Writes every `interval` seconds, if someone has asked or there is a file for it."""
+        if not self.interval or time.monotonic() < self.next:
             return
-        self.write()
         self.next = time.monotonic() + self.interval
+        if self._asked() or self.stats is not None:
+            self.write()
+
+    def _asked(self) -> bool:
+        if self.shown is None:
+            return False
+        try:
+            when = os.stat(os.path.join(os.path.dirname(self.shown), ASKED)).st_mtime_ns
+        except OSError:
+            return False
+        new, self.asked = when != self.asked, when
+        return new
 
     def write(self) -> None:
         try:

@@ -26,7 +26,8 @@ def about(config: Any) -> str:
     """What tells an engine's model from others of its shape, as far as its configuration says."""
     model = config.model_config
     text = {k: v for k, v in model.hf_config.to_dict().items() if not k.startswith("_") and k not in PASSING}
-    more = [str(getattr(model, name, None)) for name in ("model", "revision", "quantization")] + [str(getattr(model.hf_config, "_commit_hash", None))]
+    more = [str(getattr(model, name, None)) for name in ("model", "revision", "quantization")]
+    more.append(str(getattr(model.hf_config, "_commit_hash", None)))
     return hashlib.sha256(json.dumps([text, *more], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -106,6 +107,7 @@ def _problem(found: Any, in_force: dict[str, Any], n_layers: int) -> Optional[st
         if found["settings"][name] != value:
             return f"it was made for {name} {found['settings'][name]}, here it is {value}"
     choice = found["choice"]
-    if not choice or any(type(x) is not int for x in choice) or list(choice) != sorted(set(choice)) or not 0 <= choice[0] <= choice[-1] < n_layers:
+    ascending = choice and all(type(x) is int for x in choice) and list(choice) == sorted(set(choice))
+    if not ascending or choice[0] < 0 or choice[-1] >= n_layers:
         return f"choice = {choice!r} is not ascending layers in 0 .. {n_layers - 1}"
     return None
