@@ -457,6 +457,13 @@ def test_a_library_or_device_that_is_missing_leaves_everything_to_vllm(monkeypat
 def test_a_setting_that_is_wrong_for_the_model_is_an_error(monkeypatch):
     with pytest.raises(ArgumentError, match="layer"):
         opened({"layers": [7]}, monkeypatch)
+    monkeypatch.setenv("LESSISMORE_LAYERS", "7")  # as with every host: the log says so
+    assert "layer" in opened(None, monkeypatch).reason
+
+
+def test_without_memory_everything_is_vllms(monkeypatch):
+    d = opened({"layers": [0]}, monkeypatch, torch.OutOfMemoryError("tried to allocate"))
+    assert "tried to allocate" in d.reason and not d.active
 
 
 def test_without_layers_or_profile_nothing_is_sparse_and_the_log_says_how(monkeypatch, tmp_path):

@@ -149,18 +149,6 @@ class Served:
     def report(self):
         return {} if self.decoder is None else self.decoder.report()
 
-    def close(self):
-        """Gives the GPU back: another engine may follow in this process."""
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        if self.decoder is not None:
-            self.decoder.close()
-        self.runner.execute_model = None
-        del self.llm, self.engine, self.core, self.runner
-        gc.collect()
-        cleanup_dist_env_and_memory()
-        torch.cuda.empty_cache()
-
 
 def short(report):
     """A report on one line."""

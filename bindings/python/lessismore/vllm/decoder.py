@@ -67,8 +67,8 @@ class Decoder:
     # ---- opening ----
 
     def open(self, ours: type, device: torch.device) -> None:
-        """Makes the library's engine and batch, once all layers are there. Raises ArgumentError for a setting that is wrong
-        for this model; whatever else goes wrong leaves everything to vLLM."""
+        """Makes the library's engine and batch, once all layers are there. Raises ArgumentError for a setting of additional_config
+        that is wrong for this model; whatever else goes wrong leaves everything to vLLM."""
         if self.opened or self.reason is not None:
             return
         self.opened = True
@@ -79,11 +79,10 @@ class Decoder:
             return self.refuse("no layer takes part")
         try:
             self._make(census, device)
-        except ArgumentError:
+        except (Error, torch.OutOfMemoryError) as e:
             self.close()
-            raise
-        except Error as e:
-            self.close()
+            if isinstance(e, ArgumentError) and settings.from_config(self.config.additional_config):
+                raise
             self.refuse(str(e), logging.ERROR)
 
     def _make(self, census: layers.Census, device: torch.device) -> None:
