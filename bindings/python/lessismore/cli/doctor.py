@@ -33,8 +33,9 @@ FEATURES = (
 ).split()
 HOSTS = {"llama-cpp-python": "llama_cpp", "xllamacpp": "xllamacpp", "transformers": "transformers"}
 PROGRAMS = ("llama-server", "llama-cli")
-# Hosts that the library does not serve yet, named where they are found: by a program in PATH, a folder, a package.
-UNSUPPORTED = {"Ollama": "ollama", "LM Studio": "~/.lmstudio", "vLLM": "vllm", "SGLang": "sglang"}
+# Hosts that are not started here, named where they are found: by a program in PATH, a folder, a package.
+NOT_YET, BY_FLAG = "not supported yet", "only with --attention-backend CUSTOM (docs/vllm.md)"
+NAMED = {"Ollama": ("ollama", NOT_YET), "LM Studio": ("~/.lmstudio", NOT_YET), "SGLang": ("sglang", NOT_YET), "vLLM": ("vllm", BY_FLAG)}
 PATIENCE = 120  # seconds for a host to load
 
 
@@ -61,7 +62,7 @@ def command(options: argparse.Namespace) -> int:
                 step(name, i)
                 found["hosts"].append(_host(name) if name in HOSTS else _program(name))
     if not options.quick:
-        found["hosts"] += filter(None, map(_unsupported, UNSUPPORTED))
+        found["hosts"] += filter(None, map(_named, NAMED))
     if options.json:
         print(json.dumps(found))
     else:
@@ -189,14 +190,14 @@ def _program(name: str) -> dict[str, Any]:
     return _judged(found, code, log, False, lambda: _crash.tried([path, "--list-devices"], without))
 
 
-def _unsupported(name: str) -> Optional[dict[str, Any]]:
-    """A host that the library does not serve yet; None if it is not here."""
-    trace = UNSUPPORTED[name]
+def _named(name: str) -> Optional[dict[str, Any]]:
+    """A host that is not started here, and why it does not engage; None if it is not installed."""
+    trace, why = NAMED[name]
     folder = os.path.expanduser(trace)
     version = folder if folder != trace and os.path.isdir(folder) else shutil.which(trace)
     with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
         version = importlib.metadata.version(trace)
-    return {"name": name, "version": version, "engages": False, "why": "not supported yet"} if version else None
+    return {"name": name, "version": version, "engages": False, "why": why} if version else None
 
 
 def _judged(found: dict[str, Any], code: int, log: str, loaded: bool, alone: Callable[[], int]) -> dict[str, Any]:
