@@ -11,6 +11,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"unsafe"
 
@@ -237,11 +238,11 @@ func limgo_engine_intervene(function *C.char, handle C.uint64_t, selects, sparse
 	case sparse < -1 || sparse > last:
 		err = fault(statusArgument, "sparse = %d is not in -1 .. %d", sparse, last)
 	case selects == -1 && sparse == -1:
-		e.engine.Intervene(nil)
+		e.engine.Ablate(nil)
 	case selects == -1 || sparse != -1 && sparse <= selects:
 		err = fault(statusArgument, "sparse = %d is not above select = %d", sparse, selects)
 	default:
-		e.engine.Intervene(&plugin.Intervention{Select: int(selects), Sparse: int(sparse)})
+		e.engine.Ablate(&plugin.Ablation{Select: int(selects), Sparse: int(sparse)})
 	}
 	return
 }
@@ -341,11 +342,11 @@ func limgo_sequence_create(function *C.char, engine C.uint64_t, handle *C.uint64
 		return
 	}
 	h, err := create(e, uint64(engine), &e.sequences, handles.sequences, func() (*sequenceHandle, error) {
-		s, err := plugin.NewSequence(e.engine, e.layers, e.workers)
+		d, err := plugin.NewDecoder(e.engine, e.layers, e.workers, plugin.DecoderParams{Device: plugin.CPU, MaxRows: 1})
 		if err != nil {
 			return nil, err
 		}
-		return &sequenceHandle{sequence: s, engine: e}, nil
+		return &sequenceHandle{sequence: d, engine: e}, nil
 	})
 	if err == nil {
 		*handle = C.uint64_t(h)
@@ -388,8 +389,10 @@ func limgo_sequence_stats(function *C.char, handle C.uint64_t, stats *C.lim_stat
 		return
 	}
 	defer s.release()
-	counts := s.sequence.Stats()
-	fillStats(stats, &counts)
+	counts, err := s.sequence.Read()
+	if err == nil {
+		fillStats(stats, &counts)
+	}
 	return
 }
 
@@ -420,7 +423,11 @@ func limgo_sequence_token_set(function *C.char, handle C.uint64_t, slots *C.int3
 		return
 	}
 	defer s.release()
-	err = giveSet("slots", s.sequence.TokenSet(), slots, capacity, count)
+	set, err := s.sequence.TokenSet(0)
+	if err != nil {
+		return
+	}
+	err = giveSet("slots", set, slots, capacity, count)
 	return
 }
 
@@ -450,15 +457,20 @@ func limgo_attend(function *C.char, handle C.uint64_t, args *C.lim_attention) (s
 		err = fault(statusArgument, "reserved = %d is not 0", args.reserved)
 		return
 	}
+	if args.query_position < 0 || args.query_position > math.MaxInt32-1 {
+		err = fault(statusArgument, "query_position = %d is not in 0 .. %d", args.query_position, math.MaxInt32-1)
+		return
+	}
+	s.position = int32(args.query_position)
 	a := &s.scratch
 	*a = plugin.Attention{
-		Layer: int32(args.layer), Heads: int32(args.heads), KVHeads: int32(args.kv_heads),
+		Layer: int32(args.layer), Rows: 1, Heads: int32(args.heads), KVHeads: int32(args.kv_heads),
 		KeyDim: int32(args.key_dim), ValueDim: int32(args.value_dim),
-		Slots: int64(args.n_slots), QueryPosition: int64(args.query_position),
-		Query:     plugin.View{Data: uintptr(args.query), HeadStride: int64(args.query_head_stride), Type: int32(args.query_dtype)},
-		Key:       plugin.View{Data: uintptr(args.key), SlotStride: int64(args.key_slot_stride), HeadStride: int64(args.key_head_stride), Type: int32(args.key_dtype)},
-		Value:     plugin.View{Data: uintptr(args.value), SlotStride: int64(args.value_slot_stride), HeadStride: int64(args.value_head_stride), Type: int32(args.value_dtype)},
-		Output:    plugin.View{Data: uintptr(args.output), HeadStride: int64(args.output_head_stride), Type: int32(args.output_dtype)},
+		Slots: int64(args.n_slots), QueryPositions: uintptr(unsafe.Pointer(&s.position)),
+		Query:     plugin.RowView{Data: uintptr(args.query), HeadStride: int64(args.query_head_stride), Type: int32(args.query_dtype)},
+		Key:       plugin.KVView{Data: uintptr(args.key), TokenStride: int64(args.key_token_stride), HeadStride: int64(args.key_head_stride), Type: int32(args.key_dtype)},
+		Value:     plugin.KVView{Data: uintptr(args.value), TokenStride: int64(args.value_token_stride), HeadStride: int64(args.value_head_stride), Type: int32(args.value_dtype)},
+		Output:    plugin.RowView{Data: uintptr(args.output), HeadStride: int64(args.output_head_stride), Type: int32(args.output_dtype)},
 		Positions: uintptr(unsafe.Pointer(args.positions)), Mask: uintptr(unsafe.Pointer(args.mask)),
 		Slopes: uintptr(unsafe.Pointer(args.alibi_slopes)), Sinks: uintptr(unsafe.Pointer(args.sinks)),
 		Scale: float32(args.scale), Softcap: float32(args.softcap),

@@ -11,13 +11,16 @@ import (
 	"lessismore/plugin"
 )
 
-func batchParams(params *C.lim_batch_params) (plugin.BatchParams, error) {
+func batchParams(params *C.lim_batch_params) (plugin.DecoderParams, error) {
 	if params.reserved != 0 {
-		return plugin.BatchParams{}, fault(statusArgument, "reserved = %d is not 0", params.reserved)
+		return plugin.DecoderParams{}, fault(statusArgument, "reserved = %d is not 0", params.reserved)
 	}
-	return plugin.BatchParams{
+	if params.device < 0 {
+		return plugin.DecoderParams{}, fault(statusArgument, "device = %d is not in 0 .. %d", params.device, plugin.MaxOrdinal-1)
+	}
+	return plugin.DecoderParams{
 		Device: int32(params.device), MaxRows: int32(params.max_rows), Capacity: int32(params.capacity),
-		Heads: int32(params.heads), KVHeads: int32(params.kv_heads), HeadDim: int32(params.head_dim), KVType: int32(params.kv_dtype),
+		Heads: int32(params.heads), KVHeads: int32(params.kv_heads), KeyDim: int32(params.head_dim), ValueDim: int32(params.head_dim), KVType: int32(params.kv_dtype),
 		Work: uint64(params.work), WorkSize: uint64(params.work_size),
 	}, nil
 }
@@ -34,7 +37,7 @@ func limgo_batch_work_size(function *C.char, engine C.uint64_t, params *C.lim_ba
 	if err != nil {
 		return
 	}
-	bytes, err := plugin.BatchWorkSize(e.engine, e.layers, p)
+	bytes, err := plugin.WorkSize(e.engine, e.layers, p)
 	if err == nil {
 		*size = C.uint64_t(bytes)
 	}
@@ -54,7 +57,7 @@ func limgo_batch_create(function *C.char, engine C.uint64_t, params *C.lim_batch
 		return
 	}
 	h, err := create(e, uint64(engine), &e.batches, handles.batches, func() (*batchHandle, error) {
-		b, err := plugin.NewBatch(e.engine, e.layers, p)
+		b, err := plugin.NewDecoder(e.engine, e.layers, nil, p)
 		if err != nil {
 			return nil, err
 		}
@@ -163,20 +166,20 @@ func limgo_batch_attend(function *C.char, handle C.uint64_t, args *C.lim_batch_a
 		return
 	}
 	a := &b.scratch
-	*a = plugin.BatchAttention{
+	*a = plugin.Attention{
 		Layer: int32(args.layer), Rows: int32(args.n_rows),
-		Query: plugin.DeviceRows{Data: uint64(args.query), RowStride: int64(args.query_row_stride),
+		Query: plugin.RowView{Data: uintptr(args.query), RowStride: int64(args.query_row_stride),
 			HeadStride: int64(args.query_head_stride), Type: int32(args.query_dtype)},
-		Output: plugin.DeviceRows{Data: uint64(args.output), RowStride: int64(args.output_row_stride),
+		Output: plugin.RowView{Data: uintptr(args.output), RowStride: int64(args.output_row_stride),
 			HeadStride: int64(args.output_head_stride), Type: int32(args.output_dtype)},
-		Key: plugin.DeviceStore{Data: uint64(args.key), TokenStride: int64(args.key_token_stride),
+		Key: plugin.KVView{Data: uintptr(args.key), TokenStride: int64(args.key_token_stride),
 			HeadStride: int64(args.key_head_stride), PageStride: int64(args.key_page_stride)},
-		Value: plugin.DeviceStore{Data: uint64(args.value), TokenStride: int64(args.value_token_stride),
+		Value: plugin.KVView{Data: uintptr(args.value), TokenStride: int64(args.value_token_stride),
 			HeadStride: int64(args.value_head_stride), PageStride: int64(args.value_page_stride)},
-		Lengths: uint64(args.lengths), Table: uint64(args.table), TableStride: int64(args.table_stride), PageSize: int32(args.page_size),
-		Sinks: uint64(args.sinks), Scale: float32(args.scale), Softcap: float32(args.softcap),
+		Lengths: uintptr(args.lengths), Table: uintptr(args.table), TableStride: int64(args.table_stride), PageSize: int32(args.page_size),
+		Sinks: uintptr(args.sinks), Scale: float32(args.scale), Softcap: float32(args.softcap),
 		KeyScale: float32(args.key_scale), ValueScale: float32(args.value_scale),
-		Stream: *(*uint64)(unsafe.Pointer(&args.stream)), // 1 and 2 are streams, but no pointers to Go
+		Stream: *(*uintptr)(unsafe.Pointer(&args.stream)), // 1 and 2 are streams, but no pointers to Go
 	}
 	completed := false
 	defer func() {

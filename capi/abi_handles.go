@@ -27,16 +27,17 @@ type engineHandle struct {
 
 type sequenceHandle struct {
 	exclusive
-	sequence *plugin.Sequence
+	sequence *plugin.Decoder
 	engine   *engineHandle
+	position int32
 	scratch  plugin.Attention // of the call that has taken it
 }
 
 type batchHandle struct {
 	exclusive
-	batch   *plugin.Batch
+	batch   *plugin.Decoder
 	engine  *engineHandle
-	scratch plugin.BatchAttention // of the call that has taken it
+	scratch plugin.Attention // of the call that has taken it
 }
 
 // exclusive is what one thread at a time may use.

@@ -278,9 +278,9 @@ typedef struct lim_attention {
     void       *output; /* [heads] rows of value_dim */
 
     int64_t query_head_stride;
-    int64_t key_slot_stride;
+    int64_t key_token_stride;
     int64_t key_head_stride;
-    int64_t value_slot_stride;
+    int64_t value_token_stride;
     int64_t value_head_stride;
     int64_t output_head_stride;
 

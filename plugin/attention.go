@@ -6,38 +6,60 @@ import (
 	"unsafe"
 
 	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/cuda"
 )
 
-// MaxSlots bounds a K/V store: far above any context that exists, and low enough for 32-bit counts.
-const MaxSlots = 1 << 24
+// Bounds of what a decoder takes.
+const (
+	// MaxSlots bounds a K/V store: far above any context that exists, and low enough for 32-bit counts.
+	MaxSlots = 1 << 24
+	MaxRows  = cuda.MaxRows
+	MaxPage  = 1 << 24
+	// FP8 is the element type that only GPUs have: e4m3, for key and value.
+	FP8 = int32(cuda.FP8)
+)
 
-// Attention is one layer's attention for one query token, as a caller states it (lim_attention in the
-// public header). Addresses are numbers, not pointers: a wrong one must not upset Go's collector.
+// Attention is one layer's attention for some rows, each of which is one query token, as a caller states it
+// (lim_attention in the public header). Addresses are numbers, in the decoder's memory: a wrong one must not upset Go's
+// collector.
 type Attention struct {
-	Layer         int32
-	Heads         int32
-	KVHeads       int32
-	KeyDim        int32
-	ValueDim      int32
-	Slots         int64
-	QueryPosition int64
+	Layer, Rows int32
 
-	Query, Key, Value, Output View
+	Query, Output RowView
+	Key, Value    KVView
 
-	Positions uintptr // [Slots] int32, or 0
-	Mask      uintptr // [Slots] f16, or 0
-	Slopes    uintptr // [Heads] float32, or 0
-	Sinks     uintptr // [Heads] float32, or 0
-
-	Scale, Softcap float32
+	Heads, KVHeads   int32
+	KeyDim, ValueDim int32
+	Slots            int64   // of a row's K/V that may be looked at; no row sees more tokens
+	Lengths          uintptr // int32 [Rows]: a row sees slots 0 .. its length - 1
+	Table            uintptr // int32 [Rows][TableStride]: pages in position order, or 0
+	TableStride      int64   // elements
+	PageSize         int32   // tokens, a power of two; read with a table only
+	QueryPositions   uintptr // int32 [Rows], or 0
+	Positions        uintptr // int32 [Rows][PositionsStride], by slot, or 0
+	PositionsStride  int64   // elements; 0: one for all rows
+	Mask             uintptr // f16 [Rows][MaskStride], by slot, or 0
+	MaskStride       int64   // elements; 0: one for all rows
+	Slopes           uintptr // float32 [Heads], or 0
+	Sinks            uintptr // float32 [Heads], or 0
+	Scale, Softcap   float32
+	KeyScale         float32
+	ValueScale       float32
+	Stream           uintptr
 }
 
-// View is a strided tensor; strides in bytes. Query and output have no slots.
-type View struct {
-	Data       uintptr
-	SlotStride int64
-	HeadStride int64
-	Type       int32
+// RowView is a query or output [row][head][dim]; strides in bytes.
+type RowView struct {
+	Data                  uintptr
+	RowStride, HeadStride int64
+	Type                  int32
+}
+
+// KVView is K or V: pages of tokens of heads; without a table, each row is one page. Strides in bytes.
+type KVView struct {
+	Data                                uintptr
+	PageStride, TokenStride, HeadStride int64
+	Type                                int32
 }
 
 // Kind is what is wrong with a call.
@@ -47,7 +69,7 @@ const (
 	BadArgument  Kind = iota + 1 // never right
 	Unsupported                  // right, but not possible in this version
 	NoMemory                     // no memory or no threads
-	DeviceFailed                 // no GPU or driver to be used, or the driver failed
+	DeviceFailed                 // no usable GPU or driver, or the driver failed
 )
 
 // Error is a refused call. Its text names the argument and the value.
@@ -62,8 +84,15 @@ func bad(format string, args ...any) error {
 	return &Error{BadArgument, fmt.Sprintf(format, args...)}
 }
 
-// lowest is the lowest address that can be one: the first page is never mapped.
-const lowest = 4096
+func unsupported(format string, args ...any) error {
+	return &Error{Unsupported, fmt.Sprintf(format, args...)}
+}
+
+// Addresses that can be one are not in the first page, which is never mapped, and not beyond what processors have.
+const (
+	lowest     = 4096
+	maxAddress = 1 << 57
+)
 
 // typeInfo describes an element type: rows are whole blocks, addresses multiples of align.
 type typeInfo struct {
@@ -77,6 +106,72 @@ var types = [...]typeInfo{
 	cpu.BF16: {"bf16", 1, 2, 2},
 	cpu.Q8_0: {"q8_0", 32, 34, 2},
 	cpu.Q4_0: {"q4_0", 32, 18, 2},
+	FP8:      {"fp8", 1, 1, 1},
+}
+
+// checkShape names the first wrong number of heads or of their elements.
+func (a *Attention) checkShape() error {
+	if err := checkHeads(a.Heads, a.KVHeads); err != nil {
+		return err
+	}
+	for _, v := range [...]struct {
+		name, dim string
+		typ       int32
+		elements  int32
+	}{
+		{"query", "key_dim", a.Query.Type, a.KeyDim}, {"key", "key_dim", a.Key.Type, a.KeyDim},
+		{"value", "value_dim", a.Value.Type, a.ValueDim}, {"output", "value_dim", a.Output.Type, a.ValueDim},
+	} {
+		if v.typ < 0 || int(v.typ) >= len(types) {
+			return bad("%s_dtype = %d is unknown", v.name, v.typ)
+		}
+		t := types[v.typ]
+		switch {
+		case (v.name == "query" || v.name == "output") && (t.block > 1 || v.typ == FP8):
+			return unsupported("%s_dtype = %d (%s) is for key and value only", v.name, v.typ, t.name)
+		}
+		if unit := max(16, int32(t.block)); v.elements < unit || v.elements > cpu.MaxDim || v.elements%unit != 0 {
+			return bad("%s = %d is not a multiple of %d up to %d, as %s in %s has to be",
+				v.dim, v.elements, unit, cpu.MaxDim, v.name, t.name)
+		}
+	}
+	return nil
+}
+
+// checkHeads names the first wrong number of heads.
+func checkHeads(heads, kvHeads int32) error {
+	switch {
+	case heads < 1 || heads > cpu.MaxHeads:
+		return bad("heads = %d is not in 1 .. %d", heads, cpu.MaxHeads)
+	case kvHeads < 1 || kvHeads > heads:
+		return bad("kv_heads = %d is not in 1 .. %d, the number of heads", kvHeads, heads)
+	case heads%kvHeads != 0:
+		return bad("kv_heads = %d does not divide heads = %d", kvHeads, heads)
+	}
+	return nil
+}
+
+// checkNumbers names the first number that is wrong on every engine.
+func (a *Attention) checkNumbers(layers int, maxRows int32) error {
+	switch {
+	case a.Layer < 0 || int(a.Layer) >= layers:
+		return bad("layer = %d is not in 0 .. %d", a.Layer, layers-1)
+	case a.Rows < 1 || a.Rows > maxRows:
+		return bad("n_rows = %d is not in 1 .. %d, the decoder's max_rows", a.Rows, maxRows)
+	case a.Table != 0 && (a.PageSize < 1 || a.PageSize > MaxPage || a.PageSize&(a.PageSize-1) != 0):
+		return bad("page_size = %d is not a power of two in 1 .. %d", a.PageSize, MaxPage)
+	case !finite(a.Softcap) || a.Softcap < 0:
+		return bad("softcap = %v is not a finite number of 0 or more", a.Softcap)
+	}
+	for _, x := range [...]struct {
+		name  string
+		value float32
+	}{{"scale", a.Scale}, {"key_scale", a.KeyScale}, {"value_scale", a.ValueScale}} {
+		if !finite(x.value) {
+			return bad("%s = %v is not a finite number", x.name, x.value)
+		}
+	}
+	return nil
 }
 
 // span is the memory that a view takes.
@@ -84,146 +179,97 @@ type span struct{ first, end uintptr }
 
 func (s span) overlaps(o span) bool { return s.first < o.end && o.first < s.end }
 
-// check returns an error that names the first wrong argument, for a model with that many layers. It
-// puts zero where a stride is never taken, and the default where the scale is zero.
-func (a *Attention) check(layers int) error {
-	switch {
-	case a.Layer < 0 || int(a.Layer) >= layers:
-		return bad("layer = %d is not in 0 .. %d", a.Layer, layers-1)
-	case a.Heads < 1 || a.Heads > cpu.MaxHeads:
-		return bad("heads = %d is not in 1 .. %d", a.Heads, cpu.MaxHeads)
-	case a.KVHeads < 1 || a.KVHeads > a.Heads:
-		return bad("kv_heads = %d is not in 1 .. %d, the number of heads", a.KVHeads, a.Heads)
-	case a.Heads%a.KVHeads != 0:
-		return bad("kv_heads = %d does not divide heads = %d", a.KVHeads, a.Heads)
-	case a.Slots < 1 || a.Slots > MaxSlots:
-		return bad("n_slots = %d is not in 1 .. %d", a.Slots, MaxSlots)
-	case a.QueryPosition < 0 || a.QueryPosition > math.MaxInt32-1:
-		return bad("query_position = %d is not in 0 .. %d", a.QueryPosition, math.MaxInt32-1)
-	case !finite(a.Scale):
-		return bad("scale = %v is not a finite number", a.Scale)
-	case !finite(a.Softcap) || a.Softcap < 0:
-		return bad("softcap = %v is not a finite number of 0 or more", a.Softcap)
-	}
-	if a.Scale == 0 && a.KeyDim > 0 {
-		a.Scale = float32(1 / math.Sqrt(float64(a.KeyDim)))
-	}
+// views are the memory of query, key, value and output.
+type views struct{ query, key, value, output span }
 
-	var spans [4]span
-	for i, v := range [...]struct {
-		name, dim string
-		view      *View
-		elements  int32
-		heads     int32
-		slots     int64
-	}{
-		{"query", "key_dim", &a.Query, a.KeyDim, a.Heads, 0},
-		{"key", "key_dim", &a.Key, a.KeyDim, a.KVHeads, a.Slots},
-		{"value", "value_dim", &a.Value, a.ValueDim, a.KVHeads, a.Slots},
-		{"output", "value_dim", &a.Output, a.ValueDim, a.Heads, 0},
-	} {
-		var err error
-		if spans[i], err = v.view.check(v.name, v.dim, v.elements, v.heads, v.slots); err != nil {
-			return err
-		}
+// checkViews names the first wrong address or stride, and returns where the views are. A K/V store is taken to have a page
+// for each row, or at least one where a table says which there are.
+func (a *Attention) checkViews() (v views, err error) {
+	rows, heads, kvHeads := int64(a.Rows), int64(a.Heads), int64(a.KVHeads)
+	pages, tokens := rows, a.Slots
+	if a.Table != 0 {
+		pages, tokens = 1, int64(a.PageSize)
 	}
-	for i, name := range [...]string{"query", "key", "value"} {
-		if spans[3].overlaps(spans[i]) {
-			return bad("output = %#x overlaps %s = %#x", a.Output.Data, name, spans[i].first)
-		}
+	if v.query, err = checkView("query", a.Query.Data, a.Query.Type, a.KeyDim, [3]extent{
+		{"_row_stride", "rows", a.Query.RowStride, rows}, {"_head_stride", "heads", a.Query.HeadStride, heads}}); err != nil {
+		return v, err
 	}
+	if v.key, err = checkStore("key", &a.Key, a.KeyDim, pages, tokens, kvHeads); err != nil {
+		return v, err
+	}
+	if v.value, err = checkStore("value", &a.Value, a.ValueDim, pages, tokens, kvHeads); err != nil {
+		return v, err
+	}
+	if v.output, err = checkView("output", a.Output.Data, a.Output.Type, a.ValueDim, [3]extent{
+		{"_row_stride", "rows", a.Output.RowStride, rows}, {"_head_stride", "heads", a.Output.HeadStride, heads}}); err != nil {
+		return v, err
+	}
+	if v.output.overlaps(v.query) {
+		return v, bad("output = %#x overlaps query = %#x", a.Output.Data, a.Query.Data)
+	}
+	return v, nil
+}
 
-	if a.Slopes != 0 && a.Mask == 0 {
-		return bad("alibi_slopes = %#x has no mask to multiply: mask = NULL", a.Slopes)
+func checkStore(name string, s *KVView, elements int32, pages, tokens, heads int64) (span, error) {
+	if s.PageStride == 0 { // rows share one store
+		pages = 1
 	}
-	for _, v := range [...]struct {
-		name   string
-		data   uintptr
-		align  uintptr
-		length uintptr
-	}{
-		{"positions", a.Positions, 4, 4 * uintptr(a.Slots)},
-		{"mask", a.Mask, 2, 2 * uintptr(a.Slots)},
-		{"alibi_slopes", a.Slopes, 4, 4 * uintptr(a.Heads)},
-		{"sinks", a.Sinks, 4, 4 * uintptr(a.Heads)},
-	} {
+	return checkView(name, s.Data, s.Type, elements, [3]extent{
+		{"_page_stride", "pages", s.PageStride, pages}, {"_head_stride", "heads", s.HeadStride, heads}, {"_token_stride", "tokens", s.TokenStride, tokens}})
+}
+
+// extent is one dimension of a view: a stride, and how many elements there are.
+type extent struct {
+	name, what    string
+	stride, count int64
+}
+
+// checkView checks one view, of rows of so many elements; where the view ends is the caller's word. Strides that are never
+// taken are not looked at.
+func checkView(name string, data uintptr, typ, elements int32, extents [3]extent) (span, error) {
+	t := types[typ]
+	if err := checkAddress(name, data, uintptr(t.align), t.name); err != nil {
+		return span{}, err
+	}
+	row := int64(elements) / t.block * t.bytes
+	end := int64(data) + row
+	for _, x := range extents {
 		switch {
-		case v.data == 0:
-		case v.data < lowest || v.data > math.MaxInt64-v.length:
-			return bad("%s = %#x is no address", v.name, v.data)
-		case v.data%v.align != 0:
-			return bad("%s = %#x is not a multiple of %d, the size of its elements", v.name, v.data, v.align)
+		case x.count <= 1:
+			continue
+		case x.stride < row:
+			return span{}, bad("%s%s = %d is less than a row of %d bytes", name, x.name, x.stride, row)
+		case x.stride%t.align != 0:
+			return span{}, bad("%s%s = %d is not a multiple of %d, as %s has to be", name, x.name, x.stride, t.align, t.name)
+		case x.stride > (maxAddress-end)/(x.count-1):
+			return span{}, bad("%s%s = %d times %d %s leaves the address space", name, x.name, x.stride, x.count, x.what)
 		}
+		end += x.stride * (x.count - 1)
 	}
-	for i, x := range at[float32](a.Slopes, int(a.Heads)) {
-		if !finite(x) {
-			return bad("alibi_slopes[%d] = %v is not a finite number", i, x)
-		}
-	}
-	for i, x := range at[float32](a.Sinks, int(a.Heads)) {
-		if x != x || math.IsInf(float64(x), 1) {
-			return bad("sinks[%d] = %v is not a number below infinity", i, x)
-		}
+	return span{data, uintptr(end)}, nil
+}
+
+// checkAddress checks where something of elements of a type begins.
+func checkAddress(name string, data, align uintptr, typ string) error {
+	switch {
+	case data == 0:
+		return bad("%s = NULL", name)
+	case data < lowest || data >= maxAddress-1<<32:
+		return bad("%s = %#x is no address", name, data)
+	case data%align != 0:
+		return bad("%s = %#x is not a multiple of %d, as %s has to be", name, data, align, typ)
 	}
 	return nil
 }
 
-// check checks one view: slots is 0 for a query or output.
-func (v *View) check(name, dim string, elements, heads int32, slots int64) (span, error) {
-	if v.Type == FP8 {
-		return span{}, &Error{Unsupported, fmt.Sprintf("%s_dtype = %d (fp8) is for batches only", name, v.Type)}
-	}
-	if v.Type < 0 || int(v.Type) >= len(types) {
-		return span{}, bad("%s_dtype = %d is unknown", name, v.Type)
-	}
-	t := types[v.Type]
-	if slots == 0 && t.block > 1 {
-		return span{}, &Error{Unsupported, fmt.Sprintf("%s_dtype = %d (%s) is for key and value only", name, v.Type, t.name)}
-	}
-	if unit := max(16, int32(t.block)); elements < unit || elements > cpu.MaxDim || elements%unit != 0 {
-		return span{}, bad("%s = %d is not a multiple of %d up to %d, as %s in %s has to be",
-			dim, elements, unit, cpu.MaxDim, name, t.name)
-	}
-	switch {
-	case v.Data == 0:
-		return span{}, bad("%s = NULL", name)
-	case v.Data < lowest || v.Data > math.MaxInt64:
-		return span{}, bad("%s = %#x is no address", name, v.Data)
-	case int64(v.Data)%t.align != 0:
-		return span{}, bad("%s = %#x is not a multiple of %d, as %s has to be", name, v.Data, t.align, t.name)
-	}
-
-	row := int64(elements) / t.block * t.bytes
-	end := int64(v.Data) + row
-	if end < 0 {
-		return span{}, bad("%s = %#x is no address", name, v.Data)
-	}
-	for _, s := range [...]struct {
-		name   string
-		stride *int64
-		count  int64
-		what   string
-	}{
-		{"_head_stride", &v.HeadStride, int64(heads), "heads"},
-		{"_slot_stride", &v.SlotStride, max(slots, 1), "slots"},
-	} {
-		switch {
-		case s.count == 1:
-			*s.stride = 0
-			continue
-		case *s.stride < row:
-			return span{}, bad("%s%s = %d is less than a row of %d bytes", name, s.name, *s.stride, row)
-		case *s.stride%t.align != 0:
-			return span{}, bad("%s%s = %d is not a multiple of %d, as %s has to be", name, s.name, *s.stride, t.align, t.name)
-		case *s.stride > (math.MaxInt64-end)/(s.count-1):
-			return span{}, bad("%s%s = %d times %d %s leaves the address space", name, s.name, *s.stride, s.count, s.what)
-		}
-		end += *s.stride * (s.count - 1)
-	}
-	return span{v.Data, uintptr(end)}, nil
-}
-
 func finite(x float32) bool { return !math.IsNaN(float64(x)) && !math.IsInf(float64(x), 0) }
+
+func orOne(x float32) float32 {
+	if x == 0 {
+		return 1
+	}
+	return x
+}
 
 // at is the caller's array at an address; nil at address 0.
 func at[T any](address uintptr, n int) []T {

@@ -667,26 +667,26 @@ func TestSequencesMeasureTogether(t *testing.T) {
 		wait.Add(1)
 		go func() {
 			defer wait.Done()
-			s, err := NewSequence(engine, testLayers, workers)
+			s, err := onCPU(engine, testLayers, workers)
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			defer s.Free()
-			exact, err := NewSequence(full, testLayers, workers)
+			exact, err := onCPU(full, testLayers, workers)
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			defer exact.Free()
-			for p := int64(first); p < 400; p++ {
+			for p := int32(first); p < 400; p++ {
 				for layer := range int32(testLayers) {
-					x.args.Layer, x.args.QueryPosition = layer, p
+					x.args.Layer, x.query[0] = layer, p
 					if err := s.Attend(&x.args); err != nil {
 						t.Error(err)
 					}
 					got := slices.Clone(x.output)
-					if s.call.Mode == cpu.List {
+					if s.cpu().call.Mode == cpu.List {
 						continue
 					}
 					if err := exact.Attend(&x.args); err != nil {

@@ -13,8 +13,8 @@ func TestBatchNeedsABuildWithCUDA(t *testing.T) {
 	config.Layers = []int{2}
 	e, err := NewEngine(config)
 	require.NoError(t, err)
-	_, err = NewBatch(e, 6, BatchParams{MaxRows: 1, Capacity: 64, Heads: 1, KVHeads: 1, HeadDim: 64, KVType: 1})
+	_, err = NewDecoder(e, 6, nil, DecoderParams{MaxRows: 1, Capacity: 64, Heads: 1, KVHeads: 1, KeyDim: 64, ValueDim: 64, KVType: 1})
 	require.ErrorContains(t, err, "this build of the library has no CUDA")
-	_, err = BatchWorkSize(e, 6, BatchParams{})
+	_, err = WorkSize(e, 6, DecoderParams{MaxRows: 1, Capacity: 64, Heads: 1, KVHeads: 1, KeyDim: 64, ValueDim: 64, KVType: 1})
 	require.ErrorContains(t, err, "this build of the library has no CUDA")
 }

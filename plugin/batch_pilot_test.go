@@ -15,10 +15,11 @@ import (
 const pilotLayers, pilotHeads = 12, 8
 
 type pilotBatch struct {
-	*Batch
+	*Decoder
+	pilot   *cudaProbes
 	t       *testing.T
 	lengths []int32
-	a       BatchAttention
+	a       Attention
 	log     string
 	at      int // of the log, read so far
 }
@@ -39,16 +40,16 @@ func newPilotBatch(t *testing.T, change func(*Config)) *pilotBatch {
 }
 
 func joinPilot(t *testing.T, e *Engine) *pilotBatch {
-	b, err := NewBatch(e, pilotLayers, BatchParams{MaxRows: 3, Capacity: 4096, Heads: pilotHeads, KVHeads: 2, HeadDim: 64, KVType: 1})
+	b, err := NewDecoder(e, pilotLayers, nil, DecoderParams{MaxRows: 3, Capacity: 4096, Heads: pilotHeads, KVHeads: 2, KeyDim: 64, ValueDim: 64, KVType: 1})
 	require.NoError(t, err)
-	memory, err := b.device.Zeroed(3 * 4)
+	memory, err := b.cuda().device.Zeroed(3 * 4)
 	require.NoError(t, err)
-	p := &pilotBatch{Batch: b, t: t, lengths: onDevice[int32](memory.Address(), 3), log: os.Getenv("LIM_STANDIN_LOG")}
-	row, store := int64(64*2), DeviceStore{TokenStride: 2 * 64 * 2, HeadStride: 64 * 2, PageStride: 4096 * 2 * 64 * 2}
-	p.a = BatchAttention{
-		Rows: 3, Query: DeviceRows{Data: 0x10000, RowStride: pilotHeads * row, HeadStride: row, Type: 1},
-		Output: DeviceRows{Data: 0x40000, RowStride: pilotHeads * row, HeadStride: row, Type: 1},
-		Key:    store, Value: store, Lengths: memory.Address(), Stream: 0xabc0,
+	p := &pilotBatch{Decoder: b, pilot: &b.cuda().pilot, t: t, lengths: onDevice[int32](memory.Address(), 3), log: os.Getenv("LIM_STANDIN_LOG")}
+	row, store := int64(64*2), KVView{TokenStride: 2 * 64 * 2, HeadStride: 64 * 2, PageStride: 4096 * 2 * 64 * 2}
+	p.a = Attention{
+		Rows: 3, Query: RowView{Data: 0x10000, RowStride: pilotHeads * row, HeadStride: row, Type: 1},
+		Output: RowView{Data: 0x40000, RowStride: pilotHeads * row, HeadStride: row, Type: 1},
+		Key:    store, Value: store, Lengths: uintptr(memory.Address()), Stream: 0xabc0,
 	}
 	p.a.Key.Data, p.a.Value.Data = 0x100000, 0x300000
 	return p
@@ -230,7 +231,7 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	require.Len(t, s.Events, 1)
 	require.Equal(t, "measured", s.Events[0].What)
 	require.InDelta(t, 0.35, s.Events[0].Loss, 1e-3)
-	unused, err := NewSequence(p.engine, pilotLayers, nil)
+	unused, err := onCPU(p.engine, pilotLayers, nil)
 	require.NoError(t, err)
 	defer unused.Free()
 	report := p.engine.Report()
@@ -350,7 +351,7 @@ func TestBatchPilotGuards(t *testing.T) {
 }
 
 // guardNext is the layer that the next audit will be of.
-func (p *batchPilot) guardNext() int {
+func (p *cudaProbes) guardNext() int {
 	g := p.model.guard
 	return g.next(false)
 }
@@ -420,14 +421,14 @@ func TestBatchPilotIntervenes(t *testing.T) {
 	for _, layers := range [][]int{nil, {2, 9}} {
 		p := newPilotBatch(t, func(c *Config) { c.Layers = layers })
 		copy(p.lengths, []int32{40, 1000, 200})
-		p.engine.Intervene(&Intervention{Select: 3, Sparse: 7})
+		p.engine.Ablate(&Ablation{Select: 3, Sparse: 7})
 		_, eager, err := p.Poll()
 		require.NoError(t, err)
 		require.True(t, eager)
 		require.Equal(t, []string{"d:select", "h:list"}, p.step())
-		p.engine.Intervene(&Intervention{Select: 3, Sparse: -1})
+		p.engine.Ablate(&Ablation{Select: 3, Sparse: -1})
 		require.Equal(t, []string{"d:select"}, p.step())
-		p.engine.Intervene(nil)
+		p.engine.Ablate(nil)
 		require.NotContains(t, p.step(), "d:select")
 		s, err := p.Read()
 		require.NoError(t, err)
@@ -440,10 +441,10 @@ func TestBatchPilotCountsAStepOnce(t *testing.T) {
 	if !pilotTest(t) {
 		return
 	}
-	for _, x := range []*Intervention{nil, {Select: 3, Sparse: 7}} {
+	for _, x := range []*Ablation{nil, {Select: 3, Sparse: 7}} {
 		p := newPilotBatch(t, nil)
 		copy(p.lengths, []int32{40, 1000, 200})
-		p.engine.Intervene(x)
+		p.engine.Ablate(x)
 		p.a.Layer = 0
 		wrong := p.a
 		wrong.Query.Data++
@@ -540,8 +541,8 @@ func TestBatchPilotReportsTheDriver(t *testing.T) {
 	config.Budget = 128
 	e, err := NewEngine(config)
 	require.NoError(t, err)
-	params := BatchParams{MaxRows: 3, Capacity: 4096, Heads: pilotHeads, KVHeads: 2, HeadDim: 64, KVType: 1}
-	if b, err := NewBatch(e, pilotLayers, params); err == nil {
+	params := DecoderParams{MaxRows: 3, Capacity: 4096, Heads: pilotHeads, KVHeads: 2, KeyDim: 64, ValueDim: 64, KVType: 1}
+	if b, err := NewDecoder(e, pilotLayers, nil, params); err == nil {
 		b.Free()
 		p := joinPilot(t, e)
 		p.a.Layer = 0

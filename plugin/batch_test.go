@@ -35,7 +35,7 @@ func batchAgain(t *testing.T, env ...string) (log []string) {
 
 const batchLayers = 6
 
-var batchShape = BatchParams{MaxRows: 8, Capacity: 32768, Heads: 32, KVHeads: 8, HeadDim: 128, KVType: 1}
+var batchShape = DecoderParams{MaxRows: 8, Capacity: 32768, Heads: 32, KVHeads: 8, KeyDim: 128, ValueDim: 128, KVType: 1}
 
 func batchEngine(t *testing.T, change func(*Config)) *Engine {
 	config := DefaultConfig()
@@ -48,24 +48,27 @@ func batchEngine(t *testing.T, change func(*Config)) *Engine {
 	return e
 }
 
-func makeBatch(t *testing.T, change func(*BatchParams)) *Batch {
+// cuda is what a decoder attends on.
+func (d *Decoder) cuda() *cudaDecoder { return d.on.(*cudaDecoder) }
+
+func makeBatch(t *testing.T, change func(*DecoderParams)) *Decoder {
 	params := batchShape
 	if change != nil {
 		change(&params)
 	}
-	b, err := NewBatch(batchEngine(t, nil), batchLayers, params)
+	b, err := NewDecoder(batchEngine(t, nil), batchLayers, nil, params)
 	require.NoError(t, err)
 	return b
 }
 
 // batchCall is Qwen3-8B's shape, batch 8, without a table.
-func batchCall(layer int) BatchAttention {
+func batchCall(layer int) Attention {
 	row := int64(128 * 2)
-	store := DeviceStore{TokenStride: 8 * row, HeadStride: row, PageStride: 32768 * 8 * row}
-	a := BatchAttention{
+	store := KVView{TokenStride: 8 * row, HeadStride: row, PageStride: 32768 * 8 * row}
+	a := Attention{
 		Layer: int32(layer), Rows: 8,
-		Query:  DeviceRows{Data: 0x10000, RowStride: 32 * row, HeadStride: row, Type: 1},
-		Output: DeviceRows{Data: 0x40000, RowStride: 32 * row, HeadStride: row, Type: 1},
+		Query:  RowView{Data: 0x10000, RowStride: 32 * row, HeadStride: row, Type: 1},
+		Output: RowView{Data: 0x40000, RowStride: 32 * row, HeadStride: row, Type: 1},
 		Key:    store, Value: store, Lengths: 0x70000, Stream: 0xabc0,
 	}
 	a.Key.Data, a.Value.Data = 0x100000, 0x200000
@@ -76,13 +79,13 @@ func TestBatchDecodePath(t *testing.T) {
 	if batchChild() {
 		b := makeBatch(t, nil)
 		for step := range 3 {
-			b.device.Foreign([]uint64{4096}) // a mark in the log
+			b.cuda().device.Foreign([]uint64{4096}) // a mark in the log
 			for layer := range batchLayers {
 				a := batchCall(layer)
 				require.NoError(t, b.Attend(&a), "step %d", step)
 			}
 		}
-		b.device.Foreign([]uint64{4096})
+		b.cuda().device.Foreign([]uint64{4096})
 		return
 	}
 	log := batchAgain(t)
@@ -140,17 +143,17 @@ func TestBatchSteps(t *testing.T) {
 		return
 	}
 	b := makeBatch(t, nil)
-	does := func(layer int, change func(*BatchAttention)) string {
+	does := func(layer int, change func(*Attention)) string {
 		a := batchCall(layer)
 		if change != nil {
 			change(&a)
 		}
-		before := b.step
+		before := b.cuda().step
 		if layer <= before.layer {
-			before = batchStep{}
+			before = step{}
 		}
 		require.NoError(t, b.Attend(&a))
-		switch s := b.step; {
+		switch s, before := b.cuda().step.did, before.did; {
 		case s.chose > before.chose:
 			return "select"
 		case s.sparse > before.sparse:
@@ -162,15 +165,15 @@ func TestBatchSteps(t *testing.T) {
 		}
 		return "?"
 	}
-	other := func(a *BatchAttention) { a.Lengths = 0x71000 }
-	fewer := func(a *BatchAttention) { a.Rows = 7 }
-	paged := func(a *BatchAttention) {
+	other := func(a *Attention) { a.Lengths = 0x71000 }
+	fewer := func(a *Attention) { a.Rows = 7 }
+	paged := func(a *Attention) {
 		a.Table, a.TableStride, a.PageSize = 0x80000, 2048, 16
 		a.Key.PageStride, a.Value.PageStride = 16*2048, 16*2048
 	}
 	for _, c := range []struct {
 		layer  int
-		change func(*BatchAttention)
+		change func(*Attention)
 		want   string
 	}{
 		{0, nil, "dense"}, {1, nil, "dense"}, {2, nil, "select"}, {3, nil, "sparse"}, {4, nil, "select"}, {5, nil, "sparse"},
@@ -188,16 +191,16 @@ func TestBatchSteps(t *testing.T) {
 	require.Equal(t, "no set", does(5, nil))
 
 	// A call whose rows cannot outgrow the budget has nothing to choose, nor has the one after it.
-	small := func(a *BatchAttention) { a.Capacity = 2048 }
+	small := func(a *Attention) { a.Slots = 2048 }
 	require.Equal(t, "dense", does(2, small))
 	require.Equal(t, "dense", does(3, small))
 	require.Equal(t, "no set", does(5, nil))
 	a := batchCall(0)
-	a.Capacity = 32769
-	require.ErrorContains(t, b.Attend(&a), "capacity = 32769 is not in 1 .. 32768")
+	a.Slots = 32769
+	require.ErrorContains(t, b.Attend(&a), "n_slots = 32769 is not in 1 .. 32768")
 
 	// Rows that cannot outgrow the budget have nothing to choose.
-	b = makeBatch(t, func(p *BatchParams) { p.Capacity = 2048 })
+	b = makeBatch(t, func(p *DecoderParams) { p.Capacity = 2048 })
 	for layer := range batchLayers {
 		require.Equal(t, "dense", does(layer, nil))
 	}
@@ -211,49 +214,50 @@ func TestBatchRefusals(t *testing.T) {
 	b := makeBatch(t, nil)
 	good := batchCall(2)
 	require.NoError(t, b.Attend(&good))
-	require.NoError(t, b.Attend(&BatchAttention{Layer: 3, Rows: good.Rows, Query: good.Query, Output: good.Output, Key: good.Key,
+	require.NoError(t, b.Attend(&Attention{Layer: 3, Rows: good.Rows, Query: good.Query, Output: good.Output, Key: good.Key,
 		Value: good.Value, Lengths: good.Lengths}))
 	for _, bad := range []struct {
-		change func(*BatchAttention)
+		change func(*Attention)
 		kind   Kind
 		text   string
 	}{
-		{func(a *BatchAttention) { a.Layer = -1 }, BadArgument, "layer = -1"},
-		{func(a *BatchAttention) { a.Layer = 6 }, BadArgument, "layer = 6 is not in 0 .. 5"},
-		{func(a *BatchAttention) { a.Rows = 0 }, BadArgument, "n_rows = 0"},
-		{func(a *BatchAttention) { a.Rows = 9 }, BadArgument, "n_rows = 9 is not in 1 .. 8"},
-		{func(a *BatchAttention) { a.Query.Data = 0 }, BadArgument, "query = NULL"},
-		{func(a *BatchAttention) { a.Query.Data = 12 }, BadArgument, "query = 0xc is not in the memory of CUDA device 0"},
-		{func(a *BatchAttention) { a.Query.Data += 2 }, Unsupported, "query = 0x10002"},
-		{func(a *BatchAttention) { a.Query.Type = 3 }, BadArgument, "query's type = 3"},
-		{func(a *BatchAttention) { a.Query.RowStride = 128 }, BadArgument, "query's row_stride = 128"},
-		{func(a *BatchAttention) { a.Query.RowStride = 1 << 62 }, BadArgument, "query's row_stride = 4611686018427387904 times 8 leaves"},
-		{func(a *BatchAttention) { a.Output.HeadStride = -256 }, BadArgument, "output's head_stride = -256"},
-		{func(a *BatchAttention) { a.Output.Data = a.Query.Data + 4 }, BadArgument, "overlaps query"},
-		{func(a *BatchAttention) { a.Key.Data += 8 }, Unsupported, "key = 0x100008"},
-		{func(a *BatchAttention) { a.Value.TokenStride = 16 }, BadArgument, "value's token_stride = 16"},
-		{func(a *BatchAttention) { a.Value.PageStride = 1 << 61 }, BadArgument, "value's page_stride = 2305843009213693952 times 8 leaves"},
-		{func(a *BatchAttention) { a.Lengths = 0 }, BadArgument, "lengths = 0"},
-		{func(a *BatchAttention) { a.Lengths = 3 }, BadArgument, "lengths = 0x3"},
-		{func(a *BatchAttention) { a.Lengths = 8 }, BadArgument, "lengths = 0x8 is not in the memory"},
-		{func(a *BatchAttention) { a.Table = 0x80000; a.TableStride = 2048 }, BadArgument, "page_size = 0"},
-		{func(a *BatchAttention) { a.Table, a.PageSize, a.TableStride = 0x80000, 24, 2048 }, BadArgument, "page_size = 24"},
-		{func(a *BatchAttention) { a.Table, a.PageSize, a.TableStride = 0x80000, 16, 2047 }, BadArgument, "table_stride = 2047"},
-		{func(a *BatchAttention) { a.Table, a.PageSize, a.TableStride = 0x80001, 16, 2048 }, BadArgument, "table = 0x80001"},
-		{func(a *BatchAttention) { a.Sinks = 2 }, BadArgument, "sinks = 0x2"},
-		{func(a *BatchAttention) { a.Scale = nan() }, BadArgument, "scale = NaN"},
-		{func(a *BatchAttention) { a.KeyScale = nan() }, BadArgument, "key_scale = NaN"},
-		{func(a *BatchAttention) { a.ValueScale = nan() }, BadArgument, "value_scale = NaN"},
-		{func(a *BatchAttention) { a.Softcap = -1 }, BadArgument, "softcap = -1"},
+		{func(a *Attention) { a.Layer = -1 }, BadArgument, "layer = -1"},
+		{func(a *Attention) { a.Layer = 6 }, BadArgument, "layer = 6 is not in 0 .. 5"},
+		{func(a *Attention) { a.Rows = 0 }, BadArgument, "n_rows = 0"},
+		{func(a *Attention) { a.Rows = 9 }, BadArgument, "n_rows = 9 is not in 1 .. 8"},
+		{func(a *Attention) { a.Query.Data = 0 }, BadArgument, "query = NULL"},
+		{func(a *Attention) { a.Query.Data = 12 }, BadArgument, "query = 0xc is no address"},
+		{func(a *Attention) { a.Query.Data = 0x3000 }, BadArgument, "query = 0x3000 is not in the memory of CUDA device 0"},
+		{func(a *Attention) { a.Query.Data += 2 }, Unsupported, "query = 0x10002"},
+		{func(a *Attention) { a.Query.Type = 3 }, Unsupported, "query_dtype = 3 (q8_0) is for key and value only"},
+		{func(a *Attention) { a.Query.RowStride = 128 }, BadArgument, "query_row_stride = 128 is less than a row of 256 bytes"},
+		{func(a *Attention) { a.Query.RowStride = 1 << 62 }, BadArgument, "query_row_stride = 4611686018427387904 times 8 rows leaves"},
+		{func(a *Attention) { a.Output.HeadStride = -256 }, BadArgument, "output_head_stride = -256"},
+		{func(a *Attention) { a.Output.Data = a.Query.Data + 4 }, BadArgument, "overlaps query"},
+		{func(a *Attention) { a.Key.Data += 8 }, Unsupported, "key = 0x100008"},
+		{func(a *Attention) { a.Value.TokenStride = 16 }, BadArgument, "value_token_stride = 16"},
+		{func(a *Attention) { a.Value.PageStride = 1 << 61 }, BadArgument, "value_page_stride = 2305843009213693952 times 8 pages leaves"},
+		{func(a *Attention) { a.Lengths = 0 }, BadArgument, "lengths = 0"},
+		{func(a *Attention) { a.Lengths = 3 }, BadArgument, "lengths = 0x3"},
+		{func(a *Attention) { a.Lengths = 8 }, BadArgument, "lengths = 0x8 is not in the memory"},
+		{func(a *Attention) { a.Table = 0x80000; a.TableStride = 2048 }, BadArgument, "page_size = 0"},
+		{func(a *Attention) { a.Table, a.PageSize, a.TableStride = 0x80000, 24, 2048 }, BadArgument, "page_size = 24"},
+		{func(a *Attention) { a.Table, a.PageSize, a.TableStride = 0x80000, 16, 2047 }, BadArgument, "table_stride = 2047"},
+		{func(a *Attention) { a.Table, a.PageSize, a.TableStride = 0x80001, 16, 2048 }, BadArgument, "table = 0x80001"},
+		{func(a *Attention) { a.Sinks = 2 }, BadArgument, "sinks = 0x2"},
+		{func(a *Attention) { a.Scale = nan() }, BadArgument, "scale = NaN"},
+		{func(a *Attention) { a.KeyScale = nan() }, BadArgument, "key_scale = NaN"},
+		{func(a *Attention) { a.ValueScale = nan() }, BadArgument, "value_scale = NaN"},
+		{func(a *Attention) { a.Softcap = -1 }, BadArgument, "softcap = -1"},
 	} {
-		before, a := b.step, batchCall(3)
+		before, a := b.cuda().step, batchCall(3)
 		bad.change(&a)
 		var refusal *Error
 		err := b.Attend(&a)
 		require.True(t, errors.As(err, &refusal), "%v: %v", bad.text, err)
 		require.Contains(t, refusal.Text, bad.text)
 		require.Equal(t, bad.kind, refusal.Kind, refusal.Text)
-		require.Equal(t, before, b.step, bad.text)
+		require.Equal(t, before, b.cuda().step, bad.text)
 	}
 	_, err := b.TokenSet(8)
 	require.ErrorContains(t, err, "row = 8")
@@ -264,26 +268,26 @@ func TestBatchRefusals(t *testing.T) {
 	require.Equal(t, "cuda:0 stand-in", s.Device)
 
 	for _, bad := range []struct {
-		change func(*BatchParams)
+		change func(*DecoderParams)
 		kind   Kind
 		text   string
 	}{
-		{func(p *BatchParams) { p.Device = 1 }, DeviceFailed, "device = 1: CUDA device 1 is not one of the 1"},
-		{func(p *BatchParams) { p.Work = 4096 * 3 }, BadArgument, "work_size = 0 is less than"},
-		{func(p *BatchParams) { p.Work, p.WorkSize = 4100, 1<<40 }, BadArgument, "work = 0x1004"},
-		{func(p *BatchParams) { p.Work, p.WorkSize = 256, 1<<40 }, BadArgument, "of CUDA device 0's memory"},
-		{func(p *BatchParams) { p.WorkSize = 4096 }, BadArgument, "work_size = 4096, but work = 0"},
-		{func(p *BatchParams) { p.Capacity = 1<<20 + 1 }, Unsupported, "capacity = 1048577"},
+		{func(p *DecoderParams) { p.Device = 1 }, DeviceFailed, "device = 1: CUDA device 1 is not one of the 1"},
+		{func(p *DecoderParams) { p.Work = 4096 * 3 }, BadArgument, "work_size = 0 is less than"},
+		{func(p *DecoderParams) { p.Work, p.WorkSize = 4100, 1<<40 }, BadArgument, "work = 0x1004"},
+		{func(p *DecoderParams) { p.Work, p.WorkSize = 256, 1<<40 }, BadArgument, "of CUDA device 0's memory"},
+		{func(p *DecoderParams) { p.WorkSize = 4096 }, BadArgument, "work_size = 4096, but work = 0"},
+		{func(p *DecoderParams) { p.Capacity = 1<<20 + 1 }, Unsupported, "capacity = 1048577"},
 	} {
 		params := batchShape
 		bad.change(&params)
 		var refusal *Error
-		_, err := NewBatch(batchEngine(t, nil), batchLayers, params)
+		_, err := NewDecoder(batchEngine(t, nil), batchLayers, nil, params)
 		require.True(t, errors.As(err, &refusal), "%v: %v", bad.text, err)
 		require.Contains(t, refusal.Text, bad.text)
 		require.Equal(t, bad.kind, refusal.Kind, refusal.Text)
 	}
-	_, err = NewBatch(batchEngine(t, func(c *Config) { c.Budget = 30000 }), batchLayers, batchShape)
+	_, err = NewDecoder(batchEngine(t, func(c *Config) { c.Budget = 30000 }), batchLayers, nil, batchShape)
 	require.ErrorContains(t, err, "top_k = 22500 is more than")
 }
 
@@ -307,7 +311,7 @@ func TestBatchLaunchThatFails(t *testing.T) {
 	err := b.Attend(&a)
 	requireKind(t, DeviceFailed, err)
 	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_filtered: CUDA_ERROR (700)")
-	require.Equal(t, batchStep{layer: -1}, b.step)
+	require.Equal(t, step{layer: -1}, b.cuda().step)
 }
 
 // K and V are described to TMA when a call is planned, by a driver that wants a context for it.
@@ -316,7 +320,7 @@ func TestBatchMapThatFails(t *testing.T) {
 		batchAgain(t, "LIM_STANDIN_FAIL=cuTensorMapEncodeTiled:700")
 		return
 	}
-	_, err := NewBatch(batchEngine(t, nil), batchLayers, batchShape)
+	_, err := NewDecoder(batchEngine(t, nil), batchLayers, nil, batchShape)
 	requireKind(t, DeviceFailed, err)
 	require.ErrorContains(t, err, "making the tensor maps of K and V: CUDA_ERROR (700)")
 }
@@ -326,7 +330,7 @@ func TestBatchOutOfMemory(t *testing.T) {
 		batchAgain(t, "LIM_STANDIN_FAIL=cuMemAlloc_v2:2")
 		return
 	}
-	_, err := NewBatch(batchEngine(t, nil), batchLayers, batchShape)
+	_, err := NewDecoder(batchEngine(t, nil), batchLayers, nil, batchShape)
 	requireKind(t, NoMemory, err)
 	require.ErrorContains(t, err, "CUDA_ERROR_OUT_OF_MEMORY")
 }

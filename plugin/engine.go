@@ -19,11 +19,11 @@ type Engine struct {
 	about    string // what tells the model of the engine's sequences from others of its shape
 	said     lines  // about that model; a session has its host's log
 
-	reason       atomic.Pointer[string] // why the engine is inert for good; nil: it is not
-	held         atomic.Pointer[string] // why it is so far; nil: it is not
-	intervention atomic.Pointer[Intervention]
-	guests       atomic.Uint64 // there ever were
-	lockstep     lockstep      // of those on GPUs
+	reason   atomic.Pointer[string] // why the engine is inert for good; nil: it is not
+	held     atomic.Pointer[string] // why it is so far; nil: it is not
+	ablation atomic.Pointer[Ablation]
+	guests   atomic.Uint64 // there ever were
+	lockstep lockstep      // of those on GPUs
 
 	mu      sync.Mutex // never held while a session's, sequence's or model's own lock is taken
 	models  map[identity]*model
@@ -118,7 +118,7 @@ func (e *Engine) model(about identity, log func(LogLevel, string)) (*model, erro
 	if err != nil {
 		return nil, err
 	}
-	m.intervention = &e.intervention
+	m.ablation = &e.ablation
 	e.models[about] = m
 	if unknown {
 		e.unknown = append(e.unknown, about)

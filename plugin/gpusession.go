@@ -18,12 +18,13 @@ import (
 type GPUSession struct {
 	guest
 
-	batch  *Batch
-	turn   *cuda.Bridge
-	memory *cuda.Memory // the rows' lengths and slots
-	odd    *cuda.Pinned // set by the device: a mask is not what the kernels take it for
-	sight  cuda.Visibility
-	call   BatchAttention // of the node that is being looked at
+	decoder *Decoder
+	device  *cuda.Device
+	turn    *cuda.Bridge
+	memory  *cuda.Memory // the rows' lengths and slots
+	odd     *cuda.Pinned // set by the device: a mask is not what the kernels take it for
+	sight   cuda.Visibility
+	call    Attention // of the node that is being looked at
 
 	stride   stride // through the first pass
 	key      stepKey
@@ -60,12 +61,12 @@ func (s *GPUSession) stats() Stats {
 
 // counted adds what was counted on the device.
 func (s *GPUSession) counted(to *Stats) {
-	if s.batch == nil {
+	if s.decoder == nil {
 		return
 	}
-	c, err := s.batch.Read()
+	c, err := s.decoder.Read()
 	if err != nil { // the process ends, or the device is lost
-		c = s.batch.stats()
+		c = s.decoder.stats()
 	}
 	c.PositionOrder = 0
 	to.add(&c)
@@ -138,7 +139,7 @@ func (s *GPUSession) node(n *Node) Reason {
 		return reason
 	case n.Tokens != 1: // of one sequence, or of several in one store: the masks, which tell, are on the device
 		return ReasonPrompt
-	case int(n.Streams) > int(s.batch.params.MaxRows):
+	case int(n.Streams) > int(s.decoder.params.MaxRows):
 		return ReasonShape
 	case s.layer >= 0 && layer <= s.layer:
 		return ReasonShared
@@ -151,12 +152,12 @@ func (s *GPUSession) node(n *Node) Reason {
 		return reason
 	}
 	s.state(n, layer)
-	if err := s.batch.Check(&s.call); err != nil {
+	if err := s.decoder.Check(&s.call); err != nil {
 		return s.reject(ReasonShape, n, err.Error())
 	}
 	if s.layer < 0 {
 		if key != s.key { // else the host goes on with a step that an earlier call began, or begins the next one
-			s.batch.Reset()
+			s.decoder.Reset()
 		}
 		s.key, s.look = key, true
 		s.sight.Mask, s.sight.MaskStride = uint64(uintptr(n.Mask)), n.MaskStreamStride
@@ -169,11 +170,11 @@ func (s *GPUSession) node(n *Node) Reason {
 
 // fits tells whether a node is of the kind that the session was made for.
 func (s *GPUSession) fits(n *Node) Reason {
-	c, p := &n.Call, &s.batch.params
+	c, p := &n.Call, &s.decoder.params
 	switch {
 	case int32(c.Key.Type) != p.KVType || c.Value.Type != c.Key.Type:
 		return s.reject(ReasonType, n, "another element type than the first layer's")
-	case c.Heads != p.Heads || c.KVHeads != p.KVHeads || c.DimK != p.HeadDim || c.DimV != p.HeadDim:
+	case c.Heads != p.Heads || c.KVHeads != p.KVHeads || c.DimK != p.KeyDim || c.DimV != p.KeyDim:
 		return s.reject(ReasonShape, n, "other heads than the first layer's")
 	case n.MaxBias != 0:
 		return s.reject(ReasonShape, n, "a bias by distance (ALiBi)")
@@ -212,17 +213,17 @@ func apart(streams int32, t *cpu.Tensor) int32 {
 // state says what a node attends to: pages of one token, numbered through all streams.
 func (s *GPUSession) state(n *Node, layer int) {
 	c := &n.Call
-	rows := func(t *cpu.Tensor) DeviceRows {
-		return DeviceRows{Data: uint64(uintptr(t.Data)), RowStride: t.StreamStride, HeadStride: t.HeadStride, Type: int32(t.Type)}
+	rows := func(t *cpu.Tensor) RowView {
+		return RowView{Data: uintptr(t.Data), RowStride: t.StreamStride, HeadStride: t.HeadStride, Type: int32(t.Type)}
 	}
-	store := func(t *cpu.Tensor) DeviceStore {
-		return DeviceStore{Data: uint64(uintptr(t.Data)), TokenStride: t.TokenStride, HeadStride: t.HeadStride, PageStride: t.TokenStride}
+	store := func(t *cpu.Tensor) KVView {
+		return KVView{Data: uintptr(t.Data), TokenStride: t.TokenStride, HeadStride: t.HeadStride, PageStride: t.TokenStride}
 	}
-	s.call = BatchAttention{
-		Layer: int32(layer), Rows: n.Streams, Capacity: n.NKV,
+	s.call = Attention{
+		Layer: int32(layer), Rows: n.Streams, Slots: int64(n.NKV),
 		Query: rows(&c.Query), Output: rows(&c.Output), Key: store(&c.Key), Value: store(&c.Value),
-		Lengths: s.sight.Lengths, Table: s.sight.Table, TableStride: s.sight.TableStride, PageSize: 1,
-		Sinks: uint64(uintptr(c.Sinks)), Scale: c.Scale, Softcap: c.Softcap, Stream: uint64(s.turn.Stream()),
+		Lengths: uintptr(s.sight.Lengths), Table: uintptr(s.sight.Table), TableStride: s.sight.TableStride, PageSize: 1,
+		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: s.turn.Stream(),
 	}
 }
 
@@ -250,13 +251,13 @@ func (s *GPUSession) attend(n *Node, before, after uintptr) error {
 		s.counts.CellOrder += uint64(n.Streams)
 	}
 	s.state(n, s.ordinal[n.Layer])
-	if err := s.batch.Attend(&s.call); err != nil {
+	if err := s.decoder.Attend(&s.call); err != nil {
 		return err
 	}
-	if !s.engaged && s.batch.step.sparse > 0 {
+	if !s.engaged && s.decoder.Sparse() {
 		s.engaged = true
 		s.log(LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
-			s.batch.device.Name(), s.engine.config.Budget, n.NKV, s.pilot.roles.Selections()))
+			s.device.Name(), s.engine.config.Budget, n.NKV, s.pilot.roles.Selections()))
 	}
 	if err := s.turn.End(after); err != nil {
 		return deviceError(err)
@@ -295,11 +296,14 @@ func (s *GPUSession) assigned(n *Node) error {
 	if slots > MaxSlots {
 		return fmt.Errorf("a store of %d slots is more than %d", n.Store.Slots, MaxSlots)
 	}
-	s.batch, err = newBatch(s.engine, len(s.ordinal), BatchParams{
+	params := DecoderParams{
 		Device: int32(ordinal), MaxRows: n.Store.Streams, Capacity: int32(slots),
-		Heads: c.Heads, KVHeads: c.KVHeads, HeadDim: c.DimK, KVType: int32(c.Key.Type),
-	})
-	if err != nil {
+		Heads: c.Heads, KVHeads: c.KVHeads, KeyDim: c.DimK, ValueDim: c.DimV, KVType: int32(c.Key.Type),
+	}
+	if s.decoder, err = newDecoder(s.engine, len(s.ordinal), nil, params); err != nil {
+		return err
+	}
+	if s.device, err = openDevice(ordinal); err != nil {
 		return err
 	}
 	if err := s.allocate(int(n.Store.Streams), int(slots)); err != nil {
@@ -310,7 +314,7 @@ func (s *GPUSession) assigned(n *Node) error {
 }
 
 func (s *GPUSession) allocate(rows, slots int) (err error) {
-	d := s.batch.device
+	d := s.device
 	if s.turn, err = d.NewBridge(); err != nil {
 		return err
 	}
@@ -344,10 +348,10 @@ func (s *GPUSession) forget() {
 		s.odd.Free()
 		s.odd = nil
 	}
-	if s.batch != nil {
+	if s.decoder != nil {
 		s.counted(&s.counts)
-		s.batch.free()
-		s.batch = nil
+		s.decoder.on.free()
+		s.decoder = nil
 	}
 	s.key = stepKey{}
 }

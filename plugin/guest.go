@@ -20,7 +20,7 @@ type guest struct {
 	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
 	blocks    blocks
 	ordinal   map[int32]int // model's layer number -> number among the layers that can take part
-	pilot     *pilot        // once the layers are known
+	pilot     *cpuProbes    // once the layers are known
 	counts    Stats
 	engaged   bool // a sparse layer has been taken
 	attention bool // the host has shown attention that can be taken
@@ -261,7 +261,7 @@ func (g *guest) assign(n *Node) error {
 		}
 		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
 	}
-	g.pilot, g.ordinal = newPilot(model, g.log), map[int32]int{}
+	g.pilot, g.ordinal = newCPUProbes(model), map[int32]int{}
 	for i, l := range layers {
 		g.ordinal[l] = i
 	}

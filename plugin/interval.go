@@ -13,7 +13,6 @@ type lasting struct {
 	interval int  // steps that sets serve; 0 and 1: their own
 	age      int  // steps that they have served before this one
 	ready    bool // every selection layer has chosen, and nothing came between
-	resumed  bool // this step uses the sets of the one before
 
 	same    bool   // the memory of the sets is where it was
 	at      *int32 // that memory
@@ -32,8 +31,7 @@ func (l *lasting) spare() int { return max(l.interval, 1) - 1 }
 func (l *lasting) drop() { l.ready, l.chose = false, 0 }
 
 // before notes what a new step overwrites.
-func (l *lasting) before(s *step) {
-	l.resumed = false
+func (l *lasting) before(s *rowSets) {
 	if l.interval <= 1 {
 		return
 	}
@@ -47,7 +45,7 @@ func (l *lasting) before(s *step) {
 }
 
 // after tells whether the sets' memory has stayed where it was.
-func (l *lasting) after(s *step) {
+func (l *lasting) after(s *rowSets) {
 	if l.interval <= 1 {
 		return
 	}
@@ -58,7 +56,7 @@ func (l *lasting) after(s *step) {
 
 // resume decides whether the step goes on with the sets of the one before: if each row sees one token more
 // than it did, its own, and all that its sets hold. sees tells of a slot, own is the row's.
-func (l *lasting) resume(s *step, sees func(row int, slot int32) bool, own func(row int) int32) bool {
+func (l *lasting) resume(s *rowSets, sees func(row int, slot int32) bool, own func(row int) int32) bool {
 	if l.interval <= 1 {
 		return false
 	}
@@ -87,12 +85,12 @@ func (l *lasting) resume(s *step, sees func(row int, slot int32) bool, own func(
 		s.rows[i].SetLen = l.length[i] + 1
 	}
 	l.age++
-	l.ready, l.resumed = true, true
+	l.ready, s.resumed = true, true
 	return true
 }
 
 // spread gives the later groups the rows of the first one, with sets of their own.
-func (s *step) spread() {
+func (s *rowSets) spread() {
 	n := len(s.rows)
 	for k := range s.more {
 		s.more[k] = s.rows[k%n]
@@ -103,7 +101,7 @@ func (s *step) spread() {
 }
 
 // group is the rows of a group; of the last one, where a new choice has more of them than the step.
-func (s *step) group(g int) []cpu.Row {
+func (s *rowSets) group(g int) []cpu.Row {
 	if g = min(g, s.groups-1); g == 0 {
 		return s.rows
 	}

@@ -24,12 +24,12 @@ func TestInterventionIsDenseButForOneLayer(t *testing.T) {
 			before := h.session.Stats()
 			want := repeated(cpu.Full, 12)
 			want[2], want[9] = cpu.Select, cpu.List
-			h.session.engine.Intervene(&Intervention{Select: 2, Sparse: 9})
+			h.session.engine.Ablate(&Ablation{Select: 2, Sparse: 9})
 			for _, m := range h.decode(5) {
 				require.Equal(t, want, m)
 			}
 			want[9] = cpu.Full
-			h.session.engine.Intervene(&Intervention{Select: 2, Sparse: -1})
+			h.session.engine.Ablate(&Ablation{Select: 2, Sparse: -1})
 			for _, m := range h.decode(5) {
 				require.Equal(t, want, m)
 			}
@@ -38,7 +38,7 @@ func TestInterventionIsDenseButForOneLayer(t *testing.T) {
 			require.Equal(t, before.MeasuredSteps, s.MeasuredSteps)
 			require.Equal(t, before.NoSetCalls, s.NoSetCalls)
 			require.LessOrEqual(t, s.Audits, before.Audits+1, "one was under way")
-			h.session.engine.Intervene(nil)
+			h.session.engine.Ablate(nil)
 			h.decode(200)
 			require.EqualValues(t, 10, h.session.Stats().Interventions)
 			if name == "auto" {
@@ -80,7 +80,7 @@ func TestCalibratedProfileIsTrusted(t *testing.T) {
 	require.Nil(t, load(t, path).Calibrated, "what was measured since is not by intervention")
 }
 
-func sequenceOf(t *testing.T, config Config, layers int, profiles Profiles, about string, said *[]string) *Sequence {
+func sequenceOf(t *testing.T, config Config, layers int, profiles Profiles, about string, said *[]string) *Decoder {
 	engine, err := NewEngine(config)
 	require.NoError(t, err)
 	engine.Keep(profiles)
@@ -89,7 +89,7 @@ func sequenceOf(t *testing.T, config Config, layers int, profiles Profiles, abou
 		*said = append(*said, text)
 	})
 	workers := NewWorkers(1)
-	s, err := NewSequence(engine, layers, workers)
+	s, err := onCPU(engine, layers, workers)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		s.Free()
@@ -99,13 +99,13 @@ func sequenceOf(t *testing.T, config Config, layers int, profiles Profiles, abou
 }
 
 // walk attends at positions first .. first+n-1.
-func walk(t *testing.T, s *Sequence, x *tensors, first, n int) (out [][]cpu.Mode) {
+func walk(t *testing.T, s *Decoder, x *tensors, first, n int) (out [][]cpu.Mode) {
 	for p := first; p < first+n; p++ {
 		var m []cpu.Mode
 		for layer := range int32(s.layers) {
-			x.args.Layer, x.args.QueryPosition = layer, int64(p)
+			x.args.Layer, x.query[0] = layer, int32(p)
 			require.NoError(t, s.Attend(&x.args))
-			m = append(m, s.call.Mode)
+			m = append(m, s.cpu().call.Mode)
 		}
 		out = append(out, m)
 	}
@@ -117,7 +117,7 @@ func TestSequencesKeepProfiles(t *testing.T) {
 	var said []string
 	s := sequenceOf(t, auto(32), testLayers, Profiles{Dir: dir}, "m", &said)
 	walk(t, s, x, 300, 80)
-	require.Equal(t, SourceMeasured, s.Stats().LayersFrom)
+	require.Equal(t, SourceMeasured, s.stats().LayersFrom)
 	require.Contains(t, strings.Join(said, "\n"), "measured in 56 steps")
 	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	require.NoError(t, err)
@@ -133,6 +133,12 @@ func TestSequencesKeepProfiles(t *testing.T) {
 		require.NotContains(t, walk(t, other, x, 300, 1)[0], cpu.List, about)
 		require.Equal(t, about == "n", strings.Contains(strings.Join(said, "\n"), "is not used"), about)
 	}
+}
+
+func tokenSet(t *testing.T, d *Decoder) []int32 {
+	set, err := d.TokenSet(0)
+	require.NoError(t, err)
+	return set
 }
 
 func TestSequenceIntervalReusesSets(t *testing.T) {
@@ -151,14 +157,14 @@ func TestSequenceIntervalReusesSets(t *testing.T) {
 			prepare()
 			s := sequenceOf(t, config, testLayers, Profiles{}, "", new([]string))
 			require.Equal(t, fresh, walk(t, s, x, 300, 1)[0])
-			chosen := slices.Clone(s.TokenSet())
+			chosen := slices.Clone(tokenSet(t, s))
 			require.Len(t, chosen, 32)
 			require.Equal(t, [][]cpu.Mode{reused, reused, fresh, reused}, walk(t, s, x, 301, 4))
-			require.EqualValues(t, 3, s.Stats().ReusedSteps)
+			require.EqualValues(t, 3, s.stats().ReusedSteps)
 			p := 304
 			require.Zero(t, testing.AllocsPerRun(20, func() {
 				p++
-				x.args.QueryPosition = int64(p)
+				x.query[0] = int32(p)
 				for layer := range int32(testLayers) {
 					x.args.Layer = layer
 					if s.Attend(&x.args) != nil {
@@ -168,13 +174,13 @@ func TestSequenceIntervalReusesSets(t *testing.T) {
 			}))
 			s.Reset()
 			require.Equal(t, [][]cpu.Mode{fresh, reused, reused, fresh, reused}, walk(t, s, x, 300, 5))
-			require.Equal(t, int32(304), s.TokenSet()[32], "the new token joins")
+			require.Equal(t, int32(304), tokenSet(t, s)[32], "the new token joins")
 			s.Reset()
 			require.Equal(t, fresh, walk(t, s, x, 305, 1)[0])
 			require.Equal(t, [][]cpu.Mode{fresh, reused}, walk(t, s, x, 303, 2), "after a roll-back")
 			require.Equal(t, fresh, walk(t, s, x, 306, 1)[0], "a token is missing")
 			if name == "placed" { // the set's slots hold other tokens
-				set := s.TokenSet()
+				set := tokenSet(t, s)
 				x.positions[set[9]], x.positions[set[10]] = x.positions[set[10]], x.positions[set[9]]
 				require.Equal(t, fresh, walk(t, s, x, 307, 1)[0])
 			}

@@ -37,12 +37,12 @@ func measuredSteps(layers int) int {
 // model is what the contexts of one model share: its measurement, and the choice that came of it. The
 // lock is held for bookkeeping between steps, never while a kernel runs.
 type model struct {
-	intervention *atomic.Pointer[Intervention] // the engine's
-	config       Config
-	log          func(LogLevel, string)
-	layers       int
-	about        identity
-	file         profileFile
+	ablation *atomic.Pointer[Ablation] // the engine's
+	config   Config
+	log      func(LogLevel, string)
+	layers   int
+	about    identity
+	file     profileFile
 
 	mu       sync.Mutex
 	heads    int

@@ -20,7 +20,7 @@ func BenchmarkSteps(b *testing.B) {
 	for _, n := range []int{2048, 8192} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			rng := rand.New(rand.NewSource(1))
-			var memory [2*stores + 2]cpu.Arena
+			var memory [2*stores + 3]cpu.Arena
 			defer func() {
 				for i := range memory {
 					memory[i].Free()
@@ -38,12 +38,13 @@ func BenchmarkSteps(b *testing.B) {
 				query[i] = float32(rng.NormFloat64())
 			}
 			output := cpu.Slice[float32](&memory[2*stores+1], heads*dim)
-			slots := n + 2000
+			slots, position := n+2000, cpu.Slice[int32](&memory[2*stores+2], 1)
+			position[0] = int32(n)
 			calls := make([]Attention, layers)
 			for l := range calls {
-				a := Attention{Layer: int32(l), Heads: heads, KVHeads: kvHeads, KeyDim: dim, ValueDim: dim, Slots: int64(slots)}
-				a.Query, a.Output = View{Data: address(query), HeadStride: 4 * dim}, View{Data: address(output), HeadStride: 4 * dim}
-				kv := View{SlotStride: kvHeads * dim * 2, HeadStride: dim * 2, Type: int32(cpu.F16)}
+				a := Attention{Layer: int32(l), Rows: 1, QueryPositions: address(position), Heads: heads, KVHeads: kvHeads, KeyDim: dim, ValueDim: dim, Slots: int64(slots)}
+				a.Query, a.Output = RowView{Data: address(query), HeadStride: 4 * dim}, RowView{Data: address(output), HeadStride: 4 * dim}
+				kv := KVView{TokenStride: kvHeads * dim * 2, HeadStride: dim * 2, Type: int32(cpu.F16)}
 				a.Key, a.Value = kv, kv
 				if l < stores {
 					a.Key.Data, a.Value.Data = half(2*l, slots*kvHeads*dim), half(2*l+1, slots*kvHeads*dim)
@@ -54,23 +55,21 @@ func BenchmarkSteps(b *testing.B) {
 			}
 			workers := NewWorkers(1)
 			defer workers.Free()
-			sequence := func(change func(*Config)) *Sequence {
+			sequence := func(change func(*Config)) *Decoder {
 				c := DefaultConfig()
 				c.Budget = budget
 				change(&c)
 				e, _ := NewEngine(c)
-				s, err := NewSequence(e, layers, workers)
+				s, err := onCPU(e, layers, workers)
 				if err != nil {
 					b.Fatal(err)
 				}
 				b.Cleanup(s.Free)
 				return s
 			}
-			position := int64(n)
-			step := func(s *Sequence) float64 {
+			step := func(s *Decoder) float64 {
 				begin := time.Now()
 				for l := range calls {
-					calls[l].QueryPosition = position
 					if err := s.Attend(&calls[l]); err != nil {
 						b.Fatal(err)
 					}
@@ -81,18 +80,18 @@ func BenchmarkSteps(b *testing.B) {
 			found := sequence(func(c *Config) {})
 			var denseMS, measuredMS, givenMS, foundMS, ratio []float64
 			for range measuredSteps(layers) {
-				position++
+				position[0]++
 				d, m := step(dense), step(found)
 				denseMS, measuredMS, ratio = append(denseMS, d), append(measuredMS, m), append(ratio, m/d)
 			}
-			position++
+			position[0]++
 			step(found)
-			given := sequence(func(c *Config) { c.Layers = slices.Clone(found.pilot.roles.Selections()) })
+			given := sequence(func(c *Config) { c.Layers = slices.Clone(found.cpu().pilot.roles.Selections()) })
 			step(given)
 			var sums [2]float64
 			for range 12 * b.N {
 				for range 16 { // with about one audit
-					position++
+					position[0]++
 					g, f := step(given), step(found)
 					givenMS, foundMS = append(givenMS, g), append(foundMS, f)
 					sums[0], sums[1] = sums[0]+g, sums[1]+f
@@ -105,7 +104,7 @@ func BenchmarkSteps(b *testing.B) {
 			b.ReportMetric(middle(givenMS), "given-ms")
 			b.ReportMetric(middle(foundMS), "found-ms")
 			b.ReportMetric(sums[1]/sums[0], "found/given-with-audits")
-			b.ReportMetric(float64(found.Stats().Audits), "audits")
+			b.ReportMetric(float64(found.stats().Audits), "audits")
 		})
 	}
 }

@@ -16,10 +16,11 @@ import (
 
 // tensors are one layer's, in C memory as a caller's are.
 type tensors struct {
-	memory    [6]cpu.Arena
+	memory    [7]cpu.Arena
 	output    []float32
 	positions []int32
 	mask      []uint16
+	query     []int32 // its position
 	args      Attention
 }
 
@@ -45,16 +46,18 @@ func newTensors(t testing.TB, rng *rand.Rand, slots int) *tensors {
 	query, key, value := floats(0, testHeads), floats(1, slots*testKVHeads), floats(2, slots*testKVHeads)
 	x.output = floats(3, testHeads)
 	x.positions, x.mask = cpu.Slice[int32](&x.memory[4], slots), cpu.Slice[uint16](&x.memory[5], slots)
+	x.query = cpu.Slice[int32](&x.memory[6], 1)
+	x.query[0] = int32(slots - 1)
 	for i := range x.positions {
 		x.positions[i] = int32(i)
 	}
 	x.args = Attention{
 		Heads: testHeads, KVHeads: testKVHeads, KeyDim: testDim, ValueDim: testDim,
-		Slots: int64(slots), QueryPosition: int64(slots - 1),
-		Query:  View{Data: address(query), HeadStride: row},
-		Key:    View{Data: address(key), SlotStride: testKVHeads * row, HeadStride: row},
-		Value:  View{Data: address(value), SlotStride: testKVHeads * row, HeadStride: row},
-		Output: View{Data: address(x.output), HeadStride: row},
+		Rows: 1, Slots: int64(slots), QueryPositions: address(x.query),
+		Query:  RowView{Data: address(query), HeadStride: row},
+		Key:    KVView{Data: address(key), TokenStride: testKVHeads * row, HeadStride: row},
+		Value:  KVView{Data: address(value), TokenStride: testKVHeads * row, HeadStride: row},
+		Output: RowView{Data: address(x.output), HeadStride: row},
 	}
 	t.Cleanup(func() {
 		for i := range x.memory {
@@ -64,13 +67,21 @@ func newTensors(t testing.TB, rng *rand.Rand, slots int) *tensors {
 	return x
 }
 
-func newTestSequence(t testing.TB, budget, threads int) *Sequence {
+// onCPU makes a decoder on the CPU, of one row.
+func onCPU(engine *Engine, layers int, workers *Workers) (*Decoder, error) {
+	return NewDecoder(engine, layers, workers, DecoderParams{Device: CPU, MaxRows: 1})
+}
+
+// cpu is what a decoder attends on.
+func (d *Decoder) cpu() *cpuDecoder { return d.on.(*cpuDecoder) }
+
+func newTestDecoder(t testing.TB, budget, threads int) *Decoder {
 	config := DefaultConfig()
 	config.Budget, config.Layers = budget, []int{1, 3}
 	engine, err := NewEngine(config)
 	require.NoError(t, err)
 	workers := NewWorkers(threads)
-	s, err := NewSequence(engine, testLayers, workers)
+	s, err := onCPU(engine, testLayers, workers)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		s.Free()
@@ -79,7 +90,7 @@ func newTestSequence(t testing.TB, budget, threads int) *Sequence {
 	return s
 }
 
-func TestSequenceAllocatesNothingPerToken(t *testing.T) {
+func TestDecoderAllocatesNothingPerToken(t *testing.T) {
 	rng := rand.New(rand.NewSource(1))
 	const slots = 2000
 	for name, prepare := range map[string]func(*tensors){
@@ -95,10 +106,10 @@ func TestSequenceAllocatesNothingPerToken(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, x := newTestSequence(t, 256, 2), newTensors(t, rng, slots)
+			s, x := newTestDecoder(t, 256, 2), newTensors(t, rng, slots)
 			prepare(x)
 			token := func() {
-				x.args.QueryPosition = int64(slots - 2 + int(s.counts.Steps)%2)
+				x.query[0] = int32(slots - 2 + int(s.cpu().counts.Steps)%2)
 				for layer := range int32(testLayers) {
 					x.args.Layer = layer
 					if err := s.Attend(&x.args); err != nil {
@@ -109,18 +120,18 @@ func TestSequenceAllocatesNothingPerToken(t *testing.T) {
 			token()
 			token()
 			require.Zero(t, testing.AllocsPerRun(100, token))
-			require.Zero(t, s.Stats().NoSetCalls)
-			require.NotZero(t, s.Stats().SparseCalls)
+			require.Zero(t, s.stats().NoSetCalls)
+			require.NotZero(t, s.stats().SparseCalls)
 		})
 	}
 }
 
-// TestSightIsLiteral has a sight agree with a plain reading of positions and mask.
-func TestSightIsLiteral(t *testing.T) {
+// TestVisibilityIsLiteral has a visibility agree with a plain reading of positions and mask.
+func TestVisibilityIsLiteral(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewSource(seed))
-	s, before := new(sight), new(sight)
+	s, before := new(visibility), new(visibility)
 	defer s.free()
 	defer before.free()
 	for range 3000 {
@@ -136,7 +147,8 @@ func TestSightIsLiteral(t *testing.T) {
 			}
 			mask[i] = []uint16{0, 0, 0, 0x8000, minusInfinity, 0x3C00}[rng.Intn(4+2*rng.Intn(2))]
 		}
-		a := Attention{Slots: int64(slots), QueryPosition: int64(rng.Intn(slots * stretch))}
+		query := []int32{int32(rng.Intn(slots * stretch))}
+		a := Attention{Rows: 1, Slots: int64(slots), QueryPositions: address(query)}
 		if rng.Intn(3) > 0 {
 			a.Positions = address(positions)
 		}
@@ -152,7 +164,7 @@ func TestSightIsLiteral(t *testing.T) {
 			if a.Positions != 0 {
 				p = positions[i]
 			}
-			if p < 0 || int64(p) > a.QueryPosition || a.Mask != 0 && mask[i] == minusInfinity {
+			if p < 0 || p > query[0] || a.Mask != 0 && mask[i] == minusInfinity {
 				continue
 			}
 			twice = twice || taken[p]
@@ -160,7 +172,7 @@ func TestSightIsLiteral(t *testing.T) {
 			plain = plain && (a.Mask == 0 || mask[i]&0x7FFF == 0)
 			want = append(want, token{p, i})
 		}
-		err := s.look(&a)
+		err := s.look(&a, 0)
 		if twice {
 			require.ErrorContains(t, err, "is also positions[")
 			continue
@@ -178,7 +190,7 @@ func TestSightIsLiteral(t *testing.T) {
 		}
 
 		// The same arrays elsewhere are the same; any difference that counts is one.
-		require.True(t, s.same(&a))
+		require.True(t, s.same(&a, 0))
 		other := a
 		copies, masks := slices.Clone(positions), slices.Clone(mask)
 		if a.Positions != 0 {
@@ -187,24 +199,24 @@ func TestSightIsLiteral(t *testing.T) {
 		if a.Mask != 0 {
 			other.Mask = address(masks)
 		}
-		require.True(t, s.same(&other))
+		require.True(t, s.same(&other, 0))
 		i := rng.Intn(slots)
 		if a.Positions != 0 {
 			copies[i]++
-			require.False(t, s.same(&other))
+			require.False(t, s.same(&other, 0))
 			copies[i]--
 		}
 		if a.Mask != 0 {
 			masks[i] ^= 1
-			require.False(t, s.same(&other))
+			require.False(t, s.same(&other, 0))
 			masks[i] ^= 1
 		}
-		other.QueryPosition++
-		require.False(t, s.same(&other))
+		query[0]++
+		require.False(t, s.same(&other, 0))
 	}
 }
 
-func TestSequencesAttendInParallel(t *testing.T) {
+func TestDecodersAttendInParallel(t *testing.T) {
 	config := DefaultConfig()
 	config.Budget, config.Layers = 64, []int{1, 3}
 	engine, err := NewEngine(config)
@@ -221,7 +233,7 @@ func TestSequencesAttendInParallel(t *testing.T) {
 		wait.Add(1)
 		go func() {
 			defer wait.Done()
-			s, err := NewSequence(engine, testLayers, workers)
+			s, err := onCPU(engine, testLayers, workers)
 			if err != nil {
 				t.Error(err)
 				return
@@ -256,12 +268,13 @@ func TestAttentionArgumentsNeverPanic(t *testing.T) {
 	x := newTensors(t, rng, 64)
 	extremes := []int64{0, 1, -1, 2, 16, 31, 32, 64, 256, 257, 4096, math.MaxInt32, math.MinInt32, math.MaxInt64, math.MinInt64, 1 << 40, 1 << 62}
 	accepted := 0
+	d := newTestDecoder(t, 16, 1)
 	for range 200000 {
 		a := x.args
 		for range 1 + rng.Intn(3) {
 			v := extremes[rng.Intn(len(extremes))]
-			view := []*View{&a.Query, &a.Key, &a.Value, &a.Output}[rng.Intn(4)]
-			switch rng.Intn(12) {
+			rows, store := []*RowView{&a.Query, &a.Output}[rng.Intn(2)], []*KVView{&a.Key, &a.Value}[rng.Intn(2)]
+			switch rng.Intn(17) {
 			case 0:
 				a.Layer = int32(v)
 			case 1:
@@ -275,27 +288,38 @@ func TestAttentionArgumentsNeverPanic(t *testing.T) {
 			case 5:
 				a.Slots = v
 			case 6:
-				a.QueryPosition = v
+				x.query[0] = int32(v)
 			case 7:
-				view.Data = uintptr(v)
+				rows.Data = uintptr(v)
 			case 8:
-				view.SlotStride = v
+				store.TokenStride = v
 			case 9:
-				view.HeadStride = v
+				rows.HeadStride = v
 			case 10:
-				view.Type = int32(v)
+				rows.Type = int32(v)
 			case 11:
 				a.Scale, a.Softcap = float32(v), math.Float32frombits(uint32(v))
+			case 12:
+				store.Data = uintptr(v)
+			case 13:
+				store.HeadStride = v
+			case 14:
+				store.Type = int32(v)
+			case 15:
+				rows.RowStride, store.PageStride = v, v
+			case 16:
+				a.PositionsStride, a.MaskStride = v, v
 			}
 		}
-		if err := a.check(testLayers); err == nil {
+		if err := d.check(&a); err == nil {
 			accepted++
-			for i, v := range []View{a.Query, a.Output, a.Key, a.Value} { // the last row has an address
-				heads := []int32{a.Heads, a.Heads, a.KVHeads, a.KVHeads}[i]
-				top := int64(v.Data) + v.SlotStride*(a.Slots-1) + v.HeadStride*int64(heads-1)
-				require.True(t, v.Data >= lowest && top >= int64(v.Data) && v.SlotStride >= 0 && v.HeadStride >= 0, "%+v", a)
+			for i, v := range []KVView{a.Key, a.Value, {a.Query.Data, 0, 0, a.Query.HeadStride, 0}, {a.Output.Data, 0, 0, a.Output.HeadStride, 0}} {
+				heads := []int32{a.KVHeads, a.KVHeads, a.Heads, a.Heads}[i]
+				top := int64(v.Data) + taken(v.TokenStride, a.Slots)*(a.Slots-1) + taken(v.HeadStride, int64(heads))*int64(heads-1)
+				require.True(t, v.Data >= lowest && top >= int64(v.Data), "%+v", a) // the last row has an address
 			}
 		}
+		x.query[0] = 63
 	}
 	require.NotZero(t, accepted)
 }

@@ -32,7 +32,7 @@ type Session struct {
 	batch     int               // number of the batch that they are of
 	rotates   bool              // the model's graphs have positions
 	notes     cpu.Arena
-	step      step
+	step      rowSets
 	key       stepKey
 	own       []int64 // the rows' own slots in the step
 	reason    Reason  // why the step's batch is left to the host; Taken: it is not
@@ -394,15 +394,11 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	for i := range rows {
 		s.see(n, i, t)
 	}
-	s.pilot.begin(&s.step, int(n.Call.Heads), &s.counts)
-	if s.pilot.lasts(&s.step) && s.step.lasting.resume(&s.step, func(row int, slot int32) bool {
+	s.pilot.begin(&s.step, int(n.Call.Heads), &s.counts, func(row int, slot int32) bool {
 		return n.sees(row/int(n.Tokens), row%int(n.Tokens), int64(slot))
 	}, func(row int) int32 {
 		return int32(t.last[row] - int64(n.FirstStream+int32(row/int(n.Tokens)))*n.Store.Slots)
-	}) {
-		s.counts.ReusedSteps++
-	}
-	s.pilot.arrange(&s.step)
+	})
 	s.counts.began(&s.step, s.pilot.kind == stepMeasure)
 	return Taken
 }

@@ -95,6 +95,27 @@ type Stats struct {
 	taken    layerSet
 }
 
+// LayerLoss is what audits of a layer found.
+type LayerLoss struct {
+	Layer    int     `json:"layer"`
+	Audits   uint64  `json:"audits"`
+	Loss     float64 `json:"loss"`     // of the worst head, mean of the later audits
+	Expected float64 `json:"expected"` // by the profile
+}
+
+// Event is something that the guard or a measurement did, and when.
+type Event struct {
+	Step     uint64  `json:"step"`   // of the context
+	Tokens   int     `json:"tokens"` // visible then
+	What     string  `json:"what"`   // "measured", "drift"; "interval": it was given up
+	Layers   []int   `json:"layers"` // the choice after a measurement; the layer that drifted
+	Loss     float64 `json:"loss"`
+	Expected float64 `json:"expected,omitempty"`
+}
+
+// maxEvents bounds what a context remembers; the first ones stay.
+const maxEvents = 64
+
 // layerSet is a set of layer numbers.
 type layerSet [(MaxLayer + 1) / 64]uint64
 
@@ -118,7 +139,7 @@ func (s *Stats) decline(r Reason) {
 }
 
 // planned counts one layer's call over the rows of a step.
-func (s *Stats) planned(st *step, layer int, role Role, mode cpu.Mode) {
+func (s *Stats) planned(st *rowSets, layer int, role Role, mode cpu.Mode) {
 	s.taken.add(layer)
 	switch {
 	case mode == cpu.Select:
@@ -146,7 +167,7 @@ func (s *Stats) planned(st *step, layer int, role Role, mode cpu.Mode) {
 }
 
 // began counts the rows of a new step. In a measured one no row is sparse, though one has a set.
-func (s *Stats) began(st *step, measured bool) {
+func (s *Stats) began(st *rowSets, measured bool) {
 	s.Steps++
 	for i := range st.rows {
 		s.Rows++

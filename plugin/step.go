@@ -9,10 +9,55 @@ import (
 
 var errMemory = errors.New("out of memory")
 
-// step is one decode step of a batch: its rows, what each of them sees, and the token set of each. The
-// layers of the step share it, also when the host computes the step in several calls.
+// Mode says how a layer attends. The engines' kernels have the same numbers.
+type Mode int32
+
+const (
+	Full   Mode = iota // to every visible token
+	Select             // the same, and it chooses each row's token set
+	Sparse             // to each row's token set
+)
+
+// step is one decode step of any number of rows: how far it has come, and what its layers did. Its layers share the
+// token sets, also when the host computes the step in several calls.
 type step struct {
-	rows    []cpu.Row // in C memory: the host's threads read them
+	layer   int  // the last one; -1: the step is over, or there was none
+	chosen  bool // a selection layer has chosen sets, for what the rows see
+	resumed bool // the sets of the step before are gone on with
+	did     did
+}
+
+// did is what the layers of a step did.
+type did struct{ dense, chose, sparse, without int32 }
+
+// mode says how a layer of a role attends, and notes that it does; sparse: some row sees more tokens than the budget. A
+// layer whose set was never chosen in this step (the host left the selection layer out) attends to everything.
+func (s *step) mode(role Role, sparse bool) Mode {
+	switch {
+	case !sparse || role == RoleFull:
+	case s.resumed:
+		s.chosen = true
+		s.did.sparse++
+		return Sparse
+	case role == RoleSelect:
+		s.chosen = true
+		s.did.chose++
+		return Select
+	case s.chosen:
+		s.did.sparse++
+		return Sparse
+	default:
+		s.did.without++
+	}
+	s.did.dense++
+	return Full
+}
+
+// rowSets is a step whose rows are in C memory: the host's threads read them. It has what each row sees, and its
+// token sets.
+type rowSets struct {
+	step
+	rows    []cpu.Row
 	more    []cpu.Row // the same for the later groups of a step with several, see interval.go
 	groups  int
 	slots   []int32 // visible slots of the rows that need a list, capacity per row
@@ -23,16 +68,14 @@ type step struct {
 	rowMemory, slotMemory, setMemory cpu.Arena
 
 	lasting lasting // how sets outlive their step, where they do
-
-	chosen bool // a selection layer of this step has chosen the sets
-	layer  int  // the last layer that was planned
 }
 
-// begin starts a new step of n rows, each of which sees at most visible tokens. There is one group of
-// token sets, unless sets outlive their step: then there is one for each selection layer.
-func (s *step) begin(n, visible, budget, groups int) error {
+// begin starts a new step of n rows, each of which sees at most visible tokens, with memory for its list of them where
+// listed. There is one group of token sets, unless sets outlive their step: then there is one for each selection layer.
+func (s *rowSets) begin(n, visible, budget, groups int) error {
 	s.lasting.before(s)
-	s.chosen, s.layer, s.visible, s.budget, s.groups = false, -1, visible, min(budget, visible)+s.lasting.spare(), groups
+	s.step = step{layer: -1}
+	s.visible, s.budget, s.groups = visible, min(budget, visible)+s.lasting.spare(), groups
 	rows := cpu.Slice[cpu.Row](&s.rowMemory, n*groups)
 	s.slots = cpu.Slice[int32](&s.slotMemory, n*visible)
 	s.sets = cpu.Slice[int32](&s.setMemory, n*s.budget*groups)
@@ -46,17 +89,17 @@ func (s *step) begin(n, visible, budget, groups int) error {
 }
 
 // set is row i's memory for its token set.
-func (s *step) set(i int) unsafe.Pointer { return unsafe.Pointer(&s.sets[i*s.budget]) }
+func (s *rowSets) set(i int) unsafe.Pointer { return unsafe.Pointer(&s.sets[i*s.budget]) }
 
 // list is row i's memory for its visible slots.
-func (s *step) list(i int) []int32 { return s.slots[i*s.visible : (i+1)*s.visible] }
+func (s *rowSets) list(i int) []int32 { return s.slots[i*s.visible : (i+1)*s.visible] }
 
 // see fills row i: n tokens are visible, in the order of slots (nil: slots 0 .. n-1). The row attends to everything
 // unless a budget is split among them.
-func (s *step) see(i int, token, stream, n int, slots []int32, mask unsafe.Pointer, split Split) {
+func (s *rowSets) see(i int, token, stream, n int, slots []int32, mask unsafe.Pointer, split Split) {
 	r := &s.rows[i]
 	*r = cpu.Row{Token: int32(token), Stream: int32(stream), Visible: int32(n), Mask: mask}
-	if slots != nil {
+	if len(slots) > 0 {
 		r.Slots = unsafe.Pointer(&slots[0])
 	}
 	if split.Len() > 0 {
@@ -67,7 +110,7 @@ func (s *step) see(i int, token, stream, n int, slots []int32, mask unsafe.Point
 }
 
 // sparse tells whether any row has more visible tokens than the budget.
-func (s *step) sparse() bool {
+func (s *rowSets) sparse() bool {
 	for i := range s.rows {
 		if s.rows[i].SetLen > 0 {
 			return true
@@ -76,27 +119,14 @@ func (s *step) sparse() bool {
 	return false
 }
 
-// mode says how a layer attends, and notes that it does. A layer whose set was never chosen in this
-// step (the host left the selection layer out) attends fully.
-func (s *step) mode(role Role, layer int) cpu.Mode {
-	s.layer = layer
-	switch {
-	case !s.sparse():
-		return cpu.Full
-	case role != RoleFull && s.lasting.resumed:
-		s.chosen = true
-		return cpu.List
-	case role == RoleSelect:
-		s.chosen = true
-		s.lasting.chose++
-		return cpu.Select
-	case role == RoleSparse && s.chosen:
-		return cpu.List
+// dense has every row attend to everything.
+func (s *rowSets) dense() {
+	for i := range s.rows {
+		s.rows[i].SetLen = 0
 	}
-	return cpu.Full
 }
 
-func (s *step) free() {
+func (s *rowSets) free() {
 	s.rowMemory.Free()
 	s.slotMemory.Free()
 	s.setMemory.Free()

@@ -74,7 +74,7 @@ func (k *kept[T]) thin() {
 }
 
 // record keeps the step that has ended: its sets are complete, and still there.
-func (p *pilot) record(st *step) {
+func (p *cpuProbes) record(st *rowSets) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	t := &p.traced
@@ -90,7 +90,7 @@ func (p *pilot) record(st *step) {
 	switch {
 	case p.kind == stepMeasure:
 		s.What = "measured"
-	case p.kind == stepIntervene:
+	case p.kind == stepAblate:
 		s.What = "intervention"
 	case p.kind != stepDense && st.chosen && row.SetLen > 0:
 		s.What = "sparse"
@@ -113,10 +113,10 @@ func (p *pilot) record(st *step) {
 	}
 }
 
-// recordAudit keeps an audit; under p.mu.
-func (p *pilot) recordAudit(a TraceAudit) {
-	t := &p.traced.audits
-	if p.model.config.Trace == 0 || !t.wants() {
+// recordAudit keeps an audit; under c.mu.
+func (c *calibrator) recordAudit(a TraceAudit) {
+	t := &c.traced.audits
+	if c.model.config.Trace == 0 || !t.wants() {
 		return
 	}
 	if t.of = append(t.of, a); len(t.of) > mostTracedAudits {

@@ -147,7 +147,7 @@ func TestNoTraceUnlessAsked(t *testing.T) {
 func TestPlaceTakesVisibleSlotsOnly(t *testing.T) {
 	visible := []int32{3, 5, 9}
 	row := &cpu.Row{Slots: unsafe.Pointer(&visible[0]), Visible: 3}
-	var p pilot
+	var p cpuProbes
 	at := make([]int32, 2)
 	place := func(set ...int32) bool { return p.place(at, unsafe.Pointer(&set[0]), row) }
 	require.True(t, place(9, 3))

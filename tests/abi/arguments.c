@@ -64,13 +64,13 @@ SPOIL(key_dtype, a->key_dtype = -1)
 SPOIL(value_dtype, a->value_dtype = 1000)
 SPOIL(query_stride, a->query_head_stride = 128)
 SPOIL(query_stride_odd, a->query_head_stride = 258)
-SPOIL(key_stride_0, a->key_slot_stride = 0)
-SPOIL(key_stride_negative, a->key_slot_stride = -512)
+SPOIL(key_stride_0, a->key_token_stride = 0)
+SPOIL(key_stride_negative, a->key_token_stride = -512)
 SPOIL(key_stride_odd, a->key_head_stride = 257)
-SPOIL(key_stride_overflow, a->key_slot_stride = INT64_MAX - 3)
-SPOIL(key_stride_wrap, a->key_slot_stride = (int64_t)1 << 60)
+SPOIL(key_stride_overflow, a->key_token_stride = INT64_MAX - 3)
+SPOIL(key_stride_wrap, a->key_token_stride = (int64_t)1 << 60)
 SPOIL(value_stride_overflow, a->value_head_stride = INT64_MAX / 4 * 4)
-SPOIL(value_stride_small, a->value_slot_stride = 252)
+SPOIL(value_stride_small, a->value_token_stride = 252)
 SPOIL(output_stride, a->output_head_stride = -256)
 SPOIL(overlap_query, a->output = (void *)a->query)
 SPOIL(overlap_key, a->output = (char *)a->key + 4096)
@@ -137,13 +137,13 @@ static const attention_case attention_cases[] = {
     CASE(LIM_ERROR_ARGUMENT, "value_dtype", "= 1000", value_dtype),
     CASE(LIM_ERROR_ARGUMENT, "query_head_stride", "= 128", query_stride),
     CASE(LIM_ERROR_ARGUMENT, "query_head_stride", "= 258", query_stride_odd),
-    CASE(LIM_ERROR_ARGUMENT, "key_slot_stride", "= 0", key_stride_0),
-    CASE(LIM_ERROR_ARGUMENT, "key_slot_stride", "= -512", key_stride_negative),
+    CASE(LIM_ERROR_ARGUMENT, "key_token_stride", "= 0", key_stride_0),
+    CASE(LIM_ERROR_ARGUMENT, "key_token_stride", "= -512", key_stride_negative),
     CASE(LIM_ERROR_ARGUMENT, "key_head_stride", "= 257", key_stride_odd),
-    CASE(LIM_ERROR_ARGUMENT, "key_slot_stride", "= 9223372036854775804 times 64 slots", key_stride_overflow),
-    CASE(LIM_ERROR_ARGUMENT, "key_slot_stride", "= 1152921504606846976 times 64 slots", key_stride_wrap),
+    CASE(LIM_ERROR_ARGUMENT, "key_token_stride", "= 9223372036854775804 times 64 tokens", key_stride_overflow),
+    CASE(LIM_ERROR_ARGUMENT, "key_token_stride", "= 1152921504606846976 times 64 tokens", key_stride_wrap),
     CASE(LIM_ERROR_ARGUMENT, "value_head_stride", "= 9223372036854775804 times 2 heads", value_stride_overflow),
-    CASE(LIM_ERROR_ARGUMENT, "value_slot_stride", "= 252", value_stride_small),
+    CASE(LIM_ERROR_ARGUMENT, "value_token_stride", "= 252", value_stride_small),
     CASE(LIM_ERROR_ARGUMENT, "output_head_stride", "= -256", output_stride),
     CASE(LIM_ERROR_ARGUMENT, "output", "overlaps query = 0x", overlap_query),
     CASE(LIM_ERROR_ARGUMENT, "output", "overlaps key = 0x", overlap_key),
@@ -196,7 +196,7 @@ static void attention(void) {
     lim_attention one = good;
     one.heads = one.kv_heads = 1, one.n_slots = 1, one.query_position = 0;
     one.query_head_stride = one.key_head_stride = one.value_head_stride = one.output_head_stride = -1;
-    one.key_slot_stride = one.value_slot_stride = INT64_MIN;
+    one.key_token_stride = one.value_token_stride = INT64_MIN;
     OK(lim_attend(sequence, &one));
     CHECK(s.output[0] == s.value[0], "%g", s.output[0]);
 

@@ -79,8 +79,8 @@ static void parameters(void) {
     REFUSED(kv_heads, 0, LIM_ERROR_ARGUMENT, "kv_heads = 0");
     REFUSED(kv_heads, 3, LIM_ERROR_ARGUMENT, "kv_heads = 3 does not divide heads = 8");
     REFUSED(heads, 34, LIM_ERROR_UNSUPPORTED, "heads = 34 is more than 16 for each of kv_heads = 2");
-    REFUSED(head_dim, -64, LIM_ERROR_ARGUMENT, "head_dim = -64");
-    REFUSED(head_dim, 96, LIM_ERROR_UNSUPPORTED, "head_dim = 96 is not 64, 128 or 256");
+    REFUSED(head_dim, -64, LIM_ERROR_ARGUMENT, "key_dim = -64");
+    REFUSED(head_dim, 96, LIM_ERROR_UNSUPPORTED, "key_dim = 96 is not 64, 128 or 256");
     REFUSED(kv_dtype, LIM_DTYPE_F32, LIM_ERROR_UNSUPPORTED, "kv_dtype = 0 (f32)");
     REFUSED(kv_dtype, LIM_DTYPE_Q4_0, LIM_ERROR_UNSUPPORTED, "kv_dtype = 4 (q4_0)");
     REFUSED(kv_dtype, 6, LIM_ERROR_ARGUMENT, "kv_dtype = 6 is unknown");
@@ -164,7 +164,7 @@ static void fp8_on_the_cpu(void) {
     lim_sequence *sequence = NULL;
     OK(lim_sequence_create(engine, &sequence));
     a.key_dtype = LIM_DTYPE_FP8;
-    expect(lim_attend(sequence, &a), LIM_ERROR_UNSUPPORTED, "key_dtype = 5 (fp8) is for batches only");
+    expect(lim_attend(sequence, &a), LIM_ERROR_UNSUPPORTED, "key_dtype = 5 (fp8) is for GPUs only");
     OK(lim_sequence_free(sequence));
 }
 
@@ -256,10 +256,10 @@ static void decode(void) {
     a.page_size = 17;
     expect(lim_batch_attend(batch, &a), LIM_ERROR_ARGUMENT, "page_size = 17");
     a = right_attention(0);
-    a.value = 0x808;
-    expect(lim_batch_attend(batch, &a), LIM_ERROR_UNSUPPORTED, "value = 0x808");
-    a.value = 0x800;
-    expect(lim_batch_attend(batch, &a), LIM_ERROR_ARGUMENT, "value = 0x800 is not in the memory of CUDA device 0");
+    a.value = 0x200008;
+    expect(lim_batch_attend(batch, &a), LIM_ERROR_UNSUPPORTED, "value = 0x200008");
+    a.value = 0x3000;
+    expect(lim_batch_attend(batch, &a), LIM_ERROR_ARGUMENT, "value = 0x3000 is not in the memory of CUDA device 0");
     CHECK(times(asked(), "cuLaunchKernel") == 0, "a refused call was launched");
 
     int64_t   count = 3;

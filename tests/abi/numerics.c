@@ -97,9 +97,9 @@ static void sequence_of_steps(void) {
             memset(output, 0x7b, os * (size_t)a.heads);
             a.query = query, a.key = key, a.value = value, a.output = output;
             a.query_head_stride = (int64_t)qs, a.output_head_stride = (int64_t)os;
-            a.key_slot_stride = (int64_t)ks * (head_major ? 1 : a.kv_heads);
+            a.key_token_stride = (int64_t)ks * (head_major ? 1 : a.kv_heads);
             a.key_head_stride = (int64_t)ks * (head_major ? a.n_slots : 1);
-            a.value_slot_stride = (int64_t)vs * (head_major ? 1 : a.kv_heads);
+            a.value_token_stride = (int64_t)vs * (head_major ? 1 : a.kv_heads);
             a.value_head_stride = (int64_t)vs * (head_major ? a.n_slots : 1);
             int was = 0;
             if (pick(0, 20) == 0 && a.layer > 0 && placed && n > 2) { /* other tokens than before: the set is void */

@@ -112,7 +112,7 @@ void ref_logits(const lim_attention *a, const int32_t *slots, int n, double *log
         const char *q = row_of(a->query, 0, 0, h, a->query_head_stride);
         for (int d = 0; d < a->key_dim; d++) query[d] = ref_get(q, a->query_dtype, d);
         for (int i = 0; i < n; i++) {
-            const char *k = row_of(a->key, slots[i], a->key_slot_stride, kv, a->key_head_stride);
+            const char *k = row_of(a->key, slots[i], a->key_token_stride, kv, a->key_head_stride);
             double x = 0;
             for (int d = 0; d < a->key_dim; d++) x += query[d] * ref_get(k, a->key_dtype, d);
             x *= scale;
@@ -133,7 +133,7 @@ void ref_attend(const lim_attention *a, const int32_t *slots, int n, double *out
         if (a->sinks) top = fmax(top, a->sinks[h]), sum = exp(a->sinks[h] - top);
         for (int d = 0; d < a->value_dim; d++) o[d] = 0;
         for (int i = 0; i < n; i++) {
-            const char *v = row_of(a->value, slots[i], a->value_slot_stride, kv, a->value_head_stride);
+            const char *v = row_of(a->value, slots[i], a->value_token_stride, kv, a->value_head_stride);
             double p = exp(x[i] - top);
             sum += p;
             for (int d = 0; d < a->value_dim; d++) o[d] += p * ref_get(v, a->value_dtype, d);

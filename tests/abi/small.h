@@ -29,8 +29,8 @@ static inline lim_attention small_attention(small *s) {
         .struct_size = sizeof(lim_attention),
         .query = s->query, .key = s->key, .value = s->value, .output = s->output,
         .query_head_stride = SMALL_DIM * 4, .output_head_stride = SMALL_DIM * 4,
-        .key_slot_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .key_head_stride = SMALL_DIM * 4,
-        .value_slot_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .value_head_stride = SMALL_DIM * 4,
+        .key_token_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .key_head_stride = SMALL_DIM * 4,
+        .value_token_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .value_head_stride = SMALL_DIM * 4,
         .n_slots = SMALL_SLOTS, .query_position = SMALL_SLOTS - 1,
         .heads = SMALL_HEADS, .kv_heads = SMALL_KV_HEADS, .key_dim = SMALL_DIM, .value_dim = SMALL_DIM,
     };

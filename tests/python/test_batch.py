@@ -67,7 +67,7 @@ def test_without_a_driver(run, tmp_path):
         refused(lessismore.DeviceError, "device = 0: no usable CUDA driver", engine.batch, 2, 64, 8, 2, 128)
         refused(lessismore.DeviceError, "/none", lessismore.Batch.work_size, engine, 2, 64, 8, 2, 128)
         refused(lessismore.ArgumentError, "dtype = 'f32' is none of f16", engine.batch, 2, 64, 8, 2, 128, "f32")
-        refused(lessismore.UnsupportedError, "head_dim = 96", engine.batch, 2, 64, 8, 2, 96)
+        refused(lessismore.UnsupportedError, "key_dim = 96", engine.batch, 2, 64, 8, 2, 96)
         refused(lessismore.ArgumentError, "capacity = 4294967296 does not fit", engine.batch, 2, 1 << 32, 8, 2, 96)
         assert engine.stats()["steps"] == 0  # all else works
         """,

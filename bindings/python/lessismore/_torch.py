@@ -136,8 +136,8 @@ class Decoder:
         k_batch, k_head, k_slot = (key.stride(i) * k_size for i in range(3))
         v_batch, v_head, v_slot = (value.stride(i) * v_size for i in range(3))
         a.query_head_stride, a.output_head_stride = q_head, value_dim * q_size
-        a.key_head_stride, a.key_slot_stride = k_head, k_slot
-        a.value_head_stride, a.value_slot_stride = v_head, v_slot
+        a.key_head_stride, a.key_token_stride = k_head, k_slot
+        a.value_head_stride, a.value_token_stride = v_head, v_slot
         q, k, v, o = query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr()
         o_batch = heads * value_dim * q_size
         start, length, hidden = self._sight

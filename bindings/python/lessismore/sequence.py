@@ -107,8 +107,8 @@ class Sequence(Handle):
             raise ArgumentError(f"key has shape {key.shape}, but query has {query.shape}: key_dim differs")
         a.n_slots, a.kv_heads = slots, _dimension("key", key, 1)
         a.value_dim = integer("value_dim", _elements("value", value, a.value_dtype), 32)
-        a.key, a.key_slot_stride, a.key_head_stride = _address(key), key.strides[0], key.strides[1]
-        a.value, a.value_slot_stride, a.value_head_stride = _address(value), value.strides[0], value.strides[1]
+        a.key, a.key_token_stride, a.key_head_stride = _address(key), key.strides[0], key.strides[1]
+        a.value, a.value_token_stride, a.value_head_stride = _address(value), value.strides[0], value.strides[1]
 
         if out is None:
             if a.heads * a.value_dim > 1 << 20:  # refused below anyway, but not after asking for the memory

@@ -103,7 +103,7 @@ EXPORT int cuThreadExchangeStreamCaptureMode(int *mode) { *mode = 2 - *mode; ret
 EXPORT int cuStreamIsCapturing(void *s, int *status) { BEGIN(cuStreamIsCapturing, "", "%p", s); *status = (uintptr_t)s >> 12 == 0xc; return 0; }
 EXPORT int cuPointerGetAttribute(void *v, int which, uint64_t p) {
     BEGIN(cuPointerGetAttribute, "", "%d", which);
-    if (p < 4096) return 1;
+    if (p < 4096 || p >> 12 == 3) return 1; /* 0x3000 to 0x3fff are the host's */
     *(int *)v = 0;
     return 0;
 }

@@ -8,19 +8,18 @@ import (
 	"lessismore/plugin/internal/cuda"
 )
 
-// batchPilot is the pilot of a batch: the same measurement, choice and guard, with what a step brings left on the
-// device. Measured losses are added up there and fetched once, at the end; the shares of an audit are fetched by
-// themselves. A fetch is a copy into pinned memory and an event; whoever comes by next asks for it, nobody waits.
+// cudaProbes is a calibrator that drives a GPU: what a step brings is left on the device. Measured losses are added up
+// there and fetched once, at the end; the shares of an audit are fetched by themselves. A fetch is a copy into pinned memory
+// and an event; whoever comes by next asks for it, nobody waits.
 //
 // How much the rows see is known on the device alone and is looked up in the same way, now and then. So it may be old:
 // a row that sees too little when its turn comes takes no part.
 //
 // A captured step stays what it is as long as its graph is replayed. It goes by the roles in force and is neither
-// measured nor audited, and Poll tells its host when to capture again and when to run a step without capture.
-type batchPilot struct {
-	*pilot
+// measured nor audited, and poll tells its host when to capture again and when to run a step without capture.
+type cudaProbes struct {
+	calibrator
 	device *cuda.Device
-	policy Policy
 
 	sets, stamps, sums, own, shares uint64 // device memory
 	most, sumBytes                  int    // tokens in a set that is compared; size of sums
@@ -30,27 +29,26 @@ type batchPilot struct {
 	probe                    cuda.Probe
 	call                     cuda.Call
 
-	seen      []int32 // what the rows saw when they were last looked at
-	lookIn    int     // steps to the next look
-	look      bool    // once this step's first layer is on its way
-	polled    bool    // the coming step has been counted
-	opening   bool    // none of the step's layers is on its way
-	looking   bool    // lengths are on the way
-	auditing  bool    // shares are
-	fetching  bool    // sums are
-	auditOf   uint64  // the revision that was audited
-	auditSees int     // tokens, its row
+	lookIn   int  // steps to the next look at what the rows see
+	look     bool // once this step's first layer is on its way
+	polled   bool // the coming step has been counted
+	opening  bool // none of the step's layers is on its way
+	looking  bool // lengths are on the way
+	auditing bool // shares are
+	fetching bool // sums are
+	audit    struct {
+		layer, tokens int
+		revision      uint64 // of the roles then
+	} // that is on its way
 
-	target    struct{ row, tokens, budget, reach int } // of the measurement under way
-	measuring bool
-	clear     bool   // before the next step of it the sums begin anew
-	counted   bool   // this step is in begun
-	begun     int    // measured steps
-	wanted    int    // of them, in all
-	stamp     uint32 // of the step
+	clear   bool   // before the next step of the measurement under way the sums begin anew
+	counted bool   // this step is in begun
+	begun   int    // measured steps
+	wanted  int    // of them, in all
+	stamp   uint32 // of the step
 
-	measured, dense, intervened uint64  // steps, for the statistics
-	counter                     *uint64 // of these, what counts the step once one of its layers is on its way
+	measured, dense, ablations uint64  // steps, for the statistics
+	counter                    *uint64 // of these, what counts the step once one of its layers is on its way
 }
 
 const (
@@ -59,15 +57,14 @@ const (
 	measureTries  = 4  // measurements' worth of steps, where rows come and go, until what there is has to do
 )
 
-// place lays out the pilot's device memory; none, where nothing can be found out.
-func (p *batchPilot) place(b *Batch, take func(bytes int) uint64) {
-	config, layers, heads := &b.engine.config, b.count, int(b.params.Heads)
-	pairs := layers * (layers - 1) / 2
+// place lays out the device memory that is wanted; none, where nothing can be found out.
+func (p *cudaProbes) place(config *Config, layers int, params *DecoderParams, take func(bytes int) uint64) {
+	heads, pairs := int(params.Heads), layers*(layers-1)/2
 	if p.most = 0; config.Layers != nil || layers < leastMeasured || pairs*heads > mostMeasured ||
-		int(b.params.Capacity) < max(firstMeasured*config.Budget, probeShare) {
+		int(params.Capacity) < max(firstMeasured*config.Budget, probeShare) {
 		return
 	}
-	p.most = min(config.Budget, int(b.params.Capacity)/probeShare, mostProbed)
+	p.most = min(config.Budget, int(params.Capacity)/probeShare, mostProbed)
 	p.sumBytes = 4 * (pairs + 2*pairs*heads)
 	p.sets = take(4 * layers * p.most)
 	p.stamps = take(4 * layers)
@@ -76,30 +73,27 @@ func (p *batchPilot) place(b *Batch, take func(bytes int) uint64) {
 	p.shares = take(4 * 2 * heads)
 }
 
-// open makes what the pilot needs besides, and joins the model.
-func (p *batchPilot) open(b *Batch) error {
-	m, err := b.engine.model(identity{Layers: b.count, Weights: b.engine.about}, b.engine.said.add)
-	if err != nil {
-		return err
-	}
+// open makes what is needed besides, and joins the model.
+func (p *cudaProbes) open(m *model, device *cuda.Device, params *DecoderParams) (err error) {
 	m.mu.Lock()
 	if !m.fixed {
-		m.suits(int(b.params.Heads))
+		m.suits(int(params.Heads))
 	}
 	m.mu.Unlock()
-	p.pilot, p.device, p.policy = newPilot(m, m.log), b.device, b.engine.config.Policy
+	p.init(m)
+	p.device = device
 	if p.most == 0 {
 		return nil
 	}
-	p.seen = make([]int32, 0, b.params.MaxRows)
+	p.seen = make([]int32, 0, params.MaxRows)
 	if p.plan, err = cuda.NewProbePlan(); err != nil {
 		return err
 	}
 	for _, f := range []struct {
 		to   **cuda.Fetch
 		size int
-	}{{&p.lengths, 4 * int(b.params.MaxRows)}, {&p.results, p.sumBytes}, {&p.shared, 4 * 2 * int(b.params.Heads)}} {
-		if *f.to, err = b.device.NewFetch(f.size); err != nil {
+	}{{&p.lengths, 4 * int(params.MaxRows)}, {&p.results, p.sumBytes}, {&p.shared, 4 * 2 * int(params.Heads)}} {
+		if *f.to, err = device.NewFetch(f.size); err != nil {
 			return err
 		}
 	}
@@ -107,7 +101,7 @@ func (p *batchPilot) open(b *Batch) error {
 }
 
 // close gives the memory back; nothing may be under way.
-func (p *batchPilot) close() {
+func (p *cudaProbes) close() {
 	if p.plan != nil {
 		p.plan.Free()
 	}
@@ -118,48 +112,20 @@ func (p *batchPilot) close() {
 	}
 }
 
-// follow takes over what is in force, and tells what there is to find out. count: it is for a step that has not been
-// counted.
-func (p *batchPilot) follow(count bool) (unknown, look, audit bool) {
-	m := p.model
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if p.revision != m.revision {
-		p.mu.Lock()
-		p.take()
-		p.mu.Unlock()
-	}
-	unknown = !m.known || m.again
-	if m.fixed || p.most == 0 {
-		return unknown, false, false
-	}
-	p.measuring = p.measuring && m.due(p.target.tokens)
-	if count {
-		p.lookIn--
-		if !unknown && !p.measuring {
-			p.until--
-		}
-	}
-	audit = !unknown && !p.measuring && m.config.Guard > 0 && p.until <= 0 && !p.auditing && !p.looking
-	look = audit || !p.looking && p.lookIn <= 0 && (unknown || m.reach < 1<<probeRatios)
-	return unknown, look, audit
+// wantsLook tells whether what the rows see is to be looked at.
+func (p *cudaProbes) wantsLook(unknown, audit bool) bool {
+	p.model.mu.Lock()
+	defer p.model.mu.Unlock()
+	return audit || !p.looking && p.lookIn <= 0 && (unknown || p.model.reach < 1<<probeRatios)
 }
 
 // begin decides what a step is for, whose first layer has been asked for.
-func (p *batchPilot) begin(a *BatchAttention) error {
-	p.kind, p.look, p.counter = stepPlain, false, nil
+func (p *cudaProbes) begin(a *Attention, heads int32) error {
+	p.look, p.counter = false, nil
 	again := p.opening // the step's first layer was refused: it has been counted
 	p.opening = true
-	if x := p.model.intervention.Load(); x != nil {
-		p.intervene(x)
-		p.counter = &p.intervened
-		return nil
-	}
-	if p.fixed {
-		return nil
-	}
-	stream := uintptr(a.Stream)
-	free := p.most > 0 && !p.device.Capturing(stream)
+	stream := a.Stream
+	free := p.most > 0 && !p.fixed && p.model.ablation.Load() == nil && !p.device.Capturing(stream)
 	if free {
 		if err := p.settle(); err != nil {
 			return err
@@ -170,67 +136,49 @@ func (p *batchPilot) begin(a *BatchAttention) error {
 			}
 		}
 	}
-	unknown, look, audit := p.follow(free && !p.polled && !again)
-	if !again {
-		p.steps++
+	counted := p.polled || again
+	if free && !counted {
+		p.lookIn--
 	}
-	if unknown {
-		p.kind = stepDense
+	p.calibrator.begin(opening{
+		rows: int(a.Rows), heads: int(heads), sparse: true, probes: free, counted: counted, busy: p.auditing || p.looking,
+	})
+	if p.kind == stepAblate {
+		p.counter = &p.ablations
+		return nil
+	}
+	if !again && !p.fixed {
+		p.steps++
 	}
 	if !free {
 		return nil
 	}
-	p.polled, p.look = false, look
-	switch {
-	case p.measuring && p.target.row < int(a.Rows):
+	p.polled, p.look = false, !p.fixed && p.wantsLook(p.kind == stepDense || p.kind == stepMeasure, p.due)
+	switch p.kind {
+	case stepDense:
+		p.counter = &p.dense
+	case stepAudit:
+		p.pickLayer(false)
+	case stepMeasure:
 		if p.clear {
 			if err := p.device.Clear(p.sums, p.sumBytes, stream); err != nil {
 				return err
 			}
 		}
 		p.clear, p.counted = false, false
-		p.kind = stepMeasure
 		p.stamp++
-		p.layers = p.layers[:0]
-		for l := range p.model.layers {
-			if inStep(l, 1+p.begun%roundOf(p.model.layers)) {
-				p.layers = append(p.layers, l)
-			}
-		}
-	case audit:
-		p.audit(int(a.Rows))
-	}
-	if p.kind == stepDense {
-		p.counter = &p.dense
+		p.compare(p.begun)
 	}
 	return nil
 }
 
-// audit makes a step an audited one, if a row is known to be sparse.
-func (p *batchPilot) audit(rows int) {
-	m := p.model
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	p.until = p.wait()
-	for range rows {
-		p.rowTurn = (p.rowTurn + 1) % rows
-		if p.rowTurn >= len(p.seen) || int(p.seen[p.rowTurn]) <= m.config.Budget {
-			continue
-		}
-		if p.layer = m.guard.next(false); p.layer >= 0 {
-			p.kind, p.row, p.auditSees = stepAudit, p.rowTurn, int(p.seen[p.rowTurn])
-		}
-		return
-	}
-}
-
-// probes tells whether a layer is measured or audited, and states the call and the probe of it. c is the call by
-// role.
-func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) bool {
+// probed tells whether a layer is measured or audited, and states the call and the probe of it. c is the call by role,
+// positions where it leaves token sets.
+func (p *cudaProbes) probed(layer int, c *cuda.Call, stream uintptr) bool {
 	if p.kind != stepMeasure && p.kind != stepAudit {
 		return false
 	}
-	config, heads, layers := &p.model.config, int(b.params.Heads), p.model.layers
+	config, heads, layers := &p.model.config, p.model.heads, p.model.layers
 	switch {
 	case p.kind == stepMeasure && c.Mode == cuda.Full && slices.Contains(p.layers, layer) &&
 		p.target.row < int(c.NRows) && int(c.Capacity) >= probeShare*p.target.budget:
@@ -250,7 +198,7 @@ func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) b
 	case p.kind == stepAudit && c.Mode == cuda.Sparse && layer == p.layer && p.row < int(c.NRows):
 		p.call = *c
 		p.probe = cuda.Probe{
-			Own: p.own, Sets: b.positions + uint64(4*p.row*config.Budget), SetStride: int64(config.Budget), SetBudget: int32(config.Budget),
+			Own: p.own, Sets: c.Positions + uint64(4*p.row*config.Budget), SetStride: int64(config.Budget), SetBudget: int32(config.Budget),
 			Kept: p.shares, Row: int32(p.row), NSets: 1,
 		}
 	default:
@@ -261,16 +209,16 @@ func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) b
 }
 
 // queued is told of each layer that is on its way, and whether it was probed.
-func (p *batchPilot) queued(a *BatchAttention, probed bool) error {
+func (p *cudaProbes) queued(a *Attention, probed bool) error {
 	p.opening = false
 	if p.counter != nil {
 		*p.counter++
 		p.counter = nil
 	}
-	if p.fixed || p.most == 0 || p.kind == stepIntervene {
+	if p.fixed || p.most == 0 || p.kind == stepAblate {
 		return nil
 	}
-	stream, last := uintptr(a.Stream), int(a.Layer) == p.model.layers-1
+	stream, last := a.Stream, int(a.Layer) == p.model.layers-1
 	if probed && p.kind == stepMeasure && !p.counted {
 		p.counted = true
 		p.begun++
@@ -280,7 +228,7 @@ func (p *batchPilot) queued(a *BatchAttention, probed bool) error {
 		if err := p.shared.Start(p.shares, 4*2*p.model.heads, stream); err != nil {
 			return err
 		}
-		p.auditing, p.auditOf = true, p.revision
+		p.auditing, p.audit.layer, p.audit.tokens, p.audit.revision = true, p.layer, p.tokens, p.revision
 	}
 	// A copy must not become part of a graph, where a host captures its layers one by one: the next step makes it.
 	if last && p.measuring && p.kind == stepMeasure && p.begun >= p.wanted && !p.device.Capturing(stream) {
@@ -288,7 +236,7 @@ func (p *batchPilot) queued(a *BatchAttention, probed bool) error {
 	}
 	if p.look && !p.device.Capturing(stream) {
 		p.look, p.lookIn, p.seen = false, lookSteps, p.seen[:a.Rows]
-		err := p.lengths.Start(a.Lengths, 4*int(a.Rows), stream)
+		err := p.lengths.Start(uint64(a.Lengths), 4*int(a.Rows), stream)
 		p.looking = err == nil // else what an older copy brought would be taken for it
 		return err
 	}
@@ -296,14 +244,14 @@ func (p *batchPilot) queued(a *BatchAttention, probed bool) error {
 }
 
 // fetch ends the measured steps.
-func (p *batchPilot) fetch(stream uintptr) error {
+func (p *cudaProbes) fetch(stream uintptr) error {
 	err := p.results.Start(p.sums, p.sumBytes, stream)
 	p.measuring, p.fetching = false, err == nil
 	return err
 }
 
 // settle takes what has arrived.
-func (p *batchPilot) settle() error {
+func (p *cudaProbes) settle() error {
 	if there, err := arrived(&p.auditing, p.shared); err != nil {
 		return err
 	} else if there {
@@ -332,35 +280,28 @@ func arrived(under *bool, fetch *cuda.Fetch) (bool, error) {
 }
 
 // takeLengths begins a measurement where one is due, and sees to it that the row of the one under way is the longest.
-func (p *batchPilot) takeLengths() {
-	row, longest := 0, 0
-	for i, n := range numbers[int32](p.lengths.Bytes(), len(p.seen)) {
-		if p.seen[i] = n; int(n) > longest {
-			row, longest = i, int(n)
-		}
-	}
-	m, t := p.model, &p.target
+func (p *cudaProbes) takeLengths() {
+	copy(p.seen, numbers[int32](p.lengths.Bytes(), len(p.seen)))
+	m := p.model
 	m.mu.Lock()
-	due, unknown := !m.fixed && m.due(longest), !m.known || m.again
-	m.mu.Unlock()
+	defer m.mu.Unlock()
+	row, longest := p.longest()
+	unknown, due, under := !m.known || m.again, !m.fixed && m.due(longest), p.target
 	switch {
 	case p.fetching:
-		return
 	case !due: // a measurement waits for rows to come, if there is nothing else to do
 		p.measuring = p.measuring && unknown
-		return
-	case p.measuring && longest >= probeShare*t.budget:
-		t.row, t.tokens = row, longest
-		return
-	}
-	if budget := min(p.model.config.Budget, longest/probeShare, p.most); budget > 0 {
-		t.row, t.tokens, t.budget, t.reach = row, longest, budget, reachOf(longest, p.model.config.Budget)
-		p.measuring, p.clear, p.begun, p.wanted = true, true, 0, measuredSteps(m.layers)
+	case p.measuring && longest >= probeShare*under.budget:
+		p.target.row, p.target.tokens = row, longest
+	case min(m.config.Budget, longest/probeShare, p.most) > 0:
+		p.aim()
+		p.target.budget = min(p.target.budget, p.most)
+		p.clear, p.begun, p.wanted = true, 0, measuredSteps(m.layers)
 	}
 }
 
 // takeSums ends a measurement, unless some layers have met too rarely: then it goes on.
-func (p *batchPilot) takeSums() {
+func (p *cudaProbes) takeSums() {
 	m := p.model
 	pairs, all := m.layers*(m.layers-1)/2, numbers[float32](p.results.Bytes(), p.sumBytes/4)
 	counts := numbers[int32](p.results.Bytes(), pairs)
@@ -376,9 +317,7 @@ func (p *batchPilot) takeSums() {
 			reach: t.reach, begun: p.begun, steps: p.begun, n: slices.Clone(counts),
 			sum: slices.Clone(all[pairs:][:pairs*m.heads]), square: slices.Clone(all[pairs*(1+m.heads):]),
 		}
-		if profile = m.finish(t.tokens, t.budget); profile != nil {
-			p.note(Event{Step: p.steps, Tokens: t.tokens, What: "measured", Layers: profile.Choice, Loss: profile.Worst})
-		}
+		profile = p.finish(t.tokens, t.budget)
 	}
 	m.mu.Unlock()
 	if profile != nil {
@@ -387,22 +326,21 @@ func (p *batchPilot) takeSums() {
 }
 
 // takeAudit takes the shares of an audited layer: on its set and on its own best one.
-func (p *batchPilot) takeAudit() {
+func (p *cudaProbes) takeAudit() {
 	m := p.model
-	p.kept = numbers[float32](p.shared.Bytes(), 2*m.heads)
+	kept := numbers[float32](p.shared.Bytes(), 2*m.heads)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if p.kept[0] >= 0 && m.revision == p.auditOf && !m.again && !m.fixed {
-		p.tokens = p.auditSees
-		p.settleAudit()
+	if kept[0] >= 0 && m.revision == p.audit.revision && !m.again && !m.fixed {
+		p.judge(p.audit.layer, p.audit.tokens, kept)
 	}
 }
 
 // chooses tells whether a set that a layer chooses is read by another one.
-func (p *batchPilot) chooses() bool { return p.kind == stepIntervene || p.roles.Sparse() }
+func (p *cudaProbes) chooses() bool { return p.kind == stepAblate || p.roles.Sparse() }
 
 // bound is the budget that a step's rows are counted by.
-func (p *batchPilot) bound() int32 {
+func (p *cudaProbes) bound() int32 {
 	if p.kind == stepDense || p.kind == stepMeasure || !p.chooses() {
 		return math.MaxInt32
 	}
@@ -414,12 +352,11 @@ func numbers[T int32 | float32](from []byte, n int) []T {
 	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(from))), n)
 }
 
-// Poll is for a host that replays captured steps, before each step (lim_batch_generation in the public header). It
-// waits for nothing.
-func (b *Batch) Poll() (generation uint64, eager bool, err error) {
-	p := &b.pilot
-	defer b.engine.said.flush()
-	if p.model.intervention.Load() != nil {
+// poll is for a host that replays captured steps, before each step (lim_decoder_poll in the public header). It waits for
+// nothing.
+func (p *cudaProbes) poll() (generation uint64, eager bool, err error) {
+	m := p.model
+	if m.ablation.Load() != nil {
 		return p.revision, true, nil
 	}
 	if p.fixed || p.most == 0 {
@@ -428,7 +365,10 @@ func (b *Batch) Poll() (generation uint64, eager bool, err error) {
 	if err = p.settle(); err != nil {
 		return 0, false, deviceError(err)
 	}
-	_, look, _ := p.follow(true)
+	p.lookIn--
+	m.mu.Lock()
+	unknown, audit := p.follow(true, p.auditing || p.looking)
+	m.mu.Unlock()
 	p.polled = true
-	return p.revision, p.measuring || look, nil
+	return p.revision, !p.fixed && (p.measuring || p.wantsLook(unknown, audit)), nil
 }

@@ -1,0 +1,338 @@
+package plugin
+
+import (
+	"math"
+	"unsafe"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// cpuDecoder attends on the CPU, with threads of the library's own.
+//
+// Two visibilities of each row take turns: a call that is refused must leave the step as it was.
+type cpuDecoder struct {
+	engine  *Engine
+	pilot   *cpuProbes
+	workers *Workers
+
+	step      rowSets
+	positions []int64 // of the rows' query tokens in the current step; none: there is no step
+	seen      []visibility
+	next      []visibility
+
+	call    *cpu.Call
+	memory  cpu.Arena // of call
+	work    cpu.Arena
+	timings timings
+	counts  Stats
+}
+
+func newCPUDecoder(engine *Engine, layers int, workers *Workers, params DecoderParams) (*cpuDecoder, error) {
+	if params.Work != 0 || params.WorkSize != 0 {
+		return nil, bad("work = %#x with work_size = %d: a decoder on the CPU needs none", params.Work, params.WorkSize)
+	}
+	m, err := engine.model(identity{Layers: layers, Weights: engine.about}, engine.said.add)
+	if err != nil {
+		return nil, err
+	}
+	rows := int(params.MaxRows)
+	d := &cpuDecoder{
+		engine: engine, pilot: newCPUProbes(m), workers: workers,
+		positions: make([]int64, 0, rows), seen: make([]visibility, rows), next: make([]visibility, rows),
+	}
+	calls := cpu.Slice[cpu.Call](&d.memory, 1)
+	if calls == nil || d.timings.of(cpu.Full) == nil {
+		d.free()
+		return nil, &Error{NoMemory, "no memory for a decoder"}
+	}
+	d.call = &calls[0]
+	d.step.lasting.interval = engine.config.Interval
+	d.reset()
+	return d, nil
+}
+
+// check names the first argument that the CPU's kernels cannot take.
+func (d *cpuDecoder) check(a *Attention) error {
+	if err := a.checkShape(); err != nil {
+		return err
+	}
+	switch {
+	case a.Key.Type == FP8:
+		return unsupported("key_dtype = %d (fp8) is for GPUs only", FP8)
+	case a.Value.Type == FP8:
+		return unsupported("value_dtype = %d (fp8) is for GPUs only", FP8)
+	case a.Table != 0:
+		return unsupported("table = %#x: pages are for GPUs only", a.Table)
+	case a.Stream != 0:
+		return unsupported("stream = %#x is for GPUs only", a.Stream)
+	case orOne(a.KeyScale) != 1:
+		return unsupported("key_scale = %v is for GPUs only", a.KeyScale)
+	case orOne(a.ValueScale) != 1:
+		return unsupported("value_scale = %v is for GPUs only", a.ValueScale)
+	}
+	if a.Scale == 0 {
+		a.Scale = float32(1 / math.Sqrt(float64(a.KeyDim)))
+	}
+	v, err := a.checkViews()
+	switch {
+	case err != nil:
+		return err
+	case v.output.overlaps(v.key):
+		return bad("output = %#x overlaps key = %#x", a.Output.Data, a.Key.Data)
+	case v.output.overlaps(v.value):
+		return bad("output = %#x overlaps value = %#x", a.Output.Data, a.Value.Data)
+	}
+	return a.checkVisible()
+}
+
+// checkVisible names the first wrong argument of those that say what the rows see, and of those by head.
+func (a *Attention) checkVisible() error {
+	rows := uintptr(a.Rows)
+	switch {
+	case a.QueryPositions == 0 && a.Lengths == 0:
+		return bad("lengths = NULL, query_positions = NULL: one of them has to say what the rows see")
+	case a.QueryPositions != 0 && a.Lengths != 0:
+		return bad("lengths = %#x, but query_positions is not NULL", a.Lengths)
+	case a.Positions != 0 && a.QueryPositions == 0:
+		return bad("positions = %#x, but query_positions = NULL", a.Positions)
+	case a.Slopes != 0 && a.Mask == 0:
+		return bad("alibi_slopes = %#x has no mask to multiply: mask = NULL", a.Slopes)
+	}
+	for _, s := range [...]struct {
+		name   string
+		stride int64
+	}{{"positions_row_stride", a.PositionsStride}, {"mask_row_stride", a.MaskStride}} {
+		if s.stride != 0 && rows > 1 && (s.stride < a.Slots || s.stride > maxAddress/MaxRows) {
+			return bad("%s = %d is not 0 and not in n_slots = %d .. %d", s.name, s.stride, a.Slots, maxAddress/MaxRows)
+		}
+	}
+	for _, v := range [...]struct {
+		name        string
+		data, align uintptr
+	}{
+		{"lengths", a.Lengths, 4}, {"query_positions", a.QueryPositions, 4}, {"positions", a.Positions, 4}, {"mask", a.Mask, 2},
+		{"alibi_slopes", a.Slopes, 4}, {"sinks", a.Sinks, 4},
+	} {
+		switch {
+		case v.data == 0:
+		case v.data < lowest || v.data >= maxAddress:
+			return bad("%s = %#x is no address", v.name, v.data)
+		case v.data%v.align != 0:
+			return bad("%s = %#x is not a multiple of %d, the size of its elements", v.name, v.data, v.align)
+		}
+	}
+	for i, n := range at[int32](a.Lengths, int(rows)) {
+		if n < 0 || int64(n) > a.Slots {
+			return bad("lengths[%d] = %d is not in 0 .. n_slots = %d", i, n, a.Slots)
+		}
+	}
+	for i, p := range at[int32](a.QueryPositions, int(rows)) {
+		if p < 0 || p > math.MaxInt32-1 {
+			return bad("query_positions[%d] = %d is not in 0 .. %d", i, p, math.MaxInt32-1)
+		}
+	}
+	for i, x := range at[float32](a.Slopes, int(a.Heads)) {
+		if !finite(x) {
+			return bad("alibi_slopes[%d] = %v is not a finite number", i, x)
+		}
+	}
+	for i, x := range at[float32](a.Sinks, int(a.Heads)) {
+		if x != x || math.IsInf(float64(x), 1) {
+			return bad("sinks[%d] = %v is not a number below infinity", i, x)
+		}
+	}
+	return nil
+}
+
+// accepts: check has named it.
+func (d *cpuDecoder) accepts(*Attention) error { return nil }
+
+func (d *cpuDecoder) progress() *step { return &d.step.step }
+
+// attend computes a layer.
+func (d *cpuDecoder) attend(a *Attention) (lost bool, err error) {
+	layer := int(a.Layer)
+	fresh := layer <= d.step.layer || d.moved(a)
+	// A step that was seen before may still be the same one: a layer computed again, or a token replaced.
+	if fresh || !d.sees(a) {
+		if lost, err = d.see(a); err != nil {
+			return lost, err
+		}
+	}
+	team := d.workers.borrow()
+	if team == nil {
+		return true, &Error{NoMemory, "the system has no threads for the call"}
+	}
+	defer d.workers.giveBack(team)
+
+	d.fill(a)
+	d.pilot.direct(&d.step, layer, d.call)
+	d.call.Timing = unsafe.Pointer(d.timings.of(d.call.Mode))
+	work := d.work.Bytes(cpu.WorkSize(d.call, team.Size()))
+	if work == nil {
+		return true, &Error{NoMemory, "no memory for the kernels' work"}
+	}
+	d.call.Work = work
+	team.Attend(d.call)
+
+	if fresh {
+		d.positions = d.positions[:0]
+		for row := range int(a.Rows) {
+			d.positions = append(d.positions, a.queryPosition(row))
+		}
+		d.counts.began(&d.step, d.pilot.kind == stepMeasure)
+		d.counts.PositionOrder += uint64(a.Rows)
+	}
+	d.counts.planned(&d.step, layer, d.pilot.role(layer), d.call.Mode)
+	return false, nil
+}
+
+// moved tells whether a call is for other query tokens than the step.
+func (d *cpuDecoder) moved(a *Attention) bool {
+	if len(d.positions) != int(a.Rows) {
+		return true
+	}
+	for row, p := range d.positions {
+		if p != a.queryPosition(row) {
+			return true
+		}
+	}
+	return false
+}
+
+// sees tells whether the rows of a call see what those of the step do.
+func (d *cpuDecoder) sees(a *Attention) bool {
+	for row := range int(a.Rows) {
+		if !d.seen[row].same(a, row) {
+			return false
+		}
+	}
+	return true
+}
+
+// see makes what a call sees the step's; the token sets end with it.
+func (d *cpuDecoder) see(a *Attention) (lost bool, err error) {
+	config, rows, most := &d.engine.config, int(a.Rows), 0
+	for row := range rows {
+		v := &d.next[row]
+		if err := v.look(a, row); err != nil {
+			return false, err
+		}
+		most = max(most, v.visible)
+	}
+	d.trace()
+	// The slots are the visibilities', so the step needs memory for the sets alone.
+	if err := d.step.begin(rows, min(most, config.Budget), config.Budget, d.pilot.groups()); err != nil {
+		return true, &Error{NoMemory, "no memory for the token sets"}
+	}
+	d.seen, d.next = d.next, d.seen
+	for row := range rows {
+		v := &d.seen[row]
+		var split Split
+		if v.visible > config.Budget {
+			split = SplitBudget(v.visible, config.Budget, config.Recency, config.SinkTokens)
+		}
+		d.step.see(row, 0, row, v.visible, v.slots, nil, split) // fill has the masks
+	}
+	d.pilot.begin(&d.step, int(a.Heads), &d.counts, func(row int, slot int32) bool {
+		v, before := &d.seen[row], &d.next[row]
+		return v.holds(slot) && before.holds(slot) && v.position(slot) == before.position(slot)
+	}, func(row int) int32 { return d.seen[row].newest() })
+	return false, nil
+}
+
+// trace keeps the step that has ended, where its token sets are asked for.
+func (d *cpuDecoder) trace() {
+	if d.engine.config.Trace > 0 {
+		d.pilot.record(&d.step)
+	}
+}
+
+// fill states the call for the kernels.
+func (d *cpuDecoder) fill(a *Attention) {
+	c := d.call
+	fillRows(&c.Query, &a.Query, a)
+	fillRows(&c.Output, &a.Output, a)
+	fillStore(&c.Key, &a.Key, a)
+	fillStore(&c.Value, &a.Value, a)
+	c.Heads, c.KVHeads, c.DimK, c.DimV = a.Heads, a.KVHeads, a.KeyDim, a.ValueDim
+	c.Scale, c.Softcap = a.Scale, a.Softcap
+	point(&c.Slopes, a.Slopes)
+	point(&c.Sinks, a.Sinks)
+	c.Policy = cpu.Policy(d.engine.config.Policy)
+	for row := range d.step.rows {
+		mask := a.maskOf(row)
+		if d.seen[row].plain {
+			mask = 0
+		}
+		point(&d.step.rows[row].Mask, mask)
+	}
+}
+
+// taken is a stride, or 0 where it is never taken.
+func taken(stride, count int64) int64 {
+	if count == 1 {
+		return 0
+	}
+	return stride
+}
+
+func fillRows(t *cpu.Tensor, v *RowView, a *Attention) {
+	point(&t.Data, v.Data)
+	t.StreamStride, t.HeadStride, t.Type = taken(v.RowStride, int64(a.Rows)), taken(v.HeadStride, int64(a.Heads)), cpu.Type(v.Type)
+}
+
+func fillStore(t *cpu.Tensor, v *KVView, a *Attention) {
+	point(&t.Data, v.Data)
+	t.StreamStride, t.TokenStride = taken(v.PageStride, int64(a.Rows)), taken(v.TokenStride, a.Slots)
+	t.HeadStride, t.Type = taken(v.HeadStride, int64(a.KVHeads)), cpu.Type(v.Type)
+}
+
+// point stores a caller's address in C memory, as the number that it is to Go.
+func point(p *unsafe.Pointer, address uintptr) { *(*uintptr)(unsafe.Pointer(p)) = address }
+
+func (d *cpuDecoder) reset() {
+	d.positions = d.positions[:0]
+	d.trace()
+	d.step.chosen, d.step.layer = false, -1
+	d.step.lasting.drop()
+	d.pilot.forget()
+}
+
+// tokenSet is the current step's, as slots; it is valid until the next call.
+func (d *cpuDecoder) tokenSet(row int) ([]int32, error) {
+	if !d.step.chosen || row >= len(d.step.rows) || d.step.rows[row].SetLen == 0 {
+		return nil, nil
+	}
+	r := &d.step.group(d.pilot.roles.Group(d.step.layer))[row]
+	return unsafe.Slice((*int32)(r.Set), r.SetLen), nil
+}
+
+func (d *cpuDecoder) counted(to *Stats) {
+	d.timings.read(&d.counts)
+	*to = d.counts
+}
+
+func (d *cpuDecoder) read(to *Stats) error {
+	d.counted(to)
+	return nil
+}
+
+// poll: nothing of a step on the CPU can be captured.
+func (d *cpuDecoder) poll() (generation uint64, eager bool, err error) {
+	return d.pilot.revision, false, nil
+}
+
+func (d *cpuDecoder) found(s *Stats) { d.pilot.report(s) }
+
+func (d *cpuDecoder) free() {
+	d.pilot.free()
+	d.step.free()
+	for row := range d.seen {
+		d.seen[row].free()
+		d.next[row].free()
+	}
+	d.memory.Free()
+	d.work.Free()
+	d.timings.free()
+}
