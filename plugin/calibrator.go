@@ -111,6 +111,9 @@ func (c *calibrator) begin(o opening) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.heads == 0 { // nobody else asks, where the roles are fixed
+		m.heads = o.heads
+	}
 	suits := m.fixed || m.suits(o.heads)
 	if o.current && suits {
 		c.aim()

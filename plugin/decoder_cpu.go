@@ -260,12 +260,15 @@ func (d *cpuDecoder) fill(a *Attention) {
 	point(&c.Slopes, a.Slopes)
 	point(&c.Sinks, a.Sinks)
 	c.Policy = cpu.Policy(d.engine.config.Policy)
-	for row := range d.step.rows {
-		mask := a.maskOf(row)
-		if d.seen[row].plain {
-			mask = 0
+	for _, rows := range [...][]cpu.Row{d.step.rows, d.step.more, d.pilot.copies()} {
+		for i := range rows {
+			row := i % len(d.step.rows)
+			mask := a.maskOf(row)
+			if d.seen[row].plain {
+				mask = 0
+			}
+			point(&rows[i].Mask, mask)
 		}
-		point(&d.step.rows[row].Mask, mask)
 	}
 }
 

@@ -171,6 +171,14 @@ func (p *cpuProbes) audit(st *rowSets) {
 	p.probes[1] = cpu.Probe{Row: int32(p.row), Own: unsafe.Pointer(used)}
 }
 
+// copies are the rows of an audited step that are copies of the step's.
+func (p *cpuProbes) copies() []cpu.Row {
+	if p.kind != stepAudit {
+		return nil
+	}
+	return p.rows
+}
+
 // place turns a set of slots into positions of the row's visible tokens; false: some slot is none of them.
 func (p *cpuProbes) place(positions []int32, set unsafe.Pointer, row *cpu.Row) bool {
 	slots := unsafe.Slice((*int32)(set), len(positions))

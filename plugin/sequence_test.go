@@ -16,11 +16,12 @@ import (
 
 // tensors are one layer's, in C memory as a caller's are.
 type tensors struct {
-	memory    [7]cpu.Arena
+	memory    [8]cpu.Arena
 	output    []float32
 	positions []int32
 	mask      []uint16
 	query     []int32 // its position
+	slopes    []float32
 	args      Attention
 }
 
@@ -46,7 +47,10 @@ func newTensors(t testing.TB, rng *rand.Rand, slots int) *tensors {
 	query, key, value := floats(0, testHeads), floats(1, slots*testKVHeads), floats(2, slots*testKVHeads)
 	x.output = floats(3, testHeads)
 	x.positions, x.mask = cpu.Slice[int32](&x.memory[4], slots), cpu.Slice[uint16](&x.memory[5], slots)
-	x.query = cpu.Slice[int32](&x.memory[6], 1)
+	x.query, x.slopes = cpu.Slice[int32](&x.memory[6], 1), cpu.Slice[float32](&x.memory[7], testHeads)
+	for h := range x.slopes {
+		x.slopes[h] = 0.25 * float32(h+1)
+	}
 	x.query[0] = int32(slots - 1)
 	for i := range x.positions {
 		x.positions[i] = int32(i)
@@ -124,6 +128,44 @@ func TestDecoderAllocatesNothingPerToken(t *testing.T) {
 			require.NotZero(t, s.stats().SparseCalls)
 		})
 	}
+}
+
+// Sets that last are audited where the layers are given, too. A mask that is no mere yes or no counts in every row that the kernels get: of sets that last, and of an audited layer.
+func TestMaskCountsInEveryLayer(t *testing.T) {
+	config := DefaultConfig()
+	config.Budget, config.Layers, config.Interval, config.Guard = 32, []int{1, 3}, 2, 2
+	biased, err := NewEngine(config)
+	require.NoError(t, err)
+	config.Budget, config.Interval = MaxBudget, 1
+	full, err := NewEngine(config)
+	require.NoError(t, err)
+	workers := NewWorkers(1)
+	defer workers.Free()
+	s, err := onCPU(biased, testLayers, workers)
+	require.NoError(t, err)
+	defer s.Free()
+	exact, err := onCPU(full, testLayers, workers)
+	require.NoError(t, err)
+	defer exact.Free()
+	x := newTensors(t, rand.New(rand.NewSource(7)), 400)
+	for i := range x.mask { // -1/512 to -2
+		x.mask[i] = 0x9800 + uint16(i)*26
+	}
+	x.args.Mask, x.args.Slopes = address(x.mask), address(x.slopes)
+	compared := 0
+	for p := int32(300); p < 340; p++ {
+		for layer := range int32(testLayers) {
+			x.args.Layer, x.query[0] = layer, p
+			require.NoError(t, s.Attend(&x.args))
+			if got := slices.Clone(x.output); s.cpu().call.Mode != cpu.List {
+				require.NoError(t, exact.Attend(&x.args))
+				require.Equal(t, x.output, got, "position %d, layer %d", p, layer)
+				compared++
+			}
+		}
+	}
+	require.Greater(t, compared, 20*(testLayers-2))
+	require.NotZero(t, s.stats().Audits)
 }
 
 // TestVisibilityIsLiteral has a visibility agree with a plain reading of positions and mask.
