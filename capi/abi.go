@@ -11,7 +11,6 @@ import "C"
 import (
 	"errors"
 	"fmt"
-	"math"
 	"runtime/debug"
 	"unsafe"
 
@@ -224,8 +223,8 @@ func text(name string, s *C.char) (string, error) {
 	return C.GoStringN(s, C.int(n)), nil
 }
 
-//export limgo_engine_intervene
-func limgo_engine_intervene(function *C.char, handle C.uint64_t, selects, sparse C.int32_t) (status C.int32_t) {
+//export limgo_engine_ablate
+func limgo_engine_ablate(function *C.char, handle C.uint64_t, selects, sparse C.int32_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
 	e, err := findEngine(uint64(handle))
@@ -281,10 +280,8 @@ func limgo_engine_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
 		err = unknownHandle("engine", uint64(handle))
 	case e.workers == nil:
 		err = hosts(uint64(handle))
-	case e.sequences > 0:
-		err = fault(statusBusy, "engine = %#x has sequences that are still alive: %d", uint64(handle), e.sequences)
-	case e.batches > 0:
-		err = fault(statusBusy, "engine = %#x has batches that are still alive: %d", uint64(handle), e.batches)
+	case e.decoders > 0:
+		err = fault(statusBusy, "engine = %#x has decoders that are still alive: %d", uint64(handle), e.decoders)
 	default:
 		delete(handles.engines, uint64(handle))
 	}
@@ -333,69 +330,6 @@ func limgo_engine_stats_json(function *C.char, handle C.uint64_t, buffer *C.char
 	return
 }
 
-//export limgo_sequence_create
-func limgo_sequence_create(function *C.char, engine C.uint64_t, handle *C.uint64_t) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	e, err := findCallers(uint64(engine))
-	if err != nil {
-		return
-	}
-	h, err := create(e, uint64(engine), &e.sequences, handles.sequences, func() (*sequenceHandle, error) {
-		d, err := plugin.NewDecoder(e.engine, e.layers, e.workers, plugin.DecoderParams{Device: plugin.CPU, MaxRows: 1})
-		if err != nil {
-			return nil, err
-		}
-		return &sequenceHandle{sequence: d, engine: e}, nil
-	})
-	if err == nil {
-		*handle = C.uint64_t(h)
-	}
-	return
-}
-
-//export limgo_sequence_free
-func limgo_sequence_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	s, err := takeSequence(uint64(handle))
-	if err != nil {
-		return
-	}
-	s.sequence.Free()
-	remove(&s.engine.sequences, handles.sequences, uint64(handle))
-	return
-}
-
-//export limgo_sequence_reset
-func limgo_sequence_reset(function *C.char, handle C.uint64_t) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	s, err := takeSequence(uint64(handle))
-	if err != nil {
-		return
-	}
-	defer s.release()
-	s.sequence.Reset()
-	return
-}
-
-//export limgo_sequence_stats
-func limgo_sequence_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	s, err := takeSequence(uint64(handle))
-	if err != nil {
-		return
-	}
-	defer s.release()
-	counts, err := s.sequence.Read()
-	if err == nil {
-		fillStats(stats, &counts)
-	}
-	return
-}
-
 func fillStats(to *C.lim_stats, s *plugin.Stats) {
 	to.steps, to.rows = C.uint64_t(s.Steps), C.uint64_t(s.Rows)
 	to.rows_sparse, to.rows_full = C.uint64_t(s.RowsSparse), C.uint64_t(s.RowsFull)
@@ -408,80 +342,4 @@ func fillStats(to *C.lim_stats, s *plugin.Stats) {
 	to.measured_steps, to.dense_steps, to.reused_steps = C.uint64_t(s.MeasuredSteps), C.uint64_t(s.DenseSteps), C.uint64_t(s.ReusedSteps)
 	to.audits, to.alarms = C.uint64_t(s.Audits), C.uint64_t(s.Alarms)
 	to.sparse_ns, to.ranking_ns = C.uint64_t(s.SparseNS), C.uint64_t(s.RankingNS)
-}
-
-//export limgo_sequence_token_set
-func limgo_sequence_token_set(function *C.char, handle C.uint64_t, slots *C.int32_t, capacity C.int64_t, count *C.int64_t) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	if capacity < 0 {
-		err = fault(statusArgument, "capacity = %d is negative", capacity)
-		return
-	}
-	s, err := takeSequence(uint64(handle))
-	if err != nil {
-		return
-	}
-	defer s.release()
-	set, err := s.sequence.TokenSet(0)
-	if err != nil {
-		return
-	}
-	err = giveSet("slots", set, slots, capacity, count)
-	return
-}
-
-// giveSet hands a token set to the caller, as far as it wants one.
-func giveSet(what string, set []int32, to *C.int32_t, capacity C.int64_t, count *C.int64_t) error {
-	*count = C.int64_t(len(set))
-	if to == nil {
-		return nil
-	}
-	if int(capacity) < len(set) {
-		return fault(statusSize, "capacity = %d is less than the %d %s of the set", capacity, len(set), what)
-	}
-	copy(unsafe.Slice((*int32)(unsafe.Pointer(to)), capacity), set)
-	return nil
-}
-
-//export limgo_attend
-func limgo_attend(function *C.char, handle C.uint64_t, args *C.lim_attention) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	s, err := takeSequence(uint64(handle))
-	if err != nil {
-		return
-	}
-	defer s.release()
-	if args.reserved != 0 {
-		err = fault(statusArgument, "reserved = %d is not 0", args.reserved)
-		return
-	}
-	if args.query_position < 0 || args.query_position > math.MaxInt32-1 {
-		err = fault(statusArgument, "query_position = %d is not in 0 .. %d", args.query_position, math.MaxInt32-1)
-		return
-	}
-	s.position = int32(args.query_position)
-	a := &s.scratch
-	*a = plugin.Attention{
-		Layer: int32(args.layer), Rows: 1, Heads: int32(args.heads), KVHeads: int32(args.kv_heads),
-		KeyDim: int32(args.key_dim), ValueDim: int32(args.value_dim),
-		Slots: int64(args.n_slots), QueryPositions: uintptr(unsafe.Pointer(&s.position)),
-		Query:     plugin.RowView{Data: uintptr(args.query), HeadStride: int64(args.query_head_stride), Type: int32(args.query_dtype)},
-		Key:       plugin.KVView{Data: uintptr(args.key), TokenStride: int64(args.key_token_stride), HeadStride: int64(args.key_head_stride), Type: int32(args.key_dtype)},
-		Value:     plugin.KVView{Data: uintptr(args.value), TokenStride: int64(args.value_token_stride), HeadStride: int64(args.value_head_stride), Type: int32(args.value_dtype)},
-		Output:    plugin.RowView{Data: uintptr(args.output), HeadStride: int64(args.output_head_stride), Type: int32(args.output_dtype)},
-		Positions: uintptr(unsafe.Pointer(args.positions)), Mask: uintptr(unsafe.Pointer(args.mask)),
-		Slopes: uintptr(unsafe.Pointer(args.alibi_slopes)), Sinks: uintptr(unsafe.Pointer(args.sinks)),
-		Scale: float32(args.scale), Softcap: float32(args.softcap),
-	}
-	completed := false
-	defer func() {
-		if !completed { // a panic: what the step was is not certain any more
-			s.sequence.Reset()
-		}
-	}()
-	err = s.sequence.Attend(a)
-	completed = true
-	return
 }

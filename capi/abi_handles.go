@@ -17,43 +17,29 @@ const (
 )
 
 type engineHandle struct {
-	engine    *plugin.Engine
-	layers    int
-	workers   *plugin.Workers // nil: the engine of this process's ggml hosts
-	logger    logger
-	sequences int // that are alive; under handles.mu
-	batches   int // the same
+	engine   *plugin.Engine
+	layers   int
+	workers  *plugin.Workers // nil: the engine of this process's ggml hosts
+	logger   logger
+	decoders int // that are alive; under handles.mu
 }
 
-type sequenceHandle struct {
-	exclusive
-	sequence *plugin.Decoder
-	engine   *engineHandle
-	position int32
-	scratch  plugin.Attention // of the call that has taken it
-}
-
-type batchHandle struct {
-	exclusive
-	batch   *plugin.Decoder
+type decoderHandle struct {
+	busy    atomic.Bool // one thread at a time may use it
+	decoder *plugin.Decoder
 	engine  *engineHandle
 	scratch plugin.Attention // of the call that has taken it
 }
 
-// exclusive is what one thread at a time may use.
-type exclusive struct{ busy atomic.Bool }
-
-func (x *exclusive) acquire() bool { return x.busy.CompareAndSwap(false, true) }
-func (x *exclusive) release()      { x.busy.Store(false) }
+func (d *decoderHandle) release() { d.busy.Store(false) }
 
 // handles are the live ones.
 var handles = struct {
-	mu        sync.RWMutex
-	next      uint64
-	engines   map[uint64]*engineHandle
-	sequences map[uint64]*sequenceHandle
-	batches   map[uint64]*batchHandle
-}{next: 1, engines: map[uint64]*engineHandle{}, sequences: map[uint64]*sequenceHandle{}, batches: map[uint64]*batchHandle{}}
+	mu       sync.RWMutex
+	next     uint64
+	engines  map[uint64]*engineHandle
+	decoders map[uint64]*decoderHandle
+}{next: 1, engines: map[uint64]*engineHandle{}, decoders: map[uint64]*decoderHandle{}}
 
 // issue gives a new handle's number; under handles.mu.
 func issue() uint64 {
@@ -71,7 +57,7 @@ func findEngine(handle uint64) (*engineHandle, error) {
 	return nil, unknownHandle("engine", handle)
 }
 
-// findCallers finds an engine that a caller made, which alone has sequences and batches.
+// findCallers finds an engine that a caller made, which alone has decoders.
 func findCallers(handle uint64) (*engineHandle, error) {
 	e, err := findEngine(handle)
 	if err == nil && e.workers == nil {
@@ -82,40 +68,28 @@ func findCallers(handle uint64) (*engineHandle, error) {
 
 // hosts says what is not done to the engine of ggml hosts.
 func hosts(handle uint64) error {
-	return fault(statusUnsupported, "engine = %#x is that of this process's ggml hosts: it has no sequences or batches, and is not to be freed", handle)
+	return fault(statusUnsupported, "engine = %#x is that of this process's ggml hosts: it has no decoders, and is not to be freed", handle)
 }
 
-// take finds a sequence or batch and marks it as in use; the caller calls release.
-func take[H interface {
-	comparable
-	acquire() bool
-}](kind string, of map[uint64]H, handle uint64) (H, error) {
-	var none H
+// take finds a decoder and marks it as in use; the caller calls release.
+func take(handle uint64) (*decoderHandle, error) {
 	handles.mu.RLock()
 	defer handles.mu.RUnlock()
-	h := of[handle]
-	if h == none {
-		return none, unknownHandle(kind, handle)
+	d := handles.decoders[handle]
+	if d == nil {
+		return nil, unknownHandle("decoder", handle)
 	}
-	if !h.acquire() {
-		return none, fault(statusBusy, "%s = %#x is in use by another thread", kind, handle)
+	if !d.busy.CompareAndSwap(false, true) {
+		return nil, fault(statusBusy, "decoder = %#x is in use by another thread", handle)
 	}
-	return h, nil
+	return d, nil
 }
 
-func takeSequence(handle uint64) (*sequenceHandle, error) {
-	return take("sequence", handles.sequences, handle)
-}
-
-func takeBatch(handle uint64) (*batchHandle, error) { return take("batch", handles.batches, handle) }
-
-// create makes a sequence or batch of an engine, of which alive counts those there are. It is counted first: from
-// then on the engine cannot be freed.
-func create[H comparable](e *engineHandle, engine uint64, alive *int, of map[uint64]H, make func() (H, error)) (handle uint64, err error) {
-	var made, none H
+// create makes a decoder of an engine. It is counted first: from then on the engine cannot be freed.
+func create(e *engineHandle, engine uint64, params plugin.DecoderParams) (handle uint64, err error) {
 	handles.mu.Lock()
 	if handles.engines[engine] == e {
-		*alive++
+		e.decoders++
 	} else {
 		err = unknownHandle("engine", engine)
 	}
@@ -123,26 +97,27 @@ func create[H comparable](e *engineHandle, engine uint64, alive *int, of map[uin
 	if err != nil {
 		return 0, err
 	}
+	var made *plugin.Decoder
 	defer func() { // after a panic, too
 		handles.mu.Lock()
 		defer handles.mu.Unlock()
-		if made == none {
-			*alive--
+		if made == nil {
+			e.decoders--
 			return
 		}
 		handle = issue()
-		of[handle] = made
+		handles.decoders[handle] = &decoderHandle{decoder: made, engine: e}
 	}()
-	made, err = make()
+	made, err = plugin.NewDecoder(e.engine, e.layers, e.workers, params)
 	return
 }
 
 // remove ends a handle that the caller has taken, and keeps it so: whoever still holds it is refused.
-func remove[H any](alive *int, of map[uint64]H, handle uint64) {
+func remove(d *decoderHandle, handle uint64) {
 	handles.mu.Lock()
 	defer handles.mu.Unlock()
-	delete(of, handle)
-	*alive--
+	delete(handles.decoders, handle)
+	d.engine.decoders--
 }
 
 // unknownHandle says what is wrong with a handle; under handles.mu.
@@ -152,10 +127,8 @@ func unknownHandle(want string, handle uint64) error {
 		return fault(statusHandle, "%s = NULL", want)
 	case handles.engines[handle] != nil:
 		return fault(statusHandle, "%s = %#x is an engine", want, handle)
-	case handles.sequences[handle] != nil:
-		return fault(statusHandle, "%s = %#x is a sequence", want, handle)
-	case handles.batches[handle] != nil:
-		return fault(statusHandle, "%s = %#x is a batch", want, handle)
+	case handles.decoders[handle] != nil:
+		return fault(statusHandle, "%s = %#x is a decoder", want, handle)
 	case handle&handleMask == handleMark && handle&^handleMask < handles.next && handle != handleMark:
 		return fault(statusHandle, "%s = %#x has been freed", want, handle)
 	}

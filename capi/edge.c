@@ -177,9 +177,9 @@ lim_status lim_engine_free(lim_engine *engine) {
     return (lim_status)limgo_engine_free((char *)__func__, number(engine));
 }
 
-lim_status lim_engine_intervene(lim_engine *engine, int32_t select, int32_t sparse) {
+lim_status lim_engine_ablate(lim_engine *engine, int32_t select, int32_t sparse) {
     CHECK(check_process(__func__));
-    return (lim_status)limgo_engine_intervene((char *)__func__, number(engine), select, sparse);
+    return (lim_status)limgo_engine_ablate((char *)__func__, number(engine), select, sparse);
 }
 
 lim_status lim_ggml_engine(lim_engine **engine) {
@@ -213,116 +213,69 @@ lim_status lim_engine_stats_json(lim_engine *engine, char *buffer, size_t size, 
     return (lim_status)limgo_engine_stats_json((char *)__func__, number(engine), buffer, size, needed);
 }
 
-/* ---- Sequence ---- */
+/* ---- Decoder ---- */
 
-lim_status lim_sequence_create(lim_engine *engine, lim_sequence **sequence) {
+lim_status lim_decoder_work_size(lim_engine *engine, const lim_decoder_params *params, uint64_t *size) {
     CHECK(check_process(__func__));
-    CHECK(check_pointer(__func__, "sequence", sequence));
+    lim_decoder_params copy;
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, sizeof copy, params));
+    CHECK(check_pointer(__func__, "size", size));
+    return (lim_status)limgo_decoder_work_size((char *)__func__, number(engine), &copy, size);
+}
+
+lim_status lim_decoder_create(lim_engine *engine, const lim_decoder_params *params, lim_decoder **decoder) {
+    CHECK(check_process(__func__));
+    lim_decoder_params copy;
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, sizeof copy, params));
+    CHECK(check_pointer(__func__, "decoder", decoder));
     uint64_t handle = 0;
-    CHECK((lim_status)limgo_sequence_create((char *)__func__, number(engine), &handle));
-    *sequence = (lim_sequence *)(uintptr_t)handle;
+    CHECK((lim_status)limgo_decoder_create((char *)__func__, number(engine), &copy, &handle));
+    *decoder = (lim_decoder *)(uintptr_t)handle;
     return LIM_OK;
 }
 
-lim_status lim_sequence_free(lim_sequence *sequence) {
+lim_status lim_decoder_free(lim_decoder *decoder) {
     CHECK(check_process(__func__));
-    if (!sequence) return LIM_OK;
-    return (lim_status)limgo_sequence_free((char *)__func__, number(sequence));
+    if (!decoder) return LIM_OK;
+    return (lim_status)limgo_decoder_free((char *)__func__, number(decoder));
 }
 
-lim_status lim_sequence_reset(lim_sequence *sequence) {
+lim_status lim_decoder_reset(lim_decoder *decoder) {
     CHECK(check_process(__func__));
-    return (lim_status)limgo_sequence_reset((char *)__func__, number(sequence));
+    return (lim_status)limgo_decoder_reset((char *)__func__, number(decoder));
 }
 
-lim_status lim_sequence_stats(lim_sequence *sequence, lim_stats *stats) {
-    return stats_out(__func__, stats, number(sequence), limgo_sequence_stats);
-}
-
-lim_status lim_sequence_token_set(lim_sequence *sequence, int32_t *slots, int64_t capacity, int64_t *count) {
-    CHECK(check_process(__func__));
-    CHECK(check_pointer(__func__, "count", count));
-    if (capacity > 0) CHECK(check_pointer(__func__, "slots", slots));
-    return (lim_status)limgo_sequence_token_set((char *)__func__, number(sequence), slots, capacity, count);
-}
-
-lim_status lim_attend(lim_sequence *sequence, const lim_attention *attention) {
+lim_status lim_decoder_attend(lim_decoder *decoder, const lim_attention *attention) {
     CHECK(check_process(__func__));
     lim_attention copy;
     CHECK(copy_in(__func__, "attention", &copy, sizeof copy, sizeof copy, attention));
-    return (lim_status)limgo_attend((char *)__func__, number(sequence), &copy);
+    return (lim_status)limgo_decoder_attend((char *)__func__, number(decoder), &copy);
 }
 
-/* ---- Batch ---- */
-
-lim_status lim_batch_work_size(lim_engine *engine, const lim_batch_params *params, uint64_t *size) {
-    CHECK(check_process(__func__));
-    lim_batch_params copy;
-    CHECK(copy_in(__func__, "params", &copy, sizeof copy, sizeof copy, params));
-    CHECK(check_pointer(__func__, "size", size));
-    return (lim_status)limgo_batch_work_size((char *)__func__, number(engine), &copy, size);
-}
-
-lim_status lim_batch_create(lim_engine *engine, const lim_batch_params *params, lim_batch **batch) {
-    CHECK(check_process(__func__));
-    lim_batch_params copy;
-    CHECK(copy_in(__func__, "params", &copy, sizeof copy, sizeof copy, params));
-    CHECK(check_pointer(__func__, "batch", batch));
-    uint64_t handle = 0;
-    CHECK((lim_status)limgo_batch_create((char *)__func__, number(engine), &copy, &handle));
-    *batch = (lim_batch *)(uintptr_t)handle;
-    return LIM_OK;
-}
-
-lim_status lim_batch_free(lim_batch *batch) {
-    CHECK(check_process(__func__));
-    if (!batch) return LIM_OK;
-    return (lim_status)limgo_batch_free((char *)__func__, number(batch));
-}
-
-lim_status lim_batch_reset(lim_batch *batch) {
-    CHECK(check_process(__func__));
-    return (lim_status)limgo_batch_reset((char *)__func__, number(batch));
-}
-
-lim_status lim_batch_attend(lim_batch *batch, const lim_batch_attention *attention) {
-    CHECK(check_process(__func__));
-    lim_batch_attention copy;
-    CHECK(copy_in(__func__, "attention", &copy, sizeof copy, sizeof copy, attention));
-    return (lim_status)limgo_batch_attend((char *)__func__, number(batch), &copy);
-}
-
-lim_status lim_batch_token_set(lim_batch *batch, int32_t row, int32_t *positions, int64_t capacity, int64_t *count) {
+lim_status lim_decoder_token_set(lim_decoder *decoder, int32_t row, int32_t *tokens, int64_t capacity, int64_t *count) {
     CHECK(check_process(__func__));
     CHECK(check_pointer(__func__, "count", count));
-    if (capacity > 0) CHECK(check_pointer(__func__, "positions", positions));
-    return (lim_status)limgo_batch_token_set((char *)__func__, number(batch), row, positions, capacity, count);
+    if (capacity > 0) CHECK(check_pointer(__func__, "tokens", tokens));
+    return (lim_status)limgo_decoder_token_set((char *)__func__, number(decoder), row, tokens, capacity, count);
 }
 
-lim_status lim_batch_stats(lim_batch *batch, lim_stats *stats) {
-    return stats_out(__func__, stats, number(batch), limgo_batch_stats);
+lim_status lim_decoder_stats(lim_decoder *decoder, lim_stats *stats) {
+    return stats_out(__func__, stats, number(decoder), limgo_decoder_stats);
 }
 
-lim_status lim_batch_generation(lim_batch *batch, uint64_t *generation, int32_t *eager) {
+lim_status lim_decoder_poll(lim_decoder *decoder, uint64_t *generation, int32_t *eager) {
     CHECK(check_process(__func__));
     CHECK(check_pointer(__func__, "generation", generation));
     CHECK(check_pointer(__func__, "eager", eager));
-    return (lim_status)limgo_batch_generation((char *)__func__, number(batch), generation, eager);
+    return (lim_status)limgo_decoder_poll((char *)__func__, number(decoder), generation, eager);
 }
 
 /* ---- Function table ---- */
 
 const lim_api *lim_get_api(uint32_t version) {
-    static const lim_api api = {
-        sizeof(lim_api),          lim_version_number,      lim_version_string,     lim_last_error,
-        lim_status_name,          lim_engine_default_params, lim_engine_create,    lim_engine_free,
-        lim_engine_stats,         lim_engine_stats_json,   lim_sequence_create,    lim_sequence_free,
-        lim_sequence_reset,       lim_sequence_stats,      lim_sequence_token_set, lim_attend,
-        lim_batch_work_size,      lim_batch_create,        lim_batch_free,         lim_batch_reset,
-        lim_batch_attend,         lim_batch_token_set,     lim_batch_stats,
-        lim_engine_intervene,     lim_ggml_engine,
-        lim_batch_generation,
-    };
+#define ENTRY(type, name, arguments) .name = lim_##name,
+    static const lim_api api = {.struct_size = sizeof(lim_api), LIM_API_FUNCTIONS(ENTRY)};
+#undef ENTRY
     if (version == LIM_API_VERSION) return &api;
     char text[80];
     snprintf(text, sizeof text, "version = %lu, but the library has version %d only", (unsigned long)version, LIM_API_VERSION);

@@ -119,7 +119,7 @@ func (a *Attention) checkShape() error {
 		typ       int32
 		elements  int32
 	}{
-		{"query", "key_dim", a.Query.Type, a.KeyDim}, {"key", "key_dim", a.Key.Type, a.KeyDim},
+		{"query", "head_dim", a.Query.Type, a.KeyDim}, {"key", "head_dim", a.Key.Type, a.KeyDim},
 		{"value", "value_dim", a.Value.Type, a.ValueDim}, {"output", "value_dim", a.Output.Type, a.ValueDim},
 	} {
 		if v.typ < 0 || int(v.typ) >= len(types) {

@@ -74,10 +74,10 @@ func NewDecoder(engine *Engine, layers int, workers *Workers, params DecoderPara
 
 // newDecoder makes a decoder that the engine's report does not know.
 func newDecoder(engine *Engine, layers int, workers *Workers, params DecoderParams) (*Decoder, error) {
-	d := &Decoder{engine: engine, layers: layers, params: params}
 	if err := params.check(); err != nil {
 		return nil, err
 	}
+	d := &Decoder{engine: engine, layers: layers, params: params}
 	var err error
 	if params.Device == CPU {
 		d.on, err = newCPUDecoder(engine, layers, workers, params)
@@ -100,8 +100,11 @@ func WorkSize(engine *Engine, layers int, params DecoderParams) (uint64, error) 
 	return cudaWorkSize(engine, layers, params)
 }
 
-// check names the first wrong parameter.
+// check names the first wrong parameter, and fills in what is left out.
 func (p *DecoderParams) check() error {
+	if p.ValueDim == 0 {
+		p.ValueDim = p.KeyDim
+	}
 	switch {
 	case p.Device < CPU || p.Device >= MaxOrdinal:
 		return bad("device = %d is not in -1 (the CPU) .. %d", p.Device, MaxOrdinal-1)
@@ -121,13 +124,16 @@ func (p *DecoderParams) complete(a *Attention) error {
 		name  string
 		value *int32
 		made  int32
-	}{{"heads", &a.Heads, p.Heads}, {"kv_heads", &a.KVHeads, p.KVHeads}, {"key_dim", &a.KeyDim, p.KeyDim}, {"value_dim", &a.ValueDim, p.ValueDim}} {
+	}{{"heads", &a.Heads, p.Heads}, {"kv_heads", &a.KVHeads, p.KVHeads}, {"head_dim", &a.KeyDim, p.KeyDim}, {"value_dim", &a.ValueDim, p.ValueDim}} {
 		switch {
 		case *x.value == 0:
 			*x.value = x.made
 		case x.made != 0 && *x.value != x.made:
 			return bad("%s = %d, but the decoder was made for %d", x.name, *x.value, x.made)
 		}
+	}
+	if a.ValueDim == 0 {
+		a.ValueDim = a.KeyDim
 	}
 	most := int64(p.Capacity)
 	if most == 0 {

@@ -155,11 +155,11 @@ func (d *cudaDecoder) shape(layers int) error {
 	case p.Heads/p.KVHeads > cuda.MaxGroup:
 		return unsupported("heads = %d is more than %d for each of kv_heads = %d", p.Heads, cuda.MaxGroup, p.KVHeads)
 	case p.KeyDim < 1 || p.KeyDim > cpu.MaxDim:
-		return bad("key_dim = %d is not in 1 .. %d", p.KeyDim, cpu.MaxDim)
+		return bad("head_dim = %d is not in 1 .. %d", p.KeyDim, cpu.MaxDim)
 	case p.ValueDim != p.KeyDim:
-		return unsupported("value_dim = %d is not key_dim = %d, as on a GPU it has to be", p.ValueDim, p.KeyDim)
+		return unsupported("value_dim = %d is not head_dim = %d, as on a GPU it has to be", p.ValueDim, p.KeyDim)
 	case p.KeyDim != 64 && p.KeyDim != 128 && p.KeyDim != 256:
-		return unsupported("key_dim = %d is not 64, 128 or 256", p.KeyDim)
+		return unsupported("head_dim = %d is not 64, 128 or 256", p.KeyDim)
 	}
 	switch cuda.Type(p.KVType) {
 	case cuda.F16, cuda.BF16, cuda.Q8_0, cuda.FP8:

@@ -54,8 +54,14 @@ if [ -n "$cuda" ]; then
 fi
 [ "$build" = "$PWD/build" ] || export CGO_LDFLAGS="'-L$build/cmake/lib'" # found before what the sources name
 scripts/archives.sh "$build/cmake/lib"
+# What the library exports: the functions that the header lists, and what a ggml host looks for.
+{
+    echo '{ global: lim_get_api; ggml_backend_init;'
+    sed -n 's/^    X([^,]*, \([a-z_]*\),.*/    lim_\1;/p' include/lessismore.h
+    echo 'local: *; };'
+} >"$build/exports.map"
 set -x
 go build -trimpath -buildvcs=false -buildmode=c-shared -tags "$tags" \
-    -ldflags="-s -w -buildid= -B none '-extldflags=\"-Wl,--version-script=$PWD/capi/exports.map,--as-needed,-soname,liblessismore.so\" -static-libgcc'" \
+    -ldflags="-s -w -buildid= -B none '-extldflags=\"-Wl,--version-script=$build/exports.map,--as-needed,-soname,liblessismore.so\" -static-libgcc'" \
     -o "$build/liblessismore.so" ./capi
 rm -f "$build/liblessismore.h"

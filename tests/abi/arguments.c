@@ -5,7 +5,7 @@
 
 static small         s;
 static lim_engine   *engine;
-static lim_sequence *sequence;
+static lim_decoder *decoder;
 static const char   *odd(const void *p) { return (const char *)p + 1; }
 
 typedef struct attention_case {
@@ -17,7 +17,7 @@ typedef struct attention_case {
 #define CASE(status, name, value, code) {status, name, value, spoil_##code}
 #define SPOIL(code, ...) static void spoil_##code(lim_attention *a) { __VA_ARGS__; }
 
-static int32_t positions[SMALL_SLOTS];
+static int32_t positions[SMALL_SLOTS], numbers_of[2];
 static float   numbers[SMALL_HEADS];
 static char    quantised[SMALL_SLOTS * SMALL_KV_HEADS * 68];
 
@@ -33,18 +33,32 @@ SPOIL(heads_negative, a->heads = INT32_MIN)
 SPOIL(kv_0, a->kv_heads = 0)
 SPOIL(kv_many, a->kv_heads = 8)
 SPOIL(kv_odd, a->kv_heads = 3)
-SPOIL(key_dim_0, a->key_dim = 0)
-SPOIL(key_dim_odd, a->key_dim = 40)
-SPOIL(key_dim_big, a->key_dim = 272)
+SPOIL(key_dim_0, a->head_dim = 0)
+SPOIL(key_dim_odd, a->head_dim = 40)
+SPOIL(key_dim_big, a->head_dim = 272)
 SPOIL(value_dim_negative, a->value_dim = -16)
 SPOIL(value_dim_odd, a->value_dim = 63)
-SPOIL(key_dim_quantised, a->key_dtype = LIM_DTYPE_Q8_0; a->key_dim = 48)
+SPOIL(key_dim_quantised, a->key_dtype = LIM_DTYPE_Q8_0; a->head_dim = 48)
 SPOIL(value_dim_quantised, a->value_dtype = LIM_DTYPE_Q4_0; a->value_dim = 16)
 SPOIL(slots_0, a->n_slots = 0)
 SPOIL(slots_negative, a->n_slots = -64)
 SPOIL(slots_huge, a->n_slots = INT64_MAX)
-SPOIL(query_position_negative, a->query_position = -1)
-SPOIL(query_position_huge, a->query_position = (int64_t)1 << 40)
+SPOIL(rows_0, a->n_rows = 0)
+SPOIL(rows_many, a->n_rows = 2)
+SPOIL(query_position_negative, numbers_of[0] = -1; a->query_positions = numbers_of)
+SPOIL(query_position_huge, numbers_of[0] = INT32_MAX; a->query_positions = numbers_of)
+SPOIL(query_position_odd, a->query_positions = (const int32_t *)(const void *)odd(numbers_of))
+SPOIL(nothing_seen, a->query_positions = NULL)
+SPOIL(both_seen, a->lengths = numbers_of)
+SPOIL(length_negative, a->query_positions = NULL; numbers_of[0] = -1; a->lengths = numbers_of)
+SPOIL(length_huge, a->query_positions = NULL; numbers_of[0] = SMALL_SLOTS + 1; a->lengths = numbers_of)
+SPOIL(positions_alone, a->query_positions = NULL; a->lengths = numbers_of; a->positions = positions)
+SPOIL(table, a->table = numbers_of; a->page_size = 16)
+SPOIL(page_size, a->table = numbers_of; a->page_size = 24)
+SPOIL(stream, a->stream = (void *)2)
+SPOIL(key_scale, a->key_scale = 2)
+SPOIL(value_scale, a->value_scale = 0.5f)
+SPOIL(value_scale_nan, a->value_scale = NAN)
 SPOIL(query_null, a->query = NULL)
 SPOIL(key_null, a->key = NULL)
 SPOIL(value_null, a->value = NULL)
@@ -76,7 +90,7 @@ SPOIL(overlap_query, a->output = (void *)a->query)
 SPOIL(overlap_key, a->output = (char *)a->key + 4096)
 SPOIL(overlap_value, a->output = (char *)a->value + 256)
 SPOIL(positions_twice, positions[9] = 3; a->positions = positions)
-SPOIL(positions_far_twice, positions[9] = 7; positions[11] = 7; positions[0] = 100000; a->query_position = 1000000; a->positions = positions)
+SPOIL(positions_far_twice, positions[9] = 7; positions[11] = 7; positions[0] = 100000; numbers_of[0] = 1000000; a->query_positions = numbers_of; a->positions = positions)
 SPOIL(positions_low, positions[20] = -2; a->positions = positions)
 SPOIL(positions_odd, a->positions = (const int32_t *)(const void *)odd(positions))
 SPOIL(positions_low_address, a->positions = (const int32_t *)16)
@@ -106,18 +120,32 @@ static const attention_case attention_cases[] = {
     CASE(LIM_ERROR_ARGUMENT, "kv_heads", "= 0", kv_0),
     CASE(LIM_ERROR_ARGUMENT, "kv_heads", "= 8", kv_many),
     CASE(LIM_ERROR_ARGUMENT, "kv_heads", "= 3 does not divide heads = 4", kv_odd),
-    CASE(LIM_ERROR_ARGUMENT, "key_dim", "= 0", key_dim_0),
-    CASE(LIM_ERROR_ARGUMENT, "key_dim", "= 40", key_dim_odd),
-    CASE(LIM_ERROR_ARGUMENT, "key_dim", "= 272", key_dim_big),
+    CASE(LIM_ERROR_ARGUMENT, "head_dim", "= 0", key_dim_0),
+    CASE(LIM_ERROR_ARGUMENT, "head_dim", "= 40", key_dim_odd),
+    CASE(LIM_ERROR_ARGUMENT, "head_dim", "= 272", key_dim_big),
     CASE(LIM_ERROR_ARGUMENT, "value_dim", "= -16", value_dim_negative),
     CASE(LIM_ERROR_ARGUMENT, "value_dim", "= 63", value_dim_odd),
-    CASE(LIM_ERROR_ARGUMENT, "key_dim", "= 48 is not a multiple of 32", key_dim_quantised),
+    CASE(LIM_ERROR_ARGUMENT, "head_dim", "= 48 is not a multiple of 32", key_dim_quantised),
     CASE(LIM_ERROR_ARGUMENT, "value_dim", "= 16 is not a multiple of 32", value_dim_quantised),
     CASE(LIM_ERROR_ARGUMENT, "n_slots", "= 0", slots_0),
     CASE(LIM_ERROR_ARGUMENT, "n_slots", "= -64", slots_negative),
     CASE(LIM_ERROR_ARGUMENT, "n_slots", "= 9223372036854775807", slots_huge),
-    CASE(LIM_ERROR_ARGUMENT, "query_position", "= -1", query_position_negative),
-    CASE(LIM_ERROR_ARGUMENT, "query_position", "= 1099511627776", query_position_huge),
+    CASE(LIM_ERROR_ARGUMENT, "n_rows", "= 0", rows_0),
+    CASE(LIM_ERROR_ARGUMENT, "n_rows", "= 2 is not in 1 .. 1", rows_many),
+    CASE(LIM_ERROR_ARGUMENT, "query_positions[0]", "= -1", query_position_negative),
+    CASE(LIM_ERROR_ARGUMENT, "query_positions[0]", "= 2147483647", query_position_huge),
+    CASE(LIM_ERROR_ARGUMENT, "query_positions", "multiple of 4", query_position_odd),
+    CASE(LIM_ERROR_ARGUMENT, "lengths = NULL", "query_positions = NULL", nothing_seen),
+    CASE(LIM_ERROR_ARGUMENT, "lengths", "query_positions is not NULL", both_seen),
+    CASE(LIM_ERROR_ARGUMENT, "lengths[0]", "= -1", length_negative),
+    CASE(LIM_ERROR_ARGUMENT, "lengths[0]", "= 65 is not in 0 .. n_slots = 64", length_huge),
+    CASE(LIM_ERROR_ARGUMENT, "positions", "query_positions = NULL", positions_alone),
+    CASE(LIM_ERROR_UNSUPPORTED, "table", "pages are for GPUs only", table),
+    CASE(LIM_ERROR_ARGUMENT, "page_size", "= 24", page_size),
+    CASE(LIM_ERROR_UNSUPPORTED, "stream", "= 0x2 is for GPUs only", stream),
+    CASE(LIM_ERROR_UNSUPPORTED, "key_scale", "= 2 is for GPUs only", key_scale),
+    CASE(LIM_ERROR_UNSUPPORTED, "value_scale", "= 0.5 is for GPUs only", value_scale),
+    CASE(LIM_ERROR_ARGUMENT, "value_scale", "= NaN", value_scale_nan),
     CASE(LIM_ERROR_ARGUMENT, "query", "= NULL", query_null),
     CASE(LIM_ERROR_ARGUMENT, "key", "= NULL", key_null),
     CASE(LIM_ERROR_ARGUMENT, "value", "= NULL", value_null),
@@ -175,7 +203,7 @@ static void expect(lim_status status, lim_status want, const char *name, const c
 
 static void attention(void) {
     lim_attention good = small_attention(&s);
-    OK(lim_attend(sequence, &good));
+    OK(lim_decoder_attend(decoder, &good));
     float             output[SMALL_HEADS * SMALL_DIM];
     lim_stats         before = {.struct_size = sizeof before}, after = before;
     for (size_t i = 0; i < sizeof attention_cases / sizeof *attention_cases; i++) {
@@ -183,26 +211,28 @@ static void attention(void) {
         lim_attention a = good;
         memcpy(positions, s.positions, sizeof positions);
         for (int h = 0; h < SMALL_HEADS; h++) numbers[h] = 0;
+        numbers_of[0] = SMALL_SLOTS;
         memcpy(output, s.output, sizeof output);
         a.layer = 1; /* the step's next, were it right */
-        OK(lim_sequence_stats(sequence, &before));
+        OK(lim_decoder_stats(decoder, &before));
         c->spoil(&a);
-        expect(lim_attend(sequence, &a), c->status, c->name, c->value);
-        CHECK(strncmp(lim_last_error(), "lim_attend: ", 12) == 0, "%s", lim_last_error());
-        OK(lim_sequence_stats(sequence, &after));
+        expect(lim_decoder_attend(decoder, &a), c->status, c->name, c->value);
+        CHECK(strncmp(lim_last_error(), "lim_decoder_attend: ", 20) == 0, "%s", lim_last_error());
+        OK(lim_decoder_stats(decoder, &after));
         CHECK(!memcmp(&before, &after, sizeof before) && !memcmp(output, s.output, sizeof output), "%s %s changed something", c->name, c->value);
     }
     /* What is never taken is ignored: strides of one head, or of one slot. */
     lim_attention one = good;
-    one.heads = one.kv_heads = 1, one.n_slots = 1, one.query_position = 0;
-    one.query_head_stride = one.key_head_stride = one.value_head_stride = one.output_head_stride = -1;
+    const int32_t first = 0;
+    one.heads = one.kv_heads = 1, one.n_slots = 1, one.query_positions = &first;
+    one.query_row_stride = one.key_page_stride = one.query_head_stride = one.key_head_stride = one.value_head_stride = one.output_head_stride = -1;
     one.key_token_stride = one.value_token_stride = INT64_MIN;
-    OK(lim_attend(sequence, &one));
+    OK(lim_decoder_attend(decoder, &one));
     CHECK(s.output[0] == s.value[0], "%g", s.output[0]);
 
-    expect(lim_attend(sequence, NULL), LIM_ERROR_ARGUMENT, "attention", "NULL");
-    expect(lim_attend(NULL, &good), LIM_ERROR_HANDLE, "sequence", "NULL");
-    OK(lim_attend(sequence, &good));
+    expect(lim_decoder_attend(decoder, NULL), LIM_ERROR_ARGUMENT, "attention", "NULL");
+    expect(lim_decoder_attend(NULL, &good), LIM_ERROR_HANDLE, "decoder", "NULL");
+    OK(lim_decoder_attend(decoder, &good));
 }
 
 static const int32_t ascending[3] = {0, 2, 3}, doubled[3] = {1, 2, 2}, beyond[2] = {1, 9}, below[2] = {-1, 2};
@@ -285,44 +315,46 @@ static void the_rest(void) {
     int64_t   count;
     int32_t   set[4];
     char      text[8];
-    lim_sequence *made = NULL;
-    expect(lim_sequence_stats(sequence, NULL), LIM_ERROR_ARGUMENT, "stats", "NULL");
-    expect(lim_sequence_stats(sequence, &stats), LIM_ERROR_ARGUMENT, "stats.struct_size", "= 16 ");
+    lim_decoder *made = NULL;
+    expect(lim_decoder_stats(decoder, NULL), LIM_ERROR_ARGUMENT, "stats", "NULL");
+    expect(lim_decoder_stats(decoder, &stats), LIM_ERROR_ARGUMENT, "stats.struct_size", "= 16 ");
     expect(lim_engine_stats(engine, &stats), LIM_ERROR_ARGUMENT, "stats.struct_size", "= 16 ");
     stats.struct_size = sizeof stats;
     expect(lim_engine_stats(NULL, &stats), LIM_ERROR_HANDLE, "engine", "NULL");
     expect(lim_engine_stats_json(NULL, text, sizeof text, NULL), LIM_ERROR_HANDLE, "engine", "NULL");
     expect(lim_engine_stats_json(engine, NULL, 100, NULL), LIM_ERROR_ARGUMENT, "buffer", "NULL");
     expect(lim_engine_stats_json(engine, text, sizeof text, NULL), LIM_ERROR_SIZE, "size", "= 8");
-    expect(lim_sequence_token_set(sequence, set, 4, NULL), LIM_ERROR_ARGUMENT, "count", "NULL");
-    expect(lim_sequence_token_set(sequence, NULL, 4, &count), LIM_ERROR_ARGUMENT, "slots", "NULL");
-    expect(lim_sequence_token_set(sequence, set, -4, &count), LIM_ERROR_ARGUMENT, "capacity", "= -4");
-    expect(lim_sequence_token_set(NULL, set, 4, &count), LIM_ERROR_HANDLE, "sequence", "NULL");
+    expect(lim_decoder_token_set(decoder, 0, set, 4, NULL), LIM_ERROR_ARGUMENT, "count", "NULL");
+    expect(lim_decoder_token_set(decoder, 0, NULL, 4, &count), LIM_ERROR_ARGUMENT, "tokens", "NULL");
+    expect(lim_decoder_token_set(decoder, 0, set, -4, &count), LIM_ERROR_ARGUMENT, "capacity", "= -4");
+    expect(lim_decoder_token_set(decoder, 1, set, 4, &count), LIM_ERROR_ARGUMENT, "row", "= 1 is not in 0 .. 0");
+    expect(lim_decoder_token_set(decoder, -1, set, 4, &count), LIM_ERROR_ARGUMENT, "row", "= -1");
+    expect(lim_decoder_token_set(NULL, 0, set, 4, &count), LIM_ERROR_HANDLE, "decoder", "NULL");
     static const struct {
         int32_t     select, sparse;
         const char *name, *value;
-    } interventions[] = {{-2, -1, "select", "= -2"}, {4, -1, "select", "= 4 is not in -1 .. 3"}, {0, 4, "sparse", "= 4"}, {0, -2, "sparse", "= -2"},
+    } ablations[] = {{-2, -1, "select", "= -2"}, {4, -1, "select", "= 4 is not in -1 .. 3"}, {0, 4, "sparse", "= 4"}, {0, -2, "sparse", "= -2"},
                          {2, 2, "sparse", "= 2 is not above select = 2"}, {-1, 0, "sparse", "= 0 is not above select = -1"}};
-    for (size_t i = 0; i < sizeof interventions / sizeof *interventions; i++)
-        expect(lim_engine_intervene(engine, interventions[i].select, interventions[i].sparse), LIM_ERROR_ARGUMENT, interventions[i].name, interventions[i].value);
-    expect(lim_engine_intervene(NULL, -1, -1), LIM_ERROR_HANDLE, "engine", "NULL");
+    for (size_t i = 0; i < sizeof ablations / sizeof *ablations; i++)
+        expect(lim_engine_ablate(engine, ablations[i].select, ablations[i].sparse), LIM_ERROR_ARGUMENT, ablations[i].name, ablations[i].value);
+    expect(lim_engine_ablate(NULL, -1, -1), LIM_ERROR_HANDLE, "engine", "NULL");
     lim_engine *host = engine;
     expect(lim_ggml_engine(NULL), LIM_ERROR_ARGUMENT, "engine", "NULL");
     expect(lim_ggml_engine(&host), LIM_ERROR_UNSUPPORTED, "no ggml host", "loaded");
     CHECK(host == engine, "*engine was written");
-    expect(lim_sequence_reset(NULL), LIM_ERROR_HANDLE, "sequence", "NULL");
-    expect(lim_sequence_create(NULL, &made), LIM_ERROR_HANDLE, "engine", "NULL");
-    expect(lim_sequence_create(engine, NULL), LIM_ERROR_ARGUMENT, "sequence", "NULL");
+    expect(lim_decoder_reset(NULL), LIM_ERROR_HANDLE, "decoder", "NULL");
+    expect(lim_decoder_create(NULL, &one_row, &made), LIM_ERROR_HANDLE, "engine", "NULL");
+    expect(lim_decoder_create(engine, &one_row, NULL), LIM_ERROR_ARGUMENT, "decoder", "NULL");
 }
 
 int main(void) {
     lim_engine_params params = small_params();
     OK(lim_engine_create(&params, &engine));
-    OK(lim_sequence_create(engine, &sequence));
+    OK(lim_decoder_create(engine, &one_row, &decoder));
     attention();
     engine_params();
     the_rest();
-    OK(lim_sequence_free(sequence));
+    OK(lim_decoder_free(decoder));
     OK(lim_engine_free(engine));
     return finish("arguments");
 }

@@ -21,9 +21,9 @@ static void versions(void) {
     CHECK(!strcmp(lim_status_name(LIM_ERROR_FORKED), "LIM_ERROR_FORKED"), "%s", lim_status_name(LIM_ERROR_FORKED));
     CHECK(!strcmp(lim_status_name((lim_status)99), "LIM_ERROR_UNKNOWN"), "%s", lim_status_name((lim_status)99));
     const lim_api *api = lim_get_api(LIM_API_VERSION);
-    CHECK(api && api->struct_size == sizeof *api && api == lim_get_api(1), "no table");
+    CHECK(api && api->struct_size == sizeof *api && api == lim_get_api(2), "no table");
     CHECK(!lim_get_api(0) && strstr(lim_last_error(), "version = 0"), "%s", lim_last_error());
-    CHECK(!lim_get_api(2) && strstr(lim_last_error(), "version = 2"), "%s", lim_last_error());
+    CHECK(!lim_get_api(1) && strstr(lim_last_error(), "version = 1"), "%s", lim_last_error());
 }
 
 static void sizes(void) {
@@ -82,29 +82,29 @@ static void decode(void) {
     OK(lim_engine_create(&params, &engine));
     CHECK(lines == 1 && strstr(line, "budget 16"), "logger: %s", line);
 
-    lim_sequence *sequence = NULL;
-    OK(lim_sequence_create(engine, &sequence));
+    lim_decoder *decoder = NULL;
+    OK(lim_decoder_create(engine, &one_row, &decoder));
     lim_attention a = small_attention(&s);
     int32_t set[SMALL_SLOTS];
     int64_t count = -1;
-    OK(lim_sequence_token_set(sequence, NULL, 0, &count));
+    OK(lim_decoder_token_set(decoder, 0, NULL, 0, &count));
     CHECK(count == 0, "%d", (int)count);
     for (int step = 0; step < 4; step++) {
-        a.query_position = SMALL_SLOTS - 4 + step;
-        a.n_slots = a.query_position + 1;
-        for (a.layer = 0; a.layer < SMALL_LAYERS; a.layer++) OK(lim_attend(sequence, &a));
+        s.query_position = SMALL_SLOTS - 4 + step;
+        a.n_slots = s.query_position + 1;
+        for (a.layer = 0; a.layer < SMALL_LAYERS; a.layer++) OK(lim_decoder_attend(decoder, &a));
     }
-    OK(lim_sequence_token_set(sequence, NULL, 0, &count));
+    OK(lim_decoder_token_set(decoder, 0, NULL, 0, &count));
     CHECK(count == SMALL_BUDGET, "%d", (int)count);
-    OK(lim_sequence_token_set(sequence, set, SMALL_SLOTS, &count));
+    OK(lim_decoder_token_set(decoder, 0, set, SMALL_SLOTS, &count));
     CHECK(count == SMALL_BUDGET && set[SMALL_BUDGET - 1] == SMALL_SLOTS - 1, "the newest token is not in the set");
     set[0] = -7;
-    CHECK(lim_sequence_token_set(sequence, set, SMALL_BUDGET - 1, &count) == LIM_ERROR_SIZE && set[0] == -7 && count == SMALL_BUDGET,
+    CHECK(lim_decoder_token_set(decoder, 0, set, SMALL_BUDGET - 1, &count) == LIM_ERROR_SIZE && set[0] == -7 && count == SMALL_BUDGET,
           "a short buffer was written");
 
     /* Layer 2 chooses, layer 3 is sparse. */
     lim_stats stats = {.struct_size = sizeof stats};
-    OK(lim_sequence_stats(sequence, &stats));
+    OK(lim_decoder_stats(decoder, &stats));
     CHECK(stats.steps == 4 && stats.rows == 4 && stats.rows_sparse == 4 && stats.rows_full == 0, "%d steps", (int)stats.steps);
     CHECK(stats.dense_calls == 8 && stats.select_calls == 4 && stats.sparse_calls == 4 && stats.no_set_calls == 0, "calls %d %d %d %d",
           (int)stats.dense_calls, (int)stats.select_calls, (int)stats.sparse_calls, (int)stats.no_set_calls);
@@ -113,22 +113,22 @@ static void decode(void) {
 
     /* Without its selection layer, and after a reset, a sparse layer has no set. */
     a.layer = 3;
-    OK(lim_attend(sequence, &a));
+    OK(lim_decoder_attend(decoder, &a));
     a.layer = 2;
-    OK(lim_attend(sequence, &a));
-    OK(lim_sequence_reset(sequence));
+    OK(lim_decoder_attend(decoder, &a));
+    OK(lim_decoder_reset(decoder));
     a.layer = 3;
-    OK(lim_attend(sequence, &a));
-    OK(lim_sequence_stats(sequence, &stats));
+    OK(lim_decoder_attend(decoder, &a));
+    OK(lim_decoder_stats(decoder, &stats));
     CHECK(stats.no_set_calls == 2 && stats.steps == 7, "%d without a set, %d steps", (int)stats.no_set_calls, (int)stats.steps);
 
     /* Fewer slots within a step: the set may name ones that are not there. */
     a.layer = 2;
-    OK(lim_attend(sequence, &a));
+    OK(lim_decoder_attend(decoder, &a));
     a.layer = 3;
     a.n_slots--;
-    OK(lim_attend(sequence, &a));
-    OK(lim_sequence_stats(sequence, &stats));
+    OK(lim_decoder_attend(decoder, &a));
+    OK(lim_decoder_stats(decoder, &stats));
     CHECK(stats.no_set_calls == 3 && stats.steps == 8, "%d without a set, %d steps", (int)stats.no_set_calls, (int)stats.steps);
 
     /* A refused call leaves the step as it was: the layer after it still has its set. */
@@ -136,20 +136,21 @@ static void decode(void) {
     a = small_attention(&s);
     a.positions = s.positions;
     a.layer = 2;
-    OK(lim_attend(sequence, &a));
+    OK(lim_decoder_attend(decoder, &a));
     int32_t twice[SMALL_SLOTS];
     memcpy(twice, s.positions, sizeof twice);
     twice[9] = 3;
     wrong.positions = twice;
-    wrong.query_position = 70;
-    CHECK(lim_attend(sequence, &wrong) == LIM_ERROR_ARGUMENT, "%s", lim_last_error());
-    wrong.query_position = a.query_position;
+    const int32_t beyond = 70;
+    wrong.query_positions = &beyond;
+    CHECK(lim_decoder_attend(decoder, &wrong) == LIM_ERROR_ARGUMENT, "%s", lim_last_error());
+    wrong.query_positions = a.query_positions;
     wrong.layer = 3;
-    CHECK(lim_attend(sequence, &wrong) == LIM_ERROR_ARGUMENT, "%s", lim_last_error());
+    CHECK(lim_decoder_attend(decoder, &wrong) == LIM_ERROR_ARGUMENT, "%s", lim_last_error());
     a.layer = 3;
     uint64_t before = stats.sparse_calls;
-    OK(lim_attend(sequence, &a));
-    OK(lim_sequence_stats(sequence, &stats));
+    OK(lim_decoder_attend(decoder, &a));
+    OK(lim_decoder_stats(decoder, &stats));
     CHECK(stats.sparse_calls == before + 1, "the set was lost");
 
     /* Nobody is visible: zeros. */
@@ -157,7 +158,7 @@ static void decode(void) {
     for (int i = 0; i < SMALL_SLOTS; i++) nobody[i] = -1;
     a.positions = nobody;
     s.output[0] = s.output[SMALL_HEADS * SMALL_DIM - 1] = 9;
-    OK(lim_attend(sequence, &a));
+    OK(lim_decoder_attend(decoder, &a));
     CHECK(s.output[0] == 0 && s.output[SMALL_HEADS * SMALL_DIM - 1] == 0, "%g", s.output[0]);
 
     size_t needed = 0;
@@ -171,9 +172,9 @@ static void decode(void) {
     free(text);
 
     CHECK(lim_engine_free(engine) == LIM_ERROR_BUSY && strstr(lim_last_error(), "alive: 1"), "%s", lim_last_error());
-    OK(lim_sequence_free(sequence));
+    OK(lim_decoder_free(decoder));
     OK(lim_engine_free(engine));
-    OK(lim_sequence_free(NULL));
+    OK(lim_decoder_free(NULL));
     OK(lim_engine_free(NULL));
 }
 

@@ -91,7 +91,7 @@ int ref_visible(const lim_attention *a, int32_t *slots) {
     int n = 0;
     for (int64_t i = 0; i < a->n_slots; i++) {
         int64_t position = position_of(a, i);
-        if (position < 0 || position > a->query_position) continue;
+        if (position < 0 || position > a->query_positions[0]) continue;
         if (a->mask && half(a->mask[i]) == -INFINITY) continue;
         int at = n++;
         while (at > 0 && position_of(a, slots[at - 1]) > position) slots[at] = slots[at - 1], at--;
@@ -106,15 +106,15 @@ static const char *row_of(const void *base, int64_t slot, int64_t slot_stride, i
 
 void ref_logits(const lim_attention *a, const int32_t *slots, int n, double *logits) {
     double query[LIM_MAX_HEAD_DIM];
-    double scale = a->scale != 0 ? a->scale : 1 / sqrt(a->key_dim);
+    double scale = a->scale != 0 ? a->scale : 1 / sqrt(a->head_dim);
     for (int h = 0; h < a->heads; h++) {
         int kv = h / (a->heads / a->kv_heads);
         const char *q = row_of(a->query, 0, 0, h, a->query_head_stride);
-        for (int d = 0; d < a->key_dim; d++) query[d] = ref_get(q, a->query_dtype, d);
+        for (int d = 0; d < a->head_dim; d++) query[d] = ref_get(q, a->query_dtype, d);
         for (int i = 0; i < n; i++) {
             const char *k = row_of(a->key, slots[i], a->key_token_stride, kv, a->key_head_stride);
             double x = 0;
-            for (int d = 0; d < a->key_dim; d++) x += query[d] * ref_get(k, a->key_dtype, d);
+            for (int d = 0; d < a->head_dim; d++) x += query[d] * ref_get(k, a->key_dtype, d);
             x *= scale;
             if (a->softcap > 0) x = a->softcap * tanh(x / a->softcap);
             if (a->mask) x += (a->alibi_slopes ? a->alibi_slopes[h] : 1) * half(a->mask[slots[i]]);

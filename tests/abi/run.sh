@@ -20,10 +20,10 @@ for test in lifecycle arguments numerics misuse; do
     "$build/$test" "$@"
 done
 
-# Batches, without a driver and with the stand-in.
+# Decoders on a GPU, without a driver and with the stand-in.
 flags="$flags -D_POSIX_C_SOURCE=200809L"
-${CC:-cc} -std=c11 $flags "$include" "$here/batch.c" "$library" -pthread -o "$build/batch"
+${CC:-cc} -std=c11 $flags "$include" "$here/device.c" "$library" -pthread -o "$build/device"
 ${CC:-cc} -O1 -shared -fPIC -o "$build/libcuda.so.1" "$root/tests/gpu/standin/standin.c" -lpthread
-LESSISMORE_LIBCUDA="$build/nothing.so" "$build/batch"
+LESSISMORE_LIBCUDA="$build/nothing.so" "$build/device"
 rm -f "$build/driver.log"
-LESSISMORE_LIBCUDA="$build/libcuda.so.1" LIM_STANDIN_LOG="$build/driver.log" "$build/batch" standin "$build/driver.log"
+LESSISMORE_LIBCUDA="$build/libcuda.so.1" LIM_STANDIN_LOG="$build/driver.log" "$build/device" standin "$build/driver.log"

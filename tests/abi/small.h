@@ -15,7 +15,11 @@ typedef struct small {
     int32_t  positions[SMALL_SLOTS];
     uint16_t mask[SMALL_SLOTS];
     float    slopes[SMALL_HEADS], sinks[SMALL_HEADS];
+    int32_t  query_position;
 } small;
+
+/* A decoder on the CPU. */
+static const lim_decoder_params one_row = {.struct_size = sizeof(lim_decoder_params), .device = LIM_DEVICE_CPU, .max_rows = 1};
 
 static inline lim_attention small_attention(small *s) {
     uint64_t seed = 7;
@@ -25,14 +29,15 @@ static inline lim_attention small_attention(small *s) {
     for (int i = 0; i < SMALL_SLOTS; i++) s->positions[i] = i, s->mask[i] = 0;
     for (int i = 0; i < SMALL_HEADS; i++) s->slopes[i] = 1, s->sinks[i] = 0;
     memset(s->output, 0, sizeof s->output);
+    s->query_position = SMALL_SLOTS - 1;
     return (lim_attention){
-        .struct_size = sizeof(lim_attention),
+        .struct_size = sizeof(lim_attention), .n_rows = 1,
         .query = s->query, .key = s->key, .value = s->value, .output = s->output,
         .query_head_stride = SMALL_DIM * 4, .output_head_stride = SMALL_DIM * 4,
         .key_token_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .key_head_stride = SMALL_DIM * 4,
         .value_token_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .value_head_stride = SMALL_DIM * 4,
-        .n_slots = SMALL_SLOTS, .query_position = SMALL_SLOTS - 1,
-        .heads = SMALL_HEADS, .kv_heads = SMALL_KV_HEADS, .key_dim = SMALL_DIM, .value_dim = SMALL_DIM,
+        .n_slots = SMALL_SLOTS, .query_positions = &s->query_position,
+        .heads = SMALL_HEADS, .kv_heads = SMALL_KV_HEADS, .head_dim = SMALL_DIM, .value_dim = SMALL_DIM,
     };
 }
 

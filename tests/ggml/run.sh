@@ -229,7 +229,7 @@ gpu hybrid "engaged on stand-in" yes # its first layers have no attention
 gpu heads-spread "inert in this context: its heads are spread over several GPUs (-sm tensor)" no
 counted "heads spread" '"steps": 0,'
 gpu layers-spread "this device computes layers 2 to 3 of the model, the others are on another device" yes
-gpu dim-96 "inert in this context: key_dim = 96" no
+gpu dim-96 "inert in this context: head_dim = 96" no
 gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
 gpu alibi "layer 0 is left to the host: a bias by distance" no
 counted "ALiBi" '"shape": 12'

@@ -1,4 +1,4 @@
-/* What a layer costs the thread that queues it: a bare launch through the driver, lim_batch_attend() with the arguments of
+/* What a layer costs the thread that queues it: a bare launch through the driver, lim_decoder_attend() with the arguments of
  * the layer's last call, and with others. Needs a GPU; no CUDA headers.
  *
  *     overhead liblessismore.so kernels.fatbin     one line, and the same as JSON */
@@ -34,7 +34,7 @@ static double now(void) {
 static int ascending(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
 
 static const lim_api *api;
-static lim_batch     *batch;
+static lim_decoder   *decoder;
 static void          *bare, *stream;
 static uint64_t       memory;
 
@@ -48,16 +48,18 @@ static void bare_launch(int i) {
     if (r) fail("cuLaunchKernel", r);
 }
 
+static void *at(uint64_t address) { return (void *)(uintptr_t)address; }
+
 static void attend(int layer, uint64_t key) {
-    const int64_t       row = DIM * 2;
-    lim_batch_attention a = {
-        .struct_size = sizeof a, .query = memory + (1 << 20), .output = memory + (2 << 20), .key = key, .value = memory + (8 << 20), .lengths = memory,
+    const int64_t row = DIM * 2;
+    lim_attention a = {
+        .struct_size = sizeof a, .query = at(memory + (1 << 20)), .output = at(memory + (2 << 20)), .key = at(key), .value = at(memory + (8 << 20)), .lengths = at(memory),
         .query_row_stride = HEADS * row, .query_head_stride = row, .output_row_stride = HEADS * row, .output_head_stride = row,
         .key_token_stride = KV_HEADS * row, .key_head_stride = row, .key_page_stride = TOKENS * KV_HEADS * row,
         .value_token_stride = KV_HEADS * row, .value_head_stride = row, .value_page_stride = TOKENS * KV_HEADS * row,
         .stream = stream, .layer = layer, .n_rows = 1, .query_dtype = LIM_DTYPE_F16, .output_dtype = LIM_DTYPE_F16,
     };
-    if (api->batch_attend(batch, &a)) fail(api->last_error(), layer);
+    if (api->decoder_attend(decoder, &a)) fail(api->last_error(), layer);
 }
 /* A layer that launches one kernel, as a bare launch does. */
 static void same(int i) { (void)i; attend(1, memory + (4 << 20)); }
@@ -102,9 +104,9 @@ int main(int argc, char **argv) {
     api->engine_default_params(&params, sizeof params);
     params.layers = layers, params.layers_count = 2, params.n_layers = LAYERS, params.budget = BUDGET;
     if (api->engine_create(&params, &engine)) fail(api->last_error(), 0);
-    const lim_batch_params shape = {.struct_size = sizeof shape, .max_rows = 1, .capacity = TOKENS, .heads = HEADS, .kv_heads = KV_HEADS,
+    const lim_decoder_params shape = {.struct_size = sizeof shape, .max_rows = 1, .capacity = TOKENS, .heads = HEADS, .kv_heads = KV_HEADS,
                                     .head_dim = DIM, .kv_dtype = LIM_DTYPE_F16};
-    if (api->batch_create(engine, &shape, &batch)) fail(api->last_error(), 0);
+    if (api->decoder_create(engine, &shape, &decoder)) fail(api->last_error(), 0);
 
     measure(bare_launch), measure(same);
     const double launch = measure(bare_launch), unchanged = measure(same), changed = measure(other);

@@ -45,7 +45,7 @@ class OnGpu:
     def __init__(self, model, **setting):
         self.model = model
         self.engine = lessismore.Engine(LAYERS, budget=BUDGET, **setting)
-        self.batch = self.engine.batch(2, CAPACITY, HEADS, KV_HEADS, DIM)
+        self.decoder = self.engine.decoder(2, device=0, capacity=CAPACITY, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM)
         self.key, self.value = model.key16.cuda(), model.value.cuda()
         self.lengths = torch.tensor([100, FIRST - 1], dtype=torch.int32, device="cuda")
         self.query = torch.zeros(LAYERS, 2, HEADS, DIM, dtype=torch.float16, device="cuda")
@@ -53,7 +53,7 @@ class OnGpu:
 
     def run(self):
         for layer in range(LAYERS):
-            self.batch.attend(layer, self.query[layer], self.key, self.value, self.lengths, self.out[layer])
+            self.decoder.attend(layer, self.query[layer], self.key, self.value, lengths=self.lengths, out=self.out[layer])
 
     def step(self, query=None, wait=True):
         self.query.copy_(self.model.step() if query is None else query)
@@ -63,7 +63,7 @@ class OnGpu:
         self.lengths.add_(1)
 
     def close(self):
-        self.batch.close()
+        self.decoder.close()
         self.engine.close()
 
 
@@ -79,16 +79,16 @@ def test_the_cpu_engines_choice():
     for policy in ("union", "mass"):
         gpu = OnGpu(Model(rng), policy=policy)
         gpu.step() # looks at the lengths
-        with lessismore.Engine(LAYERS, budget=BUDGET, policy=policy, n_threads=4) as engine, engine.sequence() as sequence:
+        with lessismore.Engine(LAYERS, budget=BUDGET, policy=policy, n_threads=4) as engine, engine.decoder() as alone:
             for s in range(STEPS):
                 n = FIRST + s
                 query = gpu.model.step()
                 gpu.step(query)
                 for layer in range(LAYERS):
-                    out = sequence.attend(layer, query[layer, 1].numpy(), gpu.model.key16[1, :n].numpy(), gpu.model.value[1, :n].numpy())
+                    out = alone.attend(layer, query[layer, 1].numpy(), gpu.model.key16[1, :n].numpy(), gpu.model.value[1, :n].numpy())
                     worst = (torch.from_numpy(out) - gpu.out[layer, 1].cpu()).abs().max()
                     assert worst < 6e-3, (policy, s, layer, worst)
-            sequence.attend(0, query[0, 1].numpy(), gpu.model.key16[1, :n + 1].numpy(), gpu.model.value[1, :n + 1].numpy())
+            alone.attend(0, query[0, 1].numpy(), gpu.model.key16[1, :n + 1].numpy(), gpu.model.value[1, :n + 1].numpy())
             gpu.step()
             want, got = learned(engine), learned(gpu.engine)
         assert got["choice"] == want["choice"] == [2, 9], (policy, got["choice"], want["choice"])
@@ -97,7 +97,7 @@ def test_the_cpu_engines_choice():
         assert worst < 2e-3, f"{policy}: the losses differ by {worst}"
         worst = max(abs(a - b) for x, y in zip(got["loss_error"], want["loss_error"]) for a, b in zip(x, y))
         assert worst < 2e-3, f"{policy}: their errors differ by {worst}"
-        stats = gpu.batch.stats()
+        stats = gpu.decoder.stats()
         assert stats["steps"] == STEPS + 2 and stats["select_calls"] == 2 and stats["sparse_calls"] == 8, stats
         gpu.close()
 
@@ -121,7 +121,7 @@ def test_guard():
         gpu.step(wait=False)
     torch.cuda.synchronize()
     gpu.step()
-    gpu.batch.stats()
+    gpu.decoder.stats()
     context = gpu.engine.report()["contexts"][0]
     assert context["alarms"] == 0 and context["audits"] > 60, context
     audited = {a["layer"]: a for a in context["audited"]}
@@ -144,7 +144,7 @@ def test_captured_steps():
     gpu = OnGpu(Model(random.Random(SEED + 3)), guard=8)
     graph, captured, replays, eagers, captures = None, None, 0, 0, 0
     for _ in range(220):
-        generation, eager = gpu.batch.generation()
+        generation, eager = gpu.decoder.poll()
         if eager:
             gpu.step()
             eagers += 1
@@ -159,7 +159,7 @@ def test_captured_steps():
         gpu.lengths.add_(1)
         replays += 1
     assert learned(gpu.engine)["choice"] == [2, 9]
-    stats = gpu.batch.stats()
+    stats = gpu.decoder.stats()
     assert captures <= 3 and STEPS < eagers < STEPS + 60 and stats["steps"] == 220, (captures, eagers, replays, stats)
     assert stats["sparse_calls"] > 8 * (replays - 20)
     # What the graph computes is what a step without it would.

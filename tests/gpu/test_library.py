@@ -1,6 +1,7 @@
-"""The library on a GPU, through its C ABI and the Python package: batches against float64, their token sets against the
+"""The library on a GPU, through its C ABI and the Python package: decoders against float64, their token sets against the
 CPU engine's, captured steps, two streams, arguments of every kind. Run with pytest, or as a script (see harness.py)."""
 
+import contextlib
 import ctypes
 import os
 import random
@@ -25,16 +26,32 @@ def make_engine(budget, **more):
     return lessismore.Engine(LAYERS, layers=SELECTING, budget=budget, n_threads=min(16, os.cpu_count()), **more)
 
 
-def make_batch(engine, p, rows=None, capacity=None):
-    return engine.batch(rows or p.rows, capacity or p.capacity, p.heads, p.kv_heads, p.dim, KINDS[p.kv_type])
+def on_gpu(engine, rows, capacity, heads, kv_heads, dim, dtype="f16"):
+    return engine.decoder(rows, device=0, capacity=capacity, heads=heads, kv_heads=kv_heads, head_dim=dim, dtype=dtype)
 
 
-def attend(batch, p, layer, out=None, **more):
+def make_decoder(engine, p, rows=None, capacity=None):
+    return on_gpu(engine, rows or p.rows, capacity or p.capacity, p.heads, p.kv_heads, p.dim, KINDS[p.kv_type])
+
+
+def attend(decoder, p, layer, out=None, **more):
     """One layer of a Problem (test_kernels) through the Python package."""
     def store(x):
         return x if p.axes["token"] == 1 else x.transpose(1, 2)
-    return batch.attend(layer, p.query, store(p.key), store(p.value), p.lengths, p.output if out is None else out, table=p.table,
+    return decoder.attend(layer, p.query, store(p.key), store(p.value), lengths=p.lengths, out=p.output if out is None else out, table=p.table,
                         sinks=p.sinks, scale=p.scale, softcap=p.softcap, value_scale=p.value_scale, **more)
+
+
+@contextlib.contextmanager
+def recorded():
+    """The calls that reach the library, as bytes."""
+    lib, calls = _library.library(), []
+    attend = lib.lim_decoder_attend
+    lib.lim_decoder_attend = lambda handle, a: calls.append(bytes(a)) or attend(handle, a)
+    try:
+        yield calls
+    finally:
+        lib.lim_decoder_attend = attend
 
 
 def check(p, out, want, where):
@@ -62,11 +79,11 @@ def test_a_step_against_float64():
     for _ in range(6 if QUICK else 60):
         budget = rng.choice([1, 7, 16, 64, 128, 500])
         p = random_problem(rng, budget=budget)
-        with make_engine(budget) as engine, make_batch(engine, p) as batch:
+        with make_engine(budget) as engine, make_decoder(engine, p) as decoder:
             outs = [torch.full_like(p.output, float("nan")) for _ in range(LAYERS)]
             for layer, out in enumerate(outs):
-                attend(batch, p, layer, out)
-            sets = [batch.token_set(r) for r in range(p.rows)]
+                attend(decoder, p, layer, out)
+            sets = [decoder.token_set(r) for r in range(p.rows)]
             for r, n in enumerate(p.lengths.tolist()):
                 s = sets[r]
                 assert len(s) == (budget if n > budget else 0), p.describe()
@@ -75,7 +92,7 @@ def test_a_step_against_float64():
             for layer, out in enumerate(outs):
                 check(p, out, sparse if layer in (2, 4) else full, f"layer {layer}")
             n = np.array(p.lengths.tolist())
-            stats = batch.stats()
+            stats = decoder.stats()
             held = int(np.minimum(n, budget).sum())
             if p.capacity > budget:
                 assert stats["steps"] == 1 and stats["rows"] == p.rows and stats["rows_sparse"] == int((n > budget).sum())
@@ -97,17 +114,17 @@ def test_sets_of_the_cpu_engine():
         key = nrng.integers(-spread, spread + 1, (rows, capacity, kv_heads, dim)).astype(np.float16)
         value = nrng.standard_normal((rows, capacity, kv_heads, dim)).astype(np.float16)
         setting = dict(recency=rng.choice([0.0, 0.25, 0.9]), sink_tokens=rng.choice([0, 4]))
-        with make_engine(budget, **setting) as engine, engine.batch(rows, capacity, group * kv_heads, kv_heads, dim) as batch:
+        with make_engine(budget, **setting) as engine, on_gpu(engine, rows, capacity, group * kv_heads, kv_heads, dim) as decoder:
             q, k, v = (torch.from_numpy(x).cuda() for x in (query, key, value))
             n = torch.tensor(lengths, dtype=torch.int32, device="cuda")
             for layer in range(LAYERS):
-                batch.attend(layer, q, k, v, n, torch.empty_like(q), scale=0.125)
+                decoder.attend(layer, q, k, v, lengths=n, out=torch.empty_like(q), scale=0.125)
             for r in range(rows):
-                with engine.sequence() as sequence:
+                with engine.decoder() as alone:
                     for layer in (0, 1, 2, 3):
-                        sequence.attend(layer, query[r], key[r, : lengths[r]], value[r, : lengths[r]], scale=0.125)
-                    want = sequence.token_set()
-                got = batch.token_set(r)
+                        alone.attend(layer, query[r], key[r, : lengths[r]], value[r, : lengths[r]], scale=0.125)
+                    want = alone.token_set()
+                got = decoder.token_set(r)
                 assert np.array_equal(got, want), (dim, kv_heads, group, lengths[r], budget, setting)
 
 
@@ -118,11 +135,11 @@ def test_number_of_rows_may_change():
         args = dict(kv_type=D.F16, dim=128, group=rng.choice([1, 4]), kv_heads=rng.choice([1, 8]), budget=64, output_type=D.F32)
         problems = [random_problem(rng, lengths=[rng.randint(1, 1500) for _ in range(rows)], capacity=1500, layout="strided", **args)
                     for rows in rng.sample([1, 2, 5, 8, 31, 64], 4)]
-        with make_engine(64) as engine, make_batch(engine, problems[0], rows=64) as batch:
+        with make_engine(64) as engine, make_decoder(engine, problems[0], rows=64) as decoder:
             for p in problems + problems[::-1]:
                 for layer in range(LAYERS):
-                    attend(batch, p, layer)
-                sets = [batch.token_set(r) for r in range(p.rows)]
+                    attend(decoder, p, layer)
+                sets = [decoder.token_set(r) for r in range(p.rows)]
                 check(p, p.output, p.reference(visible(p, sets)), "rows")
 
 
@@ -133,10 +150,10 @@ def test_a_captured_step_grows():
         p = random_problem(rng, kv_type=D.F16, dim=128, group=4, kv_heads=2, lengths=[50, 60, 70], capacity=900, layout=layout,
                            budget=128, sinks=False, softcap=0.0, output_type=D.F32)
         outs = [torch.empty_like(p.output) for _ in range(LAYERS)]
-        with make_engine(128) as engine, make_batch(engine, p) as batch:
+        with make_engine(128) as engine, make_decoder(engine, p) as decoder:
             def step():
                 for layer, out in enumerate(outs):
-                    attend(batch, p, layer, out)
+                    attend(decoder, p, layer, out)
             step()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
@@ -146,11 +163,11 @@ def test_a_captured_step_grows():
                 p.lengths.add_(torch.tensor([1, 7, 20], dtype=torch.int32, device="cuda"))
                 graph.replay()
                 torch.cuda.synchronize()
-                sets = [batch.token_set(r) for r in range(p.rows)]
+                sets = [decoder.token_set(r) for r in range(p.rows)]
                 full, sparse = p.reference(), p.reference(visible(p, sets))
                 for layer, out in enumerate(outs):
                     assert error(out, sparse if layer in (2, 4) else full) < 1e-3, (layout, layer)
-            stats = batch.stats()
+            stats = decoder.stats()
             assert stats["steps"] == 1 + replays and stats["rows"] == 3 * (1 + replays), stats
 
 
@@ -158,23 +175,23 @@ def test_two_streams():
     rng = random.Random(SEED + 4)
     problems = [random_problem(rng, kv_type=D.F16, lengths=[600, 333], budget=100, capacity=700, output_type=None) for _ in range(2)]
     with make_engine(100) as engine:
-        batches = [make_batch(engine, p) for p in problems]
+        decoders = [make_decoder(engine, p) for p in problems]
         alone = []
-        for batch, p in zip(batches, problems):
+        for decoder, p in zip(decoders, problems):
             for layer in range(LAYERS):
-                attend(batch, p, layer)
+                attend(decoder, p, layer)
             alone.append(p.output.clone())
         torch.cuda.synchronize()
         streams = [torch.cuda.Stream() for _ in problems]
         for _ in range(3 if QUICK else 50):
-            for batch, p, stream in zip(batches, problems, streams):
+            for decoder, p, stream in zip(decoders, problems, streams):
                 with torch.cuda.stream(stream):
                     for layer in range(LAYERS):
-                        attend(batch, p, layer)
+                        attend(decoder, p, layer)
         torch.cuda.synchronize()
-        for batch, p, want in zip(batches, problems, alone):
+        for decoder, p, want in zip(decoders, problems, alone):
             assert torch.equal(want.view(torch.uint8), p.output.view(torch.uint8))
-            batch.close()
+            decoder.close()
 
 
 def test_any_arguments():
@@ -184,10 +201,11 @@ def test_any_arguments():
                        output_type=D.F16, query_type=D.F16, sinks=True, softcap=0.0)
     lib = _library.library()
     host = ctypes.create_string_buffer(1 << 16)
-    with make_engine(32) as engine, make_batch(engine, p) as batch:
-        attend(batch, p, 1)
+    with make_engine(32) as engine, make_decoder(engine, p) as decoder:
+        with recorded() as calls:
+            attend(decoder, p, 1)
         want = p.output.clone()
-        good = bytes(batch._call)
+        good = calls[0]
         bad = {
             "layer": [-1, LAYERS, 1 << 30], "n_rows": [0, -1, 3, 1 << 30], "query_dtype": [-1, 3, 4, 5, 99], "output_dtype": [3, 99],
             "query": [0, 1, p.query.data_ptr() + 2, ctypes.addressof(host) & ~255, 1 << 62, (1 << 64) - 256],
@@ -202,22 +220,22 @@ def test_any_arguments():
         }
         refused = 0
         for i in range(300 if QUICK else 5000):
-            a = _library.BatchAttention.from_buffer_copy(good)
+            a = _library.Attention.from_buffer_copy(good)
             for field in rng.sample(sorted(bad), rng.choice([1, 1, 1, 2, 5])):
                 setattr(a, field, rng.choice(bad[field]))
             try:
-                lib.lim_batch_attend(batch._use(), a)
+                lib.lim_decoder_attend(decoder._use(), a)
                 raise AssertionError(f"taken: {[(f, getattr(a, f)) for f, *_ in a._fields_]}")
             except (lessismore.ArgumentError, lessismore.UnsupportedError) as e:
                 assert "=" in str(e), e
                 refused += 1
         assert refused == (300 if QUICK else 5000)
         p.output.zero_()
-        attend(batch, p, 1)
+        attend(decoder, p, 1)
         assert torch.equal(p.output, want)
         for text, call in (("max_rows = 0", (0, 9, 4, 2, 64)), ("head_dim = 80", (1, 9, 4, 2, 80)), ("capacity = ", (1, 1 << 22, 4, 2, 64))):
             try:
-                engine.batch(*call)
+                on_gpu(engine, *call)
                 raise AssertionError(text)
             except (lessismore.ArgumentError, lessismore.UnsupportedError) as e:
                 assert text in str(e), e

@@ -20,7 +20,7 @@ def test_no_worse_than_the_host(ggml: Ggml, dim: int, heads: int, kv_heads: int)
     seed = np.random.SeedSequence().entropy
     rng = np.random.default_rng(seed)
     ours, theirs = [], []
-    with lessismore.Engine(n_layers=1, n_threads=1) as engine, engine.sequence() as sequence:
+    with lessismore.Engine(n_layers=1, n_threads=1) as engine, engine.decoder() as decoder:
         for _ in range(25):
             n = int(rng.integers(1, 1500))
             sharp = float(rng.choice([0.3, 1.0, 3.0]))
@@ -34,7 +34,7 @@ def test_no_worse_than_the_host(ggml: Ggml, dim: int, heads: int, kv_heads: int)
             scale = dim**-0.5
             stored = [a.astype(np.float64) for a in (query, key, value)]
             exact = attend(logits(stored[0], stored[1], scale, softcap, mask.astype(np.float64)), stored[2], sinks)
-            got = sequence.attend(0, query, key, value, mask=mask, scale=scale, softcap=softcap, sinks=sinks)
+            got = decoder.attend(0, query, key, value, mask=mask, scale=scale, softcap=softcap, sinks=sinks)
             host = ggml.attend(query, key, value, mask, scale, softcap, sinks)
             norm = np.linalg.norm(exact)
             ours.append(np.linalg.norm(got - exact) / norm)

@@ -48,7 +48,7 @@ def test_matches_numpy(data):
     grid = lambda *shape: rng.integers(-8, 8, shape) / 4  # noqa: E731
 
     with lessismore.Engine(6, budget=budget, layers=[1, 3], recency=recency, sink_tokens=sink_tokens, n_threads=2) as engine:
-        with engine.sequence() as sequence:
+        with engine.decoder() as decoder:
             chosen = None
             mask = np.zeros(slots, np.float16)
             if hidden:
@@ -65,17 +65,17 @@ def test_matches_numpy(data):
                 key, key_dtype = stored(k, key_type, layout, rng)
                 value, value_dtype = stored(v, value_type, layout, rng)
                 out = np.full((heads, value_dim), 99, FLOATS[out_type])
-                result = sequence.attend(
+                result = decoder.attend(
                     layer, q.astype(FLOATS[query_type]), key, value, out=out, scale=0.125, softcap=softcap,
                     key_dtype=key_dtype, value_dtype=value_dtype, sinks=sinks, mask=mask if hidden else None,
-                    **({} if order is None else {"positions": place, "query_position": slots - 1}),
+                    **({} if order is None else {"positions": place, "query_positions": slots - 1}),
                 )  # fmt: skip
                 assert result is out
                 x = reference.logits(q, k[visible], 0.125, softcap)
                 seen = visible
                 if len(visible) > budget:
                     if layer in (1, 3):
-                        chosen = sequence.token_set()
+                        chosen = decoder.token_set()
                         assert len(chosen) == budget
                         if not softcap:
                             want = visible[reference.select(x, budget, recency, sink_tokens)]
@@ -89,9 +89,9 @@ def test_matches_numpy(data):
 def test_bfloat16_as_bits_is_the_same():
     rng = np.random.default_rng(1)
     q, k, v = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in [(4, 64), (50, 2, 64), (50, 2, 64)])
-    with lessismore.Engine(1) as engine, engine.sequence() as sequence:
-        a = sequence.attend(0, q, k, v)
-        b = sequence.attend(0, q.view(np.uint16), k.view(np.uint16), v.view(np.uint16))
+    with lessismore.Engine(1) as engine, engine.decoder() as decoder:
+        a = decoder.attend(0, q, k, v)
+        b = decoder.attend(0, q.view(np.uint16), k.view(np.uint16), v.view(np.uint16))
     assert a.dtype == ml_dtypes.bfloat16 and b.dtype == np.uint16
     np.testing.assert_array_equal(a.view(np.uint16), b)
 
@@ -100,8 +100,8 @@ def test_alibi():
     rng = np.random.default_rng(2)
     q, k, v = rng.standard_normal((4, 32)), rng.standard_normal((40, 2, 32)), rng.standard_normal((40, 2, 32))
     mask, slopes = -np.arange(39, -1, -1).astype(np.float16), np.float32([1, 0.5, 0.25, 0.125])
-    with lessismore.Engine(1) as engine, engine.sequence() as sequence:
-        got = sequence.attend(0, *(x.astype(np.float32) for x in (q, k, v)), mask=mask, alibi_slopes=slopes)
+    with lessismore.Engine(1) as engine, engine.decoder() as decoder:
+        got = decoder.attend(0, *(x.astype(np.float32) for x in (q, k, v)), mask=mask, alibi_slopes=slopes)
     x = reference.logits(q, k, bias=slopes[:, None] * mask[None].astype(float))
     np.testing.assert_allclose(got, reference.attend(x, v), atol=2e-5)
 
@@ -109,9 +109,9 @@ def test_alibi():
 def test_later_tokens_are_not_seen():
     rng = np.random.default_rng(3)
     q, k, v = (rng.standard_normal(s).astype(np.float32) for s in [(2, 32), (30, 1, 32), (30, 1, 32)])
-    with lessismore.Engine(1) as engine, engine.sequence() as sequence:
-        got = sequence.attend(0, q, k, v, query_position=9)
-        np.testing.assert_array_equal(got, sequence.attend(0, q, k[:10], v[:10]))
+    with lessismore.Engine(1) as engine, engine.decoder() as decoder:
+        got = decoder.attend(0, q, k, v, query_positions=9)
+        np.testing.assert_array_equal(got, decoder.attend(0, q, k[:10], v[:10]))
 
 
 @pytest.mark.parametrize("policy", ["union", "mass"])
@@ -120,19 +120,47 @@ def test_stats_and_report(policy):
     q, k = rng.standard_normal((4, 32)).astype(np.float32), rng.standard_normal((50, 2, 32)).astype(np.float32)
     lines = []
     with lessismore.Engine(5, budget=20, layers=[2], policy=policy, n_threads=1, logger=lambda *a: lines.append(a)) as engine:
-        with engine.sequence() as sequence:
+        with engine.decoder() as decoder:
             for n in (48, 49, 50):
                 for layer in range(5):
-                    sequence.attend(layer, q, k[:n], k[:n])
-            stats = sequence.stats()
+                    decoder.attend(layer, q, k[:n], k[:n])
+            stats = decoder.stats()
             assert (stats["steps"], stats["dense_calls"], stats["select_calls"], stats["sparse_calls"]) == (3, 6, 3, 6)
             assert stats["sparse_layer_tokens_attended"] == 6 * 20 and stats["no_set_calls"] == 0
-            sequence.reset()
-            assert sequence.token_set().size == 0
-            sequence.attend(4, q, k, k)
-            assert sequence.stats()["no_set_calls"] == 1
+            decoder.reset()
+            assert decoder.token_set().size == 0
+            decoder.attend(4, q, k, k)
+            assert decoder.stats()["no_set_calls"] == 1
         assert engine.stats()["steps"] == 4
         report = engine.report()
     assert report["version"] == lessismore.__version__
     assert report["config"]["policy"] == policy and report["total"]["steps"] == 4
     assert lines and lines[0][0] == 2 and "budget 20" in lines[0][1]
+
+
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_side_by_side(shared, placed):
+    """Several rows in one call give what each gives alone: of one store or each with its own; by length, or placed and masked."""
+    rng = np.random.default_rng()
+    rows, slots, heads, kv_heads, dim = 3, 90, 4, 2, 32
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float16)  # noqa: E731
+    query, stores = normal(4, rows, heads, dim), normal(2, 1 if shared else rows, slots, kv_heads, dim)
+    lengths = np.array([slots, 10, 77], np.int32)
+    if placed:
+        places = np.stack([rng.permutation(slots) for _ in range(rows)]).astype(np.int32)
+        mask = np.where(rng.random((rows, slots)) < 0.1, -np.inf, 0).astype(np.float16)
+        seen = {"query_positions": lengths - 1, "positions": places, "mask": mask}
+    else:
+        seen = {"lengths": lengths}
+    with lessismore.Engine(4, budget=16, layers=[1], n_threads=1) as engine, engine.decoder(rows) as together:
+        outs = [together.attend(layer, query[layer], *stores, **seen) for layer in range(4)]
+        assert outs[0].shape == (rows, heads, dim)
+        for row in range(rows):
+            key, value = (store[0 if shared else row] for store in stores)
+            own = {name: x[row] if x.ndim == 2 else x[row : row + 1] for name, x in seen.items()}
+            with engine.decoder() as alone:
+                for layer in range(4):
+                    assert np.array_equal(alone.attend(layer, query[layer, row], key, value, **own), outs[layer][row])
+                assert np.array_equal(alone.token_set(), together.token_set(row))
+        assert together.stats()["steps"] == 1 and together.stats()["rows"] == rows

@@ -69,17 +69,17 @@ def test_interventions():
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         return np.einsum("hn,nhd->hd", weights / weights.sum(-1, keepdims=True), value[some].repeat(2, 1))
 
-    with lessismore.Engine(6, budget=16, layers=[1]) as engine, engine.sequence() as sequence:
+    with lessismore.Engine(6, budget=16, layers=[1]) as engine, engine.decoder() as decoder:
         for select, sparse in ((2, 4), (0, 5), (3, -1), (-1, -1)):
-            engine.intervene(select, sparse)
+            engine.ablate(select, sparse)
             for layer in range(6):
-                got = sequence.attend(layer, query, key, value)
-                some = sequence.token_set() if layer == sparse or select == -1 and layer > 1 else np.arange(99)
+                got = decoder.attend(layer, query, key, value)
+                some = decoder.token_set() if layer == sparse or select == -1 and layer > 1 else np.arange(99)
                 np.testing.assert_allclose(got, full(some), atol=1e-5)
-                assert (sequence.token_set().size == 16) == (layer >= (select if select >= 0 else 1))
+                assert (decoder.token_set().size == 16) == (layer >= (select if select >= 0 else 1))
         assert engine.stats()["no_set_calls"] == 0
         with pytest.raises(lessismore.ArgumentError, match="sparse = 2 is not above select = 3"):
-            engine.intervene(3, 2)
+            engine.ablate(3, 2)
 
 
 def load(name, dtype=torch.float32, **settings):
@@ -155,19 +155,18 @@ lessismore.llama_cpp.enable(budget=77, selections=3, guard=0, interval=2, trace=
 host = HostEngine()
 print({name: host.report()["config"][name] for name in ("budget", "selections", "guard", "interval", "trace")})
 assert HostEngine()._handle == host._handle
-params = _library.BatchParams(struct_size=ctypes.sizeof(_library.BatchParams), max_rows=1, capacity=8, heads=1, kv_heads=1, head_dim=64, kv_dtype=1)
+params = _library.DecoderParams(struct_size=ctypes.sizeof(_library.DecoderParams), device=-1, max_rows=1)
 for call in (
     lambda: lib.lim_engine_free(host._handle),
-    lambda: lib.lim_sequence_create(host._handle, ctypes.c_void_p()),
-    lambda: lib.lim_batch_create(host._handle, params, ctypes.c_void_p()),
-    lambda: lib.lim_batch_work_size(host._handle, params, ctypes.c_uint64()),
+    lambda: lib.lim_decoder_create(host._handle, params, ctypes.c_void_p()),
+    lambda: lib.lim_decoder_work_size(host._handle, params, ctypes.c_uint64()),
 ):
     try:
         call()
     except lessismore.UnsupportedError as e:
         print(e)
-host.intervene(2, 4)
-host.intervene(-1, -1)
+host.ablate(2, 4)
+host.ablate(-1, -1)
 """
     done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -175,7 +174,7 @@ host.intervene(-1, -1)
     assert "no ggml host has loaded the library" in none
     assert config == "{'budget': 77, 'selections': 3, 'guard': 0, 'interval': 2, 'trace': 5}"
     assert [line.partition(": engine = 0x")[0] for line in refused] == [
-        "lim_engine_free", "lim_sequence_create", "lim_batch_create", "lim_batch_work_size"]
+        "lim_engine_free", "lim_decoder_create", "lim_decoder_work_size"]
     assert all("ggml hosts" in line for line in refused)
 
 

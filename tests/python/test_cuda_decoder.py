@@ -1,4 +1,4 @@
-"""What transformers' decode steps on a GPU hand to the library, without a GPU: the tensors are the CPU's, and a batch is
+"""What transformers' decode steps on a GPU hand to the library, without a GPU: the tensors are the CPU's, and a decoder is
 played by the words of the C header, in float64. The kernels themselves are tested on GPU machines (tests/gpu)."""
 
 import ctypes
@@ -19,7 +19,7 @@ def memory(address, count, dtype):
 
 
 class Played:
-    """A batch by the header: every token that a row sees, in the order of its table."""
+    """A decoder by the header: every token that a row sees, in the order of its table."""
 
     def __init__(self, shape):
         self.shape, self.calls, self.closed = shape, 0, False
@@ -78,10 +78,9 @@ def decoder(monkeypatch):
 @pytest.fixture
 def cpu():
     with lessismore.Engine(4, layers=[2], n_threads=1) as engine:
-        made = _torch.Decoder(engine)
+        made = _torch.CpuDecoder(engine)
         yield made
-        for sequence in made._sequences:
-            sequence.close()
+        made._of(1).close()
 
 
 def problem(rng, batch, slots, layout, dtype=torch.float16, heads=4, kv_heads=2, dim=64):

@@ -14,8 +14,8 @@ import lessismore
 from lessismore import _library, _errors
 
 FIELDS = {
-    "lim_engine_params": _library.EngineParams, "lim_attention": _library.Attention, "lim_batch_params": _library.BatchParams,
-    "lim_batch_attention": _library.BatchAttention, "lim_stats": _library.Stats,
+    "lim_engine_params": _library.EngineParams, "lim_decoder_params": _library.DecoderParams,
+    "lim_attention": _library.Attention, "lim_stats": _library.Stats,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Engines and sequences, opened, used, closed and dropped in any order: an exception at most."""
+"""Engines and decoders, opened, used, closed and dropped in any order: an exception at most."""
 
 import numpy as np
 from hypothesis import settings
@@ -11,31 +11,31 @@ ROWS = np.ones((9, 1, 32), np.float32)
 
 
 class Lifetimes(RuleBasedStateMachine):
-    engines, sequences = Bundle("engines"), Bundle("sequences")
+    engines, decoders = Bundle("engines"), Bundle("decoders")
 
     @rule(target=engines, layers=st.integers(1, 4), budget=st.integers(1, 12))
     def engine(self, layers, budget):
         return [lessismore.Engine(layers, budget=budget, n_threads=1)]
 
-    @rule(target=sequences, engine=engines)
-    def sequence(self, engine):
+    @rule(target=decoders, engine=engines)
+    def decoder(self, engine):
         try:
-            return [engine[0].sequence()] if engine else []
+            return [engine[0].decoder()] if engine else []
         except lessismore.HandleError:  # closed
             return []
 
-    @rule(sequence=sequences, layer=st.integers(-1, 4), slots=st.integers(1, 9))
-    def attend(self, sequence, layer, slots):
-        for one in sequence:
+    @rule(decoder=decoders, layer=st.integers(-1, 4), slots=st.integers(1, 9))
+    def attend(self, decoder, layer, slots):
+        for one in decoder:
             try:
                 out = one.attend(layer, np.ones((2, 32), np.float32), ROWS[:slots], ROWS[:slots])
                 assert np.allclose(out, 1)
             except (lessismore.HandleError, lessismore.ArgumentError):
                 pass
 
-    @rule(sequence=sequences, what=st.sampled_from(["reset", "token_set", "stats", "close", "__enter__"]))
-    def use(self, sequence, what):
-        for one in sequence:
+    @rule(decoder=decoders, what=st.sampled_from(["reset", "token_set", "stats", "close", "__enter__"]))
+    def use(self, decoder, what):
+        for one in decoder:
             try:
                 getattr(one, what)()
             except lessismore.HandleError:
@@ -49,7 +49,7 @@ class Lifetimes(RuleBasedStateMachine):
             except (lessismore.HandleError, lessismore.BusyError):
                 pass
 
-    @rule(which=engines | sequences)
+    @rule(which=engines | decoders)
     def drop(self, which):
         which.clear()  # nothing else refers to it: it ends here
 

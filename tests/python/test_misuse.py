@@ -22,9 +22,9 @@ def engine():
 
 
 @pytest.fixture
-def sequence(engine):
-    with engine.sequence() as sequence:
-        yield sequence
+def decoder(engine):
+    with engine.decoder() as decoder:
+        yield decoder
 
 
 def good():
@@ -54,7 +54,7 @@ BAD = [
     ({"query": f32(DIM)}, ["query", "(64,)"]),
     ({"query": f32(3, DIM)}, ["kv_heads = 2", "heads = 3"]),
     ({"query": f32(0, DIM)}, ["heads = 0"]),
-    ({"query": f32(HEADS, 48)}, ["key_dim", "48"]),
+    ({"query": f32(HEADS, 48)}, ["head_dim", "48"]),
     ({"query": np.zeros((HEADS, DIM))}, ["query", "float64"]),
     ({"query": f32(HEADS, DIM).astype(">f4")}, ["query", ">f4"]),
     ({"query": f32(HEADS, DIM).astype(object)}, ["query", "object"]),
@@ -70,7 +70,7 @@ BAD = [
     ({"key": np.zeros((SLOTS, KV_HEADS, DIM), np.int8)}, ["key", "int8"]),
     ({"key": np.zeros((SLOTS, KV_HEADS, DIM), np.uint8)}, ["key_dtype", "q8_0"]),
     ({"key": np.zeros((SLOTS, KV_HEADS, 68), np.uint8), "key_dtype": "q4_0"}, ["key", "18 bytes"]),
-    ({"key": np.zeros((SLOTS, KV_HEADS, 34), np.uint8), "key_dtype": "q8_0"}, ["key_dim differs"]),
+    ({"key": np.zeros((SLOTS, KV_HEADS, 34), np.uint8), "key_dtype": "q8_0"}, ["head_dim differs"]),
     ({"key_dtype": "q8_0"}, ["key_dtype = 'q8_0'", "float32"]),
     ({"key_dtype": "f64"}, ["key_dtype = 'f64'"]),
     ({"value_dtype": 3}, ["value_dtype = 3"]),
@@ -84,15 +84,15 @@ BAD = [
     ({"out": read_only()}, ["out", "read-only"]),
     ({"out": np.zeros((HEADS, DIM), np.int32)}, ["out", "int32"]),
     ({"out": np.broadcast_to(f32(DIM), (HEADS, DIM)).copy().T.copy().T}, ["out", "contiguous"]),
-    ({"positions": np.arange(SLOTS), "query_position": 39}, ["positions", "int64"]),
-    ({"positions": np.arange(SLOTS, dtype=np.int32)}, ["query_position = None"]),
-    ({"positions": np.arange(SLOTS + 1, dtype=np.int32), "query_position": 39}, ["positions", "(41,)"]),
-    ({"positions": np.arange(2 * SLOTS, dtype=np.int32)[::2], "query_position": 39}, ["positions", "contiguous"]),
-    ({"positions": np.zeros(SLOTS, np.int32), "query_position": 39}, ["positions[1] = 0 is also positions[0]"]),
-    ({"positions": np.full(SLOTS, -9, np.int32), "query_position": 39}, ["positions[0] = -9"]),
-    ({"query_position": -1}, ["query_position = -1"]),
-    ({"query_position": 1 << 70}, ["query_position = 1180591620717411303424"]),
-    ({"query_position": "3"}, ["query_position = '3'"]),
+    ({"positions": np.arange(SLOTS), "query_positions": 39}, ["positions", "int64"]),
+    ({"positions": np.arange(SLOTS, dtype=np.int32)}, ["query_positions = None"]),
+    ({"positions": np.arange(SLOTS + 1, dtype=np.int32), "query_positions": 39}, ["positions", "(41,)"]),
+    ({"positions": np.arange(2 * SLOTS, dtype=np.int32)[::2], "query_positions": 39}, ["positions", "contiguous"]),
+    ({"positions": np.zeros(SLOTS, np.int32), "query_positions": 39}, ["positions[1] = 0 is also positions[0]"]),
+    ({"positions": np.full(SLOTS, -9, np.int32), "query_positions": 39}, ["positions[0] = -9"]),
+    ({"query_positions": -1}, ["query_positions[0] = -1"]),
+    ({"query_positions": 1 << 70}, ["query_positions = 1180591620717411303424"]),
+    ({"query_positions": "3"}, ["query_positions = '3'"]),
     ({"mask": np.zeros(SLOTS, np.float32)}, ["mask", "float32"]),
     ({"mask": np.zeros((1, SLOTS), np.float16)}, ["mask", "(1, 40)"]),
     ({"alibi_slopes": f32(HEADS)}, ["alibi_slopes", "mask = NULL"]),
@@ -111,20 +111,20 @@ BAD = [
 
 
 @pytest.mark.parametrize("change, texts", BAD, ids=[str(i) for i in range(len(BAD))])
-def test_wrong_arguments(sequence, change, texts):
-    before = sequence.stats()
+def test_wrong_arguments(decoder, change, texts):
+    before = decoder.stats()
     with pytest.raises((lessismore.ArgumentError, TypeError)) as e:
-        sequence.attend(**{**good(), **change})
+        decoder.attend(**{**good(), **change})
     for text in texts:
         assert text in str(e.value)
-    assert sequence.stats() == before
-    sequence.attend(**good())
+    assert decoder.stats() == before
+    decoder.attend(**good())
 
 
-def test_output_may_not_overlap(sequence):
+def test_output_may_not_overlap(decoder):
     args = good()
     with pytest.raises(lessismore.ArgumentError, match="output = 0x.* overlaps query"):
-        sequence.attend(**args, out=args["query"])
+        decoder.attend(**args, out=args["query"])
 
 
 @pytest.mark.parametrize(
@@ -157,62 +157,62 @@ def test_wrong_parameters(params, texts):
 
 
 def test_closed(engine):
-    sequence = engine.sequence()
+    decoder = engine.decoder()
     with pytest.raises(lessismore.BusyError, match="alive: 1"):
         engine.close()
-    sequence.close()
-    sequence.close()
-    for call in (lambda: sequence.attend(**good()), sequence.stats, sequence.reset, sequence.token_set, sequence.__enter__):
-        with pytest.raises(lessismore.HandleError, match="sequence is closed"):
+    decoder.close()
+    decoder.close()
+    for call in (lambda: decoder.attend(**good()), decoder.stats, decoder.reset, decoder.token_set, decoder.__enter__):
+        with pytest.raises(lessismore.HandleError, match="decoder is closed"):
             call()
     engine.close()
     engine.close()
-    for call in (engine.sequence, engine.stats, engine.report):
+    for call in (engine.decoder, engine.stats, engine.report):
         with pytest.raises(lessismore.HandleError, match="engine is closed"):
             call()
 
 
 def test_stale_handles_are_refused(engine):
     """As after a bug in this package: the library itself tells."""
-    sequence = engine.sequence()
-    handle = sequence._handle
-    sequence.close()
-    for number in (handle, engine._handle, id(sequence), 1, 2**63):
-        sequence._handle = number
-        with pytest.raises(lessismore.HandleError, match="sequence = 0x"):
-            sequence.attend(**good())
-    sequence._handle = None
+    decoder = engine.decoder()
+    handle = decoder._handle
+    decoder.close()
+    for number in (handle, engine._handle, id(decoder), 1, 2**63):
+        decoder._handle = number
+        with pytest.raises(lessismore.HandleError, match="decoder = 0x"):
+            decoder.attend(**good())
+    decoder._handle = None
 
 
 def test_garbage_collection_ends_what_was_left_open():
     def leave():
-        return lessismore.Engine(4).sequence()._engine.stats()
+        return lessismore.Engine(4).decoder()._engine.stats()
 
     for _ in range(50):
         assert leave()["steps"] == 0
-        sequence = lessismore.Engine(4).sequence()
-        sequence.attend(**good())
-        del sequence
+        decoder = lessismore.Engine(4).decoder()
+        decoder.attend(**good())
+        del decoder
     gc.collect()
 
 
-def test_arrays_are_kept_during_the_call_only(sequence):
+def test_arrays_are_kept_during_the_call_only(decoder):
     args = good()
     import weakref
 
     alive = [weakref.ref(args[n]) for n in ("query", "key", "value")]
-    sequence.attend(**args)
+    decoder.attend(**args)
     del args
     gc.collect()
     assert not any(r() is not None for r in alive)
 
 
 def test_threads_share_an_engine_and_not_a_sequence(engine):
-    sequence, args, outcomes = engine.sequence(), good(), []
-    want = engine.sequence().attend(**args)
+    decoder, args, outcomes = engine.decoder(), good(), []
+    want = engine.decoder().attend(**args)
 
     def work(own):
-        mine = engine.sequence() if own else sequence
+        mine = engine.decoder() if own else decoder
         for _ in range(200):
             try:
                 outcomes.append(("ok", np.array_equal(mine.attend(**args), want)))
@@ -225,18 +225,18 @@ def test_threads_share_an_engine_and_not_a_sequence(engine):
     for t in threads:
         t.join()
     assert len(outcomes) == 800 and all(fine for _, fine in outcomes)
-    sequence.close()
+    decoder.close()
     gc.collect()
 
 
-def test_fork_is_refused_with_a_text(sequence):
-    sequence.attend(**good())
+def test_fork_is_refused_with_a_text(decoder):
+    decoder.attend(**good())
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         signal.alarm(20)  # a call that hangs fails
         texts = []
-        for call in (lambda: sequence.attend(**good()), lambda: lessismore.Engine(4), sequence.stats, sequence.close):
+        for call in (lambda: decoder.attend(**good()), lambda: lessismore.Engine(4), decoder.stats, decoder.close):
             try:
                 call()
                 texts.append("nothing was raised")
@@ -253,7 +253,7 @@ def test_fork_is_refused_with_a_text(sequence):
     assert len(texts) == 4
     for text in texts:
         assert f"process {pid} was forked from process {os.getpid()}" in text
-    sequence.attend(**good())
+    decoder.attend(**good())
 
 
 sizes = st.integers(0, 40) | st.sampled_from([64, 128, 256, 272, 512])
@@ -291,7 +291,7 @@ def array(ndim):
             "value": array(3),
             "out": array(2),
             "positions": array(1),
-            "query_position": st.integers(),
+            "query_positions": st.integers(),
             "mask": array(1),
             "alibi_slopes": array(1),
             "sinks": array(1),
@@ -303,9 +303,9 @@ def array(ndim):
     )
 )
 def test_any_arguments(change):
-    with lessismore.Engine(4, budget=8, n_threads=1) as engine, engine.sequence() as sequence:
+    with lessismore.Engine(4, budget=8, n_threads=1) as engine, engine.decoder() as decoder:
         try:
-            out = sequence.attend(**{**good(), **change})
+            out = decoder.attend(**{**good(), **change})
             assert out.ndim == 2
         except (lessismore.ArgumentError, TypeError) as e:
             assert str(e)

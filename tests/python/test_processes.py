@@ -7,18 +7,18 @@ import numpy as np
 import lessismore
 
 
-def attend(pipe, sequence):
+def attend(pipe, decoder):
     try:
         query, key = np.ones((2, 32), np.float32), np.ones((5, 1, 32), np.float32)
-        pipe.send(float((sequence or lessismore.Engine(3).sequence()).attend(0, query, key, key).mean()))
+        pipe.send(float((decoder or lessismore.Engine(3).decoder()).attend(0, query, key, key).mean()))
     except BaseException as e:
         pipe.send(f"{type(e).__name__}: {e}")
 
 
-def child(method, sequence):
+def child(method, decoder):
     context = multiprocessing.get_context(method)
     here, there = context.Pipe()
-    process = context.Process(target=attend, args=(there, sequence))
+    process = context.Process(target=attend, args=(there, decoder))
     process.start()
     assert here.poll(60), "the child hangs"
     answer = here.recv()
@@ -28,11 +28,11 @@ def child(method, sequence):
 
 
 def test_fork_after_load():
-    with lessismore.Engine(3) as engine, engine.sequence() as sequence:
+    with lessismore.Engine(3) as engine, engine.decoder() as decoder:
         attend_here, there = multiprocessing.Pipe()
-        attend(there, sequence)
+        attend(there, decoder)
         assert attend_here.recv() == 1.0
-        for inherited in (sequence, None):  # neither what came along nor anything new
+        for inherited in (decoder, None):  # neither what came along nor anything new
             answer = child("fork", inherited)
             assert answer.startswith("ForkedError: ") and "was forked from process" in answer
 

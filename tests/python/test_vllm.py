@@ -248,11 +248,11 @@ class Model:
         self.decoder = decoder.of(self.config)
 
         def make(self, found, device):
-            self.batch, self.max_rows, self.capacity, self.numbers = stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None), 6, 512, found.numbers
+            self.handle, self.max_rows, self.capacity, self.numbers = stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None), 6, 512, found.numbers
 
         monkeypatch.setattr(decoder.Decoder, "_make", make)
         self.library = Library()
-        monkeypatch.setattr(decoder._library, "library", lambda: stand_in.Object(lim_batch_attend=self.library))
+        monkeypatch.setattr(decoder._library, "library", lambda: stand_in.Object(lim_decoder_attend=self.library))
         self.builder = backend.Builder(None, names, self.config, torch.device("cpu"))
         shape = (PAGES, PAGE, KV_HEADS, 2 * DIM) if order == "NHD" else (PAGES, KV_HEADS, PAGE, 2 * DIM)
         store = torch.randn(shape, dtype=torch.float16)

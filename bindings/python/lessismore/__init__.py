@@ -3,11 +3,11 @@
 A few layers of a model attend to every token and choose one set of tokens for all heads; the other layers
 attend to that set only (LessIsMore, arXiv 2508.07101). Arrays are NumPy's and are used where they are.
 
-    with lessismore.Engine(n_layers=36, budget=2048) as engine, engine.sequence() as sequence:
+    with lessismore.Engine(n_layers=36, budget=2048) as engine, engine.decoder() as decoder:
         for each new token, for each layer:
-            sequence.attend(layer, query, key, value, out=out)
+            decoder.attend(layer, query, key, value, out=out)
 
-Batch does the same for sequences side by side whose keys and values are in a GPU's memory.
+A decoder takes several rows side by side, and keys and values in a GPU's memory, where it is made for that.
 
 The shared library is found by the environment variable LESSISMORE_LIBRARY, in this package's directory, or
 in the build directory of the source tree, and is loaded when it is first needed. It does not work in a
@@ -27,15 +27,14 @@ from ._errors import (
     UnsupportedError,
 )
 from ._version import __version__
-from .batch import Batch
+from .decoder import Decoder
 from .engine import Engine
-from .sequence import Sequence
 from ._library import library_path
 
 __all__ = [
     "ArgumentError",
-    "Batch",
     "BusyError",
+    "Decoder",
     "DeviceError",
     "Engine",
     "Error",
@@ -43,7 +42,6 @@ __all__ = [
     "HandleError",
     "LibraryError",
     "OutOfMemoryError",
-    "Sequence",
     "Status",
     "UnsupportedError",
     "__version__",

@@ -13,17 +13,17 @@ import torch
 from . import _library
 from ._errors import ArgumentError, BusyError, UnsupportedError
 from ._torch import DTYPES
-from .batch import Batch
+from .decoder import Decoder
 from .engine import Engine
 
 KV_DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16"}
 LEAST_CAPACITY = 1024
-KEPT = 4  # batches of different shapes that a decoder keeps, besides those that a graph was captured from
+KEPT = 4  # decoders of different shapes that a decoder keeps, besides those that a graph was captured from
 LENGTHS = "lessismore_lengths"  # on a mask that hides nothing but what is not written yet
 
 
 class Shape(NamedTuple):
-    """What a batch is made for."""
+    """What a decoder is made for."""
 
     device: torch.device
     rows: int
@@ -63,13 +63,13 @@ def see(mask: Optional[torch.Tensor], batch: int, slots: int, device: torch.devi
 
 
 class CudaDecoder:
-    """One thread's batches on an engine. Nothing outlives a step in them."""
+    """One thread's decoders on an engine. Nothing outlives a step in them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._batches: dict[Shape, Batch] = {}  # the one last used is last
+        self._decoders: dict[Shape, Decoder] = {}  # the one last used is last
         self._captured: set[Shape] = set()
-        self._call = _library.BatchAttention(struct_size=ctypes.sizeof(_library.BatchAttention))
+        self._call = _library.Attention(struct_size=ctypes.sizeof(_library.Attention))
         self._layer = -1
         self._seen: Optional[Seen] = None
         self._mask: Optional[torch.Tensor] = None  # what it was seen in, kept so that it stays the same object
@@ -80,8 +80,8 @@ class CudaDecoder:
     def forget(self) -> None:
         """No token set outlives this: the keys may be another text's from now on."""
         self._shape = None
-        for batch in self._batches.values():
-            batch.reset()
+        for decoder in self._decoders.values():
+            decoder.reset()
 
     def attend(
         self,
@@ -94,7 +94,7 @@ class CudaDecoder:
         softcap: float,
         sinks: Optional[torch.Tensor],
     ) -> torch.Tensor:
-        """One layer of a decode step: see _torch.Decoder.attend(). The output is there once the stream is."""
+        """One layer of a decode step: see _torch.CpuDecoder.attend(). The output is there once the stream is."""
         batch, heads, _, head_dim = query.shape
         _, kv_heads, slots, value_dim = value.shape
         for name, tensor in (("query", query), ("key", key), ("value", value)):
@@ -115,7 +115,7 @@ class CudaDecoder:
             self._mask, self._slots, self._shape = mask, slots, shape
             self._tables.clear()
         self._layer = layer
-        handle = self._batch(shape)._use()
+        handle = self._decoder(shape)._use()
 
         output = query.new_empty((batch, 1, heads, head_dim))
         q_size, k_size = query.element_size(), key.element_size()
@@ -163,27 +163,27 @@ class CudaDecoder:
             self._tables[apart] = table
         return table
 
-    def _batch(self, shape: Shape) -> Batch:
-        """The batch of a shape, made if need be."""
+    def _decoder(self, shape: Shape) -> Decoder:
+        """The decoder of a shape, made if need be."""
         capturing = _capturing(shape.device)
-        found = self._batches.pop(shape, None)
+        found = self._decoders.pop(shape, None)
         if found is None:
             if capturing:
                 raise UnsupportedError("a step of a new shape is being captured: run one before the capture")
             found = _open(self._engine, shape)
-            idle = [s for s in self._batches if s not in self._captured]
+            idle = [s for s in self._decoders if s not in self._captured]
             for old in idle[: max(0, len(idle) - KEPT + 1)]:
-                self._batches.pop(old).close()
-        self._batches[shape] = found
+                self._decoders.pop(old).close()
+        self._decoders[shape] = found
         if capturing:
             self._captured.add(shape)
         return found
 
     def read(self) -> None:
         """Has the engine know what was counted. Waits for the GPU."""
-        for batch in list(self._batches.values()):
+        for decoder in list(self._decoders.values()):
             try:
-                batch.stats()
+                decoder.stats()
             except BusyError:  # in a step on another thread: as last read
                 pass
 
@@ -193,12 +193,14 @@ def _room(needed: int, least: int) -> int:
     return max(least, 1 << (needed - 1).bit_length())
 
 
-def _open(engine: Engine, shape: Shape) -> Batch:
-    args: tuple[Any, ...] = (engine, shape.rows, shape.capacity, shape.heads, shape.kv_heads, shape.head_dim, KV_DTYPES[shape.dtype])
-    number = shape.device.index or 0
-    size = Batch.work_size(*args, device=number)
+def _open(engine: Engine, shape: Shape) -> Decoder:
+    made: dict[str, Any] = {
+        "device": shape.device.index or 0, "capacity": shape.capacity, "heads": shape.heads, "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim, "dtype": KV_DTYPES[shape.dtype],
+    }  # fmt: skip
+    size = Decoder.work_size(engine, shape.rows, **made)
     # On torch's current stream, as the kernels are: what the memory was used for before is done by then.
-    return Batch(*args, device=number, work=torch.zeros(size, dtype=torch.uint8, device=shape.device))
+    return Decoder(engine, shape.rows, work=torch.zeros(size, dtype=torch.uint8, device=shape.device), **made)
 
 
 def _stream(device: torch.device) -> int:
@@ -210,8 +212,8 @@ def _capturing(device: torch.device) -> bool:
     return capturing
 
 
-def _attend(device: torch.device, handle: int, call: _library.BatchAttention) -> None:
-    attend = _library.library().lim_batch_attend
+def _attend(device: torch.device, handle: int, call: _library.Attention) -> None:
+    attend = _library.library().lim_decoder_attend
     if torch.cuda.current_device() == device.index:
         attend(handle, call)
         return

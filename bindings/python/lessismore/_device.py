@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple, Optional
 
+from . import _library
 from ._errors import ArgumentError
+from ._values import integer
 
 # Names of element types, as torch and the CUDA array interface have them.
 TORCH = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "fp8", "uint8": "u8", "int32": "i32"}
@@ -57,3 +59,72 @@ def view(name: str, array: Any, ndim: int) -> View:
     if found.shape[-1] > 1 and found.strides[-1] != SIZES[kind]:
         raise ArgumentError(f"{name} has strides {found.strides}: its last dimension is not contiguous")
     return found
+
+
+DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "q8_0": 3, "fp8": 5}  # lim_dtype
+BYTES = {"f16": ("f16",), "bf16": ("bf16",), "fp8": ("fp8", "u8"), "q8_0": ("u8",)}  # how K/V of a type may come
+BLOCK, BLOCK_BYTES = 32, 34  # of q8_0
+
+
+class Shape(NamedTuple):
+    """What a decoder on a GPU was made for."""
+
+    dtype: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def memory(name: str, array: Any) -> tuple[int, int]:
+    """Address and size of bytes. Raises TypeError, ArgumentError."""
+    found = view(name, array, 1)
+    if found.dtype != "u8":
+        raise ArgumentError(f"{name} has dtype {found.dtype}, not u8")
+    return found.address, found.shape[0]
+
+
+def state(
+    a: _library.Attention, shape: Shape, query: Any, key: Any, value: Any, lengths: Any, out: Any, table: Any, sinks: Any, stream: Any
+) -> None:
+    """States the arrays of a call. Raises TypeError, ArgumentError."""
+    dtype, heads, kv_heads, head_dim = shape
+    q, o, n = view("query", query, 3), view("out", out, 3), view("lengths", lengths, 1)
+    rows = q.shape[0]
+    for name, found in (("query", q), ("out", o)):
+        if found.shape != (rows, heads, head_dim):
+            raise ArgumentError(f"{name} has shape {found.shape}, not {(rows, heads, head_dim)}")
+        if found.dtype not in ("f32", "f16", "bf16"):
+            raise ArgumentError(f"{name} has dtype {found.dtype}, which is none of f32, f16, bf16")
+    _vector("lengths", n, "i32", rows)
+    width = head_dim // BLOCK * BLOCK_BYTES if dtype == "q8_0" else head_dim
+    k, v = view("key", key, 4), view("value", value, 4)
+    for name, found in (("key", k), ("value", v)):
+        if found.dtype not in BYTES[dtype]:
+            raise ArgumentError(f"{name} has dtype {found.dtype}, but the decoder is for {dtype}")
+        if found.shape[2:] != (kv_heads, width):
+            raise ArgumentError(f"{name} has shape {found.shape}, not (any, any, {kv_heads}, {width})")
+    if k.shape != v.shape:
+        raise ArgumentError(f"value has shape {v.shape}, but key has {k.shape}")
+    if table is None:
+        if k.shape[0] < rows:
+            raise ArgumentError(f"key has shape {k.shape}, but query has {rows} rows")
+    else:
+        t = view("table", table, 2)
+        if t.dtype != "i32" or t.shape[0] != rows:
+            raise ArgumentError(f"table has dtype {t.dtype} and shape {t.shape}, not i32 and ({rows}, any)")
+        a.table, a.table_stride, a.page_size = t.address, t.strides[0] // 4, k.shape[1]
+    if sinks is not None:
+        s = view("sinks", sinks, 1)
+        _vector("sinks", s, "f32", heads)
+        a.sinks = s.address
+    a.n_rows, a.lengths = rows, n.address
+    a.query, a.query_row_stride, a.query_head_stride, a.query_dtype = q.address, q.strides[0], q.strides[1], DTYPES[q.dtype]
+    a.output, a.output_row_stride, a.output_head_stride, a.output_dtype = o.address, o.strides[0], o.strides[1], DTYPES[o.dtype]
+    a.key, a.key_page_stride, a.key_token_stride, a.key_head_stride = k.address, *k.strides[:3]
+    a.value, a.value_page_stride, a.value_token_stride, a.value_head_stride = v.address, *v.strides[:3]
+    a.stream = integer("stream", q.stream or 0 if stream is None else stream, 64)
+
+
+def _vector(name: str, found: View, dtype: str, length: int) -> None:
+    if found.dtype != dtype or found.shape != (length,):
+        raise ArgumentError(f"{name} has dtype {found.dtype} and shape {found.shape}, not {dtype} and {(length,)}")

@@ -12,9 +12,9 @@ Self = TypeVar("Self", bound="Handle")
 
 
 class Handle:
-    """What Engine, Sequence and Batch share. A context manager."""
+    """What Engine and Decoder share. A context manager."""
 
-    _kind: str  # "engine", "sequence" or "batch", as in lim_engine_free
+    _kind: str  # "engine" or "decoder", as in lim_engine_free
     _handle: Optional[int] = None
 
     def close(self) -> None:

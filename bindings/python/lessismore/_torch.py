@@ -9,8 +9,8 @@ import torch
 
 from . import _library
 from ._errors import ArgumentError, UnsupportedError
+from .decoder import Decoder
 from .engine import Engine
-from .sequence import Sequence
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # lim_dtype
 HEAD_DIM_STEP, HEAD_DIM_MAX = 16, 256
@@ -32,21 +32,21 @@ def check(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
         raise UnsupportedError(f"{name} has heads of {head_dim}: no multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}")
 
 
-class Sight(NamedTuple):
-    """What each row of a batch sees: tokens [start, start + length), less those that `hidden` hides."""
+class Seen(NamedTuple):
+    """What each row of a batch sees: slots [start, start + length), less those that `hidden` hides."""
 
-    start: list[int]
-    length: list[int]
-    hidden: Optional[torch.Tensor]  # [batch, slots] float16, 0 or -inf; None: nothing in between is hidden
+    start: int
+    lengths: torch.Tensor  # [batch] int32
+    hidden: Optional[torch.Tensor]  # [batch, slots - start] float16, 0 or -inf; None: nothing in between is hidden
 
 
-def look(mask: Optional[torch.Tensor], batch: int, slots: int) -> Sight:
+def see(mask: Optional[torch.Tensor], batch: int, slots: int) -> Seen:
     """Reads an attention mask [batch or 1, 1, 1, slots or more]: bool (True: visible), or additive with 0 and -inf.
 
     Raises UnsupportedError for one that does more than hide, or that differs between heads.
     """
     if mask is None:
-        return Sight([0] * batch, [slots] * batch, None)
+        return Seen(0, torch.full((batch,), slots, dtype=torch.int32), None)
     if mask.dim() != 4 or mask.shape[0] not in (1, batch) or mask.shape[1] != 1 or mask.shape[2] != 1:
         raise UnsupportedError(f"attention_mask has shape {tuple(mask.shape)}, not ({batch}, 1, 1, {slots})")
     if mask.shape[3] < slots:
@@ -59,31 +59,39 @@ def look(mask: Optional[torch.Tensor], batch: int, slots: int) -> Sight:
             raise UnsupportedError("attention_mask adds other values than 0 and -inf to the logits")
     marks = visible.to(torch.uint8)
     first = marks.argmax(-1)
-    length = slots - marks.flip(-1).argmax(-1) - first
+    end = slots - marks.flip(-1).argmax(-1)
+    start = int(first.min())
     hidden = None
-    if not torch.equal(visible.sum(-1), length):
-        hidden = torch.where(visible, 0.0, float("-inf")).to(torch.float16).expand(batch, slots).contiguous()
-    repeat = batch // len(first)
-    return Sight(first.tolist() * repeat, length.tolist() * repeat, hidden)
+    if not torch.equal(visible.sum(-1), end - start):  # gaps, or paddings of different lengths
+        hidden = torch.where(visible[:, start:], 0.0, float("-inf")).to(torch.float16).expand(batch, slots - start).contiguous()
+    return Seen(start, (end - start).to(torch.int32).repeat(batch // len(first)), hidden)
 
 
-class Decoder:
-    """One thread's sequences on an engine: one per row of its batches. Nothing outlives a step in them."""
+class CpuDecoder:
+    """One thread's decoder on an engine. Nothing outlives a step in it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._sequences: list[Sequence] = []
+        self._decoder: Optional[Decoder] = None
+        self._rows = 0
         self._call = _library.Attention(struct_size=ctypes.sizeof(_library.Attention))
-        self._attend = _library.library().lim_attend
+        self._attend = _library.library().lim_decoder_attend
         self._layer = -1
-        self._sight = Sight([], [], None)
-        self._mask: Optional[torch.Tensor] = None  # what the sight was made from, kept so that it stays the same object
+        self._seen = see(None, 0, 0)
+        self._mask: Optional[torch.Tensor] = None  # what it was seen in, kept so that it stays the same object
         self._shape = (0, 0)
 
     def forget(self) -> None:
         """No token set outlives this: the keys may be another text's from now on."""
-        for sequence in self._sequences:
-            sequence.reset()
+        if self._decoder is not None:
+            self._decoder.reset()
+
+    def _of(self, rows: int) -> Decoder:
+        """A decoder that takes so many rows."""
+        if self._decoder is None or rows > self._rows:
+            self._rows = max(rows, 2 * self._rows)
+            self._decoder = self._engine.decoder(self._rows)
+        return self._decoder
 
     def attend(
         self,
@@ -100,10 +108,10 @@ class Decoder:
 
         Args:
             layer: counted among the layers that take part.
-            query: [batch, heads, 1, key_dim]
-            key, value: [batch, kv_heads, slots, key_dim or value_dim]
-            mask: see look().
-            scale, softcap: 0: 1/sqrt(key_dim); none.
+            query: [batch, heads, 1, head_dim]
+            key, value: [batch, kv_heads, slots, head_dim or value_dim]
+            mask: see see().
+            scale, softcap: 0: 1/sqrt(head_dim); none.
             sinks: [heads] float32, contiguous, or None.
 
         Returns:
@@ -111,41 +119,34 @@ class Decoder:
 
         Raises ArgumentError, UnsupportedError and whatever the library refuses, each with a text.
         """
-        batch, heads, _, key_dim = query.shape
+        batch, heads, _, head_dim = query.shape
         _, kv_heads, slots, value_dim = value.shape
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             if tensor.stride(-1) != 1:
                 raise UnsupportedError(f"{name} has strides {tensor.stride()}: its last dimension is not contiguous")
         # The same mask object may hold something else in the next step, never within one.
         if layer <= self._layer or mask is not self._mask or self._shape != (batch, slots):
-            self._sight = look(mask, batch, slots)
+            self._seen = see(mask, batch, slots)
             self._mask, self._shape = mask, (batch, slots)
         self._layer = layer
-        while len(self._sequences) < batch:
-            self._sequences.append(self._engine.sequence())
+        start, lengths, hidden = self._seen
 
         output = query.new_empty((batch, 1, heads, value_dim))
         a = self._call
-        a.layer, a.heads, a.kv_heads, a.key_dim, a.value_dim = layer, heads, kv_heads, key_dim, value_dim
+        a.layer, a.n_rows = layer, batch
+        a.heads, a.kv_heads, a.head_dim, a.value_dim, a.n_slots = heads, kv_heads, head_dim, value_dim, slots - start
         a.query_dtype = a.output_dtype = DTYPES[query.dtype]
         a.key_dtype, a.value_dtype = DTYPES[key.dtype], DTYPES[value.dtype]
         a.scale, a.softcap = scale, softcap
         a.sinks = None if sinks is None else sinks.data_ptr()
         q_size, k_size, v_size = query.element_size(), key.element_size(), value.element_size()
-        q_batch, q_head = query.stride(0) * q_size, query.stride(1) * q_size
-        k_batch, k_head, k_slot = (key.stride(i) * k_size for i in range(3))
-        v_batch, v_head, v_slot = (value.stride(i) * v_size for i in range(3))
-        a.query_head_stride, a.output_head_stride = q_head, value_dim * q_size
-        a.key_head_stride, a.key_token_stride = k_head, k_slot
-        a.value_head_stride, a.value_token_stride = v_head, v_slot
-        q, k, v, o = query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr()
-        o_batch = heads * value_dim * q_size
-        start, length, hidden = self._sight
-        for row in range(batch):
-            a.query, a.output = q + row * q_batch, o + row * o_batch
-            a.key, a.value = k + row * k_batch + start[row] * k_slot, v + row * v_batch + start[row] * v_slot
-            a.n_slots = length[row]
-            a.query_position = length[row] - 1
-            a.mask = None if hidden is None else hidden[row, start[row] :].data_ptr()
-            self._attend(self._sequences[row]._use(), a)
+        a.query_row_stride, a.query_head_stride = query.stride(0) * q_size, query.stride(1) * q_size
+        a.output_row_stride, a.output_head_stride = heads * value_dim * q_size, value_dim * q_size
+        a.key_page_stride, a.key_head_stride, a.key_token_stride = (key.stride(i) * k_size for i in range(3))
+        a.value_page_stride, a.value_head_stride, a.value_token_stride = (value.stride(i) * v_size for i in range(3))
+        a.query, a.output = query.data_ptr(), output.data_ptr()
+        a.key, a.value = key.data_ptr() + start * a.key_token_stride, value.data_ptr() + start * a.value_token_stride
+        a.lengths = lengths.data_ptr()
+        a.mask, a.mask_row_stride = (None, 0) if hidden is None else (hidden.data_ptr(), slots - start)
+        self._attend(self._of(batch)._use(), a)
         return output

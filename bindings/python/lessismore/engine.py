@@ -11,8 +11,7 @@ from . import _library
 from ._errors import ArgumentError
 from ._handle import Handle
 from ._values import integer, real
-from .batch import Batch
-from .sequence import Sequence
+from .decoder import Decoder
 
 POLICIES = {"union": 0, "mass": 1}
 Path = Union[str, "os.PathLike[str]"]
@@ -32,7 +31,7 @@ class Engine(Handle):
         selections: without layers: at most so many choose; default 2.
         guard: steps between two audits of what was found, about; 0: none; default 16.
         interval: steps that a token set serves; default 1.
-        trace: steps of a sequence whose token sets report() shows, at most; default 0.
+        trace: steps of a decoder whose token sets report() shows, at most; default 0.
         model: text that tells the model from others of its shape, such as a hash of its weights.
         profile: a file that keeps what is learned about the model, and is read the next time; default: none.
         profile_dir: the same in a directory, by model and settings; needs model.
@@ -108,39 +107,45 @@ class Engine(Handle):
         lib.lim_engine_create(params, handle)
         self._handle = handle.value
 
-    def intervene(self, select: int, sparse: int = -1) -> None:
+    def ablate(self, select: int, sparse: int = -1) -> None:
         """Makes every step from now on dense, but for layer `sparse`, which attends to the token set that layer
-        `select` chooses; -1: all layers are dense. select -1 and sparse -1: that is over (lim_engine_intervene in
+        `select` chooses; -1: all layers are dense. select -1 and sparse -1 end the ablation (lim_engine_ablate in
         the C header).
         """
         select, sparse = integer("select", select, 32), integer("sparse", sparse, 32)
-        _library.library().lim_engine_intervene(self._use(), select, sparse)
+        _library.library().lim_engine_ablate(self._use(), select, sparse)
 
-    def sequence(self) -> Sequence:
-        """Begins a sequence. Raises HandleError, OutOfMemoryError, ForkedError."""
-        return Sequence(self)
-
-    def batch(
-        self, max_rows: int, capacity: int, heads: int, kv_heads: int, head_dim: int, dtype: str = "f16", *, device: int = 0
-    ) -> Batch:
-        """Begins a batch on a GPU: see Batch."""
-        return Batch(self, max_rows, capacity, heads, kv_heads, head_dim, dtype, device=device)
+    def decoder(
+        self,
+        max_rows: int = 1,
+        *,
+        device: Union[str, int] = "cpu",
+        capacity: int = 0,
+        heads: int = 0,
+        kv_heads: int = 0,
+        head_dim: int = 0,
+        dtype: str = "f16",
+    ) -> Decoder:
+        """Makes a decoder on the CPU or on a GPU: see Decoder."""
+        return Decoder(
+            self, max_rows, device=device, capacity=capacity, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype
+        )
 
     def stats(self) -> dict[str, int]:
-        """The counts of all sequences and batches, ended ones included (lim_stats in the C header); a batch's as its
-        stats() last read them."""
+        """The counts of all decoders, ended ones included (lim_stats in the C header); on a GPU as their stats() last
+        read them."""
         stats = _library.Stats(struct_size=ctypes.sizeof(_library.Stats))
         _library.library().lim_engine_stats(self._use(), stats)
         return _library.stats_dict(stats)
 
     def report(self) -> dict[str, Any]:
-        """The configuration, the instruction set in use, and the counts of each sequence."""
+        """The configuration, the instruction set in use, and the counts of each decoder."""
         return _report(self._use())
 
     def close(self) -> None:
         """Ends the engine and its threads; again is nothing to do.
 
-        Raises BusyError while it has open sequences or batches.
+        Raises BusyError while it has open decoders.
         """
         super().close()
 
@@ -157,9 +162,9 @@ class HostEngine:
         self._handle = handle.value
         assert self._handle
 
-    def intervene(self, select: int, sparse: int = -1) -> None:
-        """See Engine.intervene()."""
-        _library.library().lim_engine_intervene(self._handle, select, sparse)
+    def ablate(self, select: int, sparse: int = -1) -> None:
+        """See Engine.ablate()."""
+        _library.library().lim_engine_ablate(self._handle, select, sparse)
 
     def report(self) -> dict[str, Any]:
         """See Engine.report()."""

@@ -38,7 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from . import _torch
 from ._errors import ArgumentError, Error, UnsupportedError
 from ._cuda import LENGTHS, CudaDecoder
-from ._torch import Decoder
+from ._torch import CpuDecoder
 from ._profiles import profile_dir
 from .engine import Engine, Path
 
@@ -228,7 +228,7 @@ def _serves(model: torch.nn.Module) -> _Model:
 
 
 class _Model:
-    """The language model that a group of attention layers forms: its engine, and its threads' sequences."""
+    """The language model that a group of attention layers forms: its engine, and its threads' decoders."""
 
     def __init__(self, settings: _Settings, config: Any, first: torch.nn.Module) -> None:
         self.settings, self.config = settings, config
@@ -244,21 +244,21 @@ class _Model:
         self.short_calls = 0  # of several query tokens behind others, one after another
         self.short_said = False
         self.weak = weakref.ref(self)
-        self.engine.sequence().close()  # an engine tells where its layers come from through its sequences
+        self.engine.decoder().close()  # an engine tells where its layers come from through its decoders
         self._threads = threading.local()
         self._on_gpus: weakref.WeakSet[CudaDecoder] = weakref.WeakSet()
 
-    def decoder(self, query: torch.Tensor) -> "Decoder | CudaDecoder":
+    def decoder(self, query: torch.Tensor) -> "CpuDecoder | CudaDecoder":
         """This thread's, for where the query is."""
         try:
-            mine: Decoder | CudaDecoder = self._threads.on_gpu if query.is_cuda else self._threads.decoder
+            mine: CpuDecoder | CudaDecoder = self._threads.on_gpu if query.is_cuda else self._threads.decoder
         except AttributeError:
             if query.is_cuda:
                 mine = self._threads.on_gpu = CudaDecoder(self.engine)
                 with _lock:
                     self._on_gpus.add(mine)
             else:
-                mine = self._threads.decoder = Decoder(self.engine)
+                mine = self._threads.decoder = CpuDecoder(self.engine)
         return mine
 
     def short(self, layer: _Layer) -> None:

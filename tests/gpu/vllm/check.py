@@ -59,7 +59,7 @@ class Watch:
     def over_sets(self, impl, query, kv_cache, m, output, n):
         k, v = kv_cache.transpose(1, 2).split(impl.head_size, dim=-1)
         for row in range(n):
-            chosen = self.decoder.batch.token_set(row)
+            chosen = self.decoder.handle.token_set(row)
             if not len(chosen):
                 continue
             length = int(m.seq_lens[row])

@@ -1,6 +1,6 @@
 """A model that is walked through a text, one token at a time, there and back: for interventions.
 
-Both kinds have the same face: `tokens`, the text; `length`, how many of them the model has seen; `engine`, to intervene
+Both kinds have the same face: `tokens`, the text; `length`, how many of them the model has seen; `engine`, to ablate layers
 with; `advance(end)` shows it the tokens up to there; `step()` shows it the next one, and gives the logits of what
 follows; `back(length)` takes tokens away again.
 """
@@ -35,10 +35,10 @@ def greedy(walked: Union[GGUF, Transformers], more: int) -> None:
     if not walked.tokens:
         raise ValueError("the text has no tokens")
     walked.advance(len(walked.tokens) - 1)
-    walked.engine.intervene(0)
+    walked.engine.ablate(0)
     for _ in range(more):
         walked.tokens.append(int(np.argmax(walked.step())))
-    walked.engine.intervene(-1)
+    walked.engine.ablate(-1)
 
 
 class GGUF:

@@ -116,7 +116,7 @@ class Found:
 def _walk(
     walked: Union[_text.GGUF, _text.Transformers], kept: str, budget: int, prompt: int, positions: int
 ) -> tuple[dict[str, Any], Found]:
-    """Goes through the text: intervenes at its positions, and has the library measure from the first of them on."""
+    """Goes through the text: ablates layers at its positions, and has the library measure from the first of them on."""
     start, end = max(2 * budget, prompt), len(walked.tokens) - 1
     needed = start + STEPS
     if end < needed:
@@ -135,10 +135,10 @@ def _walk(
             if found is None:
                 found = Found(_layers(walked))
             say("intervening", i)
-            _intervene(walked, found)
+            _ablate(walked, found)
         while not os.path.exists(kept) and walked.length < end:
             walked.step()
-    walked.engine.intervene(-1)
+    walked.engine.ablate(-1)
     assert found is not None
     if not os.path.exists(kept):
         raise Error("the library has not measured this model: it goes by rule, or the text is too short")
@@ -149,19 +149,19 @@ def _walk(
 def _layers(walked: Union[_text.GGUF, _text.Transformers]) -> int:
     """How many layers of the model can take part: known once it has been shown a token."""
     place = walked.length
-    walked.engine.intervene(0)
+    walked.engine.ablate(0)
     walked.step()
     walked.back(place)
     layers: int = max(c["layers"] for c in walked.report()["contexts"])
     return layers
 
 
-def _intervene(walked: Union[_text.GGUF, _text.Transformers], found: Found) -> None:
+def _ablate(walked: Union[_text.GGUF, _text.Transformers], found: Found) -> None:
     place, layers = walked.length, len(found.sum)
     found.at.append(place + 1)
 
     def logits(select: int, sparse: int) -> _text.Logits:
-        walked.engine.intervene(select, sparse)
+        walked.engine.ablate(select, sparse)
         out = walked.step()
         walked.back(place)
         return out
@@ -171,7 +171,7 @@ def _intervene(walked: Union[_text.GGUF, _text.Transformers], found: Found) -> N
         for layer in range(select + 1, layers):
             sparse = logits(select, layer)
             found.add(layer, select, divergence(dense, sparse), bool(dense.argmax() != sparse.argmax()))
-    walked.engine.intervene(-1)
+    walked.engine.ablate(-1)
 
 
 def divergence(dense: _text.Logits, other: _text.Logits) -> float:

@@ -94,10 +94,10 @@ def _own() -> dict[str, Any]:
     found: dict[str, Any] = {"works": False, "path": None, "target": None, "why": None}
     try:
         found["path"] = str(_library.library_path())
-        with Engine(3, n_threads=1) as engine, engine.sequence() as sequence:
+        with Engine(3, n_threads=1) as engine, engine.decoder() as decoder:
             rng = np.random.default_rng(0)
             query, key, value = (rng.standard_normal(s).astype(np.float32) for s in ((4, 64), (99, 2, 64), (99, 2, 64)))
-            out = sequence.attend(0, query, key, value)
+            out = decoder.attend(0, query, key, value)
             found["target"] = engine.report()["target"]
         logits = np.einsum("hd,nhd->hn", query, key.repeat(2, 1)) / 8
         weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -129,12 +129,12 @@ def _driver() -> dict[str, Any]:
 
 
 def _gpus(count: int) -> Optional[str]:
-    """Makes a small batch on each GPU. None: all of them serve."""
+    """Makes a small decoder on each GPU. None: all of them serve."""
     if not count:
         return "it shows no GPU"
     for i in range(count):
         try:
-            with Engine(4) as engine, engine.batch(1, 4096, 4, 2, 64, device=i):
+            with Engine(4) as engine, engine.decoder(device=i, capacity=4096, heads=4, kv_heads=2, head_dim=64):
                 pass
         except Error as e:
             return f"nothing is attended to on GPU {i}: {e}"

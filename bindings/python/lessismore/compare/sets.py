@@ -6,20 +6,20 @@ from typing import Optional, Sequence
 
 import numpy as np
 
+from ..decoder import Decoder
 from ..engine import Engine
-from ..sequence import Sequence as Decode
 from .methods import Method, Rows
 from .model import Array
 
 
 class Library(Method):
-    """Each query is a decode step of a sequence of its own: what one step attends to does not depend on the others."""
+    """Each query is a decode step of a decoder of its own: what one step attends to does not depend on the others."""
 
     def __init__(self, budget: int, layers: Sequence[int], policy: str, model_layers: int) -> None:
         super().__init__(budget)
         self._layers = tuple(layers)
         self._engine = Engine(model_layers, budget=budget, layers=layers, policy=policy, n_threads=1)
-        self._sequences: list[Decode] = []
+        self._decoders: list[Decoder] = []
 
     def choose(self, rows: Rows) -> Optional[Array]:
         """What the library attends to here."""
@@ -30,25 +30,25 @@ class Library(Method):
             if rows.visible[i] <= self.budget:
                 mask[0, 0, i, : rows.visible[i]] = True
             else:
-                mask[0, 0, i, self._sequences[i].token_set()] = True
+                mask[0, 0, i, self._decoders[i].token_set()] = True
         return mask
 
     def __call__(self, layer: int, query: Array, key: Array, value: Array, first: int) -> Array:
         m = query.shape[2]
-        while len(self._sequences) < m:
-            self._sequences.append(self._engine.sequence())
+        while len(self._decoders) < m:
+            self._decoders.append(self._engine.decoder())
         heads = query.transpose(2, 0, 1, 3).reshape(m, -1, query.shape[3])
         keys, values = key.transpose(1, 0, 2), value.transpose(1, 0, 2)
         out = np.empty_like(heads)
-        for i, sequence in enumerate(self._sequences[:m]):
+        for i, decoder in enumerate(self._decoders[:m]):
             if layer == 0:
-                sequence.reset()
-            sequence.attend(layer, heads[i], keys[: first + i + 1], values[: first + i + 1], out=out[i])
+                decoder.reset()
+            decoder.attend(layer, heads[i], keys[: first + i + 1], values[: first + i + 1], out=out[i])
         rows = Rows(layer, query, key, first)
         self.seen(rows, self.choose(rows))
         return out.reshape(m, *query.shape[:2], -1).transpose(1, 2, 0, 3)
 
     def close(self) -> None:
-        for sequence in self._sequences:
-            sequence.close()
+        for decoder in self._decoders:
+            decoder.close()
         self._engine.close()

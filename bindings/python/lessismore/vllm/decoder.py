@@ -1,4 +1,4 @@
-"""What the layers of one vLLM engine in one process share: the library's engine, its batch, and what was counted."""
+"""What the layers of one vLLM engine in one process share: the library's engine, its decoder, and what was counted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any, Optional
 import torch
 
 from .. import _library
+from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from ..batch import DTYPES as NUMBERS, Batch
+from ..decoder import Decoder as Rows
 from ..engine import POLICIES, Engine
 from . import layers, memory, metrics, profile, rows, settings
 
@@ -39,7 +40,7 @@ class Decoder:
         self.opened = False
         self.census: Optional[layers.Census] = None
         self.engine: Optional[Engine] = None
-        self.batch: Optional[Batch] = None
+        self.handle: Optional[Rows] = None  # the library's decoder
         self.work: Optional[torch.Tensor] = None
         self.numbers: dict[str, int] = {}
         self.choice = profile.Choice()
@@ -52,7 +53,7 @@ class Decoder:
     @property
     def active(self) -> bool:
         """Whether steps may have rows that are ours."""
-        return self.batch is not None and self.reason is None
+        return self.handle is not None and self.reason is None
 
     @property
     def hopeful(self) -> bool:
@@ -67,7 +68,7 @@ class Decoder:
     # ---- opening ----
 
     def open(self, ours: type, device: torch.device) -> None:
-        """Makes the library's engine and batch, once all layers are there. Raises ArgumentError for a setting of additional_config
+        """Makes the library's engine and decoder, once all layers are there. Raises ArgumentError for a setting of additional_config
         that is wrong for this model; whatever else goes wrong leaves everything to vLLM."""
         if self.opened or self.reason is not None:
             return
@@ -101,15 +102,18 @@ class Decoder:
         impl = census.first
         self.capacity = config.model_config.max_model_len
         number = torch.cuda.current_device() if device.index is None else device.index
-        shape = (self.capacity, impl.num_heads, impl.num_kv_heads, impl.head_size, layers.DTYPES[str(config.model_config.dtype)])
+        shape: dict[str, Any] = {
+            "device": number, "capacity": self.capacity, "heads": impl.num_heads, "kv_heads": impl.num_kv_heads,
+            "head_dim": impl.head_size, "dtype": layers.DTYPES[str(config.model_config.dtype)],
+        }  # fmt: skip
         engine, most = self.engine, min(config.scheduler_config.max_num_seqs, own.max_rows)
         limit = own.work_bytes or torch.cuda.get_device_properties(number).total_memory // memory.SHARE
-        self.max_rows = memory.rows_within(lambda n: Batch.work_size(engine, n, *shape, device=number), most, limit)
+        self.max_rows = memory.rows_within(lambda n: Rows.work_size(engine, n, **shape), most, limit)
         if self.max_rows == 0:
             return self.refuse(f"one row of {self.capacity} tokens needs more than work_bytes = {limit}", logging.WARNING)
-        size = Batch.work_size(engine, self.max_rows, *shape, device=number)
+        size = Rows.work_size(engine, self.max_rows, **shape)
         self.work = torch.zeros(size, dtype=torch.uint8, device=device)
-        self.batch = Batch(engine, self.max_rows, *shape, device=number, work=self.work)
+        self.handle = Rows(engine, self.max_rows, work=self.work, **shape)
         self.numbers = census.numbers
         ranks = config.parallel_config.tensor_parallel_size
         logger.info(
@@ -125,10 +129,10 @@ class Decoder:
 
     def close(self) -> None:
         """Gives the library's memory back."""
-        for handle in (self.batch, self.engine):
-            if handle is not None:
-                handle.close()
-        self.batch = self.engine = self.work = None
+        for each in (self.handle, self.engine):
+            if each is not None:
+                each.close()
+        self.handle = self.engine = self.work = None
         self.numbers = {}
 
     def fail(self, error: Error) -> None:
@@ -154,7 +158,7 @@ class Decoder:
 
     def report(self) -> dict[str, Any]:
         """What was counted. Waits for the GPU."""
-        library = None if self.batch is None else self.batch.stats()
+        library = None if self.handle is None else self.handle.stats()
         census = self.census
         return {
             "reason": self.reason, "layers": None if self.choice.layers is None else list(self.choice.layers), "source": self.choice.source,
@@ -169,23 +173,23 @@ class Call:
 
     def __init__(self, decoder: Decoder, impl: Any, number: int) -> None:
         self.decoder, self.impl = decoder, impl
-        self.arguments = _library.BatchAttention(struct_size=ctypes.sizeof(_library.BatchAttention), layer=number)
+        self.arguments = _library.Attention(struct_size=ctypes.sizeof(_library.Attention), layer=number)
         self.store = 0
         self.sinks: Optional[torch.Tensor] = None
-        self.attend = _library.library().lim_batch_attend
+        self.attend = _library.library().lim_decoder_attend
 
     def run(self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any, output: torch.Tensor, n: int) -> None:
         """The attention of the first n rows, on torch's current stream. Raises Error: then nothing was queued."""
-        a, batch = self.arguments, self.decoder.batch
-        if batch is None:
-            raise ArgumentError("the batch is closed")
+        a, handle = self.arguments, self.decoder.handle
+        if handle is None:
+            raise ArgumentError("the decoder is closed")
         if self.store != kv_cache.data_ptr():
             self._prepare(query, kv_cache, metadata, output)
         a.query, a.query_row_stride = query.data_ptr(), query.stride(0) * 2
         a.output, a.output_row_stride = output.data_ptr(), output.stride(0) * 2
         a.lengths, a.table, a.table_stride = metadata.seq_lens.data_ptr(), metadata.block_table.data_ptr(), metadata.block_table.stride(0)
         a.n_rows, a.stream = n, torch.cuda.current_stream().cuda_stream
-        self.attend(batch._use(), a)
+        self.attend(handle._use(), a)
 
     def refresh_sinks(self) -> None:
         """Takes the weights over again: they were loaded, or loaded anew."""

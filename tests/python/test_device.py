@@ -1,4 +1,4 @@
-"""Batches from Python without a GPU: against the stand-in driver (tests/gpu/standin), whose kernels do nothing, and
+"""Decoders on a GPU from Python, without one: against the stand-in driver (tests/gpu/standin), whose kernels do nothing, and
 without any. What they compute is tested on GPU machines (tests/gpu)."""
 
 import os
@@ -27,6 +27,7 @@ COMMON = """
             lengths=Array(0x500000, (rows,), "<i4"))
 
     engine = lessismore.Engine(3, layers=[1], budget=16)
+    SHAPE = dict(device=0, capacity=64, heads=8, kv_heads=2, head_dim=128)
 
     def refused(error, text, call, *args, **kwargs):
         try:
@@ -64,11 +65,11 @@ def run(root, tmp_path):
 def test_without_a_driver(run, tmp_path):
     run(
         """
-        refused(lessismore.DeviceError, "device = 0: no usable CUDA driver", engine.batch, 2, 64, 8, 2, 128)
-        refused(lessismore.DeviceError, "/none", lessismore.Batch.work_size, engine, 2, 64, 8, 2, 128)
-        refused(lessismore.ArgumentError, "dtype = 'f32' is none of f16", engine.batch, 2, 64, 8, 2, 128, "f32")
-        refused(lessismore.UnsupportedError, "key_dim = 96", engine.batch, 2, 64, 8, 2, 96)
-        refused(lessismore.ArgumentError, "capacity = 4294967296 does not fit", engine.batch, 2, 1 << 32, 8, 2, 96)
+        refused(lessismore.DeviceError, "device = 0: no usable CUDA driver", engine.decoder, 2, **SHAPE)
+        refused(lessismore.DeviceError, "/none", lessismore.Decoder.work_size, engine, 2, **SHAPE)
+        refused(lessismore.ArgumentError, "dtype = 'f32' is none of f16", engine.decoder, 2, **SHAPE, dtype="f32")
+        refused(lessismore.UnsupportedError, "head_dim = 96", engine.decoder, 2, **{**SHAPE, "head_dim": 96})
+        refused(lessismore.ArgumentError, "capacity = 4294967296 does not fit", engine.decoder, 2, **{**SHAPE, "capacity": 1 << 32})
         assert engine.stats()["steps"] == 0  # all else works
         """,
         tmp_path / "none",
@@ -78,26 +79,26 @@ def test_without_a_driver(run, tmp_path):
 def test_what_reaches_the_driver(run, driver):
     log = run(
         """
-        with engine.batch(2, 64, 8, 2, 128) as batch:
+        with engine.decoder(2, **SHAPE) as decoder:
             call = right()
             for layer in range(3):
                 call["layer"] = layer
-                assert batch.attend(**call, stream=0x77) is call["out"]
+                assert decoder.attend(**call, stream=0x77) is call["out"]
             call = right()
             call["query"] = Array(0x100000, (2, 8, 128), "<f2", stream=0x88)
-            batch.attend(**call)
+            decoder.attend(**call)
             pages = right(rows=5)
             pages.update({name: right()[name] for name in ("query", "out", "lengths")})
-            batch.attend(**pages, table=Array(0x600000, (2, 1), "<i4"))
-            assert batch.stats()["steps"] == 0  # the stand-in's kernels do not count
-            batch.reset()
-            refused(lessismore.BusyError, "has batches that are still alive: 1", engine.close)
-        refused(lessismore.HandleError, "batch is closed", batch.attend, **right())
-        work = lessismore.Batch.work_size(engine, 2, 64, 8, 2, 128)
-        engine.batch(2, 64, 8, 2, 128).close()
+            decoder.attend(**pages, table=Array(0x600000, (2, 1), "<i4"))
+            assert decoder.stats()["steps"] == 0  # the stand-in's kernels do not count
+            decoder.reset()
+            refused(lessismore.BusyError, "has decoders that are still alive: 1", engine.close)
+        refused(lessismore.HandleError, "decoder is closed", decoder.attend, **right())
+        work = lessismore.Decoder.work_size(engine, 2, **SHAPE)
+        engine.decoder(2, **SHAPE).close()
         memory = ctypes.create_string_buffer(work + 256)  # which the stand-in takes for the GPU's
         aligned = (ctypes.addressof(memory) + 255) // 256 * 256
-        lessismore.Batch(engine, 2, 64, 8, 2, 128, work=Array(aligned, (work,), "|u1")).close()
+        lessismore.Decoder(engine, 2, **SHAPE, work=Array(aligned, (work,), "|u1")).close()
         engine.close()
         """,
         driver,
@@ -114,17 +115,17 @@ def test_what_reaches_the_driver(run, driver):
     ]
 
 
-def test_generation(run, driver):
+def test_poll(run, driver):
     run(
         """
-        with engine.batch(2, 64, 8, 2, 128) as batch:  # layers are given
-            first, eager = batch.generation()
-            assert not eager and batch.generation() == (first, False)
-        with lessismore.Engine(8, budget=16) as measuring, measuring.batch(2, 64, 8, 2, 128) as batch:
-            number, eager = batch.generation()
+        with engine.decoder(2, **SHAPE) as decoder:  # layers are given
+            first, eager = decoder.poll()
+            assert not eager and decoder.poll() == (first, False)
+        with lessismore.Engine(8, budget=16) as measuring, measuring.decoder(2, **SHAPE) as decoder:
+            number, eager = decoder.poll()
             assert number > 0 and eager is True
-            assert lessismore.Batch.work_size(measuring, 2, 64, 8, 2, 128) > lessismore.Batch.work_size(engine, 2, 64, 8, 2, 128)
-        refused(lessismore.HandleError, "batch is closed", batch.generation)
+            assert lessismore.Decoder.work_size(measuring, 2, **SHAPE) > lessismore.Decoder.work_size(engine, 2, **SHAPE)
+        refused(lessismore.HandleError, "decoder is closed", decoder.poll)
         """,
         driver,
     )
@@ -134,11 +135,11 @@ def test_types(run, driver):
     log = run(
         """
         for dtype, kind, width in (("bf16", "<u2", 128), ("bf16", "<V2", 128), ("fp8", "|u1", 128), ("q8_0", "|u1", 136)):
-            with engine.batch(2, 64, 8, 2, 128, dtype) as batch:
+            with engine.decoder(2, **SHAPE, dtype=dtype) as decoder:
                 call = right(kind=kind)
                 for name in ("key", "value"):
                     call[name] = Array(0x300000, (2, 64, 2, width), kind)
-                batch.attend(**call, key_scale=0.5)
+                decoder.attend(**call, key_scale=0.5)
         """,
         driver,
     )
@@ -150,9 +151,9 @@ def test_types(run, driver):
 def test_refusals(run, driver):
     log = run(
         """
-        batch = engine.batch(2, 64, 8, 2, 128)
+        decoder = engine.decoder(2, **SHAPE)
         def bad(error, text, **changed):
-            refused(error, text, batch.attend, **{**right(), **changed})
+            refused(error, text, decoder.attend, **{**right(), **changed})
         A, U, T = lessismore.ArgumentError, lessismore.UnsupportedError, TypeError
         bad(T, "query is a list", query=[1.0])
         bad(A, "query has shape (2, 8, 64), not (2, 8, 128)", query=Array(0x100000, (2, 8, 64), "<f2"))
@@ -161,7 +162,7 @@ def test_refusals(run, driver):
         bad(A, "query has dtype i32", query=Array(0x100000, (2, 8, 128), "<i4"))
         bad(A, "query has strides", query=Array(0x100000, (2, 8, 128), "<f2", (2, 4, 32)))
         bad(A, "out has shape (1, 8, 128)", out=Array(0x200000, (1, 8, 128), "<f2"))
-        bad(A, "key has dtype f32, but the batch is for f16", key=Array(0x300000, (2, 64, 2, 128), "<f4"))
+        bad(A, "key has dtype f32, but the decoder is for f16", key=Array(0x300000, (2, 64, 2, 128), "<f4"))
         bad(A, "key has shape (2, 64, 4, 128)", key=Array(0x300000, (2, 64, 4, 128), "<f2"))
         bad(A, "value has shape (2, 32, 2, 128), but key has", value=Array(0x400000, (2, 32, 2, 128), "<f2"))
         bad(A, "but query has 2 rows", key=right(1)["key"], value=right(1)["value"])
@@ -173,16 +174,19 @@ def test_refusals(run, driver):
         bad(A, "layer = 3", layer=3)
         bad(T, "layer = 'a' is not a whole number", layer="a")
         bad(A, "scale = 0", scale=0)
+        bad(A, "mask is for decoders on the CPU", mask=[1.0])
+        bad(A, "query_positions is for decoders on the CPU", query_positions=3)
+        bad(T, "lengths is a NoneType", lengths=None)
         bad(A, "key_scale = 0.0", key_scale=0.0)
         bad(A, "softcap = -1", softcap=-1.0)
         bad(A, "n_rows = 3", **{n: v for n, v in right(3).items() if n != "layer"})
         bad(U, "key = 0x300008", key=Array(0x300008, (2, 64, 2, 128), "<f2"))
-        bad(A, "value = 0x100 is not in the memory of CUDA device 0", value=Array(0x100, (2, 64, 2, 128), "<f2"))
-        refused(A, "row = 2", batch.token_set, 2)
-        refused(T, "row = None", batch.token_set, None)
-        refused(A, "row = 0, but the last finished step had 0", batch.token_set, 0)
-        refused(A, "work has dtype f32", lessismore.Batch, engine, 2, 64, 8, 2, 128, work=Array(0x100000, (64,), "<f4"))
-        refused(A, "work_size = 64 is less than", lessismore.Batch, engine, 2, 64, 8, 2, 128, work=Array(0x100000, (64,), "|u1"))
+        bad(A, "value = 0x3000 is not in the memory of CUDA device 0", value=Array(0x3000, (2, 64, 2, 128), "<f2"))
+        refused(A, "row = 2", decoder.token_set, 2)
+        refused(T, "row = None", decoder.token_set, None)
+        refused(A, "row = 0, but the last finished step had 0", decoder.token_set, 0)
+        refused(A, "work has dtype f32", lessismore.Decoder, engine, 2, **SHAPE, work=Array(0x100000, (64,), "<f4"))
+        refused(A, "work_size = 64 is less than", lessismore.Decoder, engine, 2, **SHAPE, work=Array(0x100000, (64,), "|u1"))
         """,
         driver,
     )
