@@ -147,7 +147,7 @@ func hookGPUs(caller unsafe.Pointer) {
 
 // configure makes the engine from the environment. A wrong value makes it inert, with one clear line.
 func configure() {
-	env, err := plugin.FromEnvironment(lookup)
+	env, err := plugin.FromEnvironment(lookup, plugin.HasCUDA)
 	if err != nil {
 		env.Config = plugin.DefaultConfig()
 	}
@@ -192,7 +192,7 @@ func rehearse() C.uintptr_t {
 	if err != nil {
 		return 0
 	}
-	return C.uintptr_t(cgo.NewHandle(rehearsal{engine.NewSession(nil)}))
+	return C.uintptr_t(cgo.NewHandle(rehearsal{plugin.NewSession(engine, nil)}))
 }
 
 //export lim_go_ggml_open
@@ -202,9 +202,9 @@ func lim_go_ggml_open(kind C.int) (handle C.uintptr_t) {
 	case C.LIM_GGML_REHEARSAL:
 		return rehearse()
 	case C.LIM_GGML_GPU:
-		return C.uintptr_t(cgo.NewHandle(host.engine.NewGPUSession(logLine)))
+		return C.uintptr_t(cgo.NewHandle(plugin.NewGPUSession(host.engine, logLine)))
 	}
-	s := host.engine.NewSession(logLine)
+	s := plugin.NewSession(host.engine, logLine)
 	if host.byCell {
 		s.OrderByCell()
 	}

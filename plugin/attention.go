@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"fmt"
 	"math"
 	"unsafe"
 
@@ -60,32 +59,6 @@ type KVView struct {
 	Data                                uintptr
 	PageStride, TokenStride, HeadStride int64
 	Type                                int32
-}
-
-// Kind is what is wrong with a call.
-type Kind int32
-
-const (
-	BadArgument  Kind = iota + 1 // never right
-	Unsupported                  // right, but not possible in this version
-	NoMemory                     // no memory or no threads
-	DeviceFailed                 // no usable GPU or driver, or the driver failed
-)
-
-// Error is a refused call. Its text names the argument and the value.
-type Error struct {
-	Kind Kind
-	Text string
-}
-
-func (e *Error) Error() string { return e.Text }
-
-func bad(format string, args ...any) error {
-	return &Error{BadArgument, fmt.Sprintf(format, args...)}
-}
-
-func unsupported(format string, args ...any) error {
-	return &Error{Unsupported, fmt.Sprintf(format, args...)}
 }
 
 // Addresses that can be one are not in the first page, which is never mapped, and not beyond what processors have.
@@ -277,4 +250,91 @@ func at[T any](address uintptr, n int) []T {
 		return nil
 	}
 	return unsafe.Slice(*(**T)(unsafe.Pointer(&address)), n)
+}
+
+// checkVisible names the first wrong argument of those that say what the rows see, and of those by head.
+func (a *Attention) checkVisible() error {
+	rows := uintptr(a.Rows)
+	switch {
+	case a.QueryPositions == 0 && a.Lengths == 0:
+		return bad("lengths = NULL, query_positions = NULL: one of them has to say what the rows see")
+	case a.QueryPositions != 0 && a.Lengths != 0:
+		return bad("lengths = %#x, but query_positions is not NULL", a.Lengths)
+	case a.Positions != 0 && a.QueryPositions == 0:
+		return bad("positions = %#x, but query_positions = NULL", a.Positions)
+	case a.Slopes != 0 && a.Mask == 0:
+		return bad("alibi_slopes = %#x has no mask to multiply: mask = NULL", a.Slopes)
+	}
+	for _, s := range [...]struct {
+		name   string
+		stride int64
+	}{{"positions_row_stride", a.PositionsStride}, {"mask_row_stride", a.MaskStride}} {
+		if s.stride != 0 && rows > 1 && (s.stride < a.Slots || s.stride > maxAddress/MaxRows) {
+			return bad("%s = %d is not 0 and not in n_slots = %d .. %d", s.name, s.stride, a.Slots, maxAddress/MaxRows)
+		}
+	}
+	for _, v := range [...]struct {
+		name        string
+		data, align uintptr
+	}{
+		{"lengths", a.Lengths, 4}, {"query_positions", a.QueryPositions, 4}, {"positions", a.Positions, 4}, {"mask", a.Mask, 2},
+		{"alibi_slopes", a.Slopes, 4}, {"sinks", a.Sinks, 4},
+	} {
+		switch {
+		case v.data == 0:
+		case v.data < lowest || v.data >= maxAddress:
+			return bad("%s = %#x is no address", v.name, v.data)
+		case v.data%v.align != 0:
+			return bad("%s = %#x is not a multiple of %d, the size of its elements", v.name, v.data, v.align)
+		}
+	}
+	for i, n := range at[int32](a.Lengths, int(rows)) {
+		if n < 0 || int64(n) > a.Slots {
+			return bad("lengths[%d] = %d is not in 0 .. n_slots = %d", i, n, a.Slots)
+		}
+	}
+	for i, p := range at[int32](a.QueryPositions, int(rows)) {
+		if p < 0 || p > math.MaxInt32-1 {
+			return bad("query_positions[%d] = %d is not in 0 .. %d", i, p, math.MaxInt32-1)
+		}
+	}
+	for i, x := range at[float32](a.Slopes, int(a.Heads)) {
+		if !finite(x) {
+			return bad("alibi_slopes[%d] = %v is not a finite number", i, x)
+		}
+	}
+	for i, x := range at[float32](a.Sinks, int(a.Heads)) {
+		if x != x || math.IsInf(float64(x), 1) {
+			return bad("sinks[%d] = %v is not a number below infinity", i, x)
+		}
+	}
+	return nil
+}
+
+// queryPosition is the logical position of a row's query token.
+func (a *Attention) queryPosition(row int) int64 {
+	if a.QueryPositions != 0 {
+		return int64(at[int32](a.QueryPositions, int(a.Rows))[row])
+	}
+	return int64(at[int32](a.Lengths, int(a.Rows))[row]) - 1
+}
+
+// positionsOf and maskOf are a row's arrays by slot.
+func (a *Attention) positionsOf(row int) uintptr {
+	if a.Positions == 0 {
+		return 0
+	}
+	return a.Positions + uintptr(4*a.PositionsStride)*uintptr(row)
+}
+
+func (a *Attention) maskOf(row int) uintptr {
+	if a.Mask == 0 {
+		return 0
+	}
+	return a.Mask + uintptr(2*a.MaskStride)*uintptr(row)
+}
+
+// sees is what a row of a call sees.
+func (a *Attention) sees(row int) Sees {
+	return Sees{Query: a.queryPosition(row), Slots: int(a.Slots), Positions: a.positionsOf(row), Mask: a.maskOf(row)}
 }

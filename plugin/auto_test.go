@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"unsafe"
 
@@ -131,7 +130,7 @@ func newAutoHostOf(t *testing.T, engine *Engine, layers int) *autoHost {
 	h := newFakeHost(t, small(4, 1), layers, 512, 1)
 	h.session.Close()
 	a := &autoHost{fakeHost: h, loss: reasonerLoss, lines: &[]string{}}
-	h.session = engine.NewSession(func(_ LogLevel, text string) { *a.lines = append(*a.lines, text) })
+	h.session = NewSession(engine, func(_ LogLevel, text string) { *a.lines = append(*a.lines, text) })
 	h.discover()
 	return a
 }
@@ -649,75 +648,6 @@ func TestIntervalIsGivenUpWhereItHurts(t *testing.T) {
 	for _, m := range h.decode(10) {
 		require.Equal(t, twoNine(), m)
 	}
-}
-
-// With the kernels: measured steps give what full attention gives, sequences share what they measure, and
-// the choice is used.
-func TestSequencesMeasureTogether(t *testing.T) {
-	engine, err := NewEngine(auto(32))
-	require.NoError(t, err)
-	full, err := NewEngine(auto(1 << 20))
-	require.NoError(t, err)
-	workers := NewWorkers(2)
-	defer workers.Free()
-	const sequences, first = 3, 300
-	var wait sync.WaitGroup
-	for k := range sequences {
-		x := newTensors(t, rand.New(rand.NewSource(int64(k))), 500)
-		if k == 1 { // a bias by distance
-			for i := range x.mask {
-				x.mask[i] = 0x9800 + uint16(i)*26 // -1/512 to -13
-			}
-			x.args.Mask, x.args.Slopes = address(x.mask), address(x.slopes)
-		}
-		wait.Add(1)
-		go func() {
-			defer wait.Done()
-			s, err := onCPU(engine, testLayers, workers)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer s.Free()
-			exact, err := onCPU(full, testLayers, workers)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer exact.Free()
-			for p := int32(first); p < 400; p++ {
-				for layer := range int32(testLayers) {
-					x.args.Layer, x.query[0] = layer, p
-					if err := s.Attend(&x.args); err != nil {
-						t.Error(err)
-					}
-					got := slices.Clone(x.output)
-					if s.cpu().call.Mode == cpu.List {
-						continue
-					}
-					if err := exact.Attend(&x.args); err != nil {
-						t.Error(err)
-					}
-					if !slices.Equal(got, x.output) {
-						t.Errorf("position %d, layer %d: not what full attention gives", p, layer)
-						return
-					}
-				}
-			}
-		}()
-	}
-	for range 50 {
-		engine.Report().JSON()
-	}
-	wait.Wait()
-	total := engine.Total()
-	require.GreaterOrEqual(t, total.MeasuredSteps, uint64(measuredSteps(testLayers)))
-	require.Less(t, total.MeasuredSteps, uint64(measuredSteps(testLayers)+2*sequences))
-	require.NotZero(t, total.SparseCalls)
-	require.NotZero(t, total.Audits)
-	require.Equal(t, SourceMeasured, total.LayersFrom)
-	require.Len(t, engine.Report().Models, 1)
-	require.Equal(t, "cpu", engine.Report().Engine)
 }
 
 // A host whose models cannot be told apart may make contexts without end.

@@ -184,7 +184,7 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	p := newPilotBatch(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
 	require.Equal(t, []string{"a:fetch"}, p.step(), "dense; the lengths are looked at")
-	require.Equal(t, "unmeasured", p.stats().LayersFrom)
+	require.Equal(t, "unmeasured", p.Stats().LayersFrom)
 	require.EqualValues(t, 1, p.pilot.dense)
 
 	first := p.step()
@@ -223,7 +223,7 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 		}
 	}
 	require.Equal(t, []string{"c:select", "d:list", "e:list", "f:list", "g:list", "h:list", "i:list", "j:select", "k:list", "l:list"}, p.step())
-	s := p.stats()
+	s := p.Stats()
 	require.Equal(t, found.choose(p.engine.config.Selections), s.SelectionLayers)
 	require.Equal(t, []int{2, 9}, s.SelectionLayers)
 	require.Equal(t, "measured", s.LayersFrom)
@@ -265,7 +265,7 @@ func TestBatchPilotMeasuresOn(t *testing.T) {
 	p := newPilotBatch(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
 	require.Equal(t, measuredSteps(pilotLayers), p.until(func(i, j int) float64 { return 0 }))
-	require.Equal(t, "measured", p.stats().LayersFrom)
+	require.Equal(t, "measured", p.Stats().LayersFrom)
 
 	p = newPilotBatch(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
@@ -285,9 +285,9 @@ func TestBatchPilotMeasuresOn(t *testing.T) {
 	p.a.Rows = 2 // and now there is none
 	require.NotContains(t, strings.Join(p.step(), " "), "probe")
 	p.a.Rows = 3
-	require.Equal(t, "unmeasured", p.stats().LayersFrom)
+	require.Equal(t, "unmeasured", p.Stats().LayersFrom)
 	p.until(asTheReasoner)
-	require.Equal(t, []int{2, 9}, p.stats().SelectionLayers)
+	require.Equal(t, []int{2, 9}, p.Stats().SelectionLayers)
 }
 
 // The guard audits sparse layers, one at a time, and alarms if one of them loses what was not to be expected.
@@ -304,7 +304,7 @@ func TestBatchPilotGuards(t *testing.T) {
 		return 0.1
 	}
 	p.until(wrong)
-	require.Equal(t, []int{2, 6}, p.stats().SelectionLayers)
+	require.Equal(t, []int{2, 6}, p.Stats().SelectionLayers)
 	before := p.pilot.revision
 
 	shares := onDevice[float32](p.pilot.shares, 2*pilotHeads)
@@ -331,7 +331,7 @@ func TestBatchPilotGuards(t *testing.T) {
 	require.NotContains(t, audits, byte('c'), "a layer that chooses")
 	require.NotContains(t, audits, byte('g'))
 	require.GreaterOrEqual(t, audits['j'], leastAudits)
-	s := p.stats()
+	s := p.Stats()
 	require.EqualValues(t, 1, s.Alarms)
 	require.Equal(t, "drift", s.Events[len(s.Events)-1].What)
 	require.Equal(t, []int{9}, s.Events[len(s.Events)-1].Layers)
@@ -339,15 +339,15 @@ func TestBatchPilotGuards(t *testing.T) {
 
 	require.NotContains(t, strings.Join(p.step(), " "), "list", "dense until measured again")
 	p.until(asTheReasoner)
-	require.Equal(t, []int{2, 9}, p.stats().SelectionLayers)
+	require.Equal(t, []int{2, 9}, p.Stats().SelectionLayers)
 	require.Greater(t, p.pilot.revision, before)
 
 	shares[0] = -1 // a row that had become too short: no audit
-	count := p.stats().Audits
+	count := p.Stats().Audits
 	for range 40 {
 		p.step()
 	}
-	require.Equal(t, count, p.stats().Audits)
+	require.Equal(t, count, p.Stats().Audits)
 }
 
 // guardNext is the layer that the next audit will be of.
@@ -410,7 +410,7 @@ func TestBatchPilotCaptures(t *testing.T) {
 	}
 	require.InDelta(t, 80/8, wants, 7)
 	require.Positive(t, wants)
-	require.Positive(t, p.stats().Audits)
+	require.Positive(t, p.Stats().Audits)
 }
 
 // An intervention holds for batches, too, and for hosts that capture.
@@ -470,7 +470,7 @@ func TestBatchPilotShares(t *testing.T) {
 	require.Empty(t, other.step()[1:])
 	p.until(asTheReasoner)
 	require.Equal(t, "c:select", other.step()[0])
-	require.Equal(t, []int{2, 9}, other.stats().SelectionLayers)
+	require.Equal(t, []int{2, 9}, other.Stats().SelectionLayers)
 }
 
 // Where there is nothing to find out there is no memory for it, and no question.
@@ -481,7 +481,7 @@ func TestBatchPilotWithNothingToFind(t *testing.T) {
 	given := newPilotBatch(t, func(c *Config) { c.Layers = []int{2, 9} })
 	require.Zero(t, given.pilot.most)
 	require.Equal(t, "c:select", given.step()[0])
-	require.Equal(t, "given", given.stats().LayersFrom)
+	require.Equal(t, "given", given.Stats().LayersFrom)
 	short := newPilotBatch(t, func(c *Config) { c.Budget = 4000 })
 	require.Zero(t, short.pilot.most, "the rows never see twice the budget")
 	for range 40 {
@@ -522,11 +522,11 @@ func TestBatchPilotAllocatesNothing(t *testing.T) {
 	for p.pilot.measuring || p.pilot.fetching {
 		step()
 	}
-	require.Equal(t, []int{2, 9}, p.stats().SelectionLayers)
+	require.Equal(t, []int{2, 9}, p.Stats().SelectionLayers)
 	for range 60 {
 		step()
 	}
-	require.Positive(t, p.stats().Audits)
+	require.Positive(t, p.Stats().Audits)
 	require.Zero(t, testing.AllocsPerRun(60, step), "audited steps")
 }
 
@@ -597,9 +597,9 @@ func TestBatchPilotCopyThatFails(t *testing.T) {
 	require.True(t, last())
 	fail() // the sums
 	require.NoError(t, attend())
-	require.Empty(t, p.stats().Events, "sums that never came are no measurement")
+	require.Empty(t, p.Stats().Events, "sums that never came are no measurement")
 	p.until(asTheReasoner)
-	require.Len(t, p.stats().Events, 1)
+	require.Len(t, p.Stats().Events, 1)
 }
 
 // Where a host captures its last layer alone, the copy of what was measured waits for the next step.
@@ -626,5 +626,5 @@ func TestBatchPilotCopiesOutsideOfGraphs(t *testing.T) {
 	p.a.Stream = 0xabc0
 	p.step()
 	p.step()
-	require.Len(t, p.stats().Events, 1)
+	require.Len(t, p.Stats().Events, 1)
 }

@@ -6,9 +6,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-
-	"lessismore/plugin/internal/cpu"
-	"lessismore/plugin/internal/cuda"
 )
 
 // Policy is how a selection layer ranks candidates.
@@ -16,9 +13,9 @@ type Policy int32
 
 const (
 	// Union merges the heads' rankings, rank by rank: the method of the paper.
-	Union = Policy(cpu.Union)
+	Union Policy = 0
 	// Mass ranks by the softmax probability summed over the heads.
-	Mass = Policy(cpu.Mass)
+	Mass Policy = 1
 )
 
 // String is the name that ParsePolicy takes.
@@ -70,15 +67,6 @@ func DefaultConfig() Config {
 	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1}
 }
 
-// DefaultLayers are the selection layers by rule, where measuring is not possible: the third layer that
-// can take part, and the one a third of the way up, as the paper has it for its 32- and 36-layer models.
-func DefaultLayers(layers int) []int {
-	if layers/3 <= 2 {
-		return []int{2}
-	}
-	return []int{2, layers / 3}
-}
-
 // Validate returns an error that names the first field with a bad value.
 func (c Config) Validate() error {
 	switch {
@@ -124,8 +112,9 @@ type Environment struct {
 }
 
 // FromEnvironment reads the LESSISMORE_* variables through lookup. A wrong value gives an error that
-// names the variable and the value: the library then stays inert, it never guesses.
-func FromEnvironment(lookup func(name string) (string, bool)) (Environment, error) {
+// names the variable and the value: the library then stays inert, it never guesses. hasCUDA tells whether this build has
+// the CUDA engine.
+func FromEnvironment(lookup func(name string) (string, bool), hasCUDA bool) (Environment, error) {
 	env := Environment{Config: DefaultConfig(), Enabled: true, Log: LogInfo, Profiles: true}
 	var first error // the others are read all the same: the log and the statistics tell what is wrong
 	for _, v := range variables {
@@ -142,7 +131,7 @@ func FromEnvironment(lookup func(name string) (string, bool)) (Environment, erro
 		}
 	}
 	if first == nil && env.CUDA {
-		if err := env.onCUDA(); err != nil {
+		if err := env.onCUDA(hasCUDA); err != nil {
 			first = fmt.Errorf("LESSISMORE_CUDA=\"on\": %w", err)
 		}
 	}
@@ -150,9 +139,9 @@ func FromEnvironment(lookup func(name string) (string, bool)) (Environment, erro
 }
 
 // onCUDA names what the other settings lack for a host's CUDA devices.
-func (env *Environment) onCUDA() error {
+func (env *Environment) onCUDA(built bool) error {
 	switch {
-	case !cuda.Built:
+	case !built:
 		return errors.New("this build of the library has no CUDA engine")
 	case env.Layers == nil:
 		return errors.New("name the layers that choose, such as LESSISMORE_LAYERS=2,12: on a GPU they are not found by measuring")

@@ -29,7 +29,7 @@ func TestEnvironmentDefaults(t *testing.T) {
 		environment(),
 		environment("LESSISMORE_BUDGET", "", "LESSISMORE_LAYERS", "", "LESSISMORE", "", "LESSISMORE_STATS", ""), // empty is unset
 	} {
-		env, err := FromEnvironment(lookup)
+		env, err := FromEnvironment(lookup, cuda.Built)
 		require.NoError(t, err)
 		require.Equal(t, Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1},
 			Enabled: true, Log: LogInfo, Profiles: true}, env)
@@ -73,10 +73,10 @@ func TestEnvironmentValues(t *testing.T) {
 		{"LESSISMORE_STATS", "/tmp/stats.json", func(e *Environment) { e.StatsPath = "/tmp/stats.json" }},
 		{"LESSISMORE_STATS", "/tmp/%p.json", func(e *Environment) { e.StatsPath = fmt.Sprintf("/tmp/%d.json", os.Getpid()) }},
 	} {
-		want, err := FromEnvironment(environment())
+		want, err := FromEnvironment(environment(), cuda.Built)
 		require.NoError(t, err)
 		c.want(&want)
-		got, err := FromEnvironment(environment(c.name, c.value))
+		got, err := FromEnvironment(environment(c.name, c.value), cuda.Built)
 		require.NoError(t, err, "%s=%s", c.name, c.value)
 		require.Equal(t, want, got, "%s=%s", c.name, c.value)
 	}
@@ -94,7 +94,7 @@ func TestEnvironmentCUDA(t *testing.T) {
 		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2", "LESSISMORE_INTERVAL", "2"}, "LESSISMORE_INTERVAL=2"},
 		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2", "LESSISMORE_TRACE", "on"}, "LESSISMORE_TRACE"},
 	} {
-		env, err := FromEnvironment(environment(c.pairs...))
+		env, err := FromEnvironment(environment(c.pairs...), cuda.Built)
 		switch {
 		case !cuda.Built:
 			require.ErrorContains(t, err, "no CUDA engine")
@@ -105,7 +105,7 @@ func TestEnvironmentCUDA(t *testing.T) {
 			require.True(t, env.CUDA)
 		}
 	}
-	env, err := FromEnvironment(environment("LESSISMORE_CUDA", "off"))
+	env, err := FromEnvironment(environment("LESSISMORE_CUDA", "off"), cuda.Built)
 	require.NoError(t, err)
 	require.False(t, env.CUDA)
 }
@@ -127,7 +127,7 @@ func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
 		"LESSISMORE_STATS":       {strings.Repeat("x", 4001), "a\x00b", "/", "."},
 	} {
 		for _, value := range values {
-			_, err := FromEnvironment(environment(name, value))
+			_, err := FromEnvironment(environment(name, value), cuda.Built)
 			require.Error(t, err, "%s=%q", name, value)
 			require.Contains(t, err.Error(), name+"=")
 			if len(value) < 100 && !strings.ContainsRune(value, 0) {
@@ -139,13 +139,13 @@ func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
 	for i := range ascending {
 		ascending[i] = strconv.Itoa(i)
 	}
-	_, err := FromEnvironment(environment("LESSISMORE_LAYERS", strings.Join(ascending, ",")))
+	_, err := FromEnvironment(environment("LESSISMORE_LAYERS", strings.Join(ascending, ",")), cuda.Built)
 	require.ErrorContains(t, err, "65 layers")
 }
 
 // A wrong value must not hide what the log level says about how to complain.
 func TestEnvironmentReadsTheLogLevelFirst(t *testing.T) {
-	env, err := FromEnvironment(environment("LESSISMORE_BUDGET", "x", "LESSISMORE_LOG", "off", "LESSISMORE", "?"))
+	env, err := FromEnvironment(environment("LESSISMORE_BUDGET", "x", "LESSISMORE_LOG", "off", "LESSISMORE", "?"), cuda.Built)
 	require.Error(t, err)
 	require.Equal(t, LogOff, env.Log)
 }

@@ -43,7 +43,7 @@ func newCPUDecoder(engine *Engine, layers int, workers *Workers, params DecoderP
 	calls := cpu.Slice[cpu.Call](&d.memory, 1)
 	if calls == nil || d.timings.of(cpu.Full) == nil {
 		d.free()
-		return nil, &Error{NoMemory, "no memory for a decoder"}
+		return nil, &Error{Kind: NoMemory, Text: "no memory for a decoder"}
 	}
 	d.call = &calls[0]
 	d.step.lasting.interval = engine.config.Interval
@@ -85,65 +85,6 @@ func (d *cpuDecoder) check(a *Attention) error {
 	return a.checkVisible()
 }
 
-// checkVisible names the first wrong argument of those that say what the rows see, and of those by head.
-func (a *Attention) checkVisible() error {
-	rows := uintptr(a.Rows)
-	switch {
-	case a.QueryPositions == 0 && a.Lengths == 0:
-		return bad("lengths = NULL, query_positions = NULL: one of them has to say what the rows see")
-	case a.QueryPositions != 0 && a.Lengths != 0:
-		return bad("lengths = %#x, but query_positions is not NULL", a.Lengths)
-	case a.Positions != 0 && a.QueryPositions == 0:
-		return bad("positions = %#x, but query_positions = NULL", a.Positions)
-	case a.Slopes != 0 && a.Mask == 0:
-		return bad("alibi_slopes = %#x has no mask to multiply: mask = NULL", a.Slopes)
-	}
-	for _, s := range [...]struct {
-		name   string
-		stride int64
-	}{{"positions_row_stride", a.PositionsStride}, {"mask_row_stride", a.MaskStride}} {
-		if s.stride != 0 && rows > 1 && (s.stride < a.Slots || s.stride > maxAddress/MaxRows) {
-			return bad("%s = %d is not 0 and not in n_slots = %d .. %d", s.name, s.stride, a.Slots, maxAddress/MaxRows)
-		}
-	}
-	for _, v := range [...]struct {
-		name        string
-		data, align uintptr
-	}{
-		{"lengths", a.Lengths, 4}, {"query_positions", a.QueryPositions, 4}, {"positions", a.Positions, 4}, {"mask", a.Mask, 2},
-		{"alibi_slopes", a.Slopes, 4}, {"sinks", a.Sinks, 4},
-	} {
-		switch {
-		case v.data == 0:
-		case v.data < lowest || v.data >= maxAddress:
-			return bad("%s = %#x is no address", v.name, v.data)
-		case v.data%v.align != 0:
-			return bad("%s = %#x is not a multiple of %d, the size of its elements", v.name, v.data, v.align)
-		}
-	}
-	for i, n := range at[int32](a.Lengths, int(rows)) {
-		if n < 0 || int64(n) > a.Slots {
-			return bad("lengths[%d] = %d is not in 0 .. n_slots = %d", i, n, a.Slots)
-		}
-	}
-	for i, p := range at[int32](a.QueryPositions, int(rows)) {
-		if p < 0 || p > math.MaxInt32-1 {
-			return bad("query_positions[%d] = %d is not in 0 .. %d", i, p, math.MaxInt32-1)
-		}
-	}
-	for i, x := range at[float32](a.Slopes, int(a.Heads)) {
-		if !finite(x) {
-			return bad("alibi_slopes[%d] = %v is not a finite number", i, x)
-		}
-	}
-	for i, x := range at[float32](a.Sinks, int(a.Heads)) {
-		if x != x || math.IsInf(float64(x), 1) {
-			return bad("sinks[%d] = %v is not a number below infinity", i, x)
-		}
-	}
-	return nil
-}
-
 // accepts: check has named it.
 func (d *cpuDecoder) accepts(*Attention) error { return nil }
 
@@ -161,7 +102,7 @@ func (d *cpuDecoder) attend(a *Attention) (lost bool, err error) {
 	}
 	team := d.workers.borrow()
 	if team == nil {
-		return true, &Error{NoMemory, "the system has no threads for the call"}
+		return true, &Error{Kind: NoMemory, Text: "the system has no threads for the call"}
 	}
 	defer d.workers.giveBack(team)
 
@@ -170,7 +111,7 @@ func (d *cpuDecoder) attend(a *Attention) (lost bool, err error) {
 	d.call.Timing = unsafe.Pointer(d.timings.of(d.call.Mode))
 	work := d.work.Bytes(cpu.WorkSize(d.call, team.Size()))
 	if work == nil {
-		return true, &Error{NoMemory, "no memory for the kernels' work"}
+		return true, &Error{Kind: NoMemory, Text: "no memory for the kernels' work"}
 	}
 	d.call.Work = work
 	team.Attend(d.call)
@@ -180,10 +121,10 @@ func (d *cpuDecoder) attend(a *Attention) (lost bool, err error) {
 		for row := range int(a.Rows) {
 			d.positions = append(d.positions, a.queryPosition(row))
 		}
-		d.counts.began(&d.step, d.pilot.kind == stepMeasure)
+		d.step.began(&d.counts, d.pilot.kind == stepMeasure)
 		d.counts.PositionOrder += uint64(a.Rows)
 	}
-	d.counts.planned(&d.step, layer, d.pilot.role(layer), d.call.Mode)
+	d.step.planned(&d.counts, layer, d.pilot.role(layer), d.call.Mode)
 	return false, nil
 }
 
@@ -203,7 +144,7 @@ func (d *cpuDecoder) moved(a *Attention) bool {
 // sees tells whether the rows of a call see what those of the step do.
 func (d *cpuDecoder) sees(a *Attention) bool {
 	for row := range int(a.Rows) {
-		if !d.seen[row].same(a, row) {
+		if !d.seen[row].same(a.sees(row)) {
 			return false
 		}
 	}
@@ -215,7 +156,7 @@ func (d *cpuDecoder) see(a *Attention) (lost bool, err error) {
 	config, rows, most := &d.engine.config, int(a.Rows), 0
 	for row := range rows {
 		v := &d.next[row]
-		if err := v.look(a, row); err != nil {
+		if err := v.look(a.sees(row)); err != nil {
 			return false, err
 		}
 		most = max(most, v.visible)
@@ -223,7 +164,7 @@ func (d *cpuDecoder) see(a *Attention) (lost bool, err error) {
 	d.trace()
 	// The slots are the visibilities', so the step needs memory for the sets alone.
 	if err := d.step.begin(rows, min(most, config.Budget), config.Budget, d.pilot.groups()); err != nil {
-		return true, &Error{NoMemory, "no memory for the token sets"}
+		return true, &Error{Kind: NoMemory, Text: "no memory for the token sets"}
 	}
 	d.seen, d.next = d.next, d.seen
 	for row := range rows {

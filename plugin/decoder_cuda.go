@@ -12,6 +12,9 @@ import (
 	"lessismore/plugin/internal/cuda"
 )
 
+// HasCUDA tells whether this build has the CUDA engine.
+const HasCUDA = cuda.Built
+
 const workAlign = 256 // of work memory, in bytes
 
 // cudaDecoder attends on a GPU. What it computes is queued on the caller's stream; nothing is copied or waited for, and
@@ -454,7 +457,7 @@ func (d *cudaDecoder) free() {
 func openDevice(ordinal int) (*cuda.Device, error) {
 	d, err := cuda.Open(ordinal)
 	if err != nil {
-		return nil, &Error{DeviceFailed, fmt.Sprintf("device = %d: %v", ordinal, err)}
+		return nil, &Error{Kind: DeviceFailed, Text: fmt.Sprintf("device = %d: %v", ordinal, err)}
 	}
 	return d, nil
 }
@@ -468,11 +471,11 @@ func deviceError(err error) error {
 	var driver *cuda.DriverError
 	switch {
 	case errors.As(err, &refusal) && refusal.Kind == cuda.BadArgument:
-		return &Error{BadArgument, refusal.Text}
+		return &Error{Kind: BadArgument, Text: refusal.Text}
 	case errors.As(err, &refusal):
-		return &Error{Unsupported, refusal.Text}
+		return &Error{Kind: Unsupported, Text: refusal.Text}
 	case errors.As(err, &driver) && driver.Code == cuda.OutOfMemory, errors.Is(err, cuda.ErrMemory):
-		return &Error{NoMemory, err.Error()}
+		return &Error{Kind: NoMemory, Text: err.Error()}
 	}
-	return &Error{DeviceFailed, err.Error()}
+	return &Error{Kind: DeviceFailed, Text: err.Error()}
 }

@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"maps"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -34,7 +33,7 @@ type Engine struct {
 }
 
 // statser is a session or a sequence: something that counts.
-type statser interface{ stats() Stats }
+type statser interface{ Stats() Stats }
 
 // maxEnded bounds what is remembered of contexts that have been freed; older ones are summed up. Of models that only one
 // context knows as many are remembered.
@@ -167,7 +166,7 @@ func (e *Engine) started(s statser) {
 }
 
 func (e *Engine) finished(s statser) {
-	final := s.stats()
+	final := s.Stats()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.live = slices.DeleteFunc(e.live, func(o statser) bool { return o == s })
@@ -189,7 +188,7 @@ func (e *Engine) Report() *Report {
 	live, models, used := slices.Clone(e.live), slices.Collect(maps.Values(e.models)), e.used
 	e.mu.Unlock()
 	for _, s := range live {
-		contexts = append(contexts, s.stats())
+		contexts = append(contexts, s.Stats())
 	}
 	for i := range contexts {
 		used = used.with(&contexts[i])
@@ -234,5 +233,17 @@ func (u engines) String() string {
 	return "cpu"
 }
 
-// maxThreads is how many threads of a host can share one call. A host with more leaves the rest idle.
-var maxThreads = max(16, runtime.NumCPU())
+// Ablate begins an ablation in all contexts of the engine, or ends it with nil. Nothing is measured or audited
+// meanwhile.
+func (e *Engine) Ablate(x *Ablation) { e.ablation.Store(x) }
+
+// Total is the sum over all decoders and sessions of the engine, ended ones included.
+func (e *Engine) Total() Stats {
+	r := e.Report()
+	var total Stats
+	for i := range r.Contexts {
+		total.add(&r.Contexts[i])
+	}
+	total.SelectionLayers = slices.Clone(total.SelectionLayers)
+	return total
+}

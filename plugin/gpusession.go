@@ -35,7 +35,7 @@ type GPUSession struct {
 }
 
 // NewGPUSession starts taking part in a context. log may be nil.
-func (e *Engine) NewGPUSession(log func(level LogLevel, text string)) *GPUSession {
+func NewGPUSession(e *Engine, log func(level LogLevel, text string)) *GPUSession {
 	s := &GPUSession{guest: newGuest(e, log)}
 	s.unhashed = true // they are in device memory
 	e.started(s)
@@ -51,7 +51,8 @@ func (s *GPUSession) Close() {
 	s.forget()
 }
 
-func (s *GPUSession) stats() Stats {
+// Stats is what the session has counted so far. It waits for the device.
+func (s *GPUSession) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := s.counts
@@ -66,15 +67,12 @@ func (s *GPUSession) counted(to *Stats) {
 	}
 	c, err := s.decoder.Read()
 	if err != nil { // the process ends, or the device is lost
-		c = s.decoder.stats()
+		c = s.decoder.Stats()
 	}
 	c.PositionOrder = 0
 	to.add(&c)
 	to.Device, to.Layers, to.SelectionLayers, to.LayersFrom = c.Device, c.Layers, c.SelectionLayers, c.LayersFrom
 }
-
-// Stats is what the session has counted so far. It waits for the device.
-func (s *GPUSession) Stats() Stats { return s.stats() }
 
 // Plan decides about each node of a compute call.
 func (s *GPUSession) Plan(g *Graph) {
@@ -350,7 +348,7 @@ func (s *GPUSession) forget() {
 	}
 	if s.decoder != nil {
 		s.counted(&s.counts)
-		s.decoder.on.free()
+		s.decoder.close()
 		s.decoder = nil
 	}
 	s.key = stepKey{}

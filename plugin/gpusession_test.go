@@ -77,7 +77,7 @@ func TestGPUSession(t *testing.T) {
 		batchAgain(t)
 		return
 	}
-	s := batchEngine(t, func(c *Config) { c.Budget = 100 }).NewGPUSession(nil)
+	s := NewGPUSession(batchEngine(t, func(c *Config) { c.Budget = 100 }), nil)
 	h, g := newGPUHost(t, 3, 300), &Graph{}
 	require.Zero(t, h.step(t, s, g), "the first pass is the host's")
 	for range 4 {
@@ -114,7 +114,7 @@ func TestGPUAllocatesNothing(t *testing.T) {
 		batchAgain(t, "LIM_STANDIN_LOG=")
 		return
 	}
-	s := batchEngine(t, nil).NewGPUSession(nil)
+	s := NewGPUSession(batchEngine(t, nil), nil)
 	h, g := newGPUHost(t, 1, 3000), &Graph{}
 	h.step(t, s, g)
 	h.step(t, s, g)
@@ -134,7 +134,7 @@ func TestGPUSessionForgetsWithinACall(t *testing.T) {
 		batchAgain(t)
 		return
 	}
-	s := batchEngine(t, func(c *Config) { c.Budget, c.Layers = 100, []int{0} }).NewGPUSession(nil)
+	s := NewGPUSession(batchEngine(t, func(c *Config) { c.Budget, c.Layers = 100, []int{0} }), nil)
 	h, g := newGPUHost(t, 1, 300), &Graph{}
 	h.step(t, s, g)
 	require.Equal(t, gpuLayers, h.step(t, s, g))

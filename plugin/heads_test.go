@@ -10,7 +10,7 @@ import (
 func gpuPass(t *testing.T, engine *Engine, n int) (sessions []*GPUSession, lines *[]string) {
 	lines = &[]string{}
 	for range n {
-		s := engine.NewGPUSession(func(_ LogLevel, text string) { *lines = append(*lines, text) })
+		s := NewGPUSession(engine, func(_ LogLevel, text string) { *lines = append(*lines, text) })
 		t.Cleanup(s.Close)
 		sessions = append(sessions, s)
 	}

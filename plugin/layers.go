@@ -68,3 +68,12 @@ func (r Roles) Len() int { return len(r.roles) }
 
 // Selections are the selection layers, ascending.
 func (r Roles) Selections() []int { return r.selections }
+
+// DefaultLayers are the selection layers by rule, where measuring is not possible: the third layer that
+// can take part, and the one a third of the way up, as the paper has it for its 32- and 36-layer models.
+func DefaultLayers(layers int) []int {
+	if layers/3 <= 2 {
+		return []int{2}
+	}
+	return []int{2, layers / 3}
+}

@@ -34,6 +34,14 @@ func measuredSteps(layers int) int {
 	return r * max(leastRounds/(r+1), 1)
 }
 
+// Ablation makes the steps that begin from now on dense, but for one layer. What the model says then, against what it
+// says when all of its layers are dense, is the truth about a choice of selection layers: what a measurement is checked
+// against (docs/auto.md).
+type Ablation struct {
+	Select int // the layer that chooses a token set; it attends to everything itself
+	Sparse int // the layer above it that attends to that set; -1: none does
+}
+
 // model is what the contexts of one model share: its measurement, and the choice that came of it. The
 // lock is held for bookkeeping between steps, never while a kernel runs.
 type model struct {

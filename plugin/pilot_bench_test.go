@@ -104,7 +104,7 @@ func BenchmarkSteps(b *testing.B) {
 			b.ReportMetric(middle(givenMS), "given-ms")
 			b.ReportMetric(middle(foundMS), "found-ms")
 			b.ReportMetric(sums[1]/sums[0], "found/given-with-audits")
-			b.ReportMetric(float64(found.stats().Audits), "audits")
+			b.ReportMetric(float64(found.Stats().Audits), "audits")
 		})
 	}
 }

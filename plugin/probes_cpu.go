@@ -294,3 +294,43 @@ func (p *cpuProbes) free() {
 	p.setMemory.Free()
 	p.rowMemory.Free()
 }
+
+// record keeps the step that has ended: its sets are complete, and still there.
+func (p *cpuProbes) record(st *rowSets) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := &p.traced
+	if p.recorded == p.steps || len(st.rows) == 0 { // it was, or there is none
+		return
+	}
+	p.recorded = p.steps
+	if !t.steps.wants() {
+		return
+	}
+	row := &st.rows[0]
+	s := TraceStep{Step: p.steps, Tokens: int(row.Visible), What: "dense", Layer: -1}
+	switch {
+	case p.kind == stepMeasure:
+		s.What = "measured"
+	case p.kind == stepAblate:
+		s.What = "intervention"
+	case p.kind != stepDense && st.chosen && row.SetLen > 0:
+		s.What = "sparse"
+		s.Layer = p.roles.selections[p.roles.Group(st.layer)]
+		row = &st.group(p.roles.Group(st.layer))[0]
+		s.set = make([]int32, row.SetLen)
+		if !p.place(s.set, row.Set, row) { // the host never computed it
+			return
+		}
+		slices.Sort(s.set)
+	}
+	t.steps.of = append(t.steps.of, s)
+	t.numbers += len(s.set)
+	for len(t.steps.of) > p.model.config.Trace || t.numbers > mostTraced && len(t.steps.of) > 1 {
+		t.steps.thin()
+		t.numbers = 0
+		for i := range t.steps.of {
+			t.numbers += len(t.steps.of[i].set)
+		}
+	}
+}

@@ -124,8 +124,8 @@ func TestDecoderAllocatesNothingPerToken(t *testing.T) {
 			token()
 			token()
 			require.Zero(t, testing.AllocsPerRun(100, token))
-			require.Zero(t, s.stats().NoSetCalls)
-			require.NotZero(t, s.stats().SparseCalls)
+			require.Zero(t, s.Stats().NoSetCalls)
+			require.NotZero(t, s.Stats().SparseCalls)
 		})
 	}
 }
@@ -165,7 +165,7 @@ func TestMaskCountsInEveryLayer(t *testing.T) {
 		}
 	}
 	require.Greater(t, compared, 20*(testLayers-2))
-	require.NotZero(t, s.stats().Audits)
+	require.NotZero(t, s.Stats().Audits)
 }
 
 // TestVisibilityIsLiteral has a visibility agree with a plain reading of positions and mask.
@@ -214,7 +214,7 @@ func TestVisibilityIsLiteral(t *testing.T) {
 			plain = plain && (a.Mask == 0 || mask[i]&0x7FFF == 0)
 			want = append(want, token{p, i})
 		}
-		err := s.look(&a, 0)
+		err := s.look(a.sees(0))
 		if twice {
 			require.ErrorContains(t, err, "is also positions[")
 			continue
@@ -232,7 +232,7 @@ func TestVisibilityIsLiteral(t *testing.T) {
 		}
 
 		// The same arrays elsewhere are the same; any difference that counts is one.
-		require.True(t, s.same(&a, 0))
+		require.True(t, s.same(a.sees(0)))
 		other := a
 		copies, masks := slices.Clone(positions), slices.Clone(mask)
 		if a.Positions != 0 {
@@ -241,20 +241,20 @@ func TestVisibilityIsLiteral(t *testing.T) {
 		if a.Mask != 0 {
 			other.Mask = address(masks)
 		}
-		require.True(t, s.same(&other, 0))
+		require.True(t, s.same(other.sees(0)))
 		i := rng.Intn(slots)
 		if a.Positions != 0 {
 			copies[i]++
-			require.False(t, s.same(&other, 0))
+			require.False(t, s.same(other.sees(0)))
 			copies[i]--
 		}
 		if a.Mask != 0 {
 			masks[i] ^= 1
-			require.False(t, s.same(&other, 0))
+			require.False(t, s.same(other.sees(0)))
 			masks[i] ^= 1
 		}
 		query[0]++
-		require.False(t, s.same(&other, 0))
+		require.False(t, s.same(other.sees(0)))
 	}
 }
 

@@ -3,6 +3,7 @@ package plugin
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"unsafe"
 
@@ -12,6 +13,9 @@ import (
 // maxWork bounds the kernels' work memory: logits of many rows over a long context. Beyond it the host
 // computes the batch itself.
 const maxWork = 1 << 30
+
+// maxThreads is how many threads of a host can share one call. A host with more leaves the rest idle.
+var maxThreads = max(16, runtime.NumCPU())
 
 // maxRows bounds the rows of a batch that is looked at closely; a larger one is a prompt.
 const maxRows = 256
@@ -69,7 +73,7 @@ type stepKey struct {
 }
 
 // NewSession starts taking part in a context. log may be nil.
-func (e *Engine) NewSession(log func(level LogLevel, text string)) *Session {
+func NewSession(e *Engine, log func(level LogLevel, text string)) *Session {
 	s := &Session{guest: newGuest(e, log), tracks: map[uint64]*track{}}
 	e.started(s)
 	return s
@@ -98,7 +102,8 @@ func (s *Session) Close() {
 	s.timings.free()
 }
 
-func (s *Session) stats() Stats {
+// Stats is what the session has counted so far.
+func (s *Session) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := s.counts
@@ -108,9 +113,6 @@ func (s *Session) stats() Stats {
 	s.timings.read(&out)
 	return out
 }
-
-// Stats is what the session has counted so far.
-func (s *Session) Stats() Stats { return s.stats() }
 
 // Plan decides about each node of a compute call: Reason is Taken where the library computes it, with
 // Call ready to run. It must be called on every compute call of the context, also those without
@@ -174,7 +176,7 @@ func (s *Session) Plan(g *Graph) {
 		}
 		n.Call.Work = work
 		layer := s.ordinal[n.Layer]
-		s.counts.planned(&s.step, layer, s.pilot.role(layer), n.Call.Mode)
+		s.step.planned(&s.counts, layer, s.pilot.role(layer), n.Call.Mode)
 	}
 }
 
@@ -399,7 +401,7 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	}, func(row int) int32 {
 		return int32(t.last[row] - int64(n.FirstStream+int32(row/int(n.Tokens)))*n.Store.Slots)
 	})
-	s.counts.began(&s.step, s.pilot.kind == stepMeasure)
+	s.step.began(&s.counts, s.pilot.kind == stepMeasure)
 	return Taken
 }
 

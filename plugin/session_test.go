@@ -48,7 +48,7 @@ const negInf = 0xFC00
 func newFakeHost(t *testing.T, config Config, layers, slots, streams int) *fakeHost {
 	engine, err := NewEngine(config)
 	require.NoError(t, err)
-	h := &fakeHost{t: t, session: engine.NewSession(nil), layers: layers, slots: slots, nkv: slots, streams: streams, heads: 4, kvHeads: 2, dim: 32, ropes: true}
+	h := &fakeHost{t: t, session: NewSession(engine, nil), layers: layers, slots: slots, nkv: slots, streams: streams, heads: 4, kvHeads: 2, dim: 32, ropes: true}
 	for range layers {
 		h.keys = append(h.keys, alloc[key](h, slots*streams))
 	}
@@ -426,7 +426,7 @@ func TestSessionSaysThatFlashAttentionIsOff(t *testing.T) {
 	engine, err := NewEngine(DefaultConfig())
 	require.NoError(t, err)
 	var lines []string
-	s := engine.NewSession(func(_ LogLevel, text string) { lines = append(lines, text) })
+	s := NewSession(engine, func(_ LogLevel, text string) { lines = append(lines, text) })
 	defer s.Close()
 	slot := int64(0)
 	g := &Graph{SoftMax: 28, Writes: []Write{{Store: Store{ID: 1, Slots: 8, Streams: 1}, Slots: unsafe.Pointer(&slot), Wide: 1, N: 1}}}

@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
-
-	"lessismore/plugin/internal/cpu"
+	"strings"
 )
 
 // Reason is why an attention was left to the host. Its text is the key in the statistics.
@@ -43,6 +42,25 @@ func (r Reason) String() string {
 		return reasonNames[r]
 	}
 	return fmt.Sprintf("reason(%d)", int32(r))
+}
+
+// meanings say what a user can make of a reason.
+var meanings = [reasons]string{
+	ReasonPrompt:     "several query tokens of one sequence: a prompt, or speculation",
+	ReasonMixed:      "prompt and decode rows in one batch",
+	ReasonDiscovery:  "the model's layers were being counted",
+	ReasonNoCache:    "keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32; f16, bf16, q8_0 and q4_0 are taken)",
+	ReasonSliding:    "a sliding-window layer",
+	ReasonMLA:        "multi-head latent attention, whose V is a part of K: the host attends in such a model",
+	ReasonType:       "an element type that the kernels do not have",
+	ReasonShape:      "a shape that the kernels do not have",
+	ReasonSparseHint: "the model's own sparse attention, which stays as it is",
+	ReasonUnknownRow: "rows whose place in the K/V cache the host does not show",
+	ReasonUndecided:  "sliding-window layers could not be told from full ones yet",
+	ReasonInert:      "the library has switched itself off",
+	ReasonMemory:     "no memory",
+	ReasonFailed:     "a fault of the library: please report it",
+	ReasonShared:     "a layer that reads another one's K/V cache",
 }
 
 // Stats counts what was done. Tokens are counted per row and layer.
@@ -116,6 +134,32 @@ type Event struct {
 // maxEvents bounds what a context remembers; the first ones stay.
 const maxEvents = 64
 
+// TraceStep is one step of a context: its first row.
+type TraceStep struct {
+	Step   uint64 `json:"step"`   // of the context
+	Tokens int    `json:"tokens"` // visible
+	What   string `json:"what"`   // "sparse"; "dense", "measured": everything is attended to; "intervention"
+	Layer  int    `json:"layer"`  // whose set it is: the last selection layer; -1: there is none
+	Set    string `json:"set"`    // positions among the visible tokens, ascending, such as "0-3 17 40-71"
+
+	set []int32
+}
+
+// TraceAudit is one audit of the guard.
+type TraceAudit struct {
+	Step  uint64  `json:"step"`
+	Layer int     `json:"layer"`
+	Loss  float64 `json:"loss"` // of the worst head, in this step alone
+	Mean  float64 `json:"mean"` // of the worst head so far: what is held against the profile
+}
+
+// Trace is what was kept.
+type Trace struct {
+	Every  uint64       `json:"every"` // step of which one was kept
+	Steps  []TraceStep  `json:"steps"`
+	Audits []TraceAudit `json:"audits"`
+}
+
 // layerSet is a set of layer numbers.
 type layerSet [(MaxLayer + 1) / 64]uint64
 
@@ -131,51 +175,13 @@ func (s *layerSet) list() []int {
 	return out
 }
 
+// Took notes that a layer was computed.
+func (s *Stats) Took(layer int) { s.taken.add(layer) }
+
 // decline counts an attention that is left to the host.
 func (s *Stats) decline(r Reason) {
 	if r > 0 && r < reasons {
 		s.declined[r]++
-	}
-}
-
-// planned counts one layer's call over the rows of a step.
-func (s *Stats) planned(st *rowSets, layer int, role Role, mode cpu.Mode) {
-	s.taken.add(layer)
-	switch {
-	case mode == cpu.Select:
-		s.SelectCalls++
-	case mode == cpu.List:
-		s.SparseCalls++
-	default:
-		s.DenseCalls++
-		if role == RoleSparse && st.sparse() {
-			s.NoSetCalls++
-		}
-	}
-	for i := range st.rows {
-		visible, attended := uint64(st.rows[i].Visible), uint64(st.rows[i].Visible)
-		if mode == cpu.List && st.rows[i].SetLen > 0 {
-			attended = uint64(st.rows[i].SetLen)
-		}
-		s.TokensVisible += visible
-		s.TokensAttended += attended
-		if role == RoleSparse {
-			s.SparseTokensVisible += visible
-			s.SparseTokensAttended += attended
-		}
-	}
-}
-
-// began counts the rows of a new step. In a measured one no row is sparse, though one has a set.
-func (s *Stats) began(st *rowSets, measured bool) {
-	s.Steps++
-	for i := range st.rows {
-		s.Rows++
-		if st.rows[i].SetLen > 0 && !measured {
-			s.RowsSparse++
-		} else {
-			s.RowsFull++
-		}
 	}
 }
 
@@ -237,35 +243,6 @@ func (s *Stats) named() {
 	s.LayersTaken = s.taken.list()
 }
 
-// timings are the kernels' clocks, one per mode, in C memory.
-type timings struct {
-	memory cpu.Arena
-	modes  []cpu.Timing
-}
-
-func (t *timings) of(mode cpu.Mode) *cpu.Timing {
-	if t.modes == nil {
-		if t.modes = cpu.Slice[cpu.Timing](&t.memory, int(cpu.List)+1); t.modes == nil {
-			return nil
-		}
-	}
-	return &t.modes[mode]
-}
-
-// read copies the clocks into s.
-func (t *timings) read(s *Stats) {
-	if t.modes == nil {
-		return
-	}
-	s.DenseNS, s.SelectNS, s.SparseNS = t.modes[cpu.Full].AttendNS, t.modes[cpu.Select].AttendNS, t.modes[cpu.List].AttendNS
-	s.RankingNS = t.modes[cpu.Select].SelectNS
-}
-
-func (t *timings) free() {
-	t.memory.Free()
-	t.modes = nil
-}
-
 // Report is the statistics as they are written: LESSISMORE_STATS, and the C ABI's JSON.
 type Report struct {
 	Version  string       `json:"version"`
@@ -305,4 +282,26 @@ func (r *Report) JSON() []byte {
 		return []byte("{}")
 	}
 	return append(text, '\n')
+}
+
+// Outcome is a context in one line: what was attended to, or why nothing was taken; "" if there was nothing to take.
+func (s *Stats) Outcome() string {
+	if s.Steps > 0 {
+		return fmt.Sprintf("%d steps, %.1f%% of the tokens attended", s.Steps, 100*float64(s.TokensAttended)/float64(max(s.TokensVisible, 1)))
+	}
+	var left []Reason
+	for r := range reasons {
+		if s.declined[r] > 0 && r != ReasonDiscovery {
+			left = append(left, r)
+		}
+	}
+	if len(left) == 0 {
+		return ""
+	}
+	slices.SortStableFunc(left, func(a, b Reason) int { return int(s.declined[b]) - int(s.declined[a]) })
+	texts := make([]string, len(left))
+	for i, r := range left {
+		texts[i] = fmt.Sprintf("%s %d (%s)", r, s.declined[r], meanings[r])
+	}
+	return "nothing was taken; attentions left to the host: " + strings.Join(texts, ", ")
 }

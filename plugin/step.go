@@ -131,3 +131,44 @@ func (s *rowSets) free() {
 	s.slotMemory.Free()
 	s.setMemory.Free()
 }
+
+// planned counts one layer's call over the rows of a step.
+func (st *rowSets) planned(s *Stats, layer int, role Role, mode cpu.Mode) {
+	s.Took(layer)
+	switch {
+	case mode == cpu.Select:
+		s.SelectCalls++
+	case mode == cpu.List:
+		s.SparseCalls++
+	default:
+		s.DenseCalls++
+		if role == RoleSparse && st.sparse() {
+			s.NoSetCalls++
+		}
+	}
+	for i := range st.rows {
+		visible, attended := uint64(st.rows[i].Visible), uint64(st.rows[i].Visible)
+		if mode == cpu.List && st.rows[i].SetLen > 0 {
+			attended = uint64(st.rows[i].SetLen)
+		}
+		s.TokensVisible += visible
+		s.TokensAttended += attended
+		if role == RoleSparse {
+			s.SparseTokensVisible += visible
+			s.SparseTokensAttended += attended
+		}
+	}
+}
+
+// began counts the rows of a new step. In a measured one no row is sparse, though one has a set.
+func (st *rowSets) began(s *Stats, measured bool) {
+	s.Steps++
+	for i := range st.rows {
+		s.Rows++
+		if st.rows[i].SetLen > 0 && !measured {
+			s.RowsSparse++
+		} else {
+			s.RowsFull++
+		}
+	}
+}

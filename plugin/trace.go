@@ -21,32 +21,6 @@ const mostTraced = 1 << 20
 // mostTracedAudits bounds the audits of a trace.
 const mostTracedAudits = 512
 
-// TraceStep is one step of a context: its first row.
-type TraceStep struct {
-	Step   uint64 `json:"step"`   // of the context
-	Tokens int    `json:"tokens"` // visible
-	What   string `json:"what"`   // "sparse"; "dense", "measured": everything is attended to; "intervention"
-	Layer  int    `json:"layer"`  // whose set it is: the last selection layer; -1: there is none
-	Set    string `json:"set"`    // positions among the visible tokens, ascending, such as "0-3 17 40-71"
-
-	set []int32
-}
-
-// TraceAudit is one audit of the guard.
-type TraceAudit struct {
-	Step  uint64  `json:"step"`
-	Layer int     `json:"layer"`
-	Loss  float64 `json:"loss"` // of the worst head, in this step alone
-	Mean  float64 `json:"mean"` // of the worst head so far: what is held against the profile
-}
-
-// Trace is what was kept.
-type Trace struct {
-	Every  uint64       `json:"every"` // step of which one was kept
-	Steps  []TraceStep  `json:"steps"`
-	Audits []TraceAudit `json:"audits"`
-}
-
 // kept is a bounded sequence that is thinned evenly.
 type kept[T any] struct {
 	of    []T
@@ -71,46 +45,6 @@ func (k *kept[T]) thin() {
 	clear(k.of[n:])
 	k.of = k.of[:n]
 	k.every *= 2
-}
-
-// record keeps the step that has ended: its sets are complete, and still there.
-func (p *cpuProbes) record(st *rowSets) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	t := &p.traced
-	if p.recorded == p.steps || len(st.rows) == 0 { // it was, or there is none
-		return
-	}
-	p.recorded = p.steps
-	if !t.steps.wants() {
-		return
-	}
-	row := &st.rows[0]
-	s := TraceStep{Step: p.steps, Tokens: int(row.Visible), What: "dense", Layer: -1}
-	switch {
-	case p.kind == stepMeasure:
-		s.What = "measured"
-	case p.kind == stepAblate:
-		s.What = "intervention"
-	case p.kind != stepDense && st.chosen && row.SetLen > 0:
-		s.What = "sparse"
-		s.Layer = p.roles.selections[p.roles.Group(st.layer)]
-		row = &st.group(p.roles.Group(st.layer))[0]
-		s.set = make([]int32, row.SetLen)
-		if !p.place(s.set, row.Set, row) { // the host never computed it
-			return
-		}
-		slices.Sort(s.set)
-	}
-	t.steps.of = append(t.steps.of, s)
-	t.numbers += len(s.set)
-	for len(t.steps.of) > p.model.config.Trace || t.numbers > mostTraced && len(t.steps.of) > 1 {
-		t.steps.thin()
-		t.numbers = 0
-		for i := range t.steps.of {
-			t.numbers += len(t.steps.of[i].set)
-		}
-	}
 }
 
 // recordAudit keeps an audit; under c.mu.

@@ -30,63 +30,48 @@ type visibility struct {
 	scratch []uint64
 }
 
-// queryPosition is the logical position of a row's query token.
-func (a *Attention) queryPosition(row int) int64 {
-	if a.QueryPositions != 0 {
-		return int64(at[int32](a.QueryPositions, int(a.Rows))[row])
-	}
-	return int64(at[int32](a.Lengths, int(a.Rows))[row]) - 1
+// Sees is what a caller says of what one query token sees.
+type Sees struct {
+	Query     int64   // the logical position of the query token: later tokens are not visible
+	Slots     int     // of the store that may be looked at
+	Positions uintptr // [Slots] int32, or 0: slot i holds position i
+	Mask      uintptr // [Slots] f16, or 0
 }
 
-// positionsOf and maskOf are a row's arrays by slot.
-func (a *Attention) positionsOf(row int) uintptr {
-	if a.Positions == 0 {
-		return 0
-	}
-	return a.Positions + uintptr(4*a.PositionsStride)*uintptr(row)
-}
-
-func (a *Attention) maskOf(row int) uintptr {
-	if a.Mask == 0 {
-		return 0
-	}
-	return a.Mask + uintptr(2*a.MaskStride)*uintptr(row)
-}
+// prefix is how many of the slots are visible when slot i holds position i.
+func (s *Sees) prefix() int { return int(min(int64(s.Slots), s.Query+1)) }
 
 // same tells whether a row of a call sees exactly what v holds. Without positions and mask it costs nothing.
-func (v *visibility) same(a *Attention, row int) bool {
-	if v.query != a.queryPosition(row) || v.placed != (a.Positions != 0) || v.masked != (a.Mask != 0) {
+func (v *visibility) same(a Sees) bool {
+	if v.query != a.Query || v.placed != (a.Positions != 0) || v.masked != (a.Mask != 0) {
 		return false
 	}
 	if !v.placed && !v.masked {
-		return v.visible == a.prefix(row)
+		return v.visible == a.prefix()
 	}
-	return v.n == int(a.Slots) &&
-		bytes.Equal(raw(v.positions), raw(at[int32](a.positionsOf(row), v.n))) &&
-		bytes.Equal(raw(v.mask), raw(at[uint16](a.maskOf(row), v.n)))
+	return v.n == a.Slots &&
+		bytes.Equal(raw(v.positions), raw(at[int32](a.Positions, v.n))) &&
+		bytes.Equal(raw(v.mask), raw(at[uint16](a.Mask, v.n)))
 }
 
-// prefix is how many of the slots are visible to a row when slot i holds position i.
-func (a *Attention) prefix(row int) int { return int(min(a.Slots, a.queryPosition(row)+1)) }
-
-// look fills v from a row of a call. On an error v is of no use, until it looks again.
-func (v *visibility) look(a *Attention, row int) error {
-	v.query, v.placed, v.masked = a.queryPosition(row), a.Positions != 0, a.Mask != 0
+// look fills v. On an error v is of no use, until it looks again.
+func (v *visibility) look(a Sees) error {
+	v.query, v.placed, v.masked = a.Query, a.Positions != 0, a.Mask != 0
 	v.slots, v.plain = nil, true
 	if !v.placed && !v.masked {
-		v.visible = a.prefix(row)
+		v.visible = a.prefix()
 		v.n = v.visible
 		return nil
 	}
-	v.n = int(a.Slots)
-	v.positions = append(v.positions[:0], at[int32](a.positionsOf(row), v.n)...)
-	v.mask = append(v.mask[:0], at[uint16](a.maskOf(row), v.n)...)
+	v.n = a.Slots
+	v.positions = append(v.positions[:0], at[int32](a.Positions, v.n)...)
+	v.mask = append(v.mask[:0], at[uint16](a.Mask, v.n)...)
 	list := cpu.Slice[int32](&v.memory, v.n)
 	if list == nil {
-		return &Error{NoMemory, "no memory for the list of visible slots"}
+		return &Error{Kind: NoMemory, Text: "no memory for the list of visible slots"}
 	}
 	if !v.placed {
-		v.lookByMask(a.maskOf(row), a.prefix(row), list)
+		v.lookByMask(a.Mask, a.prefix(), list)
 		return nil
 	}
 	return v.lookByPosition(list)
