@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"math"
-	"unsafe"
 
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/cuda"
@@ -101,7 +100,7 @@ func (a *Attention) checkShape() error {
 		t := types[v.typ]
 		switch {
 		case (v.name == "query" || v.name == "output") && (t.block > 1 || v.typ == FP8):
-			return unsupported("%s_dtype = %d (%s) is for key and value only", v.name, v.typ, t.name)
+			return notSupported("%s_dtype = %d (%s) is for key and value only", v.name, v.typ, t.name)
 		}
 		if unit := max(16, int32(t.block)); v.elements < unit || v.elements > cpu.MaxDim || v.elements%unit != 0 {
 			return bad("%s = %d is not a multiple of %d up to %d, as %s in %s has to be",
@@ -242,14 +241,6 @@ func orOne(x float32) float32 {
 		return 1
 	}
 	return x
-}
-
-// at is the caller's array at an address; nil at address 0.
-func at[T any](address uintptr, n int) []T {
-	if address == 0 {
-		return nil
-	}
-	return unsafe.Slice(*(**T)(unsafe.Pointer(&address)), n)
 }
 
 // checkVisible names the first wrong argument of those that say what the rows see, and of those by head.

@@ -149,10 +149,10 @@ func (h *autoHost) run(nodes []Node) {
 		kept := unsafe.Slice((*float32)(p.Kept), (p.Count+1)*call.Heads)
 		for s := range p.Count {
 			var i int
-			if h.session.pilot.kind == stepMeasure {
-				i = h.session.pilot.layers[s]
+			if h.session.cal.kind == stepMeasure {
+				i = h.session.cal.layers[s]
 			} else {
-				i = h.session.pilot.roles.Selections()[h.session.pilot.roles.Group(l)]
+				i = h.session.cal.roles.Selections()[h.session.cal.roles.Group(l)]
 			}
 			for head := range call.Heads {
 				kept[s*call.Heads+head] = 0.95
@@ -321,7 +321,7 @@ func TestAuditedStep(t *testing.T) {
 	for range 120 {
 		nodes := h.plan(token{0, h.next, 0, int32(h.next)})
 		h.next++
-		p := h.session.pilot
+		p := h.session.cal
 		if p.kind == stepAudit {
 			want := twoNine()
 			want[p.layer] = cpu.Select
@@ -461,7 +461,7 @@ func TestProfileFilesAreHandledWithCare(t *testing.T) {
 	dir := t.TempDir()
 	h := newAutoHost(t, auto(16), Profiles{Dir: dir}, 12)
 	h.decode(1)
-	name := h.session.engine.profiles.file(fingerprint(h.session.pilot.model.about, settingsOf(&h.session.engine.config))).path
+	name := h.session.engine.profiles.file(fingerprint(h.session.cal.model.about, settingsOf(&h.session.engine.settings))).path
 	// A link in its place is neither read nor written through.
 	target := filepath.Join(t.TempDir(), "target")
 	require.NoError(t, os.WriteFile(target, []byte("precious"), 0o600))
@@ -636,7 +636,7 @@ func TestIntervalIsGivenUpWhereItHurts(t *testing.T) {
 		nodes := h.plan(token{0, h.next, 0, int32(h.next)})
 		h.next++
 		h.run(nodes)
-		if p := h.session.pilot; p.kind == stepAudit && p.waiting && p.layer == 9 {
+		if p := h.session.cal; p.kind == stepAudit && p.waiting && p.layer == 9 {
 			kept := unsafe.Slice((*float32)(p.probes[0].Kept), 2*h.heads)
 			kept[1] = 0.1 // an old set of layer 9 loses most
 		}

@@ -16,7 +16,7 @@ const pilotLayers, pilotHeads = 12, 8
 
 type pilotBatch struct {
 	*Decoder
-	pilot   *cudaProbes
+	cal     *cudaProbes
 	t       *testing.T
 	lengths []int32
 	a       Attention
@@ -44,7 +44,7 @@ func joinPilot(t *testing.T, e *Engine) *pilotBatch {
 	require.NoError(t, err)
 	memory, err := b.cuda().device.Zeroed(3 * 4)
 	require.NoError(t, err)
-	p := &pilotBatch{Decoder: b, pilot: &b.cuda().pilot, t: t, lengths: onDevice[int32](memory.Address(), 3), log: os.Getenv("LIM_STANDIN_LOG")}
+	p := &pilotBatch{Decoder: b, cal: &b.cuda().cal, t: t, lengths: onDevice[int32](memory.Address(), 3), log: os.Getenv("LIM_STANDIN_LOG")}
 	row, store := int64(64*2), KVView{TokenStride: 2 * 64 * 2, HeadStride: 64 * 2, PageStride: 4096 * 2 * 64 * 2}
 	p.a = Attention{
 		Rows: 3, Query: RowView{Data: 0x10000, RowStride: pilotHeads * row, HeadStride: row, Type: 1},
@@ -119,8 +119,8 @@ func (p *pilotBatch) read() []string {
 // measure writes the sums of n steps in which layer j loses loss(i, j) on the set of layer i, in its worst head.
 func (p *pilotBatch) measure(n int, loss func(i, j int) float64) {
 	pairs := pilotLayers * (pilotLayers - 1) / 2
-	counts := onDevice[int32](p.pilot.sums, pairs)
-	all := onDevice[float32](p.pilot.sums+uint64(4*pairs), 2*pairs*pilotHeads)
+	counts := onDevice[int32](p.cal.sums, pairs)
+	all := onDevice[float32](p.cal.sums+uint64(4*pairs), 2*pairs*pilotHeads)
 	for j := range pilotLayers {
 		for i := range j {
 			at := pair(i, j)
@@ -152,13 +152,13 @@ func asTheReasoner(i, j int) float64 {
 // until measures: it runs dense steps up to the last measured one, whose sums it writes before they are fetched.
 func (p *pilotBatch) until(loss func(i, j int) float64) (measured int) {
 	for range 500 {
-		if p.pilot.measuring && !p.pilot.clear && p.pilot.begun+1 == p.pilot.wanted {
+		if p.cal.measuring && !p.cal.clear && p.cal.begun+1 == p.cal.wanted {
 			p.measure(16, loss)
 		}
-		before := p.pilot.measured
+		before := p.cal.measured
 		p.step()
-		measured += int(p.pilot.measured - before)
-		if p.pilot.fetching {
+		measured += int(p.cal.measured - before)
+		if p.cal.fetching {
 			p.step()
 			return measured
 		}
@@ -185,7 +185,7 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	copy(p.lengths, []int32{40, 1000, 200})
 	require.Equal(t, []string{"a:fetch"}, p.step(), "dense; the lengths are looked at")
 	require.Equal(t, "unmeasured", p.Stats().LayersFrom)
-	require.EqualValues(t, 1, p.pilot.dense)
+	require.EqualValues(t, 1, p.cal.dense)
 
 	first := p.step()
 	require.Equal(t, "a:clear+select+probe", first[0])
@@ -193,8 +193,8 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	for _, word := range first[1:] {
 		require.Contains(t, word, ":select+probe")
 	}
-	require.Equal(t, 1, p.pilot.target.row, "the longest")
-	require.Equal(t, 1000/probeShare, p.pilot.target.budget)
+	require.Equal(t, 1, p.cal.target.row, "the longest")
+	require.Equal(t, 1000/probeShare, p.cal.target.budget)
 	met := map[[2]int]int{}
 	for range measuredSteps(pilotLayers) - 2 {
 		var ranks []int
@@ -214,7 +214,7 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	last := p.step()
 	require.Contains(t, last[len(last)-1], "l:", "the sums are fetched behind the last layer")
 	require.Contains(t, last[len(last)-1], "fetch")
-	require.True(t, p.pilot.fetching)
+	require.True(t, p.cal.fetching)
 
 	found := newLosses(pilotLayers)
 	for j := range pilotLayers {
@@ -224,10 +224,10 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	}
 	require.Equal(t, []string{"c:select", "d:list", "e:list", "f:list", "g:list", "h:list", "i:list", "j:select", "k:list", "l:list"}, p.step())
 	s := p.Stats()
-	require.Equal(t, found.choose(p.engine.config.Selections), s.SelectionLayers)
+	require.Equal(t, found.choose(p.engine.settings.Selections), s.SelectionLayers)
 	require.Equal(t, []int{2, 9}, s.SelectionLayers)
 	require.Equal(t, "measured", s.LayersFrom)
-	require.EqualValues(t, measuredSteps(pilotLayers), p.pilot.measured)
+	require.EqualValues(t, measuredSteps(pilotLayers), p.cal.measured)
 	require.Len(t, s.Events, 1)
 	require.Equal(t, "measured", s.Events[0].What)
 	require.InDelta(t, 0.35, s.Events[0].Loss, 1e-3)
@@ -249,12 +249,12 @@ func TestBatchPilotDoesNotWait(t *testing.T) {
 	copy(p.lengths, []int32{40, 1000, 200})
 	for range 25 {
 		p.step()
-		require.Zero(t, p.pilot.measured, "the lengths are not known")
+		require.Zero(t, p.cal.measured, "the lengths are not known")
 	}
 	p.step()
-	require.EqualValues(t, 0, p.pilot.measured)
+	require.EqualValues(t, 0, p.cal.measured)
 	p.step()
-	require.EqualValues(t, 1, p.pilot.measured)
+	require.EqualValues(t, 1, p.cal.measured)
 }
 
 // Rows come and go: what the sums say counts, not how many steps were run.
@@ -269,19 +269,19 @@ func TestBatchPilotMeasuresOn(t *testing.T) {
 
 	p = newPilotBatch(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
-	for !p.pilot.fetching { // the device added up nothing
+	for !p.cal.fetching { // the device added up nothing
 		p.step()
 	}
-	require.Equal(t, measuredSteps(pilotLayers), p.pilot.begun)
+	require.Equal(t, measuredSteps(pilotLayers), p.cal.begun)
 	p.step()
-	require.True(t, p.pilot.measuring)
-	require.Equal(t, 2*measuredSteps(pilotLayers), p.pilot.wanted)
+	require.True(t, p.cal.measuring)
+	require.Equal(t, 2*measuredSteps(pilotLayers), p.cal.wanted)
 	p.lengths[1] = 100 // too short by now: another row is measured
 	p.lengths[2] = 1100
 	for range lookSteps + 2 {
 		p.step()
 	}
-	require.Equal(t, 2, p.pilot.target.row)
+	require.Equal(t, 2, p.cal.target.row)
 	p.a.Rows = 2 // and now there is none
 	require.NotContains(t, strings.Join(p.step(), " "), "probe")
 	p.a.Rows = 3
@@ -305,19 +305,19 @@ func TestBatchPilotGuards(t *testing.T) {
 	}
 	p.until(wrong)
 	require.Equal(t, []int{2, 6}, p.Stats().SelectionLayers)
-	before := p.pilot.revision
+	before := p.cal.revision
 
-	shares := onDevice[float32](p.pilot.shares, 2*pilotHeads)
+	shares := onDevice[float32](p.cal.shares, 2*pilotHeads)
 	audits := map[byte]int{}
 	for range 400 {
 		for h := range pilotHeads { // what the next audit will find: layer 9 loses
 			shares[h], shares[pilotHeads+h] = 0.5, 0.55
 		}
-		if p.pilot.guardNext() == 9 {
+		if guardNext(p.cal) == 9 {
 			shares[3], shares[pilotHeads+3] = 0.1, 0.9
 		}
 		words := p.step()
-		if p.pilot.model.again {
+		if p.cal.model.again {
 			break
 		}
 		for _, word := range words {
@@ -327,7 +327,7 @@ func TestBatchPilotGuards(t *testing.T) {
 			}
 		}
 	}
-	require.True(t, p.pilot.model.again)
+	require.True(t, p.cal.model.again)
 	require.NotContains(t, audits, byte('c'), "a layer that chooses")
 	require.NotContains(t, audits, byte('g'))
 	require.GreaterOrEqual(t, audits['j'], leastAudits)
@@ -340,7 +340,7 @@ func TestBatchPilotGuards(t *testing.T) {
 	require.NotContains(t, strings.Join(p.step(), " "), "list", "dense until measured again")
 	p.until(asTheReasoner)
 	require.Equal(t, []int{2, 9}, p.Stats().SelectionLayers)
-	require.Greater(t, p.pilot.revision, before)
+	require.Greater(t, p.cal.revision, before)
 
 	shares[0] = -1 // a row that had become too short: no audit
 	count := p.Stats().Audits
@@ -351,7 +351,7 @@ func TestBatchPilotGuards(t *testing.T) {
 }
 
 // guardNext is the layer that the next audit will be of.
-func (p *cudaProbes) guardNext() int {
+func guardNext(p *cudaProbes) int {
 	g := p.model.guard
 	return g.next(false)
 }
@@ -386,7 +386,7 @@ func TestBatchPilotCaptures(t *testing.T) {
 			break
 		}
 		if eager {
-			if p.pilot.measuring && p.pilot.begun+1 == p.pilot.wanted {
+			if p.cal.measuring && p.cal.begun+1 == p.cal.wanted {
 				p.measure(16, asTheReasoner)
 			}
 			p.step()
@@ -455,7 +455,7 @@ func TestBatchPilotCountsAStepOnce(t *testing.T) {
 		s, err := p.Read()
 		require.NoError(t, err)
 		require.EqualValues(t, 1, s.DenseSteps+s.Interventions)
-		require.Equal(t, x == nil, p.pilot.steps == 1)
+		require.Equal(t, x == nil, p.cal.steps == 1)
 	}
 }
 
@@ -479,11 +479,11 @@ func TestBatchPilotWithNothingToFind(t *testing.T) {
 		return
 	}
 	given := newPilotBatch(t, func(c *Config) { c.Layers = []int{2, 9} })
-	require.Zero(t, given.pilot.most)
+	require.Zero(t, given.cal.most)
 	require.Equal(t, "c:select", given.step()[0])
 	require.Equal(t, "given", given.Stats().LayersFrom)
 	short := newPilotBatch(t, func(c *Config) { c.Budget = 4000 })
-	require.Zero(t, short.pilot.most, "the rows never see twice the budget")
+	require.Zero(t, short.cal.most, "the rows never see twice the budget")
 	for range 40 {
 		require.Empty(t, short.step())
 	}
@@ -516,10 +516,10 @@ func TestBatchPilotAllocatesNothing(t *testing.T) {
 	}
 	step()
 	step()
-	require.True(t, p.pilot.measuring)
+	require.True(t, p.cal.measuring)
 	require.Zero(t, testing.AllocsPerRun(20, step), "measured steps")
 	p.measure(16, asTheReasoner)
-	for p.pilot.measuring || p.pilot.fetching {
+	for p.cal.measuring || p.cal.fetching {
 		step()
 	}
 	require.Equal(t, []int{2, 9}, p.Stats().SelectionLayers)
@@ -581,13 +581,13 @@ func TestBatchPilotCopyThatFails(t *testing.T) {
 		require.ErrorAs(t, attend(), &failed)
 		require.Equal(t, DeviceFailed, failed.Kind)
 		os.Unsetenv("LIM_STANDIN_FAIL")
-		require.False(t, p.pilot.looking || p.pilot.fetching, "nothing is on its way")
+		require.False(t, p.cal.looking || p.cal.fetching, "nothing is on its way")
 	}
 	fail() // the first look at the rows
 	require.NoError(t, attend())
-	require.False(t, p.pilot.measuring)
+	require.False(t, p.cal.measuring)
 	require.Empty(t, p.step(), "nothing has arrived")
-	last := func() bool { return p.pilot.measuring && !p.pilot.clear && p.pilot.begun+1 == p.pilot.wanted }
+	last := func() bool { return p.cal.measuring && !p.cal.clear && p.cal.begun+1 == p.cal.wanted }
 	for range 200 {
 		if last() {
 			break
@@ -609,7 +609,7 @@ func TestBatchPilotCopiesOutsideOfGraphs(t *testing.T) {
 	}
 	p := newPilotBatch(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
-	for !(p.pilot.measuring && !p.pilot.clear && p.pilot.begun+1 == p.pilot.wanted) {
+	for !(p.cal.measuring && !p.cal.clear && p.cal.begun+1 == p.cal.wanted) {
 		p.step()
 	}
 	p.measure(16, asTheReasoner)

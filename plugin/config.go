@@ -47,6 +47,7 @@ const (
 	MaxInterval   = 64
 	MaxTrace      = 1 << 16
 	DefaultTrace  = 1024 // where it is just on
+	DefaultGuard  = 16   // steps between audits
 )
 
 // Config is what a user may choose. The zero value is not valid; start from DefaultConfig.

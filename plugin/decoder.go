@@ -18,15 +18,15 @@ type Decoder struct {
 // NewDecoder makes a decoder on an engine, of a model with that many layers. workers are what the CPU's run on. The
 // decoders of an engine share what is learned of the model.
 func NewDecoder(engine *Engine, layers int, workers *Workers, params DecoderParams) (*Decoder, error) {
-	d, err := newDecoder(engine, layers, workers, params)
+	d, err := build(engine, layers, workers, params)
 	if err == nil {
 		engine.started(d)
 	}
 	return d, err
 }
 
-// newDecoder makes a decoder that the engine's report does not know.
-func newDecoder(engine *Engine, layers int, workers *Workers, params DecoderParams) (*Decoder, error) {
+// build makes a decoder that the engine's report does not know.
+func build(engine *Engine, layers int, workers *Workers, params DecoderParams) (*Decoder, error) {
 	if err := params.check(); err != nil {
 		return nil, err
 	}

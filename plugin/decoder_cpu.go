@@ -12,7 +12,7 @@ import (
 // Two visibilities of each row take turns: a call that is refused must leave the step as it was.
 type cpuDecoder struct {
 	engine  *Engine
-	pilot   *cpuProbes
+	cal     *cpuProbes
 	workers *Workers
 
 	step      rowSets
@@ -37,7 +37,7 @@ func newCPUDecoder(engine *Engine, layers int, workers *Workers, params DecoderP
 	}
 	rows := int(params.MaxRows)
 	d := &cpuDecoder{
-		engine: engine, pilot: newCPUProbes(m), workers: workers,
+		engine: engine, cal: newCPUProbes(m), workers: workers,
 		positions: make([]int64, 0, rows), seen: make([]visibility, rows), next: make([]visibility, rows),
 	}
 	calls := cpu.Slice[cpu.Call](&d.memory, 1)
@@ -46,7 +46,7 @@ func newCPUDecoder(engine *Engine, layers int, workers *Workers, params DecoderP
 		return nil, &Error{Kind: NoMemory, Text: "no memory for a decoder"}
 	}
 	d.call = &calls[0]
-	d.step.lasting.interval = engine.config.Interval
+	d.step.lasting.interval = engine.settings.Interval
 	d.reset()
 	return d, nil
 }
@@ -58,17 +58,17 @@ func (d *cpuDecoder) check(a *Attention) error {
 	}
 	switch {
 	case a.Key.Type == FP8:
-		return unsupported("key_dtype = %d (fp8) is for GPUs only", FP8)
+		return notSupported("key_dtype = %d (fp8) is for GPUs only", FP8)
 	case a.Value.Type == FP8:
-		return unsupported("value_dtype = %d (fp8) is for GPUs only", FP8)
+		return notSupported("value_dtype = %d (fp8) is for GPUs only", FP8)
 	case a.Table != 0:
-		return unsupported("table = %#x: pages are for GPUs only", a.Table)
+		return notSupported("table = %#x: pages are for GPUs only", a.Table)
 	case a.Stream != 0:
-		return unsupported("stream = %#x is for GPUs only", a.Stream)
+		return notSupported("stream = %#x is for GPUs only", a.Stream)
 	case orOne(a.KeyScale) != 1:
-		return unsupported("key_scale = %v is for GPUs only", a.KeyScale)
+		return notSupported("key_scale = %v is for GPUs only", a.KeyScale)
 	case orOne(a.ValueScale) != 1:
-		return unsupported("value_scale = %v is for GPUs only", a.ValueScale)
+		return notSupported("value_scale = %v is for GPUs only", a.ValueScale)
 	}
 	if a.Scale == 0 {
 		a.Scale = float32(1 / math.Sqrt(float64(a.KeyDim)))
@@ -107,7 +107,7 @@ func (d *cpuDecoder) attend(a *Attention) (lost bool, err error) {
 	defer d.workers.giveBack(team)
 
 	d.fill(a)
-	d.pilot.direct(&d.step, layer, d.call)
+	d.cal.direct(&d.step, layer, d.call)
 	d.call.Timing = unsafe.Pointer(d.timings.of(d.call.Mode))
 	work := d.work.Bytes(cpu.WorkSize(d.call, team.Size()))
 	if work == nil {
@@ -121,10 +121,10 @@ func (d *cpuDecoder) attend(a *Attention) (lost bool, err error) {
 		for row := range int(a.Rows) {
 			d.positions = append(d.positions, a.queryPosition(row))
 		}
-		d.step.began(&d.counts, d.pilot.kind == stepMeasure)
+		d.step.began(&d.counts, d.cal.kind == stepMeasure)
 		d.counts.PositionOrder += uint64(a.Rows)
 	}
-	d.step.planned(&d.counts, layer, d.pilot.role(layer), d.call.Mode)
+	d.step.planned(&d.counts, layer, d.cal.role(layer), d.call.Mode)
 	return false, nil
 }
 
@@ -153,7 +153,7 @@ func (d *cpuDecoder) sees(a *Attention) bool {
 
 // see makes what a call sees the step's; the token sets end with it.
 func (d *cpuDecoder) see(a *Attention) (lost bool, err error) {
-	config, rows, most := &d.engine.config, int(a.Rows), 0
+	config, rows, most := &d.engine.settings, int(a.Rows), 0
 	for row := range rows {
 		v := &d.next[row]
 		if err := v.look(a.sees(row)); err != nil {
@@ -163,7 +163,7 @@ func (d *cpuDecoder) see(a *Attention) (lost bool, err error) {
 	}
 	d.trace()
 	// The slots are the visibilities', so the step needs memory for the sets alone.
-	if err := d.step.begin(rows, min(most, config.Budget), config.Budget, d.pilot.groups()); err != nil {
+	if err := d.step.begin(rows, min(most, config.Budget), config.Budget, d.cal.groups()); err != nil {
 		return true, &Error{Kind: NoMemory, Text: "no memory for the token sets"}
 	}
 	d.seen, d.next = d.next, d.seen
@@ -175,7 +175,7 @@ func (d *cpuDecoder) see(a *Attention) (lost bool, err error) {
 		}
 		d.step.see(row, 0, row, v.visible, v.slots, nil, split) // fill has the masks
 	}
-	d.pilot.begin(&d.step, int(a.Heads), &d.counts, func(row int, slot int32) bool {
+	d.cal.begin(&d.step, int(a.Heads), &d.counts, func(row int, slot int32) bool {
 		v, before := &d.seen[row], &d.next[row]
 		return v.holds(slot) && before.holds(slot) && v.position(slot) == before.position(slot)
 	}, func(row int) int32 { return d.seen[row].newest() })
@@ -184,8 +184,8 @@ func (d *cpuDecoder) see(a *Attention) (lost bool, err error) {
 
 // trace keeps the step that has ended, where its token sets are asked for.
 func (d *cpuDecoder) trace() {
-	if d.engine.config.Trace > 0 {
-		d.pilot.record(&d.step)
+	if d.engine.settings.Trace > 0 {
+		d.cal.record(&d.step)
 	}
 }
 
@@ -200,8 +200,8 @@ func (d *cpuDecoder) fill(a *Attention) {
 	c.Scale, c.Softcap = a.Scale, a.Softcap
 	point(&c.Slopes, a.Slopes)
 	point(&c.Sinks, a.Sinks)
-	c.Policy = cpu.Policy(d.engine.config.Policy)
-	for _, rows := range [...][]cpu.Row{d.step.rows, d.step.more, d.pilot.copies()} {
+	c.Policy = cpu.Policy(d.engine.settings.Policy)
+	for _, rows := range [...][]cpu.Row{d.step.rows, d.step.more, d.cal.copies()} {
 		for i := range rows {
 			row := i % len(d.step.rows)
 			mask := a.maskOf(row)
@@ -240,7 +240,7 @@ func (d *cpuDecoder) reset() {
 	d.trace()
 	d.step.chosen, d.step.layer = false, -1
 	d.step.lasting.drop()
-	d.pilot.forget()
+	d.cal.forget()
 }
 
 // tokenSet is the current step's, as slots; it is valid until the next call.
@@ -248,7 +248,7 @@ func (d *cpuDecoder) tokenSet(row int) ([]int32, error) {
 	if !d.step.chosen || row >= len(d.step.rows) || d.step.rows[row].SetLen == 0 {
 		return nil, nil
 	}
-	r := &d.step.group(d.pilot.roles.Group(d.step.layer))[row]
+	r := &d.step.group(d.cal.roles.Group(d.step.layer))[row]
 	return unsafe.Slice((*int32)(r.Set), r.SetLen), nil
 }
 
@@ -264,13 +264,13 @@ func (d *cpuDecoder) read(to *Stats) error {
 
 // poll: nothing of a step on the CPU can be captured.
 func (d *cpuDecoder) poll() (generation uint64, eager bool, err error) {
-	return d.pilot.revision, false, nil
+	return d.cal.revision, false, nil
 }
 
-func (d *cpuDecoder) found(s *Stats) { d.pilot.report(s) }
+func (d *cpuDecoder) found(s *Stats) { d.cal.report(s) }
 
 func (d *cpuDecoder) free() {
-	d.pilot.free()
+	d.cal.free()
 	d.step.free()
 	for row := range d.seen {
 		d.seen[row].free()

@@ -23,7 +23,7 @@ type cudaDecoder struct {
 	engine  *Engine
 	params  DecoderParams
 	count   int // layers
-	pilot   cudaProbes
+	cal     cudaProbes
 	selects bool // rows can grow past the budget
 	split   Split
 	device  *cuda.Device
@@ -98,7 +98,7 @@ func (d *cudaDecoder) make(size uint64) (err error) {
 	if err != nil {
 		return err
 	}
-	if err = d.pilot.open(m, d.device, &d.params); err != nil {
+	if err = d.cal.open(m, d.device, &d.params); err != nil {
 		return err
 	}
 	d.reset()
@@ -120,8 +120,8 @@ func (d *cudaDecoder) load() error {
 			return err
 		}
 	}
-	if d.pilot.most > 0 {
-		if _, err := d.device.PlanProbe(&d.call, &cuda.Probe{Own: lowest}, d.pilot.plan); err != nil {
+	if d.cal.most > 0 {
+		if _, err := d.device.PlanProbe(&d.call, &cuda.Probe{Own: lowest}, d.cal.plan); err != nil {
 			return err
 		}
 	}
@@ -151,28 +151,28 @@ func (d *cudaDecoder) size(layers int) (uint64, error) {
 
 // shape checks what can be checked without a driver.
 func (d *cudaDecoder) shape(layers int) error {
-	p, config := &d.params, &d.engine.config
+	p, config := &d.params, &d.engine.settings
 	switch {
 	case !cuda.Built:
-		return unsupported("this build of the library has no CUDA")
+		return notSupported("this build of the library has no CUDA")
 	case p.Heads/p.KVHeads > cuda.MaxGroup:
-		return unsupported("heads = %d is more than %d for each of kv_heads = %d", p.Heads, cuda.MaxGroup, p.KVHeads)
+		return notSupported("heads = %d is more than %d for each of kv_heads = %d", p.Heads, cuda.MaxGroup, p.KVHeads)
 	case p.KeyDim < 1 || p.KeyDim > cpu.MaxDim:
 		return bad("head_dim = %d is not in 1 .. %d", p.KeyDim, cpu.MaxDim)
 	case p.ValueDim != p.KeyDim:
-		return unsupported("value_dim = %d is not head_dim = %d, as on a GPU it has to be", p.ValueDim, p.KeyDim)
+		return notSupported("value_dim = %d is not head_dim = %d, as on a GPU it has to be", p.ValueDim, p.KeyDim)
 	case p.KeyDim != 64 && p.KeyDim != 128 && p.KeyDim != 256:
-		return unsupported("head_dim = %d is not 64, 128 or 256", p.KeyDim)
+		return notSupported("head_dim = %d is not 64, 128 or 256", p.KeyDim)
 	}
 	switch cuda.Type(p.KVType) {
 	case cuda.F16, cuda.BF16, cuda.Q8_0, cuda.FP8:
 	case cuda.F32, cuda.Type(cpu.Q4_0):
-		return unsupported("kv_dtype = %d (%s) is not f16, bf16, fp8 or q8_0", p.KVType, types[p.KVType].name)
+		return notSupported("kv_dtype = %d (%s) is not f16, bf16, fp8 or q8_0", p.KVType, types[p.KVType].name)
 	default:
 		return bad("kv_dtype = %d is unknown", p.KVType)
 	}
 	if config.Interval > 1 {
-		return unsupported("interval = %d: on a GPU, a token set serves one step", config.Interval)
+		return notSupported("interval = %d: on a GPU, a token set serves one step", config.Interval)
 	}
 	if _, err := NewRoles(layers, *config); err != nil {
 		return err
@@ -210,14 +210,14 @@ func (d *cudaDecoder) place(base uint64) (uint64, error) {
 	}
 	rows, budget := int(p.MaxRows), 0
 	if d.selects {
-		budget = d.engine.config.Budget
+		budget = d.engine.settings.Budget
 	}
 	d.work = take(d.device.WorkSize(c))
 	d.sets = take(rows * budget * 4)
 	d.positions = take(rows * budget * 4)
 	d.kept = take((2 + rows) * 4)
 	d.counters = take(cuda.Counters * 8)
-	d.pilot.place(&d.engine.config, d.count, p, take)
+	d.cal.place(&d.engine.settings, d.count, p, take)
 	return used - base, nil
 }
 
@@ -234,13 +234,13 @@ func (d *cudaDecoder) fill(c *cuda.Call, a *Attention) {
 		Sinks: uint64(a.Sinks), Work: d.work,
 		NRows: a.Rows, Heads: p.Heads, KVHeads: p.KVHeads, Dim: p.KeyDim, KVType: cuda.Type(p.KVType),
 		Capacity: int32(a.Slots), Scale: scale * orOne(a.KeyScale), Softcap: a.Softcap, ValueScale: orOne(a.ValueScale),
-		Policy: cuda.Policy(d.engine.config.Policy),
+		Policy: cuda.Policy(d.engine.settings.Policy),
 	}
 	if a.Table != 0 {
 		c.PageShift = int32(bits.TrailingZeros32(uint32(a.PageSize)))
 	}
 	if d.selects { // also in calls that cannot outgrow the budget: the work memory's layout is one
-		budget := int32(d.engine.config.Budget)
+		budget := int32(d.engine.settings.Budget)
 		c.Set, c.Positions, c.SetStride = d.sets, d.positions, int64(budget)
 		c.Budget, c.SinkTokens, c.TopK, c.Recent = budget, int32(d.split.Sinks), int32(d.split.Mid), int32(d.split.Recent)
 	}
@@ -261,7 +261,7 @@ func (d *cudaDecoder) check(a *Attention) error {
 		address uintptr
 	}{{"query_positions", a.QueryPositions}, {"positions", a.Positions}, {"mask", a.Mask}, {"alibi_slopes", a.Slopes}} {
 		if x.address != 0 {
-			return unsupported("%s = %#x: on a GPU, lengths and table say what the rows see", x.name, x.address)
+			return notSupported("%s = %#x: on a GPU, lengths and table say what the rows see", x.name, x.address)
 		}
 	}
 	a.Key.Type, a.Value.Type = d.params.KVType, d.params.KVType
@@ -284,7 +284,7 @@ func (d *cudaDecoder) attend(a *Attention) (lost bool, err error) {
 	layer, s := int(a.Layer), d.step
 	if layer <= s.layer || s.layer < 0 {
 		s = step{}
-		if err := d.pilot.begin(a, d.params.Heads); err != nil {
+		if err := d.cal.begin(a, d.params.Heads); err != nil {
 			return false, deviceError(err)
 		}
 	}
@@ -292,26 +292,26 @@ func (d *cudaDecoder) attend(a *Attention) (lost bool, err error) {
 	d.fill(c, a)
 	sees := cudaVisibility{a.Rows, c.Lengths, c.Table, a.TableStride, c.PageShift}
 	s.chosen = s.chosen && sees == d.sees
-	mode := d.pilot.mode(&s, layer, d.selects && d.pilot.chooses() && int(c.Capacity) > d.engine.config.Budget)
+	mode := d.cal.mode(&s, layer, d.selects && d.cal.chooses() && int(c.Capacity) > d.engine.settings.Budget)
 	c.Mode = cuda.Mode(mode)
 	if !l.ready || l.call != *c {
 		if err := d.plan(l, c, a); err != nil {
 			return false, err
 		}
 	}
-	probed := d.pilot.probed(layer, c, a.Stream)
+	probed := d.cal.probed(layer, c, a.Stream)
 	if probed {
 		if mode == Sparse { // it attends to everything
 			s.did.sparse--
 			s.did.dense++
 		}
-		if _, err := d.device.PlanProbe(&d.pilot.call, &d.pilot.probe, d.pilot.plan); err != nil {
+		if _, err := d.device.PlanProbe(&d.cal.call, &d.cal.probe, d.cal.plan); err != nil {
 			return false, deviceError(err)
 		}
 	}
 	if layer == len(d.layers)-1 {
 		d.tally = cuda.Tally{
-			Lengths: c.Lengths, Counters: d.counters, Kept: d.kept, NRows: a.Rows, Budget: d.pilot.bound(),
+			Lengths: c.Lengths, Counters: d.counters, Kept: d.kept, NRows: a.Rows, Budget: d.cal.bound(),
 			Dense: s.did.dense, Select: s.did.chose, Sparse: s.did.sparse, NoSet: s.did.without,
 		}
 		if err := l.plan.Tally(d.device, &d.tally); err != nil {
@@ -319,13 +319,13 @@ func (d *cudaDecoder) attend(a *Attention) (lost bool, err error) {
 		}
 	}
 	if probed {
-		d.pilot.plan.Tally(l.plan)
-		err = d.pilot.plan.Run(a.Stream)
+		d.cal.plan.Tally(l.plan)
+		err = d.cal.plan.Run(a.Stream)
 	} else {
 		err = l.plan.Run(a.Stream)
 	}
 	if err == nil {
-		err = d.pilot.queued(a, probed)
+		err = d.cal.queued(a, probed)
 	}
 	if err != nil {
 		return true, deviceError(err) // some of it may be under way
@@ -400,7 +400,7 @@ func (d *cudaDecoder) tokenSet(row int) ([]int32, error) {
 	if err := d.fetch(d.kept+uint64(2+row)*4, length); err != nil {
 		return nil, err
 	}
-	budget := d.engine.config.Budget
+	budget := d.engine.settings.Budget
 	if head[1] == 0 || int(length[0]) <= budget {
 		return nil, nil
 	}
@@ -433,17 +433,17 @@ func (d *cudaDecoder) read(s *Stats) error {
 func (d *cudaDecoder) counted(to *Stats) {
 	*to = Stats{
 		Device: fmt.Sprintf("cuda:%d %s", d.params.Device, d.device.Name()), taken: d.taken,
-		MeasuredSteps: d.pilot.measured, DenseSteps: d.pilot.dense, Interventions: d.pilot.ablations,
+		MeasuredSteps: d.cal.measured, DenseSteps: d.cal.dense, Interventions: d.cal.ablations,
 	}
 }
 
-func (d *cudaDecoder) poll() (generation uint64, eager bool, err error) { return d.pilot.poll() }
+func (d *cudaDecoder) poll() (generation uint64, eager bool, err error) { return d.cal.poll() }
 
-func (d *cudaDecoder) found(s *Stats) { d.pilot.report(s) }
+func (d *cudaDecoder) found(s *Stats) { d.cal.report(s) }
 
 // free gives back what the decoder has; nothing may be under way.
 func (d *cudaDecoder) free() {
-	d.pilot.close()
+	d.cal.close()
 	for i := range d.layers {
 		if d.layers[i].plan != nil {
 			d.layers[i].plan.Free()

@@ -13,7 +13,7 @@ import (
 // Engine is a configuration, and what was counted under it. Safe for use from several threads; the
 // sessions and sequences made from it are not, each belongs to one thread at a time.
 type Engine struct {
-	config   Config
+	settings Config
 	profiles Profiles
 	about    string // what tells the model of the engine's sequences from others of its shape
 	said     lines  // about that model; a session has its host's log
@@ -48,7 +48,7 @@ func NewEngine(config Config) (*Engine, error) {
 		return nil, err
 	}
 	config.Layers = slices.Clone(config.Layers)
-	return &Engine{config: config, models: map[identity]*model{}}, nil
+	return &Engine{settings: config, models: map[identity]*model{}}, nil
 }
 
 // Keep says where profiles are read and written; without it, nowhere. Before the first session.
@@ -109,11 +109,11 @@ func (e *Engine) model(about identity, log func(LogLevel, string)) (*model, erro
 		return m, nil
 	}
 	unknown := strings.HasPrefix(about.Weights, unknownWeights)
-	file := e.profiles.file(fingerprint(about, settingsOf(&e.config)))
+	file := e.profiles.file(fingerprint(about, settingsOf(&e.settings)))
 	if unknown || about.Weights == "" && !file.given {
 		file = profileFile{}
 	}
-	m, err := newModel(e.config, about.Layers, about, file, log)
+	m, err := newModel(e.settings, about.Layers, about, file, log)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +130,7 @@ func (e *Engine) model(about identity, log func(LogLevel, string)) (*model, erro
 }
 
 // Config is the configuration in force.
-func (e *Engine) Config() Config { return e.config }
+func (e *Engine) Config() Config { return e.settings }
 
 // Disable makes the engine inert, for a reason that the statistics carry: every session leaves every
 // layer to its host from then on. The first reason stays.
@@ -196,9 +196,9 @@ func (e *Engine) Report() *Report {
 	r := &Report{
 		Version: Version, Engine: used.String(), Target: cpu.Target(), State: "active", Reason: e.Inert(),
 		Config: ReportConfig{
-			Budget: e.config.Budget, Layers: e.config.Layers, Recency: e.config.Recency,
-			SinkTokens: e.config.SinkTokens, Policy: e.config.Policy.String(),
-			Selections: e.config.Selections, Guard: e.config.Guard, Interval: e.config.Interval, Trace: e.config.Trace,
+			Budget: e.settings.Budget, Layers: e.settings.Layers, Recency: e.settings.Recency,
+			SinkTokens: e.settings.SinkTokens, Policy: e.settings.Policy.String(),
+			Selections: e.settings.Selections, Guard: e.settings.Guard, Interval: e.settings.Interval, Trace: e.settings.Trace,
 		},
 		Models:   []*Profile{},
 		Contexts: contexts,

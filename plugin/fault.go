@@ -24,6 +24,6 @@ func bad(format string, args ...any) error {
 	return &Error{Kind: BadArgument, Text: fmt.Sprintf(format, args...)}
 }
 
-func unsupported(format string, args ...any) error {
+func notSupported(format string, args ...any) error {
 	return &Error{Kind: Unsupported, Text: fmt.Sprintf(format, args...)}
 }

@@ -255,7 +255,7 @@ func (s *GPUSession) attend(n *Node, before, after uintptr) error {
 	if !s.engaged && s.decoder.Sparse() {
 		s.engaged = true
 		s.log(LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
-			s.device.Name(), s.engine.config.Budget, n.NKV, s.pilot.roles.Selections()))
+			s.device.Name(), s.engine.settings.Budget, n.NKV, s.cal.roles.Selections()))
 	}
 	if err := s.turn.End(after); err != nil {
 		return deviceError(err)
@@ -298,7 +298,7 @@ func (s *GPUSession) assigned(n *Node) error {
 		Device: int32(ordinal), MaxRows: n.Store.Streams, Capacity: int32(slots),
 		Heads: c.Heads, KVHeads: c.KVHeads, KeyDim: c.DimK, ValueDim: c.DimV, KVType: int32(c.Key.Type),
 	}
-	if s.decoder, err = newDecoder(s.engine, len(s.ordinal), nil, params); err != nil {
+	if s.decoder, err = build(s.engine, len(s.ordinal), nil, params); err != nil {
 		return err
 	}
 	if s.device, err = openDevice(ordinal); err != nil {

@@ -9,15 +9,6 @@ import (
 // The structures of this file mirror bindings/ggml/graph.h field by field; the package that links both
 // (capi) proves it. They are views of the host's memory, valid while the host's compute call lasts.
 
-// Store is one layer's K store in the host.
-type Store struct {
-	ID      uint64 // its address
-	Slots   int64  // per stream
-	Stride  int64  // bytes from slot to slot, through all streams; 0: they do not lie like that
-	Streams int32
-	Row     int32 // bytes of a slot's keys
-}
-
 // Node is one attention of the host's graph. The host's shim fills Call's tensors and shape; a Session
 // fills the rest and Reason.
 type Node struct {
@@ -65,13 +56,6 @@ type Shift struct {
 	Store uint64
 	Delta unsafe.Pointer // [N] int32
 	N     int32
-}
-
-// Note asks for the prints of a store's slots, to be taken once the graph is computed.
-type Note struct {
-	Prints cpu.Prints
-	Slots  unsafe.Pointer // [N] int64
-	N      int64
 }
 
 // Graph is what one compute call of the host consists of, as far as attention is concerned.

@@ -14,13 +14,12 @@ func driftLine(layer int, loss, expected float64, choice []int, tokens int) stri
 
 // What the guard makes of its audits. docs/auto.md has the distribution that these come from.
 const (
-	trialSteps   = 2          // steps between audits of what this process has not measured
-	trialAudits  = 16         // of each layer that is on trial
-	leastAudits  = 8          // of a layer, before anything is said of it
-	forget       = 1 - 1.0/64 // weight of an audit after the next one
-	sigmas       = 3          // how certain an alarm is, in standard errors
-	slack        = 0.10       // and how much larger than the profile's a loss has to be besides
-	DefaultGuard = 16         // steps between audits
+	trialSteps  = 2          // steps between audits of what this process has not measured
+	trialAudits = 16         // of each layer that is on trial
+	leastAudits = 8          // of a layer, before anything is said of it
+	forget      = 1 - 1.0/64 // weight of an audit after the next one
+	sigmas      = 3          // how certain an alarm is, in standard errors
+	slack       = 0.10       // and how much larger than the profile's a loss has to be besides
 )
 
 // guard watches the losses of sparse layers against what the model's measurement lets expect.

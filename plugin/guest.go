@@ -20,7 +20,7 @@ type guest struct {
 	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
 	blocks    blocks
 	ordinal   map[int32]int // model's layer number -> number among the layers that can take part
-	pilot     *cpuProbes    // once the layers are known
+	cal       *cpuProbes    // once the layers are known
 	counts    Stats
 	engaged   bool // a sparse layer has been taken
 	attention bool // the host has shown attention that can be taken
@@ -233,10 +233,10 @@ func (g *guest) asks(graph *Graph) {
 func (g *guest) restart() {
 	g.discovery, g.ordinal, g.blocks = discovery{}, nil, blocks{}
 	clear(g.adapters)
-	if g.pilot != nil {
-		g.pilot.settle()
-		g.pilot.free()
-		g.pilot = nil
+	if g.cal != nil {
+		g.cal.settle()
+		g.cal.free()
+		g.cal = nil
 	}
 	g.counts.Inert = ""
 }
@@ -261,11 +261,11 @@ func (g *guest) assign(n *Node) error {
 		}
 		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
 	}
-	g.pilot, g.ordinal = newCPUProbes(model), map[int32]int{}
+	g.cal, g.ordinal = newCPUProbes(model), map[int32]int{}
 	for i, l := range layers {
 		g.ordinal[l] = i
 	}
-	g.log(LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), g.pilot.roles.Selections(), g.pilot.source))
+	g.log(LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), g.cal.roles.Selections(), g.cal.source))
 	return nil
 }
 

@@ -11,6 +11,22 @@ import (
 // unknown marks a slot whose token's place in its sequence is not known. It sorts before every place.
 const unknown = math.MinInt32
 
+// Store is one layer's K store in the host.
+type Store struct {
+	ID      uint64 // its address
+	Slots   int64  // per stream
+	Stride  int64  // bytes from slot to slot, through all streams; 0: they do not lie like that
+	Streams int32
+	Row     int32 // bytes of a slot's keys
+}
+
+// Note asks for the prints of a store's slots, to be taken once the graph is computed.
+type Note struct {
+	Prints cpu.Prints
+	Slots  unsafe.Pointer // [N] int64
+	N      int64
+}
+
 // KVIndex knows which place in its sequence the token in each slot of one K/V store has. The host's slots are no
 // order: after a removal, new tokens fill the holes. Recency needs the places.
 //
@@ -130,7 +146,7 @@ func (x *KVIndex) extend(stream, i int) {
 
 // Due is what has to be noted once the graph is computed whose writes and shifts the index was told; false: nothing.
 func (x *KVIndex) Due() (Note, bool) {
-	return Note{x.prints, unsafe.Pointer(unsafe.SliceData(x.due)), int64(x.nDue)}, x.nDue > 0
+	return Note{Prints: x.prints, Slots: unsafe.Pointer(unsafe.SliceData(x.due)), N: int64(x.nDue)}, x.nDue > 0
 }
 
 // Learn remembers what was noted. It must be called before the index is told of the next graph.

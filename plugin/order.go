@@ -12,7 +12,7 @@ import (
 // must be known: it attends to everything where they are not, and where it belongs to a prompt.
 func (s *Session) see(n *Node, i int, t *track) {
 	stream, token := i/int(n.Tokens), i%int(n.Tokens)
-	scan, config := n.scan(stream, token), &s.engine.config
+	scan, config := n.scan(stream, token), &s.engine.settings
 	visible, flags := cpu.Visible(scan, n.ScanType, int(n.NKV), nil)
 	prefix := flags&cpu.Prefix != 0
 	var list, slots []int32 // slots nil: 0 .. visible-1

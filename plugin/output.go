@@ -40,10 +40,10 @@ func IsFolder(path string) bool {
 // WriteFile puts text in a file, whole or not at all: a new file beside it takes its name. Only a file that is empty
 // or begins like text is replaced; a symbolic link is followed to such a file and stays. Character devices, pipes and
 // the process's open files (/dev/stdout) are written to. Anything else is an error that names path.
-func WriteFile(path string, text []byte) error { return writeFile(path, text, false) }
+func WriteFile(path string, text []byte) error { return save(path, text, false) }
 
-// writeFile is WriteFile; with mine the folder is the library's, and so is any file in it that no link leads out to.
-func writeFile(path string, text []byte, mine bool) error {
+// save is WriteFile; with mine the folder is the library's, and so is any file in it that no link leads out to.
+func save(path string, text []byte, mine bool) error {
 	err := place(path, text, mine)
 	if err == nil {
 		return nil

@@ -86,7 +86,7 @@ func BenchmarkSteps(b *testing.B) {
 			}
 			position[0]++
 			step(found)
-			given := sequence(func(c *Config) { c.Layers = slices.Clone(found.cpu().pilot.roles.Selections()) })
+			given := sequence(func(c *Config) { c.Layers = slices.Clone(found.cpu().cal.roles.Selections()) })
 			step(given)
 			var sums [2]float64
 			for range 12 * b.N {

@@ -316,21 +316,21 @@ func (p *cpuProbes) record(st *rowSets) {
 		s.What = "intervention"
 	case p.kind != stepDense && st.chosen && row.SetLen > 0:
 		s.What = "sparse"
-		s.Layer = p.roles.selections[p.roles.Group(st.layer)]
+		s.Layer = p.roles.Selections()[p.roles.Group(st.layer)]
 		row = &st.group(p.roles.Group(st.layer))[0]
-		s.set = make([]int32, row.SetLen)
-		if !p.place(s.set, row.Set, row) { // the host never computed it
+		s.Positions = make([]int32, row.SetLen)
+		if !p.place(s.Positions, row.Set, row) { // the host never computed it
 			return
 		}
-		slices.Sort(s.set)
+		slices.Sort(s.Positions)
 	}
 	t.steps.of = append(t.steps.of, s)
-	t.numbers += len(s.set)
+	t.numbers += len(s.Positions)
 	for len(t.steps.of) > p.model.config.Trace || t.numbers > mostTraced && len(t.steps.of) > 1 {
 		t.steps.thin()
 		t.numbers = 0
 		for i := range t.steps.of {
-			t.numbers += len(t.steps.of[i].set)
+			t.numbers += len(t.steps.of[i].Positions)
 		}
 	}
 }

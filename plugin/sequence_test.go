@@ -355,7 +355,7 @@ func TestAttentionArgumentsNeverPanic(t *testing.T) {
 		}
 		if err := d.check(&a); err == nil {
 			accepted++
-			for i, v := range []KVView{a.Key, a.Value, {a.Query.Data, 0, 0, a.Query.HeadStride, 0}, {a.Output.Data, 0, 0, a.Output.HeadStride, 0}} {
+			for i, v := range []KVView{a.Key, a.Value, {Data: a.Query.Data, HeadStride: a.Query.HeadStride}, {Data: a.Output.Data, HeadStride: a.Output.HeadStride}} {
 				heads := []int32{a.KVHeads, a.KVHeads, a.Heads, a.Heads}[i]
 				top := int64(v.Data) + taken(v.TokenStride, a.Slots)*(a.Slots-1) + taken(v.HeadStride, int64(heads))*int64(heads-1)
 				require.True(t, v.Data >= lowest && top >= int64(v.Data), "%+v", a) // the last row has an address

@@ -90,9 +90,9 @@ func (s *Session) Close() {
 	s.engine.finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.pilot != nil {
-		s.pilot.settle()
-		s.pilot.free()
+	if s.cal != nil {
+		s.cal.settle()
+		s.cal.free()
 	}
 	s.drop(nil)
 	s.step.free()
@@ -107,8 +107,8 @@ func (s *Session) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := s.counts
-	if s.pilot != nil {
-		s.pilot.report(&out)
+	if s.cal != nil {
+		s.cal.report(&out)
 	}
 	s.timings.read(&out)
 	return out
@@ -176,7 +176,7 @@ func (s *Session) Plan(g *Graph) {
 		}
 		n.Call.Work = work
 		layer := s.ordinal[n.Layer]
-		s.step.planned(&s.counts, layer, s.pilot.role(layer), n.Call.Mode)
+		s.step.planned(&s.counts, layer, s.cal.role(layer), n.Call.Mode)
 	}
 }
 
@@ -312,8 +312,8 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 	}
 	n.MaxThreads = int32(maxThreads)
 	call := &n.Call
-	s.pilot.direct(&s.step, layer, call)
-	call.Policy = cpu.Policy(s.engine.config.Policy)
+	s.cal.direct(&s.step, layer, call)
+	call.Policy = cpu.Policy(s.engine.settings.Policy)
 	call.Timing = unsafe.Pointer(s.timings.of(call.Mode))
 	if n.MaxBias > 0 {
 		if call.Slopes = s.alibi(call.Heads, n.MaxBias); call.Slopes == nil {
@@ -324,7 +324,7 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 		s.engaged = true
 		row := slices.IndexFunc(s.step.rows, func(r cpu.Row) bool { return r.SetLen > 0 })
 		s.log(LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
-			s.step.rows[row].SetLen, s.step.rows[row].Visible, s.pilot.roles.Selections()))
+			s.step.rows[row].SetLen, s.step.rows[row].Visible, s.cal.roles.Selections()))
 	}
 	return Taken
 }
@@ -359,7 +359,7 @@ func (s *Session) suits() error { return nil }
 // assigned keeps only the index that the rows are ordered by: that of the first of the layers that can take
 // part, which is written before any of them is read.
 func (s *Session) assigned(*Node) error {
-	s.step.lasting.interval = s.engine.config.Interval
+	s.step.lasting.interval = s.engine.settings.Interval
 	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, discovered.participates)].store.ID
 	s.followed = s.tracks[first]
 	s.drop(s.followed)
@@ -389,26 +389,26 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 		return ReasonPrompt // fed token by token, or the beginnings of several
 	}
 	s.trace()
-	if err := s.step.begin(rows, int(n.NKV), s.engine.config.Budget, s.pilot.groups()); err != nil {
+	if err := s.step.begin(rows, int(n.NKV), s.engine.settings.Budget, s.cal.groups()); err != nil {
 		return ReasonMemory
 	}
 	s.own = append(s.own[:0], t.last...)
 	for i := range rows {
 		s.see(n, i, t)
 	}
-	s.pilot.begin(&s.step, int(n.Call.Heads), &s.counts, func(row int, slot int32) bool {
+	s.cal.begin(&s.step, int(n.Call.Heads), &s.counts, func(row int, slot int32) bool {
 		return n.sees(row/int(n.Tokens), row%int(n.Tokens), int64(slot))
 	}, func(row int) int32 {
 		return int32(t.last[row] - int64(n.FirstStream+int32(row/int(n.Tokens)))*n.Store.Slots)
 	})
-	s.step.began(&s.counts, s.pilot.kind == stepMeasure)
+	s.step.began(&s.counts, s.cal.kind == stepMeasure)
 	return Taken
 }
 
 // trace keeps the step that has ended, where its token sets are asked for.
 func (s *Session) trace() {
-	if s.engine.config.Trace > 0 && s.pilot != nil {
-		s.pilot.record(&s.step)
+	if s.engine.settings.Trace > 0 && s.cal != nil {
+		s.cal.record(&s.step)
 	}
 }
 

@@ -257,8 +257,8 @@ func TestSessionLeavesPromptsAndMixedBatches(t *testing.T) {
 		require.Equal(t, []int32{4, 5, 7}, slotsOf(&rowsOf(&n)[1]))
 	}
 	s := h.session.Stats()
-	require.EqualValues(t, 3, s.declined[ReasonPrompt])
-	require.EqualValues(t, 3, s.declined[ReasonMixed])
+	require.EqualValues(t, 3, s.left[ReasonPrompt])
+	require.EqualValues(t, 3, s.left[ReasonMixed])
 }
 
 // Random traffic: sequences grow, are truncated, removed and refilled, in one or several streams; the

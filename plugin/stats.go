@@ -109,8 +109,8 @@ type Stats struct {
 
 	Declined map[string]uint64 `json:"declined"`
 
-	declined [reasons]uint64
-	taken    layerSet
+	left  [reasons]uint64 // to the host, by reason
+	taken layerSet
 }
 
 // LayerLoss is what audits of a layer found.
@@ -142,7 +142,7 @@ type TraceStep struct {
 	Layer  int    `json:"layer"`  // whose set it is: the last selection layer; -1: there is none
 	Set    string `json:"set"`    // positions among the visible tokens, ascending, such as "0-3 17 40-71"
 
-	set []int32
+	Positions []int32 `json:"-"` // the same
 }
 
 // TraceAudit is one audit of the guard.
@@ -181,7 +181,7 @@ func (s *Stats) Took(layer int) { s.taken.add(layer) }
 // decline counts an attention that is left to the host.
 func (s *Stats) decline(r Reason) {
 	if r > 0 && r < reasons {
-		s.declined[r]++
+		s.left[r]++
 	}
 }
 
@@ -205,8 +205,8 @@ func (s *Stats) add(o *Stats) {
 	} {
 		*f.to += *f.from
 	}
-	for i, n := range o.declined {
-		s.declined[i] += n
+	for i, n := range o.left {
+		s.left[i] += n
 	}
 	for i, word := range o.taken {
 		s.taken[i] |= word
@@ -232,7 +232,7 @@ func (s *Stats) addAudits(of []LayerLoss) {
 // named fills what JSON shows.
 func (s *Stats) named() {
 	s.Declined = map[string]uint64{}
-	for r, n := range s.declined {
+	for r, n := range s.left {
 		if n > 0 {
 			s.Declined[Reason(r).String()] = n
 		}
@@ -289,19 +289,19 @@ func (s *Stats) Outcome() string {
 	if s.Steps > 0 {
 		return fmt.Sprintf("%d steps, %.1f%% of the tokens attended", s.Steps, 100*float64(s.TokensAttended)/float64(max(s.TokensVisible, 1)))
 	}
-	var left []Reason
+	var why []Reason
 	for r := range reasons {
-		if s.declined[r] > 0 && r != ReasonDiscovery {
-			left = append(left, r)
+		if s.left[r] > 0 && r != ReasonDiscovery {
+			why = append(why, r)
 		}
 	}
-	if len(left) == 0 {
+	if len(why) == 0 {
 		return ""
 	}
-	slices.SortStableFunc(left, func(a, b Reason) int { return int(s.declined[b]) - int(s.declined[a]) })
-	texts := make([]string, len(left))
-	for i, r := range left {
-		texts[i] = fmt.Sprintf("%s %d (%s)", r, s.declined[r], meanings[r])
+	slices.SortStableFunc(why, func(a, b Reason) int { return int(s.left[b]) - int(s.left[a]) })
+	texts := make([]string, len(why))
+	for i, r := range why {
+		texts[i] = fmt.Sprintf("%s %d (%s)", r, s.left[r], meanings[r])
 	}
 	return "nothing was taken; attentions left to the host: " + strings.Join(texts, ", ")
 }

@@ -62,7 +62,7 @@ func (c *calibrator) recordAudit(a TraceAudit) {
 func (t *trace) show() *Trace {
 	out := &Trace{Every: max(t.steps.every, 1), Steps: slices.Clone(t.steps.of), Audits: slices.Clone(t.audits.of)}
 	for i := range out.Steps {
-		out.Steps[i].Set = ranges(out.Steps[i].set)
+		out.Steps[i].Set = ranges(out.Steps[i].Positions)
 	}
 	return out
 }

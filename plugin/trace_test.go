@@ -58,7 +58,7 @@ func TestTraceKeepsWhatWasAttended(t *testing.T) {
 		h.next++
 		h.run(nodes)
 		text := ""
-		if r := rowsOf(&nodes[9])[0]; r.SetLen > 0 && h.session.pilot.kind != stepMeasure {
+		if r := rowsOf(&nodes[9])[0]; r.SetLen > 0 && h.session.cal.kind != stepMeasure {
 			set := unsafe.Slice((*int32)(r.Set), r.SetLen)
 			for i, x := range rng.Perm(h.next)[:len(set)] {
 				set[i] = int32(x)
@@ -99,7 +99,7 @@ func TestTraceIsBounded(t *testing.T) {
 	}
 	require.Greater(t, trace.Steps[len(trace.Steps)-1].Step, uint64(400)-trace.Every-1)
 
-	p := h.session.pilot
+	p := h.session.cal
 	p.model.config.Trace = MaxTrace
 	for range 4 * mostTracedAudits {
 		p.mu.Lock()
@@ -136,7 +136,7 @@ func TestNoTraceUnlessAsked(t *testing.T) {
 	h := newAutoHost(t, c, Profiles{}, 12)
 	h.decode(40)
 	require.Nil(t, h.session.Stats().Trace)
-	require.Zero(t, h.session.pilot.traced.steps.turn)
+	require.Zero(t, h.session.cal.traced.steps.turn)
 	require.NotContains(t, string(h.session.engine.Report().JSON()), `"every"`)
 	text, err := json.Marshal(h.session.Stats())
 	require.NoError(t, err)

@@ -193,3 +193,11 @@ func raw[T any](s []T) []byte {
 	var t T
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(s)*int(unsafe.Sizeof(t)))
 }
+
+// at is the caller's array at an address; nil at address 0.
+func at[T any](address uintptr, n int) []T {
+	if address == 0 {
+		return nil
+	}
+	return unsafe.Slice(*(**T)(unsafe.Pointer(&address)), n)
+}
