@@ -133,7 +133,7 @@ test-cuda: library
 	$(PYTHON) tests/gpu/resources.py $(CUDA_BUILD)/resources.log; \
 	ctest --test-dir $(BUILD)/cmake --output-on-failure -R cuda; \
 	go vet -tags cuda ./...; \
-	go test -count=1 -tags cuda ./plugin ./plugin/internal/cuda
+	go test -count=1 -tags cuda ./plugin/...
 
 # On a GPU machine nothing is built but a C program: the library and the kernels are brought along.
 gpu-test:

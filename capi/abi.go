@@ -250,19 +250,18 @@ func limgo_engine_ablate(function *C.char, handle C.uint64_t, selects, sparse C.
 func limgo_ggml_engine(function *C.char, handle *C.uint64_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
-	host.Lock()
-	defer host.Unlock()
-	if !host.hooked {
+	engine := host.Engine()
+	if engine == nil {
 		err = fault(statusUnsupported, "no ggml host has loaded the library into this process")
 		return
 	}
-	if host.handle == 0 {
-		handles.mu.Lock()
-		host.handle = issue()
-		handles.engines[host.handle] = &engineHandle{engine: host.engine, layers: plugin.MaxLayer + 1}
-		handles.mu.Unlock()
+	handles.mu.Lock()
+	defer handles.mu.Unlock()
+	if handles.ggml == 0 {
+		handles.ggml = issue()
+		handles.engines[handles.ggml] = &engineHandle{engine: engine, layers: plugin.MaxLayer + 1}
 	}
-	*handle = C.uint64_t(host.handle)
+	*handle = C.uint64_t(handles.ggml)
 	return
 }
 

@@ -39,6 +39,7 @@ var handles = struct {
 	next     uint64
 	engines  map[uint64]*engineHandle
 	decoders map[uint64]*decoderHandle
+	ggml     uint64 // the engine of this process's ggml hosts; 0: nobody has asked for it
 }{next: 1, engines: map[uint64]*engineHandle{}, decoders: map[uint64]*decoderHandle{}}
 
 // issue gives a new handle's number; under handles.mu.

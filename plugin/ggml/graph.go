@@ -1,0 +1,102 @@
+package ggml
+
+import (
+	"unsafe"
+
+	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/kvindex"
+	"lessismore/plugin/internal/stats"
+)
+
+// The structures of this file mirror bindings/ggml/graph.h field by field; the package that links both
+// (capi) proves it. They are views of the host's memory, valid while the host's compute call lasts.
+
+// Store and Note are the K/V index's.
+type (
+	Store = kvindex.Store
+	Note  = kvindex.Note
+)
+
+// Node is one attention of the host's graph. The host's shim fills Call's tensors and shape; a Session
+// fills the rest and Reason.
+type Node struct {
+	Call             cpu.Call
+	Store            kvindex.Store
+	Layer            int32 // the model's number
+	FirstStream      int32
+	Tokens           int32 // query tokens per stream
+	Streams          int32
+	NKV              int32 // slots per stream that the node sees
+	ScanType         cpu.Type
+	Scan             unsafe.Pointer // mask values that are there before the graph runs
+	ScanTokenStride  int64
+	ScanStreamStride int64
+	Mask             unsafe.Pointer // the f16 mask that the node reads when it runs
+	MaskTokenStride  int64
+	MaskStreamStride int64
+	MaxBias          float32
+	MaxThreads       int32 // how many of the host's threads may share the call
+	Reason           stats.Reason
+	What             unsafe.Pointer // texts of the shim's, for the log: what it refuses …
+	Type             unsafe.Pointer // … of which type, or else of which value …
+	Remedy           unsafe.Pointer // … and what would be taken; nil: the reason alone tells
+	Value            int64
+}
+
+// Write is a write of a batch's keys into a store.
+type Write struct {
+	Store kvindex.Store
+	Slots unsafe.Pointer // [N] int64 (Wide) or int32
+	Wide  int32
+	N     int32
+}
+
+// slot is the i-th global slot that is written.
+func (w *Write) slot(i int) int64 {
+	if w.Wide != 0 {
+		return *(*int64)(unsafe.Add(w.Slots, 8*i))
+	}
+	return int64(*(*int32)(unsafe.Add(w.Slots, 4*i)))
+}
+
+// Shift moves the positions of a store's tokens.
+type Shift struct {
+	Store uint64
+	Delta unsafe.Pointer // [N] int32
+	N     int32
+}
+
+// Graph is what one compute call of the host consists of, as far as attention is concerned.
+type Graph struct {
+	Nodes     []Node
+	Writes    []Write
+	Shifts    []Shift
+	Rewritten []uint64 // stores that are changed in a way that is not understood
+	Positions []int32  // of the batch's tokens; nil: this part of the graph has none, or several
+	Rotations int      // nodes that rotate by position, understood or not
+	Outputs   []int32  // numbers of the batch's tokens that logits are wanted of, ascending
+	Batch     int      // tokens of the batch that Outputs counts in; 0: this part of the graph does not tell
+	SoftMax   int      // masked softmax nodes: attention that runs without flash attention
+	Weights   uint64   // hash of the weights and adapters in this part of the graph; a sum over them, so parts add up
+	Adapters  uint64   // which adapters are applied to them, and how much; 0: none
+
+	FirstBlock, LastBlock int32 // of the model, whose weights were hashed; FirstBlock -1: of none
+	Ends                  int32 // 1: so were those that follow the last block
+
+	KnowsWeights bool           // the answer: no more hashes are wanted
+	Notes        []kvindex.Note // the answer, in C memory
+}
+
+// scan is the row of mask values of one query token.
+func (n *Node) scan(stream, token int) unsafe.Pointer {
+	return unsafe.Add(n.Scan, int64(stream)*n.ScanStreamStride+int64(token)*n.ScanTokenStride)
+}
+
+// sees tells whether a query token's mask leaves a slot visible.
+func (n *Node) sees(stream, token int, slot int64) bool {
+	row := n.scan(stream, token)
+	if n.ScanType == cpu.F16 {
+		return *(*uint16)(unsafe.Add(row, 2*slot)) != 0xFC00 // -inf
+	}
+	return *(*uint32)(unsafe.Add(row, 4*slot)) != 0xFF800000
+}

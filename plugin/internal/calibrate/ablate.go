@@ -1,0 +1,23 @@
+package calibrate
+
+import (
+	"lessismore/plugin/internal/selection"
+)
+
+// ablate prepares a step of an ablation.
+func (c *Calibrator) ablate(x *selection.Ablation) {
+	c.Kind, c.ablated = StepAblate, *x
+}
+
+// Role is a layer's in the step that has begun.
+func (c *Calibrator) Role(layer int) selection.Role {
+	switch {
+	case c.Kind != StepAblate:
+		return c.Roles.Role(layer)
+	case layer == c.ablated.Select:
+		return selection.RoleSelect
+	case layer == c.ablated.Sparse:
+		return selection.RoleSparse
+	}
+	return selection.RoleFull
+}

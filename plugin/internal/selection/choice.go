@@ -1,0 +1,151 @@
+package selection
+
+import (
+	"math"
+	"slices"
+)
+
+// What a choice of selection layers may be.
+const (
+	// FirstSelection is the lowest layer that is chosen: the layers below it attend to everything. Early
+	// layers look everywhere, and what they lose all others lose.
+	FirstSelection = 2
+	// LeastMeasured is the smallest model that has a choice to make.
+	LeastMeasured = FirstSelection + 3
+	// LossTolerance is how much more of a head's attention a choice may lose that reads less. The loss of
+	// 32 measured steps is known to about that (docs/auto.md).
+	LossTolerance = 0.05
+)
+
+// Losses is what was measured of a model: at(i, j) is the share of its attention that the worst head of
+// layer j loses by attending to the token set of layer i < j instead of its own best set.
+type Losses struct {
+	layers int
+	Loss   []float32 // a triangle: layer j's losses begin at j*(j-1)/2
+	err    []float32 // standard error of each
+}
+
+func NewLosses(layers int) Losses {
+	n := layers * (layers - 1) / 2
+	return Losses{layers, make([]float32, n), make([]float32, n)}
+}
+
+// Pair is where the loss of layer j on the set of layer i < j is kept.
+func Pair(i, j int) int { return j*(j-1)/2 + i }
+
+func (l *Losses) at(i, j int) float64 { return float64(l.Loss[Pair(i, j)]) }
+
+// DenseCap is how many layers of a model may attend to everything in a choice: a third, as in the paper's
+// settings at most, and never fewer than two layers and their selections need.
+func DenseCap(layers, selections int) int {
+	return max(layers/3, FirstSelection+selections)
+}
+
+// Worst is the largest loss of a choice.
+func (l *Losses) Worst(choice []int) float64 {
+	worst, at := 0.0, 0
+	for j := choice[0] + 1; j < l.layers; j++ {
+		if at+1 < len(choice) && choice[at+1] == j {
+			at++
+			continue
+		}
+		worst = max(worst, l.at(choice[at], j))
+	}
+	return worst
+}
+
+// Choose finds the selection layers that lose least: the largest loss over the sparse layers counts,
+// and among choices within a tolerance of the best the one that reads fewest bytes, that is with the
+// fewest layers that attend to everything; then the smaller loss.
+func (l *Losses) Choose(selections int) []int {
+	var best []int
+	bestLoss := math.Inf(1)
+	type candidate struct {
+		layers []int
+		loss   float64
+	}
+	var all []candidate
+	for first := FirstSelection; first < l.layers-1; first++ {
+		for count, c := range l.from(first, selections) {
+			if c == nil || first+count+1 > DenseCap(l.layers, selections) {
+				continue
+			}
+			loss := l.Worst(c)
+			all = append(all, candidate{c, loss})
+			bestLoss = min(bestLoss, loss)
+		}
+	}
+	dense := func(c candidate) int { return c.layers[0] + len(c.layers) }
+	chosen := candidate{loss: math.Inf(1)}
+	for _, c := range all {
+		if c.loss > bestLoss+LossTolerance {
+			continue
+		}
+		if best == nil || dense(c) < dense(chosen) || dense(c) == dense(chosen) && c.loss < chosen.loss {
+			best, chosen = c.layers, c
+		}
+	}
+	return best
+}
+
+// from finds, for 1, 2, … selection layers of which the first is given, those that lose least: by the
+// largest loss, then by the sum, over the layers that follow each selection.
+func (l *Losses) from(first, selections int) [][]int {
+	type cost struct{ most, sum float64 }
+	less := func(a, b cost) bool { return a.most < b.most || a.most == b.most && a.sum < b.sum }
+	join := func(a, b cost) cost { return cost{max(a.most, b.most), a.sum + b.sum} }
+	// span(i)[k]: what layers i+1 .. k-1 lose on the set of layer i.
+	span := make([][]cost, l.layers)
+	for i := first; i < l.layers; i++ {
+		span[i] = make([]cost, l.layers+1)
+		for k := i + 2; k <= l.layers; k++ {
+			x := l.at(i, k-1)
+			span[i][k] = join(span[i][k-1], cost{x, x})
+		}
+	}
+	out := make([][]int, selections)
+	// best[i]: the cheapest way to have layer i as the latest of count selections; before layer i only.
+	best := make([]cost, l.layers)
+	for i := range best {
+		best[i] = cost{math.Inf(1), 0}
+	}
+	best[first] = cost{}
+	previous := [][]int{}
+	for count := range selections {
+		last, end := -1, cost{math.Inf(1), 0}
+		for i := first; i < l.layers-1; i++ {
+			if math.IsInf(best[i].most, 1) {
+				continue
+			}
+			if c := join(best[i], span[i][l.layers]); last < 0 || less(c, end) {
+				last, end = i, c
+			}
+		}
+		if last < 0 {
+			break
+		}
+		for k, at := len(previous)-1, last; ; k-- {
+			out[count] = append(out[count], at)
+			if k < 0 {
+				break
+			}
+			at = previous[k][at]
+		}
+		slices.Reverse(out[count])
+
+		next, from := make([]cost, l.layers), make([]int, l.layers)
+		for i := range next {
+			next[i] = cost{math.Inf(1), 0}
+			for p := first; p < i; p++ {
+				if math.IsInf(best[p].most, 1) {
+					continue
+				}
+				if c := join(best[p], span[p][i]); math.IsInf(next[i].most, 1) || less(c, next[i]) {
+					next[i], from[i] = c, p
+				}
+			}
+		}
+		best, previous = next, append(previous, from)
+	}
+	return out
+}

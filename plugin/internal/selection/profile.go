@@ -1,0 +1,280 @@
+package selection
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"lessismore/plugin/internal/files"
+	"lessismore/plugin/internal/settings"
+)
+
+const (
+	profileFormat = 1
+	ProfileCap    = 8 << 20 // bytes of a file that is read
+)
+
+// Identity is what tells a model from others, as far as the hook can see it.
+type Identity struct {
+	Layers   int     `json:"layers"` // that can take part
+	First    int32   `json:"first_layer"`
+	Last     int32   `json:"last_layer"`
+	Heads    int32   `json:"heads"`
+	KVHeads  int32   `json:"kv_heads"`
+	KeyDim   int32   `json:"key_dim"`
+	ValueDim int32   `json:"value_dim"`
+	Scale    float32 `json:"scale"`
+	Softcap  float32 `json:"softcap"`
+	MaxBias  float32 `json:"max_bias"`
+	Weights  string  `json:"weights"` // hash of names, shapes and samples of the weights
+}
+
+// UnknownWeights begins the identity of a model that no file can be kept of.
+const UnknownWeights = "unknown"
+
+// Conditions are what a measurement depends on besides the model.
+type Conditions struct {
+	Budget     int     `json:"budget"`
+	Recency    float64 `json:"recency"`
+	SinkTokens int     `json:"sink_tokens"`
+	Policy     string  `json:"policy"`
+	Selections int     `json:"selections"`
+}
+
+func SettingsOf(c *settings.Config) Conditions {
+	return Conditions{c.Budget, c.Recency, c.SinkTokens, c.Policy.String(), c.Selections}
+}
+
+// Fingerprint names the profile of a model under settings.
+func Fingerprint(about Identity, with Conditions) string {
+	text, _ := json.Marshal(struct {
+		Identity
+		Conditions
+	}{about, with})
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
+}
+
+// Profile is what was learned about a model: a small JSON file.
+type Profile struct {
+	Format      int        `json:"format"`
+	Library     string     `json:"library"`
+	Fingerprint string     `json:"fingerprint"`
+	Model       Identity   `json:"model"`
+	Settings    Conditions `json:"settings"`
+	Choice      []int      `json:"choice"` // selection layers
+	Worst       float64    `json:"worst_loss"`
+	Measured    struct {
+		Measure string `json:"measure"`
+		Steps   int    `json:"steps"`
+		Tokens  int    `json:"tokens"`
+		Budget  int    `json:"probe_budget"`
+		Reach   int    `json:"reach"` // in budgets
+	} `json:"measured"`
+	// Row j-1: what the worst head of layer j loses on the sets of layers 0 .. j-1, and its standard error.
+	Loss  [][]float32 `json:"loss"`
+	Error [][]float32 `json:"loss_error"`
+	// What was found by intervention; the choice is then by that, and the loss what the guard expects of it.
+	Calibrated *Calibration `json:"calibrated,omitempty"`
+}
+
+// Calibration is what one layer at a time does to the next token, attending to another layer's set.
+type Calibration struct {
+	Measure   string `json:"measure"`
+	Positions int    `json:"positions"` // of the text that were tried
+	Tokens    int    `json:"tokens"`    // visible at the last of them
+	// Row j-1: divergence from the dense model, in nats, with layer j alone on the sets of layers 0 .. j-1, mean
+	// over the positions, and its standard error; -1: not tried.
+	Nats  [][]float32 `json:"nats"`
+	Error [][]float32 `json:"nats_error"`
+}
+
+// profile states what is known of the model now.
+func (m *Model) profile() *Profile {
+	p := &Profile{Format: profileFormat, Library: settings.Version, Model: m.About, Settings: SettingsOf(&m.Config),
+		Choice: m.Roles.Selections(), Worst: Round(m.measured.Worst(m.Roles.Selections()))}
+	p.Fingerprint = Fingerprint(m.About, p.Settings)
+	p.Measured.Measure = "share of its attention that the worst head loses against the layer's own set, mean over steps"
+	p.Measured.Steps, p.Measured.Tokens = m.measured.steps, m.measured.tokens
+	p.Measured.Budget, p.Measured.Reach, p.Calibrated = m.measured.budget, m.Reach, m.truth
+	for j := 1; j < m.Layers; j++ {
+		loss, err := make([]float32, j), make([]float32, j)
+		for i := range j {
+			loss[i], err[i] = float32(Round(m.measured.at(i, j))), float32(Round(float64(m.measured.err[Pair(i, j)])))
+		}
+		p.Loss, p.Error = append(p.Loss, loss), append(p.Error, err)
+	}
+	return p
+}
+
+func Round(x float64) float64 { return math.Round(x*1e4) / 1e4 }
+
+// measurement is the profile's, as it was before it became a file.
+func (p *Profile) measurement() measurement {
+	m := measurement{NewLosses(p.Model.Layers), p.Measured.Steps, p.Measured.Tokens, p.Measured.Budget}
+	for j := range p.Loss {
+		copy(m.Loss[Pair(0, j+1):], p.Loss[j])
+		copy(m.err[Pair(0, j+1):], p.Error[j])
+	}
+	return m
+}
+
+// fits tells why a profile is not this model's; nil if it is.
+func (p *Profile) fits(about Identity, with Conditions) error {
+	if p.Format != profileFormat {
+		return fmt.Errorf("its format is %d, not %d", p.Format, profileFormat)
+	}
+	for _, f := range []struct {
+		name       string
+		its, needs any
+	}{
+		{"layers", p.Model.Layers, about.Layers}, {"first_layer", p.Model.First, about.First},
+		{"last_layer", p.Model.Last, about.Last}, {"heads", p.Model.Heads, about.Heads},
+		{"kv_heads", p.Model.KVHeads, about.KVHeads}, {"key_dim", p.Model.KeyDim, about.KeyDim},
+		{"value_dim", p.Model.ValueDim, about.ValueDim}, {"scale", p.Model.Scale, about.Scale},
+		{"softcap", p.Model.Softcap, about.Softcap}, {"max_bias", p.Model.MaxBias, about.MaxBias},
+		{"weights", p.Model.Weights, about.Weights}, {"budget", p.Settings.Budget, with.Budget},
+		{"recency", p.Settings.Recency, with.Recency}, {"sink_tokens", p.Settings.SinkTokens, with.SinkTokens},
+		{"policy", p.Settings.Policy, with.Policy}, {"selections", p.Settings.Selections, with.Selections},
+	} {
+		if f.its != f.needs {
+			return fmt.Errorf("it was made for %s %v, here it is %v", f.name, f.its, f.needs)
+		}
+	}
+	return p.sound()
+}
+
+// sound tells what is wrong with a profile that may have been edited.
+func (p *Profile) sound() error {
+	n := p.Model.Layers
+	if len(p.Choice) == 0 || len(p.Choice) > settings.MaxSelections {
+		return fmt.Errorf("choice has %d layers", len(p.Choice))
+	}
+	for i, l := range p.Choice {
+		if l < 0 || l >= n || i > 0 && l <= p.Choice[i-1] {
+			return fmt.Errorf("choice %v is not ascending layers in 0 .. %d", p.Choice, n-1)
+		}
+	}
+	if err := triangle("loss", n, p.Loss, p.Error, 0, 1, "a share"); err != nil || p.Calibrated == nil {
+		return err
+	}
+	return triangle("calibrated", n, p.Calibrated.Nats, p.Calibrated.Error, -1, mostNats, "a divergence")
+}
+
+// mostNats bounds a divergence that is read; what is measured stays far below.
+const mostNats = 1e6
+
+// triangle tells what is wrong with a number per pair of layers, and its error.
+func triangle(name string, layers int, of, errors [][]float32, leastError, most float32, what string) error {
+	if len(of) != layers-1 || len(errors) != layers-1 {
+		return fmt.Errorf("%s is not for %d layers", name, layers)
+	}
+	for j := range of {
+		if len(of[j]) != j+1 || len(errors[j]) != j+1 {
+			return fmt.Errorf("%s of layer %d is not for %d layers", name, j+1, j+1)
+		}
+		for i := range of[j] {
+			if x, e := of[j][i], errors[j][i]; x < -1 || x > most || e < leastError || e > most {
+				return fmt.Errorf("%s of layer %d is not %s", name, j+1, what)
+			}
+		}
+	}
+	return nil
+}
+
+// Profiles is where profiles are kept: at Path, or by fingerprint in Dir; nowhere with both empty.
+type Profiles struct {
+	Dir  string
+	Path string
+}
+
+// ProfileFile is one model's place in it.
+type ProfileFile struct {
+	Path  string
+	Given bool // by the user: not to be overwritten if it is another model's
+	keep  bool // nothing may be written
+}
+
+func (p Profiles) File(name string) ProfileFile {
+	switch {
+	case p.Path != "":
+		return ProfileFile{Path: p.Path, Given: true}
+	case p.Dir != "":
+		return ProfileFile{Path: filepath.Join(p.Dir, name+".json")}
+	}
+	return ProfileFile{}
+}
+
+// load reads the model's profile; nil: there is none that fits, and the log says so.
+func (f *ProfileFile) load(m *Model) *Profile {
+	if f.Path == "" {
+		return nil
+	}
+	p, err := ReadProfile(f.Path, f.Given)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err == nil {
+		err = p.fits(m.About, SettingsOf(&m.Config))
+	}
+	if err != nil {
+		f.keep = f.Given
+		m.Log(settings.LogInfo, fmt.Sprintf("profile %s is not used: %v", f.Path, err))
+		return nil
+	}
+	return p
+}
+
+// ReadProfile reads a regular file of bounded size; through a symbolic link only where the user named it.
+func ReadProfile(path string, follow bool) (*Profile, error) {
+	flags := os.O_RDONLY | syscall.O_NONBLOCK // a pipe must not make the host wait
+	if !follow {
+		flags |= syscall.O_NOFOLLOW
+	}
+	file, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	about, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !about.Mode().IsRegular() || about.Size() > ProfileCap {
+		return nil, fmt.Errorf("it is no regular file of at most %d bytes", ProfileCap)
+	}
+	text, err := io.ReadAll(io.LimitReader(file, ProfileCap+1))
+	if err != nil {
+		return nil, err
+	}
+	p := &Profile{}
+	if err := json.Unmarshal(text, p); err != nil {
+		return nil, fmt.Errorf("it is no profile: %v", err)
+	}
+	return p, nil
+}
+
+// Save writes a profile, whole or not at all.
+func (f *ProfileFile) Save(p *Profile, log func(settings.LogLevel, string)) {
+	if f.Path == "" || f.keep {
+		return
+	}
+	text, err := json.Marshal(p)
+	if err == nil && !f.Given {
+		err = os.MkdirAll(filepath.Dir(f.Path), 0o700)
+	}
+	if err == nil {
+		err = files.Save(f.Path, append(text, '\n'), !f.Given)
+	}
+	if err != nil {
+		log(settings.LogInfo, fmt.Sprintf("profile is not saved: %v", err))
+		return
+	}
+	log(settings.LogDebug, "profile saved: "+f.Path)
+}

@@ -1,0 +1,293 @@
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"lessismore/plugin/internal/files"
+)
+
+// Policy is how a selection layer ranks candidates.
+type Policy int32
+
+const (
+	// Union merges the heads' rankings, rank by rank: the method of the paper.
+	Union Policy = 0
+	// Mass ranks by the softmax probability summed over the heads.
+	Mass Policy = 1
+)
+
+// String is the name that ParsePolicy takes.
+func (p Policy) String() string {
+	switch p {
+	case Union:
+		return "union"
+	case Mass:
+		return "mass"
+	}
+	return fmt.Sprintf("policy(%d)", int32(p))
+}
+
+// LogLevel is how much the library says on standard error.
+type LogLevel int32
+
+const (
+	LogOff LogLevel = iota
+	LogInfo
+	LogDebug
+)
+
+// Limits of the configuration. MaxBudget is far above any context that exists; it keeps sums in range.
+const (
+	MaxBudget     = 1 << 24
+	MaxLayer      = 4095
+	MaxSelections = 64
+	MaxGuard      = 1 << 20
+	MaxInterval   = 64
+	MaxTrace      = 1 << 16
+	DefaultTrace  = 1024 // where it is just on
+	DefaultGuard  = 16   // steps between audits
+)
+
+// Config is what a user may choose. The zero value is not valid; start from DefaultConfig.
+type Config struct {
+	Budget     int     // tokens that a sparse layer attends to
+	Layers     []int   // selection layers, ascending, counted among the layers that can take part; nil: found by measuring
+	Recency    float64 // share of the budget kept for the newest tokens, 0 to 1
+	SinkTokens int     // first tokens that are always kept, out of the recency share
+	Policy     Policy
+	Selections int // at most so many selection layers are chosen where Layers is nil
+	Guard      int // steps between two audits of a choice; 0: none
+	Interval   int // steps that a token set serves; 1: it is chosen afresh in each
+	Trace      int // steps of a context whose token sets the statistics keep, at most; 0: none
+}
+
+// DefaultConfig is the paper's setting, with layers found by measuring.
+func DefaultConfig() Config {
+	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1}
+}
+
+// Validate returns an error that names the first field with a bad value.
+func (c Config) Validate() error {
+	switch {
+	case c.Budget < 1 || c.Budget > MaxBudget:
+		return fmt.Errorf("budget %d is not in 1 .. %d tokens", c.Budget, MaxBudget)
+	case math.IsNaN(c.Recency) || c.Recency < 0 || c.Recency > 1:
+		return fmt.Errorf("recency %v is not in 0 .. 1", c.Recency)
+	case c.SinkTokens < 0 || c.SinkTokens > MaxBudget:
+		return fmt.Errorf("sink_tokens %d is not in 0 .. %d", c.SinkTokens, MaxBudget)
+	case c.Policy != Union && c.Policy != Mass:
+		return fmt.Errorf("policy %d is unknown (0 is union, 1 is mass)", int32(c.Policy))
+	case c.Selections < 1 || c.Selections > MaxSelections:
+		return fmt.Errorf("selections %d is not in 1 .. %d", c.Selections, MaxSelections)
+	case c.Guard < 0 || c.Guard > MaxGuard:
+		return fmt.Errorf("guard %d is not in 0 .. %d steps", c.Guard, MaxGuard)
+	case c.Interval < 1 || c.Interval > MaxInterval:
+		return fmt.Errorf("interval %d is not in 1 .. %d steps", c.Interval, MaxInterval)
+	case c.Trace < 0 || c.Trace > MaxTrace:
+		return fmt.Errorf("trace %d is not in 0 .. %d steps", c.Trace, MaxTrace)
+	case len(c.Layers) > MaxSelections:
+		return fmt.Errorf("layers has %d entries, at most %d are possible", len(c.Layers), MaxSelections)
+	}
+	for i, l := range c.Layers {
+		if l < 0 || l > MaxLayer {
+			return fmt.Errorf("layers names layer %d, which is not in 0 .. %d", l, MaxLayer)
+		}
+		if i > 0 && l <= c.Layers[i-1] {
+			return fmt.Errorf("layers is not ascending: %d follows %d", l, c.Layers[i-1])
+		}
+	}
+	return nil
+}
+
+// Environment is a configuration as the environment states it.
+type Environment struct {
+	Config
+	Enabled   bool
+	Log       LogLevel
+	StatsPath string // "" : none is written
+	Profiles  bool   // what is learned about models is kept in files
+	Profile   string // in this file; "": in the user's cache directory
+	CUDA      bool   // the host's CUDA devices are taken part in, too
+}
+
+// FromEnvironment reads the LESSISMORE_* variables through lookup. A wrong value gives an error that
+// names the variable and the value: the library then stays inert, it never guesses. hasCUDA tells whether this build has
+// the CUDA engine.
+func FromEnvironment(lookup func(name string) (string, bool), hasCUDA bool) (Environment, error) {
+	env := Environment{Config: DefaultConfig(), Enabled: true, Log: LogInfo, Profiles: true}
+	var first error // the others are read all the same: the log and the statistics tell what is wrong
+	for _, v := range variables {
+		s, ok := lookup(v.name)
+		if !ok || s == "" {
+			continue
+		}
+		before := env
+		if err := v.set(&env, s); err != nil {
+			env = before
+			if first == nil {
+				first = fmt.Errorf("%s=%q: %w", v.name, s, err)
+			}
+		}
+	}
+	if first == nil && env.CUDA {
+		if err := env.onCUDA(hasCUDA); err != nil {
+			first = fmt.Errorf("LESSISMORE_CUDA=\"on\": %w", err)
+		}
+	}
+	return env, first
+}
+
+// onCUDA names what the other settings lack for a host's CUDA devices.
+func (env *Environment) onCUDA(built bool) error {
+	switch {
+	case !built:
+		return errors.New("this build of the library has no CUDA engine")
+	case env.Layers == nil:
+		return errors.New("name the layers that choose, such as LESSISMORE_LAYERS=2,12: on a GPU they are not found by measuring")
+	case env.Interval > 1:
+		return fmt.Errorf("LESSISMORE_INTERVAL=%d: on a GPU, a token set serves one step", env.Interval)
+	case env.Trace > 0:
+		return errors.New("LESSISMORE_TRACE: what is attended to on a GPU is not kept")
+	}
+	return nil
+}
+
+var variables = []struct {
+	name string
+	set  func(env *Environment, s string) error
+}{
+	{"LESSISMORE_LOG", func(env *Environment, s string) (err error) {
+		env.Log, err = choice(s, map[string]LogLevel{"off": LogOff, "info": LogInfo, "debug": LogDebug}, "off, info or debug")
+		return err
+	}},
+	{"LESSISMORE_STATS", func(env *Environment, s string) error {
+		env.StatsPath = files.ExpandPID(s)
+		return usable(env.StatsPath)
+	}},
+	{"LESSISMORE", func(env *Environment, s string) (err error) {
+		env.Enabled, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
+		return err
+	}},
+	{"LESSISMORE_CUDA", func(env *Environment, s string) (err error) {
+		env.CUDA, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
+		return err
+	}},
+	{"LESSISMORE_BUDGET", func(env *Environment, s string) (err error) {
+		env.Budget, err = integer(s, 1, MaxBudget)
+		return err
+	}},
+	{"LESSISMORE_LAYERS", func(env *Environment, s string) (err error) {
+		if strings.EqualFold(s, "auto") {
+			env.Layers = nil
+			return nil
+		}
+		env.Layers, err = layers(s)
+		return err
+	}},
+	{"LESSISMORE_SELECTIONS", func(env *Environment, s string) (err error) {
+		env.Selections, err = integer(s, 1, MaxSelections)
+		return err
+	}},
+	{"LESSISMORE_GUARD", func(env *Environment, s string) (err error) {
+		env.Guard, err = switched(s, MaxGuard, DefaultGuard)
+		return err
+	}},
+	{"LESSISMORE_INTERVAL", func(env *Environment, s string) (err error) {
+		env.Interval, err = integer(s, 1, MaxInterval)
+		return err
+	}},
+	{"LESSISMORE_TRACE", func(env *Environment, s string) (err error) {
+		env.Trace, err = switched(s, MaxTrace, DefaultTrace)
+		return err
+	}},
+	{"LESSISMORE_PROFILE", func(env *Environment, s string) error {
+		if strings.EqualFold(s, "off") {
+			env.Profile, env.Profiles = "", false
+			return nil
+		}
+		env.Profile = s
+		return usable(s)
+	}},
+	{"LESSISMORE_RECENCY", func(env *Environment, s string) (err error) {
+		env.Recency, err = fraction(s)
+		return err
+	}},
+	{"LESSISMORE_SINK_TOKENS", func(env *Environment, s string) (err error) {
+		env.SinkTokens, err = integer(s, 0, MaxBudget)
+		return err
+	}},
+	{"LESSISMORE_POLICY", func(env *Environment, s string) (err error) {
+		env.Policy, err = choice(s, map[string]Policy{"union": Union, "mass": Mass}, "union or mass")
+		return err
+	}},
+}
+
+func choice[T any](s string, values map[string]T, want string) (T, error) {
+	v, ok := values[strings.ToLower(s)]
+	if !ok {
+		return v, fmt.Errorf("must be %s", want)
+	}
+	return v, nil
+}
+
+func integer(s string, low, high int) (int, error) {
+	v, err := strconv.Atoi(s)
+	if err != nil || v < low || v > high {
+		return 0, fmt.Errorf("must be a whole number in %d .. %d", low, high)
+	}
+	return v, nil
+}
+
+// usable tells what is wrong with the name of a file that is written later, when it is too late to choose another.
+func usable(file string) error {
+	if len(file) > 4000 || strings.ContainsRune(file, 0) {
+		return errors.New("is not a usable file name")
+	}
+	if files.IsFolder(file) {
+		return errors.New("is a folder: name a file in it")
+	}
+	return nil
+}
+
+// switched is a number of steps, or on (that many: usual) or off (0).
+func switched(s string, high, usual int) (int, error) {
+	if steps, e := integer(s, 0, high); e == nil {
+		return steps, nil
+	}
+	on, err := choice(s, map[string]bool{"on": true, "off": false},
+		fmt.Sprintf("on, off, or a number of steps in 0 .. %d", high))
+	if !on {
+		return 0, err
+	}
+	return usual, err
+}
+
+func fraction(s string) (float64, error) {
+	v, err := strconv.ParseFloat(s, 64)
+	if err != nil || math.IsNaN(v) || v < 0 || v > 1 {
+		return 0, fmt.Errorf("must be a number in 0 .. 1")
+	}
+	return v, nil
+}
+
+func layers(s string) ([]int, error) {
+	var out []int
+	for _, part := range strings.Split(s, ",") {
+		l, err := integer(strings.TrimSpace(part), 0, MaxLayer)
+		if err != nil {
+			return nil, fmt.Errorf("must be auto, or layer numbers in 0 .. %d with commas between, such as 2,12", MaxLayer)
+		}
+		if len(out) > 0 && l <= out[len(out)-1] {
+			return nil, fmt.Errorf("must name each layer once, in ascending order")
+		}
+		out = append(out, l)
+	}
+	if len(out) > MaxSelections {
+		return nil, fmt.Errorf("names %d layers, at most %d are possible", len(out), MaxSelections)
+	}
+	return out, nil
+}

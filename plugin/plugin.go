@@ -1,0 +1,106 @@
+// Package plugin is lessismore's public face in Go: an engine is a configuration and what is counted under it, a decoder
+// attends for rows on the CPU or on a GPU. What the C ABI has, it has too, in Go's words (include/lessismore.h says
+// more). The ggml way in is package plugin/ggml; everything else is internal.
+package plugin
+
+import (
+	"lessismore/plugin/internal/backend"
+	"lessismore/plugin/internal/backend/oncpu"
+	"lessismore/plugin/internal/contexts"
+	"lessismore/plugin/internal/cuda"
+	"lessismore/plugin/internal/decode"
+	"lessismore/plugin/internal/fault"
+	"lessismore/plugin/internal/files"
+	"lessismore/plugin/internal/selection"
+	"lessismore/plugin/internal/settings"
+	"lessismore/plugin/internal/stats"
+)
+
+// Settings.
+type (
+	Config   = settings.Config
+	Policy   = settings.Policy
+	LogLevel = settings.LogLevel
+	Profiles = selection.Profiles
+)
+
+const (
+	Union    = settings.Union
+	Mass     = settings.Mass
+	LogOff   = settings.LogOff
+	LogInfo  = settings.LogInfo
+	LogDebug = settings.LogDebug
+	Version  = settings.Version
+	HasCUDA  = cuda.Built // this build has the CUDA engine
+)
+
+// Bounds.
+const (
+	MaxBudget     = settings.MaxBudget
+	MaxLayer      = settings.MaxLayer
+	MaxSelections = settings.MaxSelections
+	MaxGuard      = settings.MaxGuard
+	MaxInterval   = settings.MaxInterval
+	MaxTrace      = settings.MaxTrace
+	MaxSlots      = backend.MaxSlots
+	MaxRows       = backend.MaxRows
+)
+
+// DefaultConfig is the paper's setting, with layers found by measuring.
+func DefaultConfig() Config { return settings.DefaultConfig() }
+
+// An engine, its decoders and what they take.
+type (
+	Engine        = contexts.Engine
+	Ablation      = selection.Ablation
+	Roles         = selection.Roles
+	Workers       = oncpu.Workers
+	Decoder       = decode.Decoder
+	DecoderParams = backend.Params
+	Attention     = backend.Attention
+	RowView       = backend.RowView
+	KVView        = backend.KVView
+	Stats         = stats.Stats
+	Report        = stats.Report
+)
+
+const (
+	CPU        = backend.CPU
+	MaxOrdinal = backend.MaxOrdinal
+	FP8        = backend.FP8
+)
+
+// NewEngine makes an engine. The configuration's error, if any, names the field and the value.
+func NewEngine(config Config) (*Engine, error) { return contexts.NewEngine(config) }
+
+// NewWorkers makes teams of that many threads, the caller's own included; 0 stands for one per CPU.
+func NewWorkers(size int) *Workers { return oncpu.NewWorkers(size) }
+
+// NewRoles assigns roles for a model with that many layers that can take part.
+func NewRoles(layers int, config Config) (Roles, error) { return selection.NewRoles(layers, config) }
+
+// NewDecoder makes a decoder on an engine, of a model with that many layers. workers are what the CPU's run on.
+func NewDecoder(engine *Engine, layers int, workers *Workers, params DecoderParams) (*Decoder, error) {
+	return decode.NewDecoder(engine, layers, workers, params)
+}
+
+// WorkSize is the device memory that a decoder needs beside keys and values; 0 on the CPU.
+func WorkSize(engine *Engine, layers int, params DecoderParams) (uint64, error) {
+	return decode.WorkSize(engine, layers, params)
+}
+
+// IsFolder tells whether a name is a folder's, links followed.
+func IsFolder(path string) bool { return files.IsFolder(path) }
+
+// Error is a refused call. Its text names the argument and the value.
+type (
+	Error = fault.Error
+	Kind  = fault.Kind
+)
+
+const (
+	BadArgument  = fault.BadArgument
+	Unsupported  = fault.Unsupported
+	NoMemory     = fault.NoMemory
+	DeviceFailed = fault.DeviceFailed
+)

@@ -1,4 +1,0 @@
-package plugin
-
-// Version is the library's, the header's and the Python package's.
-const Version = "0.1.0"
