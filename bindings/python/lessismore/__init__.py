@@ -29,6 +29,7 @@ from ._errors import (
 from ._version import __version__
 from .decoder import Decoder
 from .engine import Engine
+from .settings import Settings
 from ._library import library_path
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "HandleError",
     "LibraryError",
     "OutOfMemoryError",
+    "Settings",
     "Status",
     "UnsupportedError",
     "__version__",

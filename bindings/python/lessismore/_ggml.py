@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import Callable, Iterable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 from . import _library
 from ._errors import ArgumentError, Error, UnsupportedError
-from .engine import Engine, Path
+from .engine import Engine
+from .settings import Path, Settings, changed
 
 MAX_LAYERS = 4096
 LOG = ("off", "info", "debug")
@@ -18,58 +19,20 @@ _lock = threading.Lock()
 _in_force: Optional[dict[str, str]] = None  # a process has one configuration
 
 
-def settings(
-    budget: Optional[int],
-    layers: Optional[Iterable[int]],
-    recency: Optional[float],
-    sink_tokens: Optional[int],
-    policy: Optional[str],
-    selections: Optional[int],
-    guard: Optional[int],
-    interval: Optional[int],
-    profile: Optional[Path],
-    trace: Optional[int],
-    log: Optional[str],
-    stats: Optional[str],
-) -> dict[str, str]:
+def variables(settings: Optional[Settings], changes: dict[str, Any], log: Optional[str], stats: Optional[Path]) -> dict[str, str]:
     """The environment variables that state these values. Raises ArgumentError, TypeError."""
-    numbers = None if layers is None else list(layers)
-    files = {"profile": profile, "stats": stats}
-    paths = {name: None if path is None else os.fsdecode(path) for name, path in files.items()}
-    # An engine that nobody uses tells what is wrong with the values.
-    Engine(
-        MAX_LAYERS,
-        budget=budget,
-        layers=numbers,
-        recency=recency,
-        sink_tokens=sink_tokens,
-        policy=policy,
-        selections=selections,
-        guard=guard,
-        interval=interval,
-        profile=None if paths["profile"] == "off" else paths["profile"],
-        trace=trace,
-        n_threads=1,
-    ).close()
-    if paths["stats"] is not None and os.path.isdir(paths["stats"]):
-        raise ArgumentError(f"stats = {paths['stats']!r} is a folder: name a file in it")
-    if log is not None and log not in LOG:
-        raise ArgumentError(f"log = {log!r} is none of {', '.join(LOG)}")
-    given = {
-        "LESSISMORE_BUDGET": budget,
-        "LESSISMORE_LAYERS": None if numbers is None else ",".join(map(str, numbers)),
-        "LESSISMORE_RECENCY": recency,
-        "LESSISMORE_SINK_TOKENS": sink_tokens,
-        "LESSISMORE_POLICY": policy,
-        "LESSISMORE_SELECTIONS": selections,
-        "LESSISMORE_GUARD": guard,
-        "LESSISMORE_INTERVAL": interval,
-        "LESSISMORE_PROFILE": paths["profile"],
-        "LESSISMORE_TRACE": trace,
-        "LESSISMORE_LOG": log,
-        "LESSISMORE_STATS": paths["stats"],
-    }
-    return {name: str(value) for name, value in given.items() if value is not None}
+    chosen = changed(settings, changes)
+    Engine(MAX_LAYERS, chosen, n_threads=1).close()  # nobody uses it: it tells what is wrong with the values
+    found = chosen.variables()
+    if stats is not None:
+        found["LESSISMORE_STATS"] = os.fsdecode(stats)
+        if os.path.isdir(found["LESSISMORE_STATS"]):
+            raise ArgumentError(f"stats = {found['LESSISMORE_STATS']!r} is a folder: name a file in it")
+    if log is not None:
+        if log not in LOG:
+            raise ArgumentError(f"log = {log!r} is none of {', '.join(LOG)}")
+        found["LESSISMORE_LOG"] = log
+    return found
 
 
 def enable(host: str, load: Callable[[bytes], Optional[int]], wanted: dict[str, str]) -> None:

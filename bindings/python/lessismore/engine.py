@@ -5,16 +5,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from typing import Any, Callable, Iterable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from . import _library
 from ._errors import ArgumentError
 from ._handle import Handle
-from ._values import integer, real
+from ._values import integer
 from .decoder import Decoder
-
-POLICIES = {"union": 0, "mass": 1}
-Path = Union[str, "os.PathLike[str]"]
+from .settings import Path, Settings, changed
 
 
 class Engine(Handle):
@@ -22,19 +20,10 @@ class Engine(Handle):
 
     Args:
         n_layers: attention layers of the model that take part.
-        budget: tokens that a sparse layer attends to; default 2048.
-        layers: selection layers, ascending; default: found by measuring or read from a profile, all layers are full
-            until then.
-        recency: share of the budget that is kept for the newest tokens; default 0.25.
-        sink_tokens: first tokens that are always kept; default 4.
-        policy: "union" (the paper's, default) or "mass".
-        selections: without layers: at most so many choose; default 2.
-        guard: steps between two audits of what was found, about; 0: none; default 16.
-        interval: steps that a token set serves; default 1.
-        trace: steps of a decoder whose token sets report() shows, at most; default 0.
+        settings: how token sets are chosen; any field of it may be given by its name instead, such as budget=1024. See
+            lessismore.Settings. A profile is kept where one is named, by `profile` or `profile_dir`.
         model: text that tells the model from others of its shape, such as a hash of its weights.
-        profile: a file that keeps what is learned about the model, and is read the next time; default: none.
-        profile_dir: the same in a directory, by model and settings; needs model.
+        profile_dir: a directory for profiles, by model and settings; needs model.
         n_threads: threads per call; 0 (default): one per CPU.
         logger: called with a level (0 error, 1 warning, 2 info, 3 debug) and a line of text.
 
@@ -52,52 +41,24 @@ class Engine(Handle):
     def __init__(
         self,
         n_layers: int,
+        settings: Optional[Settings] = None,
         *,
-        budget: Optional[int] = None,
-        layers: Optional[Iterable[int]] = None,
-        recency: Optional[float] = None,
-        sink_tokens: Optional[int] = None,
-        policy: Optional[str] = None,
-        selections: Optional[int] = None,
-        guard: Optional[int] = None,
-        interval: Optional[int] = None,
-        trace: Optional[int] = None,
         model: Optional[str] = None,
-        profile: Optional[Path] = None,
         profile_dir: Optional[Path] = None,
         n_threads: int = 0,
         logger: Optional[Callable[[int, str], Any]] = None,
+        **changes: Any,
     ) -> None:
+        chosen = changed(settings, changes)
         lib = _library.library()
         params = _library.EngineParams()
         lib.lim_engine_default_params(params, ctypes.sizeof(params))
         params.n_layers = integer("n_layers", n_layers, 32)
         params.n_threads = integer("n_threads", n_threads, 32)
-        for name, number in (
-            ("budget", budget),
-            ("sink_tokens", sink_tokens),
-            ("selections", selections),
-            ("guard", guard),
-            ("interval", interval),
-            ("trace", trace),
-        ):
-            if number is not None:
-                setattr(params, name, integer(name, number, 32))
-        for name, text in (("model", model), ("profile", profile), ("profile_dir", profile_dir)):
+        chosen.state(params)
+        for name, text in (("model", model), ("profile", chosen.file), ("profile_dir", profile_dir)):
             if text is not None:
                 setattr(params, name, _bytes(name, text))
-        if recency is not None:
-            params.recency = real("recency", recency)
-        if policy is not None:
-            if not isinstance(policy, str) or policy not in POLICIES:
-                raise ArgumentError(f"policy = {policy!r} is none of {', '.join(POLICIES)}")
-            params.policy = POLICIES[policy]
-        if layers is not None:
-            numbers = [integer("layers", layer, 32) for layer in layers]
-            if not numbers:
-                raise ArgumentError("layers = [] names no layer; None stands for the default")
-            params.layers = (ctypes.c_int32 * len(numbers))(*numbers)
-            params.layers_count = len(numbers)
         self._logger = None  # kept: C holds no reference
         if logger is not None:
             host = logger

@@ -13,37 +13,27 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Iterable, Optional
+from typing import Any, Optional
 
 import llama_cpp
 
 from . import _ggml
-from .engine import Path
+from .settings import Path, Settings
 
 __all__ = ["enable", "main"]
 
 
 def enable(
+    settings: Optional[Settings] = None,
     *,
-    budget: Optional[int] = None,
-    layers: Optional[Iterable[int]] = None,
-    recency: Optional[float] = None,
-    sink_tokens: Optional[int] = None,
-    policy: Optional[str] = None,
-    selections: Optional[int] = None,
-    guard: Optional[int] = None,
-    interval: Optional[int] = None,
-    profile: Optional[Path] = None,
-    trace: Optional[int] = None,
     log: Optional[str] = None,
-    stats: Optional[str] = None,
+    stats: Optional[Path] = None,
+    **changes: Any,
 ) -> None:
     """Has every context that is made from now on decode sparsely.
 
     Args:
-        budget, layers, recency, sink_tokens, policy, selections, guard, interval, trace: see lessismore.Engine.
-            Layers are counted among those that can take part.
-        profile: the file that keeps what was measured of the model; "off": none; default: in the user's cache.
+        settings: see lessismore.Settings; any field of it may be given by its name instead, such as budget=1024.
         log: what goes to standard error: "off", "info" (default) or "debug".
         stats: a file that gets JSON when a context is freed and when the process ends.
 
@@ -62,9 +52,7 @@ def enable(
     _ggml.enable(
         f"llama-cpp-python {llama_cpp.__version__}",
         load,
-        _ggml.settings(
-            budget, layers, recency, sink_tokens, policy, selections, guard, interval, profile, trace, log, stats
-        ),
+        _ggml.variables(settings, changes, log, stats),
     )
 
 

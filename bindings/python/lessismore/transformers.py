@@ -28,7 +28,7 @@ import logging
 import sys
 import threading
 import weakref
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -40,7 +40,8 @@ from ._errors import ArgumentError, Error, UnsupportedError
 from ._cuda import LENGTHS, CudaDecoder
 from ._torch import CpuDecoder
 from ._profiles import profile_dir
-from .engine import Engine, Path
+from .engine import Engine
+from .settings import Settings, changed
 
 __all__ = ["check", "register", "report", "stats"]
 
@@ -60,38 +61,20 @@ EAGER_LOGITS = 1 << 26  # the eager function takes so many query tokens at once 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Settings:
-    budget: Optional[int]
-    layers: Optional[tuple[int, ...]]
-    recency: Optional[float]
-    sink_tokens: Optional[int]
-    policy: Optional[str]
-    selections: Optional[int]
-    guard: Optional[int]
-    interval: Optional[int]
-    profile: Optional[Path]
-    trace: Optional[int]
+class _Configuration:
+    """What a name stands for."""
+
+    settings: Settings
     n_threads: Optional[int]
 
     def engine(self, n_layers: int, about: Optional[str] = None) -> Engine:
         """For a model that `about` tells from others."""
-        threads = torch.get_num_threads() if self.n_threads is None else self.n_threads
-        given = self.profile is not None and self.profile != "off"
         return Engine(
             n_layers,
-            budget=self.budget,
-            layers=self.layers,
-            recency=self.recency,
-            sink_tokens=self.sink_tokens,
-            policy=self.policy,
-            selections=self.selections,
-            guard=self.guard,
-            interval=self.interval,
-            trace=self.trace,
+            self.settings,
             model=about,
-            profile=self.profile if given else None,
-            profile_dir=profile_dir() if self.profile is None and about is not None else None,
-            n_threads=threads,
+            profile_dir=profile_dir() if self.settings.profile is None and about is not None else None,
+            n_threads=torch.get_num_threads() if self.n_threads is None else self.n_threads,
             logger=_log,
         )
 
@@ -102,27 +85,18 @@ def _log(level: int, text: str) -> None:
 
 def register(
     name: str = NAME,
+    settings: Optional[Settings] = None,
     *,
-    budget: Optional[int] = None,
-    layers: Optional[Iterable[int]] = None,
-    recency: Optional[float] = None,
-    sink_tokens: Optional[int] = None,
-    policy: Optional[str] = None,
-    selections: Optional[int] = None,
-    guard: Optional[int] = None,
-    interval: Optional[int] = None,
-    profile: Optional[Path] = None,
-    trace: Optional[int] = None,
     n_threads: Optional[int] = None,
+    **changes: Any,
 ) -> None:
     """Makes attn_implementation=name mean this configuration, for every model that is called from now on.
 
     Args:
         name: several configurations may have several names; the same name again replaces what it meant.
-        budget, layers, recency, sink_tokens, policy, selections, guard, interval, trace: see lessismore.Engine.
-            Layers are counted among the full-attention layers of the model. An interval is not for beams.
-        profile: the file that keeps what was measured of the model; "off": none; default: in the user's cache, by
-            the model's configuration and samples of its weights.
+        settings: see lessismore.Settings; any field of it may be given by its name instead, such as budget=1024. Layers are
+            counted among the full-attention layers of the model. An interval is not for beams. A profile is in the user's
+            cache by default, by the model's configuration and samples of its weights.
         n_threads: threads per layer; default: as many as torch uses when the model is first called.
 
     Raises:
@@ -131,12 +105,9 @@ def register(
     """
     if name in ALL_ATTENTION_FUNCTIONS and not isinstance(ALL_ATTENTION_FUNCTIONS[name], _Attention):
         raise ArgumentError(f"name = {name!r} is an attention function of transformers")
-    numbers = None if layers is None else tuple(layers)
-    settings = _Settings(
-        budget, numbers, recency, sink_tokens, policy, selections, guard, interval, profile, trace, n_threads
-    )
-    settings.engine(MAX_LAYERS).close()  # tells what is wrong with the values
-    ALL_ATTENTION_FUNCTIONS.register(name, _Attention(settings))
+    configuration = _Configuration(changed(settings, changes), n_threads)
+    configuration.engine(MAX_LAYERS).close()  # tells what is wrong with the values
+    ALL_ATTENTION_FUNCTIONS.register(name, _Attention(configuration))
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, _mask)
 
 
@@ -157,7 +128,7 @@ def check(model: torch.nn.Module) -> None:
     met = 0
     for module in model.modules():
         if getattr(module, "config", None) is config and hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
-            layer = _meet(function.settings, module)
+            layer = _meet(function.configuration, module)
             _last.model = layer.model.weak
             weight: torch.Tensor = next(module.parameters())
             dtype = weight.dtype  # of query and key, too, unless weights are quantised or autocast has its way
@@ -172,7 +143,7 @@ def check(model: torch.nn.Module) -> None:
                     raise UnsupportedError(f"{layer.name}: {e}") from None
             met += 1
         elif getattr(module, "is_causal", True) is False and _attends(module) is function:
-            _meet(function.settings, module)  # says why not
+            _meet(function.configuration, module)  # says why not
     if not met:
         raise UnsupportedError(f"{type(model).__name__} has no attention layer that could be taken")
 
@@ -230,8 +201,8 @@ def _serves(model: torch.nn.Module) -> _Model:
 class _Model:
     """The language model that a group of attention layers forms: its engine, and its threads' decoders."""
 
-    def __init__(self, settings: _Settings, config: Any, first: torch.nn.Module) -> None:
-        self.settings, self.config = settings, config
+    def __init__(self, configuration: _Configuration, config: Any, first: torch.nn.Module) -> None:
+        self.configuration, self.config = configuration, config
         self.types = _layer_types(config)
         taken = [i for i, kind in enumerate(self.types) if kind == TAKEN]
         if not taken:
@@ -239,7 +210,7 @@ class _Model:
             raise UnsupportedError(f"{_named(config)} has no full-attention layer: {kinds}")
         self.taken = {layer: index for index, layer in enumerate(taken)}
         self.members: dict[int, weakref.ref[torch.nn.Module]] = {}
-        self.engine = settings.engine(len(taken), _about(config, first))
+        self.engine = configuration.engine(len(taken), _about(config, first))
         self.prompt_calls = self.passed_calls = 0
         self.short_calls = 0  # of several query tokens behind others, one after another
         self.short_said = False
@@ -308,8 +279,8 @@ _last = threading.local()  # .model: whose layer was last called on this thread,
 class _Attention:
     """The function that models call, once per layer."""
 
-    def __init__(self, settings: _Settings) -> None:
-        self.settings = settings
+    def __init__(self, configuration: _Configuration) -> None:
+        self.configuration = configuration
 
     # Traced, it would compute something else.
     @torch.compiler.disable(reason="lessismore calls C")  # type: ignore[untyped-decorator]
@@ -326,8 +297,8 @@ class _Attention:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         layer = _layers.get(module)
-        if layer is None or layer.model.settings is not self.settings:
-            layer = _meet(self.settings, module)
+        if layer is None or layer.model.configuration is not self.configuration:
+            layer = _meet(self.configuration, module)
             _check(layer, query=query, key=key, value=value)
         model = layer.model
         _last.model = model.weak
@@ -433,21 +404,21 @@ def _layer_types(config: Any) -> list[str]:
     return list(types)
 
 
-def _meet(settings: _Settings, module: torch.nn.Module) -> _Layer:
+def _meet(configuration: _Configuration, module: torch.nn.Module) -> _Layer:
     """A layer that is called for the first time: of the model that this thread is in, or the first of a new one."""
     config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
     kind = type(module).__name__
     if config is None or not isinstance(number, int):
-        raise UnsupportedError(f"{kind} does not say which layer of which model it is{_text_alone(settings)}")
+        raise UnsupportedError(f"{kind} does not say which layer of which model it is{_text_alone(configuration)}")
     if not getattr(module, "is_causal", True) or getattr(module, "is_cross_attention", False):
-        raise UnsupportedError(f"{kind}, layer {number}: only causal self-attention can be taken{_text_alone(settings)}")
+        raise UnsupportedError(f"{kind}, layer {number}: only causal self-attention can be taken{_text_alone(configuration)}")
     with _lock:
         known = _layers.get(module)
-        if known is not None and known.model.settings is settings:  # another thread was first
+        if known is not None and known.model.configuration is configuration:  # another thread was first
             return known
         model: Optional[_Model] = getattr(_last, "model", lambda: None)()
-        if model is None or not _fits(model, settings, config, number, module):
-            model = _Model(settings, config, module)
+        if model is None or not _fits(model, configuration, config, number, module):
+            model = _Model(configuration, config, module)
         if number >= len(model.types):
             raise UnsupportedError(f"{kind}, layer {number}: {_named(config)} states {len(model.types)} layers")
         if model.types[number] in ELSEWHERE:
@@ -458,17 +429,17 @@ def _meet(settings: _Settings, module: torch.nn.Module) -> _Layer:
     return layer
 
 
-def _text_alone(settings: _Settings) -> str:
+def _text_alone(configuration: _Configuration) -> str:
     """What to do about parts of a model that see or hear."""
     functions = ALL_ATTENTION_FUNCTIONS
-    name = next((n for n in functions if getattr(functions[n], "settings", None) is settings), NAME)
+    name = next((n for n in functions if getattr(functions[n], "configuration", None) is configuration), NAME)
     return f'; for the language model alone: attn_implementation={{"text_config": "{name}"}}'
 
 
-def _fits(model: _Model, settings: _Settings, config: Any, number: int, module: torch.nn.Module) -> bool:
+def _fits(model: _Model, configuration: _Configuration, config: Any, number: int, module: torch.nn.Module) -> bool:
     """Whether a layer can be of this model: not when another one has its number already."""
     taken = model.members.get(number)
-    return model.config is config and model.settings is settings and (taken is None or taken() in (None, module))
+    return model.config is config and model.configuration is configuration and (taken is None or taken() in (None, module))
 
 
 def _check(layer: _Layer, **tensors: torch.Tensor) -> None:

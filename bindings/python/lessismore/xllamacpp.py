@@ -10,31 +10,23 @@ and takes nothing.
 from __future__ import annotations
 
 import ctypes
-from typing import Iterable, Optional
+from typing import Any, Optional
 
 import xllamacpp
 from xllamacpp import xllamacpp as _module
 
 from . import _ggml
-from .engine import Path
+from .settings import Path, Settings
 
 __all__ = ["enable"]
 
 
 def enable(
+    settings: Optional[Settings] = None,
     *,
-    budget: Optional[int] = None,
-    layers: Optional[Iterable[int]] = None,
-    recency: Optional[float] = None,
-    sink_tokens: Optional[int] = None,
-    policy: Optional[str] = None,
-    selections: Optional[int] = None,
-    guard: Optional[int] = None,
-    interval: Optional[int] = None,
-    profile: Optional[Path] = None,
-    trace: Optional[int] = None,
     log: Optional[str] = None,
-    stats: Optional[str] = None,
+    stats: Optional[Path] = None,
+    **changes: Any,
 ) -> None:
     """Has every context that is made from now on decode sparsely: see lessismore.llama_cpp.enable()."""
     load = ctypes.CDLL(_module.__file__).ggml_backend_load  # llama.cpp is linked into this one module
@@ -42,7 +34,5 @@ def enable(
     _ggml.enable(
         f"xllamacpp {getattr(xllamacpp, '__version__', '')}".strip(),
         load,
-        _ggml.settings(
-            budget, layers, recency, sink_tokens, policy, selections, guard, interval, profile, trace, log, stats
-        ),
+        _ggml.variables(settings, changes, log, stats),
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from typing import Any
+
+from ..settings import Settings
 
 
 def numbers(text: str) -> list[int]:
@@ -51,9 +54,7 @@ def watching(parser: argparse.ArgumentParser) -> None:
 
 def chosen(options: argparse.Namespace) -> dict[str, Any]:
     """What selection() was given, as keyword arguments of enable()."""
-    names = (
-        "budget", "layers", "recency", "sink_tokens", "policy", "selections", "guard", "interval", "profile", "trace",
-    )  # fmt: skip
+    names = [field.name for field in dataclasses.fields(Settings)]
     return {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 

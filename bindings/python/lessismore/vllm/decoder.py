@@ -16,7 +16,8 @@ from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
 from ..decoder import Decoder as Rows
-from ..engine import POLICIES, Engine
+from ..engine import Engine
+from ..settings import POLICIES
 from . import layers, memory, metrics, profile, rows, settings
 
 logger = logging.getLogger("vllm.lessismore")
