@@ -198,11 +198,7 @@ func (e *Engine) Report() *stats.Report {
 	}
 	r := &stats.Report{
 		Version: settings.Version, Engine: used.String(), Target: cpu.Target(), State: "active", Reason: e.Inert(),
-		Config: stats.ReportConfig{
-			Budget: e.Settings.Budget, Layers: e.Settings.Layers, Recency: e.Settings.Recency,
-			SinkTokens: e.Settings.SinkTokens, Policy: e.Settings.Policy.String(),
-			Selections: e.Settings.Selections, Guard: e.Settings.Guard, Interval: e.Settings.Interval, Trace: e.Settings.Trace,
-		},
+		Config:   e.Settings,
 		Models:   []*selection.Profile{},
 		Contexts: contexts,
 	}

@@ -31,6 +31,9 @@ func (p Policy) String() string {
 	return fmt.Sprintf("policy(%d)", int32(p))
 }
 
+// MarshalText is the policy's name.
+func (p Policy) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
 // LogLevel is how much the library says on standard error.
 type LogLevel int32
 
@@ -52,17 +55,32 @@ const (
 	DefaultGuard  = 16   // steps between audits
 )
 
-// Config is what a user may choose. The zero value is not valid; start from DefaultConfig.
+// Config is what a user may choose, as the statistics show it. The zero value is not valid; start from DefaultConfig.
 type Config struct {
-	Budget     int     // tokens that a sparse layer attends to
-	Layers     []int   // selection layers, ascending, counted among the layers that can take part; nil: found by measuring
-	Recency    float64 // share of the budget kept for the newest tokens, 0 to 1
-	SinkTokens int     // first tokens that are always kept, out of the recency share
-	Policy     Policy
-	Selections int // at most so many selection layers are chosen where Layers is nil
-	Guard      int // steps between two audits of a choice; 0: none
-	Interval   int // steps that a token set serves; 1: it is chosen afresh in each
-	Trace      int // steps of a context whose token sets the statistics keep, at most; 0: none
+	Budget     int     `json:"budget"`      // tokens that a sparse layer attends to
+	Layers     []int   `json:"layers"`      // selection layers, ascending, counted among the layers that can take part; nil: found by measuring
+	Recency    float64 `json:"recency"`     // share of the budget kept for the newest tokens, 0 to 1
+	SinkTokens int     `json:"sink_tokens"` // first tokens that are always kept, out of the recency share
+	Policy     Policy  `json:"policy"`
+	Selections int     `json:"selections"` // at most so many selection layers are chosen where Layers is nil
+	Guard      int     `json:"guard"`      // steps between two audits of a choice; 0: none
+	Interval   int     `json:"interval"`   // steps that a token set serves; 1: it is chosen afresh in each
+	Trace      int     `json:"trace"`      // steps of a context whose token sets the statistics keep, at most; 0: none
+}
+
+// whole are the settings that are whole numbers: their names, what they count, and their bounds. usual is what "on" stands
+// for in the environment, of those that may be off.
+var whole = []struct {
+	name, unit       string
+	of               func(c *Config) *int
+	low, high, usual int
+}{
+	{"budget", " tokens", func(c *Config) *int { return &c.Budget }, 1, MaxBudget, 0},
+	{"sink_tokens", "", func(c *Config) *int { return &c.SinkTokens }, 0, MaxBudget, 0},
+	{"selections", "", func(c *Config) *int { return &c.Selections }, 1, MaxSelections, 0},
+	{"guard", " steps", func(c *Config) *int { return &c.Guard }, 0, MaxGuard, DefaultGuard},
+	{"interval", " steps", func(c *Config) *int { return &c.Interval }, 1, MaxInterval, 0},
+	{"trace", " steps", func(c *Config) *int { return &c.Trace }, 0, MaxTrace, DefaultTrace},
 }
 
 // DefaultConfig is the paper's setting, with layers found by measuring.
@@ -72,23 +90,16 @@ func DefaultConfig() Config {
 
 // Validate returns an error that names the first field with a bad value.
 func (c Config) Validate() error {
+	for _, w := range whole {
+		if n := *w.of(&c); n < w.low || n > w.high {
+			return fmt.Errorf("%s %d is not in %d .. %d%s", w.name, n, w.low, w.high, w.unit)
+		}
+	}
 	switch {
-	case c.Budget < 1 || c.Budget > MaxBudget:
-		return fmt.Errorf("budget %d is not in 1 .. %d tokens", c.Budget, MaxBudget)
 	case math.IsNaN(c.Recency) || c.Recency < 0 || c.Recency > 1:
 		return fmt.Errorf("recency %v is not in 0 .. 1", c.Recency)
-	case c.SinkTokens < 0 || c.SinkTokens > MaxBudget:
-		return fmt.Errorf("sink_tokens %d is not in 0 .. %d", c.SinkTokens, MaxBudget)
 	case c.Policy != Union && c.Policy != Mass:
 		return fmt.Errorf("policy %d is unknown (0 is union, 1 is mass)", int32(c.Policy))
-	case c.Selections < 1 || c.Selections > MaxSelections:
-		return fmt.Errorf("selections %d is not in 1 .. %d", c.Selections, MaxSelections)
-	case c.Guard < 0 || c.Guard > MaxGuard:
-		return fmt.Errorf("guard %d is not in 0 .. %d steps", c.Guard, MaxGuard)
-	case c.Interval < 1 || c.Interval > MaxInterval:
-		return fmt.Errorf("interval %d is not in 1 .. %d steps", c.Interval, MaxInterval)
-	case c.Trace < 0 || c.Trace > MaxTrace:
-		return fmt.Errorf("trace %d is not in 0 .. %d steps", c.Trace, MaxTrace)
 	case len(c.Layers) > MaxSelections:
 		return fmt.Errorf("layers has %d entries, at most %d are possible", len(c.Layers), MaxSelections)
 	}
@@ -156,10 +167,12 @@ func (env *Environment) onCUDA(built bool) error {
 	return nil
 }
 
-var variables = []struct {
+type variable struct {
 	name string
 	set  func(env *Environment, s string) error
-}{
+}
+
+var variables = append(numbers(), []variable{
 	{"LESSISMORE_LOG", func(env *Environment, s string) (err error) {
 		env.Log, err = choice(s, map[string]LogLevel{"off": LogOff, "info": LogInfo, "debug": LogDebug}, "off, info or debug")
 		return err
@@ -176,32 +189,12 @@ var variables = []struct {
 		env.CUDA, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
 		return err
 	}},
-	{"LESSISMORE_BUDGET", func(env *Environment, s string) (err error) {
-		env.Budget, err = integer(s, 1, MaxBudget)
-		return err
-	}},
 	{"LESSISMORE_LAYERS", func(env *Environment, s string) (err error) {
 		if strings.EqualFold(s, "auto") {
 			env.Layers = nil
 			return nil
 		}
 		env.Layers, err = layers(s)
-		return err
-	}},
-	{"LESSISMORE_SELECTIONS", func(env *Environment, s string) (err error) {
-		env.Selections, err = integer(s, 1, MaxSelections)
-		return err
-	}},
-	{"LESSISMORE_GUARD", func(env *Environment, s string) (err error) {
-		env.Guard, err = switched(s, MaxGuard, DefaultGuard)
-		return err
-	}},
-	{"LESSISMORE_INTERVAL", func(env *Environment, s string) (err error) {
-		env.Interval, err = integer(s, 1, MaxInterval)
-		return err
-	}},
-	{"LESSISMORE_TRACE", func(env *Environment, s string) (err error) {
-		env.Trace, err = switched(s, MaxTrace, DefaultTrace)
 		return err
 	}},
 	{"LESSISMORE_PROFILE", func(env *Environment, s string) error {
@@ -216,14 +209,25 @@ var variables = []struct {
 		env.Recency, err = fraction(s)
 		return err
 	}},
-	{"LESSISMORE_SINK_TOKENS", func(env *Environment, s string) (err error) {
-		env.SinkTokens, err = integer(s, 0, MaxBudget)
-		return err
-	}},
 	{"LESSISMORE_POLICY", func(env *Environment, s string) (err error) {
 		env.Policy, err = choice(s, map[string]Policy{"union": Union, "mass": Mass}, "union or mass")
 		return err
 	}},
+}...)
+
+// numbers are the variables of the settings that are whole numbers.
+func numbers() (out []variable) {
+	for _, w := range whole {
+		out = append(out, variable{"LESSISMORE_" + strings.ToUpper(w.name), func(env *Environment, s string) (err error) {
+			if w.usual > 0 {
+				*w.of(&env.Config), err = switched(s, w.high, w.usual)
+			} else {
+				*w.of(&env.Config), err = integer(s, w.low, w.high)
+			}
+			return err
+		}})
+	}
+	return out
 }
 
 func choice[T any](s string, values map[string]T, want string) (T, error) {

@@ -253,23 +253,10 @@ type Report struct {
 	Target   string               `json:"target"` // of the CPU kernels
 	State    string               `json:"state"`  // "active" or "inert"
 	Reason   string               `json:"reason"` // why it is inert; "" if it is not
-	Config   ReportConfig         `json:"config"`
+	Config   settings.Config      `json:"config"` // that was in force
 	Models   []*selection.Profile `json:"models"` // what was measured, or read from profiles
 	Contexts []Stats              `json:"contexts"`
 	Total    Stats                `json:"total"`
-}
-
-// ReportConfig is the configuration that was in force.
-type ReportConfig struct {
-	Budget     int     `json:"budget"`
-	Layers     []int   `json:"layers"` // null: found by measuring
-	Recency    float64 `json:"recency"`
-	SinkTokens int     `json:"sink_tokens"`
-	Policy     string  `json:"policy"`
-	Selections int     `json:"selections"`
-	Guard      int     `json:"guard"`    // steps between audits; 0: off
-	Interval   int     `json:"interval"` // steps that a token set serves
-	Trace      int     `json:"trace"`    // steps of a context whose token sets are kept at most; 0: none
 }
 
 // JSON is the report's text.
