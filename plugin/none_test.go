@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestBatchNeedsABuildWithCUDA(t *testing.T) {
+func TestGPUsNeedABuildWithCUDA(t *testing.T) {
 	config := DefaultConfig()
 	config.Layers = []int{2}
 	e, err := NewEngine(config)

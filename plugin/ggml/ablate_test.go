@@ -11,7 +11,7 @@ import (
 	"lessismore/plugin/internal/settings"
 )
 
-func TestInterventionIsDenseButForOneLayer(t *testing.T) {
+func TestAblationIsDenseButForOneLayer(t *testing.T) {
 	for name, config := range map[string]settings.Config{"auto": auto(16), "given": func() settings.Config {
 		c := auto(16)
 		c.Layers, c.Interval = []int{3, 8}, 4
@@ -22,7 +22,7 @@ func TestInterventionIsDenseButForOneLayer(t *testing.T) {
 			h.decode(40)
 			before := h.session.Stats()
 			want := repeated(cpu.Full, 12)
-			want[2], want[9] = cpu.Select, cpu.List
+			want[2], want[9] = cpu.Select, cpu.Sparse
 			h.session.engine.Ablate(&selection.Ablation{Select: 2, Sparse: 9})
 			for _, m := range h.decode(5) {
 				require.Equal(t, want, m)

@@ -144,7 +144,7 @@ func newAutoHostOf(t *testing.T, engine *contexts.Engine, layers int) *autoHost 
 func (h *autoHost) run(nodes []Node) {
 	for l := range nodes {
 		call := &nodes[l].Call
-		if nodes[l].Reason != stats.Taken || call.Probe == nil {
+		if nodes[l].Reason != stats.Offloaded || call.Probe == nil {
 			continue
 		}
 		p := (*cpu.Probe)(call.Probe)
@@ -192,7 +192,7 @@ func auto(budget int) settings.Config {
 func repeated(mode cpu.Mode, n int) []cpu.Mode { return slices.Repeat([]cpu.Mode{mode}, n) }
 
 func twoNine() []cpu.Mode {
-	want := repeated(cpu.List, 12)
+	want := repeated(cpu.Sparse, 12)
 	want[0], want[1], want[2], want[9] = cpu.Full, cpu.Full, cpu.Select, cpu.Select
 	return want
 }
@@ -208,7 +208,7 @@ func TestAutoMeasuresThenChooses(t *testing.T) {
 	require.Equal(t, selection.SourceNone, h.session.Stats().LayersFrom)
 	selects := make([]int, 12)
 	for i, m := range h.decode(60) {
-		require.NotContains(t, m, cpu.List, "measured step %d", i)
+		require.NotContains(t, m, cpu.Sparse, "measured step %d", i)
 		for l := range m {
 			selects[l] += int(m[l])
 		}
@@ -230,7 +230,7 @@ func TestAutoMeasuresThenChooses(t *testing.T) {
 	require.InDelta(t, 0.36, s.Events[0].Loss, 1e-3)
 	require.Equal(t, 127, h.next)
 	for _, m := range h.decode(60) {
-		require.NotContains(t, m, cpu.List, "again at eight budgets")
+		require.NotContains(t, m, cpu.Sparse, "again at eight budgets")
 	}
 	for _, m := range h.decode(100) {
 		require.Equal(t, twoNine(), m)
@@ -254,7 +254,7 @@ func TestAutoProbes(t *testing.T) {
 			first = p
 		}
 		require.EqualValues(t, 5, r.SetLen)
-		require.EqualValues(t, 5, r.Sinks+r.Mid+r.Recent)
+		require.EqualValues(t, 5, r.SinkTokens+r.TopK+r.Recent)
 		require.EqualValues(t, rank, p.Count)
 		require.EqualValues(t, 5, p.SetStride)
 		require.Equal(t, first.Own, p.Sets)
@@ -512,7 +512,7 @@ func TestGivenLayersAreNotMeasured(t *testing.T) {
 func TestSmallModelsGoByRule(t *testing.T) {
 	h := newAutoHost(t, auto(16), selection.Profiles{}, 4)
 	h.decode(20)
-	require.Equal(t, []cpu.Mode{cpu.Full, cpu.Full, cpu.Select, cpu.List}, h.decode(1)[0])
+	require.Equal(t, []cpu.Mode{cpu.Full, cpu.Full, cpu.Select, cpu.Sparse}, h.decode(1)[0])
 	require.Equal(t, selection.SourceRule, h.session.Stats().LayersFrom)
 }
 
@@ -524,7 +524,7 @@ func TestLayersOfDifferentHeadsGoByRule(t *testing.T) {
 		g.Nodes[5].Call.Heads = 2
 		h.fakeHost.run(g)
 		for _, n := range g.Nodes {
-			require.Equal(t, stats.Taken, n.Reason)
+			require.Equal(t, stats.Offloaded, n.Reason)
 		}
 		h.run(g.Nodes)
 	}
@@ -577,7 +577,7 @@ func TestIntervalReusesSets(t *testing.T) {
 		r := rowsOf(&nodes[layer])[0]
 		return unsafe.Slice((*int32)(r.Set), r.SetLen)
 	}
-	reused := append(repeated(cpu.Full, 2), repeated(cpu.List, 10)...)
+	reused := append(repeated(cpu.Full, 2), repeated(cpu.Sparse, 10)...)
 	step := func() []Node {
 		nodes := h.plan(token{0, h.next, 0, int32(h.next)})
 		h.next++

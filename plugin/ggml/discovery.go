@@ -28,7 +28,7 @@ type discovered struct {
 }
 
 // participates tells whether a layer can take part.
-func (d discovered) participates() bool { return d.full && d.reason == stats.Taken }
+func (d discovered) participates() bool { return d.full && d.reason == stats.Offloaded }
 
 // scope is what tells layers that see the same tokens: one mask, read over as many slots of stores of one kind.
 type scope struct {
@@ -138,9 +138,9 @@ func (d *discovery) apart(layer int32) stats.Reason {
 // kept is why the kernels take none of the layers that see everything.
 func (d *discovery) kept() stats.Reason {
 	for _, l := range d.layers {
-		if l.full && l.reason != stats.Taken {
+		if l.full && l.reason != stats.Offloaded {
 			return l.reason
 		}
 	}
-	return stats.Taken
+	return stats.Offloaded
 }

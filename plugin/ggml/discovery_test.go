@@ -63,8 +63,8 @@ func discoveredIn(t *testing.T, config settings.Config, layers []kind) (*Session
 
 func TestDiscovery(t *testing.T) {
 	const whole, window = 4096, 512
-	full, slides := kind{wholeMask, whole, stats.Taken}, kind{windowMask, window, stats.Taken}
-	keeps := kind{windowMask, whole, stats.Taken} // --swa-full: the sliding layers' store is as large
+	full, slides := kind{wholeMask, whole, stats.Offloaded}, kind{windowMask, window, stats.Offloaded}
+	keeps := kind{windowMask, whole, stats.Offloaded} // --swa-full: the sliding layers' store is as large
 	as := func(k kind, r stats.Reason) kind { k.reason = r; return k }
 	for name, c := range map[string]struct {
 		layers []kind
@@ -81,8 +81,8 @@ func TestDiscovery(t *testing.T) {
 		"sliding layers refused":                 {[]kind{as(slides, stats.ReasonShape), full, as(slides, stats.ReasonShape), full}, []int32{1, 3}},
 		"sliding layers refused, kept whole":     {[]kind{as(keeps, stats.ReasonShape), full, as(keeps, stats.ReasonShape), full}, []int32{1, 3}},
 		"attention across sequences in between":  {[]kind{full, as(full, stats.ReasonNoCache), full, as(full, stats.ReasonNoCache)}, []int32{0, 2}},
-		"two masks that nothing tells apart":     {[]kind{full, {otherMask, whole, stats.Taken}}, nil},
-		"two masks and a window, not told apart": {[]kind{keeps, full, {otherMask, whole, stats.Taken}}, nil},
+		"two masks that nothing tells apart":     {[]kind{full, {otherMask, whole, stats.Offloaded}}, nil},
+		"two masks and a window, not told apart": {[]kind{keeps, full, {otherMask, whole, stats.Offloaded}}, nil},
 		"only sliding layers":                    {[]kind{slides, slides}, []int32{0, 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -98,7 +98,7 @@ func TestDiscovery(t *testing.T) {
 func TestNoFullLayerLeft(t *testing.T) {
 	config := settings.DefaultConfig()
 	config.Layers = []int{0}
-	s, _ := discoveredIn(t, config, []kind{{windowMask, 512, stats.Taken}, {wholeMask, 4096, stats.ReasonShape}, {windowMask, 512, stats.Taken}})
+	s, _ := discoveredIn(t, config, []kind{{windowMask, 512, stats.Offloaded}, {wholeMask, 4096, stats.ReasonShape}, {windowMask, 512, stats.Offloaded}})
 	require.Contains(t, s.Stats().Inert, "left to the host (shape)")
 	require.Zero(t, s.Stats().Steps)
 }
@@ -120,14 +120,14 @@ func TestAdaptersChange(t *testing.T) {
 	for range 40 {
 		step(0)
 	}
-	require.Equal(t, cpu.List, step(0)[3].Call.Mode)
+	require.Equal(t, cpu.Sparse, step(0)[3].Call.Mode)
 	for _, adapters := range []uint64{5, 6, 0} {
 		require.False(t, asked)
 		require.Equal(t, stats.ReasonDiscovery, step(adapters)[3].Reason, "noticed")
 		require.True(t, asked, "the next graph's weights are hashed")
 		require.Equal(t, stats.ReasonDiscovery, step(adapters)[3].Reason, "learned")
 		before := h.session.Stats().PositionOrder
-		require.Equal(t, cpu.List, step(adapters)[3].Call.Mode)
+		require.Equal(t, cpu.Sparse, step(adapters)[3].Call.Mode)
 		require.Equal(t, before+1, h.session.Stats().PositionOrder)
 		step(adapters)
 	}

@@ -22,15 +22,15 @@ import (
 //
 // Recency goes by slot number: which position a slot holds is written in device memory only.
 type GPUSession struct {
-	guest
+	hostContext
 
-	decoder *decode.Decoder
-	device  *cuda.Device
-	turn    *cuda.Bridge
-	memory  *cuda.Memory // the rows' lengths and slots
-	odd     *cuda.Pinned // set by the device: a mask is not what the kernels take it for
-	sight   cuda.Visibility
-	call    backend.Attention // of the node that is being looked at
+	decoder    *decode.Decoder
+	device     *cuda.Device
+	bridge     *cuda.Bridge
+	memory     *cuda.Memory // the rows' lengths and slots
+	odd        *cuda.Pinned // set by the device: a mask is not what the kernels take it for
+	visibility cuda.Visibility
+	call       backend.Attention // of the node that is being looked at
 
 	stride   contexts.Stride // through the first pass
 	key      stepKey
@@ -42,7 +42,7 @@ type GPUSession struct {
 
 // NewGPUSession starts taking part in a context. log may be nil.
 func NewGPUSession(e *contexts.Engine, log func(level settings.LogLevel, text string)) *GPUSession {
-	s := &GPUSession{guest: newGuest(e, log)}
+	s := &GPUSession{hostContext: newHostContext(e, log)}
 	s.unhashed = true // they are in device memory
 	e.Started(s)
 	return s
@@ -97,7 +97,7 @@ func (s *GPUSession) Plan(g *Graph) {
 	s.survey(g)
 	s.stepped(g)
 	for i := range g.Nodes {
-		if n := &g.Nodes[i]; n.Reason == stats.Taken {
+		if n := &g.Nodes[i]; n.Reason == stats.Offloaded {
 			n.Reason = s.node(n)
 		} else {
 			s.pass(n, s)
@@ -108,7 +108,7 @@ func (s *GPUSession) Plan(g *Graph) {
 		func(*Node) bool { return false }) // the mask that tells is on the device
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
-		if n.Reason == stats.Taken && s.forgot { // by a later node, and learned anew by another one
+		if n.Reason == stats.Offloaded && s.forgot { // by a later node, and learned anew by another one
 			n.Reason = stats.ReasonDiscovery
 		}
 		s.counts.Decline(n.Reason)
@@ -139,7 +139,7 @@ func (s *GPUSession) stepped(g *Graph) {
 func (s *GPUSession) node(n *Node) stats.Reason {
 	layer, reason := s.place(n, s)
 	switch {
-	case reason != stats.Taken:
+	case reason != stats.Offloaded:
 		return reason
 	case n.Tokens != 1: // of one sequence, or of several in one store: the masks, which tell, are on the device
 		return stats.ReasonPrompt
@@ -152,7 +152,7 @@ func (s *GPUSession) node(n *Node) stats.Reason {
 	if s.layer >= 0 && key != s.key {
 		return stats.ReasonUnknownRow // a second step in one call would overwrite what the first one's layers read
 	}
-	if reason := s.fits(n); reason != stats.Taken {
+	if reason := s.fits(n); reason != stats.Offloaded {
 		return reason
 	}
 	s.state(n, layer)
@@ -164,12 +164,12 @@ func (s *GPUSession) node(n *Node) stats.Reason {
 			s.decoder.Reset()
 		}
 		s.key, s.look = key, true
-		s.sight.Mask, s.sight.MaskStride = uint64(uintptr(n.Mask)), n.MaskStreamStride
-		s.sight.NRows, s.sight.NSlots, s.sight.SlotsApart = n.Streams, n.NKV, apart(n.Streams, &n.Call.Key)
-		s.turn.Look(&s.sight)
+		s.visibility.Mask, s.visibility.MaskStride = uint64(uintptr(n.Mask)), n.MaskStreamStride
+		s.visibility.NRows, s.visibility.NSlots, s.visibility.SlotsApart = n.Streams, n.NKV, apart(n.Streams, &n.Call.Key)
+		s.bridge.Look(&s.visibility)
 	}
 	s.layer = layer
-	return stats.Taken
+	return stats.Offloaded
 }
 
 // fits tells whether a node is of the kind that the session was made for.
@@ -189,7 +189,7 @@ func (s *GPUSession) fits(n *Node) stats.Reason {
 	case apart(n.Streams, &c.Key) < 0 || apart(n.Streams, &c.Key) != apart(n.Streams, &c.Value):
 		return s.reject(stats.ReasonShape, n, "streams that are no whole number of tokens apart")
 	}
-	return stats.Taken
+	return stats.Offloaded
 }
 
 // reject says once why a layer is left to the host.
@@ -226,8 +226,8 @@ func (s *GPUSession) state(n *Node, layer int) {
 	s.call = backend.Attention{
 		Layer: int32(layer), Rows: n.Streams, Slots: int64(n.NKV),
 		Query: rows(&c.Query), Output: rows(&c.Output), Key: store(&c.Key), Value: store(&c.Value),
-		Lengths: uintptr(s.sight.Lengths), Table: uintptr(s.sight.Table), TableStride: s.sight.TableStride, PageSize: 1,
-		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: s.turn.Stream(),
+		Lengths: uintptr(s.visibility.Lengths), Table: uintptr(s.visibility.Table), TableStride: s.visibility.TableStride, PageSize: 1,
+		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: s.bridge.Stream(),
 	}
 }
 
@@ -238,7 +238,7 @@ func (s *GPUSession) Attend(n *Node, before, after uintptr) error {
 	defer s.mu.Unlock()
 	err := s.attend(n, before, after)
 	if err != nil {
-		_ = s.turn.Wait()
+		_ = s.bridge.Wait()
 		if s.counts.Inert == "" {
 			s.refuse(err.Error())
 		}
@@ -247,7 +247,7 @@ func (s *GPUSession) Attend(n *Node, before, after uintptr) error {
 }
 
 func (s *GPUSession) attend(n *Node, before, after uintptr) error {
-	if err := s.turn.Begin(before, s.look); err != nil {
+	if err := s.bridge.Begin(before, s.look); err != nil {
 		return oncuda.DeviceError(err)
 	}
 	if s.look {
@@ -263,7 +263,7 @@ func (s *GPUSession) attend(n *Node, before, after uintptr) error {
 		s.log(settings.LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
 			s.device.Name(), s.engine.Settings.Budget, n.NKV, s.cal.Roles.Selections()))
 	}
-	if err := s.turn.End(after); err != nil {
+	if err := s.bridge.End(after); err != nil {
 		return oncuda.DeviceError(err)
 	}
 	return nil
@@ -319,7 +319,7 @@ func (s *GPUSession) assigned(n *Node) error {
 
 func (s *GPUSession) allocate(rows, slots int) (err error) {
 	d := s.device
-	if s.turn, err = d.NewBridge(); err != nil {
+	if s.bridge, err = d.NewBridge(); err != nil {
 		return err
 	}
 	if s.odd, err = d.Pin(oncuda.WorkAlign); err != nil {
@@ -330,7 +330,7 @@ func (s *GPUSession) allocate(rows, slots int) (err error) {
 	if s.memory, err = d.Zeroed(lengths + rows*slots*4); err != nil {
 		return err
 	}
-	s.sight = cuda.Visibility{
+	s.visibility = cuda.Visibility{
 		Lengths: s.memory.Address(), Table: s.memory.Address() + uint64(lengths), TableStride: int64(slots),
 		Odd: uint64(uintptr(unsafe.Pointer(&s.odd.Bytes()[0]))),
 	}
@@ -340,9 +340,9 @@ func (s *GPUSession) allocate(rows, slots int) (err error) {
 // forget gives back what was got for the layers that were known, once the device is done with it.
 func (s *GPUSession) forget() {
 	s.forgot = true
-	if s.turn != nil {
-		s.turn.Free()
-		s.turn = nil
+	if s.bridge != nil {
+		s.bridge.Free()
+		s.bridge = nil
 	}
 	if s.memory != nil {
 		s.memory.Free()

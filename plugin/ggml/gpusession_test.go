@@ -72,13 +72,13 @@ func newGPUHost(t *testing.T, rows int, visible int) *gpuHost {
 // step plans a compute call and attends to what was taken, as the hook does. It tells how many that were.
 func (h *gpuHost) step(t *testing.T, s *GPUSession, g *Graph) int {
 	for i := range h.nodes {
-		h.nodes[i].Reason = stats.Taken
+		h.nodes[i].Reason = stats.Offloaded
 	}
 	g.Nodes = h.nodes
 	s.Plan(g)
 	taken := 0
 	for i := range h.nodes {
-		if h.nodes[i].Reason == stats.Taken {
+		if h.nodes[i].Reason == stats.Offloaded {
 			if err := s.Attend(&h.nodes[i], 0xe1, 0xe2); err != nil {
 				t.Fatal(err)
 			}

@@ -29,7 +29,7 @@ func (s *Session) see(n *Node, i int, t *track) {
 	if visible > config.Budget {
 		split = steps.SplitBudget(visible, config.Budget, config.Recency, config.SinkTokens)
 		storeStream := int(n.FirstStream) + stream
-		w := kvindex.Window{Own: int32(t.last[i] - int64(storeStream)*n.Store.Slots), Sinks: split.Sinks, Recent: split.Recent}
+		w := kvindex.Window{Own: int32(t.last[i] - int64(storeStream)*n.Store.Slots), SinkTokens: split.SinkTokens, Recent: split.Recent}
 		known := s.byCell
 		switch {
 		case known:

@@ -19,7 +19,7 @@ import (
 func (h *fakeHost) rowOf(tk token) *cpu.Row {
 	nodes := h.plan(tk)
 	n := &nodes[len(nodes)-1]
-	require.Equal(h.t, stats.Taken, n.Reason)
+	require.Equal(h.t, stats.Offloaded, n.Reason)
 	return &rowsOf(n)[0]
 }
 

@@ -156,7 +156,7 @@ func TestModelsWithNothingToGain(t *testing.T) {
 		h.discover()
 		for i := range 20 {
 			for _, n := range h.plan(token{0, i, 0, int32(i)}) {
-				require.True(t, n.Reason == stats.Taken && (c.says == "" || n.Call.Mode == cpu.Full))
+				require.True(t, n.Reason == stats.Offloaded && (c.says == "" || n.Call.Mode == cpu.Full))
 			}
 		}
 		s, text := h.session.Stats(), said()

@@ -34,7 +34,7 @@ const maxHashed = 4096
 // decides which attentions the library takes and what every row of them attends to; the host's own
 // threads then run the calls.
 type Session struct {
-	guest
+	hostContext
 
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
 	followed  *track            // that one
@@ -80,7 +80,7 @@ type stepKey struct {
 
 // NewSession starts taking part in a context. log may be nil.
 func NewSession(e *contexts.Engine, log func(level settings.LogLevel, text string)) *Session {
-	s := &Session{guest: newGuest(e, log), tracks: map[uint64]*track{}}
+	s := &Session{hostContext: newHostContext(e, log), tracks: map[uint64]*track{}}
 	e.Started(s)
 	return s
 }
@@ -149,12 +149,12 @@ func (s *Session) Plan(g *Graph) {
 	need := 0
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
-		if n.Reason == stats.Taken {
+		if n.Reason == stats.Offloaded {
 			n.Reason = s.node(n, &fresh)
 		} else {
 			s.pass(n, s)
 		}
-		if n.Reason == stats.Taken {
+		if n.Reason == stats.Offloaded {
 			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
 		}
 	}
@@ -170,13 +170,13 @@ func (s *Session) Plan(g *Graph) {
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
 		switch {
-		case n.Reason != stats.Taken:
+		case n.Reason != stats.Offloaded:
 		case s.ordinal == nil: // a later node of the graph showed that the layers were not known after all
 			n.Reason = stats.ReasonDiscovery
 		case work == nil:
 			n.Reason = stats.ReasonMemory
 		}
-		if n.Reason != stats.Taken {
+		if n.Reason != stats.Offloaded {
 			s.counts.Decline(n.Reason)
 			continue
 		}
@@ -293,7 +293,7 @@ func (s *Session) tell(g *Graph) {
 // node decides about one node that the kernels could take.
 func (s *Session) node(n *Node, fresh *bool) stats.Reason {
 	layer, reason := s.place(n, s)
-	if reason != stats.Taken {
+	if reason != stats.Offloaded {
 		return reason
 	}
 	key := stepKey{uintptr(n.Mask), n.NKV, n.Tokens, n.Streams, n.FirstStream}
@@ -304,15 +304,15 @@ func (s *Session) node(n *Node, fresh *bool) stats.Reason {
 		return stats.ReasonUnknownRow // a second step in one call would overwrite what the first one's layers read
 	}
 	if !*fresh {
-		if reason := s.look(n, key, layer); reason != stats.Taken {
+		if reason := s.look(n, key, layer); reason != stats.Offloaded {
 			s.step.Lasting.Drop()
 			s.key, s.reason, *fresh = key, reason, true
 			s.step.Layer = layer
 			return reason
 		}
-		s.key, s.reason, *fresh = key, stats.Taken, true
+		s.key, s.reason, *fresh = key, stats.Offloaded, true
 	}
-	if s.reason != stats.Taken {
+	if s.reason != stats.Offloaded {
 		s.step.Layer = layer
 		return s.reason
 	}
@@ -326,19 +326,19 @@ func (s *Session) node(n *Node, fresh *bool) stats.Reason {
 			return stats.ReasonMemory
 		}
 	}
-	if call.Mode == cpu.List && !s.engaged {
+	if call.Mode == cpu.Sparse && !s.engaged {
 		s.engaged = true
 		row := slices.IndexFunc(s.step.Rows, func(r cpu.Row) bool { return r.SetLen > 0 })
 		s.log(settings.LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
 			s.step.Rows[row].SetLen, s.step.Rows[row].Visible, s.cal.Roles.Selections()))
 	}
-	return stats.Taken
+	return stats.Offloaded
 }
 
 // leave leaves a whole graph to the host: the layers are not known.
 func (s *Session) leave(g *Graph) {
 	for i := range g.Nodes {
-		if g.Nodes[i].Reason == stats.Taken {
+		if g.Nodes[i].Reason == stats.Offloaded {
 			g.Nodes[i].Reason = stats.ReasonDiscovery
 		}
 		s.counts.Decline(g.Nodes[i].Reason)
@@ -386,9 +386,9 @@ func (s *Session) look(n *Node, key stepKey, layer int) stats.Reason {
 		return stats.ReasonUnknownRow
 	}
 	if s.continues(n, key, layer, t) {
-		return stats.Taken
+		return stats.Offloaded
 	}
-	if reason := classify(n, t); reason != stats.Taken {
+	if reason := classify(n, t); reason != stats.Offloaded {
 		return reason
 	}
 	if t.told && !slices.Contains(t.prompt, false) {
@@ -408,7 +408,7 @@ func (s *Session) look(n *Node, key stepKey, layer int) stats.Reason {
 		return int32(t.last[row] - int64(n.FirstStream+int32(row/int(n.Tokens)))*n.Store.Slots)
 	})
 	s.step.Began(&s.counts, s.cal.Kind == calibrate.StepMeasure)
-	return stats.Taken
+	return stats.Offloaded
 }
 
 // trace keeps the step that has ended, where its token sets are asked for.
@@ -421,7 +421,7 @@ func (s *Session) trace() {
 // continues tells whether a compute call goes on with the step that an earlier call began: the host
 // splits a step where it off-loads layers or calls back between them.
 func (s *Session) continues(n *Node, key stepKey, layer int, t *track) bool {
-	if key != s.key || s.reason != stats.Taken || layer <= s.step.Layer || !slices.Equal(s.own, t.last) {
+	if key != s.key || s.reason != stats.Offloaded || layer <= s.step.Layer || !slices.Equal(s.own, t.last) {
 		return false
 	}
 	for i := range s.step.Rows {
@@ -462,7 +462,7 @@ func classify(n *Node, t *track) stats.Reason {
 	}
 	switch {
 	case shared == 0:
-		return stats.Taken
+		return stats.Offloaded
 	case single == 0:
 		return stats.ReasonPrompt
 	}

@@ -231,11 +231,11 @@ func TestSessionAssignsRoles(t *testing.T) {
 		nodes := h.plan(token{0, i, 0, int32(i)})
 		want := []cpu.Mode{cpu.Full, cpu.Full, cpu.Full, cpu.Full, cpu.Full}
 		if i+1 > 8 {
-			want = []cpu.Mode{cpu.Full, cpu.Select, cpu.List, cpu.Select, cpu.List}
+			want = []cpu.Mode{cpu.Full, cpu.Select, cpu.Sparse, cpu.Select, cpu.Sparse}
 		}
 		require.Equal(t, want, modes(nodes), "token %d", i)
 		for _, n := range nodes {
-			require.Equal(t, stats.Taken, n.Reason)
+			require.Equal(t, stats.Offloaded, n.Reason)
 			require.Equal(t, i+1, int(rowsOf(&n)[0].Visible))
 		}
 	}
@@ -256,7 +256,7 @@ func TestSessionLeavesPromptsAndMixedBatches(t *testing.T) {
 		require.Equal(t, stats.ReasonMixed, n.Reason)
 	}
 	for _, n := range h.plan(token{0, 6, 0, 4}, token{0, 7, 1, 2}) {
-		require.Equal(t, stats.Taken, n.Reason)
+		require.Equal(t, stats.Offloaded, n.Reason)
 		require.Equal(t, []int32{0, 1, 2, 3, 6}, slotsOf(&rowsOf(&n)[0]))
 		require.Equal(t, []int32{4, 5, 7}, slotsOf(&rowsOf(&n)[1]))
 	}
@@ -310,7 +310,7 @@ func TestSessionOrdersRowsByPosition(t *testing.T) {
 					want[x.position] = int32(c)
 				}
 			}
-			require.Equal(t, stats.Taken, nodes[2].Reason)
+			require.Equal(t, stats.Offloaded, nodes[2].Reason)
 			row := &rowsOf(&nodes[2])[0]
 			if len(want) <= 6 { // within the budget the order is of no account
 				slices.Sort(want)
@@ -337,10 +337,10 @@ func TestSessionKeepsTheSetAcrossSplitCalls(t *testing.T) {
 			part.Positions, part.Rotations = g.Positions, g.Rotations
 		}
 		h.run(part)
-		require.Equal(t, stats.Taken, g.Nodes[l].Reason)
+		require.Equal(t, stats.Offloaded, g.Nodes[l].Reason)
 		got = append(got, g.Nodes[l].Call.Mode)
 	}
-	require.Equal(t, []cpu.Mode{cpu.Full, cpu.Select, cpu.List, cpu.Select, cpu.List, cpu.List}, got)
+	require.Equal(t, []cpu.Mode{cpu.Full, cpu.Select, cpu.Sparse, cpu.Select, cpu.Sparse, cpu.Sparse}, got)
 	after := h.session.Stats()
 	require.EqualValues(t, 1, after.Steps-before.Steps)
 	require.EqualValues(t, 1, after.PositionOrder-before.PositionOrder)
@@ -386,7 +386,7 @@ func TestSessionTellsSlidingLayers(t *testing.T) {
 				case !smaller && i < 6:
 					require.Equal(t, stats.ReasonUndecided, n.Reason, "both masks still show the same")
 				case l == 2 || l == 5:
-					require.Equal(t, stats.Taken, n.Reason)
+					require.Equal(t, stats.Offloaded, n.Reason)
 				default:
 					require.Equal(t, stats.ReasonSliding, n.Reason)
 				}
@@ -406,7 +406,7 @@ func TestSessionStartsOverAfterAShortFirstPass(t *testing.T) {
 		nodes := h.plan(token{0, i, 0, int32(i)})
 		if i >= 4 { // sooner, but not later
 			for _, n := range nodes {
-				require.Equal(t, stats.Taken, n.Reason)
+				require.Equal(t, stats.Offloaded, n.Reason)
 			}
 		}
 	}
@@ -451,12 +451,12 @@ func TestSessionAllocatesNothingPerToken(t *testing.T) {
 	g := h.graph([]token{{0, 2048, 0, 2048}}, 0, 6)
 	step := func() {
 		for i := range g.Nodes {
-			g.Nodes[i].Reason = stats.Taken
+			g.Nodes[i].Reason = stats.Offloaded
 		}
 		h.run(g)
 	}
 	step()
-	require.Equal(t, stats.Taken, g.Nodes[5].Reason)
+	require.Equal(t, stats.Offloaded, g.Nodes[5].Reason)
 	require.Zero(t, testing.AllocsPerRun(200, step))
 }
 

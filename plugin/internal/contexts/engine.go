@@ -24,7 +24,7 @@ type Engine struct {
 	reason   atomic.Pointer[string] // why the engine is inert for good; nil: it is not
 	held     atomic.Pointer[string] // why it is so far; nil: it is not
 	ablation atomic.Pointer[selection.Ablation]
-	Guests   atomic.Uint64 // there ever were
+	Hosted   atomic.Uint64 // there ever were
 	Lockstep lockstep      // of those on GPUs
 
 	mu      sync.Mutex // never held while a session's, sequence's or model's own lock is taken

@@ -31,7 +31,7 @@ type Mode int32
 const (
 	Full   Mode = 0 // attend to every visible token
 	Select Mode = 1 // the same, and choose each sparse row's token set
-	List   Mode = 2 // attend to each sparse row's token set only
+	Sparse Mode = 2 // attend to each sparse row's token set only
 )
 
 // Policy ranks the candidates of a selection.
@@ -53,16 +53,16 @@ type Tensor struct {
 
 // Row is one query token and what it sees.
 type Row struct {
-	Token   int32
-	Stream  int32
-	Visible int32          // visible tokens
-	Slots   unsafe.Pointer // *int32: visible slots in position order; nil: 0 .. Visible-1
-	Mask    unsafe.Pointer // *uint16: additive f16 mask by slot; nil: zero for every visible token
-	Sinks   int32
-	Mid     int32
-	Recent  int32
-	SetLen  int32          // size of the token set; 0: the row attends to everything
-	Set     unsafe.Pointer // *int32: [SetLen] slots, ascending
+	Token      int32
+	Stream     int32
+	Visible    int32          // visible tokens
+	Slots      unsafe.Pointer // *int32: visible slots in position order; nil: 0 .. Visible-1
+	Mask       unsafe.Pointer // *uint16: additive f16 mask by slot; nil: zero for every visible token
+	SinkTokens int32
+	TopK       int32
+	Recent     int32
+	SetLen     int32          // size of the token set; 0: the row attends to everything
+	Set        unsafe.Pointer // *int32: [SetLen] slots, ascending
 }
 
 // Timing is what a call adds up, in nanoseconds.

@@ -26,7 +26,7 @@ func auto(budget int) settings.Config {
 
 func repeated(mode cpu.Mode, n int) []cpu.Mode { return slices.Repeat([]cpu.Mode{mode}, n) }
 
-func sequenceOf(t *testing.T, config settings.Config, layers int, profiles selection.Profiles, about string, said *[]string) *Decoder {
+func decoderOf(t *testing.T, config settings.Config, layers int, profiles selection.Profiles, about string, said *[]string) *Decoder {
 	engine, err := contexts.NewEngine(config)
 	require.NoError(t, err)
 	engine.Keep(profiles)
@@ -58,10 +58,10 @@ func walk(t *testing.T, s *Decoder, x *tensors, first, n int) (out [][]cpu.Mode)
 	return out
 }
 
-func TestSequencesKeepProfiles(t *testing.T) {
+func TestCPUKeepProfiles(t *testing.T) {
 	dir, x := t.TempDir(), newTensors(t, rand.New(rand.NewSource(rand.Int63())), 500)
 	var said []string
-	s := sequenceOf(t, auto(32), testLayers, selection.Profiles{Dir: dir}, "m", &said)
+	s := decoderOf(t, auto(32), testLayers, selection.Profiles{Dir: dir}, "m", &said)
 	walk(t, s, x, 300, 80)
 	require.Equal(t, selection.SourceMeasured, s.Stats().LayersFrom)
 	require.Contains(t, strings.Join(said, "\n"), "measured in 56 steps")
@@ -70,13 +70,13 @@ func TestSequencesKeepProfiles(t *testing.T) {
 	require.Len(t, files, 1)
 
 	said = nil
-	again := sequenceOf(t, auto(32), testLayers, selection.Profiles{Dir: dir}, "m", &said)
+	again := decoderOf(t, auto(32), testLayers, selection.Profiles{Dir: dir}, "m", &said)
 	require.Contains(t, strings.Join(said, "\n"), files[0])
-	require.Contains(t, walk(t, again, x, 300, 1)[0], cpu.List)
+	require.Contains(t, walk(t, again, x, 300, 1)[0], cpu.Sparse)
 	for about, profiles := range map[string]selection.Profiles{"other": {Dir: dir}, "": {Dir: dir}, "n": {Path: files[0]}} {
 		said = nil
-		other := sequenceOf(t, auto(32), testLayers, profiles, about, &said)
-		require.NotContains(t, walk(t, other, x, 300, 1)[0], cpu.List, about)
+		other := decoderOf(t, auto(32), testLayers, profiles, about, &said)
+		require.NotContains(t, walk(t, other, x, 300, 1)[0], cpu.Sparse, about)
 		require.Equal(t, about == "n", strings.Contains(strings.Join(said, "\n"), "is not used"), about)
 	}
 }
@@ -87,12 +87,12 @@ func tokenSet(t *testing.T, d *Decoder) []int32 {
 	return set
 }
 
-func TestSequenceIntervalReusesSets(t *testing.T) {
+func TestCPUIntervalReusesSets(t *testing.T) {
 	config := auto(32)
 	config.Layers, config.Interval, config.Guard = []int{1, 3}, 3, 0
 	x := newTensors(t, rand.New(rand.NewSource(rand.Int63())), 500)
-	fresh := []cpu.Mode{cpu.Full, cpu.Select, cpu.List, cpu.Select, cpu.List, cpu.List}
-	reused := append(repeated(cpu.Full, 1), repeated(cpu.List, 5)...)
+	fresh := []cpu.Mode{cpu.Full, cpu.Select, cpu.Sparse, cpu.Select, cpu.Sparse, cpu.Sparse}
+	reused := append(repeated(cpu.Full, 1), repeated(cpu.Sparse, 5)...)
 	for name, prepare := range map[string]func(){
 		"in order": func() {},
 		"placed":   func() { x.args.Positions = address(x.positions) },
@@ -101,7 +101,7 @@ func TestSequenceIntervalReusesSets(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			x.args.Positions, x.args.Mask = 0, 0
 			prepare()
-			s := sequenceOf(t, config, testLayers, selection.Profiles{}, "", new([]string))
+			s := decoderOf(t, config, testLayers, selection.Profiles{}, "", new([]string))
 			require.Equal(t, fresh, walk(t, s, x, 300, 1)[0])
 			chosen := slices.Clone(tokenSet(t, s))
 			require.Len(t, chosen, 32)
@@ -136,7 +136,7 @@ func TestSequenceIntervalReusesSets(t *testing.T) {
 
 // With the kernels: measured steps give what full attention gives, sequences share what they measure, and
 // the choice is used.
-func TestSequencesMeasureTogether(t *testing.T) {
+func TestCPUMeasureTogether(t *testing.T) {
 	engine, err := contexts.NewEngine(auto(32))
 	require.NoError(t, err)
 	full, err := contexts.NewEngine(auto(1 << 20))
@@ -175,7 +175,7 @@ func TestSequencesMeasureTogether(t *testing.T) {
 						t.Error(err)
 					}
 					got := slices.Clone(x.output)
-					if s.cpu().Call.Mode == cpu.List {
+					if s.cpu().Call.Mode == cpu.Sparse {
 						continue
 					}
 					if err := exact.Attend(&x.args); err != nil {

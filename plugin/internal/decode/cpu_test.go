@@ -84,7 +84,7 @@ func onCPU(engine *contexts.Engine, layers int, workers *oncpu.Workers) (*Decode
 // cpu is what a decoder attends on.
 func (d *Decoder) cpu() *oncpu.Decoder { return d.on.(*oncpu.Decoder) }
 
-func newTestDecoder(t testing.TB, budget, threads int) *Decoder {
+func newTestCPU(t testing.TB, budget, threads int) *Decoder {
 	config := settings.DefaultConfig()
 	config.Budget, config.Layers = budget, []int{1, 3}
 	engine, err := contexts.NewEngine(config)
@@ -99,7 +99,7 @@ func newTestDecoder(t testing.TB, budget, threads int) *Decoder {
 	return s
 }
 
-func TestDecoderAllocatesNothingPerToken(t *testing.T) {
+func TestCPUAllocatesNothingPerToken(t *testing.T) {
 	rng := rand.New(rand.NewSource(1))
 	const slots = 2000
 	for name, prepare := range map[string]func(*tensors){
@@ -115,7 +115,7 @@ func TestDecoderAllocatesNothingPerToken(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, x := newTestDecoder(t, 256, 2), newTensors(t, rng, slots)
+			s, x := newTestCPU(t, 256, 2), newTensors(t, rng, slots)
 			prepare(x)
 			token := func() {
 				x.query[0] = int32(slots - 2 + int(s.cpu().Counts.Steps)%2)
@@ -162,7 +162,7 @@ func TestMaskCountsInEveryLayer(t *testing.T) {
 		for layer := range int32(testLayers) {
 			x.args.Layer, x.query[0] = layer, p
 			require.NoError(t, s.Attend(&x.args))
-			if got := slices.Clone(x.output); s.cpu().Call.Mode != cpu.List {
+			if got := slices.Clone(x.output); s.cpu().Call.Mode != cpu.Sparse {
 				require.NoError(t, exact.Attend(&x.args))
 				require.Equal(t, x.output, got, "position %d, layer %d", p, layer)
 				compared++
@@ -263,7 +263,7 @@ func TestVisibilityIsLiteral(t *testing.T) {
 	}
 }
 
-func TestDecodersAttendInParallel(t *testing.T) {
+func TestCPUsAttendInParallel(t *testing.T) {
 	config := settings.DefaultConfig()
 	config.Budget, config.Layers = 64, []int{1, 3}
 	engine, err := contexts.NewEngine(config)
@@ -315,7 +315,7 @@ func TestAttentionArgumentsNeverPanic(t *testing.T) {
 	x := newTensors(t, rng, 64)
 	extremes := []int64{0, 1, -1, 2, 16, 31, 32, 64, 256, 257, 4096, math.MaxInt32, math.MinInt32, math.MaxInt64, math.MinInt64, 1 << 40, 1 << 62}
 	accepted := 0
-	d := newTestDecoder(t, 16, 1)
+	d := newTestCPU(t, 16, 1)
 	for range 200000 {
 		a := x.args
 		for range 1 + rng.Intn(3) {

@@ -20,9 +20,9 @@ import (
 )
 
 // The kernels of the stand-in driver do nothing, and its device memory is the heap: a test writes what they would have.
-const pilotLayers, pilotHeads = 12, 8
+const calLayers, calHeads = 12, 8
 
-type pilotBatch struct {
+type calibrated struct {
 	*Decoder
 	cal     *oncuda.Probes
 	t       *testing.T
@@ -36,7 +36,7 @@ func onDevice[T any](address uint64, n int) []T {
 	return unsafe.Slice(*(**T)(unsafe.Pointer(&address)), n)
 }
 
-func newPilotBatch(t *testing.T, change func(*settings.Config)) *pilotBatch {
+func newCalibrated(t *testing.T, change func(*settings.Config)) *calibrated {
 	config := settings.DefaultConfig()
 	config.Budget, config.Layers = 128, nil
 	if change != nil {
@@ -44,19 +44,19 @@ func newPilotBatch(t *testing.T, change func(*settings.Config)) *pilotBatch {
 	}
 	e, err := contexts.NewEngine(config)
 	require.NoError(t, err)
-	return joinPilot(t, e)
+	return join(t, e)
 }
 
-func joinPilot(t *testing.T, e *contexts.Engine) *pilotBatch {
-	b, err := NewDecoder(e, pilotLayers, nil, backend.Params{MaxRows: 3, Capacity: 4096, Heads: pilotHeads, KVHeads: 2, KeyDim: 64, ValueDim: 64, KVType: 1})
+func join(t *testing.T, e *contexts.Engine) *calibrated {
+	b, err := NewDecoder(e, calLayers, nil, backend.Params{MaxRows: 3, Capacity: 4096, Heads: calHeads, KVHeads: 2, KeyDim: 64, ValueDim: 64, KVType: 1})
 	require.NoError(t, err)
 	memory, err := b.cuda().Device.Zeroed(3 * 4)
 	require.NoError(t, err)
-	p := &pilotBatch{Decoder: b, cal: &b.cuda().Cal, t: t, lengths: onDevice[int32](memory.Address(), 3), log: os.Getenv("LIM_STANDIN_LOG")}
+	p := &calibrated{Decoder: b, cal: &b.cuda().Cal, t: t, lengths: onDevice[int32](memory.Address(), 3), log: os.Getenv("LIM_STANDIN_LOG")}
 	row, store := int64(64*2), backend.KVView{TokenStride: 2 * 64 * 2, HeadStride: 64 * 2, PageStride: 4096 * 2 * 64 * 2}
 	p.a = backend.Attention{
-		Rows: 3, Query: backend.RowView{Data: 0x10000, RowStride: pilotHeads * row, HeadStride: row, Type: 1},
-		Output: backend.RowView{Data: 0x40000, RowStride: pilotHeads * row, HeadStride: row, Type: 1},
+		Rows: 3, Query: backend.RowView{Data: 0x10000, RowStride: calHeads * row, HeadStride: row, Type: 1},
+		Output: backend.RowView{Data: 0x40000, RowStride: calHeads * row, HeadStride: row, Type: 1},
 		Key:    store, Value: store, Lengths: uintptr(memory.Address()), Stream: 0xabc0,
 	}
 	p.a.Key.Data, p.a.Value.Data = 0x100000, 0x300000
@@ -65,10 +65,10 @@ func joinPilot(t *testing.T, e *contexts.Engine) *pilotBatch {
 
 // step decodes one step and returns what was asked of the driver: launches by kind, copies and events; one word
 // for each layer that shows anything but full attention. What must not be on the decode path fails the test.
-func (p *pilotBatch) step() []string {
+func (p *calibrated) step() []string {
 	p.read()
 	var out []string
-	for layer := range pilotLayers {
+	for layer := range calLayers {
 		p.a.Layer = int32(layer)
 		require.NoError(p.t, p.Attend(&p.a))
 		var what []string
@@ -103,7 +103,7 @@ func (p *pilotBatch) step() []string {
 	return out
 }
 
-func (p *pilotBatch) stream() string {
+func (p *calibrated) stream() string {
 	if p.a.Stream == 0xc000 {
 		return "0xc000 "
 	}
@@ -111,7 +111,7 @@ func (p *pilotBatch) stream() string {
 }
 
 // read is what is new in the log, but for the entry points that are looked up once.
-func (p *pilotBatch) read() []string {
+func (p *calibrated) read() []string {
 	text, err := os.ReadFile(p.log)
 	require.NoError(p.t, err)
 	var out []string
@@ -125,20 +125,20 @@ func (p *pilotBatch) read() []string {
 }
 
 // measure writes the sums of n steps in which layer j loses loss(i, j) on the set of layer i, in its worst head.
-func (p *pilotBatch) measure(n int, loss func(i, j int) float64) {
-	pairs := pilotLayers * (pilotLayers - 1) / 2
+func (p *calibrated) measure(n int, loss func(i, j int) float64) {
+	pairs := calLayers * (calLayers - 1) / 2
 	counts := onDevice[int32](p.cal.Sums, pairs)
-	all := onDevice[float32](p.cal.Sums+uint64(4*pairs), 2*pairs*pilotHeads)
-	for j := range pilotLayers {
+	all := onDevice[float32](p.cal.Sums+uint64(4*pairs), 2*pairs*calHeads)
+	for j := range calLayers {
 		for i := range j {
 			at := selection.Pair(i, j)
 			counts[at] = int32(n)
-			for h := range pilotHeads {
+			for h := range calHeads {
 				x := float32(0)
-				if h == at%pilotHeads {
+				if h == at%calHeads {
 					x = float32(loss(i, j))
 				}
-				all[at*pilotHeads+h], all[(pairs+at)*pilotHeads+h] = float32(n)*x, float32(n)*x*x
+				all[at*calHeads+h], all[(pairs+at)*calHeads+h] = float32(n)*x, float32(n)*x*x
 			}
 		}
 	}
@@ -158,7 +158,7 @@ func asTheReasoner(i, j int) float64 {
 }
 
 // until measures: it runs dense steps up to the last measured one, whose sums it writes before they are fetched.
-func (p *pilotBatch) until(loss func(i, j int) float64) (measured int) {
+func (p *calibrated) until(loss func(i, j int) float64) (measured int) {
 	for range 500 {
 		if p.cal.Measuring && !p.cal.Clear && p.cal.Begun+1 == p.cal.Wanted {
 			p.measure(16, loss)
@@ -175,7 +175,7 @@ func (p *pilotBatch) until(loss func(i, j int) float64) (measured int) {
 	return 0
 }
 
-func pilotTest(t *testing.T, env ...string) bool {
+func standsIn(t *testing.T, env ...string) bool {
 	t.Helper()
 	if !standin.Child() {
 		standin.Again(t, env...)
@@ -185,11 +185,11 @@ func pilotTest(t *testing.T, env ...string) bool {
 }
 
 // From knowing nothing to the choice that the CPU makes of the same losses, and nothing waits.
-func TestBatchPilotFindsItsLayers(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationFindsItsLayers(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
-	p := newPilotBatch(t, nil)
+	p := newCalibrated(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
 	require.Equal(t, []string{"a:fetch"}, p.step(), "dense; the lengths are looked at")
 	require.Equal(t, "unmeasured", p.Stats().LayersFrom)
@@ -204,7 +204,7 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	require.Equal(t, 1, p.cal.Target.Row, "the longest")
 	require.Equal(t, 1000/selection.ProbeShare, p.cal.Target.Budget)
 	met := map[[2]int]int{}
-	for range selection.MeasuredSteps(pilotLayers) - 2 {
+	for range selection.MeasuredSteps(calLayers) - 2 {
 		var ranks []int
 		for _, word := range p.step() {
 			if strings.Contains(word, ":select+probe") {
@@ -217,15 +217,15 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 			}
 		}
 	}
-	require.Len(t, met, pilotLayers*(pilotLayers-1)/2, "every pair of layers")
+	require.Len(t, met, calLayers*(calLayers-1)/2, "every pair of layers")
 	p.measure(16, asTheReasoner)
 	last := p.step()
 	require.Contains(t, last[len(last)-1], "l:", "the sums are fetched behind the last layer")
 	require.Contains(t, last[len(last)-1], "fetch")
 	require.True(t, p.cal.Fetching)
 
-	found := selection.NewLosses(pilotLayers)
-	for j := range pilotLayers {
+	found := selection.NewLosses(calLayers)
+	for j := range calLayers {
 		for i := range j {
 			found.Loss[selection.Pair(i, j)] = float32(asTheReasoner(i, j))
 		}
@@ -235,11 +235,11 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 	require.Equal(t, found.Choose(p.engine.Settings.Selections), s.SelectionLayers)
 	require.Equal(t, []int{2, 9}, s.SelectionLayers)
 	require.Equal(t, "measured", s.LayersFrom)
-	require.EqualValues(t, selection.MeasuredSteps(pilotLayers), p.cal.Measured)
+	require.EqualValues(t, selection.MeasuredSteps(calLayers), p.cal.Measured)
 	require.Len(t, s.Events, 1)
 	require.Equal(t, "measured", s.Events[0].What)
 	require.InDelta(t, 0.35, s.Events[0].Loss, 1e-3)
-	unused, err := onCPU(p.engine, pilotLayers, nil)
+	unused, err := onCPU(p.engine, calLayers, nil)
 	require.NoError(t, err)
 	defer unused.Free()
 	report := p.engine.Report()
@@ -249,11 +249,11 @@ func TestBatchPilotFindsItsLayers(t *testing.T) {
 }
 
 // Results that are late: steps go on, dense, until they are there.
-func TestBatchPilotDoesNotWait(t *testing.T) {
-	if !pilotTest(t, "LIM_STANDIN_PENDING=25") {
+func TestGPUCalibrationDoesNotWait(t *testing.T) {
+	if !standsIn(t, "LIM_STANDIN_PENDING=25") {
 		return
 	}
-	p := newPilotBatch(t, nil)
+	p := newCalibrated(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
 	for range 25 {
 		p.step()
@@ -266,24 +266,24 @@ func TestBatchPilotDoesNotWait(t *testing.T) {
 }
 
 // Rows come and go: what the sums say counts, not how many steps were run.
-func TestBatchPilotMeasuresOn(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationMeasuresOn(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
-	p := newPilotBatch(t, nil)
+	p := newCalibrated(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
-	require.Equal(t, selection.MeasuredSteps(pilotLayers), p.until(func(i, j int) float64 { return 0 }))
+	require.Equal(t, selection.MeasuredSteps(calLayers), p.until(func(i, j int) float64 { return 0 }))
 	require.Equal(t, "measured", p.Stats().LayersFrom)
 
-	p = newPilotBatch(t, nil)
+	p = newCalibrated(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
 	for !p.cal.Fetching { // the device added up nothing
 		p.step()
 	}
-	require.Equal(t, selection.MeasuredSteps(pilotLayers), p.cal.Begun)
+	require.Equal(t, selection.MeasuredSteps(calLayers), p.cal.Begun)
 	p.step()
 	require.True(t, p.cal.Measuring)
-	require.Equal(t, 2*selection.MeasuredSteps(pilotLayers), p.cal.Wanted)
+	require.Equal(t, 2*selection.MeasuredSteps(calLayers), p.cal.Wanted)
 	p.lengths[1] = 100 // too short by now: another row is measured
 	p.lengths[2] = 1100
 	for range oncuda.LookSteps + 2 {
@@ -299,11 +299,11 @@ func TestBatchPilotMeasuresOn(t *testing.T) {
 }
 
 // The guard audits sparse layers, one at a time, and alarms if one of them loses what was not to be expected.
-func TestBatchPilotGuards(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationGuards(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
-	p := newPilotBatch(t, func(c *settings.Config) { c.Guard = 4 })
+	p := newCalibrated(t, func(c *settings.Config) { c.Guard = 4 })
 	copy(p.lengths, []int32{40, 2000, 200})
 	wrong := func(i, j int) float64 { // layers 2 and 6, it says
 		if j == 6 {
@@ -315,14 +315,14 @@ func TestBatchPilotGuards(t *testing.T) {
 	require.Equal(t, []int{2, 6}, p.Stats().SelectionLayers)
 	before := p.cal.Revision
 
-	shares := onDevice[float32](p.cal.Shares, 2*pilotHeads)
+	shares := onDevice[float32](p.cal.Shares, 2*calHeads)
 	audits := map[byte]int{}
 	for range 400 {
-		for h := range pilotHeads { // what the next audit will find: layer 9 loses
-			shares[h], shares[pilotHeads+h] = 0.5, 0.55
+		for h := range calHeads { // what the next audit will find: layer 9 loses
+			shares[h], shares[calHeads+h] = 0.5, 0.55
 		}
 		if guardNext(p.cal) == 9 {
-			shares[3], shares[pilotHeads+3] = 0.1, 0.9
+			shares[3], shares[calHeads+3] = 0.1, 0.9
 		}
 		words := p.step()
 		if p.cal.Model.Again {
@@ -365,11 +365,11 @@ func guardNext(p *oncuda.Probes) int {
 }
 
 // A captured step goes by the roles in force, asks for nothing that a graph must not hold, and Poll says what to do.
-func TestBatchPilotCaptures(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationCaptures(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
-	p := newPilotBatch(t, func(c *settings.Config) { c.Guard = 8 })
+	p := newCalibrated(t, func(c *settings.Config) { c.Guard = 8 })
 	copy(p.lengths, []int32{40, 1000, 200})
 	poll := func() (uint64, bool) {
 		generation, eager, err := p.Poll()
@@ -402,7 +402,7 @@ func TestBatchPilotCaptures(t *testing.T) {
 		}
 	}
 	require.NotEqual(t, none, captured)
-	require.Equal(t, 1+selection.MeasuredSteps(pilotLayers), steps, "a look, and the measured ones")
+	require.Equal(t, 1+selection.MeasuredSteps(calLayers), steps, "a look, and the measured ones")
 	p.a.Stream = 0xc000
 	require.Equal(t, "c:select", p.step()[0])
 	// The graph is replayed from now on; the guard wants a step now and then.
@@ -422,12 +422,12 @@ func TestBatchPilotCaptures(t *testing.T) {
 }
 
 // An intervention holds for batches, too, and for hosts that capture.
-func TestBatchPilotIntervenes(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationAblates(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
 	for _, layers := range [][]int{nil, {2, 9}} {
-		p := newPilotBatch(t, func(c *settings.Config) { c.Layers = layers })
+		p := newCalibrated(t, func(c *settings.Config) { c.Layers = layers })
 		copy(p.lengths, []int32{40, 1000, 200})
 		p.engine.Ablate(&selection.Ablation{Select: 3, Sparse: 7})
 		_, eager, err := p.Poll()
@@ -445,12 +445,12 @@ func TestBatchPilotIntervenes(t *testing.T) {
 }
 
 // A step whose first layer is refused, and then asked for again as it should be, is one step.
-func TestBatchPilotCountsAStepOnce(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationCountsAStepOnce(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
 	for _, x := range []*selection.Ablation{nil, {Select: 3, Sparse: 7}} {
-		p := newPilotBatch(t, nil)
+		p := newCalibrated(t, nil)
 		copy(p.lengths, []int32{40, 1000, 200})
 		p.engine.Ablate(x)
 		p.a.Layer = 0
@@ -468,12 +468,12 @@ func TestBatchPilotCountsAStepOnce(t *testing.T) {
 }
 
 // The engine's contexts share the model: what one batch has measured another one uses.
-func TestBatchPilotShares(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationShares(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
-	p := newPilotBatch(t, nil)
-	other := joinPilot(t, p.engine)
+	p := newCalibrated(t, nil)
+	other := join(t, p.engine)
 	copy(p.lengths, []int32{40, 1000, 200})
 	require.Empty(t, other.step()[1:])
 	p.until(asTheReasoner)
@@ -482,15 +482,15 @@ func TestBatchPilotShares(t *testing.T) {
 }
 
 // Where there is nothing to find out there is no memory for it, and no question.
-func TestBatchPilotWithNothingToFind(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationWithNothingToFind(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
-	given := newPilotBatch(t, func(c *settings.Config) { c.Layers = []int{2, 9} })
+	given := newCalibrated(t, func(c *settings.Config) { c.Layers = []int{2, 9} })
 	require.Zero(t, given.cal.Most)
 	require.Equal(t, "c:select", given.step()[0])
 	require.Equal(t, "given", given.Stats().LayersFrom)
-	short := newPilotBatch(t, func(c *settings.Config) { c.Budget = 4000 })
+	short := newCalibrated(t, func(c *settings.Config) { c.Budget = 4000 })
 	require.Zero(t, short.cal.Most, "the rows never see twice the budget")
 	for range 40 {
 		require.Empty(t, short.step())
@@ -504,18 +504,18 @@ func TestBatchPilotWithNothingToFind(t *testing.T) {
 }
 
 // In the steady state a step allocates nothing, in a measured one neither.
-func TestBatchPilotAllocatesNothing(t *testing.T) {
-	if !pilotTest(t, "LIM_STANDIN_LOG=") {
+func TestGPUCalibrationAllocatesNothing(t *testing.T) {
+	if !standsIn(t, "LIM_STANDIN_LOG=") {
 		return
 	}
 	config := settings.DefaultConfig()
 	config.Budget, config.Guard = 128, 2
 	e, err := contexts.NewEngine(config)
 	require.NoError(t, err)
-	p := joinPilot(t, e)
+	p := join(t, e)
 	copy(p.lengths, []int32{40, 1000, 200})
 	step := func() {
-		for layer := range pilotLayers {
+		for layer := range calLayers {
 			p.a.Layer = int32(layer)
 			if err := p.Attend(&p.a); err != nil {
 				t.Fatal(err)
@@ -538,7 +538,7 @@ func TestBatchPilotAllocatesNothing(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(60, step), "audited steps")
 }
 
-func TestBatchPilotReportsTheDriver(t *testing.T) {
+func TestGPUCalibrationReportsTheDriver(t *testing.T) {
 	if !standin.Child() {
 		for _, f := range []string{"cuEventCreate:2", "cuMemHostAlloc:2", "cuEventQuery:700", "cuMemcpyDtoHAsync_v2:700"} {
 			standin.Again(t, "LIM_STANDIN_FAIL="+f)
@@ -549,10 +549,10 @@ func TestBatchPilotReportsTheDriver(t *testing.T) {
 	config.Budget = 128
 	e, err := contexts.NewEngine(config)
 	require.NoError(t, err)
-	params := backend.Params{MaxRows: 3, Capacity: 4096, Heads: pilotHeads, KVHeads: 2, KeyDim: 64, ValueDim: 64, KVType: 1}
-	if b, err := NewDecoder(e, pilotLayers, nil, params); err == nil {
+	params := backend.Params{MaxRows: 3, Capacity: 4096, Heads: calHeads, KVHeads: 2, KeyDim: 64, ValueDim: 64, KVType: 1}
+	if b, err := NewDecoder(e, calLayers, nil, params); err == nil {
 		b.Free()
-		p := joinPilot(t, e)
+		p := join(t, e)
 		p.a.Layer = 0
 		if err = p.Attend(&p.a); err == nil {
 			err = p.Attend(&p.a)
@@ -568,14 +568,14 @@ func TestBatchPilotReportsTheDriver(t *testing.T) {
 }
 
 // A copy that the driver refuses brings nothing: what an older one left must not be read as its result.
-func TestBatchPilotCopyThatFails(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationCopyThatFails(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
-	p := newPilotBatch(t, nil)
+	p := newCalibrated(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
 	attend := func() (err error) {
-		for layer := range pilotLayers {
+		for layer := range calLayers {
 			p.a.Layer = int32(layer)
 			if err = p.Attend(&p.a); err != nil {
 				break
@@ -611,19 +611,19 @@ func TestBatchPilotCopyThatFails(t *testing.T) {
 }
 
 // Where a host captures its last layer alone, the copy of what was measured waits for the next step.
-func TestBatchPilotCopiesOutsideOfGraphs(t *testing.T) {
-	if !pilotTest(t) {
+func TestGPUCalibrationCopiesOutsideOfGraphs(t *testing.T) {
+	if !standsIn(t) {
 		return
 	}
-	p := newPilotBatch(t, nil)
+	p := newCalibrated(t, nil)
 	copy(p.lengths, []int32{40, 1000, 200})
 	for !(p.cal.Measuring && !p.cal.Clear && p.cal.Begun+1 == p.cal.Wanted) {
 		p.step()
 	}
 	p.measure(16, asTheReasoner)
 	p.read()
-	for layer := range pilotLayers {
-		if p.a.Layer = int32(layer); layer == pilotLayers-1 {
+	for layer := range calLayers {
+		if p.a.Layer = int32(layer); layer == calLayers-1 {
 			p.a.Stream = 0xc000
 		}
 		require.NoError(t, p.Attend(&p.a))

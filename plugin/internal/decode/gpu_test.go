@@ -18,11 +18,11 @@ import (
 	"lessismore/plugin/internal/steps"
 )
 
-const batchLayers = 6
+const gpuLayers = 6
 
-var batchShape = backend.Params{MaxRows: 8, Capacity: 32768, Heads: 32, KVHeads: 8, KeyDim: 128, ValueDim: 128, KVType: 1}
+var gpuShape = backend.Params{MaxRows: 8, Capacity: 32768, Heads: 32, KVHeads: 8, KeyDim: 128, ValueDim: 128, KVType: 1}
 
-func batchEngine(t *testing.T, change func(*settings.Config)) *contexts.Engine {
+func gpuEngine(t *testing.T, change func(*settings.Config)) *contexts.Engine {
 	config := settings.DefaultConfig()
 	config.Layers = []int{2, 4}
 	if change != nil {
@@ -36,18 +36,18 @@ func batchEngine(t *testing.T, change func(*settings.Config)) *contexts.Engine {
 // cuda is what a decoder attends on.
 func (d *Decoder) cuda() *oncuda.Decoder { return d.on.(*oncuda.Decoder) }
 
-func makeBatch(t *testing.T, change func(*backend.Params)) *Decoder {
-	params := batchShape
+func makeDecoder(t *testing.T, change func(*backend.Params)) *Decoder {
+	params := gpuShape
 	if change != nil {
 		change(&params)
 	}
-	b, err := NewDecoder(batchEngine(t, nil), batchLayers, nil, params)
+	b, err := NewDecoder(gpuEngine(t, nil), gpuLayers, nil, params)
 	require.NoError(t, err)
 	return b
 }
 
-// batchCall is Qwen3-8B's shape, batch 8, without a table.
-func batchCall(layer int) backend.Attention {
+// gpuCall is Qwen3-8B's shape, batch 8, without a table.
+func gpuCall(layer int) backend.Attention {
 	row := int64(128 * 2)
 	store := backend.KVView{TokenStride: 8 * row, HeadStride: row, PageStride: 32768 * 8 * row}
 	a := backend.Attention{
@@ -60,13 +60,13 @@ func batchCall(layer int) backend.Attention {
 	return a
 }
 
-func TestBatchDecodePath(t *testing.T) {
+func TestGPUDecodePath(t *testing.T) {
 	if standin.Child() {
-		b := makeBatch(t, nil)
+		b := makeDecoder(t, nil)
 		for step := range 3 {
 			b.cuda().Device.Foreign([]uint64{4096}) // a mark in the log
-			for layer := range batchLayers {
-				a := batchCall(layer)
+			for layer := range gpuLayers {
+				a := gpuCall(layer)
 				require.NoError(t, b.Attend(&a), "step %d", step)
 			}
 		}
@@ -82,7 +82,7 @@ func TestBatchDecodePath(t *testing.T) {
 			marks++
 		}
 		// The first step plans each layer: twelve addresses but the table and the sinks are looked at.
-		if marks <= 1+batchLayers*10 {
+		if marks <= 1+gpuLayers*10 {
 			continue
 		}
 		switch name {
@@ -95,21 +95,21 @@ func TestBatchDecodePath(t *testing.T) {
 			t.Fatalf("not on the decode path: %s", line)
 		}
 	}
-	require.Equal(t, 4+batchLayers*10, marks)
+	require.Equal(t, 4+gpuLayers*10, marks)
 	full, filter, indexed, choose := "lim_attend_f16_128_8_tma", "lim_attend_f16_128_8_filtered", "lim_short_f16_128_8_indexed", "lim_select_filtered"
 	step := []string{full, full, filter, choose, indexed, filter, choose, indexed, "lim_tally"}
 	require.Equal(t, append(append([]string{}, step...), step...), launches)
 }
 
-func TestBatchAllocatesNothing(t *testing.T) {
+func TestGPUAllocatesNothing(t *testing.T) {
 	if !standin.Child() {
 		standin.Again(t, "LIM_STANDIN_LOG=")
 		return
 	}
-	b := makeBatch(t, nil)
-	a := batchCall(0)
+	b := makeDecoder(t, nil)
+	a := gpuCall(0)
 	step := func() {
-		for layer := range batchLayers {
+		for layer := range gpuLayers {
 			a.Layer = int32(layer)
 			if err := b.Attend(&a); err != nil {
 				t.Fatal(err)
@@ -122,14 +122,14 @@ func TestBatchAllocatesNothing(t *testing.T) {
 }
 
 // What a layer does follows from its role, from whether a set was chosen in this step, and for which rows.
-func TestBatchSteps(t *testing.T) {
+func TestGPUSteps(t *testing.T) {
 	if !standin.Child() {
 		standin.Again(t)
 		return
 	}
-	b := makeBatch(t, nil)
+	b := makeDecoder(t, nil)
 	does := func(layer int, change func(*backend.Attention)) string {
-		a := batchCall(layer)
+		a := gpuCall(layer)
 		if change != nil {
 			change(&a)
 		}
@@ -180,24 +180,24 @@ func TestBatchSteps(t *testing.T) {
 	require.Equal(t, "dense", does(2, small))
 	require.Equal(t, "dense", does(3, small))
 	require.Equal(t, "no set", does(5, nil))
-	a := batchCall(0)
+	a := gpuCall(0)
 	a.Slots = 32769
 	require.ErrorContains(t, b.Attend(&a), "n_slots = 32769 is not in 1 .. 32768")
 
 	// Rows that cannot outgrow the budget have nothing to choose.
-	b = makeBatch(t, func(p *backend.Params) { p.Capacity = 2048 })
-	for layer := range batchLayers {
+	b = makeDecoder(t, func(p *backend.Params) { p.Capacity = 2048 })
+	for layer := range gpuLayers {
 		require.Equal(t, "dense", does(layer, nil))
 	}
 }
 
-func TestBatchRefusals(t *testing.T) {
+func TestGPURefusals(t *testing.T) {
 	if !standin.Child() {
 		standin.Again(t)
 		return
 	}
-	b := makeBatch(t, nil)
-	good := batchCall(2)
+	b := makeDecoder(t, nil)
+	good := gpuCall(2)
 	require.NoError(t, b.Attend(&good))
 	require.NoError(t, b.Attend(&backend.Attention{Layer: 3, Rows: good.Rows, Query: good.Query, Output: good.Output, Key: good.Key,
 		Value: good.Value, Lengths: good.Lengths}))
@@ -235,7 +235,7 @@ func TestBatchRefusals(t *testing.T) {
 		{func(a *backend.Attention) { a.ValueScale = nan() }, fault.BadArgument, "value_scale = NaN"},
 		{func(a *backend.Attention) { a.Softcap = -1 }, fault.BadArgument, "softcap = -1"},
 	} {
-		before, a := b.cuda().Step, batchCall(3)
+		before, a := b.cuda().Step, gpuCall(3)
 		bad.change(&a)
 		var refusal *fault.Error
 		err := b.Attend(&a)
@@ -264,15 +264,15 @@ func TestBatchRefusals(t *testing.T) {
 		{func(p *backend.Params) { p.WorkSize = 4096 }, fault.BadArgument, "work_size = 4096, but work = 0"},
 		{func(p *backend.Params) { p.Capacity = 1<<20 + 1 }, fault.Unsupported, "capacity = 1048577"},
 	} {
-		params := batchShape
+		params := gpuShape
 		bad.change(&params)
 		var refusal *fault.Error
-		_, err := NewDecoder(batchEngine(t, nil), batchLayers, nil, params)
+		_, err := NewDecoder(gpuEngine(t, nil), gpuLayers, nil, params)
 		require.True(t, errors.As(err, &refusal), "%v: %v", bad.text, err)
 		require.Contains(t, refusal.Text, bad.text)
 		require.Equal(t, bad.kind, refusal.Kind, refusal.Text)
 	}
-	_, err = NewDecoder(batchEngine(t, func(c *settings.Config) { c.Budget = 30000 }), batchLayers, nil, batchShape)
+	_, err = NewDecoder(gpuEngine(t, func(c *settings.Config) { c.Budget = 30000 }), gpuLayers, nil, gpuShape)
 	require.ErrorContains(t, err, "top_k = 22500 is more than")
 }
 
@@ -286,13 +286,13 @@ func requireKind(t *testing.T, kind fault.Kind, err error) {
 func nan() float32 { z := float32(0); return z / z }
 
 // A launch that fails may have left half a layer: the step is forgotten.
-func TestBatchLaunchThatFails(t *testing.T) {
+func TestGPULaunchThatFails(t *testing.T) {
 	if !standin.Child() {
 		standin.Again(t, "LIM_STANDIN_FAIL=cuLaunchKernel:700")
 		return
 	}
-	b := makeBatch(t, nil)
-	a := batchCall(2)
+	b := makeDecoder(t, nil)
+	a := gpuCall(2)
 	err := b.Attend(&a)
 	requireKind(t, fault.DeviceFailed, err)
 	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_filtered: CUDA_ERROR (700)")
@@ -300,22 +300,22 @@ func TestBatchLaunchThatFails(t *testing.T) {
 }
 
 // K and V are described to TMA when a call is planned, by a driver that wants a context for it.
-func TestBatchMapThatFails(t *testing.T) {
+func TestGPUMapThatFails(t *testing.T) {
 	if !standin.Child() {
 		standin.Again(t, "LIM_STANDIN_FAIL=cuTensorMapEncodeTiled:700")
 		return
 	}
-	_, err := NewDecoder(batchEngine(t, nil), batchLayers, nil, batchShape)
+	_, err := NewDecoder(gpuEngine(t, nil), gpuLayers, nil, gpuShape)
 	requireKind(t, fault.DeviceFailed, err)
 	require.ErrorContains(t, err, "making the tensor maps of K and V: CUDA_ERROR (700)")
 }
 
-func TestBatchOutOfMemory(t *testing.T) {
+func TestGPUOutOfMemory(t *testing.T) {
 	if !standin.Child() {
 		standin.Again(t, "LIM_STANDIN_FAIL=cuMemAlloc_v2:2")
 		return
 	}
-	_, err := NewDecoder(batchEngine(t, nil), batchLayers, nil, batchShape)
+	_, err := NewDecoder(gpuEngine(t, nil), gpuLayers, nil, gpuShape)
 	requireKind(t, fault.NoMemory, err)
 	require.ErrorContains(t, err, "CUDA_ERROR_OUT_OF_MEMORY")
 }

@@ -228,8 +228,8 @@ func (x *KVIndex) renew(base int, list []int32, n, but int) {
 
 // Window is what a row wants to know of its order: which tokens are its first ones, and above all which its newest.
 type Window struct {
-	Own           int32 // the slot of the row's own token, which the graph writes
-	Sinks, Recent int
+	Own                int32 // the slot of the row's own token, which the graph writes
+	SinkTokens, Recent int
 }
 
 // Prefix tells whether slots 0 .. n-1 of a stream are in the order of their tokens as they are, the row's own last.
@@ -240,7 +240,7 @@ func (x *KVIndex) Prefix(stream, n int, w Window) bool {
 	if x.byWrites { // nothing tells that no other token is among the newest, but that all are known
 		return x.prints.Hold(stream*x.size, nil, n-1) == n-1
 	}
-	base, before, sinks := stream*x.size, max(min(w.Recent, n)-1, 0), min(w.Sinks, n-1)
+	base, before, sinks := stream*x.size, max(min(w.Recent, n)-1, 0), min(w.SinkTokens, n-1)
 	return x.prints.Hold(base+n-1-before, nil, before) == before && x.prints.Hold(base, nil, sinks) == sinks
 }
 
@@ -277,7 +277,7 @@ func (x *KVIndex) proven(stream int, order []int32, w Window) bool {
 		}
 		check = order[:n-1]
 	}
-	sinks := order[:min(w.Sinks, n-1)]
+	sinks := order[:min(w.SinkTokens, n-1)]
 	for len(sinks) > 0 && cells[sinks[0]] == Unknown {
 		sinks = sinks[1:]
 	}

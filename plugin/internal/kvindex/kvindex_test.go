@@ -84,7 +84,9 @@ func TestKVIndexFollowsAHost(t *testing.T) {
 				n++
 			}
 			require.Equal(t, n, x.linear[s])
-			w := func(n int) Window { return Window{Own: int32(n - 1), Recent: 1 + rng.Intn(size), Sinks: rng.Intn(5)} }
+			w := func(n int) Window {
+				return Window{Own: int32(n - 1), Recent: 1 + rng.Intn(size), SinkTokens: rng.Intn(5)}
+			}
 			if n > 0 {
 				require.True(t, x.Prefix(s, n, w(n)))
 				require.False(t, n > 1 && x.Prefix(s, n, w(n-1)), "another own token")
@@ -109,7 +111,7 @@ func TestKVIndexOrdersByPosition(t *testing.T) {
 		}
 		ascending := slices.Clone(want)
 		slices.Sort(ascending)
-		w := Window{Own: want[n-1], Sinks: rng.Intn(4), Recent: 1 + rng.Intn(n)}
+		w := Window{Own: want[n-1], SinkTokens: rng.Intn(4), Recent: 1 + rng.Intn(n)}
 		out := make([]int32, n)
 		require.True(t, x.Order(1, ascending, w, out))
 		require.Equal(t, want, out)

@@ -15,7 +15,7 @@ import (
 type Reason int32
 
 const (
-	Taken            Reason = iota // not a reason: the library attends
+	Offloaded        Reason = iota // not a reason: the library attends
 	ReasonPrompt                   // several query tokens of one sequence
 	ReasonMixed                    // prompt and decode rows in one batch
 	ReasonDiscovery                // first pass: the model's layers are being counted

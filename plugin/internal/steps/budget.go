@@ -4,13 +4,13 @@ import "math"
 
 // Split divides a token budget among the parts of a token set, for one row with n visible tokens
 // (LessIsMore, arXiv 2508.07101, section 3; the sink tokens come from the authors' code):
-// the first Sinks tokens, the newest Recent tokens, and Mid tokens that the heads choose in between.
+// the first SinkTokens tokens, the newest Recent tokens, and TopK tokens that the heads choose in between.
 type Split struct {
-	Sinks, Mid, Recent int
+	SinkTokens, TopK, Recent int
 }
 
 // Len is the size of the token set.
-func (s Split) Len() int { return s.Sinks + s.Mid + s.Recent }
+func (s Split) Len() int { return s.SinkTokens + s.TopK + s.Recent }
 
 // SplitBudget divides min(n, budget) tokens. With n <= budget there is nothing to choose and the set is
 // every token; callers attend fully then.
@@ -29,5 +29,5 @@ func SplitBudget(n, budget int, recency float64, sinks int) Split {
 	} else {
 		recent -= sinks
 	}
-	return Split{Sinks: sinks, Mid: mid, Recent: recent}
+	return Split{SinkTokens: sinks, TopK: mid, Recent: recent}
 }

@@ -56,8 +56,8 @@ func TestSplitBudgetAddsUp(t *testing.T) {
 		}
 		s := SplitBudget(n, budget, recency, sinks)
 		require.Equal(t, min(n, budget), s.Len(), "%d %d %v %d: %+v", n, budget, recency, sinks, s)
-		require.True(t, s.Sinks >= 0 && s.Mid >= 0 && s.Recent >= 0, "%d %d %v %d: %+v", n, budget, recency, sinks, s)
-		require.True(t, s.Sinks == 0 || s.Sinks == sinks, "sinks are kept or yield: %+v", s)
+		require.True(t, s.SinkTokens >= 0 && s.TopK >= 0 && s.Recent >= 0, "%d %d %v %d: %+v", n, budget, recency, sinks, s)
+		require.True(t, s.SinkTokens == 0 || s.SinkTokens == sinks, "sinks are kept or yield: %+v", s)
 		if recency > 1e-6 {
 			require.Positive(t, s.Recent, "the newest token is kept: %d %d %v %d: %+v", n, budget, recency, sinks, s)
 		}
@@ -106,7 +106,7 @@ func TestGoldenSets(t *testing.T) {
 		read(logits)
 		read(want)
 		s := SplitBudget(int(head.N), int(head.Budget), head.Recency, int(head.Sinks))
-		got := cpu.SelectPositions(logits, int(head.Heads), int(head.N), s.Sinks, s.Mid, s.Recent, cpu.Union)
+		got := cpu.SelectPositions(logits, int(head.Heads), int(head.N), s.SinkTokens, s.TopK, s.Recent, cpu.Union)
 		require.Equal(t, want, got, "case %d: %+v", c, head)
 	}
 	_, err = f.Read(make([]byte, 1))

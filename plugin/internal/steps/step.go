@@ -105,7 +105,7 @@ func (s *RowSets) See(i int, token, stream, n int, slots []int32, mask unsafe.Po
 		r.Slots = unsafe.Pointer(&slots[0])
 	}
 	if split.Len() > 0 {
-		r.Sinks, r.Mid, r.Recent = int32(split.Sinks), int32(split.Mid), int32(split.Recent)
+		r.SinkTokens, r.TopK, r.Recent = int32(split.SinkTokens), int32(split.TopK), int32(split.Recent)
 		r.SetLen = int32(split.Len())
 		r.Set = s.Set(i)
 	}
@@ -140,7 +140,7 @@ func (st *RowSets) Planned(s *stats.Stats, layer int, role selection.Role, mode 
 	switch {
 	case mode == cpu.Select:
 		s.SelectCalls++
-	case mode == cpu.List:
+	case mode == cpu.Sparse:
 		s.SparseCalls++
 	default:
 		s.DenseCalls++
@@ -150,7 +150,7 @@ func (st *RowSets) Planned(s *stats.Stats, layer int, role selection.Role, mode 
 	}
 	for i := range st.Rows {
 		visible, attended := uint64(st.Rows[i].Visible), uint64(st.Rows[i].Visible)
-		if mode == cpu.List && st.Rows[i].SetLen > 0 {
+		if mode == cpu.Sparse && st.Rows[i].SetLen > 0 {
 			attended = uint64(st.Rows[i].SetLen)
 		}
 		s.TokensVisible += visible

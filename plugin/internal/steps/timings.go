@@ -14,7 +14,7 @@ type Timings struct {
 
 func (t *Timings) Of(mode cpu.Mode) *cpu.Timing {
 	if t.modes == nil {
-		if t.modes = cpu.Slice[cpu.Timing](&t.memory, int(cpu.List)+1); t.modes == nil {
+		if t.modes = cpu.Slice[cpu.Timing](&t.memory, int(cpu.Sparse)+1); t.modes == nil {
 			return nil
 		}
 	}
@@ -26,7 +26,7 @@ func (t *Timings) Read(s *stats.Stats) {
 	if t.modes == nil {
 		return
 	}
-	s.DenseNS, s.SelectNS, s.SparseNS = t.modes[cpu.Full].AttendNS, t.modes[cpu.Select].AttendNS, t.modes[cpu.List].AttendNS
+	s.DenseNS, s.SelectNS, s.SparseNS = t.modes[cpu.Full].AttendNS, t.modes[cpu.Select].AttendNS, t.modes[cpu.Sparse].AttendNS
 	s.RankingNS = t.modes[cpu.Select].SelectNS
 }
 

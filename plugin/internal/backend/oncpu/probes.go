@@ -121,7 +121,7 @@ func (p *Probes) measure(st *steps.RowSets) {
 	st.Dense()
 	split := steps.SplitBudget(p.Tokens, p.budget, m.Config.Recency, m.Config.SinkTokens)
 	r := &st.Rows[p.Row]
-	r.Sinks, r.Mid, r.Recent, r.SetLen = int32(split.Sinks), int32(split.Mid), int32(split.Recent), int32(split.Len())
+	r.SinkTokens, r.TopK, r.Recent, r.SetLen = int32(split.SinkTokens), int32(split.TopK), int32(split.Recent), int32(split.Len())
 	r.Set = st.Set(p.Row)
 	for j := range p.Probes {
 		p.Probes[j] = cpu.Probe{
@@ -149,7 +149,7 @@ func (p *Probes) audit(st *steps.RowSets) {
 	}
 	heads, row := p.Model.Heads, &st.Rows[p.Row]
 	length := int(row.SetLen)
-	p.budget = int(row.Sinks + row.Mid + row.Recent)
+	p.budget = int(row.SinkTokens + row.TopK + row.Recent)
 	p.rows = cpu.Slice[cpu.Row](&p.rowMemory, len(st.Rows))
 	if p.Kind = calibrate.StepPlain; !p.allocate(2, 2*heads, length+2*p.budget) || p.rows == nil {
 		return

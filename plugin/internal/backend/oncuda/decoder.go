@@ -248,7 +248,7 @@ func (d *Decoder) fill(c *cuda.Call, a *backend.Attention) {
 	if d.selects { // also in calls that cannot outgrow the budget: the work memory's layout is one
 		budget := int32(d.engine.Settings.Budget)
 		c.Set, c.Positions, c.SetStride = d.sets, d.positions, int64(budget)
-		c.Budget, c.SinkTokens, c.TopK, c.Recent = budget, int32(d.split.Sinks), int32(d.split.Mid), int32(d.split.Recent)
+		c.Budget, c.SinkTokens, c.TopK, c.Recent = budget, int32(d.split.SinkTokens), int32(d.split.TopK), int32(d.split.Recent)
 	}
 }
 

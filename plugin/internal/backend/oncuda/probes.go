@@ -190,7 +190,7 @@ func (p *Probes) probed(layer int, c *cuda.Call, stream uintptr) bool {
 		budget, pairs, first := p.Target.Budget, layers*(layers-1)/2, selection.Pair(0, layer)
 		split := steps.SplitBudget(budget, budget, config.Recency, config.SinkTokens)
 		p.call = *c
-		p.call.Budget, p.call.SinkTokens, p.call.TopK, p.call.Recent = int32(budget), int32(split.Sinks), int32(split.Mid), int32(split.Recent)
+		p.call.Budget, p.call.SinkTokens, p.call.TopK, p.call.Recent = int32(budget), int32(split.SinkTokens), int32(split.TopK), int32(split.Recent)
 		p.probe = cuda.Probe{
 			Own: p.sets + uint64(4*layer*p.Most), Sets: p.sets, SetStride: int64(p.Most), SetBudget: int32(budget), Stamps: p.stamps,
 			Row: int32(p.Target.Row), NSets: int32(layer), Least: int32(selection.ProbeShare * budget), Stamp: p.stamp,

@@ -11,11 +11,11 @@ import (
 	"lessismore/plugin/internal/stats"
 )
 
-// guest is what all sessions with a host that computes graphs have in common, wherever it computes: which of
+// hostContext is what all sessions with a host that computes graphs have in common, wherever it computes: which of
 // the model's layers can take part and with what roles, and what was counted.
-type guest struct {
+type hostContext struct {
 	engine *contexts.Engine
-	number uint64 // of all the engine's guests: an address would come again
+	number uint64 // of all the engine's contexts with hosts: an address would come again
 	log    func(level settings.LogLevel, text string)
 
 	mu        sync.Mutex // Plan against a reader of the statistics
@@ -68,22 +68,22 @@ func (b *blocks) elsewhere() string {
 	return fmt.Sprintf("this device computes layers %d to %d of the model, the others are on another device", b.first, b.last)
 }
 
-// visitor is the session that a guest is a part of.
-type visitor interface {
+// callbacks is what a host context asks of the session that it is a part of.
+type callbacks interface {
 	forget()                // the layers are not known any more
 	suits() error           // whether the layers that were found can be taken part in here
 	assigned(n *Node) error // they are, and have roles; an error keeps the library out of this context
 }
 
-func newGuest(e *contexts.Engine, log func(level settings.LogLevel, text string)) guest {
+func newHostContext(e *contexts.Engine, log func(level settings.LogLevel, text string)) hostContext {
 	if log == nil {
 		log = func(settings.LogLevel, string) {}
 	}
-	return guest{engine: e, number: e.Guests.Add(1), log: log}
+	return hostContext{engine: e, number: e.Hosted.Add(1), log: log}
 }
 
 // flashless says once that the host computes attention in a way that the library cannot take part in.
-func (g *guest) flashless(graph *Graph) bool {
+func (g *hostContext) flashless(graph *Graph) bool {
 	if g.attention || g.warned || graph.SoftMax == 0 {
 		return false
 	}
@@ -95,7 +95,7 @@ func (g *guest) flashless(graph *Graph) bool {
 
 // untakable says once which layers of a graph can never be taken, and why: of the whole graph, or of the first layer
 // that is refused where others are taken.
-func (g *guest) untakable(graph *Graph) {
+func (g *hostContext) untakable(graph *Graph) {
 	if g.warned {
 		return
 	}
@@ -109,7 +109,7 @@ func (g *guest) untakable(graph *Graph) {
 				refused = n
 			}
 		case stats.ReasonSliding:
-		case stats.Taken:
+		case stats.Offloaded:
 			all = false
 		default:
 			settled = false // what becomes of it will show
@@ -128,10 +128,10 @@ func (g *guest) untakable(graph *Graph) {
 
 // drafts says once that each call of a context has several query tokens, as of a host that checks drafts: it looks as
 // if the library did nothing. begins tells whether a text may begin with the call's tokens; of is what they are of.
-func (g *guest) drafts(n *Node, of string, begins func(n *Node) bool) {
+func (g *hostContext) drafts(n *Node, of string, begins func(n *Node) bool) {
 	switch {
 	case g.drafted:
-	case n.Reason == stats.Taken:
+	case n.Reason == stats.Offloaded:
 		g.short = 0
 	case n.Reason != stats.ReasonPrompt || n.Tokens < 2 || n.Tokens > mostDrafted || begins(n):
 	default:
@@ -145,7 +145,7 @@ func (g *guest) drafts(n *Node, of string, begins func(n *Node) bool) {
 
 // learn takes note of an attention, whether the kernels take it or not. It returns true once the model's layers are
 // known, this one among them.
-func (g *guest) learn(n *Node, v visitor) bool {
+func (g *hostContext) learn(n *Node, v callbacks) bool {
 	if g.discovery.observe(n) && !g.discovery.knows(n) {
 		g.rediscover(v)
 		g.discovery.observe(n)
@@ -154,14 +154,14 @@ func (g *guest) learn(n *Node, v visitor) bool {
 }
 
 // pass takes note of an attention that the kernels do not take: it is one of the model's layers all the same.
-func (g *guest) pass(n *Node, v visitor) {
+func (g *hostContext) pass(n *Node, v callbacks) {
 	if n.Layer >= 0 && g.engine.Inert() == "" {
 		g.learn(n, v)
 	}
 }
 
 // place is the number of a node's layer among those that can take part, once the first pass has shown them.
-func (g *guest) place(n *Node, v visitor) (int, stats.Reason) {
+func (g *hostContext) place(n *Node, v callbacks) (int, stats.Reason) {
 	if g.engine.Inert() != "" {
 		return 0, stats.ReasonInert
 	}
@@ -191,17 +191,17 @@ func (g *guest) place(n *Node, v visitor) (int, stats.Reason) {
 	if !ok {
 		return 0, g.discovery.apart(n.Layer)
 	}
-	return layer, stats.Taken
+	return layer, stats.Offloaded
 }
 
 // refuse keeps the library out of this context.
-func (g *guest) refuse(why string) {
+func (g *hostContext) refuse(why string) {
 	g.counts.Inert = why
 	g.log(settings.LogInfo, "inert in this context: "+why)
 }
 
 // survey takes note of what a graph with attention shows of the model as a whole.
-func (g *guest) survey(graph *Graph) {
+func (g *hostContext) survey(graph *Graph) {
 	first := graph.Nodes[0].Layer
 	if first < 0 || !g.discovery.begins(first) {
 		return
@@ -212,7 +212,7 @@ func (g *guest) survey(graph *Graph) {
 
 // adapted tells whether a graph with attention applies other adapters than the same part of the model did before: to
 // the roles of its layers that is another model. The layers are forgotten then, and the next graph's weights asked for.
-func (g *guest) adapted(graph *Graph) bool {
+func (g *hostContext) adapted(graph *Graph) bool {
 	part := graph.Nodes[0].Layer
 	if was, ok := g.adapters[part]; !ok {
 		if g.adapters == nil {
@@ -230,13 +230,13 @@ func (g *guest) adapted(graph *Graph) bool {
 }
 
 // asks tells whether the next graphs' weights are to be hashed.
-func (g *guest) asks(graph *Graph) {
+func (g *hostContext) asks(graph *Graph) {
 	g.graphs++
 	graph.KnowsWeights = g.discovery.complete || g.graphs > maxHashed
 }
 
 // restart forgets the layers.
-func (g *guest) restart() {
+func (g *hostContext) restart() {
 	g.discovery, g.ordinal, g.blocks = discovery{}, nil, blocks{}
 	clear(g.adapters)
 	if g.cal != nil {
@@ -248,14 +248,14 @@ func (g *guest) restart() {
 }
 
 // rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
-func (g *guest) rediscover(v visitor) {
+func (g *hostContext) rediscover(v callbacks) {
 	g.restart()
 	g.unhashed = true
 	v.forget()
 }
 
 // assign gives the layers that can take part their numbers and roles.
-func (g *guest) assign(n *Node) error {
+func (g *hostContext) assign(n *Node) error {
 	layers := g.discovery.participants()
 	if len(layers) == 0 {
 		return fmt.Errorf("the layers that see the whole context are left to the host (%s), and sliding-window layers gain nothing", g.discovery.kept())
@@ -276,7 +276,7 @@ func (g *guest) assign(n *Node) error {
 }
 
 // identity is what the graphs show of the model.
-func (g *guest) identity(n *Node, layers []int32) selection.Identity {
+func (g *hostContext) identity(n *Node, layers []int32) selection.Identity {
 	c := &n.Call
 	weights := fmt.Sprintf("%016x", g.weights)
 	if g.unhashed { // this context alone knows the model
