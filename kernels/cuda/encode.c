@@ -1,15 +1,13 @@
 #include "kernels.h"
 
+#include "context.h"
+#include "driver.h"
 #include "layout.h"
 
 #include <stddef.h>
 #include <string.h>
 
-/* The driver's own declaration, by hand: this file is compiled where its headers are not. */
-int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, const uint64_t *dims, const uint64_t *strides,
-                           const uint32_t *box, const uint32_t *element_strides, int interleave, int swizzle, int promotion, int fill);
-
-enum { UINT16 = 1, SWIZZLE_128B = 3, PROMOTE_128B = 2, RANK = 5 };
+enum { RANK = 5 };
 
 _Static_assert(offsetof(lim_cuda_args, key_map) % 64 == 0 && sizeof(lim_cuda_args) % 64 == 0, "maps lie at multiples of 64 bytes");
 
@@ -30,15 +28,21 @@ static int encode(const lim_cuda_call *c, const lim_cuda_store *s, uint64_t to[1
     const uint64_t strides[RANK - 1] = {c->kv_heads > 1 ? (uint64_t)s->head_stride : row, (uint64_t)s->token_stride, 128,
                                         outer > 1 ? (uint64_t)s->page_stride : row};
     const uint32_t box[RANK] = {64, 1, LIM_CUDA_TILE, (uint32_t)c->dim / 64, 1}, every[RANK] = {1, 1, 1, 1, 1};
-    _Alignas(64) uint64_t map[16];
-    const int result = cuTensorMapEncodeTiled(map, UINT16, RANK, (void *)(uintptr_t)s->data, dims, strides, box, every, 0, SWIZZLE_128B,
-                                              PROMOTE_128B, 0);
-    if (result == 0) memcpy(to, map, sizeof map);
+    CUtensorMap map;
+    const int   result = cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, RANK, (void *)(uintptr_t)s->data, dims, strides, box,
+                                                every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                                CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result == CUDA_SUCCESS) memcpy(to, &map, sizeof map);
     return result;
 }
 
-int lim_cuda_encode(lim_cuda_args *a) {
-    if (!a->tma) return 0;
-    const int result = encode(&a->call, &a->call.key, a->key_map);
-    return result != 0 ? result : encode(&a->call, &a->call.value, a->value_map);
+int lim_cuda_encode(void *context, lim_cuda_args *a) {
+    if (!a->tma) return CUDA_SUCCESS;
+    void *before;
+    int   result = lim_cuda_swap_context(context, &before);
+    if (result != CUDA_SUCCESS) return result;
+    result = encode(&a->call, &a->call.key, a->key_map);
+    if (result == CUDA_SUCCESS) result = encode(&a->call, &a->call.value, a->value_map);
+    lim_cuda_swap_context(before, &context);
+    return result;
 }

@@ -173,8 +173,9 @@ int lim_cuda_plan_all(const lim_cuda_device *device, const lim_cuda_call *call, 
 /* All entry points that calls like this one may need, whatever their rows, lengths, mode, policy and table. Returns how many. */
 int lim_cuda_entry_points(const lim_cuda_device *device, const lim_cuda_call *call, char names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME]);
 
-/* Completes the arguments of a plan's attention by what only the driver can make. Returns a CUresult. */
-int lim_cuda_encode(lim_cuda_args *args);
+/* Completes the arguments of a plan's attention by what only the driver can make, in a context (CUcontext) of the device.
+ * Returns a CUresult. */
+int lim_cuda_encode(void *context, lim_cuda_args *args);
 
 /* The selection alone, from given logits (float [n_rows][heads][logit_stride], device memory); for tests and
  * hosts that have their own. sums (float [n_rows][heads]) is needed for `mass`. */

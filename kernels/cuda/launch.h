@@ -22,10 +22,6 @@ typedef struct lim_cuda_plan_t {
     void           *tally_function; /* CUfunction, launched after the others; 0: nothing is counted */
 } lim_cuda_plan_t;
 
-/* Makes a context (CUcontext) current on a thread that has none; a thread of the host that has one keeps it: its
- * streams are of that one. Returns a CUresult. */
-int lim_cuda_enter(void *context);
-
 /* Queues one kernel that gets `args`. Returns a CUresult. */
 int lim_cuda_start(const lim_cuda_launch *launch, void *function, void *stream, const void *args);
 

@@ -1,12 +1,7 @@
 #include "stream_bridge.h"
 
-#include "launch.h"
-
-/* The driver's own declarations, by hand: this file is compiled where its headers are not. */
-int cuStreamWaitEvent(void *stream, void *event, unsigned flags);
-int cuEventRecord(void *event, void *stream);
-int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                   unsigned block_z, unsigned shared, void *stream, void **params, void **extra);
+#include "context.h"
+#include "driver.h"
 
 int lim_cuda_bridge_begin(const lim_cuda_bridge *t, void *before, int look) {
     int result = lim_cuda_enter(t->context);

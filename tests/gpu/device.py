@@ -70,7 +70,7 @@ def build_plan():
     """What the product links in to plan and to launch, as a shared library: it is what runs here."""
     folder = tempfile.mkdtemp(prefix="lessismore-")
     path = os.path.join(folder, "plan.so")
-    sources = [os.path.join(ROOT, "kernels", "cuda", name) for name in ("plan.c", "plan_probe.c", "encode.c", "launch.c")]
+    sources = [os.path.join(ROOT, "kernels", "cuda", name) for name in ("plan.c", "plan_probe.c", "context.c", "encode.c", "launch.c")]
     subprocess.check_call(["gcc", "-O2", "-std=c11", "-shared", "-fPIC", "-o", path, *sources])
     return C.CDLL(path)
 
@@ -79,8 +79,10 @@ class Kernels:
     def __init__(self):
         torch.zeros(1, device="cuda")  # the primary context
         self.cuda = C.CDLL("libcuda.so.1", C.RTLD_GLOBAL)  # launch.c's driver
+        self.context = C.c_void_p()
         self.plan_library = build_plan()
         self.plan_library.lim_cuda_work_size.restype = C.c_size_t
+        self.ok(self.cuda.cuCtxGetCurrent(C.byref(self.context)))
         self.module = C.c_void_p()
         with open(FATBIN, "rb") as f:
             self.image = f.read()
@@ -127,7 +129,7 @@ class Kernels:
         args, launches = Args(), (Launch * 2)()
         plan = self.plan_library.lim_cuda_plan_all if all_logits else self.plan_library.lim_cuda_plan
         count = plan(C.byref(self.device), C.byref(call), C.byref(args), launches)
-        self.ok(self.plan_library.lim_cuda_encode(C.byref(args)))
+        self.ok(self.plan_library.lim_cuda_encode(self.context, C.byref(args)))
         return Plan(self, args, [launches[i] for i in range(count)])
 
     def check_probe(self, call, probe):
@@ -140,7 +142,7 @@ class Kernels:
                 raise ValueError(text)
         args, launches = (Args(), Args(), ProbeArgs()), (Launch * 3)()
         self.plan_library.lim_cuda_plan_probe(C.byref(self.device), C.byref(call), C.byref(probe), *map(C.byref, args), launches)
-        self.ok(self.plan_library.lim_cuda_encode(C.byref(args[0])))
+        self.ok(self.plan_library.lim_cuda_encode(self.context, C.byref(args[0])))
         return Plan(self, args, list(launches))
 
     def refuse_select(self, call):

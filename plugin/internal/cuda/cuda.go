@@ -7,79 +7,12 @@ package cuda
 #cgo LDFLAGS: -L${SRCDIR}/../../../build/cmake/lib -llim_cuda
 #include <stdlib.h>
 #include "context.h"
+#include "driver_calls.h"
 #include "launch.h"
 
-// What gorgonia.org/cu lacks. Each may run on any thread: the context is put back as it was found.
-static CUresult lim_shared(CUfunction f, int most) {
-    int own = 0;
-    CUresult r = cuFuncGetAttribute(&own, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, f);
-    if (r != CUDA_SUCCESS) return r;
-    r = cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most - own);
-    if (r != CUDA_SUCCESS) return r;
-    // Left to itself, the driver does not always make room for as many blocks as the plan counts on.
-    return cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
-}
-static CUresult lim_function(CUmodule m, const char *name, void **f) { return cuModuleGetFunction((CUfunction *)f, m, name); }
-static CUresult lim_pin(CUcontext mine, size_t n, void **p) {
-    CUcontext before;
-    CUresult r = lim_with(mine, &before);
-    if (r != CUDA_SUCCESS) return r;
-    r = cuMemHostAlloc(p, n, CU_MEMHOSTALLOC_PORTABLE);
-    cuCtxSetCurrent(before);
-    return r;
-}
-static void lim_unpin(CUcontext mine, void *p) {
-    CUcontext before;
-    if (lim_with(mine, &before) != CUDA_SUCCESS) return;
-    cuMemFreeHost(p);
-    cuCtxSetCurrent(before);
-}
-static CUresult lim_zeroed(CUcontext mine, size_t n, unsigned long long *p) {
-    CUcontext   before;
-    CUdeviceptr d = 0;
-    CUresult    r = lim_with(mine, &before);
-    if (r != CUDA_SUCCESS) return r;
-    r = cuMemAlloc(&d, n);
-    if (r == CUDA_SUCCESS) {
-        r = cuMemsetD8Async(d, 0, n, 0);
-        if (r == CUDA_SUCCESS) r = cuStreamSynchronize(0);
-        if (r != CUDA_SUCCESS) cuMemFree(d);
-    }
-    *p = d;
-    cuCtxSetCurrent(before);
-    return r;
-}
-static void lim_free(CUcontext mine, unsigned long long p) {
-    CUcontext before;
-    if (lim_with(mine, &before) != CUDA_SUCCESS) return;
-    cuMemFree(p);
-    cuCtxSetCurrent(before);
-}
-// The first of n addresses that is none of this device's memory; -1: all are. Zeros are passed over.
-static int lim_foreign(CUcontext mine, int device, const unsigned long long *addresses, int n) {
-    lim_cuda_enter(mine); // a failure shows at the addresses
-    for (int i = 0; i < n; i++) {
-        int ordinal = -1;
-        if (addresses[i] == 0) continue;
-        if (cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, addresses[i]) != CUDA_SUCCESS || ordinal != device) return i;
-    }
-    return -1;
-}
-static CUresult lim_read(CUcontext mine, void *to, unsigned long long from, size_t n) {
-    CUcontext before;
-    CUresult r = lim_with(mine, &before);
-    if (r != CUDA_SUCCESS) return r;
-    r = cuCtxSynchronize(); // streams that do not wait for the default one, too
-    if (r == CUDA_SUCCESS) r = cuMemcpyDtoH(to, from, n);
-    cuCtxSetCurrent(before);
-    return r;
-}
 // A stream's handle can be a small number, which Go takes for no pointer.
 static int lim_run(const lim_cuda_plan_t *plan, uintptr_t stream) { return lim_cuda_run(plan, (void *)stream); }
 static const char *lim_tally_name(void) { return LIM_CUDA_TALLY; }
-static CUresult lim_ordinal(unsigned long long p, int *ordinal) {
-    return cuPointerGetAttribute(ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, p);
-}
 */
 import "C"
 
@@ -182,21 +115,27 @@ func open(ordinal int) (*Device, error) {
 		return nil, fmt.Errorf("CUDA device %d (%s): primary context: %w", ordinal, d.name, err)
 	}
 
-	// The context is a property of the thread; it is left as the host had it.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	before, err := cu.CurrentContext()
-	if err == nil {
-		err = cu.SetCurrentContext(d.context)
-	}
+	err = d.within(func() (err error) {
+		d.module, err = cu.LoadData(fatbin)
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("CUDA device %d (%s): context: %w", ordinal, d.name, err)
-	}
-	defer cu.SetCurrentContext(before)
-	if d.module, err = cu.LoadData(fatbin); err != nil {
-		return nil, fmt.Errorf("CUDA device %d (%s) has no kernels in this build: %w", ordinal, d.name, err)
+		return nil, fmt.Errorf("CUDA device %d (%s): loading the kernels of this build: %w", ordinal, d.name, err)
 	}
 	return d, nil
+}
+
+// within makes, reads or frees what is ours, in the device's context. The context is a property of the thread; it is left
+// as the host had it.
+func (d *Device) within(do func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, ours unsafe.Pointer
+	if err := driverError("context", C.CUresult(C.lim_cuda_swap_context(unsafe.Pointer(d.handle()), &before))); err != nil {
+		return err
+	}
+	defer C.lim_cuda_swap_context(before, &ours)
+	return do()
 }
 
 // The handles of gorgonia.org/cu are structures of one unexported pointer.
@@ -213,13 +152,21 @@ func driverError(doing string, r C.CUresult) error {
 	return &DriverError{doing, int(r), C.GoString(name)}
 }
 
+// cuError is driverError for what gorgonia.org/cu returns, whose type of errors has no name outside.
+func cuError(doing string, err error) error {
+	if r := cu.Success; errors.As(err, &r) {
+		return driverError(doing, C.CUresult(r))
+	}
+	return err
+}
+
 // OrdinalOf is the number of the GPU whose memory a device address is in.
 func OrdinalOf(address uint64) (int, error) {
 	if err := cudrv.Open(); err != nil {
 		return 0, err
 	}
 	var ordinal C.int
-	if err := driverError(fmt.Sprintf("address %#x", address), C.lim_ordinal(C.ulonglong(address), &ordinal)); err != nil {
+	if err := driverError(fmt.Sprintf("address %#x", address), C.lim_ordinal(C.CUdeviceptr(address), &ordinal)); err != nil {
 		return 0, err
 	}
 	return int(ordinal), nil
@@ -256,9 +203,21 @@ type Memory struct {
 
 // Zeroed allocates device memory filled with zeros. It waits for the device: for set-up, not for decoding.
 func (d *Device) Zeroed(size int) (*Memory, error) {
-	var p C.ulonglong
-	if err := driverError(fmt.Sprintf("allocating %d bytes on %s", size, d.name), C.lim_zeroed(d.handle(), C.size_t(size), &p)); err != nil {
-		return nil, err
+	var p cu.DevicePtr
+	err := d.within(func() (err error) {
+		if p, err = cu.MemAlloc(int64(size)); err != nil {
+			return err
+		}
+		if err = cu.MemsetD8Async(p, 0, int64(size), cu.NoStream); err == nil {
+			err = cu.NoStream.Synchronize()
+		}
+		if err != nil {
+			_ = cu.MemFree(p)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, cuError(fmt.Sprintf("allocating %d bytes on %s", size, d.name), err)
 	}
 	return &Memory{d, uint64(p), size}, nil
 }
@@ -272,20 +231,25 @@ func (m *Memory) Size() int { return m.size }
 // Free gives the memory back; no kernel may still be using it.
 func (m *Memory) Free() {
 	if m.address != 0 {
-		C.lim_free(m.device.handle(), C.ulonglong(m.address))
+		_ = m.device.within(func() error { return cu.MemFree(cu.DevicePtr(m.address)) })
 		m.address = 0
 	}
 }
 
 // Foreign is the place of the first address that is not one of this device's memory; -1: all are. Zeros stand for none.
 func (d *Device) Foreign(addresses []uint64) int {
-	return int(C.lim_foreign(d.handle(), C.int(d.ordinal), (*C.ulonglong)(unsafe.Pointer(unsafe.SliceData(addresses))), C.int(len(addresses))))
+	return int(C.lim_foreign(d.handle(), C.int(d.ordinal), (*C.CUdeviceptr)(unsafe.Pointer(unsafe.SliceData(addresses))), C.int(len(addresses))))
 }
 
 // Read copies device memory to the host, once all that was queued on the device is done.
 func (d *Device) Read(address uint64, to []byte) error {
-	return driverError(fmt.Sprintf("reading %d bytes from %s", len(to), d.name),
-		C.lim_read(d.handle(), unsafe.Pointer(unsafe.SliceData(to)), C.ulonglong(address), C.size_t(len(to))))
+	err := d.within(func() error {
+		if err := cu.Synchronize(); err != nil { // streams that do not wait for the default one, too
+			return err
+		}
+		return cu.MemcpyDtoH(unsafe.Pointer(unsafe.SliceData(to)), cu.DevicePtr(address), int64(len(to)))
+	})
+	return cuError(fmt.Sprintf("reading %d bytes from %s", len(to), d.name), err)
 }
 
 // Pinned is host memory that the device copies from without a stop in between.
@@ -298,7 +262,10 @@ type Pinned struct {
 // Pin allocates pinned host memory.
 func (d *Device) Pin(size int) (*Pinned, error) {
 	var p unsafe.Pointer
-	if err := driverError(fmt.Sprintf("pinning %d bytes", size), C.lim_pin(d.handle(), C.size_t(size), &p)); err != nil {
+	err := d.within(func() error {
+		return driverError(fmt.Sprintf("pinning %d bytes", size), C.cuMemHostAlloc(&p, C.size_t(size), C.CU_MEMHOSTALLOC_PORTABLE))
+	})
+	if err != nil {
 		return nil, err
 	}
 	return &Pinned{d, p, size}, nil
@@ -310,7 +277,7 @@ func (p *Pinned) Bytes() []byte { return unsafe.Slice((*byte)(p.data), p.size) }
 // Free gives it back.
 func (p *Pinned) Free() {
 	if p.data != nil {
-		C.lim_unpin(p.device.handle(), p.data)
+		_ = p.device.within(func() error { return cu.MemFreeHost(p.data) })
 		p.data = nil
 	}
 }
@@ -376,7 +343,7 @@ func (d *Device) Load(call *Call) error {
 
 // encode completes the arguments of a plan's attention by what only the driver can make.
 func (d *Device) encode(args *C.lim_cuda_args) error {
-	return driverError("making the tensor maps of K and V", C.lim_encode(d.handle(), args))
+	return driverError("making the tensor maps of K and V", C.CUresult(C.lim_cuda_encode(unsafe.Pointer(d.handle()), args)))
 }
 
 var tallyName = C.lim_tally_name()
@@ -410,20 +377,16 @@ func (d *Device) function(name *C.char) (unsafe.Pointer, error) {
 		return f, nil
 	}
 	key := string(text[:n])
-	var (
-		before C.CUcontext
-		f      unsafe.Pointer
-	)
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := driverError("context", C.lim_with(d.handle(), &before)); err != nil {
-		return nil, err
-	}
-	defer C.cuCtxSetCurrent(before)
-	if err := driverError("kernel "+key, C.lim_function(*(*C.CUmodule)(unsafe.Pointer(&d.module)), name, &f)); err != nil {
-		return nil, err
-	}
-	if err := driverError("shared memory of "+key, C.lim_shared(C.CUfunction(f), C.int(d.limits.shared_per_block))); err != nil {
+	var f unsafe.Pointer
+	err := d.within(func() error {
+		function, err := d.module.Function(key)
+		if err != nil {
+			return cuError("kernel "+key, err)
+		}
+		f = *(*unsafe.Pointer)(unsafe.Pointer(&function))
+		return driverError("shared memory of "+key, C.lim_use_shared(C.CUfunction(f), C.int(d.limits.shared_per_block)))
+	})
+	if err != nil {
 		return nil, err
 	}
 	d.functions[key] = f

@@ -3,47 +3,20 @@
 package cuda
 
 /*
-#include <stdint.h>
 #include <stdlib.h>
-#include "context.h"
+#include "driver_calls.h"
 #include "probe.h"
 
 // Streams come as numbers: 1 and 2 are streams, but no pointers to Go.
 static int lim_probe_on(const lim_cuda_probe_plan *p, uintptr_t stream) { return lim_cuda_run_probe(p, (void *)stream); }
-static CUresult lim_event(CUcontext mine, CUevent *e) {
-    CUcontext before;
-    CUresult  r = lim_with(mine, &before);
-    if (r != CUDA_SUCCESS) return r;
-    r = cuEventCreate(e, CU_EVENT_DISABLE_TIMING);
-    cuCtxSetCurrent(before);
-    return r;
-}
-static CUresult lim_fetch(CUcontext mine, void *to, unsigned long long from, size_t n, CUevent e, uintptr_t on) {
-    CUstream stream = (CUstream)on;
-    CUresult r = lim_cuda_enter(mine);
-    if (r == CUDA_SUCCESS) r = cuMemcpyDtoHAsync(to, from, n, stream);
-    return r == CUDA_SUCCESS ? cuEventRecord(e, stream) : r;
-}
-static CUresult lim_clear(CUcontext mine, unsigned long long at, size_t n, uintptr_t stream) {
-    CUresult r = lim_cuda_enter(mine);
-    return r == CUDA_SUCCESS ? cuMemsetD8Async(at, 0, n, (CUstream)stream) : r;
-}
-// A capture by another thread of the host must not be spoilt by a question.
-static CUresult lim_ready(CUevent e) {
-    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    CUresult            exchanged = cuThreadExchangeStreamCaptureMode(&mode), r = cuEventQuery(e);
-    if (exchanged == CUDA_SUCCESS) cuThreadExchangeStreamCaptureMode(&mode);
-    return r;
-}
-static int lim_capturing(CUcontext mine, uintptr_t stream) {
-    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    if (lim_cuda_enter(mine) != CUDA_SUCCESS || cuStreamIsCapturing((CUstream)stream, &status) != CUDA_SUCCESS) return 1;
-    return status != CU_STREAM_CAPTURE_STATUS_NONE;
-}
 */
 import "C"
 
-import "unsafe"
+import (
+	"unsafe"
+
+	"gorgonia.org/cu"
+)
 
 // Both sides of each structure agree, or the package does not compile.
 var (
@@ -128,7 +101,7 @@ func (p *ProbePlan) Free() {
 
 // Clear queues the zeroing of n bytes.
 func (d *Device) Clear(address uint64, n int, stream uintptr) error {
-	return driverError("clearing memory", C.lim_clear(d.handle(), C.ulonglong(address), C.size_t(n), C.uintptr_t(stream)))
+	return driverError("clearing memory", C.lim_clear(d.handle(), C.CUdeviceptr(address), C.size_t(n), C.uintptr_t(stream)))
 }
 
 // Capturing tells whether what is queued on a stream becomes part of a graph, or may not be asked just now.
@@ -139,7 +112,7 @@ func (d *Device) Capturing(stream uintptr) bool {
 // Fetch brings results from the device when the stream comes to it. Nobody waits: Ready asks.
 type Fetch struct {
 	pinned *Pinned
-	event  C.CUevent
+	event  cu.Event
 }
 
 // NewFetch makes room for results of up to size bytes.
@@ -149,21 +122,27 @@ func (d *Device) NewFetch(size int) (*Fetch, error) {
 		return nil, err
 	}
 	f := &Fetch{pinned: pinned}
-	if err := driverError("making an event", C.lim_event(d.handle(), &f.event)); err != nil {
+	err = d.within(func() (err error) {
+		f.event, err = cu.MakeEvent(cu.DisableTiming)
+		return err
+	})
+	if err != nil {
 		pinned.Free()
-		return nil, err
+		return nil, cuError("making an event", err)
 	}
 	return f, nil
 }
 
+func (f *Fetch) handle() C.CUevent { return *(*C.CUevent)(unsafe.Pointer(&f.event)) }
+
 // Start queues the copy of n bytes.
 func (f *Fetch) Start(address uint64, n int, stream uintptr) error {
-	return driverError("fetching results", C.lim_fetch(f.pinned.device.handle(), f.pinned.data, C.ulonglong(address), C.size_t(n), f.event, C.uintptr_t(stream)))
+	return driverError("fetching results", C.lim_fetch(f.pinned.device.handle(), f.pinned.data, C.CUdeviceptr(address), C.size_t(n), f.handle(), C.uintptr_t(stream)))
 }
 
 // Ready tells whether what was started has arrived.
 func (f *Fetch) Ready() (bool, error) {
-	r := C.lim_ready(f.event)
+	r := C.lim_ready(f.handle())
 	if r == C.CUDA_ERROR_NOT_READY {
 		return false, nil
 	}
@@ -175,6 +154,6 @@ func (f *Fetch) Bytes() []byte { return f.pinned.Bytes() }
 
 // Free gives the memory back; nothing may be under way.
 func (f *Fetch) Free() {
-	C.cuEventDestroy(f.event)
+	_ = cu.DestroyEvent(&f.event)
 	f.pinned.Free()
 }

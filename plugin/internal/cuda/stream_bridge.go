@@ -3,34 +3,24 @@
 package cuda
 
 /*
-#include "context.h"
+#include <cuda.h>
+#include <stdlib.h>
 #include "stream_bridge.h"
 
-static CUresult lim_stream(CUcontext mine, void **stream) {
-    CUcontext before;
-    CUresult  r = lim_with(mine, &before);
-    if (r != CUDA_SUCCESS) return r;
-    r = cuStreamCreate((CUstream *)stream, CU_STREAM_NON_BLOCKING);
-    cuCtxSetCurrent(before);
-    return r;
-}
-static CUresult lim_stream_wait(CUcontext mine, void *stream, int last) {
-    CUcontext before;
-    CUresult  r = lim_with(mine, &before);
-    if (r != CUDA_SUCCESS) return r;
-    r = cuStreamSynchronize(stream);
-    if (last) cuStreamDestroy(stream);
-    cuCtxSetCurrent(before);
-    return r;
-}
 static const char *lim_visible_name(void) { return LIM_CUDA_VISIBLE; }
 */
 import "C"
 
-import "unsafe"
+import (
+	"unsafe"
 
-// Bridge is a stream of our own that takes turns with a host's: events of the host's order the two.
+	"gorgonia.org/cu"
+)
+
+// Bridge is a stream of our own beside a host's: events of the host's order the work of the two.
 type Bridge struct {
+	device *Device
+	stream cu.Stream
 	bridge *C.lim_cuda_bridge
 }
 
@@ -40,15 +30,19 @@ func (d *Device) NewBridge() (*Bridge, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Bridge{(*C.lim_cuda_bridge)(C.calloc(1, C.sizeof_lim_cuda_bridge))}
+	t := &Bridge{device: d, bridge: (*C.lim_cuda_bridge)(C.calloc(1, C.sizeof_lim_cuda_bridge))}
 	if t.bridge == nil {
 		return nil, ErrMemory
 	}
-	t.bridge.context, t.bridge.function = unsafe.Pointer(d.handle()), f
-	if err := driverError("making a stream", C.lim_stream(d.handle(), &t.bridge.stream)); err != nil {
+	err = d.within(func() (err error) {
+		t.stream, err = cu.MakeStream(cu.NonBlocking)
+		return err
+	})
+	if err != nil {
 		C.free(unsafe.Pointer(t.bridge))
-		return nil, err
+		return nil, cuError("making a stream", err)
 	}
+	t.bridge.context, t.bridge.function, t.bridge.stream = unsafe.Pointer(d.handle()), f, unsafe.Pointer(t.stream.C())
 	return t, nil
 }
 
@@ -75,12 +69,15 @@ func (t *Bridge) Stream() uintptr { return uintptr(t.bridge.stream) }
 
 // Wait waits for all that was queued: for failures and the end, not for decoding.
 func (t *Bridge) Wait() error {
-	return driverError("waiting for a stream", C.lim_stream_wait(C.CUcontext(t.bridge.context), t.bridge.stream, 0))
+	return cuError("waiting for a stream", t.device.within(t.stream.Synchronize))
 }
 
 // Free waits, and gives the stream back.
 func (t *Bridge) Free() {
-	C.lim_stream_wait(C.CUcontext(t.bridge.context), t.bridge.stream, 1)
+	_ = t.device.within(func() error {
+		_ = t.stream.Synchronize() // a stream that failed is destroyed, too
+		return t.stream.Destroy()
+	})
 	C.free(unsafe.Pointer(t.bridge))
 	t.bridge = nil
 }

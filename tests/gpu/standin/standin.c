@@ -11,14 +11,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../../kernels/cuda/driver.h"
 #include "../../../kernels/cuda/kernels.h"
 #include "../../../kernels/cuda/tally.h"
 #include "../../../kernels/cuda/visible.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static __thread void  *current;
+static pthread_mutex_t    mutex = PTHREAD_MUTEX_INITIALIZER;
+static __thread CUcontext current;
 
 static void note(const char *format, ...) {
     const char *path = getenv("LIM_STANDIN_LOG");
@@ -65,8 +66,8 @@ EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
 }
 EXPORT int cuDevicePrimaryCtxRetain(void **c, int d) { BEGIN(cuDevicePrimaryCtxRetain, "!", "%d", d); *c = (void *)0x1000; return 0; }
 EXPORT int cuDevicePrimaryCtxRelease_v2(int d) { BEGIN(cuDevicePrimaryCtxRelease_v2, "!", "%d", d); return 0; }
-EXPORT int cuCtxGetCurrent(void **c) { BEGIN(cuCtxGetCurrent, "", "%s", ""); *c = current; return 0; }
-EXPORT int cuCtxSetCurrent(void *c) { BEGIN(cuCtxSetCurrent, "", "%p", c); current = c; return 0; }
+EXPORT int cuCtxGetCurrent(CUcontext *c) { BEGIN(cuCtxGetCurrent, "", "%s", ""); *c = current; return 0; }
+EXPORT int cuCtxSetCurrent(CUcontext c) { BEGIN(cuCtxSetCurrent, "", "%p", (void *)c); current = c; return 0; }
 EXPORT int cuModuleLoadData(void **m, const void *image) {
     BEGIN(cuModuleLoadData, "!", "magic %08x", *(const uint32_t *)image);
     *m = (void *)0x2000;
@@ -91,7 +92,7 @@ EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) { BEGIN(cuMemcpyDt
 EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *s) { BEGIN(cuMemcpyDtoHAsync_v2, "", "%zu stream %p", n, s); memcpy(to, (void *)(uintptr_t)from, n); return 0; }
 EXPORT int cuEventCreate(void **e, unsigned flags) { BEGIN(cuEventCreate, "!", "%u", flags); *e = (void *)0x3000; return 0; }
 EXPORT int cuEventDestroy_v2(void *e) { BEGIN(cuEventDestroy_v2, "!", "%p", e); return 0; }
-EXPORT int cuEventRecord(void *e, void *s) { BEGIN(cuEventRecord, "", "%p stream %p", e, s); return 0; }
+EXPORT int cuEventRecord(CUevent e, CUstream s) { BEGIN(cuEventRecord, "", "%p stream %p", (void *)e, (void *)s); return 0; }
 EXPORT int cuEventQuery(void *e) {
     static int  asked;
     const char *pending = getenv("LIM_STANDIN_PENDING");
@@ -116,7 +117,7 @@ EXPORT int cuStreamCreate(void **s, unsigned flags) {
     return 0;
 }
 EXPORT int cuStreamDestroy_v2(void *s) { BEGIN(cuStreamDestroy_v2, "!", "%p", s); return 0; }
-EXPORT int cuStreamWaitEvent(void *s, void *e, unsigned flags) { BEGIN(cuStreamWaitEvent, "", "stream %p event %p flags %u", s, e, flags); return 0; }
+EXPORT int cuStreamWaitEvent(CUstream s, CUevent e, unsigned flags) { BEGIN(cuStreamWaitEvent, "", "stream %p event %p flags %u", (void *)s, (void *)e, flags); return 0; }
 
 static lim_cuda_visible visibility; /* the last one that was looked at */
 
@@ -171,15 +172,16 @@ static void run_kernel(const char *name, void **params) {
 }
 
 /* Refuses what the driver does. */
-EXPORT int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, const uint64_t *dims, const uint64_t *strides,
-                                  const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
+EXPORT int cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, uint32_t rank, void *address, const uint64_t *dims,
+                                  const uint64_t *strides, const uint32_t *box, const uint32_t *steps, CUtensorMapInterleave interleave,
+                                  CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
     char shape[160] = "";
     for (uint32_t i = 0, n = 0; i < rank && i < 5; i++)
         n += (uint32_t)snprintf(shape + n, sizeof shape - n, " %llu/%lld", (unsigned long long)dims[i], i == 0 ? 2 : (long long)strides[i - 1]);
     BEGIN(cuTensorMapEncodeTiled, "!", "%p size/stride%s", address, shape);
     (void)type, (void)interleave, (void)promotion, (void)fill;
     if (current == NULL) return 201;
-    if ((uintptr_t)map % 64 != 0 || (uintptr_t)address % 16 != 0 || rank < 1 || rank > 5 || (swizzle == 3 && box[0] * 2 > 128)) return 1;
+    if ((uintptr_t)map % 64 != 0 || (uintptr_t)address % 16 != 0 || rank < 1 || rank > 5 || (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box[0] * 2 > 128)) return 1;
     for (uint32_t i = 0; i < rank; i++) {
         if (dims[i] < 1 || dims[i] > (uint64_t)1 << 32 || box[i] < 1 || box[i] > 256 || steps[i] != 1) return 1;
         if (i + 1 < rank && (strides[i] % 16 != 0 || strides[i] >= (uint64_t)1 << 40)) return 1;
@@ -188,28 +190,22 @@ EXPORT int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *addr
     memcpy(map, &address, sizeof address);
     return 0;
 }
-EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
-                          void **params, void **extra) {
+EXPORT int cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                          CUstream stream, void **params, void **extra) {
     BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d%s", (char *)f, gx, gy, gz,
-          bx, by, bz, shared, stream, current, *(unsigned long long *)params[0], extra == NULL, kernel_arguments(f, params));
-    run_kernel(f, params);
+          bx, by, bz, shared, (void *)stream, (void *)current, *(unsigned long long *)params[0], extra == NULL, kernel_arguments((char *)f, params));
+    run_kernel((char *)f, params);
     return 0;
 }
-struct config { /* CUlaunchConfig */
-    unsigned grid[3], block[3], shared;
-    void    *stream;
-    struct { int id, pad; union { unsigned value[16]; void *aligned; } u; } *attributes;
-    unsigned count;
-};
-EXPORT int cuLaunchKernelEx(const struct config *c, void *f, void **params, void **extra) {
+EXPORT int cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **params, void **extra) {
     unsigned cluster = 0, pdl = 0;
-    for (unsigned i = 0; i < c->count; i++) {
-        if (c->attributes[i].id == 4) cluster = c->attributes[i].u.value[0];
-        if (c->attributes[i].id == 6) pdl = c->attributes[i].u.value[0];
+    for (const CUlaunchAttribute *a = c->attrs; a != c->attrs + c->numAttrs; a++) {
+        if (a->id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) cluster = a->value.clusterDim.x;
+        if (a->id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) pdl = (unsigned)a->value.programmaticStreamSerializationAllowed;
     }
     BEGIN(cuLaunchKernelEx, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d cluster %u pdl %u%s", (char *)f,
-          c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, current,
-          *(unsigned long long *)params[0], extra == NULL, cluster, pdl, kernel_arguments(f, params));
-    run_kernel(f, params);
+          c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ, c->sharedMemBytes, (void *)c->hStream,
+          (void *)current, *(unsigned long long *)params[0], extra == NULL, cluster, pdl, kernel_arguments((char *)f, params));
+    run_kernel((char *)f, params);
     return 0;
 }
