@@ -1,7 +1,7 @@
 /* lim_cpu_attend: plans one layer's attention and runs it on nth threads.
  *
- * Each row's tokens are cut into stretches. Threads claim stretches one after another, so a thread that the
- * system delays does not hold up the rest; each stretch leaves a partial result, and the parts are merged in
+ * Each row's tokens are cut into KV chunks. Threads claim KV chunks one after another, so a thread that the
+ * system delays does not hold up the rest; each KV chunk leaves a partial result, and the parts are merged in
  * order after a barrier. How a row is cut depends on the call only, never on the threads, so the output
  * and the token sets are the same bits whatever nth is. */
 #include <algorithm>
@@ -16,31 +16,31 @@
 namespace lessismore {
 namespace {
 
-/* Stretches: short enough to balance threads, long enough that merging them costs little. */
-constexpr int32_t kLeastStretch = 128;
+/* KV chunks: short enough to balance threads, long enough that merging them costs little. */
+constexpr int32_t kLeastChunk = 128;
 constexpr int32_t kMostPerRow = 64, kLeastPerRow = 8, kPerCall = 128;
 
-int32_t MostStretches(int32_t n_rows) { return std::clamp(kPerCall / std::max(n_rows, 1), kLeastPerRow, kMostPerRow); }
+int32_t MostChunks(int32_t n_rows) { return std::clamp(kPerCall / std::max(n_rows, 1), kLeastPerRow, kMostPerRow); }
 
-int32_t StretchLength(int32_t n, int32_t n_rows) {
-    const int32_t most = MostStretches(n_rows);
+int32_t ChunkTokens(int32_t n, int32_t n_rows) {
+    const int32_t most = MostChunks(n_rows);
     const int32_t even = (int32_t)(((int64_t)n + most - 1) / most);
-    return std::max(kLeastStretch, (even + kTile - 1) / kTile * kTile);
+    return std::max(kLeastChunk, (even + kTile - 1) / kTile * kTile);
 }
 
-int32_t Stretches(int32_t n, int32_t n_rows) {
-    const int32_t length = StretchLength(n, n_rows);
+int32_t Chunks(int32_t n, int32_t n_rows) {
+    const int32_t length = ChunkTokens(n, n_rows);
     return n > 0 ? (int32_t)(((int64_t)n + length - 1) / length) : 0;
 }
 
 bool Sparse(const lim_cpu_row &row) { return row.set_n > 0 && row.set_n < row.n; }
 
 /* What the row attends to in this call. */
-const int32_t *List(const lim_cpu_call &call, const lim_cpu_row &row) {
-    return call.mode == LIM_CPU_LIST && Sparse(row) ? row.set : row.slots;
+const int32_t *Slots(const lim_cpu_call &call, const lim_cpu_row &row) {
+    return call.mode == LIM_CPU_SPARSE && Sparse(row) ? row.set : row.slots;
 }
 int32_t Length(const lim_cpu_call &call, const lim_cpu_row &row) {
-    return call.mode == LIM_CPU_LIST && Sparse(row) ? row.set_n : std::max(row.n, 0);
+    return call.mode == LIM_CPU_SPARSE && Sparse(row) ? row.set_n : std::max(row.n, 0);
 }
 bool Selects(const lim_cpu_call &call, const lim_cpu_row &row) { return call.mode == LIM_CPU_SELECT && Sparse(row); }
 
@@ -59,11 +59,11 @@ struct RowWork {
         selection.stride = LogitStride(n);
         selection.heads = call.heads;
         selection.n = n;
-        selection.sinks = row.sinks;
-        selection.mid = row.mid;
+        selection.sink_tokens = row.sink_tokens;
+        selection.top_k = row.top_k;
         selection.recent = row.recent;
         selection.policy = call.policy;
-        selection.attention_sinks = call.sinks;
+        selection.sinks = call.sinks;
         selection.slots = row.slots;
         selection.set = row.set;
         selection.positions = OwnPositions(call, row);
@@ -83,17 +83,17 @@ struct Work {
     size_t Take(void *base, const lim_cpu_call &call, int ith, int nth, bool bound) {
         Arena         arena(base);
         int64_t       least = 0, now = 0;
-        int32_t       longest = 0, mid = 0;
+        int32_t       longest = 0, top_k = 0;
         for (int32_t r = 0; r < call.n_rows; r++) {
             const lim_cpu_row &row = call.rows[r];
-            least += (std::max(row.n, 0) + (int64_t)kLeastStretch - 1) / kLeastStretch;
-            now += Stretches(Length(call, row), call.n_rows);
+            least += (std::max(row.n, 0) + (int64_t)kLeastChunk - 1) / kLeastChunk;
+            now += Chunks(Length(call, row), call.n_rows);
             if (row.set_n > 0) {
                 longest = std::max(longest, row.n);
-                mid = std::max(mid, row.mid);
+                top_k = std::max(top_k, row.top_k);
             }
         }
-        /* Not Stretches(): growing n can make fewer, and the size must never shrink with n. */
+        /* Not Chunks(): growing n can make fewer, and the size must never shrink with n. */
         n_parts = (int32_t)(bound ? std::min(least, (int64_t)std::max(kPerCall, kLeastPerRow * call.n_rows)) : now);
         const size_t heads = (size_t)call.heads;
         header = arena.Take<WorkHeader>(1);
@@ -101,7 +101,7 @@ struct Work {
             float        *q = arena.Take<float>(heads * (size_t)call.dim_k);
             float        *s = arena.Take<float>(heads * kScratchPerHead + kTile);
             SelectScratch t;
-            t.Take(&arena, longest, mid);
+            t.Take(&arena, longest, top_k);
             if (i == ith) {
                 query = q;
                 scratch = s;
@@ -138,20 +138,20 @@ void ForSelections(const lim_cpu_call &call, const Work &work, Visit visit) {
     }
 }
 
-/* Walks the stretches in order, from the one that a number names to a later one. */
+/* Walks the KV chunks in order, from the one that a number names to a later one. */
 struct Cursor {
     const lim_cpu_call &call;
-    int32_t             row = 0, first = 0, count; /* `first`: the number of the row's first stretch */
+    int32_t             row = 0, first = 0, count; /* `first`: the number of the row's first KV chunk */
 
     explicit Cursor(const lim_cpu_call &c) : call(c), count(Count(0)) {}
-    int32_t Count(int32_t r) const { return r < call.n_rows ? Stretches(Length(call, call.rows[r]), call.n_rows) : 0; }
+    int32_t Count(int32_t r) const { return r < call.n_rows ? Chunks(Length(call, call.rows[r]), call.n_rows) : 0; }
     void    MoveTo(int32_t number) {
         while (number >= first + count) {
             first += count;
             count = Count(++row);
         }
     }
-    int32_t Begin(int32_t number) const { return (number - first) * StretchLength(Length(call, call.rows[row]), call.n_rows); }
+    int32_t Begin(int32_t number) const { return (number - first) * ChunkTokens(Length(call, call.rows[row]), call.n_rows); }
 };
 
 void AttendAll(const lim_cpu_call &call, const Work &work, const AttentionKernels &kernels) {
@@ -160,7 +160,7 @@ void AttendAll(const lim_cpu_call &call, const Work &work, const AttentionKernel
     Arena   arena = work.rows;
     int32_t loaded = -1, placed = -1; /* the row whose query is loaded; rows up to this one have their memory */
     float  *logits = nullptr;
-    /* One stretch is claimed ahead, so that its first rows can be prefetched. */
+    /* One KV chunk is claimed ahead, so that its first rows can be prefetched. */
     for (int32_t now = claim(), next; now < work.n_parts; now = next) {
         next = claim();
         cursor.MoveTo(now);
@@ -176,28 +176,28 @@ void AttendAll(const lim_cpu_call &call, const Work &work, const AttentionKernel
             memory.Take(&arena, call, call.rows[placed]);
             logits = memory.logits;
         }
-        Stretch stretch;
-        stretch.call = &call;
-        stretch.row = &row;
-        stretch.slots = List(call, row);
-        stretch.length = Length(call, row);
-        stretch.begin = cursor.Begin(now);
-        stretch.end = std::min(stretch.length, cursor.Begin(now + 1));
-        stretch.next = next < cursor.first + cursor.count ? cursor.Begin(next) : -1;
-        stretch.logits = Selects(call, row) ? logits : nullptr;
-        stretch.logit_stride = LogitStride(row.n);
+        KvChunk chunk;
+        chunk.call = &call;
+        chunk.row = &row;
+        chunk.slots = Slots(call, row);
+        chunk.length = Length(call, row);
+        chunk.begin = cursor.Begin(now);
+        chunk.end = std::min(chunk.length, cursor.Begin(now + 1));
+        chunk.next = next < cursor.first + cursor.count ? cursor.Begin(next) : -1;
+        chunk.logits = Selects(call, row) ? logits : nullptr;
+        chunk.logit_stride = LogitStride(row.n);
         float *part = work.parts + (size_t)now * Part::Floats(call.heads, call.dim_v);
-        kernels.attend(stretch, work.query, work.scratch, Part(part, call.heads));
+        kernels.attend(chunk, work.query, work.scratch, Part(part, call.heads));
     }
 }
 
 void MergeAll(const lim_cpu_call &call, const Work &work, const AttentionKernels &kernels, int ith, int nth) {
     float  *parts = work.parts;
-    int64_t turn = 0;
+    int64_t job = 0;
     for (int32_t r = 0; r < call.n_rows; r++) {
-        const int32_t count = Stretches(Length(call, call.rows[r]), call.n_rows);
+        const int32_t count = Chunks(Length(call, call.rows[r]), call.n_rows);
         for (int h = 0; h < call.heads; h++) {
-            if (turn++ % nth == ith) kernels.merge(&call, &call.rows[r], h, parts, count);
+            if (job++ % nth == ith) kernels.merge(&call, &call.rows[r], h, parts, count);
         }
         parts += (size_t)count * Part::Floats(call.heads, call.dim_v);
     }

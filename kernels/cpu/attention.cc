@@ -1,4 +1,4 @@
-/* Decode attention over a stretch of tokens, for all heads at once.
+/* Decode attention over a KV chunk of tokens, for all heads at once.
  *
  * Decoding is bound by reading K and V, so each row is read once, whole tokens at a time (in the layouts of
  * the engines all KV heads of a token lie together) and in tiles: score the tile's keys, exponentiate, add up
@@ -315,9 +315,9 @@ HWY_INLINE void FinishLogits(const lim_cpu_call &call, int head, int n, const fl
 }
 
 /* Turns a head's logits into weights relative to its running largest logit, which it raises where needed. */
-HWY_INLINE void Softmax(float *x, float *largest, float *sums, float *value, size_t dim) {
+HWY_INLINE void Softmax(float *x, float *row_max, float *row_sums, float *value, size_t dim) {
     const F32  df;
-    const auto before = hn::Set(df, *largest);
+    const auto before = hn::Set(df, *row_max);
     auto       most = before;
     /* Comparisons with NaN are false, so NaN never becomes the largest; it reaches the sums below. */
     for (int t = 0; t < kTile; t += kLanes) {
@@ -325,23 +325,23 @@ HWY_INLINE void Softmax(float *x, float *largest, float *sums, float *value, siz
         most = hn::IfThenElse(hn::Gt(v, most), v, most);
     }
     if (!hn::AllFalse(df, hn::Gt(most, before))) {
-        const float now = Largest(most);
-        const float shrink = ExpOne(*largest - now);
-        Multiply(sums, kLanes, shrink);
+        const float now = Max(most);
+        const float shrink = ExpOne(*row_max - now);
+        Multiply(row_sums, kLanes, shrink);
         Multiply(value, dim, shrink);
-        *largest = now;
+        *row_max = now;
     }
-    const auto top = hn::Set(df, *largest);
-    auto       sum = hn::LoadU(df, sums);
+    const auto top = hn::Set(df, *row_max);
+    auto       sum = hn::LoadU(df, row_sums);
     for (int t = 0; t < kTile; t += kLanes) {
         const auto weight = Exp(hn::Sub(hn::LoadU(df, x + t), top));
         sum = hn::Add(sum, weight);
         hn::StoreU(weight, df, x + t);
     }
-    hn::StoreU(sum, df, sums);
+    hn::StoreU(sum, df, row_sums);
 }
 
-/* ---- a stretch ---- */
+/* ---- a KV chunk ---- */
 
 typedef void (*ScoreFn)(const lim_cpu_call &, const Rows &, int, const float *, float *);
 typedef void (*AddFn)(const lim_cpu_call &, const Rows &, int, const float *, float *);
@@ -366,21 +366,21 @@ AddFn AddOf(int32_t type) {
     }
 }
 
-/* Where the rows from `begin` on begin; past the stretch's end, those of the next one. */
-HWY_INLINE void FindRows(const lim_cpu_tensor &tensor, const Stretch &stretch, int32_t begin, Rows *rows) {
-    const uint8_t *base = (const uint8_t *)tensor.data + stretch.row->stream * tensor.stream_stride;
+/* Where the rows from `begin` on begin; past the KV chunk's end, those of the next one. */
+HWY_INLINE void FindRows(const lim_cpu_tensor &tensor, const KvChunk &chunk, int32_t begin, Rows *rows) {
+    const uint8_t *base = (const uint8_t *)tensor.data + chunk.row->stream * tensor.stream_stride;
     for (int t = 0; t < kTile + kAhead; t++) {
         int32_t i = begin + t;
-        if (i >= stretch.end) i = stretch.next >= 0 ? stretch.next + (i - stretch.end) : stretch.end - 1;
-        if (i >= stretch.length) i = stretch.length - 1;
-        rows->at[t] = base + (int64_t)(stretch.slots != nullptr ? stretch.slots[i] : i) * tensor.token_stride;
+        if (i >= chunk.end) i = chunk.next >= 0 ? chunk.next + (i - chunk.end) : chunk.end - 1;
+        if (i >= chunk.length) i = chunk.length - 1;
+        rows->at[t] = base + (int64_t)(chunk.slots != nullptr ? chunk.slots[i] : i) * tensor.token_stride;
     }
 }
 
-void Attend(const Stretch &stretch, const float *query, float *scratch, const Part &part) {
+void Attend(const KvChunk &chunk, const float *query, float *scratch, const Part &part) {
     const F32           df;
-    const lim_cpu_call &call = *stretch.call;
-    const lim_cpu_row  &row = *stretch.row;
+    const lim_cpu_call &call = *chunk.call;
+    const lim_cpu_row  &row = *chunk.row;
     const size_t        heads = (size_t)call.heads, dim_v = (size_t)call.dim_v;
     const ScoreFn       score = ScoreOf(call.key.type);
     const AddFn         add = AddOf(call.value.type);
@@ -390,31 +390,31 @@ void Attend(const Stretch &stretch, const float *query, float *scratch, const Pa
 
     memset(sums, 0, heads * 16 * sizeof(float));
     memset(part.value, 0, heads * dim_v * sizeof(float));
-    for (size_t h = 0; h < heads; h++) part.largest[h] = kLowest;
+    for (size_t h = 0; h < heads; h++) part.row_max[h] = kLowest;
 
     Rows keys, values;
-    for (int32_t begin = stretch.begin; begin < stretch.end; begin += kTile) {
-        const int now = HWY_MIN(kTile, stretch.end - begin);
-        FindRows(call.key, stretch, begin, &keys);
-        FindRows(call.value, stretch, begin, &values);
+    for (int32_t begin = chunk.begin; begin < chunk.end; begin += kTile) {
+        const int now = HWY_MIN(kTile, chunk.end - begin);
+        FindRows(call.key, chunk, begin, &keys);
+        FindRows(call.value, chunk, begin, &values);
         score(call, keys, (now + 3) & ~3, query, logits);
         if (row.mask != nullptr) {
             uint16_t bits[kTile];
             for (int t = 0; t < kTile; t++) {
                 const int32_t i = begin + (t < now ? t : now - 1);
-                bits[t] = row.mask[stretch.slots != nullptr ? stretch.slots[i] : i];
+                bits[t] = row.mask[chunk.slots != nullptr ? chunk.slots[i] : i];
             }
             for (int t = 0; t < kTile; t += kLanes) hn::StoreU(LoadHalf((const uint8_t *)(bits + t)), df, mask + t);
         }
         for (size_t h = 0; h < heads; h++) {
             float *x = logits + h * kTile;
             FinishLogits(call, (int)h, now, row.mask != nullptr ? mask : nullptr, x);
-            if (stretch.logits != nullptr) memcpy(stretch.logits + h * stretch.logit_stride + begin, x, kTile * sizeof(float));
-            Softmax(x, part.largest + h, sums + h * 16, part.value + h * dim_v, dim_v);
+            if (chunk.logits != nullptr) memcpy(chunk.logits + h * chunk.logit_stride + begin, x, kTile * sizeof(float));
+            Softmax(x, part.row_max + h, sums + h * 16, part.value + h * dim_v, dim_v);
         }
         add(call, values, now, logits, part.value);
     }
-    for (size_t h = 0; h < heads; h++) part.sum[h] = Sum(hn::LoadU(df, sums + h * 16));
+    for (size_t h = 0; h < heads; h++) part.row_sum[h] = Sum(hn::LoadU(df, sums + h * 16));
 }
 
 /* ---- query in, output out ---- */
@@ -471,7 +471,7 @@ void Merge(const lim_cpu_call *call, const lim_cpu_row *row, int head, float *pa
         float most = kLowest;
         for (int p = 0; p < n_parts; p++) {
             const Part part(parts + p * floats, call->heads);
-            if (part.largest[head] > most) most = part.largest[head];
+            if (part.row_max[head] > most) most = part.row_max[head];
         }
         if (call->sinks != nullptr) {
             if (call->sinks[head] > most) most = call->sinks[head];
@@ -479,8 +479,8 @@ void Merge(const lim_cpu_call *call, const lim_cpu_row *row, int head, float *pa
         }
         for (int p = 0; p < n_parts; p++) {
             const Part  part(parts + p * floats, call->heads);
-            const float weight = ExpOne(part.largest[head] - most), *from = part.value + head * dim;
-            sum += weight * part.sum[head];
+            const float weight = ExpOne(part.row_max[head] - most), *from = part.value + head * dim;
+            sum += weight * part.row_sum[head];
             for (size_t i = 0; i < dim; i += kLanes) {
                 hn::Store(hn::MulAdd(hn::Set(df, weight), hn::LoadU(df, from + i), hn::Load(df, value + i)), df, value + i);
             }

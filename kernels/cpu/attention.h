@@ -11,17 +11,17 @@ namespace lessismore {
 /* Tokens that are scored, exponentiated and added up together. */
 constexpr int kTile = 32;
 
-/* What attending to a stretch of a row's tokens alone gives. Parts merge by log-sum-exp. */
+/* What attending to a KV chunk of a row's tokens alone gives. Parts merge by log-sum-exp. */
 struct Part {
-    float *largest; /* [heads] the largest logit */
-    float *sum;     /* [heads] sum of exp(logit - largest) */
+    float *row_max; /* [heads] the largest logit */
+    float *row_sum; /* [heads] sum of exp(logit - row_max) */
     float *value;   /* [heads][dim_v] sum of the values with those weights */
 
-    Part(float *memory, int heads) : largest(memory), sum(memory + heads), value(memory + 2 * heads) {}
+    Part(float *memory, int heads) : row_max(memory), row_sum(memory + heads), value(memory + 2 * heads) {}
     static size_t Floats(int heads, int dim_v) { return ((size_t)heads * (dim_v + 2) + 31) / 16 * 16; }
 };
 
-struct Stretch {
+struct KvChunk {
     const lim_cpu_call *call;
     const lim_cpu_row  *row;
     const int32_t      *slots;      /* list of slots to attend to; NULL: the slot is the index */
@@ -36,7 +36,7 @@ struct AttentionKernels {
     /* The row's query times the scale, as f32 [heads][dim_k]. */
     void (*load_query)(const lim_cpu_call *call, const lim_cpu_row *row, float *query);
     /* scratch: kScratchPerHead floats for each head and kTile more. */
-    void (*attend)(const Stretch &stretch, const float *query, float *scratch, const Part &part);
+    void (*attend)(const KvChunk &chunk, const float *query, float *scratch, const Part &part);
     /* Merges one head's parts (memory of Part::Floats each), adds the attention sink, divides, writes the output. */
     void (*merge)(const lim_cpu_call *call, const lim_cpu_row *row, int head, float *parts, int n_parts);
 };

@@ -160,7 +160,7 @@ HWY_INLINE Vec Exp(Vec x) {
 }
 
 HWY_INLINE float Sum(Vec v) { return hn::GetLane(hn::SumOfLanes(F32(), v)); }
-HWY_INLINE float Largest(Vec v) { return hn::GetLane(hn::MaxOfLanes(F32(), v)); }
+HWY_INLINE float Max(Vec v) { return hn::GetLane(hn::MaxOfLanes(F32(), v)); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace lessismore

@@ -39,7 +39,7 @@ enum {
 enum {
     LIM_CPU_FULL   = 0, /* attend to every visible token */
     LIM_CPU_SELECT = 1, /* the same, and choose each sparse row's token set */
-    LIM_CPU_LIST   = 2, /* attend to each sparse row's token set only */
+    LIM_CPU_SPARSE = 2, /* attend to each sparse row's token set only */
 };
 
 /* Ranking policies (selection). */
@@ -63,12 +63,12 @@ typedef struct lim_cpu_row {
     int32_t         n;      /* visible tokens */
     const int32_t  *slots;  /* the visible slots in position order; NULL: 0 .. n-1 */
     const uint16_t *mask;   /* additive f16 mask by slot; NULL: zero for every visible token */
-    /* Sparse rows (set_n > 0, set_n < n): the budget's split, sinks + mid + recent == set_n. */
-    int32_t  sinks;  /* the first tokens, always in the set */
-    int32_t  mid;    /* how many the ranking chooses among positions [sinks, n - recent) */
-    int32_t  recent; /* the newest tokens, always in the set */
-    int32_t  set_n;  /* size of the token set; 0: the row attends to everything in every layer */
-    int32_t *set;    /* [set_n] slots, ascending; SELECT writes it, LIST reads it */
+    /* Sparse rows (set_n > 0, set_n < n): the budget's split, sink_tokens + top_k + recent == set_n. */
+    int32_t  sink_tokens; /* the first tokens, always in the set */
+    int32_t  top_k;       /* how many the ranking chooses among positions [sink_tokens, n - recent) */
+    int32_t  recent;      /* the newest tokens, always in the set */
+    int32_t  set_n;       /* size of the token set; 0: the row attends to everything in every layer */
+    int32_t *set;         /* [set_n] slots, ascending; SELECT writes it, SPARSE reads it */
 } lim_cpu_row;
 
 /* What thread 0 adds up, in nanoseconds and counts, after each call. */
@@ -124,11 +124,11 @@ size_t lim_cpu_work_size(const lim_cpu_call *call, int nth);
 void lim_cpu_attend(const lim_cpu_call *call, int ith, int nth);
 
 /* The selection alone, from given logits, for tests and hosts that have their own.
- * logits: [heads][n] f32 in position order, stride in floats. positions: [sinks + mid + recent], ascending.
+ * logits: [heads][n] f32 in position order, stride in floats. positions: [sink_tokens + top_k + recent], ascending.
  * Ranks per head: larger logit first, ties by lower position, -0 equals +0, NaN last (after -inf).
  * work: lim_cpu_select_work_size bytes, 64-byte aligned, zeroed before first use. */
-size_t lim_cpu_select_work_size(int32_t heads, int32_t n, int32_t mid, int nth);
-void   lim_cpu_select(const float *logits, int64_t stride, int32_t heads, int32_t n, int32_t sinks, int32_t mid,
+size_t lim_cpu_select_work_size(int32_t heads, int32_t n, int32_t top_k, int nth);
+void   lim_cpu_select(const float *logits, int64_t stride, int32_t heads, int32_t n, int32_t sink_tokens, int32_t top_k,
                       int32_t recent, int32_t policy, int32_t *positions, void *work, int ith, int nth);
 
 /* Scans one mask row of n_kv values (type LIM_CPU_F16 or LIM_CPU_F32): a slot is visible unless its value

@@ -20,12 +20,12 @@ void Probe(const RankingKernels &kernels, const lim_cpu_probe &probe, const Sele
     for (int h = ith; h < s.heads; h += nth) {
         float *softmax = const_cast<float *>(s.logits) + h * s.stride; /* work memory that nobody reads after this */
         FindSoftmax(kernels, s, h);
-        kernels.add_up(softmax, s.stride, 1, 0, (size_t)s.n, s.largest + h, s.inverse + h, softmax);
+        kernels.add_up(softmax, s.stride, 1, 0, (size_t)s.n, s.row_max + h, s.inverse + h, softmax);
         float *kept = probe.kept + h;
         for (int32_t i = 0; i < probe.n_sets; i++, kept += s.heads) {
             *kept = Share(softmax, probe.sets + i * probe.set_stride, probe.set_n);
         }
-        *kept = Share(softmax, probe.own, s.sinks + s.mid + s.recent);
+        *kept = Share(softmax, probe.own, s.sink_tokens + s.top_k + s.recent);
     }
 }
 

@@ -176,7 +176,7 @@ size_t Candidates(const float *x, size_t n, size_t want, size_t capacity, uint32
     return count;
 }
 
-void SoftmaxStats(const float *x, size_t n, float *largest, float *sum) {
+void SoftmaxStats(const float *x, size_t n, float *row_max, float *row_sum) {
     const F32 df;
     auto      most = hn::Set(df, -INFINITY);
     size_t    i = 0;
@@ -184,7 +184,7 @@ void SoftmaxStats(const float *x, size_t n, float *largest, float *sum) {
         const auto v = hn::LoadU(df, x + i);
         most = hn::IfThenElse(hn::Gt(v, most), v, most);
     }
-    float top = Largest(most);
+    float top = Max(most);
     for (; i < n; i++) top = x[i] > top ? x[i] : top;
     const auto tops = hn::Set(df, top);
     auto       sums = hn::Zero(df);
@@ -198,11 +198,11 @@ void SoftmaxStats(const float *x, size_t n, float *largest, float *sum) {
     for (; i < n; i++) {
         if (x[i] == x[i]) total += x[i] == top ? 1.0f : hn::GetLane(Exp(hn::Set(df, x[i] - top)));
     }
-    *largest = top;
-    *sum = total;
+    *row_max = top;
+    *row_sum = total;
 }
 
-void AddUp(const float *x, int64_t stride, int heads, size_t begin, size_t end, const float *largest,
+void AddUp(const float *x, int64_t stride, int heads, size_t begin, size_t end, const float *row_max,
            const float *inverse, float *mass) {
     const F32 df;
     for (size_t i = begin; i < end; i += kLanes) {
@@ -217,7 +217,7 @@ void AddUp(const float *x, int64_t stride, int heads, size_t begin, size_t end, 
                 memcpy(rest, from, (end - i) * sizeof(float));
                 v = hn::Load(df, rest);
             }
-            const auto top = hn::Set(df, largest[h]);
+            const auto top = hn::Set(df, row_max[h]);
             const auto weight = hn::IfThenElse(hn::Eq(v, top), hn::Set(df, 1.0f), Exp(hn::Sub(v, top)));
             sum = hn::MulAdd(hn::IfThenElseZero(hn::Eq(v, v), weight), hn::Set(df, inverse[h]), sum);
         }

@@ -13,11 +13,11 @@ struct RankingKernels {
      * a superset of the answer, at least `want` (or n) and at most `capacity` of them; capacity >= 3 * want.
      * keys and positions have room for 16 more. Returns how many. */
     size_t (*candidates)(const float *x, size_t n, size_t want, size_t capacity, uint32_t *keys, uint32_t *positions);
-    /* The largest of x[0, n) (NaN left out) and the sum of exp(x - largest). */
-    void (*softmax_stats)(const float *x, size_t n, float *largest, float *sum);
-    /* mass[t] = sum over heads, in order, of exp(x[h][t] - largest[h]) * inverse[h], for t in [begin, end),
+    /* The largest of x[0, n) (NaN left out) and the sum of exp(x - row_max). */
+    void (*softmax_stats)(const float *x, size_t n, float *row_max, float *row_sum);
+    /* mass[t] = sum over heads, in order, of exp(x[h][t] - row_max[h]) * inverse[h], for t in [begin, end),
      * multiples of 16 except the last end. NaN logits add nothing, nor does a head whose inverse is 0. */
-    void (*add_up)(const float *x, int64_t stride, int heads, size_t begin, size_t end, const float *largest,
+    void (*add_up)(const float *x, int64_t stride, int heads, size_t begin, size_t end, const float *row_max,
                    const float *inverse, float *mass);
 };
 

@@ -1,7 +1,7 @@
 /* The token set of a row: sinks, the best of the middle, the newest.
  *
- * `union` merges the heads' rankings rank by rank; only the best `mid` of each head can matter, so at most
- * those are found and sorted, and at first fewer: heads differ, so a merge is seldom that deep. `mass` needs no order, only the `mid` largest sums. Every step gives the same answer
+ * `union` merges the heads' rankings rank by rank; only the best `top_k` of each head can matter, so at most
+ * those are found and sorted, and at first fewer: heads differ, so a merge is seldom that deep. `mass` needs no order, only the `top_k` largest sums. Every step gives the same answer
  * for any number of threads. */
 #include "select.h"
 
@@ -54,23 +54,23 @@ size_t FindItems(const RankingKernels &kernels, const float *x, size_t n, size_t
 
 /* How many tokens the ranking has to choose from, and how many of them it chooses. */
 size_t Candidates(const Selection &s) {
-    const int64_t count = (int64_t)s.n - s.recent - s.sinks;
+    const int64_t count = (int64_t)s.n - s.recent - s.sink_tokens;
     return count > 0 ? (size_t)count : 0;
 }
-size_t Chosen(const Selection &s) { return std::min((size_t)std::max(s.mid, 0), Candidates(s)); }
+size_t Chosen(const Selection &s) { return std::min((size_t)std::max(s.top_k, 0), Candidates(s)); }
 
 }  // namespace
 
 void Selection::Take(Arena *arena) {
-    ranks = arena->Take<uint32_t>((size_t)heads * (size_t)std::max(mid, 0));
+    ranks = arena->Take<uint32_t>((size_t)heads * (size_t)std::max(top_k, 0));
     shallow = arena->Take<uint32_t>(1);
-    largest = arena->Take<float>((size_t)heads);
+    row_max = arena->Take<float>((size_t)heads);
     inverse = arena->Take<float>((size_t)heads);
     mass = arena->Take<float>((size_t)n);
 }
 
-void SelectScratch::Take(Arena *arena, int32_t n, int32_t mid) {
-    const size_t capacity = Capacity((size_t)std::max(mid, 0)) + 16;
+void SelectScratch::Take(Arena *arena, int32_t n, int32_t top_k) {
+    const size_t capacity = Capacity((size_t)std::max(top_k, 0)) + 16;
     keys = arena->Take<uint32_t>(capacity);
     positions = arena->Take<uint32_t>(capacity);
     items = arena->Take<uint64_t>(capacity);
@@ -87,13 +87,13 @@ int32_t FirstDepth(const Selection &s) {
 void FindSoftmax(const RankingKernels &kernels, const Selection &s, int head) {
     float top, sum;
     kernels.softmax_stats(s.logits + head * s.stride, (size_t)s.n, &top, &sum);
-    if (s.attention_sinks != nullptr && s.attention_sinks[head] > -INFINITY) {
+    if (s.sinks != nullptr && s.sinks[head] > -INFINITY) {
         /* The sink joins the denominator as one more logit. */
-        const float sink = s.attention_sinks[head], larger = std::max(top, sink);
+        const float sink = s.sinks[head], larger = std::max(top, sink);
         sum = sum * (top == larger ? 1 : std::exp(top - larger)) + (sink == larger ? 1 : std::exp(sink - larger));
         top = larger;
     }
-    s.largest[head] = top;
+    s.row_max[head] = top;
     s.inverse[head] = top > -INFINITY && sum > 0 ? 1 / sum : 0;
 }
 
@@ -106,17 +106,17 @@ void RankHead(const RankingKernels &kernels, const Selection &s, int head, int32
     const size_t want = std::min((size_t)depth, Chosen(s));
     if (want == 0) return;
     uint32_t        range;
-    const size_t    count = FindItems(kernels, x + s.sinks, Candidates(s), want, scratch, &range);
+    const size_t    count = FindItems(kernels, x + s.sink_tokens, Candidates(s), want, scratch, &range);
     const uint64_t *sorted = SortByKey(scratch.items, scratch.spare, count, range);
     uint32_t       *ranks = s.ranks + (size_t)head * want;
     for (size_t i = 0; i < want; i++) ranks[i] = (uint32_t)sorted[i];
 }
 
 void AddUpMass(const RankingKernels &kernels, const Selection &s, int part, int parts) {
-    const size_t first = (size_t)s.sinks, last = first + Candidates(s);
+    const size_t first = (size_t)s.sink_tokens, last = first + Candidates(s);
     const size_t blocks = (last - first + 15) / 16;
     const size_t begin = first + blocks * part / parts * 16, end = std::min(last, first + blocks * (part + 1) / parts * 16);
-    if (begin < end) kernels.add_up(s.logits, s.stride, s.heads, begin, end, s.largest, s.inverse, s.mass);
+    if (begin < end) kernels.add_up(s.logits, s.stride, s.heads, begin, end, s.row_max, s.inverse, s.mass);
 }
 
 bool WriteSet(const RankingKernels &kernels, const Selection &s, int32_t depth, const SelectScratch &scratch) {
@@ -128,7 +128,7 @@ bool WriteSet(const RankingKernels &kernels, const Selection &s, int32_t depth, 
     } else if (s.policy == LIM_CPU_MASS) {
         uint32_t  range;
         uint64_t *items = scratch.items;
-        const size_t count = FindItems(kernels, s.mass + s.sinks, candidates, want, scratch, &range);
+        const size_t count = FindItems(kernels, s.mass + s.sink_tokens, candidates, want, scratch, &range);
         if (want > 0) std::nth_element(items, items + want - 1, items + count);
         for (size_t i = 0; i < want; i++) chosen[(uint32_t)items[i] / 64] |= (uint64_t)1 << (uint32_t)items[i] % 64;
     } else {
@@ -148,10 +148,10 @@ bool WriteSet(const RankingKernels &kernels, const Selection &s, int32_t depth, 
     }
 
     int32_t *to = s.set;
-    for (int32_t i = 0; i < s.sinks; i++) *to++ = i;
+    for (int32_t i = 0; i < s.sink_tokens; i++) *to++ = i;
     for (size_t w = 0; w < Words(candidates); w++) {
         for (uint64_t bits = chosen[w]; bits != 0; bits &= bits - 1) {
-            *to++ = s.sinks + (int32_t)(w * 64) + __builtin_ctzll(bits);
+            *to++ = s.sink_tokens + (int32_t)(w * 64) + __builtin_ctzll(bits);
         }
     }
     for (int32_t i = s.n - s.recent; i < s.n; i++) *to++ = i;
@@ -180,9 +180,9 @@ struct SelectWork {
         header = arena.Take<WorkHeader>(1);
         selection.Take(&arena);
         for (int i = 0; i < nth; i++) {
-            SelectScratch piece;
-            piece.Take(&arena, selection.n, selection.mid);
-            if (i == ith) scratch = piece;
+            SelectScratch own;
+            own.Take(&arena, selection.n, selection.top_k);
+            if (i == ith) scratch = own;
         }
         return arena.used();
     }
@@ -190,15 +190,15 @@ struct SelectWork {
 
 }  // namespace
 
-extern "C" size_t lim_cpu_select_work_size(int32_t heads, int32_t n, int32_t mid, int nth) {
+extern "C" size_t lim_cpu_select_work_size(int32_t heads, int32_t n, int32_t top_k, int nth) {
     SelectWork work = {};
     work.selection.heads = heads;
     work.selection.n = n;
-    work.selection.mid = mid;
+    work.selection.top_k = top_k;
     return work.Take(nullptr, 0, nth);
 }
 
-extern "C" void lim_cpu_select(const float *logits, int64_t stride, int32_t heads, int32_t n, int32_t sinks, int32_t mid,
+extern "C" void lim_cpu_select(const float *logits, int64_t stride, int32_t heads, int32_t n, int32_t sink_tokens, int32_t top_k,
                                int32_t recent, int32_t policy, int32_t *positions, void *memory, int ith, int nth) {
     const RankingKernels &kernels = *RankingFor(CurrentTarget());
     SelectWork            work = {};
@@ -207,8 +207,8 @@ extern "C" void lim_cpu_select(const float *logits, int64_t stride, int32_t head
     s.stride = stride;
     s.heads = heads;
     s.n = n;
-    s.sinks = sinks;
-    s.mid = mid;
+    s.sink_tokens = sink_tokens;
+    s.top_k = top_k;
     s.recent = recent;
     s.policy = policy;
     s.set = positions;

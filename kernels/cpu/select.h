@@ -14,16 +14,16 @@ struct Selection {
     const float   *logits; /* [heads][n] */
     int64_t        stride;
     int32_t        heads, n;
-    int32_t        sinks, mid, recent; /* the split of the budget */
+    int32_t        sink_tokens, top_k, recent; /* the split of the budget */
     int32_t        policy;
-    const float   *attention_sinks; /* [heads] for the softmax's denominator, or NULL */
+    const float   *sinks; /* [heads] for the softmax's denominator, or NULL */
     const int32_t *slots;           /* of the positions; NULL: the same */
     int32_t       *set;             /* the answer, ascending */
     int32_t       *positions;       /* the answer as positions besides, or NULL */
 
-    uint32_t *ranks;   /* union: [heads][mid], positions best first, as far down as `depth` */
+    uint32_t *ranks;   /* union: [heads][top_k], positions best first, as far down as `depth` */
     uint32_t *shallow; /* union: set if `depth` was too little */
-    float    *largest; /* mass: [heads] */
+    float    *row_max; /* mass: [heads] */
     float    *inverse; /* mass: [heads] */
     float    *mass;    /* mass: [n] */
 
@@ -36,7 +36,7 @@ struct SelectScratch {
     uint64_t *items, *spare;
     uint64_t *chosen; /* a bit per position */
 
-    void Take(Arena *arena, int32_t n, int32_t mid);
+    void Take(Arena *arena, int32_t n, int32_t top_k);
 };
 
 /* How many ranks of each head to find at first. */
@@ -47,7 +47,7 @@ void RankHead(const RankingKernels &kernels, const Selection &selection, int hea
 /* Step 2, `mass` only, split into parts. */
 void AddUpMass(const RankingKernels &kernels, const Selection &selection, int part, int parts);
 /* Step 3, per row. Returns false if the ranks end before the budget is full: then every head needs step 1 again, as
- * deep as `mid`, and this once more. */
+ * deep as `top_k`, and this once more. */
 bool WriteSet(const RankingKernels &kernels, const Selection &selection, int32_t depth, const SelectScratch &scratch);
 
 /* All steps for all selections of a call, by all its threads: each(visit) calls visit(selection) for every one, in
@@ -55,10 +55,10 @@ bool WriteSet(const RankingKernels &kernels, const Selection &selection, int32_t
 template <class Each>
 void SelectTogether(const RankingKernels &kernels, int32_t policy, Barrier *barrier, const SelectScratch &scratch, int ith, int nth,
                     Each each) {
-    int64_t turn = 0;
+    int64_t job = 0;
     each([&](const Selection &s) {
         for (int h = 0; h < s.heads; h++) {
-            if (turn++ % nth == ith) RankHead(kernels, s, h, FirstDepth(s), scratch);
+            if (job++ % nth == ith) RankHead(kernels, s, h, FirstDepth(s), scratch);
         }
     });
     barrier->Wait(nth);
@@ -66,31 +66,31 @@ void SelectTogether(const RankingKernels &kernels, int32_t policy, Barrier *barr
         each([&](const Selection &s) { AddUpMass(kernels, s, ith, nth); });
         barrier->Wait(nth);
     }
-    turn = 0;
+    job = 0;
     each([&](const Selection &s) {
-        if (turn++ % nth == ith) *s.shallow = !WriteSet(kernels, s, FirstDepth(s), scratch);
+        if (job++ % nth == ith) *s.shallow = !WriteSet(kernels, s, FirstDepth(s), scratch);
     });
     if (policy == LIM_CPU_MASS) return;
 
     barrier->Wait(nth);
-    turn = 0;
+    job = 0;
     bool any = false;
     each([&](const Selection &s) {
         if (*s.shallow == 0) return;
         any = true;
         for (int h = 0; h < s.heads; h++) {
-            if (turn++ % nth == ith) RankHead(kernels, s, h, s.mid, scratch);
+            if (job++ % nth == ith) RankHead(kernels, s, h, s.top_k, scratch);
         }
     });
     if (!any) return;
     barrier->Wait(nth);
-    turn = 0;
+    job = 0;
     each([&](const Selection &s) {
-        if (*s.shallow != 0 && turn++ % nth == ith) WriteSet(kernels, s, s.mid, scratch);
+        if (*s.shallow != 0 && job++ % nth == ith) WriteSet(kernels, s, s.top_k, scratch);
     });
 }
 
-/* Sets largest and inverse of a head: its softmax is exp(logit - largest) * inverse. */
+/* Sets row_max and inverse of a head: its softmax is exp(logit - row_max) * inverse. */
 void FindSoftmax(const RankingKernels &kernels, const Selection &selection, int head);
 
 }  // namespace lessismore

@@ -13,18 +13,18 @@ namespace lessismore {
 /* The only part of work memory that has a meaning between calls. */
 struct alignas(64) WorkHeader {
     Barrier              barrier;
-    alignas(64) std::atomic<uint32_t> next; /* the next piece of work to claim; zero between calls */
+    alignas(64) std::atomic<uint32_t> next; /* the next KV chunk to claim; zero between calls */
 };
 
 class Arena {
   public:
     explicit Arena(void *base) : base_((uintptr_t)base) {}
-    /* Every piece begins on a cache line of its own and ends with a spare one, for whole-vector stores. */
+    /* Every array begins on a cache line of its own and ends with a spare one, for whole-vector stores. */
     template <class T>
     T *Take(size_t count) {
-        T *piece = (T *)(base_ + used_);
+        T *array = (T *)(base_ + used_);
         used_ += (count * sizeof(T) + 63) / 64 * 64 + 64;
-        return piece;
+        return array;
     }
     size_t used() const { return used_; }
 

@@ -114,12 +114,12 @@ void Make(Random *random, Problem *p, bool exact, bool specials = false) {
         }
         if (row.n > 1 && random->Chance(0.7)) {
             const Split split = SplitBudget(row.n, random->Chance(0.1) ? row.n : random->Int(1, row.n), random->Pick({0.0, 0.25, 0.25, 0.9, 1.0}), 4);
-            row.sinks = split.sinks;
-            row.mid = split.mid;
+            row.sink_tokens = split.sink_tokens;
+            row.top_k = split.top_k;
             row.recent = split.recent;
-            row.set_n = split.sinks + split.mid + split.recent;
+            row.set_n = split.sink_tokens + split.top_k + split.recent;
             p->sets[r].assign(row.set_n, 0);
-            if (call.mode == LIM_CPU_LIST) { /* any slots that the row sees */
+            if (call.mode == LIM_CPU_SPARSE) { /* any slots that the row sees */
                 std::vector<int32_t> all = p->slots[r];
                 for (int t = 0; row.slots == nullptr && t < row.n; t++) all.push_back(t);
                 random->Shuffle(&all);
@@ -154,7 +154,7 @@ void CheckOutput(Problem &p, const std::string &where) {
     const bool          known = !p.expected.empty(); /* from the run with another number of threads */
     for (int r = 0; r < call.n_rows; r++) {
         const lim_cpu_row &row = p.rows[r];
-        const bool         list = call.mode == LIM_CPU_LIST && Sparse(row);
+        const bool         list = call.mode == LIM_CPU_SPARSE && Sparse(row);
         const int32_t     *slots = list ? row.set : row.slots;
         const int          n = list ? row.set_n : row.n;
         for (int h = 0; h < call.heads; h++) {
@@ -184,7 +184,7 @@ void CheckSets(const Problem &p, const std::string &where) {
             const auto x = ReferenceLogits(call, row, h, row.slots, row.n);
             logits.emplace_back(x.begin(), x.end());
         }
-        const Split split = {row.sinks, row.mid, row.recent};
+        const Split split = {row.sink_tokens, row.top_k, row.recent};
         if (call.policy == LIM_CPU_UNION) {
             std::vector<int32_t> expected = UnionSet(logits, row.n, split);
             for (int32_t &t : expected) t = row.slots != nullptr ? row.slots[t] : t;
@@ -243,12 +243,12 @@ TEST(Attention, MatchesFloat64) { CheckRandom(100, Cases(1500), false); }
 
 TEST(Attention, ExactLogitsGiveExactSets) { CheckRandom(101, Cases(1500), true); }
 
-/* Long rows: many stretches, more than one tile each, and a realistic budget. */
+/* Long rows: many KV chunks, more than one tile each, and a realistic budget. */
 TEST(Attention, LongRows) {
     Random random(102);
     for (const std::string &target : Targets()) {
         ASSERT_TRUE(lim_cpu_force_target(target.c_str()));
-        for (int mode : {LIM_CPU_FULL, LIM_CPU_SELECT, LIM_CPU_LIST}) {
+        for (int mode : {LIM_CPU_FULL, LIM_CPU_SELECT, LIM_CPU_SPARSE}) {
             Problem       p;
             lim_cpu_call &call = p.call;
             call.heads = 4;
@@ -270,8 +270,8 @@ TEST(Attention, LongRows) {
             p.rows.resize(1);
             p.rows[0] = {};
             p.rows[0].n = p.n_slots;
-            p.rows[0].sinks = split.sinks;
-            p.rows[0].mid = split.mid;
+            p.rows[0].sink_tokens = split.sink_tokens;
+            p.rows[0].top_k = split.top_k;
             p.rows[0].recent = split.recent;
             p.rows[0].set_n = 1500;
             p.sets.resize(1);

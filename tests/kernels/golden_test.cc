@@ -33,7 +33,7 @@ TEST(Golden, EverySetIsReproduced) {
     const int      cases = Next<int32_t>(&p);
     ASSERT_EQ(cases, 160);
     for (int c = 0; c < cases; c++) {
-        const int    heads = Next<int32_t>(&p), n = Next<int32_t>(&p), budget = Next<int32_t>(&p), sinks = Next<int32_t>(&p);
+        const int    heads = Next<int32_t>(&p), n = Next<int32_t>(&p), budget = Next<int32_t>(&p), sink_tokens = Next<int32_t>(&p);
         const double ratio = Next<double>(&p);
         const int    size = Next<int32_t>(&p);
         std::vector<std::vector<float>> logits(heads, std::vector<float>(n));
@@ -45,15 +45,15 @@ TEST(Golden, EverySetIsReproduced) {
         memcpy(expected.data(), p, (size_t)size * 4);
         p += (size_t)size * 4;
 
-        const Split split = SplitBudget(n, budget, ratio, sinks);
-        ASSERT_EQ(size, split.sinks + split.mid + split.recent) << "case " << c;
+        const Split split = SplitBudget(n, budget, ratio, sink_tokens);
+        ASSERT_EQ(size, split.sink_tokens + split.top_k + split.recent) << "case " << c;
         /* The tests' own reference is checked by the same sets. */
         ASSERT_EQ(UnionSet(logits, n, split), expected) << "case " << c;
         for (const std::string &target : Targets()) {
             ASSERT_TRUE(lim_cpu_force_target(target.c_str()));
-            Guarded              work((lim_cpu_select_work_size(heads, n, split.mid, 2) + 63) / 64 * 64);
+            Guarded              work((lim_cpu_select_work_size(heads, n, split.top_k, 2) + 63) / 64 * 64);
             std::vector<int32_t> set(size, -1);
-            RunSelect(flat.data(), n, heads, n, split.sinks, split.mid, split.recent, LIM_CPU_UNION, set.data(), work.data(), 2);
+            RunSelect(flat.data(), n, heads, n, split.sink_tokens, split.top_k, split.recent, LIM_CPU_UNION, set.data(), work.data(), 2);
             ASSERT_EQ(set, expected) << "case " << c << " " << target;
         }
     }

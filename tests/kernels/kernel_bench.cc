@@ -137,8 +137,8 @@ struct Layer {
         row.n = context;
         row.set_n = std::min(kBudget, context / 2);
         row.recent = row.set_n / 4 - 4;
-        row.sinks = 4;
-        row.mid = row.set_n - row.recent - row.sinks;
+        row.sink_tokens = 4;
+        row.top_k = row.set_n - row.recent - row.sink_tokens;
         set.resize(row.set_n);
         row.set = set.data();
         call.query = {query.data(), (int64_t)query.size() * 4, kDim * 4, 0, LIM_CPU_F32};
@@ -162,7 +162,7 @@ struct Layer {
         call.key = {k, (int64_t)token, (int64_t)type.row, 0, type.type};
         call.value = {k + token * context, (int64_t)token, (int64_t)type.row, 0, type.type};
     }
-    /* The i-th of the disjoint spread-out lists: one token at random from each stretch of the context. */
+    /* The i-th of the disjoint spread-out lists: one token at random from each span of the context. */
     void UseList(int i) {
         const int step = context / row.set_n;
         std::mt19937 random(i / step);
@@ -301,7 +301,7 @@ int main(int argc, char **argv) {
                                 read_bytes / ms[0] / bandwidth, read_bytes / ms[0] / any_bandwidth});
                     };
                     report("full", "sequential read", context, full, bytes);
-                    const auto list = Turns(61, [&](int i) { layer.UseList(i); }, {attend(LIM_CPU_LIST), [&] { layer.ReadList(threads); }});
+                    const auto list = Turns(61, [&](int i) { layer.UseList(i); }, {attend(LIM_CPU_SPARSE), [&] { layer.ReadList(threads); }});
                     report("list", "read of the same rows", layer.row.set_n, list, 2.0 * layer.token * layer.row.set_n);
                     if (!f16) continue;
                     for (int policy : {LIM_CPU_UNION, LIM_CPU_MASS}) {

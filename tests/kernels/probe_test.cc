@@ -41,10 +41,10 @@ TEST(Probe, SharesAreThoseOfTheSoftmax) {
                 rows[r].n = n;
                 rows[r].slots = random.Chance(0.5) ? slots.data() : nullptr;
                 const Split split = SplitBudget(n, random.Int(1, n - 1), 0.25, 4);
-                rows[r].sinks = split.sinks;
-                rows[r].mid = split.mid;
+                rows[r].sink_tokens = split.sink_tokens;
+                rows[r].top_k = split.top_k;
                 rows[r].recent = split.recent;
-                rows[r].set_n = split.sinks + split.mid + split.recent;
+                rows[r].set_n = split.sink_tokens + split.top_k + split.recent;
                 sets[r].resize(rows[r].set_n);
                 rows[r].set = sets[r].data();
             }

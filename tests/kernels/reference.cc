@@ -194,21 +194,21 @@ void RunAttend(const lim_cpu_call &call, int nth) {
     OnThreads(nth, [&](int ith, int n) { lim_cpu_attend(&call, ith, n); });
 }
 
-void RunSelect(const float *logits, int64_t stride, int heads, int n, int sinks, int mid, int recent, int policy,
+void RunSelect(const float *logits, int64_t stride, int heads, int n, int sink_tokens, int top_k, int recent, int policy,
                int32_t *positions, void *work, int nth) {
     OnThreads(nth, [&](int ith, int threads) {
-        lim_cpu_select(logits, stride, heads, n, sinks, mid, recent, policy, positions, work, ith, threads);
+        lim_cpu_select(logits, stride, heads, n, sink_tokens, top_k, recent, policy, positions, work, ith, threads);
     });
 }
 
-Split SplitBudget(int n, int budget, double ratio, int sinks) {
+Split SplitBudget(int n, int budget, double ratio, int sink_tokens) {
     const int all = std::min(n, budget);
     Split     split;
     split.recent = (int)std::ceil(all * ratio - 1e-9);
-    split.mid = all - split.recent;
-    split.sinks = sinks;
-    if (split.recent <= sinks) split.sinks = 0;
-    else split.recent -= sinks;
+    split.top_k = all - split.recent;
+    split.sink_tokens = sink_tokens;
+    if (split.recent <= sink_tokens) split.sink_tokens = 0;
+    else split.recent -= sink_tokens;
     return split;
 }
 
@@ -218,7 +218,7 @@ std::vector<int32_t> UnionSet(const std::vector<std::vector<float>> &logits, int
     std::vector<std::vector<int32_t>> ranked(heads);
     for (int h = 0; h < heads; h++) {
         const float *x = logits[h].data();
-        for (int t = split.sinks; t < n - split.recent; t++) ranked[h].push_back(t);
+        for (int t = split.sink_tokens; t < n - split.recent; t++) ranked[h].push_back(t);
         std::sort(ranked[h].begin(), ranked[h].end(), [x](int32_t a, int32_t b) {
             const bool nan_a = std::isnan(x[a]), nan_b = std::isnan(x[b]);
             if (nan_a != nan_b) return nan_b;
@@ -228,10 +228,10 @@ std::vector<int32_t> UnionSet(const std::vector<std::vector<float>> &logits, int
     }
     for (size_t r = 0; r < ranked[0].size(); r++) {
         for (int h = 0; h < heads; h++) {
-            if ((int)chosen.size() < split.mid) chosen.insert(ranked[h][r]);
+            if ((int)chosen.size() < split.top_k) chosen.insert(ranked[h][r]);
         }
     }
-    for (int t = 0; t < split.sinks; t++) chosen.insert(t);
+    for (int t = 0; t < split.sink_tokens; t++) chosen.insert(t);
     for (int t = n - split.recent; t < n; t++) chosen.insert(t);
     return {chosen.begin(), chosen.end()};
 }
@@ -250,7 +250,7 @@ std::vector<double> Mass(const std::vector<std::vector<float>> &logits, int n, c
 
 std::string CheckMassSet(const std::vector<double> &mass, int n, const Split &split, const std::vector<int32_t> &set) {
     std::ostringstream why;
-    if ((int)set.size() != split.sinks + split.mid + split.recent) why << "size " << set.size();
+    if ((int)set.size() != split.sink_tokens + split.top_k + split.recent) why << "size " << set.size();
     std::vector<bool> in(n);
     for (size_t i = 0; i < set.size(); i++) {
         if (set[i] < 0 || set[i] >= n || (i > 0 && set[i] <= set[i - 1])) {
@@ -259,10 +259,10 @@ std::string CheckMassSet(const std::vector<double> &mass, int n, const Split &sp
         }
         in[set[i]] = true;
     }
-    for (int t = 0; t < split.sinks; t++) if (!in[t]) why << "sink " << t << " missing ";
+    for (int t = 0; t < split.sink_tokens; t++) if (!in[t]) why << "sink " << t << " missing ";
     for (int t = n - split.recent; t < n; t++) if (!in[t]) why << "recent " << t << " missing ";
     double least_in = INFINITY, most_out = 0;
-    for (int t = split.sinks; t < n - split.recent; t++) {
+    for (int t = split.sink_tokens; t < n - split.recent; t++) {
         if (in[t]) least_in = std::min(least_in, mass[t]);
         else most_out = std::max(most_out, mass[t]);
     }

@@ -72,14 +72,14 @@ std::vector<std::string> Targets();
 
 /* Calls the kernel on nth real threads at once. */
 void RunAttend(const lim_cpu_call &call, int nth);
-void RunSelect(const float *logits, int64_t stride, int heads, int n, int sinks, int mid, int recent, int policy,
+void RunSelect(const float *logits, int64_t stride, int heads, int n, int sink_tokens, int top_k, int recent, int policy,
                int32_t *positions, void *work, int nth);
 
-/* How a budget is split; sinks + mid + recent is min(n, budget). */
+/* How a budget is split; sink_tokens + top_k + recent is min(n, budget). */
 struct Split {
-    int sinks, mid, recent;
+    int sink_tokens, top_k, recent;
 };
-Split SplitBudget(int n, int budget, double ratio, int sinks);
+Split SplitBudget(int n, int budget, double ratio, int sink_tokens);
 
 /* The token set by the text: sort, merge, cut. Ascending positions. */
 std::vector<int32_t> UnionSet(const std::vector<std::vector<float>> &logits, int n, const Split &split);

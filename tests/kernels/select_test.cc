@@ -60,15 +60,15 @@ void CheckRandom(int policy, int cases, uint64_t salt) {
         const int64_t stride = n + random.Int(0, 5);
         Guarded       flat(((size_t)(c.heads - 1) * stride + n) * 4);
         for (int h = 0; h < c.heads; h++) std::copy(logits[h].begin(), logits[h].end(), (float *)flat.data() + h * stride);
-        Guarded work((lim_cpu_select_work_size(c.heads, n, c.split.mid, 4) + 63) / 64 * 64);
+        Guarded work((lim_cpu_select_work_size(c.heads, n, c.split.top_k, 4) + 63) / 64 * 64);
 
         const std::string &target = targets[random.Int(0, (int)targets.size() - 1)];
         ASSERT_TRUE(lim_cpu_force_target(target.c_str()));
         std::vector<int32_t> first;
         for (int nth : {1, random.Int(2, 4)}) {
-            const size_t size = c.split.sinks + c.split.mid + c.split.recent;
+            const size_t size = c.split.sink_tokens + c.split.top_k + c.split.recent;
             Guarded      out(size * 4);
-            RunSelect((float *)flat.data(), stride, c.heads, n, c.split.sinks, c.split.mid, c.split.recent, policy,
+            RunSelect((float *)flat.data(), stride, c.heads, n, c.split.sink_tokens, c.split.top_k, c.split.recent, policy,
                       (int32_t *)out.data(), work.data(), nth);
             const std::vector<int32_t> set((int32_t *)out.data(), (int32_t *)out.data() + size);
             const std::string where = "case " + std::to_string(i) + " " + target + " nth " + std::to_string(nth) + " heads " +
@@ -99,11 +99,11 @@ TEST(Select, LargeUnion) {
         std::vector<float> flat;
         for (auto &head : logits) flat.insert(flat.end(), head.begin(), head.end());
         const auto expected = UnionSet(logits, n, split);
-        Guarded    work((lim_cpu_select_work_size(heads, n, split.mid, 2) + 63) / 64 * 64);
+        Guarded    work((lim_cpu_select_work_size(heads, n, split.top_k, 2) + 63) / 64 * 64);
         for (const std::string &target : Targets()) {
             ASSERT_TRUE(lim_cpu_force_target(target.c_str()));
             std::vector<int32_t> set(expected.size());
-            RunSelect(flat.data(), n, heads, n, split.sinks, split.mid, split.recent, LIM_CPU_UNION, set.data(), work.data(), 2);
+            RunSelect(flat.data(), n, heads, n, split.sink_tokens, split.top_k, split.recent, LIM_CPU_UNION, set.data(), work.data(), 2);
             ASSERT_EQ(set, expected) << target;
         }
     }
@@ -119,10 +119,10 @@ TEST(Select, MassSurvivesAnything) {
         Fill(&random, &logits, true);
         std::vector<float> flat;
         for (auto &head : logits) flat.insert(flat.end(), head.begin(), head.end());
-        Guarded              work((lim_cpu_select_work_size(c.heads, c.n, c.split.mid, 3) + 63) / 64 * 64);
+        Guarded              work((lim_cpu_select_work_size(c.heads, c.n, c.split.top_k, 3) + 63) / 64 * 64);
         std::vector<int32_t> set(std::min(c.n, c.budget)), again(set.size());
-        RunSelect(flat.data(), c.n, c.heads, c.n, c.split.sinks, c.split.mid, c.split.recent, LIM_CPU_MASS, set.data(), work.data(), 1);
-        RunSelect(flat.data(), c.n, c.heads, c.n, c.split.sinks, c.split.mid, c.split.recent, LIM_CPU_MASS, again.data(), work.data(), 3);
+        RunSelect(flat.data(), c.n, c.heads, c.n, c.split.sink_tokens, c.split.top_k, c.split.recent, LIM_CPU_MASS, set.data(), work.data(), 1);
+        RunSelect(flat.data(), c.n, c.heads, c.n, c.split.sink_tokens, c.split.top_k, c.split.recent, LIM_CPU_MASS, again.data(), work.data(), 3);
         ASSERT_EQ(set, again);
         for (size_t t = 1; t < set.size(); t++) ASSERT_LT(set[t - 1], set[t]);
         ASSERT_GE(set.front(), 0);

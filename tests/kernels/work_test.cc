@@ -13,8 +13,8 @@ TEST(Work, SizeIsMonotone) {
             row.n = random.Pick({random.Int(0, 300), random.Int(0, 40000), random.Int(0, 400000)});
             if (random.Chance(0.5)) {
                 row.set_n = random.Int(1, 2048);
-                row.mid = row.set_n / 2;
-                row.recent = row.set_n - row.mid;
+                row.top_k = row.set_n / 2;
+                row.recent = row.set_n - row.top_k;
             }
         }
         lim_cpu_call call = {};

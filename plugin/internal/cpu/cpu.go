@@ -53,16 +53,16 @@ func Visible(mask unsafe.Pointer, typ Type, n int, slots unsafe.Pointer) (visibl
 }
 
 // SelectPositions runs the selection alone on given logits, on the calling thread.
-func SelectPositions(logits []float32, heads, n, sinks, mid, recent int, policy Policy) []int32 {
-	out := make([]int32, sinks+mid+recent)
+func SelectPositions(logits []float32, heads, n, sinkTokens, topK, recent int, policy Policy) []int32 {
+	out := make([]int32, sinkTokens+topK+recent)
 	if len(out) == 0 {
 		return out
 	}
 	var work Arena
 	defer work.Free()
-	w := work.Bytes(int(C.lim_cpu_select_work_size(C.int32_t(heads), C.int32_t(n), C.int32_t(mid), 1)))
+	w := work.Bytes(int(C.lim_cpu_select_work_size(C.int32_t(heads), C.int32_t(n), C.int32_t(topK), 1)))
 	C.lim_cpu_select((*C.float)(unsafe.Pointer(&logits[0])), C.int64_t(n), C.int32_t(heads), C.int32_t(n),
-		C.int32_t(sinks), C.int32_t(mid), C.int32_t(recent), C.int32_t(policy),
+		C.int32_t(sinkTokens), C.int32_t(topK), C.int32_t(recent), C.int32_t(policy),
 		(*C.int32_t)(unsafe.Pointer(&out[0])), w, 0, 1)
 	runtime.KeepAlive(logits)
 	return out

@@ -24,7 +24,8 @@ var (
 
 var (
 	_ = [1]int{}[unsafe.Offsetof(Row{}.Slots)-unsafe.Offsetof(C.lim_cpu_row{}.slots)]
-	_ = [1]int{}[unsafe.Offsetof(Row{}.SinkTokens)-unsafe.Offsetof(C.lim_cpu_row{}.sinks)]
+	_ = [1]int{}[unsafe.Offsetof(Row{}.SinkTokens)-unsafe.Offsetof(C.lim_cpu_row{}.sink_tokens)]
+	_ = [1]int{}[unsafe.Offsetof(Row{}.TopK)-unsafe.Offsetof(C.lim_cpu_row{}.top_k)]
 	_ = [1]int{}[unsafe.Offsetof(Row{}.SetLen)-unsafe.Offsetof(C.lim_cpu_row{}.set_n)]
 	_ = [1]int{}[unsafe.Offsetof(Row{}.Set)-unsafe.Offsetof(C.lim_cpu_row{}.set)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Heads)-unsafe.Offsetof(C.lim_cpu_call{}.heads)]
