@@ -61,7 +61,7 @@ int check_types(const Host &host, const Tensor *t, lim_ggml_node &n) {
     if (t->type != kF32) return refuse_type(host, n, "output type", t, "f32 is taken");
     if (mask == nullptr) return refuse(n, LIM_GGML_TYPE, "masks", 0, "attention without a mask is no decoding of text");
     if (mask->type != kF16) return refuse_type(host, n, "mask type", mask, "f16 is taken");
-    return LIM_GGML_TAKEN;
+    return LIM_GGML_OFFLOADED;
 }
 
 int check_shape(const Tensor *t, lim_ggml_node &n) {
@@ -97,7 +97,7 @@ int check_shape(const Tensor *t, lim_ggml_node &n) {
     for (int i = 5; i < 10; i++) {
         if (t->src[i] != nullptr) return refuse(n, LIM_GGML_SHAPE, "inputs of attention", i + 1, kOdd);
     }
-    return LIM_GGML_TAKEN;
+    return LIM_GGML_OFFLOADED;
 }
 
 } // namespace lim::ggml

@@ -12,7 +12,7 @@ int kernel_type(int type);
 // Says of a node what is refused, in the log's terms. Returns the reason.
 int refuse(lim_ggml_node &n, int reason, const char *what, int64_t value, const char *remedy);
 
-// Return why the host has to keep a FLASH_ATTN_EXT node that reads K from a store, or LIM_GGML_TAKEN. Types first.
+// Return why the host has to keep a FLASH_ATTN_EXT node that reads K from a store, or LIM_GGML_OFFLOADED. Types first.
 int check_types(const Host &host, const Tensor *t, lim_ggml_node &n);
 int check_shape(const Tensor *t, lim_ggml_node &n);
 

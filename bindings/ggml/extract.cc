@@ -62,7 +62,7 @@ lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
 }
 
 // Describes what a node sees of its store: the layers of a model are told apart by that, also those that the kernels do
-// not take. Returns why the mask is one that they do not, or LIM_GGML_TAKEN.
+// not take. Returns why the mask is one that they do not, or LIM_GGML_OFFLOADED.
 int describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
     const Tensor *mask = t->src[3];
     const int64_t tokens = t->src[0]->ne[1], streams = t->src[0]->ne[3], n_kv = t->src[1]->ne[1];
@@ -91,7 +91,7 @@ int describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
     n.scan               = scan->data;
     n.scan_token_stride  = static_cast<int64_t>(scan->nb[1]);
     n.scan_stream_stride = scan->ne[3] == 1 ? 0 : static_cast<int64_t>(scan->nb[3]);
-    return LIM_GGML_TAKEN;
+    return LIM_GGML_OFFLOADED;
 }
 
 // The K store whose rows the host converts for an attention; null: its keys are not those of a store.
@@ -102,7 +102,7 @@ const Tensor *converted_store(const Tensor *key) {
     return nullptr;
 }
 
-// Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_TAKEN.
+// Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_OFFLOADED.
 int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *sinks = t->src[4];
     const Tensor *store  = converted_store(k);
@@ -112,9 +112,9 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     n.store = store_of(store);
     if (k->view_src != store) return LIM_GGML_NO_CACHE; // but a layer, all the same
     if (v->view_src == store) return LIM_GGML_MLA;
-    if (const int reason = check_types(host, t, n); reason != LIM_GGML_TAKEN) return reason;
-    if (const int reason = check_shape(t, n); reason != LIM_GGML_TAKEN) return reason;
-    if (masked != LIM_GGML_TAKEN) { // by a mask that the graph makes itself: the checks above name what else it may be
+    if (const int reason = check_types(host, t, n); reason != LIM_GGML_OFFLOADED) return reason;
+    if (const int reason = check_shape(t, n); reason != LIM_GGML_OFFLOADED) return reason;
+    if (masked != LIM_GGML_OFFLOADED) { // by a mask that the graph makes itself: the checks above name what else it may be
         return refuse(n, masked, "mask made in the graph, of tokens", t->src[3]->ne[0], "one that is there before the graph runs is taken");
     }
     const int64_t dim_k = q->ne[0], heads = q->ne[2], dim_v = v->ne[0], kv_heads = k->ne[2];
@@ -142,7 +142,7 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     n.call.scale    = params[0];
     n.call.softcap  = params[2];
     n.call.sinks    = sinks == nullptr ? nullptr : static_cast<const float *>(sinks->data);
-    return LIM_GGML_TAKEN;
+    return LIM_GGML_OFFLOADED;
 }
 
 } // namespace

@@ -17,7 +17,7 @@ extern "C" {
 /* Why a node is left to the host; the numbers are those of plugin.Reason. The shim finds only what one
  * look at the node tells. */
 enum {
-    LIM_GGML_TAKEN        = 0,
+    LIM_GGML_OFFLOADED    = 0,
     LIM_GGML_NO_CACHE     = 4,
     LIM_GGML_MLA          = 6,
     LIM_GGML_TYPE         = 7,
@@ -50,7 +50,7 @@ typedef struct lim_ggml_node {
     int64_t        mask_token_stride, mask_stream_stride;
     float          max_bias;     /* ALiBi */
     int32_t        max_threads;  /* out: how many of the host's threads may share the call */
-    int32_t        reason;       /* in and out: LIM_GGML_TAKEN, or why the host keeps the node */
+    int32_t        reason;       /* in and out: LIM_GGML_OFFLOADED, or why the host keeps the node */
     /* For the log, of a node that the shim refuses: what is refused, of which type (the host's name) or else of which
      * value, and what would be taken. Texts that stay; NULL: the reason alone tells. */
     const char    *what, *type, *remedy;

@@ -6,7 +6,7 @@
 // host's function returns. So nothing is split, nothing is copied, and the host keeps its scheduling.
 //
 // The same is done to CUDA devices where that is asked for, but a GPU's graph is computed in parts, by the
-// host's own function, around the attentions that are taken. These run on a stream of the library's; the
+// host's own function, around the attentions that are offloaded. These run on a stream of the library's; the
 // host's events order it with the host's, which a host captures and replays within a part only.
 #include "hook.h"
 
@@ -47,7 +47,7 @@ struct Context {
 
     // Of a GPU's backend alone.
     const Gpus *gpus;            // null: it is the CPU's
-    Event      *before, *after;  // the host's stream has come to a taken node; the library's is done with it
+    Event      *before, *after;  // the host's stream has come to an offloaded node; the library's is done with it
     bool        divides;         // the host's views of graphs are proven
 };
 
@@ -127,7 +127,7 @@ void give_handlers_their_stack() {
     }
 }
 
-// One thread's part of a taken node; runs on the host's threads.
+// One thread's part of an offloaded node; runs on the host's threads.
 void run(Tensor *, int ith, int nth, void *user) {
     const auto *node = static_cast<const lim_ggml_node *>(user);
     if (ith < node->max_threads) lim_cpu_attend(&node->call, ith, nth < node->max_threads ? nth : node->max_threads);
@@ -145,7 +145,7 @@ int take_part(Context *c, Graph *graph) {
     lim_go_ggml_plan(c->session, &c->extract.graph);
     c->known = c->extract.graph.knows_weights != 0;
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
-        if (c->extract.nodes[i].reason != LIM_GGML_TAKEN) continue;
+        if (c->extract.nodes[i].reason != LIM_GGML_OFFLOADED) continue;
         Tensor *t = c->extract.tensors[i];
         Saved   saved{t, {}};
         memcpy(saved.params, t->op_params, sizeof saved.params);
@@ -200,7 +200,7 @@ int compute_on_gpu(Backend *backend, Graph *graph) {
     int done = 0;
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         lim_ggml_node &node = c->extract.nodes[i];
-        if (node.reason != LIM_GGML_TAKEN) continue;
+        if (node.reason != LIM_GGML_OFFLOADED) continue;
         if (!c->divides) {
             if (n < 2 || !prove_view(*c->host, *c->gpus, graph)) {
                 static char problem[] = "this host's graphs cannot be computed in parts";
@@ -376,9 +376,9 @@ std::string rehearse(void *handle, const Host &host) {
         return "the self-test cannot begin";
     }
     const auto alone  = [&](Graph *graph) { return c.compute(backend, graph); };
-    const auto hooked = [&](Graph *graph, int &taken) {
+    const auto hooked = [&](Graph *graph, int &offloaded) {
         const int status = take_part(&c, graph);
-        taken            = static_cast<int>(c.saved.size());
+        offloaded        = static_cast<int>(c.saved.size());
         return status;
     };
     problem = self_test(handle, {alone, hooked});

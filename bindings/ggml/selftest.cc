@@ -181,14 +181,14 @@ std::string run(Trial &trial, const Ways &ways, int passes, int expected, const 
             if (!std::isfinite(values[i])) return name + "the host computes no number for value " + std::to_string(i);
         }
     }
-    int taken = 0;
+    int offloaded = 0;
     for (int pass = 0; pass < passes; pass++) {
         trial.wipe();
-        if (ways.hooked(trial.graph, taken) != 0) return name + "the host cannot compute it with the library";
+        if (ways.hooked(trial.graph, offloaded) != 0) return name + "the host cannot compute it with the library";
         std::string problem = compare(trial, host, shape);
         if (!problem.empty()) return problem;
     }
-    if (taken != expected) return name + std::to_string(taken) + " attentions are taken instead of " + std::to_string(expected);
+    if (offloaded != expected) return name + std::to_string(offloaded) + " attentions are offloaded instead of " + std::to_string(expected);
     return "";
 }
 

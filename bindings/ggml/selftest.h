@@ -11,7 +11,7 @@ namespace lim::ggml {
 // Two ways to compute a graph of the host's. `hooked` tells how many attentions the library took.
 struct Ways {
     std::function<int(Graph *)>             alone;
-    std::function<int(Graph *, int &taken)> hooked;
+    std::function<int(Graph *, int &offloaded)> hooked;
 };
 
 // Attends over a K/V store that the graph itself writes to, for one token of one sequence and for several.

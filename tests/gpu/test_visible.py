@@ -12,7 +12,7 @@ from test_kernels import QUICK, SEED, kernels
 SPARE = -7  # what is not to be written
 
 
-class Sight(C.Structure):
+class Visibility(C.Structure):
     _fields_ = [
         ("mask", D.u64), ("mask_stride", D.i64), ("lengths", D.u64), ("table", D.u64), ("table_stride", D.i64), ("odd", D.u64),
         ("n_rows", D.i32), ("n_slots", D.i32), ("slots_apart", D.i32), ("reserved", D.i32),
@@ -29,10 +29,10 @@ class Look:
         self.lengths = torch.full((rows + 1,), SPARE, dtype=torch.int32, device="cuda")
         self.table = torch.full((rows + 1, n + 5), SPARE, dtype=torch.int32, device="cuda")
         self.odd = torch.zeros(1, dtype=torch.int32, device="cuda")
-        sight = Sight(self.mask.data_ptr(), self.mask.stride(0) * 2, self.lengths.data_ptr(), self.table.data_ptr(), n + 5,
-                      self.odd.data_ptr(), rows, n, apart, 0)
+        visibility = Visibility(self.mask.data_ptr(), self.mask.stride(0) * 2, self.lengths.data_ptr(), self.table.data_ptr(), n + 5,
+                                self.odd.data_ptr(), rows, n, apart, 0)
         launch = D.Launch(b"lim_visible", (rows, 1, 1), 1024, 0)
-        self.plan = D.Plan(kernels(), sight, [launch])
+        self.plan = D.Plan(kernels(), visibility, [launch])
 
     def check(self):
         rows = self.shown.shape[0]

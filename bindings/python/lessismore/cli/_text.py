@@ -1,4 +1,4 @@
-"""A model that is walked through a text, one token at a time, there and back: for interventions.
+"""A model that is walked through a text, one token at a time, there and back: for ablations.
 
 Both kinds have the same face: `tokens`, the text; `length`, how many of them the model has seen; `engine`, to ablate layers
 with; `advance(end)` shows it the tokens up to there; `step()` shows it the next one, and gives the logits of what
