@@ -10,7 +10,7 @@ namespace lim::ggml {
 
 // Two ways to compute a graph of the host's. `hooked` tells how many attentions the library took.
 struct Ways {
-    std::function<int(Graph *)>             alone;
+    std::function<int(Graph *)>                 alone;
     std::function<int(Graph *, int &offloaded)> hooked;
 };
 
