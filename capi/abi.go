@@ -250,7 +250,7 @@ func limgo_engine_ablate(function *C.char, handle C.uint64_t, selects, sparse C.
 func limgo_ggml_engine(function *C.char, handle *C.uint64_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
-	engine := host.Engine()
+	engine := process.Engine()
 	if engine == nil {
 		err = fault(statusUnsupported, "no ggml host has loaded the library into this process")
 		return

@@ -17,10 +17,11 @@ import (
 	"unsafe"
 
 	"lessismore/plugin/ggml"
+	"lessismore/plugin/ggml/host"
 )
 
-// host is the library in this process, where ggml hosts have loaded it.
-var host ggml.Host
+// process is the library in this process, where ggml hosts have loaded it.
+var process host.Process
 
 // lookup reads the environment as C sees it: Go's own copy is from the start of the process, and hosts
 // in Python set variables later. Not from a set-user-ID program.
@@ -54,10 +55,10 @@ var installing sync.Mutex
 
 //export lim_go_ggml_init
 func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
-	defer host.Guard("ggml_backend_init")
+	defer process.Guard("ggml_backend_init")
 	installing.Lock()
 	defer installing.Unlock()
-	first, hook := host.Configure(lookup)
+	first, hook := process.Configure(lookup)
 	if first {
 		C.lim_ggml_at_exit()
 	}
@@ -68,32 +69,32 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 	switch {
 	case !hook: // why was said
 	case found == C.LIM_GGML_NEW:
-		host.Hooked(loader)
+		process.Hooked(loader)
 		n := C.int(0)
 		gpus := about(func(text *C.char, size C.size_t) {
-			n = C.lim_ggml_install_gpus(caller, number(host.WantsGPUs()), text, size)
+			n = C.lim_ggml_install_gpus(caller, number(process.WantsGPUs()), text, size)
 		})
-		host.GPUs(int(n), gpus)
+		process.GPUs(int(n), gpus)
 	case registry == nil:
-		host.NotHooked(loader, found == C.LIM_GGML_EARLY)
+		process.NotHooked(loader, found == C.LIM_GGML_EARLY)
 	}
 	return registry
 }
 
 //export lim_go_ggml_open
 func lim_go_ggml_open(kind C.int) (handle C.uintptr_t) {
-	defer host.Guard("init_backend")
+	defer process.Guard("init_backend")
 	switch kind {
 	case C.LIM_GGML_REHEARSAL:
-		c, err := host.Rehearse()
+		c, err := process.Rehearse()
 		if err != nil {
 			return 0
 		}
 		return C.uintptr_t(cgo.NewHandle(c))
 	case C.LIM_GGML_GPU:
-		return C.uintptr_t(cgo.NewHandle(host.OpenGPU()))
+		return C.uintptr_t(cgo.NewHandle(process.OpenGPU()))
 	}
-	return C.uintptr_t(cgo.NewHandle(host.Open()))
+	return C.uintptr_t(cgo.NewHandle(process.Open()))
 }
 
 //export lim_go_ggml_plan
@@ -107,7 +108,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 			}
 		}
 	}()
-	defer host.Guard("graph_compute")
+	defer process.Guard("graph_compute")
 	g := ggml.Graph{
 		Nodes:     nodes,
 		Writes:    unsafe.Slice((*ggml.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
@@ -127,7 +128,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 	if graph.positions != nil {
 		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)
 	}
-	cgo.Handle(handle).Value().(ggml.Context).Plan(&g)
+	cgo.Handle(handle).Value().(host.Context).Plan(&g)
 	if g.KnowsWeights {
 		graph.knows_weights = 1
 	}
@@ -138,7 +139,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 //export lim_go_ggml_attend
 func lim_go_ggml_attend(handle C.uintptr_t, node *C.lim_ggml_node, before, after unsafe.Pointer) (failed C.int) {
 	failed = 1 // a panic: the host computes the node itself
-	defer host.Guard("graph_compute")
+	defer process.Guard("graph_compute")
 	s := cgo.Handle(handle).Value().(*ggml.GPUSession)
 	if s.Attend((*ggml.Node)(unsafe.Pointer(node)), uintptr(before), uintptr(after)) == nil {
 		failed = 0
@@ -148,23 +149,23 @@ func lim_go_ggml_attend(handle C.uintptr_t, node *C.lim_ggml_node, before, after
 
 //export lim_go_ggml_close
 func lim_go_ggml_close(of C.uintptr_t) {
-	defer host.Guard("free")
+	defer process.Guard("free")
 	handle := cgo.Handle(of)
-	c := handle.Value().(ggml.Context)
+	c := handle.Value().(host.Context)
 	handle.Delete()
-	host.Close(c)
+	process.Close(c)
 }
 
 //export lim_go_ggml_problem
 func lim_go_ggml_problem(text *C.char) {
-	defer host.Guard("problem")
-	host.Problem(C.GoString(text))
+	defer process.Guard("problem")
+	process.Problem(C.GoString(text))
 }
 
 //export lim_go_ggml_exit
 func lim_go_ggml_exit() {
-	defer host.Guard("exit")
-	host.WriteStats()
+	defer process.Guard("exit")
+	process.WriteStats()
 }
 
 // Both sides of what crosses the edge agree, or this does not compile.
