@@ -4,6 +4,7 @@ go 1.24
 
 require (
 	github.com/stretchr/testify v1.11.1
+	github.com/x448/float16 v0.8.4
 	gorgonia.org/cu v0.9.6
 )
 

@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+	"github.com/x448/float16"
 
 	"lessismore/plugin/internal/calibrate"
 	"lessismore/plugin/internal/contexts"
@@ -546,7 +547,7 @@ func TestAutoAllocatesNothingPerToken(t *testing.T) {
 		}
 		mask := slices.Clone(h.mask)
 		for i, g := range graphs { // each graph's mask shows what was there then
-			row := unsafe.Slice((*uint16)(g.Nodes[0].Scan), h.nkv)
+			row := unsafe.Slice((*float16.Float16)(g.Nodes[0].Scan), h.nkv)
 			copy(row, mask)
 			for c := range h.cells[0] {
 				row[c] = negInf

@@ -5,6 +5,7 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+	"github.com/x448/float16"
 
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
@@ -30,9 +31,9 @@ const (
 func discoveredIn(t *testing.T, config settings.Config, layers []kind) (*Session, []int32) {
 	const nkv = 256
 	h := newFakeHost(t, config, len(layers), nkv, 1)
-	masks := [3][]uint16{}
+	masks := [3][]float16.Float16{}
 	for m := range masks {
-		masks[m] = alloc[uint16](h, nkv)
+		masks[m] = alloc[float16.Float16](h, nkv)
 		for i := range masks[m] {
 			if i >= 200 || m == windowMask && i < 100 {
 				masks[m][i] = negInf

@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+	"github.com/x448/float16"
 
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
@@ -20,7 +21,7 @@ import (
 // gpuHost is a host's model on a GPU whose memory is the heap.
 type gpuHost struct {
 	nodes []Node
-	mask  []uint16
+	mask  []float16.Float16
 	pins  runtime.Pinner
 }
 
@@ -38,14 +39,15 @@ func gpuEngine(t *testing.T, change func(*settings.Config)) *contexts.Engine {
 }
 
 func newGPUHost(t *testing.T, rows int, visible int) *gpuHost {
-	h := &gpuHost{mask: make([]uint16, rows*gpuSlots+8)}
+	h := &gpuHost{mask: make([]float16.Float16, rows*gpuSlots+8)}
 	t.Cleanup(h.pins.Unpin)
 	h.pins.Pin(&h.mask[0])
 	mask := unsafe.Pointer(&h.mask[0])
 	mask = unsafe.Add(mask, -uintptr(mask)&15)
-	for i := range unsafe.Slice((*uint16)(mask), rows*gpuSlots) {
+	values := unsafe.Slice((*float16.Float16)(mask), rows*gpuSlots)
+	for i := range values {
 		if i%gpuSlots >= visible {
-			*(*uint16)(unsafe.Add(mask, 2*i)) = 0xFC00
+			values[i] = negInf
 		}
 	}
 	at := func(address uint64) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }

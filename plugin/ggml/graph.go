@@ -3,9 +3,12 @@ package ggml
 import (
 	"unsafe"
 
+	"github.com/x448/float16"
+
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/stats"
+	"lessismore/plugin/internal/steps"
 )
 
 // The structures of this file mirror bindings/ggml/graph.h field by field; the package that links both
@@ -96,7 +99,7 @@ func (n *Node) scan(stream, token int) unsafe.Pointer {
 func (n *Node) sees(stream, token int, slot int64) bool {
 	row := n.scan(stream, token)
 	if n.ScanType == cpu.F16 {
-		return *(*uint16)(unsafe.Add(row, 2*slot)) != 0xFC00 // -inf
+		return *(*float16.Float16)(unsafe.Add(row, 2*slot)) != steps.MinusInfinity
 	}
 	return *(*uint32)(unsafe.Add(row, 4*slot)) != 0xFF800000
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"unsafe"
 
+	"github.com/x448/float16"
+
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/steps"
@@ -102,7 +104,7 @@ func (d *distances) order(mask unsafe.Pointer, typ cpu.Type, slots []int32, w kv
 	for _, slot := range slots {
 		var far float32
 		if typ == cpu.F16 {
-			far = -half(*(*uint16)(unsafe.Add(mask, 2*int(slot))))
+			far = -(*(*float16.Float16)(unsafe.Add(mask, 2*int(slot)))).Float32()
 		} else {
 			far = -*(*float32)(unsafe.Add(mask, 4*int(slot)))
 		}
@@ -125,13 +127,4 @@ func (d *distances) order(mask unsafe.Pointer, typ cpu.Type, slots []int32, w kv
 		slots[i] = int32(uint32(k))
 	}
 	return true
-}
-
-// half is the value of an f16 that is no NaN and not infinite.
-func half(bits uint16) float32 {
-	sign, exponent, fraction := uint32(bits>>15), uint32(bits>>10&31), uint32(bits&1023)
-	if exponent == 0 {
-		return float32(math.Ldexp(float64(fraction), -24)) * (1 - 2*float32(sign))
-	}
-	return math.Float32frombits(sign<<31 | (exponent+112)<<23 | fraction<<13)
 }

@@ -2,7 +2,6 @@ package ggml
 
 import (
 	"maps"
-	"math"
 	"math/rand"
 	"slices"
 	"testing"
@@ -10,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+	"github.com/x448/float16"
 
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/stats"
@@ -331,12 +331,9 @@ func TestOrderOfDistances(t *testing.T) {
 		wide := alloc[float32](h, h.nkv)
 		for c, x := range h.cells[0] {
 			if x.sequence == 0 {
-				h.mask[c] = halfOf(2999 - int(x.position))
+				h.mask[c] = float16.Fromfloat32(-float32(2999 - x.position))
 			}
-			wide[c] = half(h.mask[c])
-			if h.mask[c] == negInf {
-				wide[c] = float32(math.Inf(-1))
-			}
+			wide[c] = h.mask[c].Float32()
 		}
 		for i := range g.Nodes {
 			if g.Nodes[i].MaxBias = 8; typ == cpu.F32 {
@@ -433,17 +430,4 @@ func TestPromptsTokenByToken(t *testing.T) {
 	h.wants = []int32{0}
 	require.Zero(t, h.rowOf(token{0, 20, 0, 20}).SetLen)
 	require.NotZero(t, h.rowOf(token{0, 21, 0, 21}).SetLen)
-}
-
-// halfOf is a whole number of up to four digits, negated, rounded to f16.
-func halfOf(n int) uint16 {
-	for bits := uint16(0x8000); bits < negInf; bits++ {
-		if next := -half(bits + 1); float64(next) > float64(n) {
-			if low := -half(bits); float64(n)-float64(low) <= float64(next)-float64(n) {
-				return bits
-			}
-			return bits + 1
-		}
-	}
-	return negInf
 }

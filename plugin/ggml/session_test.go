@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+	"github.com/x448/float16"
 
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
@@ -28,7 +29,7 @@ type fakeHost struct {
 	streams int
 	nkv     int
 	cells   [][]cell // per stream
-	mask    []uint16
+	mask    []float16.Float16
 
 	heads, kvHeads, dim int
 	softMax             int
@@ -47,7 +48,7 @@ type cell struct {
 	position int32
 }
 
-const negInf = 0xFC00
+var negInf = float16.Inf(-1)
 
 func newFakeHost(t *testing.T, config settings.Config, layers, slots, streams int) *fakeHost {
 	engine, err := contexts.NewEngine(config)
@@ -93,7 +94,7 @@ func (h *fakeHost) graph(tokens []token, from, to int) *Graph {
 		streams = max(streams, tk.stream-tokens[0].stream+1)
 	}
 	perStream := len(tokens) / streams
-	h.mask = alloc[uint16](h, len(tokens)*h.nkv)
+	h.mask = alloc[float16.Float16](h, len(tokens)*h.nkv)
 	slots := alloc[int64](h, len(tokens))
 	positions := alloc[int32](h, len(tokens))
 	for i, tk := range tokens {
@@ -103,7 +104,7 @@ func (h *fakeHost) graph(tokens []token, from, to int) *Graph {
 	}
 	for i, tk := range tokens {
 		for c := range h.nkv {
-			v := uint16(negInf)
+			v := negInf
 			if x := h.cells[tk.stream][c]; x.sequence == tk.sequence && x.position <= tk.position {
 				v = 0
 			}
@@ -356,7 +357,7 @@ func TestSessionTellsSlidingLayers(t *testing.T) {
 	for _, smaller := range []bool{true, false} {
 		h := newFakeHost(t, small(4, 0), 6, 32, 1)
 		slide := func(g *Graph) {
-			window := alloc[uint16](h, len(h.mask))
+			window := alloc[float16.Float16](h, len(h.mask))
 			copy(window, h.mask)
 			seen := 0 // only the newest six are
 			for i := len(window) - 1; i >= 0; i-- {

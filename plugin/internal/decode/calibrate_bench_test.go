@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/x448/float16"
+
 	"lessismore/plugin/internal/backend"
 	"lessismore/plugin/internal/backend/oncpu"
 	"lessismore/plugin/internal/contexts"
@@ -32,9 +34,9 @@ func BenchmarkSteps(b *testing.B) {
 				}
 			}()
 			half := func(arena, count int) uintptr {
-				s := cpu.Slice[uint16](&memory[arena], count)
+				s := cpu.Slice[float16.Float16](&memory[arena], count)
 				for i := range s {
-					s[i] = uint16(rng.Intn(0x3c00)) | uint16(rng.Intn(2)<<15) // -1 .. 1
+					s[i] = float16.Fromfloat32(2*rng.Float32() - 1)
 				}
 				return address(s)
 			}

@@ -149,7 +149,7 @@ func TestCPUMeasureTogether(t *testing.T) {
 		x := newTensors(t, rand.New(rand.NewSource(int64(k))), 500)
 		if k == 1 { // a bias by distance
 			for i := range x.mask {
-				x.mask[i] = 0x9800 + uint16(i)*26 // -1/512 to -13
+				x.mask[i] = bias(i)
 			}
 			x.args.Mask, x.args.Slopes = address(x.mask), address(x.slopes)
 		}

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+	"github.com/x448/float16"
 
 	"lessismore/plugin/internal/backend"
 	"lessismore/plugin/internal/backend/oncpu"
@@ -24,7 +25,7 @@ type tensors struct {
 	memory    [8]cpu.Arena
 	output    []float32
 	positions []int32
-	mask      []uint16
+	mask      []float16.Float16
 	query     []int32 // its position
 	slopes    []float32
 	args      backend.Attention
@@ -39,6 +40,11 @@ const (
 
 func address[T any](s []T) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(s))) }
 
+// bias is a mask's value of a slot: -1/512 to -2 over 400 of them.
+func bias(slot int) float16.Float16 {
+	return float16.Fromfloat32(-float32(math.Exp2(float64(slot)/40 - 9)))
+}
+
 func newTensors(t testing.TB, rng *rand.Rand, slots int) *tensors {
 	x := new(tensors)
 	row := int64(testDim * 4)
@@ -51,7 +57,7 @@ func newTensors(t testing.TB, rng *rand.Rand, slots int) *tensors {
 	}
 	query, key, value := floats(0, testHeads), floats(1, slots*testKVHeads), floats(2, slots*testKVHeads)
 	x.output = floats(3, testHeads)
-	x.positions, x.mask = cpu.Slice[int32](&x.memory[4], slots), cpu.Slice[uint16](&x.memory[5], slots)
+	x.positions, x.mask = cpu.Slice[int32](&x.memory[4], slots), cpu.Slice[float16.Float16](&x.memory[5], slots)
 	x.query, x.slopes = cpu.Slice[int32](&x.memory[6], 1), cpu.Slice[float32](&x.memory[7], testHeads)
 	for h := range x.slopes {
 		x.slopes[h] = 0.25 * float32(h+1)
@@ -153,8 +159,8 @@ func TestMaskCountsInEveryLayer(t *testing.T) {
 	require.NoError(t, err)
 	defer exact.Free()
 	x := newTensors(t, rand.New(rand.NewSource(7)), 400)
-	for i := range x.mask { // -1/512 to -2
-		x.mask[i] = 0x9800 + uint16(i)*26
+	for i := range x.mask {
+		x.mask[i] = bias(i)
 	}
 	x.args.Mask, x.args.Slopes = address(x.mask), address(x.slopes)
 	compared := 0
@@ -179,11 +185,12 @@ func TestVisibilityIsLiteral(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewSource(seed))
 	s, before := new(steps.Visibility), new(steps.Visibility)
+	zero, minusZero := float16.Fromfloat32(0), float16.Fromfloat32(float32(math.Copysign(0, -1)))
 	defer s.Free()
 	defer before.Free()
 	for range 3000 {
 		slots := 1 + rng.Intn(100)
-		positions, mask := make([]int32, slots), make([]uint16, slots)
+		positions, mask := make([]int32, slots), make([]float16.Float16, slots)
 		stretch := []int{1, 1, 3, 1000}[rng.Intn(4)]
 		for i, p := range rng.Perm(slots) {
 			if positions[i] = int32(p * stretch); rng.Intn(2) == 0 {
@@ -192,7 +199,7 @@ func TestVisibilityIsLiteral(t *testing.T) {
 			if rng.Intn(8) == 0 {
 				positions[i] = -1
 			}
-			mask[i] = []uint16{0, 0, 0, 0x8000, steps.MinusInfinity, 0x3C00}[rng.Intn(4+2*rng.Intn(2))]
+			mask[i] = []float16.Float16{zero, zero, zero, minusZero, steps.MinusInfinity, float16.Fromfloat32(1)}[rng.Intn(4+2*rng.Intn(2))]
 		}
 		query := []int32{int32(rng.Intn(slots * stretch))}
 		a := backend.Attention{Rows: 1, Slots: int64(slots), QueryPositions: address(query)}
@@ -216,7 +223,7 @@ func TestVisibilityIsLiteral(t *testing.T) {
 			}
 			twice = twice || taken[p]
 			taken[p] = true
-			plain = plain && (a.Mask == 0 || mask[i]&0x7FFF == 0)
+			plain = plain && (a.Mask == 0 || mask[i].Float32() == 0)
 			want = append(want, token{p, i})
 		}
 		err := s.Look(a.Sees(0))

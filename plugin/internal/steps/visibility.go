@@ -6,12 +6,18 @@ import (
 	"slices"
 	"unsafe"
 
+	"github.com/x448/float16"
+
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/fault"
 )
 
-// MinusInfinity is f16 -inf: what a mask holds for a slot that is not visible.
-const MinusInfinity = 0xFC00
+// What is looked for in masks, by its bits: of a slot that is not visible, and of one without a bias.
+var (
+	MinusInfinity = float16.Inf(-1)
+	zero          = float16.Fromfloat32(0)
+	minusZero     = float16.Fromfloat32(float32(math.Copysign(0, -1)))
+)
 
 // Visibility is which tokens a query sees, and where: the visible slots in position order. It keeps copies of
 // the caller's arrays, so that a later layer can tell whether it sees the same.
@@ -23,7 +29,7 @@ type Visibility struct {
 	query     int64
 	n         int // slots of the store, where positions or mask count; else visible
 	positions []int32
-	mask      []uint16
+	mask      []float16.Float16
 	masked    bool // a mask was given
 	placed    bool // positions were given
 
@@ -52,7 +58,7 @@ func (v *Visibility) Same(a Sees) bool {
 	}
 	return v.n == a.Slots &&
 		bytes.Equal(raw(v.positions), raw(At[int32](a.Positions, v.n))) &&
-		bytes.Equal(raw(v.mask), raw(At[uint16](a.Mask, v.n)))
+		bytes.Equal(raw(v.mask), raw(At[float16.Float16](a.Mask, v.n)))
 }
 
 // Look fills v. On an error v is of no use, until it looks again.
@@ -66,7 +72,7 @@ func (v *Visibility) Look(a Sees) error {
 	}
 	v.n = a.Slots
 	v.positions = append(v.positions[:0], At[int32](a.Positions, v.n)...)
-	v.mask = append(v.mask[:0], At[uint16](a.Mask, v.n)...)
+	v.mask = append(v.mask[:0], At[float16.Float16](a.Mask, v.n)...)
 	list := cpu.Slice[int32](&v.memory, v.n)
 	if list == nil {
 		return &fault.Error{Kind: fault.NoMemory, Text: "no memory for the list of visible slots"}
@@ -91,6 +97,7 @@ func (v *Visibility) lookByMask(mask uintptr, prefix int, list []int32) {
 func (v *Visibility) lookByPosition(list []int32) error {
 	n, ascending, last := 0, true, int32(-1)
 	low, high := int32(math.MaxInt32), int32(-1)
+	hidden, zero, minusZero := MinusInfinity, zero, minusZero // in registers
 	for i, p := range v.positions {
 		if p < 0 || int64(p) > v.query {
 			if p < -1 {
@@ -100,9 +107,9 @@ func (v *Visibility) lookByPosition(list []int32) error {
 		}
 		if v.masked {
 			switch v.mask[i] {
-			case MinusInfinity:
+			case hidden:
 				continue
-			case 0, 0x8000:
+			case zero, minusZero:
 			default:
 				v.Plain = false
 			}
