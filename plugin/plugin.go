@@ -1,12 +1,16 @@
 // Package plugin is lessismore's public face in Go: an engine is a configuration and what is counted under it, a decoder
 // attends for rows on the CPU or on a GPU. What the C ABI has, it has too, in Go's words (include/lessismore.h says
 // more). The ggml way in is package plugin/ggml; everything else is internal.
+//
+// A program that has keys and values in slices hands them over as Tensors. An Attention states the same by addresses, which
+// may be a GPU's.
 package plugin
 
 import (
 	"lessismore/plugin/internal/backend"
 	"lessismore/plugin/internal/backend/oncpu"
 	"lessismore/plugin/internal/contexts"
+	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/cuda"
 	"lessismore/plugin/internal/decode"
 	"lessismore/plugin/internal/fault"
@@ -67,7 +71,18 @@ type (
 const (
 	CPU        = backend.CPU
 	MaxOrdinal = backend.MaxOrdinal
-	FP8        = backend.FP8
+)
+
+// Element types (lim_dtype in the public header). Rows of Q8_0 and Q4_0 are blocks of 32 elements, as ggml has them: an f16
+// scale d, then 32 int8 q for Q8_0, of value d*q; for Q4_0 16 bytes, of which byte i has element i in its lower four bits
+// and element i+16 in its upper ones, of value d*(q-8).
+const (
+	F32  = int32(cpu.F32)
+	F16  = int32(cpu.F16)
+	BF16 = int32(cpu.BF16)
+	Q8_0 = int32(cpu.Q8_0)
+	Q4_0 = int32(cpu.Q4_0)
+	FP8  = backend.FP8 // e4m3, on GPUs only
 )
 
 // NewEngine makes an engine. The configuration's error, if any, names the field and the value.

@@ -83,6 +83,14 @@ var Types = [...]typeInfo{
 	FP8:      {"fp8", 1, 1, 1},
 }
 
+// RowSize is how many bytes a row of so many elements takes; 0 if the type is unknown.
+func RowSize(typ, elements int32) int64 {
+	if typ < 0 || int(typ) >= len(Types) {
+		return 0
+	}
+	return int64(elements) / Types[typ].block * Types[typ].bytes
+}
+
 // CheckShape names the first wrong number of heads or of their elements.
 func (a *Attention) CheckShape() error {
 	if err := checkHeads(a.Heads, a.KVHeads); err != nil {
@@ -205,7 +213,7 @@ func checkView(name string, data uintptr, typ, elements int32, extents [3]extent
 	if err := checkAddress(name, data, uintptr(t.align), t.Name); err != nil {
 		return span{}, err
 	}
-	row := int64(elements) / t.block * t.bytes
+	row := RowSize(typ, elements)
 	end := int64(data) + row
 	for _, x := range extents {
 		switch {
