@@ -65,6 +65,7 @@ test-neon: deps
 
 test-go: kernels
 	go test -race -count=1 ./...
+	cd tests/gomodule && go test -count=1 ./...
 
 test-abi: library
 	tests/abi/run.sh

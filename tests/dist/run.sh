@@ -21,6 +21,11 @@ version=${version%-linux-*}
 for file in LICENSE THIRD_PARTY_LICENSES README include/lessismore.h; do
     [ -s "$dist/$file" ] || fail "$file is missing"
 done
+modules=$(go version -m "$library" | awk '$1 == "dep" { print $2 }')
+[ -n "$modules" ] || fail "the library does not say which Go modules are linked in"
+for module in $modules; do
+    grep -q "^##* $module\$" "$dist/THIRD_PARTY_LICENSES" || fail "$module is linked in, but not in THIRD_PARTY_LICENSES"
+done
 [ "$(wc -l <"$dist/README")" -le 10 ] || fail "README is longer than ten lines"
 ! grep -rn '@[A-Z]*@' "$dist/README" "$dist/lib/pkgconfig" "$dist/lib/cmake" || fail "a name was not filled in"
 
