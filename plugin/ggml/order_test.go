@@ -294,6 +294,39 @@ func TestPositionsAreTheBatchs(t *testing.T) {
 	}
 }
 
+// A layer's keys may be rotated where the library does not see it, and a later layer's where it does: the positions that
+// are read there are not those of the first layer's next batch.
+func TestPositionsOfAnEarlierBatch(t *testing.T) {
+	h := newFakeHost(t, small(8, 0), 3, 64, 1)
+	h.discover()
+	for i := range 12 {
+		for sequence, cell := range []int{i, 40 - i} {
+			batch := []token{{0, cell, sequence, int32(100*sequence + i)}}
+			first, rest := h.graph(batch, 0, 1), h.graph(batch, 1, 3)
+			first.Positions, first.Rotations = nil, 0
+			h.run(first)
+			h.run(rest)
+			require.Zero(t, rowsOf(&first.Nodes[0])[0].SetLen)
+			require.EqualValues(t, unknown, h.session.followed.index.positions[cell])
+		}
+	}
+}
+
+// A step whose tokens were not seen to be written has no row of its own: an earlier step's token would be its newest.
+func TestStepsBeginWithAWrite(t *testing.T) {
+	h := newFakeHost(t, small(8, 1), 3, 32, 1)
+	h.discover()
+	for i := range 12 {
+		h.plan(token{0, i, 0, int32(i)})
+	}
+	g := h.graph([]token{{0, 12, 0, 12}}, 0, 3)
+	g.Writes = nil
+	h.run(g)
+	for _, n := range g.Nodes {
+		require.Equal(t, ReasonUnknownRow, n.Reason)
+	}
+}
+
 // Without positions in its graphs a model's tokens are as new as their writes, if each of them was seen.
 func TestOrderOfWrites(t *testing.T) {
 	h := newFakeHost(t, small(8, 1), 3, 64, 1)

@@ -68,6 +68,7 @@ type track struct {
 	told   bool    // prompt is known
 	count  int     // tokens of that batch
 	batch  int     // the last one whose positions went to the index
+	fresh  bool    // no step has begun since that batch was written
 }
 
 // stepKey tells the compute calls of one step from those of another.
@@ -212,6 +213,9 @@ func (s *Session) follow(g *Graph) {
 	for i := range g.Writes {
 		s.wrote(&g.Writes[i], g)
 	}
+	if len(g.Writes) > 0 { // a later call's writes may be of the next batch
+		s.positions = s.positions[:0]
+	}
 }
 
 // note asks for the prints of what the graph writes to the stores that are followed.
@@ -252,7 +256,7 @@ func (s *Session) wrote(w *Write, g *Graph) {
 		s.tracks[w.Store.ID] = t
 	}
 	n := int(w.N)
-	t.count, t.last, t.prompt, t.told = n, t.last[:0], t.prompt[:0], g.Batch == n
+	t.count, t.last, t.prompt, t.told, t.fresh = n, t.last[:0], t.prompt[:0], g.Batch == n, true
 	// M-RoPE has four positions per token; the first one is its place in the text.
 	known := t.batch != s.batch && (len(s.positions) == n || len(s.positions) == 4*n)
 	t.batch = s.batch
@@ -394,6 +398,10 @@ func (s *Session) look(n *Node, key stepKey, layer int) stats.Reason {
 	if t.told && !slices.Contains(t.prompt, false) {
 		return stats.ReasonPrompt // fed token by token, or the beginnings of several
 	}
+	if !t.fresh { // its tokens' slots are those of an earlier step
+		return ReasonUnknownRow
+	}
+	t.fresh = false
 	s.trace()
 	if err := s.step.Begin(rows, int(n.NKV), s.engine.Settings.Budget, s.cal.Groups()); err != nil {
 		return stats.ReasonMemory
