@@ -58,7 +58,7 @@ func (d *discovery) observe(n *Node) bool {
 func (d *discovery) knows(n *Node) bool {
 	for _, l := range d.layers {
 		if l.layer == n.Layer {
-			return l.store.ID == n.Store.ID
+			return l.store == n.Store
 		}
 	}
 	return false

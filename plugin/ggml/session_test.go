@@ -483,3 +483,19 @@ func TestReportWhileSessionsPlan(t *testing.T) {
 		t.Fatal("deadlock")
 	}
 }
+
+// A store at the address of an earlier one, but of another shape, is another model's or another cache.
+func TestSessionStartsOverWithAStoreOfAnotherShape(t *testing.T) {
+	h := newFakeHost(t, small(8, 1), 3, 64, 1)
+	h.discover()
+	for i := range 12 {
+		h.plan(token{0, i, 0, int32(i)})
+	}
+	h.slots, h.nkv = 32, 32
+	for _, n := range h.plan(token{0, 12, 0, 12}) {
+		require.Equal(t, ReasonDiscovery, n.Reason)
+	}
+	require.Zero(t, h.rowOf(token{0, 13, 0, 13}).SetLen, "the token before was not followed")
+	require.NotZero(t, h.rowOf(token{0, 14, 0, 14}).SetLen)
+	require.EqualValues(t, 32, h.session.followed.index.size)
+}

@@ -221,4 +221,13 @@ func TestPrintsRemember(t *testing.T) {
 	p.put(77, 2, false)
 	_, _, ok = p.get(77)
 	require.False(t, ok, "rows of two positions")
+
+	const words = 200 // whose keys begin with dimensions that are not rotated
+	p.make(slots)
+	for i := range int32(10 * words) {
+		p.put(uint64(i%words)+1, i, false)
+	}
+	p.put(words+1, 1, false)
+	_, _, ok = p.get(words + 1)
+	require.False(t, ok, "what prints say of positions is not true")
 }

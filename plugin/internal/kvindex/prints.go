@@ -1,21 +1,26 @@
 package kvindex
 
-// prints remembers what rows held, by their prints; the older ones are forgotten. The same keys in another slot, or later, are the same token at the same position: the keys of a layer
-// that rotates follow from both, and those of a later layer from the text before them, too.
+// prints remembers what rows held, by their prints; the older ones are forgotten. The same keys in another slot, or
+// later, are the same token at the same position: the keys of a layer that rotates follow from both, and those of a later
+// layer from the text before them, too. Where many turn out to be not, nothing is remembered any more.
 type prints struct {
 	now, before []printed // open addressing; now becomes before when it is half full
 	used        int
+	ambiguous   int // puts of prints that rows of another position had
 }
 
 type printed struct {
 	print    uint64 // 0: free
-	position int32  // unknown: rows of different positions had this print
+	position int32  // Unknown: rows of different positions had this print
 	prompt   bool
 }
 
 // Entries of a table, of which half are used: several times what a store holds, as a host keeps more conversations than
 // fit into it. 1 to 8 MiB.
 const minPrints, maxPrints = 1 << 16, 1 << 19
+
+// leastAmbiguous prints of several positions are no proof that prints do not tell positions.
+const leastAmbiguous = 16
 
 // make gets memory for at least that many prints.
 func (p *prints) make(n int) {
@@ -43,17 +48,24 @@ func (p *prints) put(print uint64, position int32, prompt bool) {
 	if p.used >= len(p.now)/2 {
 		p.now, p.before = p.before, p.now
 		clear(p.now)
-		p.used = 0
+		p.used, p.ambiguous = 0, 0
 	}
 	at := find(p.now, print)
-	switch {
-	case at.print == 0:
+	was := at.position
+	if at.print == 0 {
 		p.used++
-		*at = printed{print, position, prompt}
-	case at.position != position:
-		at.position = Unknown
-	default:
-		at.prompt = prompt
+		*at, was = printed{print, position, prompt}, position
+		if older := find(p.before, print); older.print != 0 {
+			was = older.position
+		}
+	}
+	at.prompt = prompt
+	if was == position {
+		return
+	}
+	at.position = Unknown
+	if p.ambiguous++; p.ambiguous > leastAmbiguous+p.used/8 { // keys that begin with what is not rotated
+		*p = prints{}
 	}
 }
 
