@@ -189,6 +189,11 @@ func (s *Session) Plan(g *Graph) {
 
 // follow keeps the K/V index up to date: what the last graph wrote, then this one's shifts, positions and writes.
 func (s *Session) follow(g *Graph) {
+	if s.idle() {
+		s.followed = nil
+		s.drop(nil)
+		return
+	}
 	for _, t := range s.tracks {
 		t.index.Learn()
 	}
@@ -216,6 +221,12 @@ func (s *Session) follow(g *Graph) {
 	if len(g.Writes) > 0 { // a later call's writes may be of the next batch
 		s.positions = s.positions[:0]
 	}
+}
+
+// idle tells whether nothing will be taken of the model: its stores are not followed.
+func (s *Session) idle() bool {
+	return s.counts.Inert != "" || s.engine.Inert() != "" ||
+		s.discovery.decided && !slices.ContainsFunc(s.discovery.layers, discovered.participates)
 }
 
 // note asks for the prints of what the graph writes to the stores that are followed.
@@ -429,7 +440,7 @@ func (s *Session) trace() {
 // continues tells whether a compute call goes on with the step that an earlier call began: the host
 // splits a step where it off-loads layers or calls back between them.
 func (s *Session) continues(n *Node, key stepKey, layer int, t *track) bool {
-	if key != s.key || s.reason != stats.Offloaded || layer <= s.step.Layer || !slices.Equal(s.own, t.last) {
+	if t.fresh || key != s.key || s.reason != stats.Offloaded || layer <= s.step.Layer || !slices.Equal(s.own, t.last) {
 		return false
 	}
 	for i := range s.step.Rows {

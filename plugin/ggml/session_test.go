@@ -427,6 +427,21 @@ func TestSessionRefusesLayersThatAreNotThere(t *testing.T) {
 	require.Empty(t, h.session.engine.Inert(), "other contexts go on")
 }
 
+// Where nothing will be taken, no store is followed: that takes memory, and time in every step.
+func TestSessionFollowsNothingInVain(t *testing.T) {
+	for reason, config := range map[Reason]Config{ReasonType: small(8, 1), Taken: small(8, 7)} {
+		h := newFakeHost(t, config, 3, 32, 1)
+		for i := range 4 {
+			g := h.graph([]token{{0, i, 0, int32(i)}}, 0, 3)
+			for k := range g.Nodes {
+				g.Nodes[k].Reason = reason
+			}
+			h.run(g)
+		}
+		require.Empty(t, h.session.tracks)
+	}
+}
+
 func TestSessionSaysThatFlashAttentionIsOff(t *testing.T) {
 	engine, err := contexts.NewEngine(settings.DefaultConfig())
 	require.NoError(t, err)

@@ -159,7 +159,9 @@ func (x *KVIndex) Learn() {
 
 // Remember makes the index recognise rows by their prints, in whichever slot they turn up.
 func (x *KVIndex) Remember() {
-	x.told.make(min(max(2*len(x.positions), minPrints/2), maxPrints/2))
+	if x.told.now == nil {
+		x.told.make(min(max(2*len(x.positions), minPrints/2), maxPrints/2))
+	}
 	for slot := range x.positions {
 		x.remember(slot)
 	}
