@@ -410,7 +410,7 @@ func (s *Session) look(n *Node, key stepKey, layer int) stats.Reason {
 		return stats.ReasonPrompt // fed token by token, or the beginnings of several
 	}
 	if !t.fresh { // its tokens' slots are those of an earlier step
-		return ReasonUnknownRow
+		return stats.ReasonUnknownRow
 	}
 	t.fresh = false
 	s.trace()

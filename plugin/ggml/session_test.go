@@ -429,7 +429,7 @@ func TestSessionRefusesLayersThatAreNotThere(t *testing.T) {
 
 // Where nothing will be taken, no store is followed: that takes memory, and time in every step.
 func TestSessionFollowsNothingInVain(t *testing.T) {
-	for reason, config := range map[Reason]Config{ReasonType: small(8, 1), Taken: small(8, 7)} {
+	for reason, config := range map[stats.Reason]settings.Config{stats.ReasonType: small(8, 1), stats.Offloaded: small(8, 7)} {
 		h := newFakeHost(t, config, 3, 32, 1)
 		for i := range 4 {
 			g := h.graph([]token{{0, i, 0, int32(i)}}, 0, 3)
@@ -508,9 +508,9 @@ func TestSessionStartsOverWithAStoreOfAnotherShape(t *testing.T) {
 	}
 	h.slots, h.nkv = 32, 32
 	for _, n := range h.plan(token{0, 12, 0, 12}) {
-		require.Equal(t, ReasonDiscovery, n.Reason)
+		require.Equal(t, stats.ReasonDiscovery, n.Reason)
 	}
 	require.Zero(t, h.rowOf(token{0, 13, 0, 13}).SetLen, "the token before was not followed")
 	require.NotZero(t, h.rowOf(token{0, 14, 0, 14}).SetLen)
-	require.EqualValues(t, 32, h.session.followed.index.size)
+	require.True(t, h.session.followed.index.Fits(h.store(0)), "of the new shape")
 }
