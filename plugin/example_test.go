@@ -61,5 +61,5 @@ func ExampleTensors() {
 	// layer 0: 52.9
 	// layer 1: 52.9
 	// [0 10 20 21 50 70 90 99] <nil>
-	// mask has 99 elements, neither one for each of 100 slots nor that for each of 1 rows
+	// mask has 99 elements, neither one for each of 100 slots nor as many for each of 1 rows
 }

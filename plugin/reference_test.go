@@ -115,7 +115,6 @@ func get(typ int32, from []byte, i int) float64 {
 type problem struct {
 	plugin.Tensors
 	query, key, value element
-	output            []byte
 	floats            []float32
 	halves            []float16.Float16
 }

@@ -49,7 +49,7 @@ func view(data unsafe.Pointer, size int, typ int32, tokens, heads, dim int) View
 		Pages: 1, PageStride: row * int64(heads) * int64(tokens), data: data, size: int64(size)}
 }
 
-// check names a view whose slice is too short, as far as a wrong stride is not for others to name.
+// check names a view whose slice is too short for it. Strides that are too small are left to the decoder.
 func (v *View) check(name string, pages int) error {
 	for _, x := range [...]struct {
 		name  string
@@ -150,7 +150,7 @@ func (t *Tensors) check() error {
 	return nil
 }
 
-// state says all of it by addresses, which are good while it is pinned.
+// state fills in the Attention; its addresses are valid while they are pinned.
 func (t *Tensors) state(pins *runtime.Pinner) error {
 	rows, slots, heads := t.Query.Tokens, t.Key.Tokens, t.Query.Heads
 	a := &t.attention
@@ -180,7 +180,7 @@ func (v *View) store(pins *runtime.Pinner) KVView {
 	return s
 }
 
-// list puts where an array of so many elements is; one that is empty is not there.
+// list pins an array of count elements and gives its address; an empty one stays 0.
 func list[T any](pins *runtime.Pinner, to *uintptr, name string, data []T, count int) error {
 	switch len(data) {
 	case 0:
@@ -192,7 +192,7 @@ func list[T any](pins *runtime.Pinner, to *uintptr, name string, data []T, count
 	return fault.Bad("%s has %d elements, not %d", name, len(data), count)
 }
 
-// bySlot puts where an array is that all rows share, or that has a part for each.
+// bySlot is list for an array that all rows share, or that has a part for each.
 func bySlot[T any](pins *runtime.Pinner, to *uintptr, stride *int64, name string, data []T, rows, slots int) error {
 	switch len(data) {
 	case 0, slots:
@@ -201,10 +201,10 @@ func bySlot[T any](pins *runtime.Pinner, to *uintptr, stride *int64, name string
 		*stride = int64(slots)
 		return list(pins, to, name, data, rows*slots)
 	}
-	return fault.Bad("%s has %d elements, neither one for each of %d slots nor that for each of %d rows", name, len(data), slots, rows)
+	return fault.Bad("%s has %d elements, neither one for each of %d slots nor as many for each of %d rows", name, len(data), slots, rows)
 }
 
-// pin keeps memory where it is. What is not Go's does not move.
+// pin keeps memory in place, if it is Go's; other memory (mmap, C) does not move.
 func pin(pins *runtime.Pinner, data unsafe.Pointer) uintptr {
 	if data != nil {
 		pins.Pin(data)

@@ -75,7 +75,7 @@ func TestTensorsNameWhatIsWrong(t *testing.T) {
 		{func(c *plugin.Tensors) { c.Lengths = []int32{20} }, "lengths has 1 elements, not 2"},
 		{func(c *plugin.Tensors) { c.Lengths[1] = 25 }, "lengths[1] = 25 is not in 0 .. n_slots = 24"},
 		{func(c *plugin.Tensors) { c.QueryPositions = make([]int32, 3) }, "query_positions has 3 elements, not 2"},
-		{func(c *plugin.Tensors) { c.Positions = make([]int32, 49) }, "positions has 49 elements, neither one for each of 24 slots nor that for each of 2 rows"},
+		{func(c *plugin.Tensors) { c.Positions = make([]int32, 49) }, "positions has 49 elements, neither one for each of 24 slots nor as many for each of 2 rows"},
 		{func(c *plugin.Tensors) { c.Mask = make([]float16.Float16, 23) }, "mask has 23 elements, neither"},
 		{func(c *plugin.Tensors) { c.Slopes = make([]float32, 4) }, "alibi_slopes = "},
 		{func(c *plugin.Tensors) { c.Slopes = make([]float32, 2) }, "alibi_slopes has 2 elements, not 4"},
