@@ -106,7 +106,8 @@ type Tensors struct {
 }
 
 // Attend computes the layer with a decoder on the CPU, as Decoder.Attend does; the output is complete on return. The slices
-// stay where they are and alive until then, and none is referred to afterwards. An error names the field.
+// stay where they are and alive until then, and none is referred to afterwards. An error names the field. Up to five
+// slices are pinned without an allocation, more with a small one.
 func (t *Tensors) Attend(d *Decoder) error {
 	if d.Params.Device != CPU {
 		return fault.NotSupported("device = %d: slices are for decoders on the CPU; an Attention states a GPU's memory", d.Params.Device)

@@ -12,12 +12,8 @@ import (
 	"lessismore/plugin/internal/fault"
 )
 
-// What is looked for in masks, by its bits: of a slot that is not visible, and of one without a bias.
-var (
-	MinusInfinity = float16.Inf(-1)
-	zero          = float16.Fromfloat32(0)
-	minusZero     = float16.Fromfloat32(float32(math.Copysign(0, -1)))
-)
+// MinusInfinity is what a mask holds for a slot that is not visible. Masks are compared by their bits.
+var MinusInfinity = float16.Inf(-1)
 
 // Visibility is which tokens a query sees, and where: the visible slots in position order. It keeps copies of
 // the caller's arrays, so that a later layer can tell whether it sees the same.
@@ -97,7 +93,7 @@ func (v *Visibility) lookByMask(mask uintptr, prefix int, list []int32) {
 func (v *Visibility) lookByPosition(list []int32) error {
 	n, ascending, last := 0, true, int32(-1)
 	low, high := int32(math.MaxInt32), int32(-1)
-	hidden, zero, minusZero := MinusInfinity, zero, minusZero // in registers
+	bias := float16.Float16(0) // the bits of all values but for their signs: 0 and -0 add nothing
 	for i, p := range v.positions {
 		if p < 0 || int64(p) > v.query {
 			if p < -1 {
@@ -106,13 +102,10 @@ func (v *Visibility) lookByPosition(list []int32) error {
 			continue
 		}
 		if v.masked {
-			switch v.mask[i] {
-			case hidden:
+			if v.mask[i] == MinusInfinity {
 				continue
-			case zero, minusZero:
-			default:
-				v.Plain = false
 			}
+			bias |= v.mask[i] << 1
 		}
 		if p <= last {
 			ascending = false
@@ -121,7 +114,7 @@ func (v *Visibility) lookByPosition(list []int32) error {
 		list[n] = int32(i)
 		n++
 	}
-	v.Visible = n
+	v.Visible, v.Plain = n, bias == 0
 	if ascending {
 		if n > 0 && int(list[n-1]) != n-1 {
 			v.Slots = list[:n]
