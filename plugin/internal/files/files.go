@@ -68,6 +68,9 @@ func place(path string, text []byte, mine bool) error {
 	case about == nil: // a new file
 		return replace(target, text, 0o644)
 	case strings.HasPrefix(target, "/proc/"): // an open file, whatever it is: replaced, it would lose its reader
+		if file, ok := openFile(target); ok && about.Mode().IsRegular() {
+			return share(file, target, text)
+		}
 		return stream(target, text)
 	case about.IsDir():
 		return errors.New("is a folder: name a file in it")
@@ -163,6 +166,26 @@ func replace(path string, text []byte, mode os.FileMode) error {
 		return err
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// openFile is the number of the process's open file that a name in /proc is of.
+func openFile(path string) (file uintptr, ok bool) {
+	number, ok := strings.CutPrefix(path, fmt.Sprintf("/proc/%d/fd/", os.Getpid()))
+	n, err := strconv.ParseUint(number, 10, 31)
+	return uintptr(n), ok && err == nil
+}
+
+// share writes where the process's own writes to an open file go on. Opened again, the file would have a second place to
+// write at, and what the host writes next would go over the text.
+func share(file uintptr, path string, text []byte) error {
+	same, _, e := syscall.Syscall(syscall.SYS_FCNTL, file, syscall.F_DUPFD_CLOEXEC, 0)
+	if e != 0 {
+		return e
+	}
+	f := os.NewFile(same, path)
+	defer f.Close()
+	_, err := f.Write(text)
+	return err
 }
 
 // stream writes to what is not replaced. Nobody is waited for long: a host that ends would hang.

@@ -111,6 +111,20 @@ func TestOutputToStreams(t *testing.T) {
 	require.Equal(t, written, string(got[:n]))
 }
 
+// Standard output may be a file that was not opened to append to: what the host writes next does not go over the text.
+func TestOutputToAnOpenFileIsNotOverwritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	defer f.Close()
+	for range 2 {
+		_, err = f.WriteString("host\n")
+		require.NoError(t, err)
+		require.NoError(t, WriteFile(filepath.Join("/dev/fd", strconv.Itoa(int(f.Fd()))), []byte(written)))
+	}
+	require.Equal(t, "host\n"+written+"host\n"+written, content(t, path))
+}
+
 // A host that ends does not hang because nobody empties a pipe.
 func TestOutputToAFullPipeGivesUp(t *testing.T) {
 	read, write, err := os.Pipe()
