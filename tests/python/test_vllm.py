@@ -17,7 +17,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 import lessismore
 import lessismore.vllm
 from lessismore._errors import ArgumentError, DeviceError
-from lessismore.vllm import decoder, layers, memory, metrics, profile, rows, settings
+from lessismore.vllm import context, layers, memory, metrics, profile, rows, settings
 
 VERSIONS = stand_in.VERSIONS
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
@@ -37,7 +37,7 @@ def backend(monkeypatch):
     module.current = current
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stand_in.Object(cuda_stream=0))
     yield module
-    decoder._decoders.clear()
+    context._contexts.clear()
     sys.modules.pop("lessismore.vllm.backend", None)
 
 
@@ -196,7 +196,7 @@ def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
     c.speculative_config = change.get("speculative")
     c.model_config.rswa_window = change.get("rswa")
     reason = layers.whole(c)
-    assert reason and decoder.of(c).reason == reason
+    assert reason and context.of(c).reason == reason
     assert backend.Builder.get_cudagraph_support(c, None) is stand_in.AttentionCGSupport.ALWAYS  # vLLM's own
 
 
@@ -245,14 +245,14 @@ class Model:
         names = [f"model.layers.{i}.attn" for i in range(2)]
         self.layers = [stand_in.Attention(name, backend.Impl(HEADS, DIM, DIM**-0.5, KV_HEADS)) for name in names]
         self.config.compilation_config.static_forward_context.update(zip(names, self.layers))
-        self.decoder = decoder.of(self.config)
+        self.context = context.of(self.config)
 
         def make(self, found, device):
-            self.handle, self.max_rows, self.capacity, self.numbers = stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None), 6, 512, found.numbers
+            self.decoder, self.max_rows, self.capacity, self.numbers = stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None), 6, 512, found.numbers
 
-        monkeypatch.setattr(decoder.Decoder, "_make", make)
+        monkeypatch.setattr(context.Context, "_make", make)
         self.library = Library()
-        monkeypatch.setattr(decoder._library, "library", lambda: stand_in.Object(lim_decoder_attend=self.library))
+        monkeypatch.setattr(context._library, "library", lambda: stand_in.Object(lim_decoder_attend=self.library))
         self.builder = backend.Builder(None, names, self.config, torch.device("cpu"))
         shape = (PAGES, PAGE, KV_HEADS, 2 * DIM) if order == "NHD" else (PAGES, KV_HEADS, PAGE, 2 * DIM)
         store = torch.randn(shape, dtype=torch.float16)
@@ -297,7 +297,7 @@ def model(request, backend, monkeypatch):
 def test_decode_rows_are_ours(model):
     close(*model.attend(model.step([1, 1, 1], [5, 200, 17]), padding=5))  # a graph's tokens may be more than the step's
     assert model.library.rows == [3, 3] and model.library.layers == [0, 1]
-    assert model.decoder.counts["decode_steps"] == 1 and not model.decoder.declined
+    assert model.context.counts["decode_steps"] == 1 and not model.context.declined
 
 
 def test_the_other_order_of_the_store(backend, monkeypatch):
@@ -308,7 +308,7 @@ def test_the_other_order_of_the_store(backend, monkeypatch):
 
 def test_a_captured_step_is_the_same_and_not_counted(model):
     close(*model.attend(model.step([1, 1], [1, 1], capture=True)))
-    assert model.library.rows == [2, 2] and not model.decoder.counts
+    assert model.library.rows == [2, 2] and not model.context.counts
     close(*model.attend(model.step([1, 1, 1], [9, 8, 0])))  # a padded row of the graph sees nothing
     assert model.library.rows[-1] == 3
 
@@ -356,8 +356,8 @@ def test_a_prompt_among_the_first_rows_ends_ours(model):
 ])  # fmt: skip
 def test_a_step_that_is_left_says_why(model, queries, more, reason):
     metadata = model.step(queries, [9] * len(queries), **more)
-    assert metadata.lessismore.rows == 0 and model.decoder.counts["left_steps"] == 1
-    (found,) = model.decoder.declined.items()
+    assert metadata.lessismore.rows == 0 and model.context.counts["left_steps"] == 1
+    (found,) = model.context.declined.items()
     assert reason in found[0] and found[1] == len(queries)
     if "causal" not in more:
         close(*model.attend(metadata))
@@ -366,7 +366,7 @@ def test_a_step_that_is_left_says_why(model, queries, more, reason):
 
 def test_a_field_that_is_not_known_leaves_the_step(model):
     model.common = stand_in.dataclasses.make_dataclass("Newer", [("tree_mask", object, None)], bases=(model.common,))
-    assert model.step([1], [9], tree_mask=1).lessismore.rows == 0 and "tree_mask" in next(iter(model.decoder.declined))
+    assert model.step([1], [9], tree_mask=1).lessismore.rows == 0 and "tree_mask" in next(iter(model.context.declined))
     assert model.step([1], [9]).lessismore.rows == 1
 
 
@@ -374,7 +374,7 @@ def test_a_common_prefix_is_left(model):
     c = model.step([1, 1], [40, 41])
     common = model.common(query_start_loc=c.query_start_loc, query_start_loc_cpu=c.query_start_loc, seq_lens=c.seq_lens, num_reqs=2, num_actual_tokens=2,
                           max_query_len=1, max_seq_len=41, block_table_tensor=c.block_table, slot_mapping=c.slot_mapping)  # fmt: skip
-    assert model.builder.build(16, common).lessismore.rows == 0 and "cascade" in next(iter(model.decoder.declined))
+    assert model.builder.build(16, common).lessismore.rows == 0 and "cascade" in next(iter(model.context.declined))
 
 
 def test_another_groups_block_table_reaches_the_rows_behind(model):
@@ -400,7 +400,7 @@ def test_the_draft_of_a_speculator_is_left(model):
 def test_what_the_library_refuses_vllm_computes_from_then_on(model, queries):
     model.library.error = DeviceError("no such page")
     close(*model.attend(model.step(queries, [50, 60])))
-    assert model.decoder.reason == "no such page" and not model.library.rows
+    assert model.context.reason == "no such page" and not model.library.rows
     model.library.error = None
     assert model.step(queries, [50, 60]).lessismore.rows == 0
 
@@ -411,7 +411,7 @@ def test_tensors_of_another_shape_are_refused_not_read(model):
     layer, out = model.layers[0], torch.zeros(2, HEADS, DIM, dtype=torch.float16)
     with pytest.raises(Exception):  # the stand-in's attention cannot take it either
         layer.impl.forward(layer, out.clone(), out, out, model.store, metadata, out)
-    assert "kv_cache has shape" in model.decoder.reason and not model.library.rows
+    assert "kv_cache has shape" in model.context.reason and not model.library.rows
 
 
 def test_sinks_follow_the_weights(model):
@@ -438,11 +438,11 @@ def test_rows_that_decode_come_first_and_graphs_are_of_single_tokens(model):
 def opened(settings_, monkeypatch, error=None):
     c = stand_in.config(settings_)
     c.compilation_config.static_forward_context["layers.0"] = stand_in.Attention("layers.0", impl())
-    d = decoder.Decoder(c)
+    d = context.Context(c)
     if error is not None:
         def make(self, found, device):
             raise error
-        monkeypatch.setattr(decoder.Decoder, "_make", make)
+        monkeypatch.setattr(context.Context, "_make", make)
     d.open(stand_in.FlashAttentionImpl, torch.device("cpu"))
     return d
 

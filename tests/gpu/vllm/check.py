@@ -28,7 +28,7 @@ class Watch:
     def __init__(self, served):
         from lessismore.vllm import backend
 
-        self.differences, self.decoder, self.base = {}, served.decoder, backend.FlashAttentionImpl
+        self.differences, self.context, self.base = {}, served.context, backend.FlashAttentionImpl
         self.ours = backend.Impl.forward
         watch = self
 
@@ -41,7 +41,7 @@ class Watch:
         backend.Impl.forward = forward
 
     def compare(self, impl, layer, query, key, value, kv_cache, m, output):
-        number, plan = self.decoder.numbers[layer.layer_name], m.lessismore
+        number, plan = self.context.numbers[layer.layer_name], m.lessismore
         want = torch.zeros_like(output)
         whole = copy.copy(m)
         whole.scheduler_metadata = None
@@ -53,13 +53,13 @@ class Watch:
         if plan.rest is not None:  # prompts beside them: vLLM's own, to the bit or to its own rounding
             got, ref = output[n : plan.tokens].flatten(1).float(), want[n : plan.tokens].flatten(1).float()
             self.note(("prompts", number), ((got - ref).norm(dim=1) / ref.norm(dim=1).clamp_min(1e-6)).max())
-        if number == len(self.decoder.numbers) - 1:
+        if number == len(self.context.numbers) - 1:
             self.over_sets(impl, query, kv_cache, m, output, n)
 
     def over_sets(self, impl, query, kv_cache, m, output, n):
         k, v = kv_cache.transpose(1, 2).split(impl.head_size, dim=-1)
         for row in range(n):
-            chosen = self.decoder.handle.token_set(row)
+            chosen = self.context.decoder.token_set(row)
             if not len(chosen):
                 continue
             length = int(m.seq_lens[row])

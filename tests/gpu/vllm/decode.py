@@ -44,7 +44,7 @@ class Bench(Served):
         torch.manual_seed(7)
         rng = np.random.default_rng(3)
         self.steps.clear(), self.replays.clear()
-        before = self.decoder.handle.stats()
+        before = self.context.decoder.stats()
         for i in range(rows):
             self.add(f"{text}-{mode}-{i}", rng.integers(10, 150000, int(rng.integers(low, high + 1))).tolist(), a.steps + 16)
         stamps = []
@@ -55,7 +55,7 @@ class Bench(Served):
         torch.cuda.synchronize()
         full = [y[0] - x[0] for x, y in zip(stamps, stamps[1:]) if x[1] == rows and y[1] == rows][6:-2]
         graph = [x.elapsed_time(y) for n, x, y in self.replays if n >= rows][6:-2]
-        after = self.decoder.handle.stats()
+        after = self.context.decoder.stats()
         changed = {k: after[k] - before[k] for k in after}
         found = dict(rows=rows, context=context, mode=mode, step_ms=round(statistics.median(full) * 1e3, 3), n=len(full),
                      graph_ms=round(statistics.median(graph), 3) if graph else None, padded=self.replays[-1][0] if self.replays else None,
@@ -90,7 +90,7 @@ def main():
     say(short(bench.report()))
     if a.json:
         with open(a.json, "w") as f:
-            json.dump(dict(gpu=torch.cuda.get_device_name(), work_bytes=bench.decoder.work.numel(), kv_tokens=bench.blocks * bench.block, table=table), f)
+            json.dump(dict(gpu=torch.cuda.get_device_name(), work_bytes=bench.context.work.numel(), kv_tokens=bench.blocks * bench.block, table=table), f)
     say("done")
 
 

@@ -68,11 +68,11 @@ class Served:
         self.config = self.engine.vllm_config
         self.block = self.config.cache_config.block_size
         self.blocks = self.config.cache_config.num_gpu_blocks
-        self.decoder = None
+        self.context = None
         if settings is not None:
-            from lessismore.vllm import decoder
+            from lessismore.vllm import context
 
-            self.decoder = decoder.of(self.config)
+            self.context = context.of(self.config)
         self.steps, self.replays = [], []
         self._watch()
         c = self.config.compilation_config
@@ -80,8 +80,8 @@ class Served:
             f"{torch.cuda.get_device_name()}: engine in {time.time() - begin:.1f} s, runner {type(self.runner).__module__}, graphs {c.cudagraph_mode},",
             f"compile mode {c.mode}, async scheduling {self.config.scheduler_config.async_scheduling}, K/V {self.blocks * self.block} tokens",
         )
-        if self.decoder is not None:
-            d = self.decoder
+        if self.context is not None:
+            d = self.context
             say(
                 f"lessismore: {d.reason or 'on'}; layers {d.choice.layers} ({d.choice.source}), {len(d.numbers)} take part, rows {d.max_rows},",
                 f"work {0 if d.work is None else d.work.numel() / 1e6:.0f} MB",
@@ -132,7 +132,7 @@ class Served:
         """Captures the decode graphs again, with one attention or the other: both in one process, with one K/V store."""
         from vllm.config.compilation import CUDAGraphMode
 
-        self.decoder.reason = None if on else "switched off for comparison"
+        self.context.reason = None if on else "switched off for comparison"
         begin = time.time()
         torch.cuda.synchronize()
         manager = self.runner.cudagraph_manager
@@ -147,7 +147,7 @@ class Served:
         say(f"lessismore {'on' if on else 'off'}: graphs captured in {time.time() - begin:.1f} s")
 
     def report(self):
-        return {} if self.decoder is None else self.decoder.report()
+        return {} if self.context is None else self.context.report()
 
 
 def short(report):

@@ -13,7 +13,7 @@ from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAttentionImpl, FlashAttentionMetadataBuilder
 
 from .._errors import Error
-from . import decoder, rows
+from . import context, rows
 
 NOTHING = rows.Plan()
 
@@ -23,7 +23,7 @@ class Builder(FlashAttentionMetadataBuilder):
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.shared = decoder.of(vllm_config)
+        self.shared = context.of(vllm_config)
         self.shared.open(Impl, device)  # where no run has measured memory
         if self.shared.active and self.reorder_batch_threshold is None:
             self._init_reorder_batch_threshold(1)  # rows that decode come first
@@ -31,7 +31,7 @@ class Builder(FlashAttentionMetadataBuilder):
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
         support = super().get_cudagraph_support(vllm_config, kv_cache_spec)
-        if not decoder.of(vllm_config).hopeful:
+        if not context.of(vllm_config).hopeful:
             return support
         # Prompts in a graph would need the rows that decode to be known when it is captured.
         single = AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
@@ -82,7 +82,7 @@ class Builder(FlashAttentionMetadataBuilder):
 class Impl(FlashAttentionImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.shared = decoder.of(get_current_vllm_config())
+        self.shared = context.of(get_current_vllm_config())
         self.call: Any = None
         self.left = False  # to vLLM for good
 
@@ -116,7 +116,7 @@ class Impl(FlashAttentionImpl):
             if number is None:
                 self.left = True
                 return False
-            call = self.call = decoder.Call(self.shared, self, number)
+            call = self.call = context.Call(self.shared, self, number)
         try:
             call.run(query, kv_cache, metadata, output, n)
         except Error as e:

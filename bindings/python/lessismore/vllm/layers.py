@@ -32,7 +32,7 @@ def single(impl: Any, layer: Any) -> Optional[str]:
     """Why a layer does not take part. impl: vLLM's FlashAttentionImpl; layer: the module that it belongs to."""
     if type(layer).__name__ != PLAIN:
         return f"layers of class {type(layer).__name__}"
-    if str(getattr(impl.attn_type, "value", impl.attn_type)) != "decoder":
+    if str(getattr(impl.attn_type, "value", impl.attn_type)) != "context":
         return f"attention of type {impl.attn_type}"
     if tuple(impl.sliding_window or (-1, -1)) != (-1, -1):
         return "sliding-window layers"

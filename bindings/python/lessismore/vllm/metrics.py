@@ -132,8 +132,8 @@ def families(found: list[dict[str, Any]]) -> list[Family]:
 class Reporter:
     """Writes what a process counted: now and then, and at its end."""
 
-    def __init__(self, decoder: Any, rank: int, ranks: int, interval: float, stats: Optional[str]) -> None:
-        self.decoder, self.rank, self.interval = decoder, rank, interval
+    def __init__(self, context: Any, rank: int, ranks: int, interval: float, stats: Optional[str]) -> None:
+        self.context, self.rank, self.interval = context, rank, interval
         folder = os.environ.get(VARIABLE)
         self.shown = None if not folder else os.path.join(folder, f"{os.getpid()}.json")
         self.stats = stats if stats is None or ranks == 1 else f"{stats}.{rank}"
@@ -160,11 +160,11 @@ class Reporter:
 
     def write(self) -> None:
         try:
-            report = {"rank": self.rank, **self.decoder.report()}
+            report = {"rank": self.rank, **self.context.report()}
             if self.shown is not None and os.path.isdir(os.path.dirname(self.shown)):
                 _replace(self.shown, report)
             if self.stats is not None:
-                _replace(self.stats, {**self.decoder.engine.report(), "vllm": report})
+                _replace(self.stats, {**self.context.engine.report(), "vllm": report})
         except Exception as e:  # statistics are no reason to end a server
             logger.warning("lessismore: no statistics: %s", e)
             self.shown = self.stats = None

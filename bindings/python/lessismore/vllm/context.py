@@ -12,10 +12,10 @@ from typing import Any, Optional
 import torch
 
 from .. import _library
-from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from ..decoder import Decoder as Rows
+from .._device import DTYPES as NUMBERS
+from ..decoder import Decoder
 from ..engine import Engine
 from ..settings import POLICIES
 from . import layers, memory, metrics, profile, rows, settings
@@ -24,7 +24,7 @@ logger = logging.getLogger("vllm.lessismore")
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
-class Decoder:
+class Context:
     """Opened once, in the run that measures memory, so that vLLM leaves the work memory out of the K/V store's share."""
 
     def __init__(self, config: Any) -> None:
@@ -41,7 +41,7 @@ class Decoder:
         self.opened = False
         self.census: Optional[layers.Census] = None
         self.engine: Optional[Engine] = None
-        self.handle: Optional[Rows] = None  # the library's decoder
+        self.decoder: Optional[Decoder] = None
         self.work: Optional[torch.Tensor] = None
         self.numbers: dict[str, int] = {}
         self.choice = profile.Choice()
@@ -54,7 +54,7 @@ class Decoder:
     @property
     def active(self) -> bool:
         """Whether steps may have rows that are ours."""
-        return self.handle is not None and self.reason is None
+        return self.decoder is not None and self.reason is None
 
     @property
     def hopeful(self) -> bool:
@@ -103,18 +103,18 @@ class Decoder:
         impl = census.first
         self.capacity = config.model_config.max_model_len
         number = torch.cuda.current_device() if device.index is None else device.index
-        shape: dict[str, Any] = {
-            "device": number, "capacity": self.capacity, "heads": impl.num_heads, "kv_heads": impl.num_kv_heads,
-            "head_dim": impl.head_size, "dtype": layers.DTYPES[str(config.model_config.dtype)],
-        }  # fmt: skip
+        shape: dict[str, Any] = dict(
+            device=number, capacity=self.capacity, heads=impl.num_heads, kv_heads=impl.num_kv_heads, head_dim=impl.head_size,
+            dtype=layers.DTYPES[str(config.model_config.dtype)],
+        )  # fmt: skip
         engine, most = self.engine, min(config.scheduler_config.max_num_seqs, own.max_rows)
         limit = own.work_bytes or torch.cuda.get_device_properties(number).total_memory // memory.SHARE
-        self.max_rows = memory.rows_within(lambda n: Rows.work_size(engine, n, **shape), most, limit)
+        self.max_rows = memory.rows_within(lambda n: Decoder.work_size(engine, n, **shape), most, limit)
         if self.max_rows == 0:
             return self.refuse(f"one row of {self.capacity} tokens needs more than work_bytes = {limit}", logging.WARNING)
-        size = Rows.work_size(engine, self.max_rows, **shape)
+        size = Decoder.work_size(engine, self.max_rows, **shape)
         self.work = torch.zeros(size, dtype=torch.uint8, device=device)
-        self.handle = Rows(engine, self.max_rows, work=self.work, **shape)
+        self.decoder = Decoder(engine, self.max_rows, **shape, work=self.work)
         self.numbers = census.numbers
         ranks = config.parallel_config.tensor_parallel_size
         logger.info(
@@ -130,10 +130,10 @@ class Decoder:
 
     def close(self) -> None:
         """Gives the library's memory back."""
-        for each in (self.handle, self.engine):
-            if each is not None:
-                each.close()
-        self.handle = self.engine = self.work = None
+        for handle in (self.decoder, self.engine):
+            if handle is not None:
+                handle.close()
+        self.decoder = self.engine = self.work = None
         self.numbers = {}
 
     def fail(self, error: Error) -> None:
@@ -159,7 +159,7 @@ class Decoder:
 
     def report(self) -> dict[str, Any]:
         """What was counted. Waits for the GPU."""
-        library = None if self.handle is None else self.handle.stats()
+        library = None if self.decoder is None else self.decoder.stats()
         census = self.census
         return {
             "reason": self.reason, "layers": None if self.choice.layers is None else list(self.choice.layers), "source": self.choice.source,
@@ -172,8 +172,8 @@ class Decoder:
 class Call:
     """One layer's call, with what does not change from step to step filled in."""
 
-    def __init__(self, decoder: Decoder, impl: Any, number: int) -> None:
-        self.decoder, self.impl = decoder, impl
+    def __init__(self, context: Context, impl: Any, number: int) -> None:
+        self.context, self.impl = context, impl
         self.arguments = _library.Attention(struct_size=ctypes.sizeof(_library.Attention), layer=number)
         self.store = 0
         self.sinks: Optional[torch.Tensor] = None
@@ -181,8 +181,8 @@ class Call:
 
     def run(self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any, output: torch.Tensor, n: int) -> None:
         """The attention of the first n rows, on torch's current stream. Raises Error: then nothing was queued."""
-        a, handle = self.arguments, self.decoder.handle
-        if handle is None:
+        a, decoder = self.arguments, self.context.decoder
+        if decoder is None:
             raise ArgumentError("the decoder is closed")
         if self.store != kv_cache.data_ptr():
             self._prepare(query, kv_cache, metadata, output)
@@ -190,7 +190,7 @@ class Call:
         a.output, a.output_row_stride = output.data_ptr(), output.stride(0) * 2
         a.lengths, a.table, a.table_stride = metadata.seq_lens.data_ptr(), metadata.block_table.data_ptr(), metadata.block_table.stride(0)
         a.n_rows, a.stream = n, torch.cuda.current_stream().cuda_stream
-        self.attend(handle._use(), a)
+        self.attend(decoder._use(), a)
 
     def refresh_sinks(self) -> None:
         """Takes the weights over again: they were loaded, or loaded anew."""
@@ -232,26 +232,26 @@ class Call:
 
 
 # One for each VllmConfig's compilation_config, whose static_forward_context holds the layers.
-_decoders: dict[int, Decoder] = {}
+_contexts: dict[int, Context] = {}
 
 
-def of(config: Any) -> Decoder:
-    """The decoder of an engine. Raises ArgumentError."""
+def of(config: Any) -> Context:
+    """The context of an engine. Raises ArgumentError."""
     owner = config.compilation_config
-    found = _decoders.get(id(owner))
+    found = _contexts.get(id(owner))
     if found is None:
-        found = _decoders[id(owner)] = Decoder(config)
+        found = _contexts[id(owner)] = Context(config)
         try:
-            weakref.finalize(owner, _decoders.pop, id(owner), None)
+            weakref.finalize(owner, _contexts.pop, id(owner), None)
         except TypeError:  # it then lives as long as the process
             found.owner = owner  # type: ignore[attr-defined]
     return found
 
 
-def _at_exit(of_decoder: "weakref.ref[Decoder]") -> None:
-    decoder = of_decoder()
-    if decoder is not None and decoder.reporter is not None:
-        decoder.reporter.write()
+def _at_exit(of_context: "weakref.ref[Context]") -> None:
+    context = of_context()
+    if context is not None and context.reporter is not None:
+        context.reporter.write()
 
 
 def _log(level: int, text: str) -> None:
