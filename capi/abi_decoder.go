@@ -18,7 +18,7 @@ func decoderParams(params *C.lim_decoder_params) (plugin.DecoderParams, error) {
 	return plugin.DecoderParams{
 		Device: int32(params.device), MaxRows: int32(params.max_rows), Capacity: int32(params.capacity),
 		Heads: int32(params.heads), KVHeads: int32(params.kv_heads), KeyDim: int32(params.head_dim), ValueDim: int32(params.value_dim),
-		KVType: int32(params.kv_dtype), Work: uint64(params.work), WorkSize: uint64(params.work_size),
+		KVType: int32(params.kv_dtype), KVTokens: int64(params.kv_tokens), Work: uint64(params.work), WorkSize: uint64(params.work_size),
 	}, nil
 }
 

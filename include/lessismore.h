@@ -259,16 +259,22 @@ typedef struct lim_decoder_params {
     int32_t value_dim; /* of a value's; 0: head_dim, as on a GPU it has to be */
     int32_t kv_dtype;  /* lim_dtype of key and value on a GPU: F16, BF16, FP8 or Q8_0; on the CPU not read */
 
-    /* Advanced. On a GPU: device memory for the library's work, lim_decoder_work_size() bytes or more at a multiple of
+    /* Advanced, and zero on the CPU. Device memory for the library's work, lim_decoder_work_size() bytes or more at a multiple of
      * 256, all of it zero before the first lim_decoder_attend(), the decoder's alone until lim_decoder_free(). 0: the
      * library allocates it, which waits for the device. */
     uint64_t work;
     uint64_t work_size;
 
+    /* Tokens that all rows above the budget will see together, at most: what a K/V store of pages holds, and what it holds
+     * several times where rows share pages. The work memory then grows with it rather than with max_rows * capacity. A step of
+     * rows that see more is dense, and counted in no_set_calls. Only where the engine's layers are given. 0: no such bound. */
+    int64_t kv_tokens;
+
     uint64_t reserved; /* 0 */
 } lim_decoder_params;
 
-/* The device memory that a decoder needs, in bytes; 0 on the CPU. Grows with each of max_rows, capacity and heads.
+/* The device memory that a decoder needs, in bytes; 0 on the CPU. Grows with each of max_rows, heads, and kv_tokens or else
+ * capacity.
  * @return LIM_OK and *size; LIM_ERROR_DEVICE without a driver or GPU; what lim_decoder_create() refuses */
 LIM_EXPORT lim_status lim_decoder_work_size(lim_engine *engine, const lim_decoder_params *params, uint64_t *size);
 

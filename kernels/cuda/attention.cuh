@@ -248,11 +248,12 @@ struct Attention {
         ClusterArrive();
         PdlWait();
         if (GuessesTokens()) loader.ReadSlots(work.row, begin, end);
-        work.tokens = RowTokens(args.call, work.row);
+        work.tokens = RowTokens(args, work.row);
         if (!GuessesTokens() || work.tokens != args.call.budget) {
             ShareOf(work.tokens, &begin, &end);
             loader.ReadSlots(work.row, begin, end);
         }
+        ComeToRow(args, work.row);
         Split(work, begin, end, false, 0);
         epilogue.Finish(work);
     }
@@ -288,6 +289,7 @@ struct Attention {
             if (fresh && at >= end) return;
         }
         if (!fresh && !FindWork(args, lane, &work, &at, &end)) return;
+        ComeToRow(args, work.row);
         const uint32_t blocks = SplitBlocks(work.total, gridDim.x);
 #pragma unroll 1
         for (;;) {
@@ -311,7 +313,8 @@ struct Attention {
             if (++work.head == args.call.kv_heads) {
                 work.head = 0;
                 work.row++;
-                work.tokens = RowTokens(args.call, work.row);
+                work.tokens = RowTokens(args, work.row);
+                ComeToRow(args, work.row);
             }
         }
     }

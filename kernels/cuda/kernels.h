@@ -86,6 +86,7 @@ typedef struct lim_cuda_call {
     uint64_t       positions; /* int32 [n_rows][set_stride]: the set as positions, ascending; 0: not wanted */
     uint64_t       sinks;   /* float [heads]: a further logit in the softmax's denominator; 0: none */
     uint64_t       work;    /* lim_cuda_work_size bytes, 256-byte aligned, zeroed before first use */
+    int64_t        kv_tokens; /* that all rows above the budget see together, at most: more, and nothing is chosen; 0: rows * capacity */
     int32_t        n_rows;
     int32_t        heads, kv_heads;
     int32_t        dim;       /* 64, 128 or 256 */
@@ -112,6 +113,9 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *call, cha
  * have other rows, lengths and mode, but not another kv_heads. Calls that may run at the same time need separate work memory. Monotone in each of
  * n_rows, capacity, top_k and heads. */
 size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *call);
+
+/* Where calls of this shape leave a uint32, 1: the last selection had no room in kv_tokens and chose nothing; 0: without kv_tokens. */
+uint64_t lim_cuda_overfull(const lim_cuda_device *device, const lim_cuda_call *call);
 
 /* ---- launching ---- */
 
@@ -159,8 +163,10 @@ typedef struct lim_cuda_args {
     uint32_t      need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
     int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which filtered ones need */
     uint64_t      survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
+    uint64_t      overfull; /* uint32: 1 where the last selection had no room, with kv_tokens */
     uint64_t      again;    /* uint32 [n_rows][heads]: 1 where logits were computed once more, and lie in the head's room */
-    uint32_t      reserved[2];
+    uint32_t      floats;   /* of a head's room for a token: room_stride over logit_stride */
+    uint32_t      reserved[13];
     LIM_CUDA_MAP  uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;
 

@@ -47,10 +47,10 @@ struct AsyncLoader {
     /* The slot of a token of a row. */
     __device__ __forceinline__ int SlotOf(int of_row, int token, int last) const {
         if (token >= last) return 0;
-        if (args.call.mode == LIM_CUDA_SPARSE) {
+        if (HasSets(args)) {
             return __ldg((const int32_t *)args.call.set + (int64_t)of_row * args.call.set_stride + token);
         }
-        return PageOf(args.call, of_row, token) << args.call.page_shift | InPage(args.call, token);
+        return lessismore::SlotOf(args.call, of_row, token); /* without a table, where the selection had no room */
     }
     __device__ __forceinline__ int TwoTiles(int of_row, int begin, int last) const {
         return kIndexed ? SlotOf(of_row, begin + (lane & 15) + (lane >> 4) * kTurn, last) : 0;

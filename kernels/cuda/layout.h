@@ -31,6 +31,37 @@ enum {
 LIM_SHARED uint32_t DsmemFours(uint32_t group, uint32_t dim, uint32_t cluster) { return (group * (dim / 4) + cluster - 1) / cluster; }
 LIM_SHARED uint32_t DsmemBytes(uint32_t fours, uint32_t cluster) { return (fours * cluster * 24 + 127) / 128 * 128; }
 
+/* Room for a row's logits in the pool that rows share (room.cuh), in so many tokens; the rooms of a row. */
+enum { LIM_CUDA_ROOM = 32 };
+LIM_SHARED uint32_t RoomsOf(int32_t tokens) { return ((uint32_t)tokens + LIM_CUDA_ROOM - 1) / LIM_CUDA_ROOM; }
+
+/* The pool in tokens, for up to `rows` that see more than the budget each, and kv_tokens together: each has whole rooms. */
+LIM_SHARED int64_t PoolTokens(int64_t kv_tokens, int32_t rows, int32_t budget) {
+    const int64_t most = kv_tokens / budget;
+    return kv_tokens + LIM_CUDA_ROOM * (most < rows ? most : rows);
+}
+/* A row's ranking by the rooms before it: each row before it took more of the pool than the budget, so that there are at least
+ * as many budgets before it as rows; nor are there more rows than its number. Rankings of the pool. */
+LIM_SHARED int64_t RankingAfter(uint32_t rooms, int32_t row, int32_t budget) {
+    const int64_t budgets = (int64_t)rooms * LIM_CUDA_ROOM / budget;
+    return budgets < row ? budgets : row;
+}
+LIM_SHARED int64_t PoolRankings(int64_t kv_tokens, int32_t rows, int32_t budget) {
+    const int64_t budgets = PoolTokens(kv_tokens, rows, budget) / budget;
+    return budgets < rows ? budgets : rows;
+}
+
+/* Of the rows above the budget: the rooms of those before one, and what all see together. */
+typedef struct PoolUse {
+    uint32_t before;
+    uint64_t tokens;
+} PoolUse;
+LIM_SHARED void PoolAdd(PoolUse *use, int32_t tokens, int32_t budget, int before) {
+    if (tokens <= budget) return;
+    use->tokens += (uint64_t)tokens;
+    if (before) use->before += RoomsOf(tokens);
+}
+
 /* Floats of a split's partial result: [group][dim] values, then [group] row_max, [group] row_sum. */
 LIM_SHARED uint32_t PartFloats(uint32_t group, uint32_t dim) { return (group * (dim + 2) + 3) / 4 * 4; }
 

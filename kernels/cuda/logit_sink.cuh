@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "logit_filter.cuh"
+#include "room.cuh"
 #include "rows.cuh"
 #include "work_tile.cuh"
 
@@ -19,8 +20,9 @@ struct LogitSink {
     __device__ __forceinline__ void Open(const lim_cuda_args &args, const WorkTile &work) {
         const lim_cuda_call &call = args.call;
         logits = nullptr, group = args.group;
-        if (call.mode == LIM_CUDA_SELECT && work.tokens > call.budget) {
-            logits = (float *)args.logits + ((int64_t)work.row * call.heads + (int64_t)work.head * group) * args.room_stride;
+        const RowRoom room = {work.row, work.tokens};
+        if (call.mode == LIM_CUDA_SELECT && work.tokens > call.budget && room.There(args)) {
+            logits = room.Logits(args) + (int64_t)work.head * group * room.Stride(args);
         }
     }
 
@@ -69,7 +71,9 @@ struct LateLogitSink : LogitSink<1> {
     /* Tokens [begin, end) of the work tile, whose row's logits are filtered. */
     __device__ __forceinline__ void Filter(const lim_cuda_args &args, const WorkTile &work, int begin, int end, int warp,
                                            typename LogitFilter<kWarps>::Survivors *survivors, float *sample) {
-        filter = {survivors, sample, (uint2 *)logits, (uint32_t)group, (uint32_t)args.logit_stride, begin, end, args.call.sink_tokens,
+        if (logits == nullptr) return;
+        const RowRoom room = {work.row, work.tokens};
+        filter = {survivors, sample, (uint2 *)logits, (uint32_t)group, (uint32_t)(room.Stride(args) / 2), begin, end, args.call.sink_tokens,
                   min(end, work.tokens - args.call.recent), warp, lane};
         filters = true;
         need = args.need;

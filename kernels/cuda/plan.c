@@ -97,6 +97,7 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
     if (c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16 && c->kv_type != LIM_CUDA_FP8 && c->kv_type != LIM_CUDA_Q8_0)
         REFUSE(2, "kv_type = %d is not f16, bf16, fp8 or q8_0", c->kv_type);
     if (c->capacity < 1 || c->capacity > 1 << 28) REFUSE(1, "capacity = %d is not in 1 .. %d", c->capacity, 1 << 28);
+    if (c->kv_tokens < 0 || c->kv_tokens > (int64_t)LIM_CUDA_MAX_ROWS << 20) REFUSE(1, "kv_tokens = %lld is not in 0 .. %lld", (long long)c->kv_tokens, (long long)LIM_CUDA_MAX_ROWS << 20);
     if (!(c->softcap >= 0) || c->softcap > 3.0e38f) REFUSE(1, "softcap = %g is not a finite number of 0 or more", c->softcap);
     if (!(c->scale > -3.0e38f && c->scale < 3.0e38f)) REFUSE(1, "scale = %g is not a finite number", c->scale);
     if (!(c->value_scale > -3.0e38f && c->value_scale < 3.0e38f)) REFUSE(1, "value_scale = %g is not a finite number", c->value_scale);
@@ -269,11 +270,16 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     a->arrivals = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * c->kv_heads * 4);
     a->gathered = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * 4);
     a->parts = take(&used, 2 * three * part);
+    a->floats = (uint32_t)(a->room_stride / a->logit_stride);
+    if (c->kv_tokens > 0) a->overfull = take(&used, 4);
     a->sums = take(&used, (int64_t)c->n_rows * c->heads * 4);
     if (c->budget > 0) { /* both policies' parts, so that the size does not depend on it */
-        a->ranks = take(&used, (int64_t)c->n_rows * c->heads * RankStride((uint32_t)c->top_k) * 4);
-        a->mass = take(&used, c->n_rows * a->logit_stride * 4);
-        a->logits = take(&used, c->n_rows * c->heads * a->room_stride * 4);
+        /* Tokens that there is room for, and rankings. In a pool each row has whole rooms, and more than the budget: room.cuh. */
+        const int64_t room = c->kv_tokens > 0 ? PoolTokens(c->kv_tokens, c->n_rows, c->budget) : c->n_rows * a->logit_stride;
+        const int64_t rankings = c->kv_tokens > 0 ? PoolRankings(c->kv_tokens, c->n_rows, c->budget) : c->n_rows;
+        a->ranks = take(&used, rankings * c->heads * RankStride((uint32_t)c->top_k) * 4);
+        a->mass = take(&used, room * 4);
+        a->logits = take(&used, room * c->heads * a->floats * 4);
         a->survivors = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_FILTER_LISTS * (int64_t)sizeof(lim_cuda_survivors));
         a->again = take(&used, (int64_t)c->n_rows * c->heads * 4);
     }
@@ -286,6 +292,13 @@ size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *ca
     c.work = 0;
     memset(&args, 0, sizeof args);
     return carve(device, &c, &args);
+}
+
+uint64_t lim_cuda_overfull(const lim_cuda_device *device, const lim_cuda_call *call) {
+    lim_cuda_args args;
+    memset(&args, 0, sizeof args);
+    carve(device, call, &args);
+    return args.overfull;
 }
 
 /* ---- plans ---- */
@@ -354,7 +367,8 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     }
     const uint32_t blocks = even_blocks(s.blocks, work_tiles);
     const shape    brief = short_shape(d, c, work_tiles, longest);
-    a->chunk_tokens = SplitChunkTokens(least, work_tiles, (uint32_t)longest, blocks);
+    /* A pool that is too small makes every layer dense, the sparse ones too. */
+    a->chunk_tokens = SplitChunkTokens(least, work_tiles, (uint32_t)(c->kv_tokens > 0 ? c->capacity : longest), blocks);
     lim_cuda_launch *l = &launches[0];
     memset(l, 0, sizeof *l);
     const uint64_t chunks = (uint64_t)work_tiles * SplitChunks(longest, a->chunk_tokens);
@@ -398,6 +412,8 @@ int lim_cuda_plan_select(const lim_cuda_device *d, const lim_cuda_call *c, uint6
     a->logits = logits;
     a->together = 1;
     a->logit_stride = a->room_stride = logit_stride;
+    a->call.kv_tokens = 0; /* the caller's rows are apart */
+    a->floats = 1;
     a->survivors = 0;
     if (sums != 0) a->sums = sums;
     plan_select(c, 0, &launches[0]);

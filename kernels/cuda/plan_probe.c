@@ -14,6 +14,7 @@
 
 int lim_cuda_check_probe(const lim_cuda_call *c, const lim_cuda_probe *p, char *text, size_t size) {
     if (c->mode != LIM_CUDA_SELECT) REFUSE("mode = %d: only a call that selects is probed", c->mode);
+    if (c->kv_tokens != 0) REFUSE("kv_tokens = %lld: rows that share room are not probed", (long long)c->kv_tokens);
     if (p->row < 0 || p->row >= c->n_rows) REFUSE("row = %d is not one of the %d", p->row, c->n_rows);
     if (p->n_sets < 0 || p->n_sets > LIM_CUDA_MAX_PROBED) REFUSE("n_sets = %d is not in 0 .. %d", p->n_sets, LIM_CUDA_MAX_PROBED);
     const struct {

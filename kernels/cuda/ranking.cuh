@@ -8,6 +8,7 @@
 #include "layout.h"
 #include "mma.cuh"
 #include "order.h"
+#include "room.cuh"
 #include "warp.cuh"
 
 namespace lessismore {
@@ -47,9 +48,9 @@ struct Logits {
     __device__ __forceinline__ float operator[](uint32_t token) const { return __ldcg(first + LogitAt(token, together)); }
 };
 
-static __device__ __forceinline__ Logits LogitsIn(const lim_cuda_args &args, int row, int head) {
-    const float *of_row = (const float *)args.logits + (int64_t)row * args.call.heads * args.room_stride;
-    return {of_row + LogitsOf(head, args.together, args.room_stride), args.together};
+static __device__ __forceinline__ Logits LogitsIn(const lim_cuda_args &args, int row, int head, int n) {
+    const RowRoom room = {row, n};
+    return {room.Logits(args) + LogitsOf(head, args.together, room.Stride(args)), args.together};
 }
 
 static __device__ Ranking RankingIn(uint8_t *shared, int room) {

@@ -134,7 +134,7 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
     const uint32_t  heads = args.call.heads, want = args.call.top_k;
     const uint32_t  head = threadIdx.x % heads, window = kThreads / heads * 4; /* ranks at a time, four of a head by a thread */
     const bool      idle = threadIdx.x / heads * 4 >= window;
-    const uint32_t *of_head = (const uint32_t *)args.ranks + ((int64_t)row * heads + head) * RankStride(want);
+    const uint32_t *of_head = RowRoom{row, 0}.Ranks(args, (int)head);
     uint32_t        rank = idle ? known : threadIdx.x / heads * 4, begin = 0, left = want, turn = 0, fresh, count;
     uint32_t        next[4], now[4];
 
@@ -209,14 +209,14 @@ template <bool kFiltered, bool kToEnd>
 static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int row, int head, int n, const Ranking &ranking, Common &common) {
     const lim_cuda_call &call = args.call;
     const uint32_t       want = kToEnd ? call.top_k : args.need;
-    uint32_t            *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(call.top_k);
-    Logits               x = LogitsIn(args, row, head);
+    uint32_t            *ranks = RowRoom{row, n}.Ranks(args, head);
+    Logits               x = LogitsIn(args, row, head, n);
     const auto           visit = [&](uint32_t rank, uint32_t position) {
         if (rank < want) __stcg(ranks + rank, position);
     };
     if constexpr (kFiltered) {
         uint32_t  *again = (uint32_t *)args.again + (int64_t)row * call.heads + head;
-        const Survivors survivors = SurvivorsIn(args, row, head);
+        const Survivors survivors = SurvivorsIn(args, row, head, n);
         if (kToEnd && survivors.lists != 0 && __ldcg(again) != 0) {
             x = {(const float *)survivors.items, 1};
         } else if (survivors.lists != 0) {
@@ -253,6 +253,15 @@ static __device__ __noinline__ void RankAndWalk(const lim_cuda_args &args, int r
     WalkLine(args, row, args.call.top_k, m, common);
 }
 
+/* Finds the row's room. False: no row has any, which the layers up to the next selection are told. */
+static __device__ __forceinline__ bool FindRoom(const lim_cuda_args &args, int row, int n) {
+    const bool tells = args.call.kv_tokens != 0 && blockIdx.x == 0 && blockIdx.y == 0;
+    if (n <= args.call.budget && !tells) return true; /* needs none */
+    const bool found = ComeToRow(args, row);
+    if (tells && threadIdx.x == 0) *(uint32_t *)args.overfull = !found;
+    return found;
+}
+
 template <bool kFiltered>
 static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
     extern __shared__ __align__(16) uint8_t shared[];
@@ -260,6 +269,7 @@ static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
     const lim_cuda_call &call = args.call;
     const int            head = blockIdx.x, row = blockIdx.y;
     const int            n = __ldg((const int32_t *)call.lengths + row);
+    if (!FindRoom(args, row, n)) return;
     if (n <= call.budget) {
         if (head == 0) TakeAll(call, row, n);
         return;
@@ -282,11 +292,12 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
     const lim_cuda_call &call = args.call;
     const int            row = blockIdx.y;
     const int            n = __ldg((const int32_t *)call.lengths + row);
+    if (!FindRoom(args, row, n)) return;
     if (n <= call.budget) {
         if (blockIdx.x == 0) TakeAll(call, row, n);
         return;
     }
-    float         *mass = (float *)args.mass + (int64_t)row * args.logit_stride;
+    float         *mass = RowRoom{row, n}.Mass(args);
     const float   *sums = (const float *)args.sums + (int64_t)row * call.heads;
     const uint32_t at = blockIdx.x * kThreads + threadIdx.x;
     if (blockIdx.x * kThreads >= (uint32_t)n && blockIdx.x != 0) return; /* not counted below */
@@ -294,7 +305,7 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
         float sum = 0;
 #pragma unroll 4
         for (int h = 0; h < call.heads; h++) {
-            const float p = __expf(LogitsIn(args, row, h)[at] - __ldg(sums + h));
+            const float p = __expf(LogitsIn(args, row, h, n)[at] - __ldg(sums + h));
             if (p == p) sum += p; /* NaN adds nothing */
         }
         __stcg(mass + at, sum);

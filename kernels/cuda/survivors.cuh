@@ -22,16 +22,17 @@ struct Survivors {
     uint32_t begin, of_list, end;
 };
 
-static __device__ __forceinline__ uint2 *RoomOf(const lim_cuda_args &args, int row, int head) {
-    return (uint2 *)((float *)args.logits + ((int64_t)row * args.call.heads + head) * args.room_stride);
+static __device__ __forceinline__ uint2 *RoomOf(const lim_cuda_args &args, int row, int head, int n) {
+    const RowRoom room = {row, n};
+    return (uint2 *)(room.Logits(args) + head * room.Stride(args));
 }
 
-static __device__ __forceinline__ Survivors SurvivorsIn(const lim_cuda_args &args, int row, int head) {
+static __device__ __forceinline__ Survivors SurvivorsIn(const lim_cuda_args &args, int row, int head, int n) {
     const uint4 *lists = (const uint4 *)args.survivors + ((int64_t)row * args.call.heads + head) * LIM_CUDA_FILTER_LISTS;
     const uint32_t lane = threadIdx.x & 31;
     const uint4    list = __ldcg(lists + lane); /* what is behind the last one is anything */
     Survivors           k;
-    k.items = RoomOf(args, row, head);
+    k.items = RoomOf(args, row, head, n);
     k.lists = __shfl_sync(kAll, list.w, 0);
     const bool there = lane < k.lists;
     k.begin = list.x;
@@ -157,7 +158,7 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
         query[d] = bf16 ? __bfloat162float(__float2bfloat16_rn(v)) : __half2float(__float2half_rn(v));
     }
     __syncthreads();
-    float         *to = (float *)RoomOf(args, row, head);
+    float         *to = (float *)RoomOf(args, row, head, n);
     const Store    key = StoreOf(call, call.key, row, kv_head);
 #pragma unroll 1
     for (int token = threadIdx.x; token < n; token += kThreads) {

@@ -30,18 +30,21 @@ extern "C" __global__ void __launch_bounds__(LIM_CUDA_TALLY_THREADS) lim_tally(c
     __syncthreads();
     if (threadIdx.x != 0) return;
     kept[0] = step.n_rows;
-    kept[1] = step.select > 0;
+    const bool    overfull = step.select > 0 && step.overfull != 0 && *(const uint32_t *)step.overfull != 0;
+    const int32_t sparse_layers = overfull ? 0 : step.sparse, no_set = step.no_set + (overfull ? step.sparse : 0);
+    const int32_t dense = step.dense + (overfull ? step.sparse : 0);
+    kept[1] = step.select > 0 && !overfull;
     /* One step of a batch at a time: nobody else adds. */
     uint64_t *c = (uint64_t *)step.counters;
     c[LIM_CUDA_STEPS] += 1;
     c[LIM_CUDA_ROWS] += (uint64_t)step.n_rows;
     c[LIM_CUDA_ROWS_SPARSE] += sums[2];
-    c[LIM_CUDA_TOKENS_VISIBLE] += sums[0] * (uint64_t)(step.dense + step.select + step.sparse);
-    c[LIM_CUDA_TOKENS_ATTENDED] += sums[0] * (uint64_t)(step.dense + step.select) + sums[1] * (uint64_t)step.sparse;
-    c[LIM_CUDA_SPARSE_TOKENS_VISIBLE] += sums[0] * (uint64_t)(step.sparse + step.no_set);
-    c[LIM_CUDA_SPARSE_TOKENS_ATTENDED] += sums[1] * (uint64_t)step.sparse + sums[0] * (uint64_t)step.no_set;
-    c[LIM_CUDA_DENSE_CALLS] += (uint64_t)step.dense;
+    c[LIM_CUDA_TOKENS_VISIBLE] += sums[0] * (uint64_t)(dense + step.select + sparse_layers);
+    c[LIM_CUDA_TOKENS_ATTENDED] += sums[0] * (uint64_t)(dense + step.select) + sums[1] * (uint64_t)sparse_layers;
+    c[LIM_CUDA_SPARSE_TOKENS_VISIBLE] += sums[0] * (uint64_t)(sparse_layers + no_set);
+    c[LIM_CUDA_SPARSE_TOKENS_ATTENDED] += sums[1] * (uint64_t)sparse_layers + sums[0] * (uint64_t)no_set;
+    c[LIM_CUDA_DENSE_CALLS] += (uint64_t)dense;
     c[LIM_CUDA_SELECT_CALLS] += (uint64_t)step.select;
-    c[LIM_CUDA_SPARSE_CALLS] += (uint64_t)step.sparse;
-    c[LIM_CUDA_NO_SET_CALLS] += sums[2] > 0 ? (uint64_t)step.no_set : 0;
+    c[LIM_CUDA_SPARSE_CALLS] += (uint64_t)sparse_layers;
+    c[LIM_CUDA_NO_SET_CALLS] += sums[2] > 0 ? (uint64_t)no_set : 0;
 }

@@ -26,6 +26,7 @@ typedef struct lim_cuda_tally {
     uint64_t lengths;  /* int32 [n_rows] */
     uint64_t counters; /* uint64 [LIM_CUDA_COUNTERS], added to */
     uint64_t kept;     /* int32 [2 + n_rows]: n_rows, whether a set was chosen, lengths */
+    uint64_t overfull; /* uint32, 1: nothing was chosen, the sparse layers were dense (lim_cuda_overfull); 0: none */
     int32_t  n_rows, budget;
     int32_t  dense, select, sparse, no_set; /* its layers, by what they did; dense counts no_set's too */
 } lim_cuda_tally;

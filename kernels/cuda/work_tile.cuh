@@ -3,15 +3,16 @@
 #define LESSISMORE_CUDA_WORK_TILE_CUH
 
 #include "kernels.h"
+#include "room.cuh"
 #include "split.h"
 #include "warp.cuh"
 
 namespace lessismore {
 
 /* What a row attends to in this call. */
-__device__ __forceinline__ int RowTokens(const lim_cuda_call &call, int row) {
-    const int n = __ldg((const int32_t *)call.lengths + row);
-    return call.mode == LIM_CUDA_SPARSE ? min(n, call.budget) : n;
+__device__ __forceinline__ int RowTokens(const lim_cuda_args &args, int row) {
+    const int n = __ldg((const int32_t *)args.call.lengths + row);
+    return HasSets(args) ? min(n, args.call.budget) : n;
 }
 
 /* A block's work tile in the line of chunks: the row and KV head, and the chunk that it begins with. Every warp finds it
@@ -28,14 +29,14 @@ struct WorkTile {
 static __device__ __noinline__ bool FindWork(const lim_cuda_args &args, int lane, WorkTile *p, uint32_t *begin, uint32_t *end) {
     const int rows = args.call.n_rows;
     const uint32_t kv_heads = (uint32_t)args.call.kv_heads;
-    int       tokens = lane < rows ? RowTokens(args.call, lane) : 0;
+    int       tokens = lane < rows ? RowTokens(args, lane) : 0;
     uint32_t  chunks = lane < rows ? SplitChunks(tokens, args.chunk_tokens) * kv_heads : 0;
     uint32_t  sum = WarpScan(chunks, lane);
     uint32_t  total = __shfl_sync(kAll, sum, 31);
     if (rows > 32) {
         uint32_t more = 0;
 #pragma unroll 1
-        for (int r = 32 + lane; r < rows; r += 32) more += SplitChunks(RowTokens(args.call, r), args.chunk_tokens) * kv_heads;
+        for (int r = 32 + lane; r < rows; r += 32) more += SplitChunks(RowTokens(args, r), args.chunk_tokens) * kv_heads;
 #pragma unroll
         for (int d = 16; d > 0; d /= 2) more += __shfl_xor_sync(kAll, more, d);
         total += more;
@@ -62,7 +63,7 @@ static __device__ __noinline__ bool FindWork(const lim_cuda_args &args, int lane
         }
         before += __shfl_sync(kAll, sum, 31);
         base += 32;
-        tokens = base + lane < rows ? RowTokens(args.call, base + lane) : 0;
+        tokens = base + lane < rows ? RowTokens(args, base + lane) : 0;
         chunks = base + lane < rows ? SplitChunks(tokens, args.chunk_tokens) * kv_heads : 0;
         sum = WarpScan(chunks, lane);
     }
@@ -93,7 +94,7 @@ __device__ __forceinline__ void GuessWork(const lim_cuda_args &args, WorkTile *p
 }
 
 __device__ __forceinline__ bool GuessedRight(const lim_cuda_args &args, int lane) {
-    bool holds = true;
+    bool holds = HasSets(args);
 #pragma unroll 1
     for (int r = lane; r < args.call.n_rows; r += 32) holds &= __ldg((const int32_t *)args.call.lengths + r) >= args.call.budget;
     return __all_sync(kAll, holds);

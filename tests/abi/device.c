@@ -75,6 +75,8 @@ static void parameters(void) {
     REFUSED(max_rows, LIM_MAX_ROWS + 1, LIM_ERROR_ARGUMENT, "max_rows = 4097 is not in 1 .. 4096");
     REFUSED(max_rows, INT32_MIN, LIM_ERROR_ARGUMENT, "max_rows = -2147483648");
     REFUSED(capacity, 0, LIM_ERROR_ARGUMENT, "capacity = 0");
+    REFUSED(kv_tokens, -1, LIM_ERROR_ARGUMENT, "kv_tokens = -1");
+    REFUSED(kv_tokens, ROWS * CAPACITY + 1, LIM_ERROR_ARGUMENT, "max_rows * capacity");
     REFUSED(capacity, LIM_MAX_SLOTS + 1, LIM_ERROR_ARGUMENT, "capacity = 16777217");
     REFUSED(heads, 0, LIM_ERROR_ARGUMENT, "heads = 0");
     REFUSED(heads, LIM_MAX_HEADS + 1, LIM_ERROR_ARGUMENT, "heads = 513");
@@ -169,6 +171,9 @@ static void on_the_cpu(void) {
     CHECK(size == 0, "%llu", (unsigned long long)size);
     params.work = 0x100000, params.work_size = 4096;
     expect(lim_decoder_create(engine, &params, &decoder), LIM_ERROR_ARGUMENT, "work = 0x100000 with work_size = 4096");
+    params = one_row, params.kv_tokens = 7;
+    expect(lim_decoder_create(engine, &params, &decoder), LIM_ERROR_UNSUPPORTED, "kv_tokens = 7: a decoder on the CPU");
+    expect(lim_decoder_work_size(engine, &params, &size), LIM_ERROR_UNSUPPORTED, "kv_tokens = 7: a decoder on the CPU");
     OK(lim_decoder_create(engine, &one_row, &decoder));
     a.key_dtype = LIM_DTYPE_FP8;
     expect(lim_decoder_attend(decoder, &a), LIM_ERROR_UNSUPPORTED, "key_dtype = 5 (fp8) is for GPUs only");
@@ -260,6 +265,11 @@ static void decode(void) {
     uint64_t           size = 0;
     OK(lim_decoder_work_size(engine, &params, &size));
     CHECK(size > ROWS * HEADS * CAPACITY * 4 && size % 256 == 0, "%llu", (unsigned long long)size);
+    lim_decoder_params pool = params;
+    uint64_t           shared = 0;
+    pool.kv_tokens = CAPACITY;
+    OK(lim_decoder_work_size(engine, &pool, &shared));
+    CHECK(shared < size, "%llu bytes for rows that share room, %llu else", (unsigned long long)shared, (unsigned long long)size);
     params.work_size = size - 256;
     params.work = 0x100000;
     expect(lim_decoder_create(engine, &params, &decoder), LIM_ERROR_ARGUMENT, "work_size = ");

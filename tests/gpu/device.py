@@ -37,7 +37,7 @@ class Call(C.Structure):
     _fields_ = [
         ("query", Rows), ("output", Rows), ("key", Store), ("value", Store),
         ("lengths", u64), ("table", u64), ("table_stride", i64), ("set", u64), ("set_stride", i64), ("positions", u64),
-        ("sinks", u64), ("work", u64), ("n_rows", i32), ("heads", i32), ("kv_heads", i32), ("dim", i32), ("kv_type", i32),
+        ("sinks", u64), ("work", u64), ("kv_tokens", i64), ("n_rows", i32), ("heads", i32), ("kv_heads", i32), ("dim", i32), ("kv_type", i32),
         ("page_shift", i32), ("capacity", i32), ("scale", f32), ("softcap", f32), ("value_scale", f32), ("mode", i32),
         ("policy", i32), ("budget", i32), ("sink_tokens", i32), ("top_k", i32), ("recent", i32),
     ]
@@ -47,7 +47,7 @@ class Args(C.Structure):
     _fields_ = [
         ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
         ("mass", u64), ("logit_stride", i64), ("chunk_tokens", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
-        ("tma", u32), ("need", u32), ("room_stride", i64), ("survivors", u64), ("again", u64), ("reserved", u32 * 2), ("key_map", u64 * 16), ("value_map", u64 * 16),
+        ("tma", u32), ("need", u32), ("room_stride", i64), ("survivors", u64), ("overfull", u64), ("again", u64), ("floats", u32), ("reserved", u32 * 13), ("key_map", u64 * 16), ("value_map", u64 * 16),
     ]
 
 

@@ -11,6 +11,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels.h"
+#include "layout.h"
 #include "order.h"
 #include "logit_filter.h"
 #include "split.h"
@@ -359,6 +360,107 @@ TEST(Plan, WorkGrowsWithTheCall) {
         c.budget += top_k - c.top_k;
         c.top_k = top_k;
         takes(last);
+    }
+}
+
+/* Rows that share room take it by what they see together, however many there may be. */
+TEST(Plan, SharedRoomGrowsWithTheTokens) {
+    lim_cuda_call c = Good();
+    c.mode = LIM_CUDA_SELECT;
+    c.capacity = 131072;
+    c.n_rows = 512; /* more than can be above the budget at a time */
+    c.kv_tokens = 800000;
+    const size_t few = lim_cuda_work_size(&kH200, &c);
+    c.n_rows = 1024;
+    const size_t many = lim_cuda_work_size(&kH200, &c);
+    EXPECT_LT(many - few, (size_t)512 * c.heads * (LIM_CUDA_FILTER_LISTS * sizeof(lim_cuda_survivors) + 16)); /* lists, sums, again */
+    EXPECT_LT(many, (size_t)800000 * c.heads * 4 * 4);
+    c.kv_tokens *= 2;
+    EXPECT_GT(lim_cuda_work_size(&kH200, &c), many);
+    c.kv_tokens = 0;
+    EXPECT_GT(lim_cuda_work_size(&kH200, &c), 20 * many);
+    c.kv_tokens = 800000;
+    lim_cuda_args   a;
+    lim_cuda_launch l[2];
+    lim_cuda_plan(&kH200, &c, &a, l);
+    EXPECT_EQ(a.overfull, lim_cuda_overfull(&kH200, &c));
+    EXPECT_NE(a.overfull, 0u);
+    const uint64_t in_one_room = a.overfull; /* in the same place for any rows: the sparse layers find it */
+    c.n_rows = 3, c.mode = LIM_CUDA_SPARSE;
+    EXPECT_EQ(lim_cuda_overfull(&kH200, &c), in_one_room);
+    /* More rows than the budget lets in: the last ranking and the last logits are inside. */
+    const int64_t each = RoomsOf(c.budget + 1), rows = c.kv_tokens / (c.budget + 1), rooms = rows * each;
+    EXPECT_LE(a.ranks + (RankingAfter(rooms - each, rows - 1, c.budget) + 1) * c.heads * RankStride(c.top_k) * 4, a.mass);
+    EXPECT_LE(a.mass + (uint64_t)rooms * LIM_CUDA_ROOM * 4, a.logits);
+    EXPECT_LE(a.logits + (uint64_t)rooms * LIM_CUDA_ROOM * c.heads * a.floats * 4, a.survivors);
+    /* With a token for each of all, sharing takes whole rooms more, and no more. */
+    for (int n_rows : {1, 7, 64}) {
+        c = Good();
+        c.mode = LIM_CUDA_SELECT, c.n_rows = n_rows;
+        const size_t apart = lim_cuda_work_size(&kH200, &c);
+        c.kv_tokens = (int64_t)n_rows * c.capacity;
+        EXPECT_LE(lim_cuda_work_size(&kH200, &c), apart + (size_t)n_rows * LIM_CUDA_ROOM * (2 * c.heads + 1) * 4 + 1024);
+    }
+}
+
+/* Sparse layers whose selection had no room attend to everything, in the grid that they have for token sets: the line of all
+ * chunks still fits 32 bits. */
+TEST(Plan, SparseLayersMayBeDense) {
+    for (int n_rows : {1, 8, (int)LIM_CUDA_MAX_ROWS}) {
+        for (int32_t capacity : {4096, 1 << 20}) {
+            lim_cuda_call c = Good();
+            c.mode = LIM_CUDA_SPARSE, c.n_rows = n_rows, c.capacity = capacity, c.kv_tokens = 1 << 20;
+            lim_cuda_args   a;
+            lim_cuda_launch l[2];
+            ASSERT_EQ(lim_cuda_plan(&kH200, &c, &a, l), 1);
+            const uint64_t work_tiles = (uint64_t)c.n_rows * c.kv_heads;
+            ASSERT_LE((work_tiles * SplitChunks(capacity, a.chunk_tokens) + 1) * l[0].grid[0], UINT32_MAX);
+            if (a.cluster > 1) continue;
+            ASSERT_LE(l[0].grid[0], work_tiles * SplitChunks(c.budget, a.chunk_tokens)) << "a guess beyond the last row";
+        }
+    }
+}
+
+/* As the kernels place rows: those above the budget one after another, none in another one's room or ranking, all inside;
+ * with a token less than they see together, none. */
+TEST(Pool, RowsHaveRoomsOfTheirOwn) {
+    std::mt19937 random(5);
+    for (int i = 0; i < 4000; i++) {
+        const int32_t rows = 1 + random() % (i % 4 == 0 ? 300 : 20), budget = 1 + random() % (i % 2 != 0 ? 40 : 3000);
+        std::vector<int32_t> lengths(rows);
+        for (auto &n : lengths) {
+            const int32_t some[] = {0, -1, budget, budget + 1, (int32_t)(random() % (budget + 1)), budget + (int32_t)(random() % 5000)};
+            n = some[random() % 6];
+        }
+        const auto use_of = [&](int row) { /* by the lanes of a warp */
+            PoolUse use = {0, 0};
+            for (int lane = 0; lane < 32; lane++) {
+                PoolUse own = {0, 0};
+                for (int r = lane; r < rows; r += 32) PoolAdd(&own, lengths[r], budget, r < row);
+                use.before += own.before;
+                use.tokens += own.tokens;
+            }
+            return use;
+        };
+        const int64_t together = (int64_t)use_of(0).tokens;
+        int64_t       sum = 0, at = 0, ranking = -1;
+        for (int32_t n : lengths) sum += n > budget ? n : 0;
+        ASSERT_EQ(together, sum);
+        if (together == 0) continue;
+        const int64_t kv_tokens = together + (random() % 2 != 0 ? 0 : random() % 1000);
+        for (int row = 0; row < rows; row++) {
+            const PoolUse use = use_of(row);
+            ASSERT_EQ((int64_t)use.tokens, together) << "rows must agree on whether there is room";
+            if (lengths[row] <= budget) continue;
+            ASSERT_EQ(use.before * (int64_t)LIM_CUDA_ROOM, at);
+            at += (int64_t)RoomsOf(lengths[row]) * LIM_CUDA_ROOM;
+            ASSERT_GE(at - use.before * (int64_t)LIM_CUDA_ROOM, (lengths[row] + LIM_CUDA_TILE - 1) / LIM_CUDA_TILE * LIM_CUDA_TILE) << "whole tiles are stored";
+            const int64_t own = RankingAfter(use.before, row, budget);
+            ASSERT_GT(own, ranking);
+            ranking = own;
+        }
+        ASSERT_LE(at, PoolTokens(kv_tokens, rows, budget));
+        ASSERT_LT(ranking, PoolRankings(kv_tokens, rows, budget));
     }
 }
 

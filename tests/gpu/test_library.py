@@ -26,12 +26,12 @@ def make_engine(budget, **more):
     return lessismore.Engine(LAYERS, layers=SELECTING, budget=budget, n_threads=min(16, os.cpu_count()), **more)
 
 
-def on_gpu(engine, rows, capacity, heads, kv_heads, dim, dtype="f16"):
-    return engine.decoder(rows, device=0, capacity=capacity, heads=heads, kv_heads=kv_heads, head_dim=dim, dtype=dtype)
+def on_gpu(engine, rows, capacity, heads, kv_heads, dim, dtype="f16", kv_tokens=0):
+    return engine.decoder(rows, device=0, capacity=capacity, heads=heads, kv_heads=kv_heads, head_dim=dim, dtype=dtype, kv_tokens=kv_tokens)
 
 
-def make_decoder(engine, p, rows=None, capacity=None):
-    return on_gpu(engine, rows or p.rows, capacity or p.capacity, p.heads, p.kv_heads, p.dim, KINDS[p.kv_type])
+def make_decoder(engine, p, rows=None, capacity=None, kv_tokens=0):
+    return on_gpu(engine, rows or p.rows, capacity or p.capacity, p.heads, p.kv_heads, p.dim, KINDS[p.kv_type], kv_tokens)
 
 
 def attend(decoder, p, layer, out=None, **more):
@@ -79,26 +79,30 @@ def test_a_step_against_float64():
     for _ in range(6 if QUICK else 60):
         budget = rng.choice([1, 7, 16, 64, 128, 500])
         p = random_problem(rng, budget=budget)
-        with make_engine(budget) as engine, make_decoder(engine, p) as decoder:
+        # Room for what all rows see together, to the token; or for one token less, and nothing is chosen.
+        together = sum(n for n in p.lengths.tolist() if n > budget)
+        kv_tokens = rng.choice([0, together, together - 1]) if together > 1 else 0
+        overfull = 0 < kv_tokens < together
+        with make_engine(budget) as engine, make_decoder(engine, p, kv_tokens=kv_tokens) as decoder:
             outs = [torch.full_like(p.output, float("nan")) for _ in range(LAYERS)]
             for layer, out in enumerate(outs):
                 attend(decoder, p, layer, out)
             sets = [decoder.token_set(r) for r in range(p.rows)]
             for r, n in enumerate(p.lengths.tolist()):
                 s = sets[r]
-                assert len(s) == (budget if n > budget else 0), p.describe()
+                assert len(s) == (budget if n > budget and not overfull else 0), p.describe()
                 assert (np.diff(s) > 0).all() and (len(s) == 0 or s[-1] < n), p.describe()
             full, sparse = p.reference(), p.reference(visible(p, sets))
             for layer, out in enumerate(outs):
                 check(p, out, sparse if layer in (2, 4) else full, f"layer {layer}")
             n = np.array(p.lengths.tolist())
             stats = decoder.stats()
-            held = int(np.minimum(n, budget).sum())
+            held = int(n.sum()) if overfull else int(np.minimum(n, budget).sum())
             if p.capacity > budget:
                 assert stats["steps"] == 1 and stats["rows"] == p.rows and stats["rows_sparse"] == int((n > budget).sum())
                 assert stats["tokens_visible"] == LAYERS * n.sum() and stats["tokens_attended"] == 3 * n.sum() + 2 * held
                 assert stats["sparse_layer_tokens_visible"] == 2 * n.sum() and stats["sparse_layer_tokens_attended"] == 2 * held
-                assert [stats[f"{k}_calls"] for k in ("dense", "select", "sparse", "no_set")] == [1, 2, 2, 0]
+                assert [stats[f"{k}_calls"] for k in ("dense", "select", "sparse", "no_set")] == ([3, 2, 0, 2] if overfull else [1, 2, 2, 0])
 
 
 def test_sets_of_the_cpu_engine():
@@ -135,7 +139,7 @@ def test_number_of_rows_may_change():
         args = dict(kv_type=D.F16, dim=128, group=rng.choice([1, 4]), kv_heads=rng.choice([1, 8]), budget=64, output_type=D.F32)
         problems = [random_problem(rng, lengths=[rng.randint(1, 1500) for _ in range(rows)], capacity=1500, layout="strided", **args)
                     for rows in rng.sample([1, 2, 5, 8, 31, 64], 4)]
-        with make_engine(64) as engine, make_decoder(engine, problems[0], rows=64) as decoder:
+        with make_engine(64) as engine, make_decoder(engine, problems[0], rows=64, kv_tokens=rng.choice([0, 64 * 1500])) as decoder:
             for p in problems + problems[::-1]:
                 for layer in range(LAYERS):
                     attend(decoder, p, layer)
@@ -144,13 +148,14 @@ def test_number_of_rows_may_change():
 
 
 def test_a_captured_step_grows():
-    """Captured once below the budget, replayed as the sequences grow past it; what is counted is what was replayed."""
+    """Captured once below the budget, replayed as the sequences grow past it; what is counted is what was replayed. With
+    kv_tokens they grow past the room, too, and in the end fit again."""
     rng = random.Random(SEED + 3)
-    for layout in ("strided", "paged"):
+    for layout, kv_tokens in (("strided", 0), ("paged", 0), ("strided", 150), ("paged", 150)):
         p = random_problem(rng, kv_type=D.F16, dim=128, group=4, kv_heads=2, lengths=[50, 60, 70], capacity=900, layout=layout,
                            budget=128, sinks=False, softcap=0.0, output_type=D.F32)
         outs = [torch.empty_like(p.output) for _ in range(LAYERS)]
-        with make_engine(128) as engine, make_decoder(engine, p) as decoder:
+        with make_engine(128) as engine, make_decoder(engine, p, kv_tokens=kv_tokens) as decoder:
             def step():
                 for layer, out in enumerate(outs):
                     attend(decoder, p, layer, out)
@@ -158,17 +163,30 @@ def test_a_captured_step_grows():
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
                 step()
-            replays = 6 if QUICK else 40
-            for _ in range(replays):
+            replays, steps, overfull = 6 if QUICK else 40, 1, 0
+            for i in range(replays):
                 p.lengths.add_(torch.tensor([1, 7, 20], dtype=torch.int32, device="cuda"))
+                if i == replays - 1:
+                    p.lengths.copy_(torch.tensor([50, 60, 140], dtype=torch.int32))
+                if kv_tokens:  # right before it a step that has no room
+                    lengths = p.lengths.clone()
+                    p.lengths.fill_(p.capacity)
+                    graph.replay()
+                    p.lengths.copy_(lengths)
+                    steps, overfull = steps + 1, overfull + 1
                 graph.replay()
                 torch.cuda.synchronize()
+                n = p.lengths.tolist()
+                fits = kv_tokens == 0 or sum(x for x in n if x > 128) <= kv_tokens
+                steps, overfull = steps + 1, overfull + (not fits)
                 sets = [decoder.token_set(r) for r in range(p.rows)]
+                assert [len(s) for s in sets] == [128 if x > 128 and fits else 0 for x in n], (layout, kv_tokens, n)
                 full, sparse = p.reference(), p.reference(visible(p, sets))
                 for layer, out in enumerate(outs):
-                    assert error(out, sparse if layer in (2, 4) else full) < 1e-3, (layout, layer)
+                    assert error(out, sparse if layer in (2, 4) else full) < 1e-3, (layout, kv_tokens, layer)
             stats = decoder.stats()
-            assert stats["steps"] == 1 + replays and stats["rows"] == 3 * (1 + replays), stats
+            assert stats["steps"] == steps and stats["rows"] == 3 * steps, stats
+            assert stats["no_set_calls"] == 2 * overfull and stats["sparse_calls"] == 2 * (steps - overfull), stats
 
 
 def test_two_streams():

@@ -69,6 +69,8 @@ def test_without_a_driver(run, tmp_path):
         refused(lessismore.DeviceError, "/none", lessismore.Decoder.work_size, engine, 2, **SHAPE)
         refused(lessismore.ArgumentError, "dtype = 'f32' is none of f16", engine.decoder, 2, **SHAPE, dtype="f32")
         refused(lessismore.UnsupportedError, "head_dim = 96", engine.decoder, 2, **{**SHAPE, "head_dim": 96})
+        refused(lessismore.ArgumentError, "kv_tokens = -1", engine.decoder, 2, **SHAPE, kv_tokens=-1)
+        refused(lessismore.UnsupportedError, "kv_tokens = 7: a decoder on the CPU", engine.decoder, kv_tokens=7)
         refused(lessismore.ArgumentError, "capacity = 4294967296 does not fit", engine.decoder, 2, **{**SHAPE, "capacity": 1 << 32})
         assert engine.stats()["steps"] == 0  # all else works
         """,
@@ -95,6 +97,9 @@ def test_what_reaches_the_driver(run, driver):
             refused(lessismore.BusyError, "has decoders that are still alive: 1", engine.close)
         refused(lessismore.HandleError, "decoder is closed", decoder.attend, **right())
         work = lessismore.Decoder.work_size(engine, 2, **SHAPE)
+        longer = {**SHAPE, "capacity": 4096}
+        assert lessismore.Decoder.work_size(engine, 2, **longer, kv_tokens=4096) < lessismore.Decoder.work_size(engine, 2, **longer)
+        engine.decoder(2, **longer, kv_tokens=4096).close()
         engine.decoder(2, **SHAPE).close()
         memory = ctypes.create_string_buffer(work + 256)  # which the stand-in takes for the GPU's
         aligned = (ctypes.addressof(memory) + 255) // 256 * 256

@@ -78,6 +78,7 @@ def test_what_is_read_is_there(version):
                  "data_parallel_size", "data_parallel_rank", "world_size", "rank"):  # fmt: skip
         assert name in parallel["fields"], name
     assert "use_ubatching" in parallel["methods"]
+    assert {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size"} <= set(config["cache.py"]["CacheConfig"]["fields"])
     assert "max_num_seqs" in config["scheduler.py"]["SchedulerConfig"]["fields"]
     assert {"dtype", "max_model_len", "model", "revision", "quantization"} <= set(config["model.py"]["ModelConfig"]["fields"])
     assert "rswa_window" in config["model.py"]["ModelConfig"]["methods"]
@@ -475,6 +476,17 @@ def test_without_layers_or_profile_nothing_is_sparse_and_the_log_says_how(monkey
 def test_work_memory_bounds_the_rows():
     for limit, most in ((0, 0), (99, 0), (100, 1), (1000, 10), (1 << 40, 64)):
         assert memory.rows_within(lambda n: 100 * n, 64, limit) == most
+
+
+@pytest.mark.parametrize(("more", "tokens"), [
+    (dict(), (80 * 0.5 - 10) // 2), (dict(kv_cache_memory_bytes=8), 7), (dict(kv_cache_memory_bytes=30), 15), (dict(num_gpu_blocks_override=1), 16),
+    (dict(num_gpu_blocks_override=1000), 21),
+])  # fmt: skip
+def test_tokens_of_the_store(more, tokens):
+    c = stand_in.config()
+    c.cache_config = stand_in.Object(gpu_memory_utilization=0.5, block_size=16, **more)
+    c.model_config.max_model_len, c.scheduler_config.max_num_seqs = 7, 3
+    assert memory.kv_tokens(c, 2, 80, 10) == tokens
 
 
 # ---- profiles ----

@@ -55,6 +55,7 @@ class DecoderParams(ctypes.Structure):
         ("kv_dtype", c_int32),
         ("work", c_uint64),
         ("work_size", c_uint64),
+        ("kv_tokens", c_int64),
         ("reserved", c_uint64),
     ]
 

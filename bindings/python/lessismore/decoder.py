@@ -34,6 +34,9 @@ class Decoder(Handle):
         heads, kv_heads: query and key/value heads; up to 16 query heads for each KV head.
         head_dim: of query, key and value; 64, 128 or 256.
         dtype: of key and value: "f16", "bf16", "fp8" (e4m3) or "q8_0".
+        kv_tokens: tokens that all rows above the budget will see together, at most: work memory grows with it rather than with
+            max_rows * capacity, and a step of rows that see more is dense. Only with an engine whose layers are given. 0: no
+            such bound.
         work: device memory for the library's work, of work_size() zeros, kept by the caller until close(). Default:
             the library allocates it.
 
@@ -57,9 +60,10 @@ class Decoder(Handle):
         kv_heads: int = 0,
         head_dim: int = 0,
         dtype: str = "f16",
+        kv_tokens: int = 0,
         work: Any = None,
     ) -> None:
-        params = _params(max_rows, device, capacity, heads, kv_heads, head_dim, dtype)
+        params = _params(max_rows, device, capacity, heads, kv_heads, head_dim, dtype, kv_tokens)
         if work is not None:
             params.work, params.work_size = _device.memory("work", work)
         handle = ctypes.c_void_p()
@@ -80,10 +84,11 @@ class Decoder(Handle):
         kv_heads: int = 0,
         head_dim: int = 0,
         dtype: str = "f16",
+        kv_tokens: int = 0,
     ) -> int:
         """The device memory that a decoder needs for its work, in bytes; 0 on the CPU. Raises as Decoder does."""
         size = ctypes.c_uint64()
-        params = _params(max_rows, device, capacity, heads, kv_heads, head_dim, dtype)
+        params = _params(max_rows, device, capacity, heads, kv_heads, head_dim, dtype, kv_tokens)
         _library.library().lim_decoder_work_size(engine._use(), params, size)
         return size.value
 
@@ -226,7 +231,7 @@ class Decoder(Handle):
 
 
 def _params(
-    max_rows: int, device: Union[str, int], capacity: int, heads: int, kv_heads: int, head_dim: int, dtype: str
+    max_rows: int, device: Union[str, int], capacity: int, heads: int, kv_heads: int, head_dim: int, dtype: str, kv_tokens: int
 ) -> _library.DecoderParams:
     if not isinstance(dtype, str) or dtype not in _device.BYTES:
         raise ArgumentError(f"dtype = {dtype!r} is none of {', '.join(_device.BYTES)}")
@@ -240,4 +245,5 @@ def _params(
         ("device", device),
     ):  # fmt: skip
         setattr(params, name, integer(name, number, 32))
+    params.kv_tokens = integer("kv_tokens", kv_tokens, 64)
     return params

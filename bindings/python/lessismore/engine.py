@@ -86,11 +86,13 @@ class Engine(Handle):
         kv_heads: int = 0,
         head_dim: int = 0,
         dtype: str = "f16",
+        kv_tokens: int = 0,
     ) -> Decoder:
         """Makes a decoder on the CPU or on a GPU: see Decoder."""
         return Decoder(
-            self, max_rows, device=device, capacity=capacity, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype
-        )
+            self, max_rows, device=device, capacity=capacity, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype,
+            kv_tokens=kv_tokens,
+        )  # fmt: skip
 
     def stats(self) -> dict[str, int]:
         """The counts of all decoders, ended ones included (lim_stats in the C header); on a GPU as their stats() last

@@ -21,6 +21,7 @@ type Params struct {
 	Heads, KVHeads   int32
 	KeyDim, ValueDim int32
 	KVType           int32  // on a GPU
+	KVTokens         int64  // on a GPU: that all rows above the budget will see together: more, and the step is dense; 0: no bound
 	Work             uint64 // on a GPU: device memory of WorkSize zeros; 0: the decoder has its own
 	WorkSize         uint64
 }
@@ -62,6 +63,10 @@ func (p *Params) Check() error {
 		return fault.Bad("max_rows = %d is not in 1 .. %d", p.MaxRows, MaxRows)
 	case p.Capacity < 0 || p.Capacity > MaxSlots || p.Capacity == 0 && p.Device != CPU:
 		return fault.Bad("capacity = %d is not in 1 .. %d", p.Capacity, MaxSlots)
+	case p.KVTokens != 0 && p.Device == CPU:
+		return fault.NotSupported("kv_tokens = %d: a decoder on the CPU has no work memory for rows to share", p.KVTokens)
+	case p.KVTokens < 0 || p.KVTokens > int64(p.MaxRows)*int64(p.Capacity):
+		return fault.Bad("kv_tokens = %d is not in 0 .. %d, max_rows * capacity", p.KVTokens, int64(p.MaxRows)*int64(p.Capacity))
 	case p.Heads != 0 || p.KVHeads != 0 || p.Device != CPU:
 		return checkHeads(p.Heads, p.KVHeads)
 	}

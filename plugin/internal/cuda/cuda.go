@@ -194,6 +194,9 @@ func (d *Device) Check(call *Call) error {
 // WorkSize is the work memory that calls of this shape need.
 func (d *Device) WorkSize(call *Call) int { return int(C.lim_cuda_work_size(&d.limits, call.c())) }
 
+// Overfull is where calls of this shape leave that the last selection had no room; 0: with room for all, nowhere.
+func (d *Device) Overfull(call *Call) uint64 { return uint64(C.lim_cuda_overfull(&d.limits, call.c())) }
+
 // Memory is device memory of our own: work memory for callers that bring none.
 type Memory struct {
 	device  *Device

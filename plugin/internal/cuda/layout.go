@@ -32,6 +32,8 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Lengths)-unsafe.Offsetof(C.lim_cuda_call{}.lengths)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Set)-unsafe.Offsetof(C.lim_cuda_call{}.set)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Positions)-unsafe.Offsetof(C.lim_cuda_call{}.positions)]
+	_ = [1]int{}[unsafe.Offsetof(Tally{}.Overfull)-unsafe.Offsetof(C.lim_cuda_tally{}.overfull)]
+	_ = [1]int{}[unsafe.Offsetof(Call{}.KVTokens)-unsafe.Offsetof(C.lim_cuda_call{}.kv_tokens)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Work)-unsafe.Offsetof(C.lim_cuda_call{}.work)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Dim)-unsafe.Offsetof(C.lim_cuda_call{}.dim)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Capacity)-unsafe.Offsetof(C.lim_cuda_call{}.capacity)]

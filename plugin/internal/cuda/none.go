@@ -30,6 +30,7 @@ func (*Device) Name() string                     { return "" }
 func (*Device) Ordinal() int                     { return 0 }
 func (*Device) Check(*Call) error                { return errNotBuilt }
 func (*Device) WorkSize(*Call) int               { return 0 }
+func (*Device) Overfull(*Call) uint64            { return 0 }
 func (*Device) Zeroed(int) (*Memory, error)      { return nil, errNotBuilt }
 func (*Device) Pin(int) (*Pinned, error)         { return nil, errNotBuilt }
 func (*Device) Load(*Call) error                 { return errNotBuilt }

@@ -68,6 +68,7 @@ type Call struct {
 	Positions                uint64 // int32 [NRows][SetStride], or 0
 	Sinks                    uint64 // float32 [Heads], or 0
 	Work                     uint64 // WorkSize bytes, zeroed before first use
+	KVTokens                 int64  // that rows above the budget see together; 0: any
 	NRows                    int32
 	Heads, KVHeads           int32
 	Dim                      int32
@@ -85,9 +86,9 @@ type Call struct {
 
 // Tally is a finished step to be counted, field by field lim_cuda_tally.
 type Tally struct {
-	Lengths, Counters, Kept      uint64
-	NRows, Budget                int32
-	Dense, Select, Sparse, NoSet int32
+	Lengths, Counters, Kept, Overfull uint64
+	NRows, Budget                     int32
+	Dense, Select, Sparse, NoSet      int32
 }
 
 // What a tally's counters are, in their order (kernels/cuda/tally.h).

@@ -263,6 +263,9 @@ func TestGPURefusals(t *testing.T) {
 		{func(p *backend.Params) { p.Work, p.WorkSize = 256, 1<<40 }, fault.BadArgument, "of CUDA device 0's memory"},
 		{func(p *backend.Params) { p.WorkSize = 4096 }, fault.BadArgument, "work_size = 4096, but work = 0"},
 		{func(p *backend.Params) { p.Capacity = 1<<20 + 1 }, fault.Unsupported, "capacity = 1048577"},
+		{func(p *backend.Params) { p.KVTokens = -1 }, fault.BadArgument, "kv_tokens = -1"},
+		{func(p *backend.Params) { p.KVTokens = int64(p.MaxRows)*int64(p.Capacity) + 1 }, fault.BadArgument, "max_rows * capacity"},
+		{func(p *backend.Params) { *p = backend.Params{Device: backend.CPU, MaxRows: 1, KVTokens: 7} }, fault.Unsupported, "kv_tokens = 7"},
 	} {
 		params := gpuShape
 		bad.change(&params)
@@ -274,6 +277,15 @@ func TestGPURefusals(t *testing.T) {
 	}
 	_, err = NewDecoder(gpuEngine(t, func(c *settings.Config) { c.Budget = 30000 }), gpuLayers, nil, gpuShape)
 	require.ErrorContains(t, err, "top_k = 22500 is more than")
+	shared := batchShape
+	shared.KVTokens = 10000
+	_, err = NewDecoder(batchEngine(t, func(c *settings.Config) { c.Layers = nil }), batchLayers, nil, shared)
+	require.ErrorContains(t, err, "kv_tokens = 10000: name the layers that choose")
+	apart, err := WorkSize(batchEngine(t, nil), batchLayers, batchShape)
+	require.NoError(t, err)
+	together, err := WorkSize(batchEngine(t, nil), batchLayers, shared)
+	require.NoError(t, err)
+	require.Less(t, 4*together, apart)
 }
 
 func requireKind(t *testing.T, kind fault.Kind, err error) {

@@ -84,7 +84,7 @@ class Served:
             d = self.context
             say(
                 f"lessismore: {d.reason or 'on'}; layers {d.choice.layers} ({d.choice.source}), {len(d.numbers)} take part, rows {d.max_rows},",
-                f"work {0 if d.work is None else d.work.numel() / 1e6:.0f} MB",
+                f"work {d.work_bytes / 1e6:.0f} MB",
             )
 
     def _watch(self):

@@ -23,6 +23,7 @@ MODULES = {  # file of the wheel: the names that are recorded
     "vllm/model_executor/layers/attention/attention.py": ["Attention"],
     "vllm/config/vllm.py": ["VllmConfig", "get_current_vllm_config"],
     "vllm/config/parallel.py": ["ParallelConfig"],
+    "vllm/config/cache.py": ["CacheConfig"],
     "vllm/config/scheduler.py": ["SchedulerConfig"],
     "vllm/config/model.py": ["ModelConfig"],
     "vllm/config/compilation.py": ["CompilationConfig", "CUDAGraphMode"],

@@ -45,7 +45,7 @@ class Context:
         self.work: Optional[torch.Tensor] = None
         self.numbers: dict[str, int] = {}
         self.choice = profile.Choice()
-        self.max_rows = self.capacity = 0
+        self.max_rows = self.capacity = self.kv_tokens = 0
         self.counts: Counter[str] = Counter()
         self.declined: Counter[str] = Counter()  # rows, by reason
         self.reporter: Optional[metrics.Reporter] = None
@@ -89,44 +89,60 @@ class Context:
 
     def _make(self, census: layers.Census, device: torch.device) -> None:
         config, own = self.config, self.settings
-        n = len(census.numbers)
+        graphs, ranks = config.compilation_config.cudagraph_mode, config.parallel_config.tensor_parallel_size
+        measures = not (graphs is not None and graphs.has_full_cudagraphs()) and ranks == 1
         in_force = _in_force(own)
-        graphs = config.compilation_config.cudagraph_mode
-        measures = not (graphs is not None and graphs.has_full_cudagraphs()) and config.parallel_config.tensor_parallel_size == 1
-        self.choice = choice = profile.choose(own, in_force, n, profile.about(config), measures)
+        self.choice = choice = profile.choose(own, in_force, len(census.numbers), profile.about(config), measures)
         if choice.reason is not None:
             return self.refuse(choice.reason, logging.WARNING)
         self.engine = Engine(
-            n, budget=own.budget, layers=choice.layers, recency=own.recency, sink_tokens=own.sink_tokens, policy=own.policy,
+            len(census.numbers), budget=own.budget, layers=choice.layers, recency=own.recency, sink_tokens=own.sink_tokens, policy=own.policy,
             selections=own.selections, guard=own.guard, model=choice.model, profile=choice.profile, n_threads=1, logger=_log,
         )  # fmt: skip
-        impl = census.first
+        if not self._allocate(census, torch.cuda.current_device() if device.index is None else device.index):
+            return
+        self.numbers = census.numbers
+        heads = census.first.num_heads
+        logger.info(
+            "lessismore %s: %d layers take part, selection layers %s; budget %d; query heads %d of %d; up to %d of %d rows in a step, work memory %.0f MB",
+            __version__, len(self.numbers), f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source, in_force["budget"],
+            heads, heads * ranks, self.max_rows, config.scheduler_config.max_num_seqs, self.work_bytes / 1e6,
+        )  # fmt: skip
+        self.reporter = metrics.Reporter(self, *_rank(config.parallel_config), own.stats_interval, own.stats)
+        atexit.register(_at_exit, weakref.ref(self))
+
+    def _allocate(self, census: layers.Census, number: int) -> bool:
+        """The decoder and its work memory on a device; False: there is not enough for a row."""
+        config, own, impl, engine = self.config, self.settings, census.first, self.engine
+        assert engine is not None
         self.capacity = config.model_config.max_model_len
-        number = torch.cuda.current_device() if device.index is None else device.index
         shape: dict[str, Any] = dict(
             device=number, capacity=self.capacity, heads=impl.num_heads, kv_heads=impl.num_kv_heads, head_dim=impl.head_size,
             dtype=layers.DTYPES[str(config.model_config.dtype)],
         )  # fmt: skip
-        engine, most = self.engine, min(config.scheduler_config.max_num_seqs, own.max_rows)
-        limit = own.work_bytes or torch.cuda.get_device_properties(number).total_memory // memory.SHARE
-        self.max_rows = memory.rows_within(lambda n: Decoder.work_size(engine, n, **shape), most, limit)
+        total = torch.cuda.get_device_properties(number).total_memory
+        token_bytes = len(census.numbers) * 2 * impl.num_kv_heads * impl.head_size * 2
+        # Rows that share pages of a prefix may see more together than the store holds: the step is then dense, and counted.
+        tokens = own.kv_tokens or memory.kv_tokens(config, token_bytes, total, torch.cuda.memory_allocated(number))
+        if self.choice.layers is None:
+            tokens = 0  # measuring has room for each row
+
+        def size(rows: int) -> int:
+            return Decoder.work_size(engine, rows, **shape, kv_tokens=min(tokens, rows * self.capacity))
+
+        limit = own.work_bytes or total // memory.SHARE
+        self.max_rows = memory.rows_within(size, min(config.scheduler_config.max_num_seqs, own.max_rows), limit)
         if self.max_rows == 0:
-            return self.refuse(f"one row of {self.capacity} tokens needs more than work_bytes = {limit}", logging.WARNING)
-        size = Decoder.work_size(engine, self.max_rows, **shape)
-        self.work = torch.zeros(size, dtype=torch.uint8, device=device)
-        self.decoder = Decoder(engine, self.max_rows, **shape, work=self.work)
-        self.numbers = census.numbers
-        ranks = config.parallel_config.tensor_parallel_size
-        logger.info(
-            "lessismore %s: %d layers take part, %s; budget %d; query heads %d of %d; up to %d of %d rows in a step, work memory %.0f MB",
-            __version__, n, "selection layers " + (f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source),
-            in_force["budget"], impl.num_heads, impl.num_heads * ranks, self.max_rows, most, size / 1e6,
-        )  # fmt: skip
-        rank, world = getattr(config.parallel_config, "rank", 0), config.parallel_config.world_size
-        replica = getattr(config.parallel_config, "data_parallel_rank", 0) or 0
-        everyone = world * (getattr(config.parallel_config, "data_parallel_size", 1) or 1)
-        self.reporter = metrics.Reporter(self, replica * world + rank, everyone, own.stats_interval, own.stats)
-        atexit.register(_at_exit, weakref.ref(self))
+            self.refuse(f"a row of {self.capacity} tokens needs {size(1)} bytes, more than work_bytes = {limit}", logging.WARNING)
+            return False
+        self.kv_tokens = min(tokens, self.max_rows * self.capacity)
+        self.work = torch.zeros(size(self.max_rows), dtype=torch.uint8, device=f"cuda:{number}")
+        self.decoder = Decoder(engine, self.max_rows, **shape, kv_tokens=self.kv_tokens, work=self.work)
+        return True
+
+    @property
+    def work_bytes(self) -> int:
+        return 0 if self.work is None else self.work.numel()
 
     def close(self) -> None:
         """Gives the library's memory back."""
@@ -164,7 +180,7 @@ class Context:
         return {
             "reason": self.reason, "layers": None if self.choice.layers is None else list(self.choice.layers), "source": self.choice.source,
             "taking_part": len(self.numbers), "others": {r: len(n) for r, n in _by_reason(census.others).items()} if census else {},
-            "max_rows": self.max_rows, "work_bytes": 0 if self.work is None else self.work.numel(), "counts": dict(self.counts),
+            "max_rows": self.max_rows, "kv_tokens": self.kv_tokens, "work_bytes": self.work_bytes, "counts": dict(self.counts),
             "declined": dict(self.declined), "library": library,
         }  # fmt: skip
 
@@ -263,6 +279,12 @@ def _by_reason(others: dict[str, str]) -> dict[str, list[str]]:
     for name, reason in others.items():
         found.setdefault(reason, []).append(name)
     return found
+
+
+def _rank(parallel: Any) -> tuple[int, int]:
+    """This process's number among all that compute, and how many there are."""
+    world, replica = parallel.world_size, getattr(parallel, "data_parallel_rank", 0) or 0
+    return replica * world + getattr(parallel, "rank", 0), world * (getattr(parallel, "data_parallel_size", 1) or 1)
 
 
 def _in_force(own: settings.Settings) -> dict[str, Any]:

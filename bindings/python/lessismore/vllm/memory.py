@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any, Callable
 
 SHARE = 64  # of the device's memory, at most one part of so many
+
+
+def kv_tokens(config: Any, token_bytes: int, device_bytes: int, used_bytes: int) -> int:
+    """The tokens that the K/V store will hold, from above: vLLM sizes it later, by what is left then.
+
+    Args:
+        config: vLLM's VllmConfig.
+        token_bytes: of a token's keys and values in the layers that take part.
+        device_bytes, used_bytes: memory of the device; of it, what the weights have.
+    """
+    cache, longest = config.cache_config, config.model_config.max_model_len
+    blocks = getattr(cache, "num_gpu_blocks_override", None)
+    room = getattr(cache, "kv_cache_memory_bytes", None) or int(device_bytes * cache.gpu_memory_utilization) - used_bytes
+    tokens = blocks * cache.block_size if blocks and cache.block_size else room // token_bytes
+    return min(max(tokens, longest), config.scheduler_config.max_num_seqs * longest)
 
 
 def rows_within(size: Callable[[int], int], most: int, limit: int) -> int:

@@ -29,6 +29,7 @@ class Settings:
     profile: Optional[str] = None  # a file; "off": none; None: in the user's cache, by model
     split: bool = True  # decode rows of a step that computes prompts, too, are sparse
     max_rows: int = MOST_ROWS  # rows of a step, at most: vLLM attends to larger steps
+    kv_tokens: Optional[int] = None  # that the rows of a sparse step see together, at most; None: what the K/V store can hold
     work_bytes: Optional[int] = None  # of device memory for the library's work, at most; it bounds the rows, too. None: a 64th of the device's
     stats: Optional[str] = None  # a file that gets the statistics as JSON
     stats_interval: float = INTERVAL  # seconds between two readings of the statistics, 0: none
@@ -94,7 +95,7 @@ def _layers(name: str, value: Any) -> Optional[tuple[int, ...]]:
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "enabled": _flag, "budget": _number(1, 1 << 24), "layers": _layers, "recency": _real(0, 1), "sink_tokens": _number(0), "policy": _policy,
     "selections": _number(1, 64), "guard": _number(0, 1 << 20), "profile": _text, "split": _flag, "max_rows": _number(1, MOST_ROWS),
-    "work_bytes": _number(1, (1 << 62)), "stats": _text, "stats_interval": _real(0, 86400),
+    "kv_tokens": _number(1, 1 << 32), "work_bytes": _number(1, 1 << 62), "stats": _text, "stats_interval": _real(0, 86400),
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ type Decoder struct {
 	Device  *cuda.Device
 	memory  *cuda.Memory // nil: the caller's
 
-	work, sets, positions, kept, counters uint64
+	work, sets, positions, kept, counters, overfull uint64
 
 	layers []cudaLayer
 	call   cuda.Call  // of the attention that is being looked at
@@ -161,6 +161,8 @@ func (d *Decoder) shape(layers int) error {
 	switch {
 	case !cuda.Built:
 		return fault.NotSupported("this build of the library has no CUDA")
+	case p.KVTokens > 0 && config.Layers == nil:
+		return fault.NotSupported("kv_tokens = %d: name the layers that choose, they are not measured in memory that rows share", p.KVTokens)
 	case p.Heads/p.KVHeads > cuda.MaxGroup:
 		return fault.NotSupported("heads = %d is more than %d for each of kv_heads = %d", p.Heads, cuda.MaxGroup, p.KVHeads)
 	case p.KeyDim < 1 || p.KeyDim > cpu.MaxDim:
@@ -219,6 +221,8 @@ func (d *Decoder) place(base uint64) (uint64, error) {
 		budget = d.engine.Settings.Budget
 	}
 	d.work = take(d.Device.WorkSize(c))
+	c.Work = d.work
+	d.overfull = d.Device.Overfull(c)
 	d.sets = take(rows * budget * 4)
 	d.positions = take(rows * budget * 4)
 	d.kept = take((2 + rows) * 4)
@@ -248,6 +252,7 @@ func (d *Decoder) fill(c *cuda.Call, a *backend.Attention) {
 	if d.selects { // also in calls that cannot outgrow the budget: the work memory's layout is one
 		budget := int32(d.engine.Settings.Budget)
 		c.Set, c.Positions, c.SetStride = d.sets, d.positions, int64(budget)
+		c.KVTokens = d.params.KVTokens
 		c.Budget, c.SinkTokens, c.TopK, c.Recent = budget, int32(d.split.SinkTokens), int32(d.split.TopK), int32(d.split.Recent)
 	}
 }
@@ -318,7 +323,7 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	if layer == len(d.layers)-1 {
 		d.tally = cuda.Tally{
 			Lengths: c.Lengths, Counters: d.counters, Kept: d.kept, NRows: a.Rows, Budget: d.Cal.bound(),
-			Dense: s.Did.Dense, Select: s.Did.Chose, Sparse: s.Did.Sparse, NoSet: s.Did.Without,
+			Overfull: d.overfull, Dense: s.Did.Dense, Select: s.Did.Chose, Sparse: s.Did.Sparse, NoSet: s.Did.Without,
 		}
 		if err := l.plan.Tally(d.Device, &d.tally); err != nil {
 			return false, DeviceError(err)
