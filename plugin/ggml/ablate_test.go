@@ -33,13 +33,13 @@ func TestAblationIsDenseButForOneLayer(t *testing.T) {
 				require.Equal(t, want, m)
 			}
 			s := h.session.Stats()
-			require.EqualValues(t, 10, s.Interventions)
+			require.EqualValues(t, 10, s.Ablations)
 			require.Equal(t, before.MeasuredSteps, s.MeasuredSteps)
 			require.Equal(t, before.NoSetCalls, s.NoSetCalls)
 			require.LessOrEqual(t, s.Audits, before.Audits+1, "one was under way")
 			h.session.engine.Ablate(nil)
 			h.decode(200)
-			require.EqualValues(t, 10, h.session.Stats().Interventions)
+			require.EqualValues(t, 10, h.session.Stats().Ablations)
 			if name == "auto" {
 				require.EqualValues(t, 2*60, h.session.Stats().MeasuredSteps)
 				require.Equal(t, twoNine(), h.decode(1)[0])
@@ -50,7 +50,7 @@ func TestAblationIsDenseButForOneLayer(t *testing.T) {
 	}
 }
 
-// A choice that interventions were for stands, though the losses speak against it; and goes when more is lost.
+// A choice that ablations were for stands, though the losses speak against it; and goes when more is lost.
 func TestCalibratedProfileIsTrusted(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "profile.json")
 	newAutoHost(t, auto(16), selection.Profiles{Path: path}, 12).decode(200)
@@ -76,5 +76,5 @@ func TestCalibratedProfileIsTrusted(t *testing.T) {
 	h.decode(400)
 	s = h.session.Stats()
 	require.EqualValues(t, 1, s.Alarms)
-	require.Nil(t, load(t, path).Calibrated, "what was measured since is not by intervention")
+	require.Nil(t, load(t, path).Calibrated, "what was measured since is not by ablation")
 }

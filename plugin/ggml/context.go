@@ -28,8 +28,8 @@ type hostContext struct {
 	ordinal   map[int32]int // model's layer number -> number among the layers that can take part
 	cal       *oncpu.Probes // once the layers are known
 	counts    stats.Stats
-	engaged   bool // a sparse layer has been taken
-	attention bool // the host has shown attention that can be taken
+	engaged   bool // a sparse layer was offloaded
+	attention bool // the host has shown attention that can be offloaded
 	warned    bool // why layers are refused was said
 	short     int  // calls of several query tokens, one after another
 	drafted   bool // that there are no others was said
@@ -93,8 +93,8 @@ func (g *hostContext) flashless(graph *Graph) bool {
 	return true
 }
 
-// untakable says once which layers of a graph can never be taken, and why: of the whole graph, or of the first layer
-// that is refused where others are taken.
+// untakable says once which layers of a graph can never be offloaded, and why: of the whole graph, or of the first layer
+// that is refused where others are offloaded.
 func (g *hostContext) untakable(graph *Graph) {
 	if g.warned {
 		return

@@ -23,7 +23,7 @@ type discovered struct {
 	layer  int32
 	store  kvindex.Store
 	scope  scope
-	reason stats.Reason // why the kernels do not take it; Taken: they do
+	reason stats.Reason // why the kernels do not take it; Offloaded: they do
 	full   bool         // it is one of the layers that see everything
 }
 
@@ -129,7 +129,7 @@ func (d *discovery) participants() []int32 {
 func (d *discovery) apart(layer int32) stats.Reason {
 	for _, l := range d.layers {
 		if l.layer == layer && l.full {
-			return l.reason // not taken then, though it could be now
+			return l.reason // not offloaded then, though it could be now
 		}
 	}
 	return stats.ReasonSliding

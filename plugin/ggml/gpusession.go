@@ -34,7 +34,7 @@ type GPUSession struct {
 
 	stride   contexts.Stride // through the first pass
 	key      stepKey
-	layer    int  // the last one that was taken in the compute call
+	layer    int  // the last one that was offloaded in the compute call
 	look     bool // the masks have not been looked at in it
 	forgot   bool // the layers were not known after all: what was decided before holds no more
 	rejected bool // why layers are left to the host was said
@@ -231,7 +231,7 @@ func (s *GPUSession) state(n *Node, layer int) {
 	}
 }
 
-// Attend queues a taken node between two events of the driver's: what the host queued before the first one is
+// Attend queues an offloaded node between two events of the driver's: what the host queued before the first one is
 // done when it runs, and it is done when the second one is. After an error nothing is under way any more.
 func (s *GPUSession) Attend(n *Node, before, after uintptr) error {
 	s.mu.Lock()

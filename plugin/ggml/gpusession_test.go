@@ -71,23 +71,23 @@ func newGPUHost(t *testing.T, rows int, visible int) *gpuHost {
 	return h
 }
 
-// step plans a compute call and attends to what was taken, as the hook does. It tells how many that were.
+// step plans a compute call and attends to what was offloaded, as the hook does. It tells how many that were.
 func (h *gpuHost) step(t *testing.T, s *GPUSession, g *Graph) int {
 	for i := range h.nodes {
 		h.nodes[i].Reason = stats.Offloaded
 	}
 	g.Nodes = h.nodes
 	s.Plan(g)
-	taken := 0
+	offloaded := 0
 	for i := range h.nodes {
 		if h.nodes[i].Reason == stats.Offloaded {
 			if err := s.Attend(&h.nodes[i], 0xe1, 0xe2); err != nil {
 				t.Fatal(err)
 			}
-			taken++
+			offloaded++
 		}
 	}
-	return taken
+	return offloaded
 }
 
 func TestGPUSession(t *testing.T) {
@@ -101,7 +101,7 @@ func TestGPUSession(t *testing.T) {
 	for range 4 {
 		require.Equal(t, gpuLayers, h.step(t, s, g))
 	}
-	// What this context cannot take, node by node; the others are taken all the same.
+	// What this context cannot take, node by node; the others are offloaded all the same.
 	for _, change := range []func(*Node){
 		func(n *Node) { n.Call.DimV = 64 },
 		func(n *Node) { n.Call.Heads = 8 },

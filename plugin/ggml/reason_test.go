@@ -43,7 +43,7 @@ func TestEveryReasonHasAMeaning(t *testing.T) {
 	}
 }
 
-// What the shim refuses is said once, in its words; of one layer where others are taken.
+// What the shim refuses is said once, in its words; of one layer where others are offloaded.
 func TestRefusalsAreSaid(t *testing.T) {
 	for _, c := range []struct {
 		reason             stats.Reason
@@ -80,7 +80,7 @@ func TestRefusalsAreSaid(t *testing.T) {
 	}
 }
 
-// A context in which nothing was taken does not end without a word.
+// A context in which nothing was offloaded does not end without a word.
 func TestOutcome(t *testing.T) {
 	h := newFakeHost(t, small(8, 1), 3, 64, 1)
 	s := h.session.Stats()

@@ -45,7 +45,7 @@ type Session struct {
 	step      steps.RowSets
 	key       stepKey
 	own       []int64      // the rows' own slots in the step
-	reason    stats.Reason // why the step's batch is left to the host; Taken: it is not
+	reason    stats.Reason // why the step's batch is left to the host; Offloaded: it is not
 	work      cpu.Arena
 	slopes    cpu.Arena
 	distances distances
@@ -121,7 +121,7 @@ func (s *Session) Stats() stats.Stats {
 	return out
 }
 
-// Plan decides about each node of a compute call: Reason is Taken where the library computes it, with
+// Plan decides about each node of a compute call: Reason is Offloaded where the library computes it, with
 // Call ready to run. It must be called on every compute call of the context, also those without
 // attention: they carry positions and writes.
 func (s *Session) Plan(g *Graph) {

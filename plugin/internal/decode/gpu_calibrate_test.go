@@ -421,7 +421,7 @@ func TestGPUCalibrationCaptures(t *testing.T) {
 	require.Positive(t, p.Stats().Audits)
 }
 
-// An intervention holds for batches, too, and for hosts that capture.
+// An ablation holds for batches, too, and for hosts that capture.
 func TestGPUCalibrationAblates(t *testing.T) {
 	if !standsIn(t) {
 		return
@@ -440,7 +440,7 @@ func TestGPUCalibrationAblates(t *testing.T) {
 		require.NotContains(t, p.step(), "d:select")
 		s, err := p.Read()
 		require.NoError(t, err)
-		require.EqualValues(t, 2, s.Interventions)
+		require.EqualValues(t, 2, s.Ablations)
 	}
 }
 
@@ -462,7 +462,7 @@ func TestGPUCalibrationCountsAStepOnce(t *testing.T) {
 		p.step()
 		s, err := p.Read()
 		require.NoError(t, err)
-		require.EqualValues(t, 1, s.DenseSteps+s.Interventions)
+		require.EqualValues(t, 1, s.DenseSteps+s.Ablations)
 		require.Equal(t, x == nil, p.cal.Steps == 1)
 	}
 }

@@ -43,7 +43,7 @@ type watched struct {
 
 // Expect begins anew with a choice. A choice that its own measurement speaks against (someone wrote it into
 // the profile) is held to what the best one would lose: a layer that should choose may lose nothing. Not so one
-// that was found by intervention: what it loses was seen to do no harm.
+// that was found by ablation: what it loses was seen to do no harm.
 func (g *guard) Expect(m *Model, choice []int) {
 	held := choice
 	if m.Fixed { // nothing was measured: only what a layer's own set loses with age can be judged

@@ -80,7 +80,7 @@ type Profile struct {
 	// Row j-1: what the worst head of layer j loses on the sets of layers 0 .. j-1, and its standard error.
 	Loss  [][]float32 `json:"loss"`
 	Error [][]float32 `json:"loss_error"`
-	// What was found by intervention; the choice is then by that, and the loss what the guard expects of it.
+	// What was found by ablation; the choice is then by that, and the loss what the guard expects of it.
 	Calibrated *Calibration `json:"calibrated,omitempty"`
 }
 

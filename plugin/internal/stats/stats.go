@@ -103,7 +103,7 @@ type Stats struct {
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
 	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
 	ReusedSteps   uint64      `json:"reused_steps"`   // with the token sets of the step before (LESSISMORE_INTERVAL)
-	Interventions uint64      `json:"intervention_steps,omitempty"`
+	Ablations     uint64      `json:"intervention_steps,omitempty"`
 	Audits        uint64      `json:"audits"` // of a sparse layer by the guard
 	Alarms        uint64      `json:"alarms"` // of the guard: a choice did not keep what was expected
 	Audited       []LayerLoss `json:"audited,omitempty"`
@@ -112,8 +112,8 @@ type Stats struct {
 
 	Declined map[string]uint64 `json:"declined"`
 
-	Left  [Reasons]uint64 `json:"-"` // to the host, by reason
-	Taken LayerSet        `json:"-"`
+	Left      [Reasons]uint64 `json:"-"` // to the host, by reason
+	Offloaded LayerSet        `json:"-"`
 }
 
 // LayerLoss is what audits of a layer found.
@@ -179,7 +179,7 @@ func (s *LayerSet) list() []int {
 }
 
 // Took notes that a layer was computed.
-func (s *Stats) Took(layer int) { s.Taken.Add(layer) }
+func (s *Stats) Took(layer int) { s.Offloaded.Add(layer) }
 
 // Decline counts an attention that is left to the host.
 func (s *Stats) Decline(r Reason) {
@@ -201,7 +201,7 @@ func (s *Stats) Add(o *Stats) {
 		{&s.DenseCalls, &o.DenseCalls}, {&s.SelectCalls, &o.SelectCalls}, {&s.SparseCalls, &o.SparseCalls},
 		{&s.NoSetCalls, &o.NoSetCalls}, {&s.DenseNS, &o.DenseNS}, {&s.SelectNS, &o.SelectNS},
 		{&s.SparseNS, &o.SparseNS}, {&s.RankingNS, &o.RankingNS},
-		{&s.MeasuredSteps, &o.MeasuredSteps}, {&s.DenseSteps, &o.DenseSteps}, {&s.ReusedSteps, &o.ReusedSteps}, {&s.Interventions, &o.Interventions},
+		{&s.MeasuredSteps, &o.MeasuredSteps}, {&s.DenseSteps, &o.DenseSteps}, {&s.ReusedSteps, &o.ReusedSteps}, {&s.Ablations, &o.Ablations},
 		{&s.Audits, &o.Audits}, {&s.Alarms, &o.Alarms},
 		{&s.PositionOrder, &o.PositionOrder}, {&s.CellOrder, &o.CellOrder},
 		{&s.PromptRows, &o.PromptRows}, {&s.UntoldRows, &o.UntoldRows},
@@ -211,8 +211,8 @@ func (s *Stats) Add(o *Stats) {
 	for i, n := range o.Left {
 		s.Left[i] += n
 	}
-	for i, word := range o.Taken {
-		s.Taken[i] |= word
+	for i, word := range o.Offloaded {
+		s.Offloaded[i] |= word
 	}
 }
 
@@ -243,7 +243,7 @@ func (s *Stats) named() {
 	if s.SelectionLayers == nil {
 		s.SelectionLayers = []int{}
 	}
-	s.LayersTaken = s.Taken.list()
+	s.LayersTaken = s.Offloaded.list()
 }
 
 // Report is the statistics as they are written: LESSISMORE_STATS, and the C ABI's JSON.

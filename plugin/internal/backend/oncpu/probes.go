@@ -70,7 +70,7 @@ func (p *Probes) Begin(st *steps.RowSets, heads int, counts *stats.Stats, sees f
 	case calibrate.StepMeasure:
 		counts.MeasuredSteps++
 	case calibrate.StepAblate:
-		counts.Interventions++
+		counts.Ablations++
 	}
 	if p.lasts(st) && st.Lasting.Resume(st, sees, own) {
 		counts.ReusedSteps++

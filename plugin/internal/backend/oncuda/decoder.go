@@ -37,13 +37,13 @@ type Decoder struct {
 
 	work, sets, positions, kept, counters, overfull uint64
 
-	layers []cudaLayer
-	call   cuda.Call  // of the attention that is being looked at
-	places [12]uint64 // and its addresses
-	tally  cuda.Tally
-	Step   steps.Step
-	sees   cudaVisibility // what the step's token sets were chosen for
-	taken  stats.LayerSet
+	layers    []cudaLayer
+	call      cuda.Call  // of the attention that is being looked at
+	places    [12]uint64 // and its addresses
+	tally     cuda.Tally
+	Step      steps.Step
+	sees      cudaVisibility // what the step's token sets were chosen for
+	offloaded stats.LayerSet
 }
 
 // cudaLayer is a layer's plan, and the call that it was made from.
@@ -345,7 +345,7 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 		d.sees = sees
 	}
 	d.Step = s
-	d.taken.Add(layer)
+	d.offloaded.Add(layer)
 	return false, nil
 }
 
@@ -443,8 +443,8 @@ func (d *Decoder) Read(s *stats.Stats) error {
 // Counted is the statistics without what is counted on the device.
 func (d *Decoder) Counted(to *stats.Stats) {
 	*to = stats.Stats{
-		Device: fmt.Sprintf("cuda:%d %s", d.params.Device, d.Device.Name()), Taken: d.taken,
-		MeasuredSteps: d.Cal.Measured, DenseSteps: d.Cal.Dense, Interventions: d.Cal.ablations,
+		Device: fmt.Sprintf("cuda:%d %s", d.params.Device, d.Device.Name()), Offloaded: d.offloaded,
+		MeasuredSteps: d.Cal.Measured, DenseSteps: d.Cal.Dense, Ablations: d.Cal.ablations,
 	}
 }
 
