@@ -1,4 +1,4 @@
-/* What a program of somebody else's does with the library: an engine, a sequence, attention. Ends with 1 if the
+/* What a program of somebody else's does with the library: an engine, a decoder, attention. Ends with 1 if the
  * output is not what softmax attention over its tokens is. */
 #include <lessismore.h>
 #include <math.h>
@@ -28,21 +28,22 @@ int main(void) {
 
     lim_engine_params params;
     lim_engine *engine;
-    lim_sequence *sequence;
+    lim_decoder *decoder;
     if (lim_engine_default_params(&params, sizeof params) != LIM_OK) return refused("lim_engine_default_params");
     params.n_layers = 1;
     params.n_threads = 1;
     if (lim_engine_create(&params, &engine) != LIM_OK) return refused("lim_engine_create");
-    if (lim_sequence_create(engine, &sequence) != LIM_OK) return refused("lim_sequence_create");
+    const lim_decoder_params shape = {.struct_size = sizeof shape, .device = LIM_DEVICE_CPU, .max_rows = 1};
+    if (lim_decoder_create(engine, &shape, &decoder) != LIM_OK) return refused("lim_decoder_create");
+    const int32_t tokens = TOKENS;
     const lim_attention attention = {
-        .struct_size = sizeof attention,
+        .struct_size = sizeof attention, .n_rows = 1,
         .query = query, .key = key, .value = value, .output = output,
-        .key_slot_stride = sizeof key[0], .value_slot_stride = sizeof value[0],
-        .n_slots = TOKENS, .query_position = TOKENS - 1,
-        .heads = 1, .kv_heads = 1, .key_dim = DIM, .value_dim = DIM,
+        .key_token_stride = sizeof key[0], .value_token_stride = sizeof value[0],
         .query_dtype = LIM_DTYPE_F32, .key_dtype = LIM_DTYPE_F32, .value_dtype = LIM_DTYPE_F32, .output_dtype = LIM_DTYPE_F32,
+        .lengths = &tokens, .n_slots = TOKENS, .heads = 1, .kv_heads = 1, .head_dim = DIM, .value_dim = DIM,
     };
-    if (lim_attend(sequence, &attention) != LIM_OK) return refused("lim_attend");
+    if (lim_decoder_attend(decoder, &attention) != LIM_OK) return refused("lim_decoder_attend");
 
     double want[DIM] = {0}, sum = 0;
     for (int t = 0; t < TOKENS; t++) {
@@ -58,7 +59,7 @@ int main(void) {
             return 1;
         }
     }
-    lim_sequence_free(sequence);
+    lim_decoder_free(decoder);
     lim_engine_free(engine);
     printf("lessismore %s: right\n", lim_version_string());
     return 0;
