@@ -188,6 +188,8 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 		return nil, fault(statusArgument, "profile_dir = %q, but profile is not NULL", profiles.Dir)
 	case profiles.Dir != "" && about == "":
 		return nil, fault(statusArgument, "profile_dir = %q, but model = NULL", profiles.Dir)
+	case plugin.IsFolder(profiles.Path):
+		return nil, fault(statusArgument, "profile = %q is a folder: name a file in it, or the folder as profile_dir", profiles.Path)
 	}
 	engine.Keep(profiles)
 	host := logger{*(*unsafe.Pointer)(unsafe.Pointer(&params.logger)), uintptr(params.logger_user)}

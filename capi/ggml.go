@@ -2,7 +2,9 @@ package main
 
 /*
 #cgo CFLAGS: -I${SRCDIR}/../kernels/cpu -I${SRCDIR}/../bindings/ggml
-#cgo LDFLAGS: -L${SRCDIR}/../build/cmake/lib -llim_ggml -llim_cpu -l:libstdc++.a -ldl -lm -lpthread
+#cgo LDFLAGS: -L${SRCDIR}/../build/cmake/lib -llim_ggml -llim_cpu -ldl -lm -lpthread
+#cgo !libcxx LDFLAGS: -l:libstdc++.a
+#cgo libcxx LDFLAGS: -lc++
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include "hook.h"
@@ -82,31 +84,44 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 		configure()
 	}
 	hook := C.int(1)
-	if host.engine.Inert() != "" {
+	if host.engine.Disabled() {
 		hook = 0
 	}
 	text := make([]byte, 512)
-	registry = C.lim_ggml_install(caller, hook, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
+	var found C.lim_ggml_found
+	registry = C.lim_ggml_install(caller, hook, &found, (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
 	about := C.GoString((*C.char)(unsafe.Pointer(&text[0])))
-	if registry == nil {
-		if !host.hooked { // another copy of ggml in the process may be one that works
-			host.engine.Disable(about)
-		}
-		logLine(plugin.LogInfo, "inert: "+about)
-		return nil
-	}
-	if !host.hooked && hook != 0 {
+	switch {
+	case hook == 0: // why was said
+	case found == C.LIM_GGML_NEW:
 		host.hooked = true
-		c := host.env.Config
-		layers := "found by measuring"
-		if c.Layers != nil {
-			layers = fmt.Sprint(c.Layers)
-		}
-		logLine(plugin.LogInfo, fmt.Sprintf("%s loaded into %s (%s kernels): budget %d tokens, selection layers %s",
-			plugin.Version, about, host.engine.Report().Target, c.Budget, layers))
+		host.engine.Hold("")
+		loaded(about)
 		hookGPUs(caller)
+	case registry != nil: // loaded again
+	case host.hooked:
+		logLine(plugin.LogInfo, "another copy of ggml in this process is left alone: "+about)
+	case host.engine.Inert() == about: // that was said
+	default: // a later load, or another copy of ggml, may be one that works
+		host.engine.Hold(about)
+		state := "inert: "
+		if found == C.LIM_GGML_EARLY {
+			state = "waiting: "
+		}
+		logLine(plugin.LogInfo, state+about)
 	}
 	return registry
+}
+
+// loaded says what the library does in a host from now on.
+func loaded(about string) {
+	c := host.env.Config
+	layers := "found by measuring"
+	if c.Layers != nil {
+		layers = fmt.Sprint(c.Layers)
+	}
+	logLine(plugin.LogInfo, fmt.Sprintf("%s loaded into %s (%s kernels): budget %d tokens, selection layers %s",
+		plugin.Version, about, host.engine.Report().Target, c.Budget, layers))
 }
 
 // hookGPUs takes part in the host's CUDA devices where that is asked for, and says what becomes of them.
@@ -166,10 +181,27 @@ type session interface {
 	Close()
 }
 
+// rehearsal is the self-test's session.
+type rehearsal struct{ *plugin.Session }
+
+// rehearse starts a session that attends to everything, whatever the settings: the self-test's rows are below its budget.
+func rehearse() C.uintptr_t {
+	config := plugin.DefaultConfig()
+	config.Layers = []int{0}
+	engine, err := plugin.NewEngine(config)
+	if err != nil {
+		return 0
+	}
+	return C.uintptr_t(cgo.NewHandle(rehearsal{engine.NewSession(nil)}))
+}
+
 //export lim_go_ggml_open
-func lim_go_ggml_open(gpu C.int) (handle C.uintptr_t) {
+func lim_go_ggml_open(kind C.int) (handle C.uintptr_t) {
 	defer guard("init_backend")
-	if gpu != 0 {
+	switch kind {
+	case C.LIM_GGML_REHEARSAL:
+		return rehearse()
+	case C.LIM_GGML_GPU:
 		return C.uintptr_t(cgo.NewHandle(host.engine.NewGPUSession(logLine)))
 	}
 	s := host.engine.NewSession(logLine)
@@ -192,11 +224,20 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 	}()
 	defer guard("graph_compute")
 	g := plugin.Graph{
-		Nodes:   nodes,
-		Writes:  unsafe.Slice((*plugin.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
-		Shifts:  unsafe.Slice((*plugin.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
-		SoftMax: int(graph.n_soft_max),
-		Weights: uint64(graph.weights),
+		Nodes:     nodes,
+		Writes:    unsafe.Slice((*plugin.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
+		Shifts:    unsafe.Slice((*plugin.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
+		Rewritten: unsafe.Slice((*uint64)(graph.rewritten), graph.n_rewritten),
+		Rotations: int(graph.n_rotations),
+		SoftMax:   int(graph.n_soft_max),
+		Weights:   uint64(graph.weights),
+		Adapters:  uint64(graph.adapters),
+
+		FirstBlock: int32(graph.first_block), LastBlock: int32(graph.last_block), Ends: int32(graph.ends),
+	}
+	if graph.n_outputs >= 0 {
+		g.Batch = int(graph.n_batch)
+		g.Outputs = unsafe.Slice((*int32)(graph.outputs), graph.n_outputs)
 	}
 	if graph.positions != nil {
 		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)
@@ -205,6 +246,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 	if g.KnowsWeights {
 		graph.knows_weights = 1
 	}
+	graph.notes, graph.n_notes = (*C.lim_ggml_note)(unsafe.Pointer(unsafe.SliceData(g.Notes))), C.int64_t(len(g.Notes))
 	done = true
 }
 
@@ -226,9 +268,12 @@ func lim_go_ggml_close(of C.uintptr_t) {
 	s := handle.Value().(session)
 	handle.Delete()
 	s.Close()
-	if c := s.Stats(); c.Steps > 0 {
-		logLine(plugin.LogInfo, fmt.Sprintf("context freed: %d steps, %.1f%% of the tokens attended", c.Steps,
-			100*float64(c.TokensAttended)/float64(max(c.TokensVisible, 1))))
+	if _, ok := s.(rehearsal); ok {
+		return
+	}
+	c := s.Stats()
+	if text := c.Outcome(); text != "" {
+		logLine(plugin.LogInfo, "context freed: "+text)
 	}
 	writeStats()
 }
@@ -269,7 +314,12 @@ var (
 	_ [C.sizeof_lim_ggml_write - unsafe.Sizeof(plugin.Write{})]struct{}
 	_ [unsafe.Sizeof(plugin.Shift{}) - C.sizeof_lim_ggml_shift]struct{}
 	_ [C.sizeof_lim_ggml_shift - unsafe.Sizeof(plugin.Shift{})]struct{}
+	_ [unsafe.Sizeof(plugin.Note{}) - C.sizeof_lim_ggml_note]struct{}
+	_ [C.sizeof_lim_ggml_note - unsafe.Sizeof(plugin.Note{})]struct{}
 
+	_ = [1]int{}[unsafe.Offsetof(plugin.Store{}.Stride)-unsafe.Offsetof(C.lim_ggml_store{}.stride)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Store{}.Row)-unsafe.Offsetof(C.lim_ggml_store{}.row)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Note{}.Slots)-unsafe.Offsetof(C.lim_ggml_note{}.slots)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Store)-unsafe.Offsetof(C.lim_ggml_node{}.store)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Layer)-unsafe.Offsetof(C.lim_ggml_node{}.layer)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.NKV)-unsafe.Offsetof(C.lim_ggml_node{}.n_kv)]
@@ -277,6 +327,9 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Mask)-unsafe.Offsetof(C.lim_ggml_node{}.mask)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.MaxBias)-unsafe.Offsetof(C.lim_ggml_node{}.max_bias)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.What)-unsafe.Offsetof(C.lim_ggml_node{}.what)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Remedy)-unsafe.Offsetof(C.lim_ggml_node{}.remedy)]
+	_ = [1]int{}[unsafe.Offsetof(plugin.Node{}.Value)-unsafe.Offsetof(C.lim_ggml_node{}.value)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Write{}.Slots)-unsafe.Offsetof(C.lim_ggml_write{}.slots)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Write{}.N)-unsafe.Offsetof(C.lim_ggml_write{}.n)]
 	_ = [1]int{}[unsafe.Offsetof(plugin.Shift{}.Delta)-unsafe.Offsetof(C.lim_ggml_shift{}.delta)]

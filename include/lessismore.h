@@ -201,7 +201,8 @@ typedef struct lim_engine_params {
      * model is kept in the file `profile`, or in the directory `profile_dir` under a name that is made of the model
      * and of the settings that matter, and read there the next time. `profile_dir` needs `model`: any text that tells
      * the model from others of its shape, such as a hash of its weights. A profile of another model or of other
-     * settings is not used, and named to the logger; a file that the caller named is then left as it is. */
+     * settings is not used, and named to the logger; a file that the caller named is then left as it is. A folder
+     * as `profile` is an error; files that the library did not write are never replaced. */
     const char *model;
     const char *profile;
     const char *profile_dir;

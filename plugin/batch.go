@@ -184,9 +184,12 @@ func newBatch(engine *Engine, layers int, params BatchParams) (*Batch, error) {
 // load finds all entry points that the batch may need. The driver loads code when it is first asked for, which it may
 // not do while a stream is being captured.
 func (b *Batch) load() error {
+	if err := b.device.Load(&b.call); err != nil {
+		return err
+	}
 	plan, modes := b.layers[0].plan, []cuda.Mode{cuda.Full}
 	if b.selects {
-		modes = []cuda.Mode{cuda.Full, cuda.List, cuda.Select}
+		modes = []cuda.Mode{cuda.Full, cuda.Sparse, cuda.Select}
 	}
 	for _, b.call.Mode = range modes {
 		if _, err := b.device.Plan(&b.call, plan); err != nil {
@@ -323,7 +326,7 @@ func (b *Batch) fill(c *cuda.Call, a *BatchAttention) {
 	if b.selects { // also in calls that cannot outgrow the budget: the work memory's layout is one
 		budget := int32(b.engine.config.Budget)
 		c.Set, c.Positions, c.SetStride = b.sets, b.positions, int64(budget)
-		c.Budget, c.First, c.Mid, c.Recent = budget, int32(b.split.Sinks), int32(b.split.Mid), int32(b.split.Recent)
+		c.Budget, c.SinkTokens, c.TopK, c.Recent = budget, int32(b.split.Sinks), int32(b.split.Mid), int32(b.split.Recent)
 	}
 }
 
@@ -381,7 +384,7 @@ func (b *Batch) Attend(a *BatchAttention) error {
 	}
 	probed := b.pilot.probes(b, layer, c, uintptr(a.Stream))
 	if probed {
-		if step.sparse > 0 && c.Mode == cuda.List { // it attends to everything
+		if step.sparse > 0 && c.Mode == cuda.Sparse { // it attends to everything
 			step.sparse--
 			step.dense++
 		}
@@ -425,7 +428,7 @@ func (b *Batch) mode(step *batchStep, layer int, sight batchSight) cuda.Mode {
 		return cuda.Full
 	}
 	role := b.pilot.role(layer)
-	chooses := b.selects && int(b.call.Capacity) > b.engine.config.Budget
+	chooses := b.selects && b.pilot.chooses() && int(b.call.Capacity) > b.engine.config.Budget
 	if sight != step.sight {
 		step.chosen = false
 	}
@@ -436,7 +439,7 @@ func (b *Batch) mode(step *batchStep, layer int, sight batchSight) cuda.Mode {
 		return cuda.Select
 	case chooses && role == RoleSparse && step.chosen:
 		step.sparse++
-		return cuda.List
+		return cuda.Sparse
 	case chooses && role == RoleSparse:
 		step.without++
 	}

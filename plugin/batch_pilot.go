@@ -237,7 +237,7 @@ func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) b
 		budget, pairs, first := p.target.budget, layers*(layers-1)/2, pair(0, layer)
 		split := SplitBudget(budget, budget, config.Recency, config.SinkTokens)
 		p.call = *c
-		p.call.Budget, p.call.First, p.call.Mid, p.call.Recent = int32(budget), int32(split.Sinks), int32(split.Mid), int32(split.Recent)
+		p.call.Budget, p.call.SinkTokens, p.call.TopK, p.call.Recent = int32(budget), int32(split.Sinks), int32(split.Mid), int32(split.Recent)
 		p.probe = cuda.Probe{
 			Own: p.sets + uint64(4*layer*p.most), Sets: p.sets, SetStride: int64(p.most), SetBudget: int32(budget), Stamps: p.stamps,
 			Row: int32(p.target.row), NSets: int32(layer), Least: int32(probeShare * budget), Stamp: p.stamp,
@@ -247,7 +247,7 @@ func (p *batchPilot) probes(b *Batch, layer int, c *cuda.Call, stream uintptr) b
 			p.probe.Sum = p.sums + uint64(4*(pairs+first*heads))
 			p.probe.Square = p.probe.Sum + uint64(4*pairs*heads)
 		}
-	case p.kind == stepAudit && c.Mode == cuda.List && layer == p.layer && p.row < int(c.NRows):
+	case p.kind == stepAudit && c.Mode == cuda.Sparse && layer == p.layer && p.row < int(c.NRows):
 		p.call = *c
 		p.probe = cuda.Probe{
 			Own: p.own, Sets: b.positions + uint64(4*p.row*config.Budget), SetStride: int64(config.Budget), SetBudget: int32(config.Budget),
@@ -398,9 +398,12 @@ func (p *batchPilot) takeAudit() {
 	}
 }
 
+// chooses tells whether a set that a layer chooses is read by another one.
+func (p *batchPilot) chooses() bool { return p.kind == stepIntervene || p.roles.Sparse() }
+
 // bound is the budget that a step's rows are counted by.
 func (p *batchPilot) bound() int32 {
-	if p.kind == stepDense || p.kind == stepMeasure {
+	if p.kind == stepDense || p.kind == stepMeasure || !p.chooses() {
 		return math.MaxInt32
 	}
 	return int32(p.model.config.Budget)

@@ -108,8 +108,8 @@ func TestBatchDecodePath(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4+batchLayers*10, marks)
-	full, sieve, indexed, choose := "lim_attend_f16_128_8_tensor", "lim_attend_f16_128_8_sieve", "lim_short_f16_128_8_indexed", "lim_select_sieved"
-	step := []string{full, full, sieve, choose, indexed, sieve, choose, indexed, "lim_tally"}
+	full, filter, indexed, choose := "lim_attend_f16_128_8_tma", "lim_attend_f16_128_8_filtered", "lim_short_f16_128_8_indexed", "lim_select_filtered"
+	step := []string{full, full, filter, choose, indexed, filter, choose, indexed, "lim_tally"}
 	require.Equal(t, append(append([]string{}, step...), step...), launches)
 }
 
@@ -284,7 +284,7 @@ func TestBatchRefusals(t *testing.T) {
 		require.Equal(t, bad.kind, refusal.Kind, refusal.Text)
 	}
 	_, err = NewBatch(batchEngine(t, func(c *Config) { c.Budget = 30000 }), batchLayers, batchShape)
-	require.ErrorContains(t, err, "mid = 22500 is more than")
+	require.ErrorContains(t, err, "top_k = 22500 is more than")
 }
 
 func requireKind(t *testing.T, kind Kind, err error) {
@@ -306,11 +306,11 @@ func TestBatchLaunchThatFails(t *testing.T) {
 	a := batchCall(2)
 	err := b.Attend(&a)
 	requireKind(t, DeviceFailed, err)
-	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_sieve: CUDA_ERROR (700)")
+	require.ErrorContains(t, err, "launching lim_attend_f16_128_8_filtered: CUDA_ERROR (700)")
 	require.Equal(t, batchStep{layer: -1}, b.step)
 }
 
-// K and V are described to the copy engine when a call is planned, by a driver that wants a context for it.
+// K and V are described to TMA when a call is planned, by a driver that wants a context for it.
 func TestBatchMapThatFails(t *testing.T) {
 	if !batchChild() {
 		batchAgain(t, "LIM_STANDIN_FAIL=cuTensorMapEncodeTiled:700")
@@ -318,7 +318,7 @@ func TestBatchMapThatFails(t *testing.T) {
 	}
 	_, err := NewBatch(batchEngine(t, nil), batchLayers, batchShape)
 	requireKind(t, DeviceFailed, err)
-	require.ErrorContains(t, err, "describing K and V to the copy engine: CUDA_ERROR (700)")
+	require.ErrorContains(t, err, "making the tensor maps of K and V: CUDA_ERROR (700)")
 }
 
 func TestBatchOutOfMemory(t *testing.T) {

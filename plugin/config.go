@@ -173,11 +173,8 @@ var variables = []struct {
 		return err
 	}},
 	{"LESSISMORE_STATS", func(env *Environment, s string) error {
-		if len(s) > 4000 || strings.ContainsRune(s, 0) {
-			return fmt.Errorf("is not a usable file name")
-		}
-		env.StatsPath = s
-		return nil
+		env.StatsPath = ExpandPID(s)
+		return usable(env.StatsPath)
 	}},
 	{"LESSISMORE", func(env *Environment, s string) (err error) {
 		env.Enabled, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
@@ -216,13 +213,12 @@ var variables = []struct {
 		return err
 	}},
 	{"LESSISMORE_PROFILE", func(env *Environment, s string) error {
-		if len(s) > 4000 || strings.ContainsRune(s, 0) {
-			return fmt.Errorf("is not a usable file name")
-		}
-		if env.Profile = s; strings.EqualFold(s, "off") {
+		if strings.EqualFold(s, "off") {
 			env.Profile, env.Profiles = "", false
+			return nil
 		}
-		return nil
+		env.Profile = s
+		return usable(s)
 	}},
 	{"LESSISMORE_RECENCY", func(env *Environment, s string) (err error) {
 		env.Recency, err = fraction(s)
@@ -254,13 +250,24 @@ func integer(s string, low, high int) (int, error) {
 	return v, nil
 }
 
+// usable tells what is wrong with the name of a file that is written later, when it is too late to choose another.
+func usable(file string) error {
+	if len(file) > 4000 || strings.ContainsRune(file, 0) {
+		return errors.New("is not a usable file name")
+	}
+	if IsFolder(file) {
+		return errors.New("is a folder: name a file in it")
+	}
+	return nil
+}
+
 // switched is a number of steps, or on (that many: usual) or off (0).
 func switched(s string, high, usual int) (int, error) {
-	if steps, e := integer(s, 2, high); e == nil {
+	if steps, e := integer(s, 0, high); e == nil {
 		return steps, nil
 	}
-	on, err := choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false},
-		fmt.Sprintf("on, off, or a number of steps in 2 .. %d", high))
+	on, err := choice(s, map[string]bool{"on": true, "off": false},
+		fmt.Sprintf("on, off, or a number of steps in 0 .. %d", high))
 	if !on {
 		return 0, err
 	}

@@ -1,7 +1,9 @@
 package plugin
 
 import (
+	"fmt"
 	"math"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,6 +54,10 @@ func TestEnvironmentValues(t *testing.T) {
 		{"LESSISMORE_GUARD", "off", func(e *Environment) { e.Guard = 0 }},
 		{"LESSISMORE_GUARD", "0", func(e *Environment) { e.Guard = 0 }},
 		{"LESSISMORE_GUARD", "On", func(e *Environment) {}},
+		{"LESSISMORE_GUARD", "1", func(e *Environment) { e.Guard = 1 }},
+		{"LESSISMORE_TRACE", "1", func(e *Environment) { e.Trace = 1 }},
+		{"LESSISMORE_TRACE", "0", func(e *Environment) {}},
+		{"LESSISMORE_TRACE", "on", func(e *Environment) { e.Trace = DefaultTrace }},
 		{"LESSISMORE_GUARD", "64", func(e *Environment) { e.Guard = 64 }},
 		{"LESSISMORE_INTERVAL", "4", func(e *Environment) { e.Interval = 4 }},
 		{"LESSISMORE_PROFILE", "/tmp/p.json", func(e *Environment) { e.Profile = "/tmp/p.json" }},
@@ -65,6 +71,7 @@ func TestEnvironmentValues(t *testing.T) {
 		{"LESSISMORE_LOG", "debug", func(e *Environment) { e.Log = LogDebug }},
 		{"LESSISMORE_LOG", "off", func(e *Environment) { e.Log = LogOff }},
 		{"LESSISMORE_STATS", "/tmp/stats.json", func(e *Environment) { e.StatsPath = "/tmp/stats.json" }},
+		{"LESSISMORE_STATS", "/tmp/%p.json", func(e *Environment) { e.StatsPath = fmt.Sprintf("/tmp/%d.json", os.Getpid()) }},
 	} {
 		want, err := FromEnvironment(environment())
 		require.NoError(t, err)
@@ -116,8 +123,8 @@ func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
 		"LESSISMORE_SELECTIONS":  {"0", "-1", "65", "two", "auto"},
 		"LESSISMORE_GUARD":       {"-1", "1.5", "maybe", "1048577"},
 		"LESSISMORE_INTERVAL":    {"0", "-1", "65", "off"},
-		"LESSISMORE_PROFILE":     {strings.Repeat("x", 4001), "a\x00b"},
-		"LESSISMORE_STATS":       {strings.Repeat("x", 4001), "a\x00b"},
+		"LESSISMORE_PROFILE":     {strings.Repeat("x", 4001), "a\x00b", "/", "."},
+		"LESSISMORE_STATS":       {strings.Repeat("x", 4001), "a\x00b", "/", "."},
 	} {
 		for _, value := range values {
 			_, err := FromEnvironment(environment(name, value))

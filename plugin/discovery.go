@@ -1,8 +1,13 @@
 package plugin
 
+import "slices"
+
 // discovery learns, in a context's first pass over the layers, which of them can take part. Nothing of
 // ggml's interface tells a plug-in how many layers a model has: a pass is over when a layer's number
 // does not grow any more.
+//
+// It looks at every attention over a K/V cache, also at those that the kernels do not take: which layers see
+// everything is decided by masks and caches, never by which layers are left.
 type discovery struct {
 	layers   []discovered
 	complete bool // the first pass is over
@@ -10,11 +15,25 @@ type discovery struct {
 }
 
 type discovered struct {
-	layer int32
-	store Store
-	mask  uintptr // identity of the mask in the first pass: layers with one mask see the same tokens
-	full  bool
+	layer  int32
+	store  Store
+	scope  scope
+	reason Reason // why the kernels do not take it; Taken: they do
+	full   bool   // it is one of the layers that see everything
 }
+
+// participates tells whether a layer can take part.
+func (d discovered) participates() bool { return d.full && d.reason == Taken }
+
+// scope is what tells layers that see the same tokens: one mask, read over as many slots of stores of one kind.
+type scope struct {
+	mask    uintptr
+	nkv     int32
+	slots   int64
+	streams int32
+}
+
+func scopeOf(n *Node) scope { return scope{uintptr(n.Mask), n.NKV, n.Store.Slots, n.Store.Streams} }
 
 // observe takes note of one attention over a K/V cache. It returns true once the first pass is over.
 func (d *discovery) observe(n *Node) bool {
@@ -26,7 +45,7 @@ func (d *discovery) observe(n *Node) bool {
 		d.decide()
 		return true
 	}
-	d.layers = append(d.layers, discovered{layer: n.Layer, store: n.Store, mask: uintptr(n.Mask)})
+	d.layers = append(d.layers, discovered{layer: n.Layer, store: n.Store, scope: scopeOf(n), reason: n.Reason})
 	return false
 }
 
@@ -49,46 +68,43 @@ func (d *discovery) begins(layer int32) bool {
 // sliding layers' store is smaller, unless the host keeps it whole. Then compare decides later.
 func (d *discovery) decide() {
 	var largest int64
-	masks := map[uintptr]int64{}
 	for _, l := range d.layers {
-		masks[l.mask] = l.store.Slots
 		largest = max(largest, l.store.Slots)
 	}
-	smaller := 0
-	for _, slots := range masks {
-		if slots < largest {
-			smaller++
+	var full []scope // that may be those of the layers that see everything
+	for _, l := range d.layers {
+		if l.store.Slots == largest && !slices.Contains(full, l.scope) {
+			full = append(full, l.scope)
 		}
 	}
-	if len(masks)-smaller > 1 {
-		return
+	if len(full) == 1 {
+		d.settle(full[0])
 	}
-	for i := range d.layers {
-		d.layers[i].full = d.layers[i].store.Slots == largest
-	}
-	d.decided = true
 }
 
-// compare decides by what the layers of a whole graph see: those that see fewer tokens slide.
+// compare decides by what the layers of a whole graph see: those that see fewer tokens slide. Two kinds of layer
+// that both see the most leave it undecided: they may part later.
 func (d *discovery) compare(visible func(store uint64) (tokens int, ok bool)) {
-	most, least := -1, -1
-	counts := make([]int, len(d.layers))
-	for i, l := range d.layers {
+	most, full, single := -1, scope{}, false
+	for _, l := range d.layers {
 		n, ok := visible(l.store.ID)
-		if !ok {
+		switch {
+		case !ok:
 			return
-		}
-		counts[i] = n
-		most = max(most, n)
-		if least < 0 || n < least {
-			least = n
+		case n > most:
+			most, full, single = n, l.scope, true
+		case n == most && l.scope != full:
+			single = false
 		}
 	}
-	if most == least {
-		return
+	if single {
+		d.settle(full)
 	}
+}
+
+func (d *discovery) settle(full scope) {
 	for i := range d.layers {
-		d.layers[i].full = counts[i] == most
+		d.layers[i].full = d.layers[i].scope == full
 	}
 	d.decided = true
 }
@@ -97,9 +113,29 @@ func (d *discovery) compare(visible func(store uint64) (tokens int, ok bool)) {
 func (d *discovery) participants() []int32 {
 	var out []int32
 	for _, l := range d.layers {
-		if l.full {
+		if l.participates() {
 			out = append(out, l.layer)
 		}
 	}
 	return out
+}
+
+// apart is why a layer of a pass that is over does not take part.
+func (d *discovery) apart(layer int32) Reason {
+	for _, l := range d.layers {
+		if l.layer == layer && l.full {
+			return l.reason // not taken then, though it could be now
+		}
+	}
+	return ReasonSliding
+}
+
+// kept is why the kernels take none of the layers that see everything.
+func (d *discovery) kept() Reason {
+	for _, l := range d.layers {
+		if l.full && l.reason != Taken {
+			return l.reason
+		}
+	}
+	return Taken
 }

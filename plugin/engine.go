@@ -19,9 +19,11 @@ type Engine struct {
 	about    string // what tells the model of the engine's sequences from others of its shape
 	said     lines  // about that model; a session has its host's log
 
-	reason       atomic.Pointer[string] // why the engine is inert; nil: it is not
+	reason       atomic.Pointer[string] // why the engine is inert for good; nil: it is not
+	held         atomic.Pointer[string] // why it is so far; nil: it is not
 	intervention atomic.Pointer[Intervention]
 	guests       atomic.Uint64 // there ever were
+	lockstep     lockstep      // of those on GPUs
 
 	mu      sync.Mutex // never held while a session's, sequence's or model's own lock is taken
 	models  map[identity]*model
@@ -135,9 +137,24 @@ func (e *Engine) Config() Config { return e.config }
 // layer to its host from then on. The first reason stays.
 func (e *Engine) Disable(reason string) { e.reason.CompareAndSwap(nil, &reason) }
 
+// Disabled tells whether it was.
+func (e *Engine) Disabled() bool { return e.reason.Load() != nil }
+
+// Hold makes the engine inert until it is called with "": what it works in is not there yet.
+func (e *Engine) Hold(reason string) {
+	if reason == "" {
+		e.held.Store(nil)
+		return
+	}
+	e.held.Store(&reason)
+}
+
 // Inert is why the engine does nothing; "": it works.
 func (e *Engine) Inert() string {
 	if reason := e.reason.Load(); reason != nil {
+		return *reason
+	}
+	if reason := e.held.Load(); reason != nil {
 		return *reason
 	}
 	return ""

@@ -3,6 +3,7 @@ package plugin
 import (
 	"fmt"
 	"sync/atomic"
+	"syscall"
 	"unsafe"
 
 	"lessismore/plugin/internal/cpu"
@@ -18,12 +19,13 @@ type GPUSession struct {
 	guest
 
 	batch  *Batch
-	turn   *cuda.Turn
+	turn   *cuda.Bridge
 	memory *cuda.Memory // the rows' lengths and slots
 	odd    *cuda.Pinned // set by the device: a mask is not what the kernels take it for
-	sight  cuda.Sight
+	sight  cuda.Visibility
 	call   BatchAttention // of the node that is being looked at
 
+	stride   stride // through the first pass
 	key      stepKey
 	layer    int  // the last one that was taken in the compute call
 	look     bool // the masks have not been looked at in it
@@ -44,6 +46,7 @@ func (s *GPUSession) Close() {
 	s.engine.finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.engine.lockstep.leave(&s.stride)
 	s.forget()
 }
 
@@ -76,7 +79,7 @@ func (s *GPUSession) Stats() Stats { return s.stats() }
 func (s *GPUSession) Plan(g *Graph) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g.KnowsWeights = true
+	s.asks(g)
 	if len(g.Nodes) == 0 {
 		s.flashless(g)
 		return
@@ -86,18 +89,44 @@ func (s *GPUSession) Plan(g *Graph) {
 		s.refuse("a mask holds other values than 0 and -inf, which the kernels for GPUs do not add; earlier steps went without them")
 	}
 	s.layer, s.look, s.forgot = -1, false, false
+	s.survey(g)
+	s.stepped(g)
 	for i := range g.Nodes {
 		if n := &g.Nodes[i]; n.Reason == Taken {
 			n.Reason = s.node(n)
+		} else {
+			s.pass(n, s)
 		}
 	}
 	s.untakable(g)
+	s.drafts(&g.Nodes[0], "a K/V stream (speculative decoding, short prompts, or several sequences in one stream: --no-kv-unified)",
+		func(*Node) bool { return false }) // the mask that tells is on the device
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
 		if n.Reason == Taken && s.forgot { // by a later node, and learned anew by another one
 			n.Reason = ReasonDiscovery
 		}
 		s.counts.decline(n.Reason)
+	}
+}
+
+// stepped looks, in the first pass, for other devices that compute a share of the same layers.
+func (s *GPUSession) stepped(g *Graph) {
+	first, last := g.Nodes[0].Layer, g.Nodes[len(g.Nodes)-1].Layer
+	if first < 0 || last < first {
+		return
+	}
+	if !s.discovery.begins(first) {
+		if s.stride.call != 0 {
+			s.engine.lockstep.leave(&s.stride)
+		}
+		return
+	}
+	const why = "its heads are spread over several GPUs (-sm tensor), which is left to the host"
+	if spread, news := s.engine.lockstep.see(&s.stride, syscall.Gettid(), first, last); news {
+		s.refuse(why)
+	} else if spread {
+		s.counts.Inert = why
 	}
 }
 
@@ -148,7 +177,7 @@ func (s *GPUSession) fits(n *Node) Reason {
 		return s.reject(ReasonShape, n, "other heads than the first layer's")
 	case n.MaxBias != 0:
 		return s.reject(ReasonShape, n, "a bias by distance (ALiBi)")
-	case uintptr(n.Mask)%cuda.SightAlign != 0 || n.MaskStreamStride%cuda.SightAlign != 0 || n.NKV%cuda.SightStep != 0:
+	case uintptr(n.Mask)%cuda.VisibilityAlign != 0 || n.MaskStreamStride%cuda.VisibilityAlign != 0 || n.NKV%cuda.VisibilityStep != 0:
 		return s.reject(ReasonShape, n, "a mask that is not laid out in whole groups of 8 slots")
 	case n.NKV > p.Capacity:
 		return s.reject(ReasonShape, n, "a store with more slots than the first layer's")
@@ -163,8 +192,8 @@ func (s *GPUSession) reject(reason Reason, n *Node, why string) Reason {
 	if !s.rejected {
 		s.rejected = true
 		c := &n.Call
-		s.log(LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, key type %d, value type %d, %d slots)",
-			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, c.Key.Type, c.Value.Type, n.NKV))
+		s.log(LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, K %s, V %s, %d slots)",
+			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, types[c.Key.Type].name, types[c.Value.Type].name, n.NKV))
 	}
 	return reason
 }
@@ -235,12 +264,25 @@ func (s *GPUSession) attend(n *Node, before, after uintptr) error {
 	return nil
 }
 
+// suits leaves a GPU alone that computes the later layers of a model: the set that they would attend to is chosen elsewhere.
+func (s *GPUSession) suits() error {
+	first := s.discovery.layers[0].layer
+	if s.blocks.shown { // a model's first layers may have no attention
+		first = s.blocks.first
+	}
+	if first == 0 {
+		return nil
+	}
+	where := s.blocks.elsewhere()
+	if where == "" {
+		where = fmt.Sprintf("the first attention on this GPU is of layer %d", first)
+	}
+	return fmt.Errorf("%s: a model that is spread over devices is left alone", where)
+}
+
 // assigned gets ready what decoding needs, for as many streams and slots as the host's store has: nothing is
 // allocated later.
 func (s *GPUSession) assigned(n *Node) error {
-	if first := s.discovery.layers[0].layer; first != 0 {
-		return fmt.Errorf("the first attention on this GPU is of layer %d: a model that is spread over devices is left alone", first)
-	}
 	c := &n.Call
 	if c.DimK != c.DimV {
 		return fmt.Errorf("head_dim = %d for keys and %d for values: kernels for GPUs want the same", c.DimK, c.DimV)
@@ -249,7 +291,7 @@ func (s *GPUSession) assigned(n *Node) error {
 	if err != nil {
 		return err
 	}
-	slots := (n.Store.Slots + cuda.SightStep - 1) / cuda.SightStep * cuda.SightStep
+	slots := (n.Store.Slots + cuda.VisibilityStep - 1) / cuda.VisibilityStep * cuda.VisibilityStep
 	if slots > MaxSlots {
 		return fmt.Errorf("a store of %d slots is more than %d", n.Store.Slots, MaxSlots)
 	}
@@ -269,7 +311,7 @@ func (s *GPUSession) assigned(n *Node) error {
 
 func (s *GPUSession) allocate(rows, slots int) (err error) {
 	d := s.batch.device
-	if s.turn, err = d.NewTurn(); err != nil {
+	if s.turn, err = d.NewBridge(); err != nil {
 		return err
 	}
 	if s.odd, err = d.Pin(workAlign); err != nil {
@@ -280,7 +322,7 @@ func (s *GPUSession) allocate(rows, slots int) (err error) {
 	if s.memory, err = d.Zeroed(lengths + rows*slots*4); err != nil {
 		return err
 	}
-	s.sight = cuda.Sight{
+	s.sight = cuda.Visibility{
 		Lengths: s.memory.Address(), Table: s.memory.Address() + uint64(lengths), TableStride: int64(slots),
 		Odd: uint64(uintptr(unsafe.Pointer(&s.odd.Bytes()[0]))),
 	}

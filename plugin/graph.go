@@ -9,11 +9,13 @@ import (
 // The structures of this file mirror bindings/ggml/graph.h field by field; the package that links both
 // (capi) proves it. They are views of the host's memory, valid while the host's compute call lasts.
 
-// Store identifies one layer's K store in the host.
+// Store is one layer's K store in the host.
 type Store struct {
-	ID      uint64
-	Slots   int64 // per stream
+	ID      uint64 // its address
+	Slots   int64  // per stream
+	Stride  int64  // bytes from slot to slot, through all streams; 0: they do not lie like that
 	Streams int32
+	Row     int32 // bytes of a slot's keys
 }
 
 // Node is one attention of the host's graph. The host's shim fills Call's tensors and shape; a Session
@@ -36,6 +38,10 @@ type Node struct {
 	MaxBias          float32
 	MaxThreads       int32 // how many of the host's threads may share the call
 	Reason           Reason
+	What             unsafe.Pointer // texts of the shim's, for the log: what it refuses …
+	Type             unsafe.Pointer // … of which type, or else of which value …
+	Remedy           unsafe.Pointer // … and what would be taken; nil: the reason alone tells
+	Value            int64
 }
 
 // Write is a write of a batch's keys into a store.
@@ -61,16 +67,32 @@ type Shift struct {
 	N     int32
 }
 
+// Note asks for the prints of a store's slots, to be taken once the graph is computed.
+type Note struct {
+	Prints cpu.Prints
+	Slots  unsafe.Pointer // [N] int64
+	N      int64
+}
+
 // Graph is what one compute call of the host consists of, as far as attention is concerned.
 type Graph struct {
 	Nodes     []Node
 	Writes    []Write
 	Shifts    []Shift
-	Positions []int32 // of the batch's tokens; nil: this part of the graph has none
-	SoftMax   int     // masked softmax nodes: attention that runs without flash attention
-	Weights   uint64  // hash of the weights in this part of the graph; a sum over them, so parts add up
+	Rewritten []uint64 // stores that are changed in a way that is not understood
+	Positions []int32  // of the batch's tokens; nil: this part of the graph has none, or several
+	Rotations int      // nodes that rotate by position, understood or not
+	Outputs   []int32  // numbers of the batch's tokens that logits are wanted of, ascending
+	Batch     int      // tokens of the batch that Outputs counts in; 0: this part of the graph does not tell
+	SoftMax   int      // masked softmax nodes: attention that runs without flash attention
+	Weights   uint64   // hash of the weights and adapters in this part of the graph; a sum over them, so parts add up
+	Adapters  uint64   // which adapters are applied to them, and how much; 0: none
 
-	KnowsWeights bool // the answer: no more hashes are wanted
+	FirstBlock, LastBlock int32 // of the model, whose weights were hashed; FirstBlock -1: of none
+	Ends                  int32 // 1: so were those that follow the last block
+
+	KnowsWeights bool   // the answer: no more hashes are wanted
+	Notes        []Note // the answer, in C memory
 }
 
 // scan is the row of mask values of one query token.

@@ -66,7 +66,7 @@ func (l *lasting) resume(s *step, sees func(row int, slot int32) bool, own func(
 	l.ready = false
 	for i := 0; ready && i < len(s.rows); i++ {
 		r := &s.rows[i]
-		ready = l.length[i] > 0 && r.Visible == l.visible[i]+1
+		ready = r.SetLen > 0 && l.length[i] > 0 && r.Visible == l.visible[i]+1
 		for g := 0; ready && g < s.groups; g++ {
 			for _, slot := range s.sets[(g*len(s.rows)+i)*s.budget:][:l.length[i]] {
 				if !sees(i, slot) {

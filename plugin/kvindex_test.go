@@ -2,41 +2,81 @@ package plugin
 
 import (
 	"math/rand"
+	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
+
+	"lessismore/plugin/internal/cpu"
 )
+
+// fakeStore is a K store whose rows are numbers, and the index of it.
+type fakeStore struct {
+	*KVIndex
+	rows []uint64
+}
+
+func newFakeStore(t *testing.T, size, streams int) *fakeStore {
+	memory := &cpu.Arena{}
+	f := &fakeStore{rows: cpu.Slice[uint64](memory, size*streams)}
+	f.KVIndex = NewKVIndex(Store{
+		ID: uint64(uintptr(unsafe.Pointer(&f.rows[0]))), Slots: int64(size), Streams: int32(streams), Stride: 8, Row: 8,
+	})
+	f.Remember()
+	t.Cleanup(func() { f.Free(); memory.Free() })
+	return f
+}
+
+// computed is what happens once a graph is computed, up to the next one.
+func (f *fakeStore) computed() {
+	if note, any := f.Due(); any {
+		note.Prints.Note(unsafe.Slice((*int64)(note.Slots), note.N))
+	}
+	f.Learn()
+}
+
+// token computes a token: its row holds a text that is its own.
+func (f *fakeStore) token(slot int64, position int32, text uint64) {
+	f.Write(slot, position, false)
+	f.rows[slot] = text<<32 | uint64(uint32(position))
+	f.computed()
+}
 
 func TestKVIndexFollowsAHost(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewSource(seed))
-	for range 300 {
+	for range 100 {
 		size, streams := 1+rng.Intn(40), 1+rng.Intn(3)
-		x := NewKVIndex(size, streams)
+		x := newFakeStore(t, size, streams)
 		truth := make([]int32, size*streams)
 		for i := range truth {
 			truth[i] = unknown
 		}
-		for range 200 {
+		for step := range 200 {
 			switch slot := rng.Intn(size * streams); rng.Intn(12) {
 			case 0:
 				delta := make([]int32, size*streams)
 				for i := range delta {
-					delta[i] = int32(rng.Intn(3) - 1)
-					if truth[i] != unknown {
+					if delta[i] = int32(rng.Intn(3) - 1); truth[i] != unknown {
 						truth[i] += delta[i]
 					}
 				}
 				x.Shift(delta)
+				for i, d := range delta {
+					x.rows[i] = x.rows[i]&^0xFFFFFFFF | uint64(uint32(int32(x.rows[i])+d))
+				}
+				x.computed()
 			case 1, 2: // scattered
 				truth[slot] = int32(rng.Intn(size))
-				x.Write(int64(slot), truth[slot])
+				x.token(int64(slot), truth[slot], uint64(step+1))
 			default: // in a run, as a host that appends
 				truth[slot] = int32(slot % size)
-				x.Write(int64(slot), truth[slot])
+				x.token(int64(slot), truth[slot], uint64(step+1))
 			}
+			require.Equal(t, truth, x.positions)
 			s := rng.Intn(streams)
 			cells := truth[s*size : (s+1)*size]
 			n := 0
@@ -44,10 +84,11 @@ func TestKVIndexFollowsAHost(t *testing.T) {
 				n++
 			}
 			require.Equal(t, n, x.linear[s])
+			w := func(n int) Window { return Window{Own: int32(n - 1), Recent: 1 + rng.Intn(size), Sinks: rng.Intn(5)} }
 			if n > 0 {
-				require.True(t, x.Prefix(s, n, cells[n-1]))
-				require.False(t, x.Prefix(s, n, cells[n-1]+1))
-				require.False(t, n < size && x.Prefix(s, n+1, cells[n-1]+1))
+				require.True(t, x.Prefix(s, n, w(n)))
+				require.False(t, n > 1 && x.Prefix(s, n, w(n-1)), "another own token")
+				require.False(t, n < size && x.Prefix(s, n+1, w(n+1)))
 			}
 		}
 	}
@@ -56,52 +97,126 @@ func TestKVIndexFollowsAHost(t *testing.T) {
 func TestKVIndexOrdersByPosition(t *testing.T) {
 	rng := rand.New(rand.NewSource(time.Now().UnixNano()))
 	for range 500 {
-		size := 1 + rng.Intn(100)
-		n := 1 + rng.Intn(size)
+		size := 2 + rng.Intn(100)
+		n := 2 + rng.Intn(size-1)
 		first := int32(rng.Intn(1000))
-		x := NewKVIndex(size, 2)
+		x := newFakeStore(t, size, 2)
 		slots := rng.Perm(size)[:n] // slots[i] holds position first+i
 		want := make([]int32, n)
 		for i, s := range slots {
-			x.Write(int64(size+s), first+int32(i))
+			x.token(int64(size+s), first+int32(i), 1)
 			want[i] = int32(s)
 		}
-		ascending := make([]int32, 0, n)
-		for s := range size {
-			if x.positions[size+s] != unknown {
-				ascending = append(ascending, int32(s))
-			}
-		}
+		ascending := slices.Clone(want)
+		slices.Sort(ascending)
+		w := Window{Own: want[n-1], Sinks: rng.Intn(4), Recent: 1 + rng.Intn(n)}
 		out := make([]int32, n)
-		require.True(t, x.Order(1, ascending, first+int32(n)-1, out))
+		require.True(t, x.Order(1, ascending, w, out))
 		require.Equal(t, want, out)
+		require.False(t, x.Order(0, ascending, w, out), "of another stream")
+		require.False(t, x.Order(2, ascending, w, out))
+		require.False(t, x.Order(1, ascending, Window{Own: want[n-2], Recent: 1}, out), "the row's own token is not the newest")
 
-		// What a stale index looks like: an unknown slot, a position twice, a gap, another end.
-		require.False(t, x.Order(1, ascending, first+int32(n), out))
-		require.False(t, x.Order(0, ascending, first+int32(n)-1, out))
-		require.False(t, x.Order(2, ascending, first+int32(n)-1, out))
-		if n > 1 {
-			victim := int64(size + slots[rng.Intn(n-1)])
-			old := x.positions[victim]
-			x.Write(victim, first+int32(n)-1)
-			require.False(t, x.Order(1, ascending, first+int32(n)-1, out), "a position twice")
-			x.Write(victim, first-1)
-			require.False(t, x.Order(1, ascending, first+int32(n)-1, out), "a gap")
-			x.Write(victim, old)
-			require.True(t, x.Order(1, ascending, first+int32(n)-1, out))
+		// A token among the newest is another one than was written; below them that is of no account.
+		recent := 1 + rng.Intn(n-1)
+		for i := range n - 1 {
+			victim := size + slots[i]
+			was := x.rows[victim]
+			x.rows[victim] = 7777777
+			require.Equal(t, i < n-recent, x.Order(1, ascending, Window{Own: want[n-1], Recent: recent}, out), "token %d of %d, %d recent", i, n, recent)
+			x.rows[victim] = was
+			require.True(t, x.Order(1, ascending, Window{Own: want[n-1], Recent: recent}, out), "recognised")
+			require.Equal(t, want, out)
 		}
 	}
 }
 
-func TestKVIndexIgnoresWhatIsNotThere(t *testing.T) {
-	x := NewKVIndex(4, 1)
-	for i := range 4 {
-		x.Write(int64(i), int32(i))
+// A position twice, or one that is not there, tells nothing about the others.
+func TestKVIndexWantsTheNewestWithoutGaps(t *testing.T) {
+	x := newFakeStore(t, 32, 1)
+	slots := make([]int32, 12)
+	out := make([]int32, 12)
+	for i := range slots {
+		slots[i] = int32(i)
+		x.token(int64(i), int32(i), 1)
 	}
-	x.Write(-1, 0)
-	x.Write(4, 0)
-	require.True(t, x.Prefix(0, 4, 3))
+	w := Window{Own: 11, Recent: 4}
+	require.True(t, x.Order(0, slots, w, out))
+	x.token(3, 9, 2)
+	require.False(t, x.Order(0, slots, w, out), "position 9 is there twice")
+	x.token(3, 3, 3)
+	x.token(9, 40, 4)
+	require.False(t, x.Order(0, slots, w, out), "a visible token that is newer than the row's own")
+	x.rows[9] = 99
+	require.False(t, x.Order(0, slots, w, out), "slot 9 is not known: it may be any token")
+	require.EqualValues(t, unknown, x.positions[9])
+	// A gap that a removal left: all others are known.
+	gap := []int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11}
+	require.True(t, x.Order(0, gap, w, out[:11]))
+	require.Equal(t, gap, out[:11])
+	x.rows[5] = 99
+	require.False(t, x.Order(0, gap, w, out[:11]), "one of them is not: it may be in the gap")
+}
+
+func TestKVIndexRecognisesWhatMoves(t *testing.T) {
+	x := newFakeStore(t, 64, 2)
+	for i := range 20 {
+		x.token(int64(i), int32(i), 1)
+	}
+	copy(x.rows[64:], x.rows[:20]) // a stream that is copied
+	out := make([]int32, 20)
+	slots := []int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19}
+	x.Write(64+20, 20, false)
+	require.True(t, x.Order(1, append(slots, 20), Window{Own: 20, Recent: 8}, make([]int32, 21)))
+	// The same tokens, in cells that they were not written to, in another order.
+	for i, to := range rand.Perm(19) {
+		x.rows[to] = 1<<32 | uint64(i)
+	}
+	x.token(19, 19, 1)
+	require.True(t, x.Order(0, slots, Window{Own: 19, Recent: 8}, out))
+	for i, s := range out {
+		require.EqualValues(t, 1<<32|i, x.rows[s])
+	}
+}
+
+func TestKVIndexIgnoresWhatIsNotThere(t *testing.T) {
+	x := newFakeStore(t, 4, 1)
+	for i := range 4 {
+		x.token(int64(i), int32(i), 1)
+	}
+	x.Write(-1, 0, false)
+	x.Write(4, 0, false)
+	require.True(t, x.Prefix(0, 4, Window{Own: 3, Recent: 2}))
 	x.Shift([]int32{1})
-	require.False(t, x.Prefix(0, 1, 0), "a shift that does not fit makes everything unknown")
-	require.False(t, x.Order(0, []int32{0, 1}, 1, make([]int32, 2)))
+	require.False(t, x.Prefix(0, 1, Window{Own: 0, Recent: 1}), "a shift that does not fit makes everything unknown")
+	require.False(t, x.Order(0, []int32{0, 1}, Window{Own: 1, Recent: 1}, make([]int32, 2)))
+	// A store that does not show its rows: nothing is ever known.
+	blind := NewKVIndex(Store{ID: 4096, Slots: 4, Streams: 1})
+	defer blind.Free()
+	blind.Write(0, 0, false)
+	require.False(t, blind.Prefix(0, 1, Window{Recent: 1}))
+}
+
+// At least as many prints are remembered as were asked for, in bounded memory.
+func TestPrintsRemember(t *testing.T) {
+	const slots = 100
+	var p prints
+	p.make(slots)
+	size := len(p.now)
+	for i := range uint64(5000) {
+		p.put(i*0x9E3779B97F4A7C15|1, int32(i), i%3 == 0)
+		for k := uint64(0); k < slots && k <= i; k++ {
+			position, prompt, ok := p.get((i-k)*0x9E3779B97F4A7C15 | 1)
+			require.True(t, ok)
+			require.EqualValues(t, i-k, position)
+			require.Equal(t, (i-k)%3 == 0, prompt)
+		}
+	}
+	_, _, ok := p.get(1)
+	require.False(t, ok)
+	require.Len(t, p.now, size)
+	p.put(77, 1, false)
+	p.put(77, 2, false)
+	_, _, ok = p.get(77)
+	require.False(t, ok, "rows of two positions")
 }

@@ -15,6 +15,7 @@ const (
 type Roles struct {
 	roles      []Role
 	selections []int
+	sparse     bool // a layer is
 }
 
 // NewRoles assigns roles for a model with that many layers that can take part. Layers that the user
@@ -23,7 +24,7 @@ func NewRoles(layers int, config Config) (Roles, error) {
 	r := Roles{roles: make([]Role, layers), selections: config.Layers}
 	if r.selections == nil {
 		r.selections = DefaultLayers(layers)
-		if r.selections[0] >= layers { // a model this small has nothing to gain
+		if r.selections[0] >= layers-1 { // a model this small has nothing to gain
 			r.selections = nil
 		}
 	}
@@ -39,7 +40,7 @@ func NewRoles(layers int, config Config) (Roles, error) {
 		case selecting[l]:
 			r.roles[l] = RoleSelect
 		case len(r.selections) > 0 && l > r.selections[0]:
-			r.roles[l] = RoleSparse
+			r.roles[l], r.sparse = RoleSparse, true
 		}
 	}
 	return r, nil
@@ -58,6 +59,9 @@ func (r Roles) Group(layer int) int {
 	}
 	return g
 }
+
+// Sparse tells whether any layer attends to a token set.
+func (r Roles) Sparse() bool { return r.sparse }
 
 // Len is the number of layers that can take part.
 func (r Roles) Len() int { return len(r.roles) }

@@ -91,6 +91,7 @@ func newModel(config Config, layers int, about identity, file profileFile, log f
 			m.source = SourceRule
 		}
 		m.guard.expect(m, roles.Selections())
+		m.tellIfIdle()
 		return m, nil
 	}
 	config.Layers = []int{}
@@ -102,8 +103,21 @@ func newModel(config Config, layers int, about identity, file profileFile, log f
 		m.truth = p.Calibrated
 		m.adopt(p.Choice, SourceProfile)
 		log(LogInfo, fmt.Sprintf("selection layers %v: profile %s", p.Choice, m.file.path))
+		m.tellIfIdle()
 	}
 	return m, nil
+}
+
+// tellIfIdle says that no layer of the model attends to a token set.
+func (m *model) tellIfIdle() {
+	if m.roles.Sparse() {
+		return
+	}
+	why := fmt.Sprintf("%d are needed", firstSelection+2)
+	if selections := m.roles.Selections(); len(selections) > 0 {
+		why = fmt.Sprintf("none comes after the layers that choose, %v", selections)
+	}
+	m.log(LogInfo, fmt.Sprintf("nothing to gain: %d of the model's layers can take part, %s; all of them attend to everything", m.layers, why))
 }
 
 // rule gives up measuring, for a reason.

@@ -157,12 +157,18 @@ func (p *pilot) begin(st *step, heads int, counts *Stats) {
 		counts.Interventions++
 		return
 	}
+	if p.source != SourceNone && !p.roles.Sparse() { // no set would be read
+		for i := range st.rows {
+			st.rows[i].SetLen = 0
+		}
+		return
+	}
 	if p.fixed && p.interval <= 1 {
 		return
 	}
 	row, longest := 0, 0
 	for i := range st.rows {
-		if n := int(st.rows[i].Visible); n > longest {
+		if n := int(st.rows[i].Visible); n > longest && st.rows[i].SetLen > 0 {
 			row, longest = i, n
 		}
 	}

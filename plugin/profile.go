@@ -267,7 +267,7 @@ func (f *profileFile) save(p *Profile, log func(LogLevel, string)) {
 		err = os.MkdirAll(filepath.Dir(f.path), 0o700)
 	}
 	if err == nil {
-		err = WriteFile(f.path, append(text, '\n'))
+		err = writeFile(f.path, append(text, '\n'), !f.given)
 	}
 	if err != nil {
 		log(LogInfo, fmt.Sprintf("profile is not saved: %v", err))

@@ -112,7 +112,11 @@ func (s *Sequence) see(a *Attention) error {
 		return &Error{NoMemory, "no memory for the token set"}
 	}
 	s.seen, s.next = s.next, s.seen
-	s.step.see(0, 0, 0, n, s.seen.slots, nil, config)
+	var split Split
+	if n > config.Budget {
+		split = SplitBudget(n, config.Budget, config.Recency, config.SinkTokens)
+	}
+	s.step.see(0, 0, 0, n, s.seen.slots, nil, split)
 	s.pilot.begin(&s.step, int(a.Heads), &s.counts)
 	if s.pilot.lasts(&s.step) && s.step.lasting.resume(&s.step, func(_ int, slot int32) bool {
 		return s.seen.holds(slot) && s.next.holds(slot) && s.seen.position(slot) == s.next.position(slot)

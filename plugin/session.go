@@ -26,16 +26,19 @@ const maxHashed = 4096
 type Session struct {
 	guest
 
-	graphs    int
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
 	followed  *track            // that one
-	positions []int32
+	positions []int32           // of the batch
+	batch     int               // number of the batch that they are of
+	rotates   bool              // the model's graphs have positions
+	notes     cpu.Arena
 	step      step
 	key       stepKey
 	own       []int64 // the rows' own slots in the step
 	reason    Reason  // why the step's batch is left to the host; Taken: it is not
 	work      cpu.Arena
 	slopes    cpu.Arena
+	distances distances
 	slopesFor struct {
 		heads int32
 		bias  float32
@@ -49,9 +52,12 @@ type Session struct {
 
 // track is what is known of one K store.
 type track struct {
-	index *KVIndex
-	last  []int64 // global slots of the last batch that was written; none if there were more than maxRows
-	count int     // tokens of that batch
+	index  *KVIndex
+	last   []int64 // global slots of the last batch that was written; none if there were more than maxRows
+	prompt []bool  // of these: no logits are wanted
+	told   bool    // prompt is known
+	count  int     // tokens of that batch
+	batch  int     // the last one whose positions went to the index
 }
 
 // stepKey tells the compute calls of one step from those of another.
@@ -84,7 +90,9 @@ func (s *Session) Close() {
 		s.pilot.settle()
 		s.pilot.free()
 	}
+	s.drop(nil)
 	s.step.free()
+	s.notes.Free()
 	s.work.Free()
 	s.slopes.Free()
 	s.timings.free()
@@ -110,19 +118,22 @@ func (s *Session) Stats() Stats { return s.stats() }
 func (s *Session) Plan(g *Graph) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.graphs++
-	g.KnowsWeights = s.discovery.complete || s.graphs > maxHashed
+	s.asks(g)
 	s.follow(g)
+	defer s.note(g)
 	if len(g.Nodes) == 0 {
 		if len(g.Writes) > 0 && s.flashless(g) {
-			clear(s.tracks)
+			s.drop(nil)
 		}
 		return
 	}
 	s.attention = true
-	if s.discovery.begins(g.Nodes[0].Layer) {
-		s.weights += g.Weights
+	if s.adapted(g) {
+		s.unlearn()
+		s.leave(g)
+		return
 	}
+	s.survey(g)
 	if s.discovery.complete && !s.discovery.decided {
 		s.tell(g)
 	}
@@ -132,12 +143,18 @@ func (s *Session) Plan(g *Graph) {
 		n := &g.Nodes[i]
 		if n.Reason == Taken {
 			n.Reason = s.node(n, &fresh)
+		} else {
+			s.pass(n, s)
 		}
 		if n.Reason == Taken {
 			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
 		}
 	}
 	s.untakable(g)
+	s.drafts(&g.Nodes[0], "a sequence (speculative decoding, or a prompt in small pieces)", func(n *Node) bool {
+		visible, _ := cpu.Visible(n.scan(0, 0), n.ScanType, int(n.NKV), nil)
+		return visible <= 1
+	})
 	var work unsafe.Pointer
 	if need <= maxWork {
 		work = s.work.Bytes(need)
@@ -161,55 +178,102 @@ func (s *Session) Plan(g *Graph) {
 	}
 }
 
-// follow keeps the K/V index up to date: shifts, then the batch's positions, then its writes.
+// follow keeps the K/V index up to date: what the last graph wrote, then this one's shifts, positions and writes.
 func (s *Session) follow(g *Graph) {
-	if len(g.Shifts) > 0 {
+	for _, t := range s.tracks {
+		t.index.Learn()
+	}
+	if len(g.Shifts)+len(g.Rewritten) > 0 {
 		s.step.lasting.drop()
+	}
+	for _, id := range g.Rewritten {
+		if t := s.tracks[id]; t != nil {
+			t.index.Forget()
+		}
 	}
 	for i := range g.Shifts {
 		if t := s.tracks[g.Shifts[i].Store]; t != nil {
 			t.index.Shift(unsafe.Slice((*int32)(g.Shifts[i].Delta), g.Shifts[i].N))
 		}
 	}
-	if g.Positions != nil {
+	if g.Rotations > 0 {
+		s.rotates = true
 		s.positions = append(s.positions[:0], g.Positions...)
+		s.batch++
 	}
 	for i := range g.Writes {
-		s.wrote(&g.Writes[i])
+		s.wrote(&g.Writes[i], g)
 	}
 }
 
-func (s *Session) wrote(w *Write) {
+// note asks for the prints of what the graph writes to the stores that are followed.
+func (s *Session) note(g *Graph) {
+	notes, n := cpu.Slice[Note](&s.notes, len(s.tracks)), 0
+	for _, t := range s.tracks {
+		if due, any := t.index.Due(); any && notes != nil {
+			notes[n] = due
+			n++
+		}
+	}
+	g.Notes = notes[:n]
+}
+
+// drop stops following stores, but for one.
+func (s *Session) drop(but *track) {
+	for id, t := range s.tracks {
+		if t != but {
+			t.index.Free()
+			delete(s.tracks, id)
+		}
+	}
+}
+
+func (s *Session) wrote(w *Write, g *Graph) {
 	if s.warned && !s.attention {
 		return // flash attention is off: nothing will ask
 	}
 	t := s.tracks[w.Store.ID]
-	if t == nil || !t.index.Fits(int(w.Store.Slots), int(w.Store.Streams)) {
+	if t == nil || !t.index.Fits(w.Store) {
 		if s.ordinal != nil {
 			return // the layers are known, and this one's store is not the one that is followed
 		}
-		t = &track{index: NewKVIndex(int(w.Store.Slots), int(w.Store.Streams)), last: make([]int64, 0, maxRows)}
+		if t != nil {
+			t.index.Free()
+		}
+		t = &track{index: NewKVIndex(w.Store), last: make([]int64, 0, maxRows), prompt: make([]bool, 0, maxRows)}
 		s.tracks[w.Store.ID] = t
 	}
-	t.count, t.last = int(w.N), t.last[:0]
-	for i := range int(w.N) {
-		position := int32(unknown)
-		if len(s.positions) >= int(w.N) { // longer: M-RoPE has several positions per token, the first is time
-			position = s.positions[i]
+	n := int(w.N)
+	t.count, t.last, t.prompt, t.told = n, t.last[:0], t.prompt[:0], g.Batch == n
+	// M-RoPE has four positions per token; the first one is its place in the text.
+	known := t.batch != s.batch && (len(s.positions) == n || len(s.positions) == 4*n)
+	t.batch = s.batch
+	outputs := g.Outputs
+	for i := range n {
+		slot, prompt := w.slot(i), t.told
+		if len(outputs) > 0 && int(outputs[0]) == i {
+			outputs, prompt = outputs[1:], false
 		}
-		slot := w.slot(i)
-		t.index.Write(slot, position)
-		if w.N <= maxRows {
-			t.last = append(t.last, slot)
+		switch {
+		case known:
+			t.index.Write(slot, s.positions[i], prompt)
+		case s.rotates:
+			t.index.Write(slot, unknown, prompt)
+		default:
+			t.index.WriteNext(slot, prompt)
+		}
+		if n <= maxRows {
+			t.last, t.prompt = append(t.last, slot), append(t.prompt, prompt)
 		}
 	}
+	t.index.tied = t.index.tied || known && len(s.positions) > n
 }
 
 // tell decides which layers slide by comparing what they see in this graph.
 func (s *Session) tell(g *Graph) {
 	s.discovery.compare(func(store uint64) (int, bool) {
 		for i := range g.Nodes {
-			if n := &g.Nodes[i]; n.Store.ID == store && n.Reason == Taken {
+			if n := &g.Nodes[i]; n.Store.ID == store && n.Scan != nil {
 				visible, _ := cpu.Visible(n.scan(0, 0), n.ScanType, int(n.NKV), nil)
 				return visible, true
 			}
@@ -256,28 +320,50 @@ func (s *Session) node(n *Node, fresh *bool) Reason {
 	}
 	if call.Mode == cpu.List && !s.engaged {
 		s.engaged = true
+		row := slices.IndexFunc(s.step.rows, func(r cpu.Row) bool { return r.SetLen > 0 })
 		s.log(LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
-			s.step.rows[0].SetLen, s.step.rows[0].Visible, s.pilot.roles.Selections()))
+			s.step.rows[row].SetLen, s.step.rows[row].Visible, s.pilot.roles.Selections()))
 	}
 	return Taken
+}
+
+// leave leaves a whole graph to the host: the layers are not known.
+func (s *Session) leave(g *Graph) {
+	for i := range g.Nodes {
+		if g.Nodes[i].Reason == Taken {
+			g.Nodes[i].Reason = ReasonDiscovery
+		}
+		s.counts.decline(g.Nodes[i].Reason)
+	}
 }
 
 // forget drops what follows from the layers: the first pass was not the whole model, or the backend serves
 // another one now.
 func (s *Session) forget() {
 	s.followed = nil
-	clear(s.tracks)
+	s.drop(nil)
+	s.unlearn()
+}
+
+// unlearn drops what the layers did last. What is known of the store's tokens stays.
+func (s *Session) unlearn() {
 	s.step.lasting.drop()
 	s.step.chosen, s.reason = false, ReasonDiscovery
 }
+
+// suits: what the CPU computes of a model, its first layers where the others are off-loaded, is attended to for itself.
+func (s *Session) suits() error { return nil }
 
 // assigned keeps only the index that the rows are ordered by: that of the first of the layers that can take
 // part, which is written before any of them is read.
 func (s *Session) assigned(*Node) error {
 	s.step.lasting.interval = s.engine.config.Interval
-	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, func(d discovered) bool { return d.full })].store.ID
+	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, discovered.participates)].store.ID
 	s.followed = s.tracks[first]
-	s.tracks = map[uint64]*track{first: s.followed}
+	s.drop(s.followed)
+	if s.followed != nil {
+		s.followed.index.Remember()
+	}
 	return nil
 }
 
@@ -296,6 +382,9 @@ func (s *Session) look(n *Node, key stepKey, layer int) Reason {
 	}
 	if reason := classify(n, t); reason != Taken {
 		return reason
+	}
+	if t.told && !slices.Contains(t.prompt, false) {
+		return ReasonPrompt // fed token by token, or the beginnings of several
 	}
 	s.trace()
 	if err := s.step.begin(rows, int(n.NKV), s.engine.config.Budget, s.pilot.groups()); err != nil {
@@ -374,38 +463,6 @@ func classify(n *Node, t *track) Reason {
 		return ReasonPrompt
 	}
 	return ReasonMixed
-}
-
-// see fills row i of the step with what its mask leaves visible, in position order where that is known.
-func (s *Session) see(n *Node, i int, t *track) {
-	stream, token := i/int(n.Tokens), i%int(n.Tokens)
-	scan := n.scan(stream, token)
-	visible, flags := cpu.Visible(scan, n.ScanType, int(n.NKV), nil)
-	var slots []int32 // nil: slots 0 .. visible-1
-
-	last := t.index.positions[t.last[i]]
-	storeStream := int(n.FirstStream) + stream
-	prefix := flags&cpu.Prefix != 0
-	ordered := !s.byCell && prefix && t.index.Prefix(storeStream, visible, last)
-	if !ordered {
-		slots = s.step.list(i)
-		cpu.Visible(scan, n.ScanType, int(n.NKV), unsafe.Pointer(&slots[0]))
-		slots = slots[:visible]
-		ordered = !s.byCell && last != unknown && t.index.Order(storeStream, slots, last, slots)
-		if !ordered && prefix {
-			slots = nil
-		}
-	}
-	if ordered {
-		s.counts.PositionOrder++
-	} else {
-		s.counts.CellOrder++
-	}
-	var mask unsafe.Pointer
-	if flags&cpu.Plain == 0 {
-		mask = unsafe.Add(n.Mask, int64(stream)*n.MaskStreamStride+int64(token)*n.MaskTokenStride)
-	}
-	s.step.see(i, token, stream, visible, slots, mask, &s.engine.config)
 }
 
 // alibi is the slope of each head's linear bias (ALiBi, arXiv 2108.12409), for any number of heads.

@@ -28,7 +28,15 @@ type fakeHost struct {
 
 	heads, kvHeads, dim int
 	softMax             int
+
+	keys    [][]key // per layer, by global slot
+	ropes   bool    // the model's graphs have positions
+	wants   []int32 // numbers of a batch's tokens that logits are wanted of
+	wanting bool    // the graphs show wants
 }
+
+// key is what a host computes for a token: it follows from the token and its position, as the keys of a first layer do.
+type key struct{ text, position int64 }
 
 type cell struct {
 	sequence int // -1: empty
@@ -40,7 +48,10 @@ const negInf = 0xFC00
 func newFakeHost(t *testing.T, config Config, layers, slots, streams int) *fakeHost {
 	engine, err := NewEngine(config)
 	require.NoError(t, err)
-	h := &fakeHost{t: t, session: engine.NewSession(nil), layers: layers, slots: slots, nkv: slots, streams: streams, heads: 4, kvHeads: 2, dim: 32}
+	h := &fakeHost{t: t, session: engine.NewSession(nil), layers: layers, slots: slots, nkv: slots, streams: streams, heads: 4, kvHeads: 2, dim: 32, ropes: true}
+	for range layers {
+		h.keys = append(h.keys, alloc[key](h, slots*streams))
+	}
 	for range streams {
 		row := make([]cell, slots)
 		for i := range row {
@@ -95,9 +106,15 @@ func (h *fakeHost) graph(tokens []token, from, to int) *Graph {
 			h.mask[i*h.nkv+c] = v
 		}
 	}
-	g := &Graph{Positions: positions, SoftMax: h.softMax}
+	g := &Graph{SoftMax: h.softMax}
+	if h.ropes {
+		g.Positions, g.Rotations = positions, 2*h.layers
+	}
+	if h.wanting {
+		g.Outputs, g.Batch = h.wants, len(tokens)
+	}
 	for l := from; l < to; l++ {
-		store := Store{ID: uint64(1000 + l), Slots: int64(h.slots), Streams: int32(h.streams)}
+		store := h.store(l)
 		g.Writes = append(g.Writes, Write{Store: store, Slots: unsafe.Pointer(&slots[0]), Wide: 1, N: int32(len(tokens))})
 		g.Nodes = append(g.Nodes, Node{
 			Store: store, Layer: int32(l), FirstStream: int32(tokens[0].stream), Tokens: int32(perStream), Streams: int32(streams),
@@ -110,10 +127,62 @@ func (h *fakeHost) graph(tokens []token, from, to int) *Graph {
 	return g
 }
 
-// plan plans a whole pass and returns the nodes.
+// store is a layer's K store.
+func (h *fakeHost) store(layer int) Store {
+	return Store{
+		ID: uint64(uintptr(unsafe.Pointer(&h.keys[layer][0]))), Slots: int64(h.slots), Streams: int32(h.streams),
+		Stride: int64(unsafe.Sizeof(key{})), Row: int32(unsafe.Sizeof(key{})),
+	}
+}
+
+// run plans a compute call and computes it: the keys are written, then the hook takes the prints.
+func (h *fakeHost) run(g *Graph) {
+	h.session.Plan(g)
+	for i := range g.Writes {
+		for l := range h.keys {
+			for k := range int(g.Writes[i].N) {
+				if slot := int(g.Writes[i].slot(k)); h.store(l).ID == g.Writes[i].Store.ID && slot < h.slots*h.streams {
+					c := h.cells[slot/h.slots][slot%h.slots]
+					h.keys[l][slot] = h.keyOf(c)
+				}
+			}
+		}
+	}
+	for i := range g.Shifts {
+		for l := range h.keys {
+			for slot, d := range unsafe.Slice((*int32)(g.Shifts[i].Delta), g.Shifts[i].N) {
+				if h.store(l).ID == g.Shifts[i].Store && h.keys[l][slot] != (key{}) {
+					h.keys[l][slot].position += int64(d)
+				}
+			}
+		}
+	}
+	for _, n := range g.Notes {
+		n.Prints.Note(unsafe.Slice((*int64)(n.Slots), n.N))
+	}
+}
+
+// keyOf is the key of a cell's token: the texts of sequences differ.
+func (h *fakeHost) keyOf(c cell) key {
+	k := key{int64(c.sequence+1)<<32 | int64(c.position+1), 0}
+	if h.ropes {
+		k.position = int64(c.position)
+	}
+	return k
+}
+
+// restore puts a token into a cell behind the graphs.
+func (h *fakeHost) restore(stream, at int, c cell) {
+	h.cells[stream][at] = c
+	for l := range h.keys {
+		h.keys[l][stream*h.slots+at] = h.keyOf(c)
+	}
+}
+
+// plan runs a whole pass and returns the nodes.
 func (h *fakeHost) plan(tokens ...token) []Node {
 	g := h.graph(tokens, 0, h.layers)
-	h.session.Plan(g)
+	h.run(g)
 	return g.Nodes
 }
 
@@ -170,7 +239,7 @@ func TestSessionAssignsRoles(t *testing.T) {
 	require.EqualValues(t, 20, s.Rows)
 	require.EqualValues(t, 12, s.RowsSparse)
 	require.EqualValues(t, 24, s.SparseCalls)
-	require.EqualValues(t, 20, s.PositionOrder)
+	require.EqualValues(t, 12, s.PositionOrder)
 }
 
 func TestSessionLeavesPromptsAndMixedBatches(t *testing.T) {
@@ -238,45 +307,15 @@ func TestSessionOrdersRowsByPosition(t *testing.T) {
 				}
 			}
 			require.Equal(t, Taken, nodes[2].Reason)
-			require.Equal(t, want, slotsOf(&rowsOf(&nodes[2])[0]))
+			row := &rowsOf(&nodes[2])[0]
+			if len(want) <= 6 { // within the budget the order is of no account
+				slices.Sort(want)
+			}
+			require.Equal(t, want, slotsOf(row))
+			require.Equal(t, len(want) > 6, row.SetLen > 0)
 		}
 		require.Zero(t, h.session.Stats().CellOrder)
 	}
-}
-
-func TestSessionFallsBackToCellOrder(t *testing.T) {
-	h := newFakeHost(t, small(4, 1), 3, 32, 1)
-	h.discover()
-	for i := range 6 {
-		h.plan(token{0, 10 - i, 0, int32(i)}) // backwards through the cells
-	}
-	require.Zero(t, h.session.Stats().CellOrder)
-	// A state is restored behind the graphs: two cells that the library never saw being written.
-	h.cells[0][20], h.cells[0][21] = cell{0, 6}, cell{0, 7}
-	nodes := h.plan(token{0, 22, 0, 8})
-	require.Equal(t, []int32{5, 6, 7, 8, 9, 10, 20, 21, 22}, slotsOf(&rowsOf(&nodes[2])[0]))
-	require.EqualValues(t, 1, h.session.Stats().CellOrder)
-}
-
-func TestSessionFollowsAKShift(t *testing.T) {
-	h := newFakeHost(t, small(4, 1), 3, 32, 1)
-	h.discover()
-	for i := range 10 {
-		h.plan(token{0, i, 0, int32(i)})
-	}
-	// Tokens 2 .. 4 are removed and the later ones move up.
-	delta := alloc[int32](h, 32)
-	for i := 5; i < 10; i++ {
-		h.cells[0][i].position -= 3
-		delta[i] = -3
-	}
-	for i := 2; i < 5; i++ {
-		h.cells[0][i].sequence = -1
-	}
-	h.session.Plan(&Graph{Shifts: []Shift{{Store: 1000, Delta: unsafe.Pointer(&delta[0]), N: 32}}})
-	nodes := h.plan(token{0, 3, 0, 7})
-	require.Equal(t, []int32{0, 1, 5, 6, 7, 8, 9, 3}, slotsOf(&rowsOf(&nodes[2])[0]))
-	require.Zero(t, h.session.Stats().CellOrder)
 }
 
 func TestSessionKeepsTheSetAcrossSplitCalls(t *testing.T) {
@@ -291,9 +330,9 @@ func TestSessionKeepsTheSetAcrossSplitCalls(t *testing.T) {
 	for l := range 6 { // one layer a call, as with an evaluation callback
 		part := &Graph{Nodes: g.Nodes[l : l+1], Writes: g.Writes[l : l+1]}
 		if l == 0 {
-			part.Positions = g.Positions
+			part.Positions, part.Rotations = g.Positions, g.Rotations
 		}
-		h.session.Plan(part)
+		h.run(part)
 		require.Equal(t, Taken, g.Nodes[l].Reason)
 		got = append(got, g.Nodes[l].Call.Mode)
 	}
@@ -304,7 +343,7 @@ func TestSessionKeepsTheSetAcrossSplitCalls(t *testing.T) {
 
 	// The next step skips the selection layers: no set of an earlier step may serve.
 	g = h.graph([]token{{0, 10, 0, 10}}, 0, 6)
-	h.session.Plan(&Graph{Nodes: g.Nodes[4:5], Writes: g.Writes[0:1], Positions: g.Positions})
+	h.run(&Graph{Nodes: g.Nodes[4:5], Writes: g.Writes[0:1], Positions: g.Positions, Rotations: 1})
 	require.Equal(t, cpu.Full, g.Nodes[4].Call.Mode)
 	require.EqualValues(t, 1, h.session.Stats().NoSetCalls)
 }
@@ -335,7 +374,7 @@ func TestSessionTellsSlidingLayers(t *testing.T) {
 		for i := range 12 {
 			g := h.graph([]token{{0, i, 0, int32(i)}}, 0, 6)
 			slide(g)
-			h.session.Plan(g)
+			h.run(g)
 			for l, n := range g.Nodes {
 				switch {
 				case i == 0:
@@ -357,7 +396,7 @@ func TestSessionTellsSlidingLayers(t *testing.T) {
 func TestSessionStartsOverAfterAShortFirstPass(t *testing.T) {
 	h := newFakeHost(t, small(4, 1), 6, 32, 1)
 	g := h.graph([]token{{0, 31, 99, 0}}, 0, 3)
-	h.session.Plan(g)
+	h.run(g)
 	h.cells[0][31].sequence = -1
 	for i := range 8 {
 		nodes := h.plan(token{0, i, 0, int32(i)})
@@ -390,7 +429,7 @@ func TestSessionSaysThatFlashAttentionIsOff(t *testing.T) {
 	s := engine.NewSession(func(_ LogLevel, text string) { lines = append(lines, text) })
 	defer s.Close()
 	slot := int64(0)
-	g := &Graph{SoftMax: 28, Writes: []Write{{Store: Store{1, 8, 1}, Slots: unsafe.Pointer(&slot), Wide: 1, N: 1}}}
+	g := &Graph{SoftMax: 28, Writes: []Write{{Store: Store{ID: 1, Slots: 8, Streams: 1}, Slots: unsafe.Pointer(&slot), Wide: 1, N: 1}}}
 	s.Plan(g)
 	s.Plan(g)
 	require.Len(t, lines, 1)
@@ -400,16 +439,17 @@ func TestSessionSaysThatFlashAttentionIsOff(t *testing.T) {
 func TestSessionAllocatesNothingPerToken(t *testing.T) {
 	h := newFakeHost(t, small(16, 1, 3), 6, 4096, 1)
 	h.discover()
-	for i := range 2048 {
-		h.cells[0][i] = cell{0, int32(i)}
-		h.session.tracks[1000].index.Write(int64(i), int32(i))
+	text := make([]token, 2048)
+	for i := range text {
+		text[i] = token{0, i, 0, int32(i)}
 	}
+	h.plan(text...)
 	g := h.graph([]token{{0, 2048, 0, 2048}}, 0, 6)
 	step := func() {
 		for i := range g.Nodes {
 			g.Nodes[i].Reason = Taken
 		}
-		h.session.Plan(g)
+		h.run(g)
 	}
 	step()
 	require.Equal(t, Taken, g.Nodes[5].Reason)

@@ -2,11 +2,8 @@ package plugin
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/bits"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"lessismore/plugin/internal/cpu"
@@ -60,7 +57,7 @@ type Stats struct {
 
 	Steps      uint64 `json:"steps"`
 	Rows       uint64 `json:"rows"`        // decode rows taken, once per step
-	RowsSparse uint64 `json:"rows_sparse"` // of them, with more visible tokens than the budget
+	RowsSparse uint64 `json:"rows_sparse"` // of them, with a token set
 	RowsFull   uint64 `json:"rows_full"`
 
 	TokensVisible        uint64 `json:"tokens_visible"`
@@ -77,8 +74,10 @@ type Stats struct {
 	SparseNS    uint64 `json:"sparse_ns"`
 	RankingNS   uint64 `json:"ranking_ns"` // of SelectNS, the selection itself
 
-	PositionOrder uint64 `json:"position_order"` // rows whose recency went by position
-	CellOrder     uint64 `json:"cell_order"`     // rows whose positions were not known: by slot number
+	PositionOrder uint64 `json:"position_order"` // rows beyond the budget whose newest tokens are known
+	CellOrder     uint64 `json:"cell_order"`     // rows beyond it that attend to everything: they are not; on a GPU: recency by slot number
+	PromptRows    uint64 `json:"prompt_rows"`    // rows beyond it that attend to everything: they belong to a prompt
+	UntoldRows    uint64 `json:"untold_rows"`    // rows beyond it whose graph does not tell that logits are wanted
 
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
 	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
@@ -175,6 +174,7 @@ func (s *Stats) add(o *Stats) {
 		{&s.MeasuredSteps, &o.MeasuredSteps}, {&s.DenseSteps, &o.DenseSteps}, {&s.ReusedSteps, &o.ReusedSteps}, {&s.Interventions, &o.Interventions},
 		{&s.Audits, &o.Audits}, {&s.Alarms, &o.Alarms},
 		{&s.PositionOrder, &o.PositionOrder}, {&s.CellOrder, &o.CellOrder},
+		{&s.PromptRows, &o.PromptRows}, {&s.UntoldRows, &o.UntoldRows},
 	} {
 		*f.to += *f.from
 	}
@@ -284,28 +284,4 @@ func (r *Report) JSON() []byte {
 		return []byte("{}")
 	}
 	return append(text, '\n')
-}
-
-// WriteFile puts text in a file, whole or not at all: a new file beside it takes its name. A symbolic
-// link in its place is replaced, never followed.
-func WriteFile(path string, text []byte) error {
-	if there, err := os.Lstat(path); err == nil && !there.Mode().IsRegular() && there.Mode()&os.ModeSymlink == 0 {
-		return fmt.Errorf("%s: is there and is not a regular file", path)
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".lessismore-*")
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, errors.Unwrap(err)) // the temporary name says nothing to anybody
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(text)
-	if e := f.Chmod(0o644); err == nil {
-		err = e
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }

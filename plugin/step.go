@@ -51,15 +51,15 @@ func (s *step) set(i int) unsafe.Pointer { return unsafe.Pointer(&s.sets[i*s.bud
 // list is row i's memory for its visible slots.
 func (s *step) list(i int) []int32 { return s.slots[i*s.visible : (i+1)*s.visible] }
 
-// see fills row i: n tokens are visible, in the order of slots (nil: slots 0 .. n-1).
-func (s *step) see(i int, token, stream, n int, slots []int32, mask unsafe.Pointer, config *Config) {
+// see fills row i: n tokens are visible, in the order of slots (nil: slots 0 .. n-1). The row attends to everything
+// unless a budget is split among them.
+func (s *step) see(i int, token, stream, n int, slots []int32, mask unsafe.Pointer, split Split) {
 	r := &s.rows[i]
 	*r = cpu.Row{Token: int32(token), Stream: int32(stream), Visible: int32(n), Mask: mask}
 	if slots != nil {
 		r.Slots = unsafe.Pointer(&slots[0])
 	}
-	if n > config.Budget {
-		split := SplitBudget(n, config.Budget, config.Recency, config.SinkTokens)
+	if split.Len() > 0 {
 		r.Sinks, r.Mid, r.Recent = int32(split.Sinks), int32(split.Mid), int32(split.Recent)
 		r.SetLen = int32(split.Len())
 		r.Set = s.set(i)

@@ -3,47 +3,57 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "checks.h"
+#include "weights.h"
+
 namespace lim::ggml {
 namespace {
 
-// "cache_k_l12" is the K store of layer 12. -1: not a K store.
+// "cache_k_l12", to the letter, is the K store of layer 12. -1: not a K store. Names of what is made of a store go on
+// behind the digits: "cache_k_l12 (view) (copy)".
 int layer_of(const Tensor *store) {
     constexpr char   kPrefix[] = "cache_k_l";
     constexpr size_t kLength   = sizeof kPrefix - 1;
-    if (store == nullptr || strncmp(store->name, kPrefix, kLength) != 0) return -1;
-    char      *end;
-    const long layer = strtol(store->name + kLength, &end, 10);
-    return end != store->name + kLength && layer >= 0 && layer <= 4095 ? static_cast<int>(layer) : -1;
+    if (store == nullptr || store->view_src != nullptr || strncmp(store->name, kPrefix, kLength) != 0) return -1;
+    const char *digit = store->name + kLength;
+    if (*digit == '0' && digit[1] != 0) return -1;
+    int layer = 0, n = 0;
+    for (; n < 4 && digit[n] >= '0' && digit[n] <= '9'; n++) layer = 10 * layer + (digit[n] - '0');
+    return n > 0 && digit[n] == 0 && layer <= 4095 ? layer : -1;
 }
 
 lim_ggml_store store_of(const Tensor *store) {
-    return {reinterpret_cast<uint64_t>(store->data), store->ne[1], static_cast<int32_t>(store->ne[2])};
+    const bool   even = store->nb[2] == store->nb[1] * static_cast<size_t>(store->ne[1]) && store->ne[3] == 1;
+    const size_t row  = store->nb[1] <= INT32_MAX ? store->nb[1] : INT32_MAX;
+    return {reinterpret_cast<uint64_t>(store->data), store->ne[1], even ? static_cast<int64_t>(store->nb[1]) : 0,
+            static_cast<int32_t>(store->ne[2]), static_cast<int32_t>(row)};
 }
 
-int kernel_type(int type) {
-    switch (type) {
-    case kF32: return LIM_CPU_F32;
-    case kF16: return LIM_CPU_F16;
-    case kBF16: return LIM_CPU_BF16;
-    case kQ8_0: return LIM_CPU_Q8_0;
-    case kQ4_0: return LIM_CPU_Q4_0;
-    }
-    return -1;
+// The tensor whose memory a tensor is a view of; itself, where it is none.
+const Tensor *root_of(const Tensor *t) { return t->view_src != nullptr ? t->view_src : t; }
+
+// An input of the graph that can be read before the graph is computed.
+bool is_input(const Host &host, const Tensor *t) { return t != nullptr && t->op == host.none && t->view_src == nullptr && t->data != nullptr; }
+
+// The ROPE that a tensor comes from, through a few temporaries.
+const Tensor *rope_behind(const Host &host, const Tensor *t, int depth) {
+    if (t == nullptr || depth == 0) return nullptr;
+    if (t->op == host.rope) return t;
+    const Tensor *found = rope_behind(host, t->src[0], depth - 1);
+    return found != nullptr || t->src[1] == t ? found : rope_behind(host, t->src[1], depth - 1);
 }
 
-// Bytes of an element, or of a block of quantised ones: the stride of a dense first dimension.
-size_t element_size(int type) {
-    switch (type) {
-    case kF32: return 4;
-    case kQ8_0: return 34;
-    case kQ4_0: return 18;
-    }
-    return 2;
+// The K store that a tensor is made of, within a few steps.
+const Tensor *store_behind(const Tensor *t, int depth) {
+    if (t == nullptr || depth == 0) return nullptr;
+    if (layer_of(root_of(t)) >= 0) return root_of(t);
+    const Tensor *found = store_behind(t->src[0], depth - 1);
+    return found != nullptr || t->src[1] == t ? found : store_behind(t->src[1], depth - 1);
 }
 
-bool dim_ok(int64_t dim, int type) {
-    return dim >= 16 && dim <= LIM_CPU_MAX_DIM && dim % (type == kQ8_0 || type == kQ4_0 ? 32 : 16) == 0;
-}
+// Steps from a store's rewritten rows back to their rotation, and from there to the store: a copy, and a reshape, a
+// product and a reshape for keys that are kept rotated.
+constexpr int kSteps = 6;
 
 // Fills the call's tensor; the token, head and stream dimensions are given by their numbers.
 lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
@@ -51,38 +61,22 @@ lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
             kernel_type(t->type)};
 }
 
-// Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_TAKEN.
-int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
-    const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *mask = t->src[3], *sinks = t->src[4];
-    const Tensor *store = k->view_src;
-    n.layer = layer_of(store);
-    if (n.layer < 0) return LIM_GGML_NO_CACHE;
-    n.store = store_of(store);
-    if (v->view_src == store) return LIM_GGML_MLA;
-    if (q->type != kF32 || t->type != kF32 || kernel_type(k->type) < 0 || kernel_type(v->type) < 0) return LIM_GGML_TYPE;
-
-    const int64_t dim_k = q->ne[0], tokens = q->ne[1], heads = q->ne[2], streams = q->ne[3];
-    const int64_t n_kv = k->ne[1], kv_heads = k->ne[2], dim_v = v->ne[0];
+// Describes what a node sees of its store: the layers of a model are told apart by that, also those that the kernels do
+// not take. Returns why the mask is one that they do not, or LIM_GGML_TAKEN.
+int describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
+    const Tensor *mask = t->src[3];
+    const int64_t tokens = t->src[0]->ne[1], streams = t->src[0]->ne[3], n_kv = t->src[1]->ne[1];
+    if (n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX) return LIM_GGML_SHAPE;
+    n.tokens  = static_cast<int32_t>(tokens);
+    n.streams = static_cast<int32_t>(streams);
+    n.n_kv    = static_cast<int32_t>(n_kv);
     if (mask == nullptr || mask->type != kF16) return LIM_GGML_TYPE;
-    if (k->ne[0] != dim_k || v->ne[1] != n_kv || v->ne[2] != kv_heads || k->ne[3] != streams || v->ne[3] != streams ||
-        !dim_ok(dim_k, k->type) || !dim_ok(dim_v, v->type) || heads > LIM_CPU_MAX_HEADS || kv_heads < 1 || heads % kv_heads != 0 ||
-        n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX || q->nb[0] != 4 || t->nb[0] != 4 ||
-        k->nb[0] != element_size(k->type) || v->nb[0] != element_size(v->type) || mask->nb[0] != 2 || mask->ne[0] != n_kv ||
-        mask->ne[1] < tokens || mask->ne[2] != 1 || (mask->ne[3] != streams && mask->ne[3] != 1) || store->ne[1] < n_kv ||
-        (sinks != nullptr && (sinks->type != kF32 || sinks->ne[0] != heads))) {
+    n.mask               = mask->data;
+    n.mask_token_stride  = static_cast<int64_t>(mask->nb[1]);
+    n.mask_stream_stride = mask->ne[3] == 1 ? 0 : static_cast<int64_t>(mask->nb[3]);
+    if (mask->nb[0] != 2 || mask->ne[0] != n_kv || mask->ne[1] < tokens || mask->ne[2] != 1 || (mask->ne[3] != streams && mask->ne[3] != 1)) {
         return LIM_GGML_SHAPE;
     }
-    for (int i = 5; i < 10; i++) {
-        if (t->src[i] != nullptr) return LIM_GGML_SHAPE;
-    }
-    if (t->op_params[4] > 0) return LIM_GGML_SPARSE_HINT;
-
-    // Which stream of the store the node's first one is.
-    const int64_t offset = static_cast<const char *>(k->data) - static_cast<const char *>(store->data);
-    const int64_t stride = static_cast<int64_t>(store->nb[2]);
-    if (store->data == nullptr || offset < 0 || (store->ne[2] > 1 ? offset % stride != 0 : offset != 0)) return LIM_GGML_SHAPE;
-    n.first_stream = store->ne[2] > 1 ? static_cast<int32_t>(offset / stride) : 0;
-
     // The plan reads the mask before the graph runs. Older hosts convert it inside the graph; its
     // source is there already.
     const Tensor *scan = mask;
@@ -97,12 +91,42 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     n.scan               = scan->data;
     n.scan_token_stride  = static_cast<int64_t>(scan->nb[1]);
     n.scan_stream_stride = scan->ne[3] == 1 ? 0 : static_cast<int64_t>(scan->nb[3]);
-    n.mask               = mask->data;
-    n.mask_token_stride  = static_cast<int64_t>(mask->nb[1]);
-    n.mask_stream_stride = mask->ne[3] == 1 ? 0 : static_cast<int64_t>(mask->nb[3]);
-    n.tokens             = static_cast<int32_t>(tokens);
-    n.streams            = static_cast<int32_t>(streams);
-    n.n_kv               = static_cast<int32_t>(n_kv);
+    return LIM_GGML_TAKEN;
+}
+
+// The K store whose rows the host converts for an attention; null: its keys are not those of a store.
+const Tensor *converted_store(const Tensor *key) {
+    for (int depth = 0; key != nullptr && depth < 3; depth++, key = key->src[0]) {
+        if (key->view_src != nullptr && layer_of(key->view_src) >= 0) return key->view_src;
+    }
+    return nullptr;
+}
+
+// Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_TAKEN.
+int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
+    const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *sinks = t->src[4];
+    const Tensor *store  = converted_store(k);
+    const int     masked = describe_mask(host, t, n);
+    n.layer = layer_of(store);
+    if (n.layer < 0) return LIM_GGML_NO_CACHE;
+    n.store = store_of(store);
+    if (k->view_src != store) return LIM_GGML_NO_CACHE; // but a layer, all the same
+    if (v->view_src == store) return LIM_GGML_MLA;
+    if (const int reason = check_types(host, t, n); reason != LIM_GGML_TAKEN) return reason;
+    if (const int reason = check_shape(t, n); reason != LIM_GGML_TAKEN) return reason;
+    if (masked != LIM_GGML_TAKEN) { // by a mask that the graph makes itself: the checks above name what else it may be
+        return refuse(n, masked, "mask made in the graph, of tokens", t->src[3]->ne[0], "one that is there before the graph runs is taken");
+    }
+    const int64_t dim_k = q->ne[0], heads = q->ne[2], dim_v = v->ne[0], kv_heads = k->ne[2];
+    if (t->op_params[4] > 0) return LIM_GGML_SPARSE_HINT;
+
+    // Which stream of the store the node's first one is.
+    const int64_t offset = static_cast<const char *>(k->data) - static_cast<const char *>(store->data);
+    const int64_t stride = static_cast<int64_t>(store->nb[2]);
+    if (store->data == nullptr || offset < 0 || (store->ne[2] > 1 ? offset % stride != 0 : offset != 0)) {
+        return refuse(n, LIM_GGML_SHAPE, "offset into the K store", offset, "a whole number of streams is taken");
+    }
+    n.first_stream = store->ne[2] > 1 ? static_cast<int32_t>(offset / stride) : 0;
 
     float params[3]; // softmax scale, ALiBi's bias, logit soft-cap
     memcpy(params, t->op_params, sizeof params);
@@ -121,41 +145,86 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     return LIM_GGML_TAKEN;
 }
 
-// The K store that a tensor is made of, within a few steps: what a K-shift rotates.
-const Tensor *shifted_store(const Tensor *t, int depth) {
-    if (t == nullptr || depth == 0) return nullptr;
-    if (t->view_src != nullptr && layer_of(t->view_src) >= 0) return t->view_src;
-    const Tensor *found = shifted_store(t->src[0], depth - 1);
-    return found != nullptr ? found : shifted_store(t->src[1], depth - 1);
-}
-
-// Tells one model's weights from another's of the same shape: their names and shapes, and a few bytes of
-// each. What a graph on the CPU multiplies with lies where the CPU can read it.
-uint64_t hash_weight(const Tensor *t) {
-    constexpr size_t kSample = 64;
-    uint64_t         hash    = 0xcbf29ce484222325; // FNV-1a
-    auto             take    = [&hash](const void *from, size_t n) {
-        for (size_t i = 0; i < n; i++) hash = (hash ^ static_cast<const uint8_t *>(from)[i]) * 0x100000001b3;
-    };
-    take(t->name, strnlen(t->name, sizeof t->name));
-    take(&t->type, sizeof t->type);
-    take(t->ne, sizeof t->ne);
-    const size_t bytes = t->nb[3] * static_cast<size_t>(t->ne[3]);
-    if (t->data != nullptr && bytes >= 2 * kSample) {
-        take(t->data, kSample);
-        take(static_cast<const char *>(t->data) + bytes / 2 / kSample * kSample, kSample);
-    }
-    return hash;
-}
-
-bool is_weight(const Host &host, const Tensor *t) {
-    constexpr char kSuffix[] = ".weight";
-    if (t == nullptr || t->op != host.none || t->view_src != nullptr) return false;
-    const size_t n = strnlen(t->name, sizeof t->name), k = sizeof kSuffix - 1;
-    return n > k && memcmp(t->name + n - k, kSuffix, k) == 0;
-}
-
 } // namespace
+
+void Extract::find_operations(const Host &host) {
+    ops = {-1, -1, -1, -1, -1, -1};
+    const struct {
+        const char *name;
+        int        *number;
+    } wanted[] = {{"GET_ROWS", &ops.get_rows}, {"CPY", &ops.cpy},         {"VIEW", &ops.view},
+                  {"RESHAPE", &ops.reshape},   {"PERMUTE", &ops.permute}, {"TRANSPOSE", &ops.transpose}};
+    // The host's names end with its own count, which is not told; those of proven operations come before it.
+    const int known[] = {host.flash_attn, host.custom, host.set_rows, host.rope, host.soft_max};
+    int       last    = 0;
+    for (int number : known) last = number > last ? number : last;
+    for (int number = 0; number <= last; number++) {
+        const char *name = host.op_name(number);
+        for (const auto &w : wanted) {
+            if (name != nullptr && strcmp(name, w.name) == 0) *w.number = number;
+        }
+    }
+    ops_known = true;
+}
+
+// A write of a batch's keys, one row to a slot.
+void Extract::read_write(const Host &host, const Tensor *t) {
+    const Tensor *slots = t->src[1], *rows = t->src[0], *store = t->view_src;
+    const bool    plain = is_input(host, slots) && (slots->type == kI64 || slots->type == kI32) && rows != nullptr &&
+                       t->ne[0] == store->ne[0] && rows->ne[0] == store->ne[0] && rows->ne[1] == slots->ne[0] &&
+                       slots->ne[1] * slots->ne[2] * slots->ne[3] == 1 && rows->ne[2] * rows->ne[3] == 1 && slots->ne[0] <= INT32_MAX;
+    if (!plain) {
+        rewritten.push_back(store_of(store).id);
+        return;
+    }
+    writes.push_back({store_of(store), slots->data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
+}
+
+// A K-shift: what a store holds is rotated by each slot's delta and put back. False: it is not that.
+bool Extract::read_shift(const Host &host, const Tensor *rope, const Tensor *store) {
+    if (rope == nullptr || store_behind(rope->src[0], kSteps) != store) return false;
+    const Tensor *delta = rope->src[1];
+    if (!is_input(host, delta) || delta->type != kI32 || delta->ne[0] != store->ne[1] * store->ne[2] || delta->ne[0] > INT32_MAX) return false;
+    shifts.push_back({store_of(store).id, static_cast<const int32_t *>(delta->data), static_cast<int32_t>(delta->ne[0])});
+    return true;
+}
+
+// A node whose result lies in a K store.
+void Extract::read_store(const Host &host, const Tensor *t) {
+    if (t->op == ops.view || t->op == ops.reshape || t->op == ops.permute || t->op == ops.transpose) return;
+    if (t->op == host.set_rows) {
+        read_write(host, t);
+        return;
+    }
+    const Tensor *rope = t->op == host.rope ? t : t->op == ops.cpy ? rope_behind(host, t->src[0], kSteps) : nullptr;
+    if (!read_shift(host, rope, t->view_src)) rewritten.push_back(store_of(t->view_src).id);
+}
+
+// What a ROPE outside a K-shift rotates by. All of a graph's must agree, or they are not the batch's positions.
+void Extract::read_positions(const Host &host, const Tensor *from) {
+    graph.n_rotations++;
+    if (!is_input(host, from) || from->type != kI32 || from->ne[0] > INT32_MAX || (positions != nullptr && positions != from)) {
+        several_positions = true;
+        return;
+    }
+    positions = from;
+}
+
+// Rows that a graph picks from what it has computed, by an input: those whose logits are wanted.
+void Extract::read_outputs(const Host &host, const Tensor *t) {
+    const Tensor *from = t->src[0], *numbers = t->src[1];
+    if (from == nullptr || numbers == nullptr || numbers->type != kI32 || numbers->op != host.none || numbers->view_src != nullptr ||
+        root_of(from)->op == host.none) {
+        return;
+    }
+    if ((numbers->data == nullptr && numbers->ne[0] > 0) || from->ne[1] > INT32_MAX || numbers->ne[0] > from->ne[1] ||
+        (outputs != nullptr && (outputs != numbers || graph.n_batch != from->ne[1]))) {
+        several_outputs = true;
+        return;
+    }
+    outputs       = numbers;
+    graph.n_batch = static_cast<int32_t>(from->ne[1]);
+}
 
 void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     nodes.clear();
@@ -163,7 +232,12 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     places.clear();
     writes.clear();
     shifts.clear();
+    rewritten.clear();
     graph = {};
+    graph.first_block = -1;
+    positions = outputs = nullptr;
+    several_positions = several_outputs = false;
+    if (!ops_known) find_operations(host);
     const int n = host.graph_n_nodes(from);
     // Hosts that know the flag set it on what is to be computed; older ones set it nowhere.
     bool flagged = false;
@@ -172,9 +246,7 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     for (int i = 0; i < n; i++) {
         Tensor *t = host.graph_node(from, i);
         if (flagged && (t->flags & kFlagCompute) == 0) continue;
-        for (int s = 0; hash && s < 2; s++) {
-            if (is_weight(host, t->src[s])) graph.weights += hash_weight(t->src[s]);
-        }
+        read_weights(host, t, memory, hash, graph);
         if (t->op == host.flash_attn) {
             lim_ggml_node node = {};
             node.reason        = describe(host, t, node);
@@ -184,32 +256,36 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
         } else if (t->op == host.soft_max && t->src[1] != nullptr) {
             graph.n_soft_max++;
         } else if (memory == Memory::kDevice) {
-            continue; // slots and positions are not to be had without waiting for the device
-        } else if (t->op == host.set_rows) {
-            const Tensor *slots = t->src[1];
-            if (layer_of(t->view_src) < 0 || slots == nullptr || slots->data == nullptr || (slots->type != kI64 && slots->type != kI32)) continue;
-            if ((slots->view_src != nullptr ? slots->view_src : slots)->op != host.none) continue; // computed in the graph: not there yet
-            writes.push_back({store_of(t->view_src), slots->data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
-        } else if (t->op == host.rope) {
-            const Tensor *positions = t->src[1];
-            if (positions == nullptr || positions->type != kI32 || positions->op != host.none || positions->data == nullptr) continue;
-            const Tensor *store = shifted_store(t->src[0], 5);
-            const auto   *values = static_cast<const int32_t *>(positions->data);
-            const auto    count  = static_cast<int32_t>(positions->ne[0]);
-            if (store != nullptr && positions->ne[0] == store->ne[1] * store->ne[2]) {
-                shifts.push_back({store_of(store).id, values, count});
-            } else if (graph.positions == nullptr) {
-                graph.positions   = values;
-                graph.n_positions = count;
-            }
+            continue; // slots and positions cannot be read without waiting for the device
+        } else if (layer_of(t->view_src) >= 0) {
+            read_store(host, t);
+        } else if (t->op == host.rope) { // a K-shift's may go through temporaries, and is not by the batch's positions
+            if (t->src[1] == positions || store_behind(t->src[0], kSteps) == nullptr) read_positions(host, t->src[1]);
+        } else if (t->op == ops.get_rows) {
+            read_outputs(host, t);
         }
     }
-    graph.nodes    = nodes.data();
-    graph.writes   = writes.data();
-    graph.shifts   = shifts.data();
-    graph.n_nodes  = static_cast<int32_t>(nodes.size());
-    graph.n_writes = static_cast<int32_t>(writes.size());
-    graph.n_shifts = static_cast<int32_t>(shifts.size());
+    graph.nodes       = nodes.data();
+    graph.writes      = writes.data();
+    graph.shifts      = shifts.data();
+    graph.rewritten   = rewritten.data();
+    graph.n_nodes     = static_cast<int32_t>(nodes.size());
+    graph.n_writes    = static_cast<int32_t>(writes.size());
+    graph.n_shifts    = static_cast<int32_t>(shifts.size());
+    graph.n_rewritten = static_cast<int32_t>(rewritten.size());
+    graph.n_outputs   = -1;
+    if (positions != nullptr && !several_positions) {
+        graph.positions   = static_cast<const int32_t *>(positions->data);
+        graph.n_positions = static_cast<int32_t>(positions->ne[0]);
+    }
+    if (outputs != nullptr && !several_outputs) {
+        graph.outputs   = static_cast<const int32_t *>(outputs->data);
+        graph.n_outputs = static_cast<int32_t>(outputs->ne[0]);
+    }
+}
+
+void Extract::note() const {
+    for (int64_t k = 0; k < graph.n_notes; k++) lim_cpu_prints_note(&graph.notes[k].prints, graph.notes[k].slots, graph.notes[k].n);
 }
 
 } // namespace lim::ggml

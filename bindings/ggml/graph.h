@@ -25,11 +25,13 @@ enum {
     LIM_GGML_SPARSE_HINT  = 9,
 };
 
-/* A view of the host's K store that a node reads or writes. */
+/* The host's K store that a node reads or writes. */
 typedef struct lim_ggml_store {
     uint64_t id;      /* address of the store's first byte */
     int64_t  slots;   /* per stream */
+    int64_t  stride;  /* bytes from slot to slot, through all streams; 0: they do not lie like that */
     int32_t  streams;
+    int32_t  row;     /* bytes of a slot's keys */
 } lim_ggml_store;
 
 /* One FLASH_ATTN_EXT node. */
@@ -49,6 +51,10 @@ typedef struct lim_ggml_node {
     float          max_bias;     /* ALiBi */
     int32_t        max_threads;  /* out: how many of the host's threads may share the call */
     int32_t        reason;       /* in and out: LIM_GGML_TAKEN, or why the host keeps the node */
+    /* For the log, of a node that the shim refuses: what is refused, of which type (the host's name) or else of which
+     * value, and what would be taken. Texts that stay; NULL: the reason alone tells. */
+    const char    *what, *type, *remedy;
+    int64_t        value;
 } lim_ggml_node;
 
 /* One write into a K store. */
@@ -66,15 +72,32 @@ typedef struct lim_ggml_shift {
     int32_t        n;
 } lim_ggml_shift;
 
+/* Rows of a K store whose prints are taken once the graph is computed. */
+typedef struct lim_ggml_note {
+    lim_cpu_prints prints;
+    const int64_t *slots; /* [n] global slot numbers */
+    int64_t        n;
+} lim_ggml_note;
+
 typedef struct lim_ggml_graph {
     lim_ggml_node  *nodes;
     lim_ggml_write *writes;
     lim_ggml_shift *shifts;
-    const int32_t  *positions; /* of the batch's tokens, or NULL where this part of the graph has none */
-    int32_t         n_nodes, n_writes, n_shifts, n_positions;
+    const uint64_t *rewritten; /* ids of K stores that the graph changes in a way that is not understood */
+    const int32_t  *positions; /* of the batch's tokens, or NULL where this part of the graph has none, or several */
+    const int32_t  *outputs;   /* ascending numbers of the batch's tokens that logits are wanted of */
+    int32_t         n_nodes, n_writes, n_shifts, n_rewritten, n_positions;
+    int32_t         n_outputs;    /* -1: this part of the graph does not tell */
+    int32_t         n_batch;      /* tokens of the batch that outputs counts in */
+    int32_t         n_rotations;  /* ROPE nodes, but for a K-shift's: the model has positions */
     int32_t         n_soft_max; /* masked softmax nodes: attention without flash attention */
     int32_t         knows_weights; /* out: the next graphs' weights need not be hashed */
-    uint64_t        weights;    /* hash of this graph's weights, a sum over them; 0: not asked for */
+    uint64_t        weights;    /* hash of this graph's weights and adapters, a sum over them; 0: not asked for */
+    uint64_t        adapters;   /* which LoRA adapters are applied to them, and how much; 0: none */
+    int32_t         first_block, last_block; /* of the model, whose weights were hashed; first_block -1: of none */
+    int32_t         ends;       /* 1: so were those that follow the last block */
+    const lim_ggml_note *notes; /* out */
+    int64_t              n_notes;
 } lim_ggml_graph;
 
 #ifdef __cplusplus

@@ -10,15 +10,19 @@
 // host's events order it with the host's, which a host captures and replays within a part only.
 #include "hook.h"
 
+#include <atomic>
 #include <cstdio>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <strings.h>
 #include <unistd.h>
 #include <vector>
 
 #include "extract.h"
+#include "selftest.h"
+#include "symbols.h"
 
 namespace lim::ggml {
 namespace {
@@ -71,14 +75,39 @@ struct State {
 const pid_t loaded_in = getpid();
 bool        forked() { return getpid() != loaded_in; }
 
+bool is_set(const char *variable, const char *a, const char *b) {
+    const char *value = secure_getenv(variable);
+    return value != nullptr && (strcasecmp(value, a) == 0 || strcasecmp(value, b) == 0);
+}
+
+// Says once in a child why the host goes on by itself there. Without Go, and without C's streams, whose locks
+// another thread may have held when the child was made.
+void tell_forked() {
+    static std::atomic_flag said = ATOMIC_FLAG_INIT;
+    if (is_set("LESSISMORE_LOG", "off", "off") || is_set("LESSISMORE", "off", "0") || said.test_and_set()) return;
+    char      text[320];
+    const int n = snprintf(text, sizeof text,
+                           "lessismore: inert: process %ld was forked from process %ld after that one had loaded the library. Load it "
+                           "in the process that makes the model (gunicorn: without --preload, or in the post_fork hook; multiprocessing: "
+                           "\"spawn\")\n",
+                           static_cast<long>(getpid()), static_cast<long>(loaded_in));
+    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, text, static_cast<size_t>(n));
+}
+
 State &state() {
     static State *s = new State;
     return *s;
 }
 
-Context *find_context(Backend *backend) {
+// Locks the state, but not in a child: that has one thread, and its copy of the lock may be held for ever.
+std::unique_lock<std::mutex> lock_state() {
     std::unique_lock lock(state().mutex, std::defer_lock);
-    if (!forked()) lock.lock(); // a child has one thread, and its copy of the lock may be held for ever
+    if (!forked()) lock.lock();
+    return lock;
+}
+
+Context *find_context(Backend *backend) {
+    const auto lock = lock_state();
     for (Context *c : state().contexts) {
         if (c->backend == backend) return c;
     }
@@ -104,18 +133,14 @@ void run(Tensor *, int ith, int nth, void *user) {
     if (ith < node->max_threads) lim_cpu_attend(&node->call, ith, nth < node->max_threads ? nth : node->max_threads);
 }
 
-int compute(Backend *backend, Graph *graph) {
-    Context *c = find_context(backend);
-    if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
-    if (forked()) return c->compute(backend, graph);
-    if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
-
+// Computes a graph on the CPU: what the plan takes by the library, on the host's threads, the rest by the host.
+int take_part(Context *c, Graph *graph) {
     c->saved.clear();
     try {
         c->extract.read(*c->host, graph, Memory::kHost, !c->known);
         c->saved.reserve(c->extract.nodes.size());
     } catch (const std::bad_alloc &) {
-        return c->compute(backend, graph);
+        return c->compute(c->backend, graph);
     }
     lim_go_ggml_plan(c->session, &c->extract.graph);
     c->known = c->extract.graph.knows_weights != 0;
@@ -129,12 +154,24 @@ int compute(Backend *backend, Graph *graph) {
         memcpy(t->op_params, &params, sizeof params);
         t->op = c->host->custom;
     }
-    const int status = c->compute(backend, graph);
+    const int status = c->compute(c->backend, graph);
+    if (status == 0) c->extract.note();
     for (const Saved &saved : c->saved) {
         memcpy(saved.tensor->op_params, saved.params, sizeof saved.params);
         saved.tensor->op = c->host->flash_attn;
     }
     return status;
+}
+
+int compute(Backend *backend, Graph *graph) {
+    Context *c = find_context(backend);
+    if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
+    if (forked()) {
+        tell_forked();
+        return c->compute(backend, graph);
+    }
+    if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
+    return take_part(c, graph);
 }
 
 // Nodes [from, to) of a graph, computed by the host.
@@ -146,16 +183,20 @@ int compute_part(const Context *c, Graph *graph, int from, int to) {
 int compute_on_gpu(Backend *backend, Graph *graph) {
     Context *c = find_context(backend);
     if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
-    if (forked()) return c->compute(backend, graph);
+    if (forked()) {
+        tell_forked();
+        return c->compute(backend, graph);
+    }
     if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
 
     const int n = c->host->graph_n_nodes(graph);
     try {
-        c->extract.read(*c->host, graph, Memory::kDevice, false);
+        c->extract.read(*c->host, graph, Memory::kDevice, !c->known);
     } catch (const std::bad_alloc &) {
         return c->compute(backend, graph);
     }
     lim_go_ggml_plan(c->session, &c->extract.graph);
+    c->known = c->extract.graph.knows_weights != 0;
     int done = 0;
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         lim_ggml_node &node = c->extract.nodes[i];
@@ -195,8 +236,7 @@ void free_backend(Backend *backend) {
     if (c == nullptr) return;
     const FreeFn original = c->free;
     {
-        std::unique_lock lock(state().mutex, std::defer_lock);
-        if (!forked()) lock.lock();
+        const auto lock = lock_state();
         auto &all = state().contexts;
         for (size_t i = 0; i < all.size(); i++) {
             if (all[i] == c) {
@@ -223,17 +263,18 @@ Event *new_event(const Gpus &gpus, const Device *device) {
 
 // Takes part in a backend that the host just made on the CPU (gpus: null) or on a GPU, if it looks as it should.
 void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend) {
-    const int word = prove_backend(device, gpus != nullptr, backend);
+    std::string differs;
+    const int   word = prove_backend(device, gpus != nullptr, backend, differs);
     Event    *before = nullptr, *after = nullptr;
     if (gpus != nullptr && word >= 0) before = new_event(*gpus, device), after = new_event(*gpus, device);
     if (word < 0 || (gpus != nullptr && (before == nullptr || after == nullptr))) {
-        static char cpu[] = "this host's CPU backend is laid out in an unknown way";
-        static char gpu[] = "this host's CUDA backend is laid out in an unknown way, or has no events";
-        lim_go_ggml_problem(gpus != nullptr ? gpu : cpu);
+        const std::string name = gpus != nullptr ? "this host's CUDA backend " : "this host's CPU backend ";
+        std::string       text = name + (word < 0 ? "is laid out in an unknown way: " + differs : "has no events");
+        lim_go_ggml_problem(text.data());
         free_events(gpus, before, after);
         return;
     }
-    const uintptr_t session = lim_go_ggml_open(gpus != nullptr);
+    const uintptr_t session = lim_go_ggml_open(gpus != nullptr ? LIM_GGML_GPU : LIM_GGML_CPU);
     if (session == 0) {
         free_events(gpus, before, after);
         return;
@@ -256,7 +297,7 @@ void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend
 }
 
 Installed *find_installed(const Device *device) {
-    std::lock_guard lock(state().mutex);
+    const auto lock = lock_state();
     for (Installed *i : state().hosts) {
         if (i->host.device == device) return i;
     }
@@ -267,7 +308,11 @@ Backend *init_backend(Device *device, const char *params) {
     const Installed *installed = find_installed(device);
     if (installed == nullptr) return nullptr; // unreachable: only devices in the list are hooked
     Backend *backend = installed->host.init_backend(device, params);
-    if (backend != nullptr && !forked()) attach(installed->host, nullptr, device, backend);
+    if (forked()) {
+        tell_forked();
+    } else if (backend != nullptr) {
+        attach(installed->host, nullptr, device, backend);
+    }
     return backend;
 }
 
@@ -275,8 +320,7 @@ Backend *init_gpu_backend(Device *device, const char *params) {
     const Installed *of = nullptr;
     InitFn           original = nullptr;
     {
-        std::unique_lock lock(state().mutex, std::defer_lock);
-        if (!forked()) lock.lock();
+        const auto lock = lock_state();
         for (const Installed *i : state().hosts) {
             for (const Gpu &gpu : i->gpus.list) {
                 if (gpu.device == device) of = i, original = gpu.init_backend;
@@ -285,12 +329,62 @@ Backend *init_gpu_backend(Device *device, const char *params) {
     }
     if (of == nullptr) return nullptr; // unreachable: only devices in the list are hooked
     Backend *backend = original(device, params);
-    if (backend != nullptr && !forked()) attach(of->host, &of->gpus, device, backend);
+    if (forked()) {
+        tell_forked();
+    } else if (backend != nullptr) {
+        attach(of->host, &of->gpus, device, backend);
+    }
     return backend;
 }
 
 void hook_device(Device *device, InitFn with) {
     __atomic_store_n(&device[kDeviceInitBackend], reinterpret_cast<void *>(with), __ATOMIC_RELEASE);
+}
+
+// Computes a small graph on a backend of its own, by the host alone and as the hook would have it computed.
+// Returns "" if nothing differs, or what does. One thread computes: no pool of the host's is left behind.
+std::string rehearse(void *handle, const Host &host) {
+    const Symbols symbols(handle);
+    Registry *(*registry_of)(Device *);
+    void *(*get_proc_address)(Registry *, const char *);
+    FreeFn free_of_host;
+    if (!symbols.get(registry_of, "ggml_backend_dev_backend_reg") || !symbols.get(get_proc_address, "ggml_backend_reg_get_proc_address") ||
+        !symbols.get(free_of_host, "ggml_backend_free")) {
+        return symbols.missing() + ", which the self-test needs";
+    }
+    const auto set_threads =
+        reinterpret_cast<void (*)(Backend *, int)>(get_proc_address(registry_of(host.device), "ggml_backend_set_n_threads"));
+    if (set_threads == nullptr) return "this host's CPU backend has no ggml_backend_set_n_threads, which the self-test needs";
+    Backend *backend = host.init_backend(host.device, nullptr);
+    if (backend == nullptr) return "this host's CPU device makes no backend";
+    std::string problem;
+    const int   word = prove_backend(host.device, false, backend, problem);
+    if (word < 0) {
+        free_of_host(backend);
+        return "this host's CPU backend is laid out in an unknown way: " + problem;
+    }
+    set_threads(backend, 1);
+
+    Context c{};
+    c.backend = backend;
+    c.host    = &host;
+    c.compute = reinterpret_cast<ComputeFn>(backend[word]);
+    c.session = lim_go_ggml_open(LIM_GGML_REHEARSAL);
+    c.known   = true; // there are no weights
+    if (c.session == 0) {
+        free_of_host(backend);
+        return "the self-test cannot begin";
+    }
+    const auto alone  = [&](Graph *graph) { return c.compute(backend, graph); };
+    const auto hooked = [&](Graph *graph, int &taken) {
+        const int status = take_part(&c, graph);
+        taken            = static_cast<int>(c.saved.size());
+        return status;
+    };
+    problem = self_test(handle, {alone, hooked});
+    lim_go_ggml_close(c.session);
+    free_of_host(backend);
+    return problem;
 }
 
 const char *registry_name(Registry *) { return "LessIsMore"; }
@@ -303,7 +397,8 @@ void       *no_function(Registry *, const char *) { return nullptr; }
 
 using namespace lim::ggml;
 
-extern "C" void *lim_ggml_install(void *caller, int hook, char *text, size_t size) {
+extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found, char *text, size_t size) {
+    *found       = LIM_GGML_UNFIT;
     void *handle = find_host(caller);
     if (handle == nullptr) {
         snprintf(text, size, "no ggml found in this process, or it does not export its functions");
@@ -311,8 +406,10 @@ extern "C" void *lim_ggml_install(void *caller, int hook, char *text, size_t siz
     }
     Installed *installed = find_installed(cpu_device(handle));
     if (installed == nullptr) {
-        Host              host{};
-        const std::string problem = prove_host(handle, host);
+        Host        host{};
+        std::string problem = prove_host(handle, host);
+        if (problem == kNoCpuDevice) *found = LIM_GGML_EARLY;
+        if (problem.empty() && hook != 0) problem = rehearse(handle, host);
         if (!problem.empty()) {
             snprintf(text, size, "%s", problem.c_str());
             return nullptr;
@@ -323,6 +420,7 @@ extern "C" void *lim_ggml_install(void *caller, int hook, char *text, size_t siz
     }
     const Host &host = installed->host;
     snprintf(text, size, "ggml %s, API %d", host.version != nullptr ? host.version() : "of unknown version", host.api_version);
+    *found = installed->hooked ? LIM_GGML_AGAIN : LIM_GGML_NEW;
     // The registry carries the host's own API version, so the host is sure to keep the library: hooks may be set.
     if (hook != 0 && !installed->hooked) {
         installed->hooked = true;
@@ -364,5 +462,7 @@ extern "C" void lim_ggml_at_exit(void) {
 
 // What a ggml host calls on the library that it loads. Some call it more than once.
 extern "C" __attribute__((visibility("default"))) void *ggml_backend_init(void) {
-    return forked() ? nullptr : lim_go_ggml_init(__builtin_return_address(0));
+    if (!forked()) return lim_go_ggml_init(__builtin_return_address(0));
+    tell_forked();
+    return nullptr;
 }

@@ -11,11 +11,19 @@
 extern "C" {
 #endif
 
-/* Finds the host that `caller` (an address in its code) belongs to, and proves its layout. With `hook`,
- * every CPU backend that the host makes from now on is taken part in; a host is hooked once. Returns the
- * registry that ggml_backend_init answers with, or NULL, with the reason in `text`; on success `text`
- * names the host. */
-void *lim_ggml_install(void *caller, int hook, char *text, size_t size);
+/* What a load of the library found. */
+typedef enum lim_ggml_found {
+    LIM_GGML_UNFIT, /* no host that it can work in */
+    LIM_GGML_EARLY, /* a host without its CPU backend so far: a later load may find it */
+    LIM_GGML_NEW,   /* a host that is taken part in from now on */
+    LIM_GGML_AGAIN, /* one that was already */
+} lim_ggml_found;
+
+/* Finds the host that `caller` (an address in its code) belongs to, and proves its layout. With `hook`, a
+ * small graph is computed by the host and through the hook, and every CPU backend that the host makes from now
+ * on is taken part in; a host is hooked once. Returns the registry that ggml_backend_init answers with, or
+ * NULL, with the reason in `text`; on success `text` names the host. */
+void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found, char *text, size_t size);
 
 /* The CUDA devices of an installed host: how many, with their names in `text`. With `hook`, every backend that
  * the host makes on them from now on is taken part in. -1: they have to be left alone, `text` says why. */
@@ -24,9 +32,12 @@ int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size);
 /* Calls lim_go_ggml_exit when the process ends, unless it is a forked child. */
 void lim_ggml_at_exit(void);
 
+/* What a context is for. */
+enum { LIM_GGML_CPU, LIM_GGML_GPU, LIM_GGML_REHEARSAL /* the self-test's: counted and logged nowhere */ };
+
 /* Implemented in Go (capi/ggml.go). */
 extern void     *lim_go_ggml_init(void *caller);              /* what ggml_backend_init returns */
-extern uintptr_t lim_go_ggml_open(int gpu);                   /* a context begins; 0: left alone */
+extern uintptr_t lim_go_ggml_open(int kind);                  /* a context begins; 0: left alone */
 extern void      lim_go_ggml_plan(uintptr_t session, lim_ggml_graph *graph); /* decides about each node */
 /* On a GPU: queues a taken node between two events of the driver's. 0: queued; else nothing is under way. */
 extern int       lim_go_ggml_attend(uintptr_t session, lim_ggml_node *node, void *before, void *after);

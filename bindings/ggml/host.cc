@@ -1,37 +1,24 @@
 #include "host.h"
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <link.h>
 #include <new>
+#include <unistd.h>
+
+#include "symbols.h"
 
 namespace lim::ggml {
 namespace {
 
-// API versions of ggml's backend interface that the tests run against.
-constexpr int kOldestApi = 2, kNewestApi = 3;
 constexpr int kDeviceTypeCpu = 0, kDeviceTypeGpu = 1;
 
 const void *module_of(const void *address) {
     Dl_info info;
     return address != nullptr && dladdr(address, &info) != 0 ? info.dli_fbase : nullptr;
 }
-
-// The host's handle, and how to look things up in it.
-class Symbols {
-public:
-    explicit Symbols(void *handle) : handle_(handle) {}
-
-    template <class F> bool get(F &function, const char *name) const {
-        function = reinterpret_cast<F>(dlsym(handle_, name));
-        return function != nullptr;
-    }
-
-private:
-    void *handle_;
-};
 
 bool has_ggml(void *handle) {
     return handle != nullptr && dlsym(handle, "ggml_backend_dev_by_type") != nullptr && dlsym(handle, "ggml_graph_node") != nullptr;
@@ -44,7 +31,8 @@ std::string find_operations(Host &host) {
         int        *number;
     } wanted[] = {
         {"FLASH_ATTN_EXT", &host.flash_attn}, {"CUSTOM", &host.custom},     {"SET_ROWS", &host.set_rows},
-        {"ROPE", &host.rope},                 {"SOFT_MAX", &host.soft_max}, {"NONE", &host.none},
+        {"ROPE", &host.rope},                 {"SOFT_MAX", &host.soft_max}, {"SCALE", &host.scale},
+        {"NONE", &host.none},
     };
     for (auto &w : wanted) *w.number = -1;
     const void *module = module_of(reinterpret_cast<const void *>(host.op_name));
@@ -86,7 +74,7 @@ std::string prove_tensors(const Symbols &symbols, const Host &host) {
         !symbols.get(add_sinks, "ggml_flash_attn_ext_add_sinks") || !symbols.get(set_rows, "ggml_set_rows") ||
         !symbols.get(set_name, "ggml_set_name") || !symbols.get(overhead, "ggml_tensor_overhead") ||
         !symbols.get(type_name, "ggml_type_name")) {
-        return "this host does not export what is needed to prove its layout";
+        return symbols.missing();
     }
     struct {
         int         type;
@@ -112,34 +100,42 @@ std::string prove_tensors(const Symbols &symbols, const Host &host) {
 
     float params[3];
     memcpy(params, node->op_params, sizeof params);
-    const bool proven =
-        store->type == kF16 && store->ne[0] == 128 && store->ne[1] == 512 && store->nb[0] == 2 && store->nb[1] == 256 &&
-        strcmp(store->name, "cache_k_l7") == 0 && store->op == host.none && store->view_src == nullptr && store->data == nullptr &&
-        key->view_src == store && key->view_offs == 256 && key->ne[1] == 256 && key->ne[2] == 2 && key->nb[2] == 128 &&
-        node->op == host.flash_attn && node->type == kF32 && node->src[0] == query && node->src[1] == key && node->src[2] == key &&
-        node->src[3] == mask && node->src[4] == sinks && node->src[5] == nullptr && params[0] == 0.125f && params[1] == 8.0f &&
-        params[2] == 30.0f && node->ne[0] == 64 && node->ne[1] == 4 && node->ne[2] == 1 && write->op == host.set_rows &&
-        write->view_src == store && write->src[1] == slots && slots->type == kI64 && slots->ne[0] == 3;
+    const struct {
+        bool        holds;
+        const char *what;
+    } fields[] = {
+        {store->type == kF16 && slots->type == kI64, "type"},
+        {store->ne[0] == 128 && store->ne[1] == 512 && key->ne[1] == 256 && key->ne[2] == 2 && slots->ne[0] == 3, "ne"},
+        {store->nb[0] == 2 && store->nb[1] == 256 && key->nb[2] == 128, "nb"},
+        {store->op == host.none && node->op == host.flash_attn && write->op == host.set_rows, "op"},
+        {params[0] == 0.125f && params[1] == 8.0f && params[2] == 30.0f, "op_params of FLASH_ATTN_EXT (scale, max_bias, logit_softcap)"},
+        {node->src[0] == query && node->src[1] == key && node->src[2] == key && node->src[3] == mask && node->src[4] == sinks &&
+             node->src[5] == nullptr,
+         "src of FLASH_ATTN_EXT (query, key, value, mask, sinks)"},
+        {node->type == kF32 && node->ne[0] == 64 && node->ne[1] == 4 && node->ne[2] == 1, "the result of FLASH_ATTN_EXT"},
+        {write->view_src == store && write->src[1] == slots, "src of SET_ROWS"},
+        {store->view_src == nullptr && key->view_src == store && key->view_offs == 256, "view_src or view_offs"},
+        {store->data == nullptr, "data"},
+        {strcmp(store->name, "cache_k_l7") == 0, "name"},
+    };
+    std::string problem;
+    for (const auto &field : fields) {
+        if (!field.holds && problem.empty()) problem = std::string("this host's tensors are laid out in an unknown way: ") + field.what;
+    }
     free_context(context);
-    return proven ? "" : "this host's tensors are laid out in an unknown way";
+    return problem;
 }
 
-// True if the address lies in memory that may be written.
-bool writable(const void *address) {
-    FILE *maps = fopen("/proc/self/maps", "re");
-    if (maps == nullptr) return false;
-    bool  yes = false;
-    char  line[512];
-    while (fgets(line, sizeof line, maps) != nullptr) {
-        unsigned long low, high;
-        char          rights[8];
-        if (sscanf(line, "%lx-%lx %7s", &low, &high, rights) == 3 && reinterpret_cast<unsigned long>(address) >= low &&
-            reinterpret_cast<unsigned long>(address) < high) {
-            yes = rights[1] == 'w';
-            break;
-        }
-    }
-    fclose(maps);
+// True if the word at an address may be written. The kernel is asked to write there what stands there: unlike
+// /proc, it can be asked everywhere.
+bool writable(void *const *word) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) return false;
+    void *const value = *word;
+    const bool  yes   = write(ends[1], &value, sizeof value) == sizeof value &&
+                     read(ends[0], const_cast<void **>(word), sizeof value) == sizeof value;
+    close(ends[0]);
+    close(ends[1]);
     return yes;
 }
 
@@ -155,34 +151,39 @@ struct DeviceFunctions {
     }
 };
 
-// Finds the place of a device's init_backend; null: the device is laid out in an unknown way.
-InitFn init_of(const DeviceFunctions &functions, Device *device, int type) {
+// Finds the place of a device's init_backend. On success fills `init` and returns ""; otherwise what is not as it
+// should be.
+std::string init_of(const DeviceFunctions &functions, Device *device, int type, InitFn &init) {
     // The first six words are functions of one module, the first of which gives the device's name; the
     // registry's address follows the functions.
+    static const char *const names[] = {"get_name", "get_description", "get_memory", "get_type", "get_props", "init_backend"};
     const void *module = module_of(device[kDeviceGetName]);
-    bool        proven = module != nullptr;
-    for (int i = 0; proven && i <= kDeviceInitBackend; i++) proven = module_of(device[i]) == module;
-    proven = proven && reinterpret_cast<const char *(*)(Device *)>(device[kDeviceGetName])(device) == functions.name(device);
+    for (int i = 0; i <= kDeviceInitBackend; i++) {
+        if (module == nullptr || module_of(device[i]) != module) {
+            return "word " + std::to_string(i) + ", " + names[i] + ", is no function of the device's module";
+        }
+    }
+    if (reinterpret_cast<const char *(*)(Device *)>(device[kDeviceGetName])(device) != functions.name(device)) {
+        return "word 0, get_name, does not tell the device's name";
+    }
     bool follows = false;
-    for (int i = kDeviceInitBackend + 1; proven && !follows && i < 24; i++) follows = device[i] == functions.registry(device);
-    if (!proven || !follows || functions.type(device) != type || !writable(&device[kDeviceInitBackend])) return nullptr;
-    return reinterpret_cast<InitFn>(device[kDeviceInitBackend]);
+    for (int i = kDeviceInitBackend + 1; !follows && i < 24; i++) follows = device[i] == functions.registry(device);
+    if (!follows) return "its registry does not follow its functions";
+    if (functions.type(device) != type) return "its type is " + std::to_string(functions.type(device)) + ", not " + std::to_string(type);
+    if (!writable(&device[kDeviceInitBackend])) return "word 5, init_backend, cannot be written";
+    init = reinterpret_cast<InitFn>(device[kDeviceInitBackend]);
+    return "";
 }
 
 // Finds the place of the CPU device's init_backend.
 std::string prove_device(const Symbols &symbols, Host &host) {
     DeviceFunctions functions;
-    if (!functions.get(symbols)) return "this host does not export ggml's device functions";
-    if (host.device == nullptr) return "this host has no CPU device (load the library after ggml's own backends)";
-
-    Registry *registry = functions.registry(host.device);
-    host.api_version   = registry == nullptr ? 0 : registry->api_version;
-    if (host.api_version < kOldestApi || host.api_version > kNewestApi) {
-        return "ggml backend API version " + std::to_string(host.api_version) + " is not one that this build is tested with (" +
-               std::to_string(kOldestApi) + " to " + std::to_string(kNewestApi) + ")";
-    }
-    host.init_backend = init_of(functions, host.device, kDeviceTypeCpu);
-    return host.init_backend != nullptr ? "" : "this host's CPU device is laid out in an unknown way";
+    if (!functions.get(symbols)) return symbols.missing();
+    const Registry *registry = functions.registry(host.device);
+    if (registry == nullptr) return "this host's CPU device has no registry";
+    host.api_version          = registry->api_version;
+    const std::string problem = init_of(functions, host.device, kDeviceTypeCpu, host.init_backend);
+    return problem.empty() ? "" : "this host's CPU device is laid out in an unknown way: " + problem;
 }
 
 } // namespace
@@ -217,11 +218,12 @@ Device *cpu_device(void *handle) {
 std::string prove_host(void *handle, Host &host) {
     const Symbols symbols(handle);
     if (!symbols.get(host.graph_n_nodes, "ggml_graph_n_nodes") || !symbols.get(host.graph_node, "ggml_graph_node") ||
-        !symbols.get(host.op_name, "ggml_op_name")) {
-        return "this host does not export ggml's graph functions";
+        !symbols.get(host.op_name, "ggml_op_name") || !symbols.get(host.type_name, "ggml_type_name")) {
+        return symbols.missing();
     }
     symbols.get(host.version, "ggml_version");
-    host.device         = cpu_device(handle);
+    host.device = cpu_device(handle);
+    if (host.device == nullptr) return kNoCpuDevice;
     std::string problem = find_operations(host);
     if (problem.empty()) problem = prove_tensors(symbols, host);
     if (problem.empty()) problem = prove_device(symbols, host);
@@ -238,7 +240,7 @@ std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
     gpus.names.clear();
     if (!functions.get(symbols) || !symbols.get(count, "ggml_backend_dev_count") || !symbols.get(get, "ggml_backend_dev_get") ||
         !symbols.get(registry_name, "ggml_backend_reg_name")) {
-        return "this host does not export ggml's device functions";
+        return symbols.missing();
     }
     std::string problem;
     for (size_t i = 0; i < count(); i++) {
@@ -246,15 +248,17 @@ std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
         Registry *registry = device != nullptr ? functions.registry(device) : nullptr;
         if (registry == nullptr || strcmp(registry_name(registry), "CUDA") != 0) continue;
         gpus.names += (gpus.names.empty() ? "" : ", ") + std::string(functions.name(device));
-        const InitFn init = registry->api_version == host.api_version ? init_of(functions, device, kDeviceTypeGpu) : nullptr;
-        if (init == nullptr) problem = std::string("this host's device ") + functions.name(device) + " is laid out in an unknown way";
+        InitFn            init = nullptr;
+        const std::string differs = registry->api_version == host.api_version ? init_of(functions, device, kDeviceTypeGpu, init)
+                                                                              : "its registry is of another API version";
+        if (!differs.empty()) problem = std::string("this host's device ") + functions.name(device) + " is laid out in an unknown way: " + differs;
         gpus.list.push_back({device, init});
     }
     if (gpus.list.empty() || !problem.empty()) return problem;
     if (!symbols.get(gpus.graph_view, "ggml_graph_view") || !symbols.get(gpus.event_new, "ggml_backend_event_new") ||
         !symbols.get(gpus.event_free, "ggml_backend_event_free") || !symbols.get(gpus.event_record, "ggml_backend_event_record") ||
         !symbols.get(gpus.event_wait, "ggml_backend_event_wait")) {
-        return "this host does not export what it takes to compute a graph in parts";
+        return symbols.missing() + ", which it takes to compute a graph in parts";
     }
     // The host then forks a layer's branches onto streams and joins them at its attention.
     const char *forks = getenv("GGML_CUDA_GRAPH_OPT");
@@ -262,7 +266,7 @@ std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
     return "";
 }
 
-int prove_backend(const Device *device, bool gpu, Backend *backend) {
+int prove_backend(const Device *device, bool gpu, Backend *backend, std::string &differs) {
     // The interface since API version 2, as set (1), empty (0) and either (?) functions: name, free, six of
     // asynchronous data access and synchronisation, four of graph plans, graph_compute, two of events. What
     // follows (graph optimisation, more of the CPU's empty ones) is either, then comes the device.
@@ -274,10 +278,15 @@ int prove_backend(const Device *device, bool gpu, Backend *backend) {
         const void *function = backend[next];
         const char  wanted   = pattern[next - 1];
         const bool  own      = module != nullptr && module_of(function) == module;
-        if (wanted == '0' ? function != nullptr : wanted == '1' ? !own : function != nullptr && !own) return -1;
+        if (wanted == '0' ? function != nullptr : wanted == '1' ? !own : function != nullptr && !own) {
+            differs = "function " + std::to_string(next - 1) + (wanted == '0' ? " is not empty" : " is none of the backend's module");
+            return -1;
+        }
     }
     while (next < 24 && backend[next] != device && (backend[next] == nullptr || (gpu && module_of(backend[next]) == module))) next++;
-    return next < 24 && backend[next] == device ? 1 + kCompute : -1; // word 0 is the GUID
+    if (next < 24 && backend[next] == device) return 1 + kCompute; // word 0 is the GUID
+    differs = "its device does not follow its functions";
+    return -1;
 }
 
 bool prove_view(const Host &host, const Gpus &gpus, Graph *graph) {

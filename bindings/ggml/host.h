@@ -14,13 +14,13 @@ struct Host {
     int         (*graph_n_nodes)(Graph *);
     Tensor     *(*graph_node)(Graph *, int);
     const char *(*op_name)(int);
+    const char *(*type_name)(int);
     const char *(*version)(); // null in older hosts
 
     // Operation numbers; they move from release to release.
-    int flash_attn, custom, set_rows, rope, soft_max, none;
+    int flash_attn, custom, set_rows, rope, soft_max, scale, none;
 
     int     api_version;
-    int     compute_word; // of a backend: graph_compute
     Device *device;
     InitFn  init_backend; // the host's own
 };
@@ -58,6 +58,9 @@ void *find_host(const void *caller);
 // The CPU device of a host. Null: it has none, or does not export the function that tells.
 Device *cpu_device(void *handle);
 
+// What prove_host answers about a host that has loaded no CPU backend so far.
+inline constexpr char kNoCpuDevice[] = "this host has no CPU device so far (load the library after ggml's own backends, or again)";
+
 // Looks everything up in the host and proves its layout. On success fills `host` and returns "";
 // otherwise the reason, for the log. Not for a host that is hooked already.
 std::string prove_host(void *handle, Host &host);
@@ -67,8 +70,8 @@ std::string prove_host(void *handle, Host &host);
 std::string prove_gpus(void *handle, const Host &host, Gpus &gpus);
 
 // Proves the layout of a backend that the host just made on its CPU device or on a GPU. Returns the word
-// of its graph_compute, or -1.
-int prove_backend(const Device *device, bool gpu, Backend *backend);
+// of its graph_compute, or -1 and what is not as it should be.
+int prove_backend(const Device *device, bool gpu, Backend *backend, std::string &differs);
 
 // Tells whether the host's views of a graph are what they are taken for. For a graph of two nodes and more.
 bool prove_view(const Host &host, const Gpus &gpus, Graph *graph);

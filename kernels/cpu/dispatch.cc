@@ -4,6 +4,9 @@
 
 #include <atomic>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "hwy/highway.h"
 #include "kernels.h"
@@ -33,18 +36,30 @@ const Target kTargets[] = {
 };
 const int kCount = sizeof kTargets / sizeof kTargets[0];
 
-/* What Highway's code for the target may use, and that the operating system saves those registers. */
+#if defined(__x86_64__)
+bool Has(unsigned flags, unsigned bits) { return (flags & bits) == bits; }
+
+/* The registers that the operating system saves: XCR0. Not to be called without bit_OSXSAVE. */
+unsigned Saved() {
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+#endif
+
+/* What Highway's code for the target may use, and that the operating system saves those registers. Asked of the
+ * processor itself: what __builtin_cpu_supports() reads is in libgcc, which not every toolchain links. */
 bool Supported(int64_t bit) {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool sse4 = __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("sse4.2") &&
-                      __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("aes");
-    const bool avx2 = sse4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                      __builtin_cpu_supports("f16c");
-    const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512cd");
+    unsigned a, b, c, d, b7 = 0, c7, d7;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+    __get_cpuid_count(7, 0, &a, &b7, &c7, &d7);
+    const unsigned saved = Has(c, bit_OSXSAVE) ? Saved() : 0;
+    const bool sse4 = Has(c, bit_SSE4_1 | bit_SSE4_2 | bit_PCLMUL | bit_AES);
+    const bool avx2 = sse4 && Has(saved, 0x6) && Has(c, bit_AVX | bit_FMA | bit_F16C) &&
+                      Has(b7, bit_AVX2 | bit_BMI | bit_BMI2);
+    const bool avx3 = avx2 && Has(saved, 0xe6) &&
+                      Has(b7, bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW | bit_AVX512CD);
     if (bit == HWY_SSE4) return sse4;
     if (bit == HWY_AVX2) return avx2;
     if (bit == HWY_AVX3) return avx3;

@@ -137,6 +137,23 @@ void   lim_cpu_select(const float *logits, int64_t stride, int32_t heads, int32_
 enum { LIM_CPU_PREFIX = 1, LIM_CPU_PLAIN = 2 };
 int32_t lim_cpu_visible(const void *mask, int32_t type, int32_t n_kv, int32_t *slots, uint32_t *flags);
 
+/* Prints: hashes of the first bytes of a K store's rows, noted once a row is written. A row whose print is another one
+ * has changed since, whoever did that. Two rows with the same print hold the same keys, as far as 64 bits tell. */
+typedef struct lim_cpu_prints {
+    const void *rows;   /* slot 0's */
+    int64_t     stride; /* from slot to slot */
+    int64_t     slots;
+    uint64_t   *noted;  /* [slots] 0: none, which no print is */
+    int32_t     bytes;  /* of a row */
+} lim_cpu_prints;
+
+/* The prints of slots base + list[0 .. n-1], or of base .. base + n-1 where list is NULL. */
+void lim_cpu_prints_read(const lim_cpu_prints *of, int64_t base, const int32_t *list, int32_t n, uint64_t *prints);
+/* How many of these slots, counted from the first one, hold what is noted of them. */
+int32_t lim_cpu_prints_hold(const lim_cpu_prints *of, int64_t base, const int32_t *list, int32_t n);
+/* Notes the prints of slots of the store. */
+void lim_cpu_prints_note(const lim_cpu_prints *of, const int64_t *list, int64_t n);
+
 /* Threads for callers that have none. A pool runs one task at a time; create returns NULL when out of
  * memory or threads. run calls task(arg, ith, nth) on nth <= size threads, the caller being ith 0. */
 typedef struct lim_cpu_pool lim_cpu_pool;

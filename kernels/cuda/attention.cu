@@ -1,14 +1,13 @@
 /* The attention kernels' entry points: lim_attend_<type>_<dim>_<heads>_<direct|indexed>, where heads is how
  * many query heads of a KV head there is room for (8 or 16) and indexed ones read a block table or a list. For
- * Hopper ..._tensor too, direct by the copy engine, ..._sieve, the same for a selection layer's long rows (sieve.h), and
- * lim_short_..., for what is short: a cluster of blocks for each KV head of a row. */
+ * Hopper ..._tma too, direct by TMA, ..._filtered, the same for a selection layer's long rows (logit_filter.h), both also
+ * ..._paged, of pages of whole tiles, and lim_short_..., for what is short: a cluster of blocks for each KV head of a row. */
 #include "attention.cuh"
 
 using namespace lessismore;
 
-/* Three blocks on a multiprocessor where the registers allow it without spills, else two; plan.c knows. */
 #define ATTEND(type, Rows, dim, heads, where, indexed)                                              \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), Rows::kConvert || dim > 128 || heads > 8 ? 2 : 3) \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), LIM_CUDA_MOST_BLOCKS(Rows::kConvert, dim, heads)) \
         lim_attend_##type##_##dim##_##heads##_##where(const __grid_constant__ lim_cuda_args args) { \
         Attend<Rows, dim, heads / 8, indexed, false>(args);                                \
     }
@@ -26,16 +25,19 @@ template <int kDim> using BF16Rows = HalfRows<kDim, true>;
     ATTEND_DIM(type, 128, Rows<128>)   \
     ATTEND_DIM(type, 256, Rows<256>)
 
-#define TENSOR(type, brain, dim, name, sieve)                                                                                \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), sieve ? 2 : 3)                                                        \
+#define TMA(type, bf16, dim, name, paged, filter)                                                                            \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), filter ? 2 : LIM_CUDA_MOST_BLOCKS(false, dim, 8))         \
         lim_attend_##type##_##dim##_8_##name(const __grid_constant__ lim_cuda_args args) {                                   \
-        Attend<TensorRows<dim, brain>, dim, 1, false, false, sieve>(args);                                                   \
+        Attend<TmaRows<dim, bf16>, dim, 1, paged, false, filter>(args);                                                      \
     }
-#define TENSOR_TYPE(type, brain)                \
-    TENSOR(type, brain, 64, tensor, false)      \
-    TENSOR(type, brain, 64, sieve, true)        \
-    TENSOR(type, brain, 128, tensor, false)     \
-    TENSOR(type, brain, 128, sieve, true)
+#define TMA_DIM(type, bf16, dim)                           \
+    TMA(type, bf16, dim, tma, false, false)                \
+    TMA(type, bf16, dim, filtered, false, true)            \
+    TMA(type, bf16, dim, tma_paged, true, false)           \
+    TMA(type, bf16, dim, filtered_paged, true, true)
+#define TMA_TYPE(type, bf16)     \
+    TMA_DIM(type, bf16, 64)      \
+    TMA_DIM(type, bf16, 128)
 
 #define SHORT(type, Rows, dim, where, indexed)                                                                               \
     extern "C" __global__ void __launch_bounds__(ThreadsOf(true), 1)                                                         \
@@ -54,8 +56,8 @@ ATTEND_TYPE(fp8, ByteRows)
 ATTEND_TYPE(q8_0, BlockRows)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
-TENSOR_TYPE(f16, false)
-TENSOR_TYPE(bf16, true)
+TMA_TYPE(f16, false)
+TMA_TYPE(bf16, true)
 SHORT_TYPE(f16, F16Rows)
 SHORT_TYPE(bf16, BF16Rows)
 SHORT_TYPE(fp8, ByteRows)

@@ -1,859 +1,343 @@
 /* Decode attention: one query token per row, all query heads of a KV head at once.
  *
  * Reading K and V is all the cost, so they are read once, in tiles of 16 tokens, through each warp's own
- * pipeline of asynchronous copies: warps hardly ever wait for each other until a piece is done. The scores of a
- * tile, its weights and its values are three small matrix products in registers. Blocks take equal stretches
- * of all work (split.h); what a stretch leaves unfinished is merged by the last block to arrive, in the order
- * of the pieces and not of the arrivals, so results are the same bits in every run.
+ * pipeline of asynchronous copies: warps hardly ever wait for each other until a split is done. The logits of a
+ * tile, its weights and its values are three small matrix products in registers. Blocks take equal shares
+ * of all work (split.h); splits of a work tile are merged in their order, so results are the same bits in every run.
  *
- * Softmax is kept in base 2. Weights are stored as f16 or bf16 for the second product; for f16 they are
- * shifted up by 2^kShift so that the weights of a diffuse head do not fall below its smallest numbers. */
+ * This file is the way of a block through its splits, and of a warp through its tiles of one. What it is made of:
+ * kv_loader.cuh, query.cuh, softmax.cuh, logit_sink.cuh, epilogue.cuh. */
 #ifndef LESSISMORE_CUDA_ATTENTION_CUH
 #define LESSISMORE_CUDA_ATTENTION_CUH
 
-#include "elements.cuh"
+#include "epilogue.cuh"
 #include "kernels.h"
-#include "place.cuh"
+#include "kv_loader.cuh"
+#include "logit_sink.cuh"
+#include "query.cuh"
 #include "rows.cuh"
-#include "sieve.cuh"
-#include "split.h"
+#include "softmax.cuh"
+#include "work_tile.cuh"
+
+#include <type_traits>
 
 namespace lessismore {
 
-/* Warps of a block: more where a block has a multiprocessor for itself, since a short piece's tiles then all run
- * side by side. */
-constexpr int WarpsOf(bool short_work) { return short_work ? 8 : 4; }
-constexpr int ThreadsOf(bool short_work) { return WarpsOf(short_work) * 32; }
-constexpr float kLog2e = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kLowest = -3.0e38f; /* the largest of no logits: the difference of two must be a number */
+constexpr int ThreadsOf(bool short_work) { return (short_work ? LIM_CUDA_SHORT_WARPS : LIM_CUDA_WARPS) * 32; }
 
-/* Partial results: [group][dim] sums of values, then [group] largest, [group] sums of weights. */
-__device__ __forceinline__ size_t PartFloats(int group, int dim) { return (size_t)(group * (dim + 2) + 3) / 4 * 4; }
-
-/* The sink, the quotient, the output: four elements of one head. Weights are 2^shift too large. */
-__device__ __forceinline__ void FinishHead(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float most,
-                                               float total) {
-    const lim_cuda_call &call = args.call;
-    if (call.sinks != 0) {
-        const float sink = __ldg((const float *)call.sinks + head) * kLog2e, larger = fmaxf(most, sink);
-        const float shrink = Exp2(most - larger);
-        v.x *= shrink, v.y *= shrink, v.z *= shrink, v.w *= shrink;
-        total = total * shrink + Exp2(sink - larger + shift);
-        most = larger;
-    }
-    if (call.mode == LIM_CUDA_SELECT && d == 0) {
-        ((float *)args.sums)[(int64_t)row * call.heads + head] = (most - shift) * kLn2 + logf(total);
-    }
-    const float inverse = total == 0 ? 0.0f : call.value_scale / total; /* no visible token: zeros */
-    v.x *= inverse, v.y *= inverse, v.z *= inverse, v.w *= inverse;
-    uint8_t *to = (uint8_t *)call.output.data + row * call.output.row_stride + (int64_t)head * call.output.head_stride;
-    StoreFour(to, call.output.type, d, v);
-}
-static __device__ __noinline__ void FinishHeadOutOfLine(const lim_cuda_args &args, float shift, int row, int head, int d, float4 v, float most,
-                                                        float total) {
-    FinishHead(args, shift, row, head, d, v, most, total);
-}
-
-template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kSieve>
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kFilter>
 struct Attention {
-    static constexpr int   kWarps = WarpsOf(kShort);
-    static constexpr int   kThreads = ThreadsOf(kShort);
-    static constexpr int   kFragments = kDim / 16;
-    static constexpr int   kSteps = Rows::kSteps;
-    static constexpr float kShift = Rows::kBrain ? 0.0f : 12.0f;
-    static constexpr int   kChunks = Rows::kRowBytes / Rows::kCopy; /* copies of a row */
-    static constexpr bool  kTensor = Rows::kTensor;
-    static constexpr int   kMostStages = 6;
-    static constexpr int   kMostCluster = 8; /* MAX_CLUSTER in plan.c */
-    static constexpr int   kMergePitch = kDim + 4;
-    static constexpr int   kAtOnce = 8; /* parts that the merge reads at once */
-    /* With 16 heads of 256 elements the query does not fit the registers beside the values. */
-    static constexpr bool  kQueryInRegisters = kFragments * kHeadTiles <= 16;
-    static constexpr int   kQueryFragments = kQueryInRegisters ? kFragments : 1;
+    static constexpr int  kThreads = ThreadsOf(kShort);
+    static constexpr int  kWarps = kThreads / 32;
+    static constexpr int  kFragments = kDim / 16;
+    static constexpr int  kSteps = Rows::kSteps;
+    static constexpr bool kTma = Rows::kTma;
 
-    struct Store {
-        const uint8_t *base; /* of the KV head, and of the row where there is no table */
-        int64_t        token_stride, page_stride;
-    };
+    template <bool kChoice, class A, class B> using Choose = std::conditional_t<kChoice, A, B>;
+    using Loader = Choose<kTma, TmaLoader<Rows, kWarps, kIndexed, kFilter>, AsyncLoader<Rows, kWarps, kIndexed, kShort>>;
+    using Q = Query<Rows, kDim, kHeadTiles, kThreads, kShort>;
+    using Sink = Choose<kTma, LateLogitSink<kWarps, kFilter>, LogitSink<kHeadTiles>>;
+    using Warps = WarpMerge<Rows, kDim, kHeadTiles, kWarps>;
+    using Epilogue = Choose<kShort, ClusterEpilogue<Rows, kDim, kHeadTiles, kWarps>, SplitEpilogue<Rows, kDim, kHeadTiles, kWarps>>;
+    using Survivors = typename LogitFilter<kWarps>::Survivors;
 
     const lim_cuda_args &args;
-    uint8_t             *inbox; /* what the blocks of the cluster leave for each other: see Send */
-    uint64_t            *inbox_full;
-    uint8_t             *shared;
-    int                  warp, lane, g, t;
-    uint64_t             policy;
-    uint32_t             full;   /* the warp's barriers, one for each stage, where the copy engine fills them */
-    uint32_t             phases; /* a bit for each: which of its phases is next */
-    int                 *tokens; /* the warp's stages' first tokens, where tiles come in another order */
-    typename Sieve<kWarps>::Kept *kept;
-    uint32_t             each, finish_first, finish_count;  /* SentFours, and those that this block finishes: see OpenInbox */
-    uint32_t             send_values, send_sums, send_full; /* where this thread's four goes */
+    uint8_t             *shared; /* the query, then each warp's stages, then the filter's samples */
+    int                  warp, lane;
+    Loader               loader;
+    Epilogue             epilogue;
+    Survivors           *survivors; /* of the block, where it filters */
 
-    /* ---- copies ---- */
+    /* ---- a tile ---- */
 
-    __device__ __forceinline__ const uint8_t *Address(const Store &s, int slot) const {
-        if (!kIndexed || args.call.table == 0) return s.base + (int64_t)slot * s.token_stride;
-        const int page = slot >> args.call.page_shift, in_page = slot & ((1 << args.call.page_shift) - 1);
-        return s.base + page * s.page_stride + (int64_t)in_page * s.token_stride;
-    }
-
-    /* The slot of a token of this row. */
-    __device__ __forceinline__ int SlotOf(int row, int token, int end) const {
-        if (token >= end) return 0;
-        if (args.call.mode == LIM_CUDA_LIST) {
-            return __ldg((const int32_t *)args.call.set + (int64_t)row * args.call.set_stride + token);
-        }
-        const int page = __ldg((const int32_t *)args.call.table + (int64_t)row * args.call.table_stride +
-                               (token >> args.call.page_shift));
-        return page << args.call.page_shift | (token & ((1 << args.call.page_shift) - 1));
-    }
-    /* Those of the warp's tiles that begin at `begin` (lanes 0 .. 15) and one turn later (16 .. 31). */
-    __device__ __forceinline__ int TwoTiles(int row, int begin, int end) const {
-        return kIndexed ? SlotOf(row, begin + (lane & 15) + (lane >> 4) * kWarps * kTile, end) : 0;
-    }
-
-    /* Starts copying a tile of `count` tokens (more than 16: all), or only its keys or values. Indexed, key and value are the
-     * rows' addresses of the tile's tokens, from lane `from_lane` on; direct, they are that of its first token. */
-    template <bool kKeys, bool kValues>
-    __device__ __forceinline__ void Copy(uint32_t stage, const uint8_t *key, const uint8_t *value, const Store &keys, const Store &values,
-                                         int count, int from_lane) const {
-        constexpr bool kEven = kChunks <= 32 && 32 % kChunks == 0;
-        constexpr int  kTurns = (kTile * kChunks + 31) / 32;
-        /* Every lane keeps its column where a row's copies go evenly into a warp. */
-#pragma unroll
-        for (int i = 0; i < kTurns; i++) {
-            const int c = i * 32 + lane;
-            const int r = kEven ? lane / kChunks + i * (32 / kChunks) : min(c / kChunks, kTile - 1);
-            const int column = (kEven ? lane % kChunks : c % kChunks) * Rows::kCopy;
-            const uint8_t *from_key = key, *from_value = value;
-            if (kIndexed) {
-                if (kKeys) from_key = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)key, from_lane + r);
-                if (kValues) from_value = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)value, from_lane + r);
-            } else {
-                const int row = min(r, count - 1);
-                from_key += row * keys.token_stride;
-                from_value += row * values.token_stride;
-            }
-            if (kEven || c < kTile * kChunks) {
-                const uint32_t bytes = r < count ? Rows::kCopy : 0;
-                const uint32_t to = stage + r * Rows::kPitch + column;
-                if (kKeys) CopyAsync<Rows::kCopy>(to, from_key + column, bytes, policy);
-                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, bytes, policy);
-            }
-        }
-    }
-
-    /* Until all groups of copies but the last few of kEach for each stage, less kLess, have come. */
-    template <int kEach, int kLess>
-    static __device__ __forceinline__ void WaitFor(int stages) {
-        switch (stages) {
-        case 2: CopyWait<2 * kEach - kLess>(); break;
-        case 3: CopyWait<3 * kEach - kLess>(); break;
-        case 4: CopyWait<4 * kEach - kLess>(); break;
-        default: CopyWait<6 * kEach - kLess>(); break; /* 6 */
-        }
-    }
-    /* The oldest tile; short, where keys and values are groups of their own, the older of a tile's two. */
-    static __device__ __forceinline__ void WaitForOldest(int stages) { WaitFor<kShort ? 2 : 1, kShort ? 3 : 2>(stages); }
-
-    /* ---- copies by the engine ---- */
-
-    __device__ __forceinline__ void OpenPipeline(uint64_t *barriers) {
-        full = SharedAddress(barriers + warp * kMostStages);
-        phases = 0;
-        if (lane < kMostStages) BytesBegin(barriers + warp * kMostStages + lane);
-        FenceEngine();
-        __syncwarp();
-    }
-
-    /* The tile from `token` on; of fewer than 16 tokens only those are read: a row's memory may end there. */
-    __device__ __forceinline__ void CopyTile(int fill, uint32_t stage, const Store &keys, const Store &values, const Place &place, int token,
-                                             int count) const {
-        constexpr int kBytes = StageOf<Rows>::kTileBytes;
-        if (count < kTile) {
-            CopyShortTile(stage, keys.base + (int64_t)token * keys.token_stride, keys.token_stride, count, lane);
-            CopyShortTile(stage + kBytes, values.base + (int64_t)token * values.token_stride, values.token_stride, count, lane);
-            __syncwarp();
-        }
-        if (lane != 0) return;
-        BytesExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
-        if (count < kTile) return;
-        CopyBox(stage, args.key_map, place.head, token, place.row, full + fill * 8, policy);
-        CopyBox(stage + kBytes, args.value_map, place.head, token, place.row, full + fill * 8, policy);
-    }
-    /* What is not there is zero. */
-    static __device__ __noinline__ void CopyShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
-#pragma unroll 1
-        for (int i = lane; i < kTile * kChunks; i += 32) {
-            const int row = i / kChunks, chunk = i % kChunks;
-            uint4     v = {0, 0, 0, 0};
-            if (row < count) v = __ldg((const uint4 *)(from + row * stride + chunk * 16));
-            StoreShared(to + chunk / 8 * (kTile * 128) + Rows::Chunk(row, chunk % 8), v);
-        }
-    }
-
-    /* ---- the query ---- */
-
-    /* The block brings the group's query into shared memory, as the store's type and in the order of the
-     * fragments; heads that are not there are zero. */
-    static constexpr int kQueryPitch = kDim * 2 + 16;
-    static constexpr int kQueryBytes = kTensor ? (kHeadTiles * 8 * kQueryPitch + 1023) / 1024 * 1024 : kHeadTiles * 8 * kQueryPitch;
-
-    __device__ __forceinline__ void StageQuery(const uint8_t *query) const {
-        const int type = args.call.query.type;
-#pragma unroll kTensor ? kHeadTiles * 8 * (kDim / 2) / kThreads : 1
-        for (int i = threadIdx.x; i < kHeadTiles * 8 * (kDim / 2); i += kThreads) {
-            const int head = i / (kDim / 2), pair = i % (kDim / 2); /* of a step's eight: half * 4 + t */
-            uint32_t  two = 0;
-            if (head < args.group) {
-                const uint8_t *from = query + head * args.call.query.head_stride;
-                const int      d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4);
-                if (type == (Rows::kBrain ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
-                    if constexpr (kShort) { /* ahead of the copies of K and V, which then need not wait for it */
-                        CopyAsyncPair(SharedAddress(shared + head * kQueryPitch + pair * 4), from + d * 2);
-                        continue;
-                    }
-                    two = __ldg((const uint32_t *)from + d / 2); /* the usual case needs no conversion */
-                } else {
-                    two = PackPair<Rows::kBrain>(LoadElement(from, type, d), LoadElement(from, type, d + 1));
-                }
-            }
-            *(uint32_t *)(shared + head * kQueryPitch + pair * 4) = two;
-        }
-        if constexpr (kShort) CopyCommit();
-    }
-    static __device__ __forceinline__ void MeetForQuery() {
-        asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
-        if (kShort) ClusterWait(); /* long since over: all its blocks have begun, and may be sent to */
-    }
-    /* Two steps' fragments of eight heads. */
-    __device__ __forceinline__ void QueryFragments(int tile, int step, uint32_t (&b)[4]) const {
-        LoadMatrices(b, SharedAddress(shared) + (tile * 8 + (lane & 7)) * kQueryPitch + step * 32 + (lane >> 3) * 16);
-    }
-
-    /* ---- logits ---- */
-
-    /* A tile of eight heads, 16 tokens of a head after 16 of another: each thread gets four tokens in a row of one head, so
-     * that whole lines are written at once. What is beyond the row's tokens is room of the last tile and never read. */
-    __device__ __forceinline__ void StoreLogits(float *tile, int h, const float (&x)[4]) const {
-        const bool  odd = g & 1, upper = g & 2;
-        const float low = __shfl_xor_sync(kAll, odd ? x[0] : x[1], 4), high = __shfl_xor_sync(kAll, odd ? x[2] : x[3], 4);
-        /* Now of head 2t + odd: tokens g and g + 1 (or g - 1 and g), and the same in the upper eight. */
-        const float2 a = odd ? float2{low, x[1]} : float2{x[0], low}, b = odd ? float2{high, x[3]} : float2{x[2], high};
-        const float  first = __shfl_xor_sync(kAll, upper ? a.x : b.x, 8), second = __shfl_xor_sync(kAll, upper ? a.y : b.y, 8);
-        const int    head = h * 8 + t * 2 + (odd ? 1 : 0);
-        if (head >= args.group) return;
-        const float4 four = upper ? float4{first, second, b.x, b.y} : float4{a.x, a.y, first, second};
-        float4      *to = (float4 *)(tile + head * kTile + (upper ? 8 : 0) + (g >> 2) * 4);
-        *to = four;
-    }
-
-    /* ---- a piece of a pair ---- */
-
-    /* Tokens [begin, end) of a row and KV head by the whole block. Whether the row's logits are sieved, is the row's. */
-    __device__ __forceinline__ void Piece(const Place &place, int begin, int end, bool whole, uint32_t part, int slots, int more_slots,
-                                          bool sieves = false) {
-        const lim_cuda_call &call = args.call;
-        const int            group = args.group, row = place.row, kv_head = place.head;
-        const int64_t        row_offset = call.table != 0 ? 0 : (int64_t)row;
-        const Store key = {(const uint8_t *)call.key.data + kv_head * call.key.head_stride + row_offset * call.key.page_stride,
-                           call.key.token_stride, call.key.page_stride};
-        const Store value = {(const uint8_t *)call.value.data + kv_head * call.value.head_stride + row_offset * call.value.page_stride,
-                             call.value.token_stride, call.value.page_stride};
-
-        const int      stages = args.stages;
-        const uint32_t warp_bytes = stages * StageOf<Rows>::kBytes + (Rows::kConvert ? StageOf<HalfRows<kDim, false>>::kBytes : 0);
-        uint8_t       *mine = shared + kQueryBytes + warp * warp_bytes;
-        uint8_t       *wide = mine + stages * StageOf<Rows>::kBytes;
-        const uint32_t stage0 = SharedAddress(mine);
-
-        /* The warp's tiles are warp, warp + kWarps, ... of the piece. */
-        const int turn = kWarps * kTile;
-        int       next = begin + warp * kTile; /* the tile to copy next */
-
-        const uint8_t *query = (const uint8_t *)call.query.data + row * call.query.row_stride + (int64_t)kv_head * group * call.query.head_stride;
-        if constexpr (!kTensor) StageQuery(query);
-        /* The copies do not wait for it: warps meet when they first need it, those without a tile at the end. */
-        bool     staged = false;
-        uint32_t q[kHeadTiles][kQueryFragments][2];
-
-        float o[kHeadTiles][kFragments][4];
-        float largest[kHeadTiles][2], sum[kHeadTiles][2];
+    /* The scores: K times query. Rows of x are tokens g and g + 8, columns heads 2t and 2t + 1. */
+    static __device__ __forceinline__ void Scores(const Q &query, uint32_t keys, const uint8_t *raw, int lane, float (&x)[kHeadTiles][4]) {
+        float    odd_x[kHeadTiles][4]; /* short: a chain of its own for every other step: each waits for the one before */
+        float    block[kHeadTiles][4]; /* q8_0: the part of a score within a block */
+        uint32_t again[kHeadTiles][4]; /* the query's fragments where registers do not hold them */
 #pragma unroll
         for (int h = 0; h < kHeadTiles; h++) {
-            largest[h][0] = largest[h][1] = kLowest;
-            sum[h][0] = sum[h][1] = 0;
+            x[h][0] = x[h][1] = x[h][2] = x[h][3] = 0;
+            odd_x[h][0] = odd_x[h][1] = odd_x[h][2] = odd_x[h][3] = 0;
+        }
+        const uint32_t key_lane = keys + Rows::KeyLane(lane);
 #pragma unroll
-            for (int f = 0; f < kFragments; f++) o[h][f][0] = o[h][f][1] = o[h][f][2] = o[h][f][3] = 0;
-        }
-        float *logits = nullptr;
-        if (call.mode == LIM_CUDA_SELECT && place.tokens > call.budget) {
-            logits = (float *)args.logits + ((int64_t)row * call.heads + (int64_t)kv_head * group) * args.room_stride;
-        }
-        Sieve<kWarps> sieve = {kept, (float *)(shared + kQueryBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_SIEVE_SAMPLES / kWarps),
-                               (uint2 *)logits, (uint32_t)group, (uint32_t)args.logit_stride, begin, end, call.first,
-                               min(end, place.tokens - call.recent), warp, lane};
-        TileOrder order = {};
-        int       step = 0, samples = 0, sampled = 0; /* tiles of the warp */
-        if constexpr (kSieve) {
-            if (sieves) {
-                sieve.Open();
-                if (end - begin >= (int)SieveLeast(args.need, (uint32_t)group, kWarps) / 2) {
-                    samples = (int)sieve.Tiles();
-                    step = (end - begin) / turn / samples;
-                }
+        for (int f = 0; f < kFragments; f += kSteps) {
+            if (Rows::kConvert && f % 2 == 0) {
+#pragma unroll
+                for (int h = 0; h < kHeadTiles; h++) block[h][0] = block[h][1] = block[h][2] = block[h][3] = 0;
             }
-            order = TileOrderFrom(next, samples);
-        }
-
-        /* The logits of a tile leave while the next one is waited for. */
-        float before[4];
-        int   before_token = -1;
-        auto  leave = [&] {
-            if (before_token < 0) return;
-            if (kSieve && sieves) {
-                if (sampled < samples) {
-                    sieve.Sample(before, sampled, before_token);
-                    if (++sampled == samples) {
-                        const uint32_t stretch = end - begin, all = samples * kTile;
-                        sieve.SetBounds((uint32_t)((uint64_t)SieveAim(args.need, stretch) * all / stretch), begin + warp * kTile, step * turn);
+            uint32_t a[kSteps][4];
+            Rows::KeyFragments(key_lane, f / kSteps, a);
+#pragma unroll
+            for (int s = 0; s < kSteps; s++) {
+#pragma unroll
+                for (int h = 0; h < kHeadTiles; h++) {
+                    float(&to)[4] = Rows::kConvert ? block[h] : (f + s) % 2 == 1 && kShort ? odd_x[h] : x[h];
+                    if constexpr (Q::kInRegisters) {
+                        MultiplyAdd<Rows::kBf16>(to, a[s], query.q[h][f + s][0], query.q[h][f + s][1]);
+                    } else {
+                        if ((f + s) % 2 == 0) query.Fragments(h, f + s, again[h]);
+                        MultiplyAdd<Rows::kBf16>(to, a[s], again[h][(f + s) % 2 * 2], again[h][(f + s) % 2 * 2 + 1]);
                     }
-                } else {
-                    sieve.Keep(before, before_token);
                 }
-            } else if (logits != nullptr) {
-                StoreLogits(logits + (int64_t)before_token * group, 0, before);
             }
-        };
+            if constexpr (Rows::kConvert) {
+                if (f % 2 == 1) {
+                    const float low = Rows::ScaleOf(raw, lane >> 2, f / 2), high = Rows::ScaleOf(raw, (lane >> 2) + 8, f / 2);
+#pragma unroll
+                    for (int h = 0; h < kHeadTiles; h++) {
+                        x[h][0] += block[h][0] * low, x[h][1] += block[h][1] * low;
+                        x[h][2] += block[h][2] * high, x[h][3] += block[h][3] * high;
+                    }
+                }
+            }
+        }
+        if constexpr (kShort) {
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) x[h][i] += odd_x[h][i];
+            }
+        }
+    }
+
+    __device__ __forceinline__ void Scale(float (&x)[kHeadTiles][4]) const {
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float v = x[h][i] * args.call.scale;
+                if (args.call.softcap > 0) v = SoftCap(v, args.call.softcap);
+                x[h][i] = v;
+            }
+        }
+    }
+
+    /* q8_0: the tile as f16, and where it is then. */
+    __device__ __forceinline__ void Widen(const uint8_t *raw, uint8_t *wide, uint32_t &keys, uint32_t &values) const {
+        constexpr int kWide = StageOf<HalfRows<kDim, false>>::kTileBytes;
+        Rows::template Convert<false>(raw, wide, lane);
+        Rows::template Convert<true>(raw + StageOf<Rows>::kTileBytes, wide + kWide, lane);
+        __syncwarp();
+        keys = SharedAddress(wide);
+        values = keys + kWide;
+    }
+
+    /* The accumulator: V transposed times weights. */
+    static __device__ __forceinline__ void Values(uint32_t values, int lane, const uint32_t (&weights)[kHeadTiles][2],
+                                                  float (&o)[kHeadTiles][kFragments][4]) {
+        const uint32_t value_lane = values + Rows::ValueLane(lane);
+#pragma unroll
+        for (int f = 0; f < kFragments; f += kSteps) {
+            uint32_t a[kSteps][4];
+            Rows::ValueFragments(value_lane, f / kSteps, a);
+#pragma unroll
+            for (int s = 0; s < kSteps; s++) {
+#pragma unroll
+                for (int h = 0; h < kHeadTiles; h++) MultiplyAdd<Rows::kBf16>(o[h][f + s], a[s], weights[h][0], weights[h][1]);
+            }
+        }
+    }
+
+    /* ---- a split ---- */
+
+    __device__ __forceinline__ uint32_t WarpBytes() const {
+        return args.stages * StageOf<Rows>::kBytes + (Rows::kConvert ? StageOf<HalfRows<kDim, false>>::kBytes : 0);
+    }
+
+    /* Tokens [begin, end) of a work tile by the whole block. Whether the row's logits are filtered, is the row's. */
+    __device__ __forceinline__ void Split(const WorkTile &work, int begin, int end, bool whole, uint32_t part, bool filters = false) {
+        const lim_cuda_call &call = args.call;
+        const uint32_t       warp_bytes = WarpBytes();
+        uint8_t             *mine = shared + Q::kBytes + warp * warp_bytes;
+        uint8_t             *wide = mine + args.stages * StageOf<Rows>::kBytes; /* q8_0: the tile as f16 */
+        loader.Open(work, begin, end, SharedAddress(mine));
+
+        const uint8_t *from = (const uint8_t *)call.query.data + work.row * call.query.row_stride +
+                              (int64_t)work.head * args.group * call.query.head_stride;
+        Q              query;
+        query.shared = shared;
+        if constexpr (!kTma) query.Stage(args, from);
+        /* The copies do not wait for it: warps meet when they first need it, those without a tile at the end. */
+        bool staged = false;
+
+        Softmax<Rows, kDim, kHeadTiles> softmax;
+        softmax.Begin();
+        Sink sink;
+        sink.lane = lane;
+        sink.Open(args, work);
+        if constexpr (kFilter) {
+            float *const sample = (float *)(shared + Q::kBytes + kWarps * warp_bytes) + warp * (LIM_CUDA_FILTER_SAMPLES / kWarps);
+            if (filters) sink.Filter(args, work, begin, end, warp, survivors, sample);
+            loader.Order(sink.samples, sink.step);
+        } else if constexpr (kTma) {
+            loader.Order(0, 0);
+        }
 
         /* One loop both fills the pipeline and keeps it full: the first turns only copy. */
-        int stage = 0, fill = 0, odd = 0;
 #pragma unroll 1
-        for (int at = next - (stages - 1) * turn; at < end; at += turn) {
+        for (int at = begin + warp * kTile - (args.stages - 1) * kWarps * kTile; at < end; at += kWarps * kTile) {
             const bool computes = at >= begin;
-            if constexpr (kTensor) {
-                __syncwarp(); /* the tile before has been read: its place is free */
-                const int token = kSieve ? order.token : next;
-                if (next < end) {
-                    CopyTile(fill, stage0 + fill * StageOf<Rows>::kBytes, key, value, place, token, end - token);
-                    if constexpr (kSieve) {
-                        if (lane == 0) tokens[fill] = token;
-                        TileOrderNext(&order, begin + warp * kTile, turn, step, samples);
-                    }
-                }
-                next += turn;
-                leave();
+            if constexpr (kTma) {
+                loader.Load(!computes);
+                sink.Leave();
             }
             if (computes) {
                 if (!staged) {
                     staged = true;
-                    if constexpr (kTensor) StageQuery(query);
-                    if constexpr (kShort) WaitFor<2, 2>(stages); /* the query's own copies: tiles are behind it */
-                    MeetForQuery();
-                    if constexpr (kQueryInRegisters) {
-#pragma unroll
-                        for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-                            for (int f = 0; f < kQueryFragments; f += 2) {
-                                uint32_t b[4];
-                                QueryFragments(h, f, b);
-                                q[h][f][0] = b[0], q[h][f][1] = b[1], q[h][f + 1][0] = b[2], q[h][f + 1][1] = b[3];
-                            }
-                        }
-                    }
+                    if constexpr (kTma) query.Stage(args, from);
+                    loader.WaitForQuery();
+                    query.Meet();
+                    query.Hold();
                 }
-                if constexpr (kTensor) {
-                    BytesWait(full + stage * 8, phases >> stage & 1);
-                    phases ^= 1u << stage;
-                } else {
-                    WaitForOldest(stages);
-                    __syncwarp();
-                }
+                loader.Wait();
             }
-            const uint32_t into = stage0 + fill * StageOf<Rows>::kBytes;
-            /* Short: values are copied apart from keys, once as much has come, so that a warp never has more than it needs under
-             * way: see SHORT_BYTES in plan.c. */
-            const uint8_t *value_row = nullptr;
-            const int      value_count = end - next, value_lanes = odd;
-            const auto     copy_values = [&] {
-                if (value_row != nullptr) Copy<false, true>(into, nullptr, value_row, key, value, value_count, value_lanes);
-                CopyCommit();
-            };
-            if (!kTensor && next < end) {
-                const int      which = kIndexed ? slots : next;
-                const uint8_t *key_row = Address(key, which);
-                value_row = Address(value, which);
-                Copy<true, !kShort>(into, key_row, value_row, key, value, end - next, odd);
-                next += turn;
-                odd ^= 16;
-                if (kIndexed && odd == 0) {
-                    slots = more_slots;
-                    more_slots = TwoTiles(row, next + 2 * turn, end);
-                }
-            }
-            if constexpr (!kTensor) CopyCommit();
-            if (kShort && !computes) copy_values();
-            fill = fill + 1 == stages ? 0 : fill + 1;
+            if constexpr (!kTma) loader.Load(!computes);
             if (!computes) continue;
-            const int token0 = kSieve ? tokens[stage] : at; /* the tile's first */
 
-            uint32_t from = stage0 + stage * StageOf<Rows>::kBytes, value_from = from + StageOf<Rows>::kTileBytes;
-            const uint8_t *raw = mine + stage * StageOf<Rows>::kBytes;
-            if constexpr (Rows::kConvert) {
-                constexpr int kWide = StageOf<HalfRows<kDim, false>>::kTileBytes;
-                Rows::template Convert<false>(raw, wide, lane);
-                Rows::template Convert<true>(raw + StageOf<Rows>::kTileBytes, wide + kWide, lane);
-                __syncwarp();
-                from = SharedAddress(wide);
-                value_from = from + kWide;
-            }
-
-            /* Scores: rows of x are tokens g and g + 8, columns heads 2t and 2t + 1. */
-            float x[kHeadTiles][4];
-#pragma unroll
-            for (int h = 0; h < kHeadTiles; h++) x[h][0] = x[h][1] = x[h][2] = x[h][3] = 0;
-            float odd_x[kHeadTiles][4]; /* a chain of its own for every other step: each waits for the one before */
-#pragma unroll
-            for (int h = 0; h < kHeadTiles; h++) odd_x[h][0] = odd_x[h][1] = odd_x[h][2] = odd_x[h][3] = 0;
-            uint32_t again[kHeadTiles][4]; /* the query's fragments where registers do not hold them */
-            float    block[kHeadTiles][4]; /* q8_0: the part of a score within a block */
-            const uint32_t key_lane = from + Rows::KeyLane(lane);
-#pragma unroll
-            for (int f = 0; f < kFragments; f += kSteps) {
-                if (Rows::kConvert && f % 2 == 0) {
-#pragma unroll
-                    for (int h = 0; h < kHeadTiles; h++) block[h][0] = block[h][1] = block[h][2] = block[h][3] = 0;
-                }
-                uint32_t a[kSteps][4];
-                Rows::KeyFragments(key_lane, f / kSteps, a);
-#pragma unroll
-                for (int s = 0; s < kSteps; s++) {
-#pragma unroll
-                    for (int h = 0; h < kHeadTiles; h++) {
-                        float(&to)[4] = Rows::kConvert ? block[h] : (f + s) % 2 == 1 && kShort ? odd_x[h] : x[h];
-                        if constexpr (kQueryInRegisters) {
-                            MultiplyAdd<Rows::kBrain>(to, a[s], q[h][f + s][0], q[h][f + s][1]);
-                        } else {
-                            if ((f + s) % 2 == 0) QueryFragments(h, f + s, again[h]);
-                            MultiplyAdd<Rows::kBrain>(to, a[s], again[h][(f + s) % 2 * 2], again[h][(f + s) % 2 * 2 + 1]);
-                        }
-                    }
-                }
-                if constexpr (Rows::kConvert) {
-                    if (f % 2 == 1) {
-                        const float low = Rows::ScaleOf(raw, g, f / 2), high = Rows::ScaleOf(raw, g + 8, f / 2);
-#pragma unroll
-                        for (int h = 0; h < kHeadTiles; h++) {
-                            x[h][0] += block[h][0] * low, x[h][1] += block[h][1] * low;
-                            x[h][2] += block[h][2] * high, x[h][3] += block[h][3] * high;
-                        }
-                    }
-                }
-            }
-
-            /* Logits, then weights. */
-            bool higher = false;
-#pragma unroll
-            for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float v = (kShort ? x[h][i] + odd_x[h][i] : x[h][i]) * call.scale;
-                    if (call.softcap > 0) v = SoftCap(v, call.softcap);
-                    x[h][i] = v;
-                }
-            }
-            if constexpr (kTensor) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) before[i] = x[0][i];
-                before_token = token0;
-            } else if (logits != nullptr) {
-#pragma unroll
-                for (int h = 0; h < kHeadTiles; h++) StoreLogits(logits + (int64_t)at * group, h, x[h]);
-            }
-#pragma unroll
-            for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int token = token0 + g + (i >> 1) * 8;
-                    x[h][i] = token < end ? x[h][i] * kLog2e : -INFINITY;
-                    higher |= x[h][i] > largest[h][i & 1];
-                }
-            }
-            if (__any_sync(kAll, higher)) {
-#pragma unroll
-                for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-                    for (int c = 0; c < 2; c++) {
-                        /* fmaxf leaves NaN out; it reaches the sums by itself. */
-                        float most = fmaxf(fmaxf(x[h][c], x[h][c + 2]), largest[h][c]);
-                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 4));
-                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 8));
-                        most = fmaxf(most, __shfl_xor_sync(kAll, most, 16));
-                        const float shrink = Exp2(largest[h][c] - most);
-                        largest[h][c] = most;
-                        sum[h][c] *= shrink;
-#pragma unroll
-                        for (int f = 0; f < kFragments; f++) {
-                            o[h][f][c] *= shrink;
-                            o[h][f][c + 2] *= shrink;
-                        }
-                    }
-                }
-            }
+            const int      token = loader.Token(at);
+            const uint8_t *raw = mine + loader.stage * StageOf<Rows>::kBytes;
+            uint32_t       keys = loader.stage0 + loader.stage * StageOf<Rows>::kBytes, values = keys + StageOf<Rows>::kTileBytes;
+            if constexpr (Rows::kConvert) Widen(raw, wide, keys, values);
+            float    x[kHeadTiles][4];
             uint32_t weights[kHeadTiles][2];
-#pragma unroll
-            for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    x[h][i] = Exp2(x[h][i] - largest[h][i & 1] + kShift);
-                    sum[h][i & 1] += x[h][i];
-                }
-                /* Tokens to the rows' side: what was the result's layout becomes the second operand's. */
-                weights[h][0] = TransposeMatrix(PackPair<Rows::kBrain>(x[h][0], x[h][1]));
-                weights[h][1] = TransposeMatrix(PackPair<Rows::kBrain>(x[h][2], x[h][3]));
-            }
-
-            /* Values. */
-            if constexpr (kShort) {
-                WaitForOldest(stages);
-                __syncwarp();
-                copy_values();
-            }
-            const uint32_t value_lane = value_from + Rows::ValueLane(lane);
-#pragma unroll
-            for (int f = 0; f < kFragments; f += kSteps) {
-                uint32_t a[kSteps][4];
-                Rows::ValueFragments(value_lane, f / kSteps, a);
-#pragma unroll
-                for (int s = 0; s < kSteps; s++) {
-#pragma unroll
-                    for (int h = 0; h < kHeadTiles; h++) MultiplyAdd<Rows::kBrain>(o[h][f + s], a[s], weights[h][0], weights[h][1]);
-                }
-            }
+            Scores(query, keys, raw, lane, x);
+            Scale(x);
+            sink.Put(x, token);
+            softmax.Weigh(x, lane >> 2, end - token, weights);
+            loader.WaitForValues();
+            Values(values, lane, weights, softmax.o);
             if (Rows::kConvert) __syncwarp();
-            stage = stage + 1 == stages ? 0 : stage + 1;
+            loader.Done();
         }
         if (!staged) {
-            if constexpr (kTensor) StageQuery(query);
-            if constexpr (kShort) CopyWait<0>();
-            MeetForQuery();
+            if constexpr (kTma) query.Stage(args, from);
+            loader.WaitForAll();
+            query.Meet();
         }
-        if constexpr (kTensor) leave();
-        if (kSieve && sieves) sieve.SendRest(sieve.waiting[0], sieve.waiting[1]);
+        sink.Close();
 
-#pragma unroll
-        for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-#pragma unroll
-                for (int d = 4; d < 32; d *= 2) sum[h][c] += __shfl_xor_sync(kAll, sum[h][c], d);
-            }
-        }
-
-        /* The block's warps into one: each leaves its values where its tiles were. */
-        __shared__ float warp_largest[kWarps][kHeadTiles * 8], warp_sum[kWarps][kHeadTiles * 8];
-        __syncwarp();
-#pragma unroll
-        for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                const int head = h * 8 + t * 2 + c;
-                if (head >= group) continue;
-                if (g == 0) {
-                    warp_largest[warp][head] = largest[h][c];
-                    warp_sum[warp][head] = sum[h][c];
-                }
-                float *to = (float *)mine + head * kMergePitch;
-#pragma unroll
-                for (int f = 0; f < kFragments; f++) {
-                    to[Rows::ValueDim(f, 0, g)] = o[h][f][c];
-                    to[Rows::ValueDim(f, 1, g)] = o[h][f][c + 2];
-                }
-            }
-        }
-        __syncthreads();
-
-        float *mine_part = (float *)args.parts + part * PartFloats(group, kDim);
-#pragma unroll 1
-        for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
-            const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-            float     most = warp_largest[0][head];
-#pragma unroll
-            for (int w = 1; w < kWarps; w++) most = fmaxf(most, warp_largest[w][head]);
-            float4 v = {0, 0, 0, 0};
-            float  total = 0;
-#pragma unroll
-            for (int w = 0; w < kWarps; w++) {
-                const float4 from = *(const float4 *)(shared + kQueryBytes + w * warp_bytes + (head * kMergePitch + d) * 4);
-                const float  weight = Exp2(warp_largest[w][head] - most);
-                v.x += from.x * weight, v.y += from.y * weight, v.z += from.z * weight, v.w += from.w * weight;
-                total += warp_sum[w][head] * weight;
-            }
-            if (!kShort && whole) {
-                Finish(row, kv_head, head, d, v, most, total);
-            } else if (kShort) {
-                Send(v, most, total);
-            } else {
-                __stcg((float4 *)(mine_part + head * kDim + d), v);
-                if (d == 0) {
-                    __stcg(mine_part + group * kDim + head, most);
-                    __stcg(mine_part + group * (kDim + 1) + head, total);
-                }
-            }
-        }
+        __shared__ Warps warps;
+        warps.Leave(softmax, args.group, warp, lane, mine);
+        epilogue.Put(work, warps, shared + Q::kBytes, warp_bytes, whole, part);
     }
 
-    __device__ __forceinline__ void Finish(int row, int kv_head, int in_group, int d, float4 v, float most, float total) const {
-        if (kShort) {
-            FinishHead(args, kShift, row, kv_head * args.group + in_group, d, v, most, total);
-        } else {
-            FinishHeadOutOfLine(args, kShift, row, kv_head * args.group + in_group, d, v, most, total);
-        }
+    /* ---- a block's way ---- */
+
+    /* A list is read before the length is known: few rows have fewer tokens than the budget. */
+    __device__ __forceinline__ bool GuessesTokens() const {
+        return kIndexed && !kTma && args.call.mode == LIM_CUDA_SPARSE && args.call.capacity >= args.call.budget;
     }
 
-    /* ---- a pair by a cluster ---- */
-
-    /* Each block finishes an equal number of the pair's fours of elements, of which it gets all blocks' parts:
-     * float4 [cluster][SentFours], then float2 [cluster][SentFours], largest and sum. */
-    __device__ __forceinline__ uint32_t Fours() const { return (uint32_t)args.group * (kDim / 4); }
-    __device__ __forceinline__ uint32_t SentFours() const { return (Fours() + args.cluster - 1) / args.cluster; }
-
-    static_assert(!kShort || kHeadTiles * 8 * (kDim / 4) <= kThreads, "a thread sends one four");
-
-    /* Before anything is sent to this block. Each thread finds out where its own four will go, too: the divisions would take
-     * their time when everything waits for them. */
-    __device__ __forceinline__ void OpenInbox() {
-        each = SentFours();
-        const uint32_t to = min(threadIdx.x / each, args.cluster - 1);
-        finish_first = ClusterRank() * each;
-        finish_count = finish_first < Fours() ? min(each, Fours() - finish_first) : 0;
-        if (threadIdx.x == 0) {
-            BytesBegin(inbox_full);
-            ShowBarrier();
-        }
-        const uint32_t at = finish_first + threadIdx.x % each;
-        send_values = InBlock(SharedAddress(inbox), to) + at * 16;
-        send_sums = InBlock(SharedAddress(inbox), to) + args.cluster * each * 16 + at * 8;
-        send_full = InBlock(SharedAddress(inbox_full), to);
-    }
-    __device__ __forceinline__ void Send(float4 v, float most, float total) const {
-        StoreInBlock(send_values, v, send_full);
-        StoreInBlock(send_sums, float2{most, total}, send_full);
-    }
-
-    __device__ __forceinline__ void FinishSent(const Place &place) const {
-        if (threadIdx.x >= finish_count) return;
-        const float4 *values = (const float4 *)inbox + threadIdx.x;
-        const float2 *sums = (const float2 *)((const float4 *)inbox + args.cluster * each) + threadIdx.x;
-        float2        sum[kMostCluster];
-        float4        part[kMostCluster];
-        float         most = kLowest, total = 0;
-#pragma unroll
-        for (uint32_t p = 0; p < kMostCluster; p++) {
-            sum[p] = p < args.cluster ? sums[p * each] : float2{kLowest, 0};
-            part[p] = p < args.cluster ? values[p * each] : float4{0, 0, 0, 0};
-            most = fmaxf(most, sum[p].x);
-        }
-        float4 v = {0, 0, 0, 0};
-#pragma unroll
-        for (uint32_t p = 0; p < kMostCluster; p++) {
-            const float weight = Exp2(sum[p].x - most);
-            v.x += part[p].x * weight, v.y += part[p].y * weight, v.z += part[p].z * weight, v.w += part[p].w * weight;
-            total += sum[p].y * weight;
-        }
-        const int four = (int)(finish_first + threadIdx.x);
-        Finish(place.row, place.head, four / (kDim / 4), four % (kDim / 4) * 4, v, most, total);
-    }
-
-    /* This block's share of a pair's tokens, in whole tiles. */
+    /* Short: this block's share of a work tile's tokens, in whole tiles. */
     __device__ __forceinline__ void ShareOf(int tokens, int *begin, int *end) const {
         const int tiles = (max(tokens, 0) + kTile - 1) / kTile, each = (tiles + (int)args.cluster - 1) / (int)args.cluster;
         *begin = (int)ClusterRank() * each * kTile;
         *end = max(min(*begin + each * kTile, tokens), *begin);
     }
 
-    /* ---- pairs by equal stretches ---- */
-
-    /* Counts this block in; the last one of the pair merges all of its parts. */
-    __device__ __forceinline__ void Arrive(const Place &place, uint32_t units, uint32_t blocks) {
-        const lim_cuda_call &call = args.call;
-        const int            group = args.group;
-        const Span           span = SpanOf(place, units, blocks);
-        const uint32_t       first = span.first;
-        const int            count = (int)span.count;
-        uint32_t            *arrivals = (uint32_t *)args.arrivals + (int64_t)place.row * call.kv_heads + place.head;
-
-        __shared__ bool is_last;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence(); /* for the whole block: the barrier before it makes it cumulative */
-            is_last = atomicAdd(arrivals, 1) == (uint32_t)count - 1;
-            if (is_last) *arrivals = 0; /* ready for the next call */
-            __threadfence();
-        }
-        __syncthreads();
-        if (!is_last) return;
-
-        const float *parts = (const float *)args.parts;
-        const size_t size = PartFloats(group, kDim);
-#pragma unroll 1
-        for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
-            const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-            float     most = kLowest, total = 0;
-            float4    v = {0, 0, 0, 0};
-            /* Several parts under way at once: the time is all latency. */
-#pragma unroll 1
-            for (int base = 0; base < count; base += kAtOnce) {
-                float  part_most[kAtOnce], part_sum[kAtOnce];
-                float4 part[kAtOnce];
-#pragma unroll
-                for (int p = 0; p < kAtOnce; p++) {
-                    const int    which = min(base + p, count - 1);
-                    const float *from = parts + SplitPart(first + which, which == 0) * size;
-                    part_most[p] = base + p < count ? __ldcg(from + group * kDim + head) : kLowest;
-                    part_sum[p] = base + p < count ? __ldcg(from + group * (kDim + 1) + head) : 0.0f;
-                    part[p] = base + p < count ? __ldcg((const float4 *)(from + head * kDim + d)) : float4{0, 0, 0, 0};
-                }
-                float now = most;
-#pragma unroll
-                for (int p = 0; p < kAtOnce; p++) now = fmaxf(now, part_most[p]);
-                const float shrink = Exp2(most - now);
-                v.x *= shrink, v.y *= shrink, v.z *= shrink, v.w *= shrink;
-                total *= shrink;
-#pragma unroll
-                for (int p = 0; p < kAtOnce; p++) {
-                    const float weight = Exp2(part_most[p] - now);
-                    v.x += part[p].x * weight, v.y += part[p].y * weight, v.z += part[p].z * weight, v.w += part[p].w * weight;
-                    total += part_sum[p] * weight;
-                }
-                most = now;
-            }
-            Finish(place.row, place.head, head, d, v, most, total);
-        }
-    }
-
-    /* A list is read before the length is known: few rows have fewer tokens than the budget. */
-    __device__ __forceinline__ bool GuessesTokens() const {
-        return kIndexed && args.call.mode == LIM_CUDA_LIST && args.call.capacity >= args.call.budget;
-    }
-
     __device__ __forceinline__ void RunShort() {
-        const uint32_t pair = blockIdx.x / args.cluster;
-        Place          place = {};
-        place.row = (int32_t)(pair / (uint32_t)args.call.kv_heads);
-        place.head = (int32_t)(pair - (uint32_t)place.row * (uint32_t)args.call.kv_heads);
-        int begin, end, slots = 0, more_slots = 0;
+        const uint32_t tile = blockIdx.x / args.cluster;
+        WorkTile       work = {};
+        work.row = (int32_t)(tile / (uint32_t)args.call.kv_heads);
+        work.head = (int32_t)(tile - (uint32_t)work.row * (uint32_t)args.call.kv_heads);
+        int begin, end;
         ShareOf(args.call.budget, &begin, &end);
-        OpenInbox();
+        epilogue.Open();
         ClusterArrive();
-        WaitForEarlier();
-        if (GuessesTokens()) {
-            slots = TwoTiles(place.row, begin + warp * kTile, end);
-            more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
+        PdlWait();
+        if (GuessesTokens()) loader.ReadSlots(work.row, begin, end);
+        work.tokens = RowTokens(args.call, work.row);
+        if (!GuessesTokens() || work.tokens != args.call.budget) {
+            ShareOf(work.tokens, &begin, &end);
+            loader.ReadSlots(work.row, begin, end);
         }
-        place.tokens = RowTokens(args.call, place.row);
-        if (!GuessesTokens() || place.tokens != args.call.budget) {
-            ShareOf(place.tokens, &begin, &end);
-            slots = TwoTiles(place.row, begin + warp * kTile, end);
-            more_slots = TwoTiles(place.row, begin + (warp + 2 * kWarps) * kTile, end);
-        }
-        Piece(place, begin, end, false, 0, slots, more_slots);
-        if (threadIdx.x == 0) BytesExpect(SharedAddress(inbox_full), args.cluster * 24 * finish_count);
-        BarrierWait(inbox_full);
-        FinishSent(place);
+        Split(work, begin, end, false, 0);
+        epilogue.Finish(work);
     }
 
-    /* ---- which logits are kept ---- */
-
-    /* The same for all blocks of the row. */
-    __device__ __forceinline__ bool Sieves(const Place &place, uint32_t units, uint32_t blocks) const {
-        const uint32_t least = SieveLeast(args.need, args.group, kWarps);
-        return place.tokens > args.call.budget && (uint32_t)place.tokens >= least && 2 * SpanOf(place, units, blocks).count <= LIM_CUDA_SIEVES &&
-               place.total / blocks * args.unit >= least;
+    /* Whether a row's logits are filtered: the same for all blocks of the row. */
+    __device__ __forceinline__ bool Filters(const WorkTile &work, uint32_t chunks, uint32_t blocks) const {
+        const uint32_t least = FilterLeast(args.need, args.group, kWarps);
+        return work.tokens > args.call.budget && (uint32_t)work.tokens >= least && 2 * SpanOf(work, chunks, blocks).count <= LIM_CUDA_FILTER_LISTS &&
+               work.total / blocks * args.chunk_tokens >= least;
     }
-    /* What the selection finds of the piece. */
-    __device__ __forceinline__ void LeaveKept(const Place &place, uint32_t units, uint32_t blocks, int begin, int end, bool sieves) const {
-        const Span       span = SpanOf(place, units, blocks);
-        lim_cuda_sieved *to = (lim_cuda_sieved *)args.sieved +
-                              ((int64_t)place.row * args.call.heads + place.head * args.group) * LIM_CUDA_SIEVES + 2 * (blockIdx.x - span.first);
-        if (!sieves && blockIdx.x != span.first) return;
+    /* What the selection finds of the split. */
+    __device__ __forceinline__ void LeaveSurvivors(const WorkTile &work, uint32_t chunks, uint32_t blocks, int begin, int end, bool filters) const {
+        const Span          span = SpanOf(work, chunks, blocks);
+        lim_cuda_survivors *to = (lim_cuda_survivors *)args.survivors +
+                                 ((int64_t)work.row * args.call.heads + work.head * args.group) * LIM_CUDA_FILTER_LISTS + 2 * (blockIdx.x - span.first);
+        if (!filters && blockIdx.x != span.first) return;
         if (threadIdx.x < args.group) {
-            const uint32_t head = threadIdx.x, lists = sieves ? 2 * span.count : 0, others = kept->others[head];
-            const float    bound = kept->bound[0][head];
-            to[head * LIM_CUDA_SIEVES] = lim_cuda_sieved{(uint32_t)begin, kept->lines[head], bound, lists};
-            to[head * LIM_CUDA_SIEVES + 1] = lim_cuda_sieved{(uint32_t)end - others, others, bound, lists};
+            const uint32_t head = threadIdx.x, lists = filters ? 2 * span.count : 0, others = survivors->others[head];
+            const float    bound = survivors->bound[0][head];
+            to[head * LIM_CUDA_FILTER_LISTS] = lim_cuda_survivors{(uint32_t)begin, survivors->lines[head], bound, lists};
+            to[head * LIM_CUDA_FILTER_LISTS + 1] = lim_cuda_survivors{(uint32_t)end - others, others, bound, lists};
         }
     }
 
     __device__ __forceinline__ void Run() {
-        Place    place;
+        WorkTile work;
         uint32_t at, end;
-        int      slots = 0, more_slots = 0;
-        bool     fresh = false; /* the slots are this piece's */
+        bool     fresh = false; /* the loader's slots are this split's */
         if (GuessesTokens()) {
-            GuessPlace(args, &place, &at, &end);
-            if (at < end) {
-                const int first = (int)(place.unit * args.unit) + warp * kTile;
-                slots = TwoTiles(place.row, first, place.tokens);
-                more_slots = TwoTiles(place.row, first + 2 * kWarps * kTile, place.tokens);
-            }
-            fresh = GuessHolds(args, lane);
+            GuessWork(args, &work, &at, &end);
+            if (at < end) loader.ReadSlots(work.row, (int)(work.chunk * args.chunk_tokens), work.tokens);
+            fresh = GuessedRight(args, lane);
             if (fresh && at >= end) return;
         }
-        if (!fresh && !FindPlace(args, lane, &place, &at, &end)) return;
-        const uint32_t blocks = SplitBlocks(place.total, gridDim.x);
+        if (!fresh && !FindWork(args, lane, &work, &at, &end)) return;
+        const uint32_t blocks = SplitBlocks(work.total, gridDim.x);
 #pragma unroll 1
         for (;;) {
-            const uint32_t units = SplitUnits(place.tokens, args.unit);
-            const uint32_t to = min(units, place.unit + (end - at));
-            const bool     begins = place.unit == 0, whole = begins && to == units;
-            const int      last_token = (int)min((uint64_t)to * args.unit, (uint64_t)max(place.tokens, 0));
-            const int      first_token = (int)(place.unit * args.unit);
-            if (kIndexed && !fresh) {
-                slots = TwoTiles(place.row, first_token + warp * kTile, last_token);
-                more_slots = TwoTiles(place.row, first_token + (warp + 2 * kWarps) * kTile, last_token);
-            }
+            const uint32_t chunks = SplitChunks(work.tokens, args.chunk_tokens);
+            const uint32_t to = min(chunks, work.chunk + (end - at));
+            const bool     begins = work.chunk == 0, whole = begins && to == chunks;
+            const int      last_token = (int)min((uint64_t)to * args.chunk_tokens, (uint64_t)max(work.tokens, 0));
+            const int      first_token = (int)(work.chunk * args.chunk_tokens);
+            if (kIndexed && !fresh) loader.ReadSlots(work.row, first_token, last_token);
             fresh = false;
-            const bool sieves = kSieve && Sieves(place, units, blocks);
-            Piece(place, first_token, last_token, whole, SplitPart(blockIdx.x, begins), slots, more_slots, sieves);
-            if (kSieve) LeaveKept(place, units, blocks, first_token, last_token, sieves);
-            if (!whole) Arrive(place, units, blocks);
-            at += to - place.unit;
+            const bool filters = kFilter && Filters(work, chunks, blocks);
+            Split(work, first_token, last_token, whole, SplitPart(blockIdx.x, begins), filters);
+            if (kFilter) LeaveSurvivors(work, chunks, blocks, first_token, last_token, filters);
+            if (!whole) epilogue.MergeParts(work, chunks, blocks);
+            at += to - work.chunk;
             if (at >= end) return;
-            if constexpr (kTensor) FenceEngine();
-            __syncthreads(); /* shared memory is for the next piece now */
-            place.unit = 0;
-            place.before += units;
-            if (++place.head == args.call.kv_heads) {
-                place.head = 0;
-                place.row++;
-                place.tokens = RowTokens(args.call, place.row);
+            loader.Close();
+            __syncthreads(); /* shared memory is for the next split now */
+            work.chunk = 0;
+            work.before += chunks;
+            if (++work.head == args.call.kv_heads) {
+                work.head = 0;
+                work.row++;
+                work.tokens = RowTokens(args.call, work.row);
             }
         }
     }
 };
 
-template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kSieve = false>
+template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kFilter = false>
 __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
     extern __shared__ __align__(1024) uint8_t shared[];
-    using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kSieve>;
-    const int lane = threadIdx.x & 31;
-    LetLaterStart();
-    __shared__ uint64_t inbox_full;
-    A attention = {args, shared, &inbox_full, shared, (int)threadIdx.x >> 5, lane, lane >> 2, lane & 3, StreamPolicy(), 0, 0, nullptr, nullptr};
-    if constexpr (A::kTensor) {
-        __shared__ uint64_t barriers[A::kWarps * A::kMostStages];
-        attention.OpenPipeline(barriers);
+    using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kFilter>;
+    const int warp = (int)threadIdx.x >> 5, lane = threadIdx.x & 31;
+    PdlLaunchDependents();
+    A attention = {args, shared, warp, lane, {args, StreamPolicy(), warp, lane}, {args}, nullptr};
+    if constexpr (kFilter) {
+        __shared__ typename A::Survivors survivors;
+        attention.survivors = &survivors;
     }
-    if constexpr (kSieve) {
-        __shared__ int tokens[A::kWarps][A::kMostStages];
-        __shared__ typename Sieve<A::kWarps>::Kept kept;
-        attention.tokens = tokens[threadIdx.x >> 5];
-        attention.kept = &kept;
+    if constexpr (A::kTma) {
+        __shared__ uint64_t barriers[A::kWarps * LIM_CUDA_MOST_STAGES];
+        __shared__ int      tokens[kFilter ? A::kWarps : 1][LIM_CUDA_MOST_STAGES];
+        attention.loader.Begin(barriers, tokens[kFilter ? warp : 0]);
     }
     if constexpr (kShort) {
-        attention.shared += (attention.SentFours() * args.cluster * 24 + 127) / 128 * 128; /* inbox_bytes in plan.c */
+        __shared__ uint64_t dsmem_full;
+        attention.epilogue.dsmem = shared;
+        attention.epilogue.full = &dsmem_full;
+        attention.shared += DsmemBytes(DsmemFours(args.group, kDim, args.cluster), args.cluster);
         attention.RunShort();
     } else {
         attention.Run();

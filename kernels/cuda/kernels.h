@@ -31,7 +31,7 @@ enum {
 enum {
     LIM_CUDA_FULL   = 0, /* attend to every visible token */
     LIM_CUDA_SELECT = 1, /* the same, and leave what the selection needs of the logits (and log-sum-exps) */
-    LIM_CUDA_LIST   = 2, /* attend to each row's token set */
+    LIM_CUDA_SPARSE   = 2, /* attend to each row's token set */
 };
 
 enum {
@@ -43,7 +43,7 @@ enum {
     LIM_CUDA_MAX_HEADS = 512,
     LIM_CUDA_MAX_GROUP = 16,      /* query heads per KV head */
     LIM_CUDA_MAX_ROWS  = 4096,
-    LIM_CUDA_MAX_MID   = 16384,   /* tokens that the ranking may choose */
+    LIM_CUDA_MAX_TOP_K  = 16384,   /* tokens that the ranking may choose */
     LIM_CUDA_MAX_RANKED = 8192,   /* candidates that are ranked without sorting */
     LIM_CUDA_MAX_TOKENS = 1 << 20, /* visible tokens of a row that selects */
 };
@@ -81,7 +81,7 @@ typedef struct lim_cuda_call {
     uint64_t       lengths; /* int32 [n_rows]: visible tokens, the row's own included */
     uint64_t       table;   /* int32 [n_rows][table_stride]: pages in position order; 0: no pages */
     int64_t        table_stride; /* elements */
-    uint64_t       set;     /* int32 [n_rows][set_stride]: slots in position order; SELECT's answer, LIST's input */
+    uint64_t       set;     /* int32 [n_rows][set_stride]: slots in position order; SELECT's answer, SPARSE's input */
     int64_t        set_stride;   /* elements, at least budget */
     uint64_t       positions; /* int32 [n_rows][set_stride]: the set as positions, ascending; 0: not wanted */
     uint64_t       sinks;   /* float [heads]: a further logit in the softmax's denominator; 0: none */
@@ -97,10 +97,10 @@ typedef struct lim_cuda_call {
     float          value_scale; /* of an fp8 value; 1 elsewhere */
     int32_t        mode;      /* LIM_CUDA_FULL ... */
     int32_t        policy;    /* LIM_CUDA_UNION ... */
-    /* The split of the budget for rows with more visible tokens than it: first + mid + recent == budget.
+    /* The split of the budget for rows with more visible tokens than it: sink_tokens + top_k + recent == budget.
      * Rows with no more take all their tokens as their set. */
     int32_t        budget;
-    int32_t        first, mid, recent;
+    int32_t        sink_tokens, top_k, recent;
 } lim_cuda_call;
 
 /* Names the first argument that the kernels cannot take, with its value, in text; returns 0 if there is none,
@@ -110,22 +110,27 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *call, cha
 /* Bytes of work memory for calls of this shape in any mode: rows, heads, KV heads, dim, capacity, budget count.
  * The memory must be zero when first used; each call leaves it ready for the next one on the same stream, which may
  * have other rows, lengths and mode, but not another kv_heads. Calls that may run at the same time need separate work memory. Monotone in each of
- * n_rows, capacity, mid and heads. */
+ * n_rows, capacity, top_k and heads. */
 size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *call);
 
 /* ---- launching ---- */
 
+enum {
+    LIM_CUDA_NAME = 48,         /* room for an entry point's name */
+    LIM_CUDA_MOST_ENTRIES = 16, /* that calls of one shape need */
+};
+
 /* One kernel launch: entry point by name, grid, block, dynamic shared memory. */
 typedef struct lim_cuda_launch {
-    char     name[48];
+    char     name[LIM_CUDA_NAME];
     uint32_t grid[3];
     uint32_t block;
     uint32_t shared;
     uint32_t cluster; /* blocks of a cluster, along the grid's first axis; 0: no clusters */
-    uint32_t early;   /* 1: may start before the kernel queued before it is done, which it waits for itself */
+    uint32_t pdl;     /* 1: programmatic dependent launch: may start before the kernel queued before it is done, and waits for it by itself */
 } lim_cuda_launch;
 
-/* The copy engine takes a map's address only if it is a multiple of 64, in the kernel's arguments too. The host has them
+/* TMA takes a map's address only if it is a multiple of 64, in the kernel's arguments too. The host has them
  * where it likes: offset and size are such multiples. */
 #ifdef __CUDACC__
 #define LIM_CUDA_MAP alignas(64)
@@ -139,22 +144,22 @@ typedef struct lim_cuda_args {
     uint64_t      parts;    /* float: partial results of the splits */
     uint64_t      arrivals; /* uint32 [n_rows * kv_heads] */
     uint64_t      gathered; /* uint32 [n_rows]: arrivals of the selection */
-    uint64_t      logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see sieve.h */
+    uint64_t      logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see logit_filter.h */
     uint64_t      sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
-    uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(mid) for each: positions, `need` or all; `union` */
+    uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(top_k) for each: positions, `need` or all; `union` */
     uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
     int64_t       logit_stride; /* the capacity, rounded up */
-    uint32_t      unit;     /* tokens in the unit of the split */
+    uint32_t      chunk_tokens; /* tokens of a KV chunk: see split.h */
     int32_t       stages;   /* depth of a warp's pipeline */
     int32_t       group;
     int32_t       room;     /* candidates that a ranking can hold: a power of two */
     uint32_t      together; /* heads whose logits are interleaved */
-    uint32_t      cluster;  /* blocks that share a pair and merge in shared memory; 0: see split.h */
-    uint32_t      tensor;   /* 1: tiles are copied by the maps, which lim_cuda_encode makes */
+    uint32_t      cluster;  /* blocks that share a work tile and merge in shared memory; 0: see split.h */
+    uint32_t      tma;      /* 1: tiles are loaded by TMA, through the maps that lim_cuda_encode makes */
     uint32_t      need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
-    int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which sieved ones need */
-    uint64_t      sieved;   /* lim_cuda_sieved [n_rows][heads][LIM_CUDA_SIEVES]; 0: all logits are stored */
-    uint64_t      again;    /* uint32 [n_rows][heads]: 1 where logits were computed anew, and lie in the head's room */
+    int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which filtered ones need */
+    uint64_t      survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
+    uint64_t      again;    /* uint32 [n_rows][heads]: 1 where logits were computed once more, and lie in the head's room */
     uint32_t      reserved[2];
     LIM_CUDA_MAP  uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;
@@ -164,6 +169,9 @@ int lim_cuda_plan(const lim_cuda_device *device, const lim_cuda_call *call, lim_
 
 /* The same with all logits stored, for who reads them besides the selection. */
 int lim_cuda_plan_all(const lim_cuda_device *device, const lim_cuda_call *call, lim_cuda_args *args, lim_cuda_launch launches[2]);
+
+/* All entry points that calls like this one may need, whatever their rows, lengths, mode, policy and table. Returns how many. */
+int lim_cuda_entry_points(const lim_cuda_device *device, const lim_cuda_call *call, char names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME]);
 
 /* Completes the arguments of a plan's attention by what only the driver can make. Returns a CUresult. */
 int lim_cuda_encode(lim_cuda_args *args);

@@ -30,7 +30,7 @@ int lim_cuda_enter(void *context) {
 
 int lim_cuda_start(const lim_cuda_launch *l, void *function, void *stream, const void *args) {
     void *params[1] = {(void *)args};
-    if (l->cluster == 0 && l->early == 0)
+    if (l->cluster == 0 && l->pdl == 0)
         return cuLaunchKernel(function, l->grid[0], l->grid[1], l->grid[2], l->block, 1, 1, l->shared, stream, params, 0);
     launch_attribute attributes[2] = {0};
     launch_config    config = {{l->grid[0], l->grid[1], l->grid[2]}, {l->block, 1, 1}, l->shared, stream, attributes, 0};
@@ -40,7 +40,7 @@ int lim_cuda_start(const lim_cuda_launch *l, void *function, void *stream, const
         a->value[0] = l->cluster;
         a->value[1] = a->value[2] = 1;
     }
-    if (l->early != 0) {
+    if (l->pdl != 0) {
         launch_attribute *a = &attributes[config.count++];
         a->id = PROGRAMMATIC_STREAM_SERIALIZATION;
         a->value[0] = 1;

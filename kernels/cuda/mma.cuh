@@ -52,20 +52,20 @@ __device__ __forceinline__ void StoreShared(uint32_t to, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
-/* ---- copies by Hopper's engine: a tile by one instruction of one thread ---- */
+/* ---- TMA: a tile by one instruction of one thread ---- */
 
 /* A barrier that counts the bytes that have come: one phase for each time that some are expected. */
-__device__ __forceinline__ void BytesBegin(uint64_t *full) {
+__device__ __forceinline__ void MbarrierInit(uint64_t *full) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(SharedAddress(full)) : "memory");
 #endif
 }
-__device__ __forceinline__ void BytesExpect(uint32_t full, uint32_t bytes) {
+__device__ __forceinline__ void MbarrierExpect(uint32_t full, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
 #endif
 }
-__device__ __forceinline__ void BytesWait(uint32_t full, uint32_t parity) {
+__device__ __forceinline__ void MbarrierWait(uint32_t full, uint32_t parity) {
 #if __CUDA_ARCH__ >= 900
     uint32_t done = 0;
     while (done == 0) {
@@ -75,30 +75,30 @@ __device__ __forceinline__ void BytesWait(uint32_t full, uint32_t parity) {
 #endif
 }
 /* The box at `token` of a row's KV head; see lim_cuda_encode for the map's axes. */
-__device__ __forceinline__ void CopyBox(uint32_t to, const uint64_t *map, int head, int token, int row, uint32_t full, uint64_t policy) {
+__device__ __forceinline__ void TmaLoad(uint32_t to, const uint64_t *map, int head, int token, int row, uint32_t full, uint64_t policy) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
                  "[%0], [%1, {%3, %4, %5, %3, %6}], [%2], %7;"
                  ::"r"(to), "l"(map), "r"(full), "r"(0), "r"(head), "r"(token), "r"(row), "l"(policy) : "memory");
 #endif
 }
-/* Between a thread's own accesses to shared memory and the engine's. */
-__device__ __forceinline__ void FenceEngine() {
+/* Between a thread's own accesses to shared memory and TMA's. */
+__device__ __forceinline__ void FenceAsyncProxy() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
-/* ---- the kernel queued before this one, and the one after ---- */
+/* ---- programmatic dependent launch (PDL): the kernel queued before this one, and the one after ---- */
 
-/* A kernel that was launched early must not touch what the kernel before it reads or writes until this returns. */
-__device__ __forceinline__ void WaitForEarlier() {
+/* Such a kernel must not touch what the kernel before it reads or writes until this returns. */
+__device__ __forceinline__ void PdlWait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 /* From here on the next kernel may take what room is left. It waits by itself. */
-__device__ __forceinline__ void LetLaterStart() {
+__device__ __forceinline__ void PdlLaunchDependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
@@ -145,13 +145,13 @@ __device__ __forceinline__ void StoreInBlock(uint32_t to, float2 v, uint32_t ful
 #endif
 }
 /* For what the cluster's other blocks send: by the thread that began the barrier, before the cluster's first one. */
-__device__ __forceinline__ void ShowBarrier() {
+__device__ __forceinline__ void MbarrierFenceCluster() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
 /* Of the first phase, for what other blocks have sent. */
-__device__ __forceinline__ void BarrierWait(uint64_t *full) {
+__device__ __forceinline__ void MbarrierWaitCluster(uint64_t *full) {
 #if __CUDA_ARCH__ >= 900
     uint32_t done = 0;
     while (done == 0) {
@@ -178,9 +178,9 @@ __device__ __forceinline__ uint32_t TransposeMatrix(uint32_t r) {
 }
 
 /* c[16][8] += a[16][16] * b[16][8] */
-template <bool kBrain>
+template <bool kBf16>
 __device__ __forceinline__ void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    if (kBrain) {
+    if (kBf16) {
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -191,9 +191,9 @@ __device__ __forceinline__ void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4
     }
 }
 
-template <bool kBrain>
+template <bool kBf16>
 __device__ __forceinline__ uint32_t PackPair(float low, float high) {
-    if (kBrain) {
+    if (kBf16) {
         const __nv_bfloat162 p = __floats2bfloat162_rn(low, high);
         return *(const uint32_t *)&p;
     }

@@ -21,7 +21,7 @@ LIM_SHARED uint32_t OrderBits(uint32_t key) { return key <= 0x7fffffffu ? 0x7fff
 LIM_SHARED uint64_t OrderItem(uint32_t bits, uint32_t position) { return (uint64_t)OrderKey(bits) << 32 | position; }
 
 /* Where a head's logit of a token is, from the first one of its head. Attention leaves those of a KV head's query
- * heads together, 16 tokens of one after 16 of another: each block then writes one stretch of memory, which costs
+ * heads together, 16 tokens of one after 16 of another: each block then writes one split of memory, which costs
  * much less than one for each head. Logits that are given are not interleaved: `together` is 1. */
 LIM_SHARED uint32_t LogitAt(uint32_t token, uint32_t together) { return token / 16 * 16 * together + token % 16; }
 
@@ -31,11 +31,11 @@ LIM_SHARED uint64_t LogitsOf(uint32_t head, uint32_t together, uint64_t stride) 
 }
 
 /* Elements from a head's ranking to the next one's: read four at a time. */
-LIM_SHARED uint32_t RankStride(uint32_t mid) { return (mid + 3) / 4 * 4; }
+LIM_SHARED uint32_t RankStride(uint32_t top_k) { return (top_k + 3) / 4 * 4; }
 
 /* How far each head is ranked at first. With many heads the merge, one rank of all heads after the other, fills the set before
  * half of it has come from each, unless they hardly differ. */
-LIM_SHARED uint32_t RanksNeeded(uint32_t heads, uint32_t mid) { return heads >= 16 ? (mid + 1) / 2 : mid; }
+LIM_SHARED uint32_t RanksNeeded(uint32_t heads, uint32_t top_k) { return heads >= 16 ? (top_k + 1) / 2 : top_k; }
 
 /* Finding a bound such that at least `want` and at most `room` items are not above it. Counting is the
  * caller's; it tells the search what a bound let through until that fits. */

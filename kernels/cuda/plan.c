@@ -5,18 +5,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "layout.h"
+#include "logit_filter.h"
 #include "order.h"
-#include "sieve.h"
 #include "split.h"
-
-enum {
-    kThreads = 128, /* of an attention block, four warps */
-    kWarps = 4,
-    kShortWarps = 8, /* of a short block */
-    kTile = 16,
-    kSelectThreads = 512,
-    kBuckets = 2048,
-};
 
 enum { HOPPER = 90 }; /* compute capability */
 
@@ -93,7 +85,7 @@ static int64_t select_shared(const lim_cuda_call *c);
 static int64_t attend_shared(const lim_cuda_call *c, int stages);
 
 int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *text, size_t size) {
-    if (c->mode < LIM_CUDA_FULL || c->mode > LIM_CUDA_LIST) REFUSE(1, "mode = %d is unknown", c->mode);
+    if (c->mode < LIM_CUDA_FULL || c->mode > LIM_CUDA_SPARSE) REFUSE(1, "mode = %d is unknown", c->mode);
     if (c->policy != LIM_CUDA_UNION && c->policy != LIM_CUDA_MASS) REFUSE(1, "policy = %d is unknown", c->policy);
     if (c->n_rows < 1 || c->n_rows > LIM_CUDA_MAX_ROWS) REFUSE(1, "n_rows = %d is not in 1 .. %d", c->n_rows, LIM_CUDA_MAX_ROWS);
     if (c->heads < 1 || c->heads > LIM_CUDA_MAX_HEADS) REFUSE(1, "heads = %d is not in 1 .. %d", c->heads, LIM_CUDA_MAX_HEADS);
@@ -129,15 +121,15 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
                (long long)attend_shared(c, 2) + STATIC, device->shared_per_block);
     if (c->mode == LIM_CUDA_FULL) return 0;
 
-    if (c->budget < 1 || c->first < 0 || c->mid < 0 || c->recent < 0 || (int64_t)c->first + c->mid + c->recent != c->budget)
-        REFUSE(1, "budget = %d is not the sum of first = %d, mid = %d and recent = %d", c->budget, c->first, c->mid, c->recent);
+    if (c->budget < 1 || c->sink_tokens < 0 || c->top_k < 0 || c->recent < 0 || (int64_t)c->sink_tokens + c->top_k + c->recent != c->budget)
+        REFUSE(1, "budget = %d is not the sum of sink_tokens = %d, top_k = %d and recent = %d", c->budget, c->sink_tokens, c->top_k, c->recent);
     if (c->set == 0 || c->set % 4 != 0 || c->positions % 4 != 0)
         REFUSE(1, "set = %#llx is no address of int32", (unsigned long long)c->set);
     const int64_t most = c->budget < c->capacity ? c->budget : c->capacity;
     if (c->n_rows > 1 && c->set_stride < most)
         REFUSE(1, "set_stride = %lld is less than the %lld tokens of a set", (long long)c->set_stride, (long long)most);
     if (c->mode == LIM_CUDA_SELECT) {
-        if (c->mid > LIM_CUDA_MAX_MID) REFUSE(2, "mid = %d is more than the %d tokens that can be ranked", c->mid, LIM_CUDA_MAX_MID);
+        if (c->top_k > LIM_CUDA_MAX_TOP_K) REFUSE(2, "top_k = %d is more than the %d tokens that can be ranked", c->top_k, LIM_CUDA_MAX_TOP_K);
         if (c->capacity > LIM_CUDA_MAX_TOKENS && c->capacity > c->budget)
             REFUSE(2, "capacity = %d is more than the %d tokens that can be chosen from", c->capacity, LIM_CUDA_MAX_TOKENS);
         if (select_shared(c) + STATIC > device->shared_per_block)
@@ -149,45 +141,47 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 
 /* ---- attention: pipeline and grid ---- */
 
-/* What the blocks of a cluster leave for each other: for each four elements a float4 and two sums. */
-static int64_t inbox_bytes(const lim_cuda_call *c, int cluster) {
-    const int64_t fours = (int64_t)group_of(c) * (c->dim / 4), each = cluster > 1 ? (fours + cluster - 1) / cluster : 0;
-    return (each * cluster * 24 + 127) / 128 * 128;
+/* Which kernels there are besides those for every card: see attention.cu. */
+static int has_short(const lim_cuda_device *d, const lim_cuda_call *c) {
+    return d->capability == HOPPER && c->kv_type != LIM_CUDA_Q8_0 && c->dim <= 128 && group_of(c) <= 8;
+}
+static int has_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
+    return has_short(d, c) && c->kv_type != LIM_CUDA_FP8;
 }
 
-/* Hopper's copy engine takes whole tiles of rows without a table, where the kernel for it has the registers. */
-static int by_tensor(const lim_cuda_device *d, const lim_cuda_call *c) {
-    const int64_t far = (int64_t)1 << 40; /* the engine's strides are less */
+/* TMA loads whole tiles, of rows without a table or in pages of whole tiles, where the kernel for it has the registers. */
+static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
+    const int64_t far = (int64_t)1 << 40; /* TMA's strides are less */
     const lim_cuda_store *const stores[] = {&c->key, &c->value};
-    if (d->capability != HOPPER || c->mode == LIM_CUDA_LIST || c->table != 0) return 0;
-    if ((c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16) || c->dim > 128 || group_of(c) > 8) return 0;
+    if (!has_tma(d, c) || c->mode == LIM_CUDA_SPARSE || (c->table != 0 && 1 << c->page_shift < LIM_CUDA_TILE)) return 0;
     for (int i = 0; i < 2; i++) {
         const lim_cuda_store *s = stores[i];
-        if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far) || (c->n_rows > 1 && s->page_stride >= far)) return 0;
+        if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far)) return 0;
+        if ((c->table != 0 || c->n_rows > 1) && s->page_stride >= far) return 0;
     }
     return 1;
 }
 
 static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
-    const int     group = group_of(c);
-    const int64_t pitch = row_bytes(c->kv_type, c->dim) + (c->kv_type == LIM_CUDA_Q8_0 ? 0 : 16);
-    int64_t       warp = stages * 2 * kTile * pitch;
-    if (c->kv_type == LIM_CUDA_Q8_0) warp += 2 * kTile * (c->dim * 2 + 16); /* the tile as f16 */
-    const int64_t query = (int64_t)(group > 8 ? 16 : 8) * (c->dim * 2 + 16);
+    const int64_t row = row_bytes(c->kv_type, c->dim), pitch = c->kv_type == LIM_CUDA_Q8_0 ? row : LIM_CUDA_PITCH(row);
+    int64_t       warp = stages * 2 * LIM_CUDA_TILE * pitch;
+    if (c->kv_type == LIM_CUDA_Q8_0) warp += 2 * LIM_CUDA_TILE * LIM_CUDA_PITCH(c->dim * 2); /* the tile as f16 */
+    const int64_t query = (int64_t)(group_of(c) > 8 ? 16 : 8) * LIM_CUDA_QUERY_PITCH(c->dim);
     return query + warp * warps;
 }
-static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, kWarps, stages); }
+static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, LIM_CUDA_WARPS, stages); }
 /* Without the padding of rows, and the tiles at multiples of 1,024. */
-static int64_t tensor_shared(const lim_cuda_call *c, int stages) {
-    return (8 * (c->dim * 2 + 16) + 1023) / 1024 * 1024 + (int64_t)stages * kWarps * 2 * kTile * c->dim * 2;
+static int64_t tma_shared(const lim_cuda_call *c, int stages) {
+    return LIM_CUDA_TMA_QUERY_BYTES(c->dim) + (int64_t)stages * LIM_CUDA_WARPS * 2 * LIM_CUDA_TILE * c->dim * 2;
 }
 static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
-    return pipeline_shared(c, kShortWarps, stages) + inbox_bytes(c, cluster);
+    const uint32_t fours = cluster > 1 ? DsmemFours((uint32_t)group_of(c), (uint32_t)c->dim, (uint32_t)cluster) : 0;
+    return pipeline_shared(c, LIM_CUDA_SHORT_WARPS, stages) + DsmemBytes(fours, (uint32_t)cluster);
 }
 
-/* MAX_CLUSTER is kMostCluster in attention.cuh, too. SHORT_BYTES: of a warp's stages. */
-enum { DEPTHS = 4, MAX_CLUSTER = 8, GROUPS = 8, SHORT = 4096, SHORT_BYTES = 16384 };
-static const int depths[DEPTHS] = {6, 4, 3, 2};
+/* SHORT_BYTES: of a warp's stages. */
+enum { DEPTHS = 4, GROUPS = 8, SHORT = 4096, SHORT_BYTES = 16384 };
+static const int depths[DEPTHS] = {LIM_CUDA_MOST_STAGES, 4, 3, 2};
 
 typedef struct shape {
     int      stages, per_multiprocessor, cluster;
@@ -206,55 +200,53 @@ static shape attend_shape(const lim_cuda_device *d, const lim_cuda_call *c) {
         break;
     }
     const int64_t fit = d->shared_per_multiprocessor / (attend_shared(c, s.stages) + STATIC + RESERVED);
-    s.per_multiprocessor = fit < 1 ? 1 : fit > 3 ? 3 : (int)fit;
-    /* The registers of these are for two: see attention.cu. */
-    if (group_of(c) > 8 || c->dim > 128 || c->kv_type == LIM_CUDA_Q8_0) s.per_multiprocessor = s.per_multiprocessor > 2 ? 2 : s.per_multiprocessor;
+    const int     most = LIM_CUDA_MOST_BLOCKS(c->kv_type == LIM_CUDA_Q8_0, c->dim, group_of(c));
+    s.per_multiprocessor = fit < 1 ? 1 : fit > most ? most : (int)fit;
     s.blocks = (uint32_t)(d->multiprocessors * s.per_multiprocessor);
     return s;
 }
 
-/* With rows of equal length, a number of blocks that goes evenly into the pairs (or they into it) gives each
- * block whole pieces: a piece's end is where a pipeline runs dry. Taken where it leaves few blocks idle. */
-static uint32_t even_blocks(uint32_t blocks, uint32_t pairs) {
-    const uint32_t waves = (pairs + blocks - 1) / blocks;
-    const uint32_t even = pairs <= blocks ? blocks / pairs * pairs : (pairs + waves - 1) / waves;
+/* With rows of equal length, a number of blocks that goes evenly into the work tiles (or they into it) gives each
+ * block whole splits: a split's end is where a pipeline runs dry. Taken where it leaves few blocks idle. */
+static uint32_t even_blocks(uint32_t blocks, uint32_t work_tiles) {
+    const uint32_t waves = (work_tiles + blocks - 1) / blocks;
+    const uint32_t even = work_tiles <= blocks ? blocks / work_tiles * work_tiles : (work_tiles + waves - 1) / waves;
     return even * 10 >= blocks * 9 ? even : blocks;
 }
 
-/* Short work is all latency, and much of that is merging parts through global memory: there the blocks of a pair are
- * a cluster, one block on each multiprocessor. */
-static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint32_t pairs, int32_t longest) {
+/* Short work is all latency, and much of that is merging parts through global memory: there the blocks of a work tile
+ * are a cluster, one block on each multiprocessor. */
+static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint32_t work_tiles, int32_t longest) {
     shape s = {0, 1, 0, 0};
-    if (d->capability != HOPPER || c->kv_type == LIM_CUDA_Q8_0 || c->dim > 128 || group_of(c) > 8) return s;
-    if (c->mode != LIM_CUDA_LIST && longest > SHORT) return s; /* unequal rows would leave blocks idle */
+    if (!has_short(d, c)) return s;
+    if (c->mode != LIM_CUDA_SPARSE && longest > SHORT) return s; /* unequal rows would leave blocks idle */
     /* A cluster lies within one of the card's groups of multiprocessors, which are of different sizes: each may leave
      * size - 1 unused. Two always share a pair of multiprocessors. */
-    int size = MAX_CLUSTER;
-    while (size > 2 && (int)pairs * size > d->multiprocessors - GROUPS * (size - 1)) size--;
-    if (size < 2 || (int)pairs * size > d->multiprocessors || (size < MAX_CLUSTER && (int)pairs * size * 2 < d->multiprocessors)) return s;
+    int size = LIM_CUDA_MOST_CLUSTER;
+    while (size > 2 && (int)work_tiles * size > d->multiprocessors - GROUPS * (size - 1)) size--;
+    if (size < 2 || (int)work_tiles * size > d->multiprocessors || (size < LIM_CUDA_MOST_CLUSTER && (int)work_tiles * size * 2 < d->multiprocessors)) return s;
     /* As many stages as a warp has bytes for: more under way is not read faster, and the multiprocessors' shares drift apart. */
-    const int64_t fit = SHORT_BYTES / (2 * kTile * row_bytes(c->kv_type, c->dim));
+    const int64_t fit = SHORT_BYTES / (2 * LIM_CUDA_TILE * row_bytes(c->kv_type, c->dim));
     const int     stages = fit < depths[0] ? (int)fit : depths[0];
     if (short_shared(c, stages, size) + STATIC > d->shared_per_block) return s;
     s.stages = stages;
     s.cluster = size;
-    s.blocks = pairs * (uint32_t)size;
+    s.blocks = work_tiles * (uint32_t)size;
     return s;
 }
 
 /* ---- selection ---- */
 
 static int room_of(const lim_cuda_call *c) {
-    const int room = power_of_two_from(2 * (int64_t)c->mid + 64);
-    return room > LIM_CUDA_MAX_MID ? LIM_CUDA_MAX_MID : room;
+    const int room = power_of_two_from(2 * (int64_t)c->top_k + 64);
+    return room > LIM_CUDA_MAX_TOP_K? LIM_CUDA_MAX_TOP_K: room;
 }
 
 static int64_t select_shared(const lim_cuda_call *c) {
     /* From LIM_CUDA_MAX_RANKED on there is no second copy: such rankings are sorted in place. */
     const int     room = room_of(c);
-    const int64_t ranking = (int64_t)room * (room > LIM_CUDA_MAX_RANKED ? 12 : 17) + (kBuckets + 4) * 4;
-    const int64_t list = c->mid > c->heads ? c->mid : c->heads;
-    const int64_t merging = ((list + 3) / 4 + ((int64_t)c->capacity + 127) / 128) * 16;
+    const int64_t ranking = RankingBytes((uint32_t)room, room <= LIM_CUDA_MAX_RANKED);
+    const int64_t merging = MergingBytes((uint32_t)c->top_k, (uint32_t)c->heads, (uint32_t)c->capacity);
     if (c->policy == LIM_CUDA_MASS) return ranking + merging;
     return ranking > merging ? ranking : merging;
 }
@@ -269,21 +261,20 @@ static uint64_t take(uint64_t *used, int64_t bytes) {
 
 static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a) {
     uint64_t      used = c->work;
-    const int     group = group_of(c);
-    const int64_t part = ((int64_t)group * (c->dim + 2) + 3) / 4 * 4 * 4;
+    const int64_t part = (int64_t)PartFloats((uint32_t)group_of(c), (uint32_t)c->dim) * 4;
     const int     three = d->multiprocessors * 3; /* the most blocks of any mode */
     a->logit_stride = ((int64_t)c->capacity + 31) / 32 * 32;
-    a->room_stride = (d->capability == HOPPER ? 2 : 1) * a->logit_stride; /* only there are they sieved */
+    a->room_stride = (d->capability == HOPPER ? 2 : 1) * a->logit_stride; /* only there are they filtered */
     /* What has to be zero stays in its place when the number of rows changes. */
     a->arrivals = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * c->kv_heads * 4);
     a->gathered = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * 4);
     a->parts = take(&used, 2 * three * part);
     a->sums = take(&used, (int64_t)c->n_rows * c->heads * 4);
     if (c->budget > 0) { /* both policies' parts, so that the size does not depend on it */
-        a->ranks = take(&used, (int64_t)c->n_rows * c->heads * RankStride((uint32_t)c->mid) * 4);
+        a->ranks = take(&used, (int64_t)c->n_rows * c->heads * RankStride((uint32_t)c->top_k) * 4);
         a->mass = take(&used, c->n_rows * a->logit_stride * 4);
         a->logits = take(&used, c->n_rows * c->heads * a->room_stride * 4);
-        a->sieved = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_SIEVES * (int64_t)sizeof(lim_cuda_sieved));
+        a->survivors = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_FILTER_LISTS * (int64_t)sizeof(lim_cuda_survivors));
         a->again = take(&used, (int64_t)c->n_rows * c->heads * 4);
     }
     return used - c->work;
@@ -306,69 +297,91 @@ static void fill(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args
     a->group = group_of(c);
     a->together = (uint32_t)a->group;
     a->room = room_of(c);
-    a->need = RanksNeeded((uint32_t)c->heads, (uint32_t)c->mid);
+    a->need = RanksNeeded((uint32_t)c->heads, (uint32_t)c->top_k);
 }
 
-static void plan_select(const lim_cuda_call *c, int sieved, lim_cuda_launch *l) {
+static void plan_select(const lim_cuda_call *c, int filtered, lim_cuda_launch *l) {
     const int mass = c->policy == LIM_CUDA_MASS;
     memset(l, 0, sizeof *l);
-    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : sieved ? "lim_select_sieved" : "lim_select_union");
-    l->grid[0] = mass ? (uint32_t)(c->capacity + kSelectThreads - 1) / kSelectThreads : (uint32_t)c->heads;
+    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : filtered ? "lim_select_filtered" : "lim_select_union");
+    l->grid[0] = mass ? (uint32_t)(c->capacity + LIM_CUDA_SELECT_THREADS - 1) / LIM_CUDA_SELECT_THREADS : (uint32_t)c->heads;
     l->grid[1] = (uint32_t)c->n_rows;
     l->grid[2] = 1;
-    l->block = kSelectThreads;
+    l->block = LIM_CUDA_SELECT_THREADS;
     l->shared = (uint32_t)select_shared(c);
 }
 
-/* Whether some row may have stretches that are worth sieving. */
-static int may_sieve(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t pairs, uint32_t blocks) {
-    const uint32_t units = pairs * SplitUnits(c->capacity, a->unit);
-    return a->tensor && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->mid > 0 && c->capacity > c->budget &&
-           2 * blocks <= LIM_CUDA_SIEVES * pairs && units / blocks * a->unit >= SieveLeast(a->need, (uint32_t)a->group, kWarps);
+/* Whether some row may have splits that are worth filtering. */
+static int may_filter(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t work_tiles, uint32_t blocks) {
+    const uint32_t chunks = work_tiles * SplitChunks(c->capacity, a->chunk_tokens);
+    return a->tma && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->top_k > 0 && c->capacity > c->budget &&
+           2 * blocks <= LIM_CUDA_FILTER_LISTS * work_tiles && chunks / blocks * a->chunk_tokens >= FilterLeast(a->need, (uint32_t)a->group, LIM_CUDA_WARPS);
+}
+
+static void name_of(const lim_cuda_call *c, const char *kind, const char *how, char name[LIM_CUDA_NAME]) {
+    static const char *const types[] = {"", "f16", "bf16", "q8_0", "", "fp8"};
+    snprintf(name, LIM_CUDA_NAME, "lim_%s_%s_%d_%d_%s", kind, types[c->kv_type], c->dim, group_of(c) > 8 ? 16 : 8, how);
+}
+
+int lim_cuda_entry_points(const lim_cuda_device *d, const lim_cuda_call *c, char names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME]) {
+    static const char *const tma[] = {"tma", "tma_paged", "filtered", "filtered_paged"};
+    static const char *const selections[] = {"lim_select_union", "lim_select_mass", "lim_select_filtered"};
+    int                      count = 0;
+    name_of(c, "attend", "direct", names[count++]);
+    name_of(c, "attend", "indexed", names[count++]);
+    if (has_short(d, c)) {
+        name_of(c, "short", "direct", names[count++]);
+        name_of(c, "short", "indexed", names[count++]);
+    }
+    for (int i = 0; i < 4 && has_tma(d, c); i++) name_of(c, "attend", tma[i], names[count++]);
+    for (int i = 0; i < (has_tma(d, c) ? 3 : 2) && c->budget > 0; i++) snprintf(names[count++], LIM_CUDA_NAME, "%s", selections[i]);
+    return count;
 }
 
 static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a, lim_cuda_launch launches[2], int all) {
-    static const char *const types[] = {"", "f16", "bf16", "q8_0", "", "fp8"};
     fill(d, c, a);
     const shape    s = attend_shape(d, c);
-    const int32_t  longest = c->mode == LIM_CUDA_LIST && c->budget < c->capacity ? c->budget : c->capacity;
-    const uint32_t pairs = (uint32_t)c->n_rows * (uint32_t)c->kv_heads;
+    const int32_t  longest = c->mode == LIM_CUDA_SPARSE && c->budget < c->capacity ? c->budget : c->capacity;
+    const uint32_t work_tiles = (uint32_t)c->n_rows * (uint32_t)c->kv_heads;
     a->stages = s.stages;
-    /* Where two blocks on each multiprocessor would have a unit or less each, one block with twice as much is
+    /* Where two blocks on each multiprocessor would have a chunk or less each, one block with twice as much is
      * as fast and leaves half the parts to merge. */
-    uint32_t least = kWarps * kTile;
+    uint32_t least = LIM_CUDA_WARPS * LIM_CUDA_TILE;
     for (;;) {
-        const uint64_t count = (uint64_t)pairs * SplitUnits(longest, least);
+        const uint64_t count = (uint64_t)work_tiles * SplitChunks(longest, least);
         if (count <= (uint64_t)d->multiprocessors || count > s.blocks || least >= (uint32_t)longest) break;
         least *= 2;
     }
-    const uint32_t blocks = even_blocks(s.blocks, pairs);
-    const shape    brief = short_shape(d, c, pairs, longest);
-    a->unit = SplitUnit(least, pairs, (uint32_t)longest, blocks);
+    const uint32_t blocks = even_blocks(s.blocks, work_tiles);
+    const shape    brief = short_shape(d, c, work_tiles, longest);
+    a->chunk_tokens = SplitChunkTokens(least, work_tiles, (uint32_t)longest, blocks);
     lim_cuda_launch *l = &launches[0];
     memset(l, 0, sizeof *l);
-    const uint64_t units = (uint64_t)pairs * SplitUnits(longest, a->unit);
-    l->grid[0] = units < blocks ? (uint32_t)units : blocks;
-    a->tensor = brief.cluster <= 1 && by_tensor(d, c);
-    const int sieves = !all && may_sieve(c, a, pairs, l->grid[0]);
-    if (!sieves) a->sieved = 0;
-    snprintf(l->name, sizeof l->name, "lim_%s_%s_%d_%d_%s", brief.cluster > 1 ? "short" : "attend", types[c->kv_type], c->dim, a->group > 8 ? 16 : 8,
-             sieves ? "sieve" : a->tensor ? "tensor" : c->mode == LIM_CUDA_LIST || c->table != 0 ? "indexed" : "direct");
+    const uint64_t chunks = (uint64_t)work_tiles * SplitChunks(longest, a->chunk_tokens);
+    l->grid[0] = chunks < blocks ? (uint32_t)chunks : blocks;
+    a->tma = brief.cluster <= 1 && fits_tma(d, c);
+    const int filters = !all && may_filter(c, a, work_tiles, l->grid[0]);
+    if (!filters) a->survivors = 0;
+    name_of(c, brief.cluster > 1 ? "short" : "attend",
+            filters  ? (c->table != 0 ? "filtered_paged" : "filtered")
+            : a->tma ? (c->table != 0 ? "tma_paged" : "tma")
+            : c->mode == LIM_CUDA_SPARSE || c->table != 0 ? "indexed" : "direct",
+            l->name);
     l->grid[1] = l->grid[2] = 1;
-    l->block = kThreads;
-    l->shared = (uint32_t)(a->tensor ? tensor_shared(c, s.stages) : attend_shared(c, s.stages));
-    if (sieves) l->shared += LIM_CUDA_SIEVE_SAMPLES * 4;
+    l->block = LIM_CUDA_WARPS * 32;
+    l->shared = (uint32_t)(a->tma ? tma_shared(c, s.stages) : attend_shared(c, s.stages));
+    if (filters) l->shared += LIM_CUDA_FILTER_SAMPLES * 4;
     if (brief.cluster > 1) {
         a->cluster = l->cluster = (uint32_t)brief.cluster;
         a->stages = brief.stages;
         l->grid[0] = brief.blocks;
-        l->early = 1; /* long work would lose by it: who comes early gets the fast multiprocessors */
-        l->block = kShortWarps * 32;
+        l->pdl = 1; /* long work would lose by it: who comes early gets the fast multiprocessors */
+        l->block = LIM_CUDA_SHORT_WARPS * 32;
         l->shared = (uint32_t)short_shared(c, brief.stages, brief.cluster);
     }
     /* A capacity within the budget leaves nothing to choose: the set is written all the same. */
     if (c->mode != LIM_CUDA_SELECT) return 1;
-    plan_select(c, sieves, &launches[1]);
+    plan_select(c, filters, &launches[1]);
     return 2;
 }
 
@@ -385,7 +398,7 @@ int lim_cuda_plan_select(const lim_cuda_device *d, const lim_cuda_call *c, uint6
     a->logits = logits;
     a->together = 1;
     a->logit_stride = a->room_stride = logit_stride;
-    a->sieved = 0;
+    a->survivors = 0;
     if (sums != 0) a->sums = sums;
     plan_select(c, 0, &launches[0]);
     return 1;

@@ -1,10 +1,10 @@
 /* Plans what is measured beside a call (probe.h). Plain C without the driver, like plan.c. */
 #include "probe.h"
 
+#include "layout.h"
+
 #include <stdio.h>
 #include <string.h>
-
-enum { kProbeThreads = 256 };
 
 #define REFUSE(...)                        \
     do {                                   \
@@ -74,5 +74,5 @@ void lim_cuda_plan_probe(const lim_cuda_device *device, const lim_cuda_call *cal
     l->grid[0] = (uint32_t)call->heads;
     l->grid[1] = (uint32_t)probe->n_sets + 1;
     l->grid[2] = 1;
-    l->block = kProbeThreads;
+    l->block = LIM_CUDA_PROBE_THREADS;
 }

@@ -1,6 +1,7 @@
 /* What token sets keep of a row's attention, from the logits that a SELECT call left. A block looks at one set for one
  * head, and at the row's own set again: that costs less than blocks that wait for each other. */
 #include "probe.h"
+#include "layout.h"
 #include "order.h"
 #include "warp.cuh"
 
@@ -9,7 +10,7 @@
 namespace lessismore {
 namespace probing {
 
-constexpr int      kThreads = 256;
+constexpr int      kThreads = LIM_CUDA_PROBE_THREADS;
 constexpr int      kWarps = kThreads / 32;
 
 /* This thread's part of what a set keeps of a head: every kThreads-th token. */

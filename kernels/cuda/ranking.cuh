@@ -5,6 +5,7 @@
 #define LESSISMORE_CUDA_RANKING_CUH
 
 #include "kernels.h"
+#include "layout.h"
 #include "mma.cuh"
 #include "order.h"
 #include "warp.cuh"
@@ -12,9 +13,9 @@
 namespace lessismore {
 namespace selection {
 
-constexpr int      kThreads = 512;
+constexpr int      kThreads = LIM_CUDA_SELECT_THREADS;
 constexpr int      kWarps = kThreads / 32;
-constexpr uint32_t kBuckets = 2048;
+constexpr uint32_t kBuckets = LIM_CUDA_BUCKETS;
 constexpr int      kEachBucket = kBuckets / kThreads;
 constexpr int      kSampled = 2048 / kThreads; /* by each thread */
 constexpr uint32_t kSamples = kSampled * kThreads;
@@ -22,7 +23,7 @@ constexpr uint32_t kNone = 0xffffffffu;
 constexpr int      kBatch = 4;   /* what a thread has under way at a time, among candidates */
 constexpr uint32_t kCrowded = 96; /* from so many in one bucket on, sorting is faster than comparing all */
 
-/* The dynamic shared memory while a head is ranked. */
+/* The dynamic shared memory while a head is ranked: RankingBytes. */
 struct Ranking {
     uint64_t *items;   /* [room] */
     uint64_t *sorted;  /* [room]; none for more than LIM_CUDA_MAX_RANKED */

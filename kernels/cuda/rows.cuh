@@ -9,27 +9,28 @@
  *   RowBytes   bytes of a row in device memory
  *   kPitch     bytes from row to row in shared memory: 16 more than the row, so that the eight rows of a
  *              matrix fall into different banks
- *   kTensor    whether the copy engine copies whole tiles
+ *   kTma    whether TMA loads whole tiles
  *   KeyFragments / ValueFragments   one ldmatrix: kSteps k-steps (K) or m-tiles (V) of 16 elements
  *   QueryDim / ValueDim             which element of the head a fragment's index means */
 #ifndef LESSISMORE_CUDA_ROWS_CUH
 #define LESSISMORE_CUDA_ROWS_CUH
 
+#include "layout.h"
 #include "mma.cuh"
 
 namespace lessismore {
 
-constexpr int kTile = 16;
+constexpr int kTile = LIM_CUDA_TILE;
 
 /* f16 and bf16: the fragments are what ldmatrix gives. */
-template <int kDim, bool kBrainType>
+template <int kDim, bool kBf16Type>
 struct HalfRows {
-    static constexpr bool kBrain = kBrainType;
+    static constexpr bool kBf16 = kBf16Type;
     static constexpr bool kConvert = false;
-    static constexpr bool kTensor = false;
+    static constexpr bool kTma = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim * 2;
-    static constexpr int  kPitch = kRowBytes + 16;
+    static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 1;
 
     /* From a K tile's address: this lane's row address for ldmatrix, to which the step's offset is added. */
@@ -49,12 +50,12 @@ struct HalfRows {
     static __device__ __forceinline__ int ValueDim(int step, int upper, int g) { return step * 16 + upper * 8 + g; }
 };
 
-/* The same as Hopper's copy engine leaves them: tiles of 64 elements after one another, rows of 128 bytes whose 16-byte
+/* The same as TMA leaves them: tiles of 64 elements after one another, rows of 128 bytes whose 16-byte
  * chunks are permuted by the row's number, which parts the rows of a matrix among the banks. A tile begins at a multiple
  * of 1,024 bytes. */
-template <int kDim, bool kBrainType>
-struct TensorRows : HalfRows<kDim, kBrainType> {
-    static constexpr bool kTensor = true;
+template <int kDim, bool kBf16Type>
+struct TmaRows : HalfRows<kDim, kBf16Type> {
+    static constexpr bool kTma = true;
     static constexpr int  kPitch = kDim * 2; /* on average */
     static constexpr int  kBoxBytes = kTile * 128;
 
@@ -72,12 +73,12 @@ struct TensorRows : HalfRows<kDim, kBrainType> {
  * elements than with f16, so the query is loaded, and the values are stored, in that order. */
 template <int kDim>
 struct ByteRows {
-    static constexpr bool kBrain = false;
+    static constexpr bool kBf16 = false;
     static constexpr bool kConvert = false;
-    static constexpr bool kTensor = false;
+    static constexpr bool kTma = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim;
-    static constexpr int  kPitch = kRowBytes + 16;
+    static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 2;
 
     static __device__ __forceinline__ uint32_t KeyLane(int lane) { return (lane & 15) * kPitch + (lane >> 4) * 16; }

@@ -1,43 +1,38 @@
 /* The token set of each row: sinks, the best of the middle, the newest; sorted by position.
  *
- * `union`: one block per head and row ranks the head's best exactly (ranking.cuh, kept.cuh). The rankings stand in one line
+ * `union`: one block per head and row ranks the head's best exactly (ranking.cuh, survivors.cuh). The rankings stand in one line
  * as the merge takes them, rank 0 of every head, then rank 1. The last block of a row to arrive walks that line until the
- * set is full, many tokens at a time: as long as a stretch does not overfill the set, the order within it does not matter.
- * With many heads half of `mid` ranks of each are more than enough; if they are not, that block ranks all heads to the end.
+ * set is full, many tokens at a time: as long as a window does not overfill the set, the order within it does not matter.
+ * With many heads half of `top_k` ranks of each are more than enough; if they are not, that block ranks all heads to the end.
  *
- * `mass`: all blocks add up probabilities by token, and the last block of the row takes the best `mid`.
+ * `mass`: all blocks add up probabilities by token, and the last block of the row takes the best `top_k`.
  *
  * Atomics only count, set bits and hand out places that are sorted afterwards, so the result is the same in every
  * run. Rows that see no more than the budget take everything. Nothing is read back by the host. */
-#include "kept.cuh"
+#include "pages.cuh"
 #include "ranking.cuh"
+#include "survivors.cuh"
 
 #include <cuda_runtime.h>
 
 namespace lessismore {
 namespace selection {
 
-/* The dynamic shared memory in its second life: writing a row's set. */
+/* The dynamic shared memory in its second life, MergingBytes: writing a row's set. */
 struct Merging {
-    uint32_t *list;  /* [mid or heads, the larger, up to a multiple of four] */
+    uint32_t *list;  /* [top_k or heads, the larger, up to a multiple of four] */
     uint32_t *words; /* [n / 32, the same] a bit per position */
 };
 
 static __device__ Merging MergingIn(uint8_t *shared, const lim_cuda_call &call) {
     Merging m;
     m.list = (uint32_t *)shared;
-    m.words = m.list + (max(call.mid, call.heads) + 3) / 4 * 4;
+    m.words = m.list + MergingList(call.top_k, call.heads);
     return m;
 }
 
-static __device__ int32_t SlotOf(const lim_cuda_call &call, int row, uint32_t position) {
-    if (call.table == 0) return (int32_t)position;
-    const int32_t page = __ldg((const int32_t *)call.table + (int64_t)row * call.table_stride + (position >> call.page_shift));
-    return page << call.page_shift | (int32_t)(position & ((1u << call.page_shift) - 1));
-}
-
 static __device__ __forceinline__ void PutToken(const lim_cuda_call &call, int row, uint32_t i, uint32_t position) {
-    ((int32_t *)call.set)[(int64_t)row * call.set_stride + i] = SlotOf(call, row, position);
+    ((int32_t *)call.set)[(int64_t)row * call.set_stride + i] = SlotOf(call, row, (int)position);
     if (call.positions != 0) ((int32_t *)call.positions)[(int64_t)row * call.set_stride + i] = (int32_t)position;
 }
 
@@ -56,15 +51,15 @@ static __device__ __forceinline__ void WriteMiddle(const lim_cuda_call &call, in
     }
     __syncthreads();
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < call.mid; i += kThreads) PutToken(call, row, call.first + i, m.list[i]);
+    for (uint32_t i = threadIdx.x; i < call.top_k; i += kThreads) PutToken(call, row, call.sink_tokens + i, m.list[i]);
 }
 
 /* The rest of the set: the sinks and the newest. */
 static __device__ __noinline__ void WriteEnds(const lim_cuda_call &call, int row, uint32_t n) {
-    const uint32_t first = call.first, ends = first + call.recent;
+    const uint32_t first = call.sink_tokens, ends = first + call.recent;
 #pragma unroll 1
     for (uint32_t i = threadIdx.x; i < ends; i += kThreads) {
-        PutToken(call, row, i < first ? i : call.mid + i, i < first ? i : n - ends + i);
+        PutToken(call, row, i < first ? i : call.top_k + i, i < first ? i : n - ends + i);
     }
 }
 
@@ -133,12 +128,12 @@ static __device__ __forceinline__ void LoadRanks(uint32_t (&token)[4], const uin
     token[3] = rank + 3 < want ? four.w : kNone;
 }
 
-/* Walks the rankings, all heads' rank 0, then all heads' rank 1, until `mid` different tokens are marked. False: that takes
+/* Walks the rankings, all heads' rank 0, then all heads' rank 1, until `top_k` different tokens are marked. False: that takes
  * more than the `known` ranks that every head has. */
 static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int row, uint32_t known, const Merging &m, Common &common) {
-    const uint32_t  heads = args.call.heads, want = args.call.mid;
-    const uint32_t  head = threadIdx.x % heads, stretch = kThreads / heads * 4; /* ranks at a time, four of a head by a thread */
-    const bool      idle = threadIdx.x / heads * 4 >= stretch;
+    const uint32_t  heads = args.call.heads, want = args.call.top_k;
+    const uint32_t  head = threadIdx.x % heads, window = kThreads / heads * 4; /* ranks at a time, four of a head by a thread */
+    const bool      idle = threadIdx.x / heads * 4 >= window;
     const uint32_t *of_head = (const uint32_t *)args.ranks + ((int64_t)row * heads + head) * RankStride(want);
     uint32_t        rank = idle ? known : threadIdx.x / heads * 4, begin = 0, left = want, turn = 0, fresh, count;
     uint32_t        next[4], now[4];
@@ -148,19 +143,19 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
         if (known < want && begin >= known) return false;
 #pragma unroll
         for (int i = 0; i < 4; i++) now[i] = next[i];
-        LoadRanks(next, of_head, rank + stretch, known);
+        LoadRanks(next, of_head, rank + window, known);
         fresh = MarkRanks(m, now, rank, 0, kAll);
         count = BlockSum(__popc(fresh), common.sums[turn]);
         turn ^= 1;
         if (count > left) break;
         left -= count;
         if (left == 0) return true; /* a head's ranking alone fills the set: the line is long enough */
-        begin += stretch;
-        rank += stretch;
+        begin += window;
+        rank += window;
     }
     /* Too many by some. Of the ranks [begin, end) with `count` fresh tokens, take as many as fit: guess how many, then
      * halve what is in doubt. */
-    uint32_t end = begin + stretch;
+    uint32_t end = begin + window;
 #pragma unroll 1
     for (int tries = 0;; tries++) {
         /* The last attempt took too many. */
@@ -210,25 +205,25 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
 }
 
 /* Ranks a head's tokens as far as the merge will hardly ever come; kToEnd: as far as it may. */
-template <bool kSieved, bool kToEnd>
+template <bool kFiltered, bool kToEnd>
 static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int row, int head, int n, const Ranking &ranking, Common &common) {
     const lim_cuda_call &call = args.call;
-    const uint32_t       want = kToEnd ? call.mid : args.need;
-    uint32_t            *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(call.mid);
+    const uint32_t       want = kToEnd ? call.top_k : args.need;
+    uint32_t            *ranks = (uint32_t *)args.ranks + ((int64_t)row * call.heads + head) * RankStride(call.top_k);
     Logits               x = LogitsIn(args, row, head);
     const auto           visit = [&](uint32_t rank, uint32_t position) {
         if (rank < want) __stcg(ranks + rank, position);
     };
-    if constexpr (kSieved) {
+    if constexpr (kFiltered) {
         uint32_t  *again = (uint32_t *)args.again + (int64_t)row * call.heads + head;
-        const Kept kept = KeptIn(args, row, head);
-        if (kToEnd && kept.lists != 0 && __ldcg(again) != 0) {
-            x = {(const float *)kept.items, 1};
-        } else if (kept.lists != 0) {
-            uint32_t known = RankKept(kept, ranking, want, common, visit);
+        const Survivors survivors = SurvivorsIn(args, row, head);
+        if (kToEnd && survivors.lists != 0 && __ldcg(again) != 0) {
+            x = {(const float *)survivors.items, 1};
+        } else if (survivors.lists != 0) {
+            uint32_t known = RankSurvivors(survivors, ranking, want, common, visit);
             if (known == kNone) {
                 __syncthreads();
-                const Found found = FindKept(kept, want, args.room, (uint8_t *)ranking.items, common);
+                const Found found = FindSurvivors(survivors, want, args.room, (uint8_t *)ranking.items, common);
                 known = found.count;
                 if (known >= want) ForRanks(ranking, known, want, found.best, found.worst, common, visit);
             }
@@ -238,27 +233,27 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
         }
     }
     uint32_t       best, worst;
-    const uint32_t count = FindCandidates(x, call.first, n - call.recent, want, args.room, ranking, common);
+    const uint32_t count = FindCandidates(x, call.sink_tokens, n - call.recent, want, args.room, ranking, common);
     LoadItems(x, ranking, count, best, worst);
     ForRanks(ranking, count, want, best, worst, common, visit);
 }
 
 /* Ranks all heads to the end and walks the line, by one block: where heads hardly differ. */
-template <bool kSieved>
+template <bool kFiltered>
 static __device__ __noinline__ void RankAndWalk(const lim_cuda_args &args, int row, int n, uint8_t *shared, Common &common) {
 #pragma unroll 1
     for (int head = 0; head < args.call.heads; head++) {
         __syncthreads();
-        RankHead<kSieved, true>(args, row, head, n, RankingIn(shared, args.room), common);
+        RankHead<kFiltered, true>(args, row, head, n, RankingIn(shared, args.room), common);
     }
     __syncthreads();
     const Merging m = MergingIn(shared, args.call);
     ClearWords(m, n);
     __syncthreads();
-    WalkLine(args, row, args.call.mid, m, common);
+    WalkLine(args, row, args.call.top_k, m, common);
 }
 
-template <bool kSieved>
+template <bool kFiltered>
 static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
     extern __shared__ __align__(16) uint8_t shared[];
     __shared__ Common                       common;
@@ -269,12 +264,12 @@ static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
         if (head == 0) TakeAll(call, row, n);
         return;
     }
-    const uint32_t want = call.mid;
-    if (want > 0) RankHead<kSieved, false>(args, row, head, n, RankingIn(shared, args.room), common);
+    const uint32_t want = call.top_k;
+    if (want > 0) RankHead<kFiltered, false>(args, row, head, n, RankingIn(shared, args.room), common);
     const Merging  m = MergingIn(shared, call);
     const uint32_t before = Arrive(args, row, n, gridDim.x, m, common);
     if (before == gridDim.x - 1 && want > 0) {
-        if (!WalkLine(args, row, args.need, m, common)) RankAndWalk<kSieved>(args, row, n, shared, common);
+        if (!WalkLine(args, row, args.need, m, common)) RankAndWalk<kFiltered>(args, row, n, shared, common);
         __syncthreads();
         WriteMiddle(call, row, n, m, common);
     }
@@ -304,12 +299,12 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
         }
         __stcg(mass + at, sum);
     }
-    const uint32_t expected = ((uint32_t)n + kThreads - 1) / kThreads, want = call.mid;
+    const uint32_t expected = ((uint32_t)n + kThreads - 1) / kThreads, want = call.top_k;
     const Ranking  ranking = RankingIn(shared, args.room);
     const Merging  m = MergingIn(ranking.places + (ranking.sorted != nullptr ? args.room : 0), call); /* beyond the ranking */
     if (Arrive(args, row, n, expected, m, common) != expected - 1) return;
     if (want > 0) {
-        const uint32_t count = FindCandidates(Logits{mass, 1}, call.first, n - call.recent, want, args.room, ranking, common);
+        const uint32_t count = FindCandidates(Logits{mass, 1}, call.sink_tokens, n - call.recent, want, args.room, ranking, common);
         uint32_t       best, worst;
         LoadItems(Logits{mass, 1}, ranking, count, best, worst);
         ForRanks(ranking, count, want, best, worst, common, [&](uint32_t rank, uint32_t position) {
@@ -325,16 +320,16 @@ static __device__ void SelectMass(const lim_cuda_args &args) {
 }  // namespace lessismore
 
 extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_union(const __grid_constant__ lim_cuda_args args) {
-    lessismore::LetLaterStart();
+    lessismore::PdlLaunchDependents();
     lessismore::selection::SelectUnion<false>(args);
 }
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
-extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_sieved(const __grid_constant__ lim_cuda_args args) {
-    lessismore::LetLaterStart();
+extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 2) lim_select_filtered(const __grid_constant__ lim_cuda_args args) {
+    lessismore::PdlLaunchDependents();
     lessismore::selection::SelectUnion<true>(args);
 }
 #endif
 extern "C" __global__ void __launch_bounds__(lessismore::selection::kThreads, 1) lim_select_mass(const __grid_constant__ lim_cuda_args args) {
-    lessismore::LetLaterStart();
+    lessismore::PdlLaunchDependents();
     lessismore::selection::SelectMass(args);
 }

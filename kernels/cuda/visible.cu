@@ -1,4 +1,4 @@
-/* Which slots each row sees; see visible.h. One block per row: each warp counts its stretch of the mask, learns
+/* Which slots each row sees; see visible.h. One block per row: each warp counts its share of the mask, learns
  * how many slots the warps before it found, and writes its own. The mask is read twice, the second time from
  * the cache. Once per step, beside the attention of all its layers. */
 #include "visible.h"

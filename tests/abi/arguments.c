@@ -224,6 +224,7 @@ static void engine_params(void) {
         {"interval", "0 ", 29}, {"interval", "65 ", 30}, {"trace", "-1 ", 31}, {"trace", "65537 ", 32},
         {"model", "NULL stands for none", 33}, {"profile", "longer than 4000 bytes", 34},
         {"profile_dir", "\"/nowhere\", but model = NULL", 35}, {"profile_dir", "but profile is not NULL", 36},
+        {"profile", "\"/\" is a folder", 37},
         {"params.struct_size", "= 8 ", 23}, {"params.struct_size", "= 4097 ", 24},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -264,6 +265,7 @@ static void engine_params(void) {
             case 34: p.profile = long_text; break;
             case 35: p.profile_dir = "/nowhere"; break;
             case 36: p.model = "m", p.profile = "/nowhere/p", p.profile_dir = "/nowhere"; break;
+            case 37: p.profile = "/"; break;
             case 23: p.struct_size = 8; break;
             case 24: p.struct_size = 4097; break;
         }

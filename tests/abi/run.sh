@@ -1,24 +1,28 @@
 #!/bin/sh
 # Compiles the C ABI's tests against the public header alone, and runs them on the built library.
 # LESSISMORE_LIBRARY: the library; CC, CXX: the compilers; BUILD: where the programs go.
+# shellcheck disable=SC2086 # $flags is a list of words
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 library=${LESSISMORE_LIBRARY:-$root/build/liblessismore.so}
 build=${BUILD:-$root/build/abi}
-flags="-O1 -g -Wall -Wextra -Wpedantic -Werror -I$root/include"
+flags="-O1 -g -Wall -Wextra -Wpedantic -Werror"
+include="-I$root/include"
 mkdir -p "$build"
+LD_LIBRARY_PATH=$(cd "$(dirname "$library")" && pwd)
+export LD_LIBRARY_PATH
 
-${CXX:-c++} -std=c++11 $flags "$here/header.cc" "$library" -o "$build/header"
+${CXX:-c++} -std=c++11 $flags "$include" "$here/header.cc" "$library" -o "$build/header"
 "$build/header"
 for test in lifecycle arguments numerics misuse; do
-    ${CC:-cc} -std=c11 $flags -D_POSIX_C_SOURCE=200809L "$here/$test.c" "$here/reference.c" "$library" -pthread -lm -o "$build/$test"
+    ${CC:-cc} -std=c11 $flags -D_POSIX_C_SOURCE=200809L "$include" "$here/$test.c" "$here/reference.c" "$library" -pthread -lm -o "$build/$test"
     "$build/$test" "$@"
 done
 
 # Batches, without a driver and with the stand-in.
 flags="$flags -D_POSIX_C_SOURCE=200809L"
-${CC:-cc} -std=c11 $flags "$here/batch.c" "$library" -pthread -o "$build/batch"
+${CC:-cc} -std=c11 $flags "$include" "$here/batch.c" "$library" -pthread -o "$build/batch"
 ${CC:-cc} -O1 -shared -fPIC -o "$build/libcuda.so.1" "$root/tests/gpu/standin/standin.c" -lpthread
 LESSISMORE_LIBCUDA="$build/nothing.so" "$build/batch"
 rm -f "$build/driver.log"

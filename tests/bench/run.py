@@ -68,7 +68,8 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
-    print(f"\nsequential read {bandwidth:.1f} GB/s with 2 threads; written to {args.out}")
+    print(f"\nhost: {', '.join(dict.fromkeys(r['host'] for r in rows if 'host' in r))}")
+    print(f"sequential read {bandwidth:.1f} GB/s with 2 threads; written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #ifndef FAKE_H
 #define FAKE_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -12,6 +13,7 @@
 
 static const char *variant;
 static bool is(const char *name) { return strcmp(variant, name) == 0; }
+static int  calls;
 
 struct tensor {
     int32_t        type;
@@ -31,8 +33,8 @@ struct tensor {
 };
 
 /* The numbers of operations are the host's own business. */
-enum { OP_NONE, OP_ROPE = 3, OP_SOFT_MAX = 5, OP_SET_ROWS = 8, OP_CUSTOM = 9, OP_FLASH = 11, OP_COUNT };
-static const char *op_names[] = {"NONE", "DUP", "ADD", "ROPE", "MUL", "SOFT_MAX", "SUB", "DIV", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
+enum { OP_NONE, OP_ROPE = 3, OP_SOFT_MAX = 5, OP_SCALE = 6, OP_SET_ROWS = 8, OP_CUSTOM = 9, OP_FLASH = 11, OP_COUNT };
+static const char *op_names[] = {"NONE", "DUP", "ADD", "ROPE", "MUL", "SOFT_MAX", "SCALE", "DIV", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
 
 const char *ggml_op_name(int op) {
     if (op >= OP_COUNT) return NULL;
@@ -58,13 +60,19 @@ struct init_params {
     void  *memory;
     bool   no_alloc;
 };
-void *ggml_init(struct init_params p) { return p.no_alloc ? calloc(1, 1) : NULL; }
-void  ggml_free(void *context) { free(context); }
+struct context {
+    bool no_alloc;
+};
+struct context *ggml_init(struct init_params p) {
+    struct context *c = malloc(sizeof *c);
+    c->no_alloc       = p.no_alloc;
+    return c;
+}
+void ggml_free(struct context *context) { free(context); }
 
 static size_t size_of(int type) { return type == 0 ? 4 : type == 27 ? 8 : 2; }
 
-struct tensor *ggml_new_tensor_4d(void *context, int type, int64_t a, int64_t b, int64_t c, int64_t d) {
-    (void)context;
+struct tensor *ggml_new_tensor_4d(struct context *context, int type, int64_t a, int64_t b, int64_t c, int64_t d) {
     struct tensor *t = calloc(1, sizeof *t); /* a test's leak */
     t->type          = type;
     const int64_t ne[4] = {a, b, c, d};
@@ -74,10 +82,15 @@ struct tensor *ggml_new_tensor_4d(void *context, int type, int64_t a, int64_t b,
         t->nb[i]                               = size;
         size *= (size_t)ne[i];
     }
+    if (context != NULL && !context->no_alloc) t->data = malloc(size + 1);
+    if (is("data-moved")) t->extra = t->data, t->data = NULL;
     return t;
 }
-struct tensor *ggml_view_4d(void *context, struct tensor *of, int64_t a, int64_t b, int64_t c, int64_t d, size_t nb1, size_t nb2, size_t nb3, size_t offset) {
-    struct tensor *t = ggml_new_tensor_4d(context, of->type, a, b, c, d);
+void *ggml_get_data(const struct tensor *t) { return is("data-moved") ? t->extra : t->data; }
+struct tensor *ggml_view_4d(struct context *context, struct tensor *of, int64_t a, int64_t b, int64_t c, int64_t d, size_t nb1, size_t nb2, size_t nb3, size_t offset) {
+    (void)context;
+    struct tensor *t = ggml_new_tensor_4d(NULL, of->type, a, b, c, d);
+    t->data = of->data != NULL ? (char *)of->data + offset : NULL;
     t->nb[1] = nb1, t->nb[2] = nb2, t->nb[3] = nb3, t->view_src = of, t->view_offs = offset;
     return t;
 }
@@ -85,7 +98,7 @@ struct tensor *ggml_set_name(struct tensor *t, const char *name) {
     snprintf(t->name, sizeof t->name, "%s", name);
     return t;
 }
-struct tensor *ggml_flash_attn_ext(void *context, struct tensor *q, struct tensor *k, struct tensor *v, struct tensor *mask, float scale, float bias, float cap) {
+struct tensor *ggml_flash_attn_ext(struct context *context, struct tensor *q, struct tensor *k, struct tensor *v, struct tensor *mask, float scale, float bias, float cap) {
     struct tensor *t = ggml_new_tensor_4d(context, 0, v->ne[0], q->ne[2], q->ne[1], q->ne[3]);
     const float    params[3] = {is("params-moved") ? bias : scale, is("params-moved") ? scale : bias, cap};
     memcpy(t->op_params, params, sizeof params);
@@ -94,16 +107,160 @@ struct tensor *ggml_flash_attn_ext(void *context, struct tensor *q, struct tenso
     return t;
 }
 void           ggml_flash_attn_ext_add_sinks(struct tensor *t, struct tensor *sinks) { t->src[4] = sinks; }
-struct tensor *ggml_set_rows(void *context, struct tensor *to, struct tensor *rows, struct tensor *slots) {
+struct tensor *ggml_set_rows(struct context *context, struct tensor *to, struct tensor *rows, struct tensor *slots) {
     struct tensor *t = ggml_view_4d(context, to, to->ne[0], to->ne[1], to->ne[2], to->ne[3], to->nb[1], to->nb[2], to->nb[3], 0);
     t->op = OP_SET_ROWS, t->src[0] = rows, t->src[1] = slots;
     return t;
 }
 
+/* ---- graphs, and what a CPU backend computes ---- */
+
+/* Larger than the fields that are read, as the real one is. */
+struct graph {
+    int             n;
+    struct tensor **nodes;
+    char            more[96];
+};
+int            ggml_graph_n_nodes(struct graph *g) { return g->n; }
+struct tensor *ggml_graph_node(struct graph *g, int i) { return g->nodes[i]; }
+#ifndef WITHOUT_GRAPHS
+size_t         ggml_graph_overhead(void) { return 4096; }
+struct graph  *ggml_new_graph(struct context *context) {
+    (void)context;
+    struct graph *g = calloc(1, sizeof *g);
+    g->nodes        = calloc(64, sizeof *g->nodes);
+    return g;
+}
+void ggml_build_forward_expand(struct graph *g, struct tensor *t) {
+    if (t == NULL || t->op == OP_NONE) return;
+    for (int i = 0; i < g->n; i++) {
+        if (g->nodes[i] == t) return;
+    }
+    for (int i = 0; i < 10; i++) ggml_build_forward_expand(g, t->src[i]);
+    g->nodes[g->n++] = t;
+}
+#endif
+
+static float from_half(uint16_t h) {
+    const uint32_t exponent = h >> 10 & 31, bits = (uint32_t)(h & 0x8000) << 16 | (exponent + 112) << 23 | (uint32_t)(h & 0x3FF) << 13;
+    float          f;
+    memcpy(&f, &bits, sizeof f);
+    return exponent == 0 ? 0 : exponent == 31 ? (h & 0x8000 ? -INFINITY : INFINITY) : f;
+}
+static uint16_t to_half(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    bits += 0x1000; /* round */
+    const int exponent = (int)(bits >> 23 & 255) - 112;
+    return exponent <= 0 ? 0 : (uint16_t)(bits >> 16 & 0x8000) | (uint16_t)(exponent << 10) | (bits >> 13 & 0x3FF);
+}
+
+static void compute_set_rows(const struct tensor *t) {
+    const struct tensor *rows = t->src[0], *slots = t->src[1];
+    for (int64_t i = 0; i < slots->ne[0]; i++) {
+        uint16_t    *to   = (uint16_t *)((char *)t->data + ((int64_t *)slots->data)[i] * (int64_t)t->nb[1]);
+        const float *from = (const float *)((char *)rows->data + i * (int64_t)rows->nb[1]);
+        for (int64_t d = 0; d < rows->ne[0]; d++) to[d] = to_half(from[d]);
+    }
+}
+
+static void compute_flash(const struct tensor *t) {
+    const struct tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *mask = t->src[3];
+    float                params[3], *share = malloc((size_t)k->ne[1] * sizeof *share);
+    memcpy(params, t->op_params, sizeof params);
+    for (int64_t token = 0; token < q->ne[1]; token++) {
+        const uint16_t *hides = (const uint16_t *)((char *)mask->data + token * (int64_t)mask->nb[1]);
+        for (int64_t head = 0; head < q->ne[2]; head++) {
+            const int64_t group = head / (q->ne[2] / k->ne[2]);
+            const float  *query = (const float *)((char *)q->data + token * (int64_t)q->nb[1] + head * (int64_t)q->nb[2]);
+            float        *out = (float *)((char *)t->data + head * (int64_t)t->nb[1] + token * (int64_t)t->nb[2]), sum = 0;
+            for (int64_t d = 0; d < v->ne[0]; d++) out[d] = 0;
+            for (int64_t i = 0; i < k->ne[1]; i++) {
+                const uint16_t *key = (const uint16_t *)((char *)k->data + i * (int64_t)k->nb[1] + group * (int64_t)k->nb[2]);
+                float           logit = 0;
+                for (int64_t d = 0; d < q->ne[0]; d++) logit += query[d] * from_half(key[d]);
+                share[i] = expf(logit * params[0] + from_half(hides[i])), sum += share[i];
+            }
+            for (int64_t i = 0; i < k->ne[1]; i++) {
+                const uint16_t *value = (const uint16_t *)((char *)v->data + i * (int64_t)v->nb[1] + group * (int64_t)v->nb[2]);
+                for (int64_t d = 0; d < v->ne[0]; d++) out[d] += share[i] / sum * from_half(value[d]);
+            }
+            if (is("heads-swapped") && head == 1) { /* the host's own convention */
+                float *first = (float *)((char *)out - t->nb[1]), kept[256];
+                memcpy(kept, first, (size_t)v->ne[0] * 4), memcpy(first, out, (size_t)v->ne[0] * 4), memcpy(out, kept, (size_t)v->ne[0] * 4);
+            }
+            if (is("prompt-differs") && q->ne[1] > 1) out[0] += (float)(calls++ / (2 * 4 * 8) % 2); /* another result each time */
+        }
+    }
+    free(share);
+}
+
+struct custom_params {
+    void (*run)(struct tensor *, int, int, void *);
+    int   n_tasks;
+    void *user;
+};
+
+static int compute_all(struct graph *g) {
+    for (int i = 0; i < g->n; i++) {
+        struct tensor *t = g->nodes[i];
+        if (t->op == OP_SET_ROWS) compute_set_rows(t);
+        if (t->op == OP_FLASH) compute_flash(t);
+        if (t->op == (is("op-renumbered") ? OP_CUSTOM + 1 : OP_CUSTOM)) {
+            struct custom_params p;
+            memcpy(&p, t->op_params, sizeof p);
+            p.run(t, 0, 1, p.user);
+        }
+    }
+    return 0;
+}
+
+/* ---- the CPU device ---- */
+
 struct registry {
     int   api_version;
     void *words[5];
 };
+static struct registry cpu_registry;
+static void          **cpu_words; /* of the device */
+static int             threads_set, backends_made, backends_freed;
+
+static const char *cpu_name(void *of) { return (void)of, "CPU"; }
+static int         cpu_type(void *d) { return (void)d, 0; }
+static void        nothing(void) {}
+static void        cpu_free(void **b) { backends_freed++, free(b); }
+static void       *plan_create(void *b, void *g) { return (void)b, (void)g, NULL; }
+static void        plan_free(void *b, void *p) { (void)b, (void)p; }
+static int         plan_compute(void *b, void *p) { return (void)b, (void)p, 0; }
+static int         cpu_compute(void **b, struct graph *g) { return (void)b, g->n == 0 ? 42 : compute_all(g); }
+
+/* The backend: a GUID, thirteen functions of API version 2 and later, three more, the device. */
+static void **cpu_init(void *device, const char *params) {
+    (void)params;
+    backends_made++;
+    void    **b     = calloc(24, sizeof *b);
+    const int shift = is("backend-v1") ? -2 : 0; /* two functions fewer before the plans */
+    b[1] = (void *)cpu_name, b[2] = (void *)cpu_free;
+    b[9 + shift] = (void *)plan_create, b[10 + shift] = (void *)plan_free;
+    b[12 + shift] = (void *)plan_compute, b[13 + shift] = (void *)cpu_compute;
+    b[is("backend-no-device") ? 20 : 17 + shift] = is("backend-no-device") ? (void *)b : device;
+    return b;
+}
+
+static void make_device(void **words, void *name, void *type, void *init, struct registry *r) {
+    for (int i = 0; i < 15; i++) words[i] = (void *)nothing;
+    words[0] = name, words[3] = type, words[5] = init, words[15] = r;
+}
+
+static void set_threads(void **b, int n) { (void)b, threads_set = n; }
+void       *ggml_backend_reg_get_proc_address(struct registry *r, const char *name) {
+    return r == &cpu_registry && strcmp(name, "ggml_backend_set_n_threads") == 0 && !is("no-threads") ? (void *)set_threads : NULL;
+}
+void ggml_backend_free(void **b) {
+    void (*release)(void **);
+    memcpy(&release, &b[2], sizeof release);
+    release(b);
+}
 
 #define CHECK(x)                                                             \
     do {                                                                     \

@@ -25,15 +25,7 @@ static void note(const char *format, ...) {
     fclose(f);
 }
 
-/* Larger than the fields that are read, as the real one is. */
-struct graph {
-    int             n;
-    struct tensor **nodes;
-    char            more[96];
-};
-int            ggml_graph_n_nodes(struct graph *g) { return g->n; }
-struct tensor *ggml_graph_node(struct graph *g, int i) { return g->nodes[i]; }
-struct graph   ggml_graph_view(struct graph *g, int from, int to) {
+struct graph ggml_graph_view(struct graph *g, int from, int to) {
     struct graph view = {to - from, g->nodes + from, {0}};
     if (is("view-wrong")) view.nodes = g->nodes;
     return view;
@@ -45,12 +37,14 @@ const char *ggml_version(void) { return "fake"; }
 struct event {
     void *device, *handle;
 };
-static void *cpu_words[24], *gpu_words[24];
-static struct registry cpu_registry, gpu_registry;
+enum { GPUS = 2 };
+static void *gpu_words[GPUS][24];
+static struct registry gpu_registry;
 
-static const char *device_name(void *d) { return d == gpu_words ? "CUDA0" : "CPU"; }
-static int         device_type(void *d) { return d == gpu_words; }
-static void        nothing(void) {}
+static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") ? 2 : 1; }
+static int         number_of(void *d) { return d == gpu_words[0] ? 0 : d == gpu_words[1] ? 1 : -1; }
+static const char *device_name(void *d) { return number_of(d) < 0 ? "CPU" : number_of(d) == 0 ? "CUDA0" : "CUDA1"; }
+static int         device_type(void *d) { return number_of(d) >= 0; }
 
 struct event *ggml_backend_event_new(void *device) {
     static uintptr_t next = 0xe1;
@@ -84,20 +78,13 @@ static void **init_gpu(void *device, const char *params) {
     b[17] = device;
     return b;
 }
-static void **init_cpu(void *device, const char *params) { return (void)device, (void)params, NULL; }
-
-static void make_device(void **words, void *init, struct registry *r) {
-    for (int i = 0; i < 15; i++) words[i] = (void *)nothing;
-    words[0] = (void *)device_name, words[3] = (void *)device_type, words[5] = init, words[15] = r;
-    r->api_version = 2;
-}
 
 void       *ggml_backend_dev_by_type(int type) { return type == 0 ? (void *)cpu_words : NULL; }
-size_t      ggml_backend_dev_count(void) { return is("no-gpu") ? 1 : 2; }
-void       *ggml_backend_dev_get(size_t i) { return i == 0 ? (is("no-gpu") ? cpu_words : gpu_words) : cpu_words; }
+size_t      ggml_backend_dev_count(void) { return (size_t)gpus() + 1; }
+void       *ggml_backend_dev_get(size_t i) { return i < (size_t)gpus() ? (void *)gpu_words[i] : cpu_words; }
 const char *ggml_backend_dev_name(void *d) { return device_name(d); }
 int         ggml_backend_dev_type(void *d) { return device_type(d); }
-void       *ggml_backend_dev_backend_reg(void *d) { return d == gpu_words ? &gpu_registry : &cpu_registry; }
+void       *ggml_backend_dev_backend_reg(void *d) { return number_of(d) >= 0 ? &gpu_registry : &cpu_registry; }
 const char *ggml_backend_reg_name(void *r) { return r == &gpu_registry ? "CUDA" : "CPU"; }
 
 /* ---- a model ---- */
@@ -110,7 +97,7 @@ struct model {
 };
 
 static void make_model(struct model *m, int streams) {
-    *m = (struct model){.streams = streams, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30 : 1, .first = is("spread") ? 5 : 0};
+    *m = (struct model){.streams = streams, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30 : 1, .first = is("spread") || is("hybrid") ? 5 : 0};
     for (int l = 0; l < LAYERS; l++) {
         m->key[l] = ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1);
         m->value[l] = ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1);
@@ -120,10 +107,14 @@ static void make_model(struct model *m, int streams) {
     }
 }
 
-static struct tensor *named(const char *name, int l) {
+/* A node that multiplies with a weight of block `block`, or behind the last one. */
+static struct tensor *named(const char *name, int l, int block) {
     struct tensor *t = ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1);
     snprintf(t->name, 64, "%s%d", name, l);
-    t->op = 2;
+    t->op     = 2;
+    t->src[0] = ggml_new_tensor_4d(NULL, 0, DIM, DIM, 1, 1);
+    if (block >= 0) snprintf(t->src[0]->name, 64, "blk.%d.%s.weight", block, name);
+    if (block < 0 && !is("first-part")) snprintf(t->src[0]->name, 64, "output.weight");
     return t;
 }
 
@@ -145,19 +136,47 @@ static struct graph make_graph(struct model *m, int tokens, int n_kv, int visibl
         struct tensor *node = ggml_flash_attn_ext(NULL, q, key, value, mask, 0.125f, is("alibi") ? 8.0f : 0.0f, 0.0f);
         snprintf(node->name, 64, "attention%d", l);
         node->data = memory(node->nb[3] * (size_t)m->streams);
-        g.nodes[g.n++] = named("qkv", l);
+        g.nodes[g.n++] = named("qkv", l, is("hybrid") && l == 0 ? 0 : m->first + l);
         g.nodes[g.n++] = node;
-        g.nodes[g.n++] = named("mlp", l);
+        g.nodes[g.n++] = named("mlp", l, m->first + l);
     }
-    g.nodes[g.n++] = named("logits", 0);
+    g.nodes[g.n++] = named("logits", 0, -1);
     return g;
+}
+
+/* Two devices: each computes its heads of a layer before any goes on, or its layers after the other one has. */
+static int spread(void ***backends, int (*compute)(void **, struct graph *)) {
+    struct model m[GPUS];
+    struct graph decode[GPUS];
+    for (int d = 0; d < GPUS; d++) {
+        make_model(&m[d], 1);
+        decode[d] = make_graph(&m[d], 1, 256, 200);
+    }
+    for (int step = 0; step < 3; step++) {
+        note("step");
+        for (int l = 0; l < LAYERS; l++) {
+            for (int d = 0; d < GPUS; d++) {
+                if (is("layers-spread") && l / (LAYERS / GPUS) != d) continue;
+                struct graph part = {3, decode[d].nodes + 3 * l, {0}};
+                CHECK(compute(backends[d], &part) == 0);
+            }
+        }
+    }
+    note("end");
+    for (int d = 0; d < GPUS; d++) ggml_backend_free(backends[d]);
+    return 0;
 }
 
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     variant = argv[2];
-    make_device(cpu_words, (void *)init_cpu, &cpu_registry);
-    make_device(gpu_words, is("device-foreign") ? (void *)strlen : (void *)init_gpu, &gpu_registry);
+    static void *words[24];
+    cpu_words = words;
+    make_device(cpu_words, (void *)cpu_name, (void *)cpu_type, (void *)cpu_init, &cpu_registry);
+    for (int d = 0; d < GPUS; d++) {
+        make_device(gpu_words[d], (void *)device_name, (void *)device_type, is("device-foreign") ? (void *)strlen : (void *)init_gpu, &gpu_registry);
+    }
+    cpu_registry.api_version = gpu_registry.api_version = 2;
     void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) {
         fprintf(stderr, "%s\n", dlerror());
@@ -170,12 +189,15 @@ int main(int argc, char **argv) {
     init(); /* twice is harmless */
 
     void **(*make)(void *, const char *);
-    memcpy(&make, &gpu_words[5], sizeof make);
-    if (gpu_words[5] != (void *)init_gpu) note("hooked");
+    memcpy(&make, &gpu_words[0][5], sizeof make);
+    if (gpu_words[0][5] != (void *)init_gpu) note("hooked");
     if (is("device-foreign") || is("no-gpu")) return 0;
-    void **backend = make(gpu_words, NULL);
+    void **backends[GPUS] = {NULL, NULL};
+    for (int d = 0; d < gpus(); d++) backends[d] = make(gpu_words[d], NULL);
+    void **backend = backends[0];
     int (*compute)(void **, struct graph *);
     memcpy(&compute, &backend[13], sizeof compute);
+    if (gpus() > 1) return spread(backends, compute);
 
     struct model m;
     make_model(&m, is("streams") ? 2 : 1);
@@ -208,8 +230,6 @@ int main(int argc, char **argv) {
     }
     note("end");
     if (is("not-freed")) return 0;
-    void (*release)(void **);
-    memcpy(&release, &backend[2], sizeof release);
-    release(backend);
+    ggml_backend_free(backend);
     return 0;
 }

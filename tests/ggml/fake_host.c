@@ -8,101 +8,96 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "fake.h"
 
-struct graph {
-    int            n;
-    struct tensor *nodes[4];
-};
-int            ggml_graph_n_nodes(struct graph *g) { return g->n; }
-struct tensor *ggml_graph_node(struct graph *g, int i) { return g->nodes[i]; }
-const char    *ggml_version(void) { return "fake"; }
+const char *ggml_version(void) { return "fake"; }
 
-/* The backend: a GUID, thirteen functions of API version 2 and later, three more, the device. */
-static int  computed, freed;
-static void *device_words[24];
-static const char *backend_name(void *b) { return (void)b, "CPU"; }
-static void  backend_free(void *b) { freed++, free(b); }
-static void *plan_create(void *b, void *g) { return (void)b, (void)g, NULL; }
-static void  plan_free(void *b, void *p) { (void)b, (void)p; }
-static int   plan_compute(void *b, void *p) { return (void)b, (void)p, 0; }
-static int   graph_compute(void **b, struct graph *g) {
-    (void)b, (void)g;
-    return computed++, 42;
+static bool cpu_is_there = true;
+
+void       *ggml_backend_dev_by_type(int type) { return type == 0 && cpu_is_there ? (void *)cpu_words : NULL; }
+const char *ggml_backend_dev_name(void *d) { return cpu_name(d); }
+int         ggml_backend_dev_type(void *d) { return is("device-type") ? 2 : cpu_type(d); }
+void       *ggml_backend_dev_backend_reg(void *d) { return (void)d, &cpu_registry; }
+size_t      ggml_backend_dev_count(void) { return cpu_is_there; }
+void       *ggml_backend_dev_get(size_t i) { return (void)i, cpu_words; }
+const char *ggml_backend_reg_name(void *r) { return cpu_name(r); }
+
+static void make_host(void) {
+    cpu_words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    make_device(cpu_words, (void *)cpu_name, (void *)cpu_type, is("device-foreign") ? (void *)strlen : (void *)cpu_init, &cpu_registry);
+    if (is("device-no-registry")) cpu_words[15] = NULL;
+    if (is("device-read-only")) mprotect(cpu_words, 4096, PROT_READ);
+    cpu_registry.api_version = strncmp(variant, "api-", 4) == 0 ? atoi(variant + 4) : 2;
+    cpu_is_there             = !is("no-cpu") && !is("late-cpu");
 }
 
-static void **init_backend(void *device, const char *params) {
-    (void)device, (void)params;
-    void **b = calloc(24, sizeof *b);
-    const int shift = is("backend-v1") ? -2 : 0; /* two functions fewer before the plans */
-    b[1] = (void *)backend_name, b[2] = (void *)backend_free;
-    b[9 + shift] = (void *)plan_create, b[10 + shift] = (void *)plan_free;
-    b[12 + shift] = (void *)plan_compute, b[13 + shift] = (void *)graph_compute;
-    b[is("backend-no-device") ? 20 : 17 + shift] = is("backend-no-device") ? (void *)b : (void *)device_words;
-    return b;
+/* A server that loads the library and makes the model in its workers: they are served by the host alone. */
+static int forked(struct registry *(*init)(void), void **(*hooked)(void *, const char *)) {
+    void **before = hooked(cpu_words, NULL);
+    int    status;
+    pid_t  child = fork();
+    if (child == 0) {
+        for (int i = 0; i < 2; i++) {
+            void **b = i ? before : hooked(cpu_words, NULL);
+            if (b == NULL || (b[13] == (void *)cpu_compute) != (b != before)) _exit(1);
+            int (*compute)(void **, struct graph *);
+            memcpy(&compute, &b[13], sizeof compute);
+            struct graph g = {0, NULL, {0}};
+            if (compute(b, &g) != 42 || init() != NULL) _exit(2);
+        }
+        _exit(0);
+    }
+    CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    return 0;
 }
-
-static struct registry registry;
-
-static const char *device_name(void *d) { return (void)d, "CPU"; }
-static int         device_type(void *d) { return (void)d, 0; }
-static void        nothing(void) {}
-
-static void make_device(void) {
-    static const char *(*const name)(void *) = device_name;
-    for (int i = 0; i < 15; i++) device_words[i] = (void *)nothing;
-    memcpy(&device_words[0], &name, sizeof name);
-    device_words[3] = (void *)device_type;
-    device_words[5] = is("device-foreign") ? (void *)strlen : (void *)init_backend;
-    if (!is("device-no-registry")) device_words[15] = &registry;
-    registry.api_version = is("api-1") ? 1 : is("api-99") ? 99 : is("api-3") ? 3 : 2;
-}
-
-void       *ggml_backend_dev_by_type(int type) { return type == 0 && !is("no-cpu") ? (void *)device_words : NULL; }
-const char *ggml_backend_dev_name(void *d) { return device_name(d); }
-int         ggml_backend_dev_type(void *d) { return device_type(d); }
-void       *ggml_backend_dev_backend_reg(void *d) { return (void)d, &registry; }
 
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     variant = argv[2];
-    make_device();
+    make_host();
     void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) {
         fprintf(stderr, "%s\n", dlerror());
         return 2;
     }
-    void *(*init)(void);
+    struct registry *(*init)(void);
     *(void **)&init = dlsym(library, "ggml_backend_init");
     CHECK(init != NULL);
     struct registry *r = init();
+    if (is("late-cpu")) { /* a host that loads the library first, then its own backends, then all there are */
+        CHECK(r == NULL && init() == NULL);
+        cpu_is_there = true;
+        r            = init();
+    }
 
     void **(*hooked)(void *, const char *);
-    memcpy(&hooked, &device_words[5], sizeof hooked);
-    const bool works = is("sound") || is("api-3");
-    const bool backend_wrong = strncmp(variant, "backend-", 8) == 0;
-    if (!works && !backend_wrong) {
+    memcpy(&hooked, &cpu_words[5], sizeof hooked);
+    CHECK(backends_freed == backends_made); /* the self-test's */
+    const bool works = is("sound") || is("forked") || is("late-cpu") || strncmp(variant, "api-", 4) == 0;
+    if (!works) {
         CHECK(r == NULL);
-        CHECK(hooked == init_backend || is("device-foreign"));
+        CHECK(hooked == cpu_init || is("device-foreign"));
+        CHECK(init() == NULL);
         return 0;
     }
-    CHECK(r != NULL && r->api_version == registry.api_version);
-    CHECK(hooked != init_backend);
+    CHECK(r != NULL && r->api_version == cpu_registry.api_version);
+    CHECK(hooked != cpu_init);
+    CHECK(backends_made == 1 && threads_set == 1);
     CHECK(init() == r); /* twice is harmless */
-    void **b = hooked(device_words, NULL);
-    CHECK(b != NULL);
-    const bool taken = b[13] != (void *)graph_compute && b[11] != (void *)graph_compute;
-    CHECK(taken == works);
-    if (works) {
-        struct graph g = {0, {NULL}};
-        int (*compute)(void **, struct graph *);
-        memcpy(&compute, &b[13], sizeof compute);
-        CHECK(compute(b, &g) == 42 && computed == 1); /* the host's own status comes back */
-        void (*release)(void **);
-        memcpy(&release, &b[2], sizeof release);
-        release(b);
-        CHECK(freed == 1);
-    }
+    CHECK(backends_made == 1);
+    if (is("forked")) return forked(init, hooked);
+    void **b = hooked(cpu_words, NULL);
+    CHECK(b != NULL && b[13] != (void *)cpu_compute);
+    struct graph g = {0, NULL, {0}};
+    int (*compute)(void **, struct graph *);
+    memcpy(&compute, &b[13], sizeof compute);
+    CHECK(compute(b, &g) == 42); /* the host's own status comes back */
+    ggml_backend_free(b);
+    CHECK(backends_freed == 2);
     return 0;
 }

@@ -24,6 +24,7 @@ warnings.filterwarnings("ignore")
 HEADS, KV_HEADS, DIM, LAYERS = 32, 8, 128, 36
 DENSE, SELECTING = (0, 1), (2, 12)
 BUDGET = 2048
+PAGE = 16  # of the paged layout
 
 
 def time_graph(body, repeats=15, out=None):
@@ -90,13 +91,18 @@ class Bench:
         element = {D.F16: 2, D.BF16: 2, D.FP8: 1, D.Q8_0: 34 / 32}[kv_type]
         per_layer = batch * context * KV_HEADS * DIM * 2 * element
         layers = max(2, min(8, int(24e9 / per_layer)))
-        shape = {"contiguous": (batch, KV_HEADS, context, DIM), "strided": (batch, context, KV_HEADS, DIM)}[layout]
+        shape = {"contiguous": (batch, KV_HEADS, context, DIM), "strided": (batch, context, KV_HEADS, DIM), "paged": (batch * context // PAGE, PAGE, KV_HEADS, DIM)}[layout]
         def make():
             x = torch.randn(shape, device="cuda", dtype=torch.float16)
             if kv_type == D.Q8_0:
                 return torch.cat([D.to_q8_0(part)[0] for part in x.split(1)])
             return x.to(D.TORCH[kv_type])
         kv = [[make() for _ in range(2)] for _ in range(layers)]
+        table = None
+        if layout == "paged":  # as vLLM has them: K beside V, pages in any order
+            table = torch.randperm(batch * context // PAGE, device="cuda").int().view(batch, -1)
+            for i, two in enumerate(kv):
+                kv[i] = torch.cat(two, -1).split(two[0].shape[-1], -1)
         token, head = (2, 1) if layout == "contiguous" else (1, 2)
         q = torch.randn(batch, HEADS, DIM, device="cuda", dtype=torch.float16)
         out = torch.empty_like(q)
@@ -109,16 +115,18 @@ class Bench:
             store = lambda x: D.Store(x.data_ptr(), x.stride(token) * x.element_size(), x.stride(head) * x.element_size(), x.stride(0) * x.element_size())
             c.query, c.output, c.key, c.value = rows(q), rows(out), store(kv[i][0]), store(kv[i][1])
             c.lengths, c.set, c.set_stride = lengths.data_ptr(), token_set.data_ptr(), BUDGET
+            if table is not None:
+                c.table, c.table_stride, c.page_shift = table.data_ptr(), table.stride(0), PAGE.bit_length() - 1
             c.n_rows, c.heads, c.kv_heads, c.dim, c.kv_type, c.capacity = batch, HEADS, KV_HEADS, DIM, kv_type, context
             c.scale, c.value_scale, c.mode, c.budget = DIM ** -0.5, 1.0, mode, BUDGET
-            c.first, c.mid, c.recent = D.split(BUDGET)
+            c.sink_tokens, c.top_k, c.recent = D.split(BUDGET)
             return c
         work = torch.zeros(self.k.work_size(call(0, D.SELECT)), dtype=torch.uint8, device="cuda")
         def plan(i, mode):
             c = call(i, mode)
             c.work = work.data_ptr()
             return self.k.plan(c)
-        plans = {m: [plan(i, m) for i in range(layers)] for m in (D.FULL, D.SELECT, D.LIST)}
+        plans = {m: [plan(i, m) for i in range(layers)] for m in (D.FULL, D.SELECT, D.SPARSE)}
 
         rounds = -(-LAYERS // layers)
         def run(mode, only=None):
@@ -133,16 +141,16 @@ class Bench:
         r["attend_logits_us"] = run(D.SELECT, 0)
         r["selection_us"] = r["select_us"] - r["attend_logits_us"]
         if context > BUDGET:
-            r["list_us"] = run(D.LIST)
+            r["list_us"] = run(D.SPARSE)
             r["list_share"] = per_layer / context * BUDGET / r["list_us"] / 1e6 / self.read
 
         def step():
             s = torch.cuda.current_stream()
             for layer in range(LAYERS):
-                mode = D.FULL if layer in DENSE else D.SELECT if layer in SELECTING else D.LIST
+                mode = D.FULL if layer in DENSE else D.SELECT if layer in SELECTING else D.SPARSE
                 plans[mode][layer % layers].run(s)
         r["step_us"] = time_graph(step, 7)
-        if kv_type == D.F16:
+        if kv_type == D.F16 and layout != "paged":
             if "torch" in others:
                 r.update(self.torch_step(batch, kv, q, layout, layers))
             if "flashinfer" in others and self.paged and layout == "strided":
@@ -211,10 +219,16 @@ class Bench:
         return {f"{who}_us": found.get(by), f"{who}_by": by, f"{who}_all": found}
 
 
+def sizes(case):
+    batch, k = case.split(":")
+    return int(batch), int(float(k) * 1024)
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--json")
     p.add_argument("--cases", default="1:2,1:8,1:32,1:128,8:2,8:8,8:32,8:128,32:8,32:32")
+    p.add_argument("--paged", default="8:32,16:32", help="further cases, in pages")
     p.add_argument("--layouts", default="strided")
     p.add_argument("--types", default="f16")
     p.add_argument("--others", default="torch,flashinfer", help="whose attention is timed too, f16 only; FlashInfer's in the strided layout only")
@@ -229,8 +243,10 @@ def main():
         for layout in a.layouts.split(","):
             for kv in a.types.split(","):
                 for case in a.cases.split(","):
-                    batch, k = case.split(":")
-                    b.case(int(batch), int(float(k) * 1024), layout, types[kv], others)
+                    b.case(*sizes(case), layout, types[kv], others)
+        for kv in a.types.split(","):
+            for case in filter(None, a.paged.split(",")):
+                b.case(*sizes(case), "paged", types[kv], others)
     finally:
         if a.json:
             with open(a.json, "w") as f:

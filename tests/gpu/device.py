@@ -13,7 +13,7 @@ ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 FATBIN = os.environ.get("LESSISMORE_FATBIN", os.path.join(ROOT, "build", "cuda", "kernels.fatbin"))
 
 F32, F16, BF16, Q8_0, FP8 = 0, 1, 2, 3, 5
-FULL, SELECT, LIST = 0, 1, 2
+FULL, SELECT, SPARSE = 0, 1, 2
 UNION, MASS = 0, 1
 TORCH = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16, FP8: torch.float8_e4m3fn}
 NAMES = {F32: "f32", F16: "f16", BF16: "bf16", Q8_0: "q8_0", FP8: "fp8"}
@@ -39,15 +39,15 @@ class Call(C.Structure):
         ("lengths", u64), ("table", u64), ("table_stride", i64), ("set", u64), ("set_stride", i64), ("positions", u64),
         ("sinks", u64), ("work", u64), ("n_rows", i32), ("heads", i32), ("kv_heads", i32), ("dim", i32), ("kv_type", i32),
         ("page_shift", i32), ("capacity", i32), ("scale", f32), ("softcap", f32), ("value_scale", f32), ("mode", i32),
-        ("policy", i32), ("budget", i32), ("first", i32), ("mid", i32), ("recent", i32),
+        ("policy", i32), ("budget", i32), ("sink_tokens", i32), ("top_k", i32), ("recent", i32),
     ]
 
 
 class Args(C.Structure):
     _fields_ = [
         ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
-        ("mass", u64), ("logit_stride", i64), ("unit", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
-        ("tensor", u32), ("need", u32), ("room_stride", i64), ("sieved", u64), ("again", u64), ("reserved", u32 * 2), ("key_map", u64 * 16), ("value_map", u64 * 16),
+        ("mass", u64), ("logit_stride", i64), ("chunk_tokens", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
+        ("tma", u32), ("need", u32), ("room_stride", i64), ("survivors", u64), ("again", u64), ("reserved", u32 * 2), ("key_map", u64 * 16), ("value_map", u64 * 16),
     ]
 
 
@@ -63,7 +63,7 @@ class ProbeArgs(C.Structure):
 
 
 class Launch(C.Structure):
-    _fields_ = [("name", C.c_char * 48), ("grid", u32 * 3), ("block", u32), ("shared", u32), ("cluster", u32), ("early", u32)]
+    _fields_ = [("name", C.c_char * 48), ("grid", u32 * 3), ("block", u32), ("shared", u32), ("cluster", u32), ("pdl", u32)]
 
 
 def build_plan():
@@ -178,12 +178,12 @@ class Plan:
 def split(budget, recency=0.25, sinks=4):
     """plugin.SplitBudget for rows with more tokens than the budget."""
     recent = min(max(math.ceil(budget * recency - 1e-9), 0), budget)
-    mid = budget - recent
+    top_k = budget - recent
     if recent <= sinks:
         sinks = 0
     else:
         recent -= sinks
-    return sinks, mid, recent
+    return sinks, top_k, recent
 
 
 def to_q8_0(x):

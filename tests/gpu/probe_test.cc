@@ -18,7 +18,7 @@ lim_cuda_call Batch() {
     c.set = 0x50000, c.positions = 0x60000, c.set_stride = 256, c.work = 0x1000000;
     c.n_rows = 4, c.heads = 32, c.kv_heads = 8, c.dim = 128, c.kv_type = LIM_CUDA_F16, c.capacity = 8192;
     c.scale = c.value_scale = 1, c.mode = LIM_CUDA_SELECT;
-    c.budget = 256, c.first = 4, c.mid = 192, c.recent = 60;
+    c.budget = 256, c.sink_tokens = 4, c.top_k = 192, c.recent = 60;
     return c;
 }
 

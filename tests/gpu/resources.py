@@ -9,12 +9,12 @@ THREADS = {"attend": 128, "short": 256, "select": 512, "probe": 256, "tally": 12
 # Spills that are known and judged harmless. The largest tile of the type that is not tuned:
 ALLOWED = {"lim_attend_q8_0_256_16_direct": 80, "lim_attend_q8_0_256_16_indexed": 80,
            # With 64 registers two blocks share a multiprocessor. Most of it is in code for heads that hardly differ.
-           "lim_select_union": 420, "lim_select_sieved": 600}
+           "lim_select_union": 420, "lim_select_filtered": 600}
 
 
 def wanted_blocks(name):
     """What plan.c counts on (attend_shape) and __launch_bounds__ states."""
-    if name in ("lim_select_union", "lim_select_sieved"):
+    if name in ("lim_select_union", "lim_select_filtered"):
         return 2
     if name in ("lim_select_mass", "lim_tally", "lim_visible"):
         return 1
@@ -22,9 +22,8 @@ def wanted_blocks(name):
         return 6
     if name.startswith("lim_short_"):
         return 1
-    _, _, kind = name.partition("lim_attend_")
-    kind, dim, heads, how = kind.rsplit("_", 3)
-    return 2 if how == "sieve" or kind == "q8_0" or int(dim) > 128 or int(heads) > 8 else 3
+    kind, dim, heads, how = re.fullmatch(r"lim_attend_(\w+?)_(64|128|256)_(8|16)_(\w+)", name).groups()
+    return 2 if how.startswith("filtered") or kind == "q8_0" or int(dim) > 128 or int(heads) > 8 else 3
 
 
 def read(path):
@@ -62,7 +61,7 @@ def main():
         row = f"{name:<36}"
         for t in targets:
             r = found.get((name, t))
-            if r is None and (name.startswith("lim_short_") or name.endswith(("_tensor", "_sieve", "_sieved"))) and t != "sm_90a":
+            if r is None and (name.startswith("lim_short_") or name.endswith(("_tma", "_filtered", "_paged"))) and t != "sm_90a":
                 row += f"{'':>22}"
                 continue
             if r is None:

@@ -12,7 +12,7 @@
 #include "gtest/gtest.h"
 #include "kernels.h"
 #include "order.h"
-#include "sieve.h"
+#include "logit_filter.h"
 #include "split.h"
 #include "visible.h"
 
@@ -24,30 +24,30 @@ uint32_t Bits(float x) {
     return b;
 }
 
-/* As the kernel walks it: every unit of every pair is computed once, by the block that SplitBlockOf names; no
- * block leaves two partial results in one place; a pair's parts come from consecutive blocks. */
+/* As the kernel walks it: every chunk of every work tile is computed once, by the block that SplitBlockOf names; no
+ * block leaves two partial results in one place; a work tile's parts come from consecutive blocks. */
 TEST(Split, CoversEverythingOnce) {
     std::mt19937 random(1);
     for (int i = 0; i < 3000; i++) {
         const uint32_t rows = 1 + random() % 40, kv_heads = 1 + random() % 8, grid = 1 + random() % 400;
         const int32_t  capacity = 1 + random() % (random() % 2 != 0 ? 300 : 40000);
-        const uint32_t unit = SplitUnit(64, rows * kv_heads, (uint32_t)capacity, grid);
+        const uint32_t chunk_tokens = SplitChunkTokens(64, rows * kv_heads, (uint32_t)capacity, grid);
         std::vector<int32_t> lengths(rows);
         for (auto &n : lengths) n = random() % 4 == 0 ? 0 : (int32_t)(random() % ((uint32_t)capacity + 1));
 
-        struct Pair { uint32_t before, units; };
-        std::vector<Pair> pairs;
+        struct WorkTile { uint32_t before, chunks; };
+        std::vector<WorkTile> work_tiles;
         uint32_t          total = 0;
         for (uint32_t r = 0; r < rows; r++) {
             for (uint32_t h = 0; h < kv_heads; h++) {
-                pairs.push_back({total, SplitUnits(lengths[r], unit)});
-                total += pairs.back().units;
+                work_tiles.push_back({total, SplitChunks(lengths[r], chunk_tokens)});
+                total += work_tiles.back().chunks;
             }
         }
         const uint32_t blocks = SplitBlocks(total, grid);
         std::vector<int>   seen(total);
         std::set<uint32_t> parts;
-        std::vector<std::vector<uint32_t>> of_pair(pairs.size());
+        std::vector<std::vector<uint32_t>> of_tile(work_tiles.size());
         ASSERT_EQ(SplitBegin(0, blocks, total), 0u);
         ASSERT_EQ(SplitBegin(blocks, blocks, total), total);
         for (uint32_t b = 0; b < blocks; b++) {
@@ -56,37 +56,37 @@ TEST(Split, CoversEverythingOnce) {
             ASSERT_LT(at, end) << "a block without work";
             while (at < end) {
                 size_t p = 0;
-                while (pairs[p].before + pairs[p].units <= at) p++;
-                const uint32_t from = at - pairs[p].before, to = std::min(pairs[p].units, from + (end - at));
-                if (!(from == 0 && to == pairs[p].units)) {
+                while (work_tiles[p].before + work_tiles[p].chunks <= at) p++;
+                const uint32_t from = at - work_tiles[p].before, to = std::min(work_tiles[p].chunks, from + (end - at));
+                if (!(from == 0 && to == work_tiles[p].chunks)) {
                     const uint32_t part = SplitPart(b, from == 0);
                     ASSERT_LT(part, 2 * blocks);
                     ASSERT_TRUE(parts.insert(part).second) << "two parts in one place";
-                    of_pair[p].push_back(b);
+                    of_tile[p].push_back(b);
                 }
                 for (uint32_t u = from; u < to; u++) {
-                    ASSERT_EQ(SplitBlockOf(pairs[p].before + u, blocks, total), b);
-                    seen[pairs[p].before + u]++;
+                    ASSERT_EQ(SplitBlockOf(work_tiles[p].before + u, blocks, total), b);
+                    seen[work_tiles[p].before + u]++;
                 }
                 at += to - from;
             }
         }
         for (int s : seen) ASSERT_EQ(s, 1);
-        for (size_t p = 0; p < pairs.size(); p++) {
-            if (of_pair[p].empty()) continue;
-            const uint32_t first = SplitBlockOf(pairs[p].before, blocks, total);
-            const uint32_t last = SplitBlockOf(pairs[p].before + pairs[p].units - 1, blocks, total);
-            ASSERT_EQ(of_pair[p].size(), last - first + 1);
-            for (size_t k = 0; k < of_pair[p].size(); k++) ASSERT_EQ(of_pair[p][k], first + k);
+        for (size_t p = 0; p < work_tiles.size(); p++) {
+            if (of_tile[p].empty()) continue;
+            const uint32_t first = SplitBlockOf(work_tiles[p].before, blocks, total);
+            const uint32_t last = SplitBlockOf(work_tiles[p].before + work_tiles[p].chunks - 1, blocks, total);
+            ASSERT_EQ(of_tile[p].size(), last - first + 1);
+            for (size_t k = 0; k < of_tile[p].size(); k++) ASSERT_EQ(of_tile[p][k], first + k);
         }
     }
 }
 
 TEST(Split, ProductsFit) {
-    for (uint32_t pairs : {1u, 8u, 2048u, 32768u, 2097152u}) {
+    for (uint32_t work_tiles : {1u, 8u, 2048u, 32768u, 2097152u}) {
         for (uint32_t capacity : {1u, 4096u, 1u << 20, 1u << 28}) {
-            const uint32_t unit = SplitUnit(64, pairs, capacity, 528);
-            ASSERT_LE(((uint64_t)pairs * SplitUnits((int32_t)capacity, unit) + 1) * 528, UINT32_MAX);
+            const uint32_t chunk_tokens = SplitChunkTokens(64, work_tiles, capacity, 528);
+            ASSERT_LE(((uint64_t)work_tiles * SplitChunks((int32_t)capacity, chunk_tokens) + 1) * 528, UINT32_MAX);
         }
     }
 }
@@ -279,7 +279,7 @@ lim_cuda_call Good() {
     c.lengths = 0x1000, c.set = 0x1000, c.set_stride = 2048, c.work = 0x1000;
     c.n_rows = 8, c.heads = 32, c.kv_heads = 8, c.dim = 128, c.kv_type = LIM_CUDA_F16, c.capacity = 32768;
     c.scale = 0.1f, c.value_scale = 1;
-    c.budget = 2048, c.first = 4, c.mid = 1536, c.recent = 508;
+    c.budget = 2048, c.sink_tokens = 4, c.top_k = 1536, c.recent = 508;
     return c;
 }
 
@@ -297,8 +297,9 @@ TEST(Plan, FitsEveryDeviceAndShape) {
                             c.query.row_stride = c.output.row_stride = dim * 2 * c.heads;
                             c.key.head_stride = c.value.head_stride = type == LIM_CUDA_Q8_0 ? dim / 32 * 34 : dim * 2;
                             c.key.token_stride = c.value.token_stride = c.key.head_stride * 8;
-                            for (int mode : {LIM_CUDA_FULL, LIM_CUDA_SELECT, LIM_CUDA_LIST}) {
-                                c.mode = mode;
+                            for (int way = 0; way < 9; way++) { /* each mode without a table, with small pages, with those of a tile */
+                                const int mode = way / 3;
+                                c.mode = mode, c.table = way % 3 == 0 ? 0 : 64, c.table_stride = 1 << 17, c.page_shift = way % 3 == 1 ? 0 : 4;
                                 if (lim_cuda_check(d, &c, text, sizeof text) != 0) {
                                     ASSERT_EQ(d, &kSmall) << text; /* the largest tiles do not fit the smallest cards */
                                     ASSERT_NE(std::string(text).find("shared memory"), std::string::npos) << text;
@@ -309,6 +310,11 @@ TEST(Plan, FitsEveryDeviceAndShape) {
                                 lim_cuda_launch l[2];
                                 const int       count = lim_cuda_plan(d, &c, &args, l);
                                 ASSERT_EQ(count, mode == LIM_CUDA_SELECT ? 2 : 1);
+                                char      names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME];
+                                const int entries = lim_cuda_entry_points(d, &c, names);
+                                ASSERT_LE(entries, LIM_CUDA_MOST_ENTRIES);
+                                for (int k = 0; k < count; k++)
+                                    ASSERT_EQ(std::count_if(names, names + entries, [&](const char *n) { return strcmp(n, l[k].name) == 0; }), 1) << l[k].name;
                                 for (int k = 0; k < count; k++) ASSERT_LE(l[k].shared + 1024, (uint32_t)d->shared_per_block) << l[k].name;
                                 ASSERT_GE(l[0].grid[0], 1u);
                                 ASSERT_LE(l[0].grid[0], (uint32_t)d->multiprocessors * 3);
@@ -349,9 +355,9 @@ TEST(Plan, WorkGrowsWithTheCall) {
         c.heads = heads;
         takes(last + 1);
     }
-    for (int mid : {c.mid + 4, c.mid + 5, 8 * c.mid}) {
-        c.budget += mid - c.mid;
-        c.mid = mid;
+    for (int top_k : {c.top_k + 4, c.top_k + 5, 8 * c.top_k}) {
+        c.budget += top_k - c.top_k;
+        c.top_k = top_k;
         takes(last);
     }
 }
@@ -364,35 +370,42 @@ TEST(Plan, WorkIsInside) {
     lim_cuda_launch l[2];
     lim_cuda_plan(&kH200, &c, &a, l);
     const uint64_t end = c.work + lim_cuda_work_size(&kH200, &c);
-    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits, a.sieved, a.again};
+    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits, a.survivors, a.again};
     for (size_t i = 0; i + 1 < sizeof parts / sizeof *parts; i++) ASSERT_LT(parts[i], parts[i + 1]);
     ASSERT_GE(parts[0], c.work);
     ASSERT_GE(a.room_stride, 2 * a.logit_stride); /* two floats for each token that is kept */
-    ASSERT_LE(a.logits + (uint64_t)c.n_rows * c.heads * a.room_stride * 4, a.sieved);
-    ASSERT_LE(a.sieved + (uint64_t)c.n_rows * c.heads * LIM_CUDA_SIEVES * sizeof(lim_cuda_sieved), a.again);
+    ASSERT_LE(a.logits + (uint64_t)c.n_rows * c.heads * a.room_stride * 4, a.survivors);
+    ASSERT_LE(a.survivors + (uint64_t)c.n_rows * c.heads * LIM_CUDA_FILTER_LISTS * sizeof(lim_cuda_survivors), a.again);
     ASSERT_EQ(a.again + (uint64_t)c.n_rows * c.heads * 4, end);
     ASSERT_EQ(a.logits % 256, 0u);
 }
 
-/* The copy engine and the sieve are for Hopper, halves, rows without a table, long stretches. */
+/* TMA and the logit filter are for Hopper, halves, rows without a table or in pages of whole tiles, long splits. */
 TEST(Plan, TakesTheKernelOfTheCase) {
     const struct {
         const char *attends, *selects;
         void (*change)(lim_cuda_call *);
     } cases[] = {
-        {"lim_attend_f16_128_8_sieve", "lim_select_sieved", [](lim_cuda_call *) {}},
-        {"lim_attend_bf16_64_8_sieve", "lim_select_sieved", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_BF16, c->dim = 64; }},
-        {"lim_attend_f16_128_8_tensor", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_FULL; }},
-        {"lim_attend_f16_128_8_tensor", "lim_select_mass", [](lim_cuda_call *c) { c->policy = LIM_CUDA_MASS; }},
-        {"lim_attend_f16_128_8_tensor", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1; }},
+        {"lim_attend_f16_128_8_filtered", "lim_select_filtered", [](lim_cuda_call *) {}},
+        {"lim_attend_bf16_64_8_filtered", "lim_select_filtered", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_BF16, c->dim = 64; }},
+        {"lim_attend_f16_128_8_tma", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_FULL; }},
+        {"lim_attend_f16_128_8_tma", "lim_select_mass", [](lim_cuda_call *c) { c->policy = LIM_CUDA_MASS; }},
+        {"lim_attend_f16_128_8_tma", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1; }},
         /* Worth it, but more blocks would share a row's head than there are lists. */
-        {"lim_attend_f16_128_8_tensor", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1, c->capacity = 1 << 18; }},
-        {"lim_attend_f16_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 12; c->page_shift = 4; }},
+        {"lim_attend_f16_128_8_tma", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1, c->capacity = 1 << 18; }},
+        {"lim_attend_f16_128_8_filtered_paged", "lim_select_filtered", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 12; c->page_shift = 4; }},
+        {"lim_attend_bf16_64_8_filtered_paged", "lim_select_filtered", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_BF16, c->dim = 64, c->table = 64, c->table_stride = 1 << 12, c->page_shift = 7; }},
+        {"lim_attend_f16_128_8_tma_paged", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_FULL; c->table = 64; c->table_stride = 1 << 12; c->page_shift = 5; }},
+        {"lim_attend_f16_128_8_tma_paged", "lim_select_mass", [](lim_cuda_call *c) { c->policy = LIM_CUDA_MASS; c->table = 64; c->table_stride = 1 << 12; c->page_shift = 6; }},
+        /* A tile would lie in two pages. */
+        {"lim_attend_f16_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->table = 64; c->table_stride = 1 << 12; c->page_shift = 3; }},
+        {"lim_attend_f16_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->n_rows = 1, c->table = 64, c->table_stride = 1 << 15, c->page_shift = 0; }},
+        {"lim_attend_fp8_128_8_indexed", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; c->table = 64; c->table_stride = 1 << 12; c->page_shift = 4; }},
         {"lim_attend_f16_128_16_direct", "lim_select_union", [](lim_cuda_call *c) { c->heads = 128; }},
         {"lim_attend_f16_256_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->dim = 256; c->key.head_stride = c->value.head_stride = 512; c->query.head_stride = c->output.head_stride = 512; c->query.row_stride = c->output.row_stride = 16384; }},
         {"lim_attend_fp8_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; }},
         {"lim_attend_f16_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->value.page_stride = (int64_t)1 << 40; }},
-        {"lim_short_f16_128_8_indexed", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_LIST; }},
+        {"lim_short_f16_128_8_indexed", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_SPARSE; }},
     };
     for (const auto &x : cases) {
         for (int all : {0, 1}) {
@@ -405,16 +418,16 @@ TEST(Plan, TakesTheKernelOfTheCase) {
             lim_cuda_launch l[2];
             const int       count = (all ? lim_cuda_plan_all : lim_cuda_plan)(&kH200, &c, &a, l);
             std::string     attends = x.attends, selects = x.selects;
-            if (all && selects == "lim_select_sieved") {
+            if (all && selects == "lim_select_filtered") {
                 selects = "lim_select_union";
-                attends.replace(attends.find("sieve"), 5, "tensor");
+                attends.replace(attends.find("filtered"), 8, "tma");
             }
             EXPECT_EQ(l[0].name, attends);
             EXPECT_EQ(count == 2 ? l[1].name : "", selects);
-            EXPECT_EQ(a.sieved != 0, selects == "lim_select_sieved");
-            EXPECT_EQ(a.tensor != 0, attends.find("tensor") != std::string::npos || a.sieved != 0);
+            EXPECT_EQ(a.survivors != 0, selects == "lim_select_filtered");
+            EXPECT_EQ(a.tma != 0, attends.find("tma") != std::string::npos || a.survivors != 0);
             const uint32_t each = l[0].shared + 2048; /* two blocks on each multiprocessor */
-            EXPECT_TRUE(a.tensor == 0 || 2 * each <= (uint32_t)kH200.shared_per_multiprocessor) << attends;
+            EXPECT_TRUE(a.tma == 0 || 2 * each <= (uint32_t)kH200.shared_per_multiprocessor) << attends;
         }
         lim_cuda_call c = Good();
         c.mode = LIM_CUDA_SELECT;
@@ -422,14 +435,14 @@ TEST(Plan, TakesTheKernelOfTheCase) {
         lim_cuda_args   a;
         lim_cuda_launch l[2];
         lim_cuda_plan(&kSmall, &c, &a, l);
-        EXPECT_EQ(a.tensor, 0u);
-        EXPECT_EQ(a.sieved, 0u);
+        EXPECT_EQ(a.tma, 0u);
+        EXPECT_EQ(a.survivors, 0u);
     }
 }
 
-/* ---- the sieve ---- */
+/* ---- the logit filter ---- */
 
-TEST(Sieve, EveryTileComesOnce) {
+TEST(LogitFilter, EveryTileComesOnce) {
     std::mt19937 rng(std::random_device{}());
     for (int round = 0; round < 2000; round++) {
         const int tiles = (int)(rng() % 16), all = tiles * 2 + (int)(rng() % 200), turn = 64, first = (int)(rng() % 1000) * 16;
@@ -439,6 +452,7 @@ TEST(Sieve, EveryTileComesOnce) {
         for (int i = 0; i < all; i++) {
             const int which = (o.token - first) / turn;
             ASSERT_EQ((o.token - first) % turn, 0);
+            ASSERT_EQ(TileOrderAt(i, step, tiles), which);
             ASSERT_TRUE(which >= 0 && which < all) << which << " of " << all << ", " << tiles << " sampled";
             ASSERT_EQ(seen[which], -1);
             seen[which] = i;
@@ -450,7 +464,7 @@ TEST(Sieve, EveryTileComesOnce) {
     }
 }
 
-TEST(Sieve, BoundsAreReached) {
+TEST(LogitFilter, BoundsAreReached) {
     std::mt19937 rng(std::random_device{}());
     for (int round = 0; round < 3000; round++) {
         /* Logits far from zero as well: the search looks at their range, not at their size. */
@@ -461,31 +475,31 @@ TEST(Sieve, BoundsAreReached) {
         std::vector<uint32_t> sorted = keys;
         std::sort(sorted.begin(), sorted.end());
         const uint32_t rank = 1 + rng() % (uint32_t)keys.size();
-        SieveSearch    s = SieveSearchFrom(sorted.front(), sorted.back());
+        FilterSearch    s = FilterSearchFrom(sorted.front(), sorted.back());
         int            tries = 0;
         for (; s.bit != 0; tries++) {
-            const uint32_t below = SieveSearchTry(&s);
-            SieveSearchNext(&s, (uint32_t)std::count_if(keys.begin(), keys.end(), [&](uint32_t k) { return k < below; }) < rank);
+            const uint32_t below = FilterSearchTry(&s);
+            FilterSearchNext(&s, (uint32_t)std::count_if(keys.begin(), keys.end(), [&](uint32_t k) { return k < below; }) < rank);
         }
         ASSERT_LE(tries, 16);
-        const uint32_t last = SieveSearchEnd(&s), range = sorted.back() - sorted.front();
+        const uint32_t last = FilterSearchEnd(&s), range = sorted.back() - sorted.front();
         ASSERT_GE(last, sorted[rank - 1]);
         ASSERT_LE(last - sorted[rank - 1], range / 32768);
     }
 }
 
-TEST(Sieve, SamplesFitAndStretchesPay) {
+TEST(LogitFilter, SamplesFitAndSplitsPay) {
     for (uint32_t group = 1; group <= 8; group++) {
-        const uint32_t tiles = SieveTiles(group, 4);
-        ASSERT_LE(tiles * 4 * 16 * group, (uint32_t)LIM_CUDA_SIEVE_SAMPLES);
+        const uint32_t tiles = FilterTiles(group, 4);
+        ASSERT_LE(tiles * 4 * 16 * group, (uint32_t)LIM_CUDA_FILTER_SAMPLES);
         /* What waits of a head, a line and a tile, has its samples' place. */
         ASSERT_GE(tiles * 16 * 4, (32u + 16) * 8);
         for (uint32_t need : {1u, 48u, 768u, 8192u}) {
-            const uint32_t least = SieveLeast(need, group, 4);
+            const uint32_t least = FilterLeast(need, group, 4);
             /* Half of it is the least that is sampled: two tiles for each that is, and it keeps no more than half. */
             ASSERT_GE(least / 2 / 64 / tiles, 2u);
-            ASSERT_LE(SieveAim(need, least / 2) * 2, least / 2);
-            ASSERT_GE(SieveAim(need, least), 2 * need);
+            ASSERT_LE(FilterAim(need, least / 2) * 2, least / 2);
+            ASSERT_GE(FilterAim(need, least), 2 * need);
         }
     }
 }
@@ -508,7 +522,7 @@ TEST(Plan, RefusalsNameTheArgument) {
         {"query", [](lim_cuda_call *c) { c->query.type = LIM_CUDA_FP8; }},
         {"output", [](lim_cuda_call *c) { c->output.row_stride = 4; }},
         {"capacity", [](lim_cuda_call *c) { c->capacity = 1 << 21; }},
-        {"budget", [](lim_cuda_call *c) { c->first = -1; }},
+        {"budget", [](lim_cuda_call *c) { c->sink_tokens = -1; }},
     };
     for (const auto &x : cases) {
         lim_cuda_call c = Good();

@@ -23,7 +23,7 @@ class Problem:
     """A random batch in a random layout, and its float64 twin."""
 
     def __init__(self, rng, kv_type, dim, group, kv_heads, lengths, layout, query_type=None, output_type=None, softcap=0.0,
-                 sinks=False, budget=0, policy=D.UNION, capacity=None, spread=1.0, recency=0.25, set_sinks=4):
+                 sinks=False, budget=0, policy=D.UNION, capacity=None, spread=1.0, recency=0.25, set_sinks=4, page_shift=None):
         gen = torch.Generator("cuda").manual_seed(rng.randrange(1 << 31))
         rows, heads = len(lengths), group * kv_heads
         capacity = capacity or max(max(lengths), 1)
@@ -44,11 +44,11 @@ class Problem:
         self.page_shift = 0
         self.table = None
         if layout == "paged":
-            self.page_shift = rng.choice([0, 3, 4, 6])
+            self.page_shift = rng.choice([0, 3, 4, 4, 5, 6, 7]) if page_shift is None else page_shift
             page = 1 << self.page_shift
             each = -(-capacity // page)
             pages = rows * each + rng.randrange(3)
-            hnd = rng.random() < 0.5
+            hnd, joint = rng.random() < 0.5, kv_type != D.Q8_0 and rng.random() < 0.5  # K beside V, as vLLM has them
             shape = (pages, kv_heads, page, dim) if hnd else (pages, page, kv_heads, dim)
             k, v = normal(*shape), normal(*shape)
             order = torch.randperm(pages, generator=gen, device="cuda")[: rows * each]
@@ -59,6 +59,7 @@ class Problem:
                 return x.transpose(1, 2)
             axes = {"page": 0, "token": 2 if hnd else 1, "head": 1 if hnd else 2}
         else:
+            joint = False
             shape = {"contiguous": (rows, kv_heads, capacity, dim), "strided": (rows, capacity, kv_heads, dim)}[layout]
             k, v = normal(*shape), normal(*shape)
             def gather(x):
@@ -70,6 +71,9 @@ class Problem:
             self.value, v64 = D.to_q8_0(v)
         else:
             self.key, self.value = k.to(D.TORCH[kv_type]), v.to(D.TORCH[kv_type])
+            if joint:
+                store = torch.cat([self.key.view(torch.uint8), self.value.view(torch.uint8)], -1).view(D.TORCH[kv_type])
+                self.key, self.value = store[..., :dim], store[..., dim:]
             k64, v64 = self.key.double(), self.value.double()
         self.key64, self.value64 = gather(k64), gather(v64)
         if kv_type == D.FP8:
@@ -95,10 +99,34 @@ class Problem:
         c.scale, c.softcap, c.value_scale, c.policy = self.scale, softcap, self.value_scale, policy
         c.budget = budget
         if budget:
-            c.first, c.mid, c.recent = D.split(budget, recency, set_sinks)
+            c.sink_tokens, c.top_k, c.recent = D.split(budget, recency, set_sinks)
         self.work = torch.zeros(kernels().work_size(c), dtype=torch.uint8, device="cuda")
         c.work = self.work.data_ptr()
         self.call = c
+
+    def by_row(self, x):
+        """The store as [pages or rows][token][kv_heads][dim]."""
+        return x if self.axes["token"] == 1 else x.transpose(1, 2)
+
+    def set_key(self, key):
+        """Other keys, [rows][kv_heads][capacity][dim]."""
+        self.key64.copy_(key)
+        if self.table is None:
+            self.by_row(self.key).copy_(key.transpose(1, 2))
+            return
+        page = 1 << self.page_shift
+        padded = torch.zeros(self.rows, self.table.shape[1] * page, self.kv_heads, self.dim, device="cuda", dtype=torch.float64)
+        padded[:, : self.capacity] = key.transpose(1, 2)
+        self.by_row(self.key)[self.table.long()] = padded.view(self.rows, -1, page, self.kv_heads, self.dim).to(self.key.dtype)
+
+    def spoil_unseen(self):
+        """NaN in all that no row sees: pages of nobody, and the rest of a row's last one."""
+        page = 1 << self.page_shift
+        at = torch.arange(self.table.shape[1] * page, device="cuda")
+        seen = torch.zeros(self.key.shape[0], page, dtype=torch.bool, device="cuda")
+        seen[self.table.long()] = (at[None] < self.lengths[:, None]).view(self.rows, -1, page)
+        for x in (self.key, self.value):
+            self.by_row(x)[~seen] = float("nan")
 
     def view(self, x, kind):
         return D.Rows(x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), kind, 0)
@@ -134,7 +162,7 @@ class Problem:
 
     def kernel_logits(self, plan):
         a = plan.args
-        if a.sieved:  # once more, all of them: the same bits
+        if a.survivors:  # once more, all of them: the same bits
             keep = [t.clone() for t in (self.output, self.set, self.positions)]
             plan = kernels().plan(self.call, all_logits=True)
             plan.run()
@@ -173,21 +201,21 @@ def check_output(p, want, where):
         assert e < limit, f"{where}: row {r} error {e:.2e} over {limit:.0e}: {p.describe()}"
 
 
-def literal_union(logits, n, first, mid, recent):
+def literal_union(logits, n, sink_tokens, top_k, recent):
     """The text: rank the candidates per head, merge rank by rank. logits [heads][n] as numpy float32."""
     heads = len(logits)
-    x = logits[:, first: n - recent].astype(np.float32)
+    x = logits[:, sink_tokens: n - recent].astype(np.float32)
     key = np.where(np.isnan(x), -np.inf, x).astype(np.float64)
     nan = np.isnan(x)
     chosen, order = set(), []
     for h in range(heads):
-        order.append(np.lexsort((np.arange(x.shape[1]), -key[h], nan[h]))[:mid])
-    line = np.stack(order, 1).reshape(-1) if mid else np.zeros(0, np.int64)  # rank 0 of every head, rank 1, ...
+        order.append(np.lexsort((np.arange(x.shape[1]), -key[h], nan[h]))[:top_k])
+    line = np.stack(order, 1).reshape(-1) if top_k else np.zeros(0, np.int64)  # rank 0 of every head, rank 1, ...
     for token in line.tolist():
-        if len(chosen) == mid:
+        if len(chosen) == top_k:
             break
-        chosen.add(token + first)
-    return sorted(set(range(first)) | chosen | set(range(n - recent, n)))
+        chosen.add(token + sink_tokens)
+    return sorted(set(range(sink_tokens)) | chosen | set(range(n - recent, n)))
 
 
 def random_problem(rng, **fixed):
@@ -230,6 +258,32 @@ def test_every_kernel():
                     check_output(p, p.reference(), "every")
 
 
+def test_pages():
+    """Pages of whole tiles are read by TMA where it can, whatever the table and the strides; nothing that no row sees is."""
+    rng = random.Random(SEED + 13)
+    names = set()
+    for page_shift in (4, 5, 6, 7) * (1 if QUICK else 6):
+        longest = rng.randint(1, 700) if QUICK else rng.choice([40, 3000, 20000])
+        rows = 3 if QUICK else rng.choice([3, 8, 40]) if longest <= 3000 else 8
+        p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), layout="paged", page_shift=page_shift, dim=rng.choice([64, 128]),
+                           group=rng.randint(1, 8), lengths=[longest, 0, *(rng.randint(1, longest) for _ in range(rows - 2))],
+                           capacity=max(longest, 5000), budget=rng.choice([16, 64, 500]), sinks=rng.random() < 0.3)
+        p.spoil_unseen()
+        for mode in (D.FULL, D.SELECT):
+            plan = p.plan(mode)
+            names.add(plan.launches[0].name.decode().split("_8_")[1])
+            for _ in range(2):
+                p.output.fill_(float("nan"))
+                p.positions.fill_(-1)
+                plan.run()
+                check_output(p, p.reference(), "pages")
+            if mode == D.SELECT:
+                check_sets(p, plan)
+        del p, plan
+        torch.cuda.empty_cache()
+    assert kernels().device.capability != 90 or "tma_paged" in names, names
+
+
 def test_list_attention():
     rng = random.Random(SEED + 2)
     for _ in range(12 if QUICK else 100):
@@ -244,7 +298,7 @@ def test_list_attention():
             if p.table is not None:
                 slots = p.table[r].long()[t >> p.page_shift] << p.page_shift | t & (1 << p.page_shift) - 1
             p.set[r, : len(chosen)] = slots.int()
-        p.plan(D.LIST).run()
+        p.plan(D.SPARSE).run()
         check_output(p, p.reference(visible), "list")
 
 
@@ -282,7 +336,7 @@ def check_sets(p, plan):
         x, w = got_logits[r, :, :n].double(), want64[r, :, :n]
         assert (x - w).abs().max() <= 1e-5 * (1 + w.abs().max()) * (2 if p.softcap else 1), f"logits {(x - w).abs().max()}: {p.describe()}"
         if c.policy == D.UNION:
-            want = literal_union(got_logits[r, :, :n].cpu().numpy(), n, c.first, c.mid, c.recent)
+            want = literal_union(got_logits[r, :, :n].cpu().numpy(), n, c.sink_tokens, c.top_k, c.recent)
             assert got == want, f"row {r} n {n} set differs: {p.describe()}"
         else:
             check_mass(got_logits[r, :, :n].double(), p.sinks, n, c, got, p.describe())
@@ -297,10 +351,10 @@ def check_mass(x, sinks, n, c, got, where):
     chosen = torch.zeros(n, dtype=torch.bool, device="cuda")
     chosen[torch.tensor(got, device="cuda", dtype=torch.int64)] = True
     assert len(got) == c.budget and got == sorted(set(got)), where
-    assert chosen[: c.first].all() and chosen[n - c.recent:].all(), where
-    middle, taken = mass[c.first: n - c.recent], chosen[c.first: n - c.recent]
-    assert int(taken.sum()) == c.mid, where
-    if 0 < c.mid < len(middle):
+    assert chosen[: c.sink_tokens].all() and chosen[n - c.recent:].all(), where
+    middle, taken = mass[c.sink_tokens: n - c.recent], chosen[c.sink_tokens: n - c.recent]
+    assert int(taken.sum()) == c.top_k, where
+    if 0 < c.top_k < len(middle):
         assert middle[taken].min() >= middle[~taken].max() * (1 - 1e-4), f"mass: {where}"
 
 
@@ -322,7 +376,7 @@ def select_alone(logits, lengths, budget, recency, sinks, policy=D.UNION, sums=N
     out = torch.full((rows, budget), -1, dtype=torch.int32, device="cuda")
     c.lengths, c.set, c.set_stride, c.n_rows, c.heads, c.kv_heads, c.dim = n.data_ptr(), out.data_ptr(), budget, rows, heads, heads, 64
     c.capacity, c.policy, c.budget, c.mode = stride, policy, budget, D.SELECT
-    c.first, c.mid, c.recent = D.split(budget, recency, sinks)
+    c.sink_tokens, c.top_k, c.recent = D.split(budget, recency, sinks)
     work = torch.zeros(kernels().work_size(c), dtype=torch.uint8, device="cuda")
     c.work = work.data_ptr()
     text = kernels().refuse_select(c)
@@ -368,7 +422,7 @@ def test_selection_of_anything():
         c, out = select_alone(logits, lengths, budget, rng.choice([0.0, 0.25, 0.9, 1.0]), rng.choice([0, 4, 9]))
         for r, n in enumerate(lengths):
             k = min(n, budget)
-            want = list(range(n)) if n <= budget else literal_union(x[r, :, :n], n, c.first, c.mid, c.recent)
+            want = list(range(n)) if n <= budget else literal_union(x[r, :, :n], n, c.sink_tokens, c.top_k, c.recent)
             assert out[r, :k].tolist() == want, f"kind {kind} heads {heads} n {n} budget {budget} seed {SEED}"
 
 
@@ -378,7 +432,7 @@ def test_graph_replays_while_n_grows():
     for layout in ("strided", "paged"):
         p = random_problem(rng, kv_type=D.F16, dim=128, group=4, kv_heads=2, lengths=[50, 60, 70], capacity=900, layout=layout, budget=128,
                            sinks=False, softcap=0.0, output_type=None)
-        dense, select, sparse = p.plan(D.FULL), p.plan(D.SELECT), p.plan(D.LIST)
+        dense, select, sparse = p.plan(D.FULL), p.plan(D.SELECT), p.plan(D.SPARSE)
         outputs = [p.output, torch.empty_like(p.output), torch.empty_like(p.output)]
         for plan, out in zip((dense, select, sparse), outputs):
             plan.args.call.output.data = out.data_ptr()
@@ -405,7 +459,7 @@ def test_graph_replays_while_n_grows():
 def test_two_streams():
     rng = random.Random(SEED + 7)
     problems = [random_problem(rng, kv_type=D.F16, lengths=[600, 333], budget=100, capacity=700, output_type=None) for _ in range(2)]
-    plans = [[p.plan(m) for m in (D.FULL, D.SELECT, D.LIST)] for p in problems]
+    plans = [[p.plan(m) for m in (D.FULL, D.SELECT, D.SPARSE)] for p in problems]
     for p, three in zip(problems, plans):
         for plan in three:
             plan.run()
@@ -424,7 +478,7 @@ def test_two_streams():
 def test_refusals():
     """Bad arguments are refused with a text that names them; nothing is launched."""
     rng = random.Random(SEED + 8)
-    p = random_problem(rng, kv_type=D.F16, dim=128, lengths=[100, 100], budget=32, layout="strided", group=4, kv_heads=2)
+    p = random_problem(rng, kv_type=D.F16, dim=128, lengths=[100, 100], capacity=100, budget=32, layout="strided", group=4, kv_heads=2)
     p.call.mode = D.SELECT
     assert kernels().check(p.call)[0] == 0
     for field, value in [("dim", 96), ("kv_type", 4), ("heads", 0), ("kv_heads", 7), ("mode", 9), ("policy", 2), ("n_rows", 0),

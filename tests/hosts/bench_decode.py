@@ -69,7 +69,7 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
     ms = {n: float(np.median(t)) for n, t in times.items()}
     best = min(stock, key=ms.get)
     out = {
-        "name": "decode", "host": args.host, "model": args.preset, "kv_type": kv, "heads": shape.heads,
+        "name": "decode", "host": hostlib.built(args.host), "model": args.preset, "kv_type": kv, "heads": shape.heads,
         "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "context": context, "budget": args.budget,
         "threads": threads, "rounds": args.rounds, "steps": args.steps, "load": load,
         **hostlib.machine(),

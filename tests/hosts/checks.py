@@ -61,5 +61,5 @@ def saved(total: dict, share: float = 0.25) -> None:
 
 
 def log_lines(result: Result) -> list[str]:
-    """The library's own lines of the host's log."""
-    return [line for line in result.log.splitlines() if "lessismore" in line.lower()]
+    """The library's own lines of the host's log. Others may name a folder that is called like it."""
+    return [line for line in result.log.splitlines() if "lessismore: " in line]

@@ -1,7 +1,7 @@
 """Fixtures of the host tests. Nothing here skips: what is missing fails, and says how
 to get it.
 
-    <cache>/venv/bin/python -m pytest tests/hosts
+    <cache>/venv/bin/python -m pytest tests/hosts [--long]
 """
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ import pytest
 from hostlib import Problem
 
 SEEDS = range(1, 9)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also what needs root or minutes to install: a newer llama.cpp in a newer Debian")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("long")])
+        items[:] = [i for i in items if not i.get_closest_marker("long")]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: only with --long")
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +68,10 @@ def native(library):
                            settings=settings, **job)
 
     return run
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the long form of test_soak.py: ten seeds")
 
 
 def pytest_report_header():

@@ -14,24 +14,33 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 DRIVERS = HERE / "drivers"
-REASONER = ROOT / "tests" / "data" / "reasoner" / "reasoner-f16.gguf"
 
 sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(REASONER.parent))
+sys.path.insert(0, str(ROOT / "tests" / "data" / "reasoner"))
+sys.path.insert(0, str(ROOT / "bindings" / "python"))
 import install  # noqa: E402
 import task  # noqa: E402
+import to_gguf  # noqa: E402
+from lessismore.cli import _crash  # noqa: E402
 
+REASONER = to_gguf.path()
 STEPS = task.steps_for(2048)
 
 
 class HostError(RuntimeError):
-    """The driver failed; the text carries the end of its log."""
+    """The driver failed; the text says how, and carries the end of its log."""
+
+    def __init__(self, text: str, code: int = 1):
+        super().__init__(text)
+        self.code = code
 
 
 def library_path() -> Path:
@@ -100,6 +109,15 @@ def python(part: str) -> str:
     return str(installed(part) / "bin" / "python")
 
 
+def built(host: str) -> str:
+    """The version of a host, and what it was built without."""
+    part = "node" if host == "node-libs" else host
+    installed(part)
+    versions = install.PARTS[part].stamp(cache())["versions"]
+    without = f", built without {versions['without']}, which crashes here" if "without" in versions else ""
+    return f"{host} {next(iter(versions.values()))}{without}"
+
+
 def node_libs() -> Path:
     return installed("node") / "libs"
 
@@ -113,7 +131,7 @@ def command(host: str, scenario: bool) -> list[str]:
     if host == "xllamacpp":
         return [python("xllamacpp"), str(DRIVERS / "xllamacpp_host.py")]
     if host == "llama-server":
-        return [python("venv"), str(DRIVERS / "server.py")]
+        return [python("venv"), str(DRIVERS / ("soak.py" if scenario else "server.py"))]
     if host == "llama-cpp-python":
         return [python("llama-cpp-python"), str(DRIVERS / ("native.py" if scenario else "high_level.py"))]
     if host == "node-libs":  # node-llama-cpp's libraries without Node.js
@@ -132,6 +150,19 @@ def environment(host: str, library: Path | None, settings: dict, stats: Path | N
     return env
 
 
+def failed(host: str, code: int, log: str, alone) -> HostError:
+    """The error for a host that ended with this code. `alone` runs it without the library; None: it was without."""
+
+    def again() -> int:
+        try:
+            alone()
+        except HostError as error:
+            return error.code
+        return 0
+
+    return HostError(f"{host}: {_crash.cause(host, code, again if alone else None)}\n{log[-4000:]}", code)
+
+
 def run(host: str, *, library: Path | None = None, settings: dict | None = None, timeout: float = 300,
         on_line=None, **job) -> Result:
     """One run of a host from start to end.
@@ -141,12 +172,12 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
     interface is at hand, and the rest of `job` goes to the driver.
     """
     job.setdefault("model", str(REASONER))
-    scenario = host in ("llama-cpp-python", "node-libs") and "scenario" in job
+    scenario = host in ("llama-cpp-python", "node-libs", "llama-server") and "scenario" in job
     if "problems" in job:
         problems = job.pop("problems")
         job["prompts"] = [p.prompt for p in problems]
         job.setdefault("lengths", [len(p.solution) for p in problems])
-    if scenario:
+    if scenario and host != "llama-server":
         job["host"] = str(node_libs()) if host == "node-libs" else host
     if host == "llama-server":
         job["server"] = str(installed("llama-server") / "bin" / "llama-server")
@@ -164,8 +195,9 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
             timer = threading.Timer(timeout, child.kill)
             timer.start()
             try:
-                child.stdin.write(json.dumps(job) + "\n")
-                child.stdin.close()
+                with suppress(BrokenPipeError):  # it has died, and its end says how
+                    child.stdin.write(json.dumps(job) + "\n")
+                    child.stdin.close()
                 lines = []
                 for raw in child.stdout:
                     line = json.loads(raw)
@@ -180,7 +212,9 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
             log.seek(0)
             text = log.read()
         if code:
-            raise HostError(f"{host} ended with {code}:\n{text[-4000:]}")
+            job.pop("library", None)
+            alone = partial(run, host, settings=settings, timeout=timeout, **job)
+            raise failed(host, code, text, alone if library else None)
         return Result(lines, text, json.loads(stats.read_text()) if stats.exists() else None)
 
 
@@ -197,6 +231,7 @@ class Worker:
         self._stats = Path(self._tmp.name) / "stats.json"
         self._log = open(Path(self._tmp.name) / "log", "w+")
         ours = setting == "library"
+        self._host, self._job = host, dict(job)
         job |= {"host": str(node_libs()) if host == "node-libs" else host, "flash": setting != "off",
                 "library": str(library) if ours else None}
         cmd = command(host, True)
@@ -214,17 +249,22 @@ class Worker:
         self.context, self.fill_seconds = line["tokens"], line["seconds"]
 
     def _send(self, fields):
-        self._child.stdin.write(json.dumps(fields) + "\n")
-        self._child.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died, and its end says how
+            self._child.stdin.write(json.dumps(fields) + "\n")
+            self._child.stdin.flush()
 
     def _receive(self) -> dict:
         raw = self._child.stdout.readline()
         if not raw:
             self._child.wait()
             self._log.seek(0)
-            text = self._log.read()
-            raise HostError(f"the worker ended with {self._child.returncode}:\n{text[-4000:]}")
+            raise failed(self._host, self._child.returncode, self._log.read(),
+                         self._alone if self.setting == "library" else None)
         return json.loads(raw)
+
+    def _alone(self):
+        with Worker(self._host, "on", **self._job) as worker:
+            worker.decode(1)
 
     def decode(self, steps: int) -> list[float]:
         """Milliseconds of each of `steps` tokens, always behind the same context."""

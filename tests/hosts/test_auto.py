@@ -100,7 +100,7 @@ def test_wrong_profile_is_noticed(lies, library, unseen, right, tmp_path):
     wrong = changed(right, tmp_path / "wrong.json", choice=[2, 6], loss=loss)
     some = unseen[:6]
     result = run("llama-cpp-python", {"scenario": "solve"}, library, some, {"LESSISMORE_PROFILE": wrong})
-    ((noticed, alarm),), ((mended, measured),) = events(result, "drift"), events(result, "measured")
+    ((noticed, alarm),), ((_, measured),) = events(result, "drift"), events(result, "measured")
     assert alarm["layers"][0] in (9, 10) and alarm["loss"] > alarm.get("expected", 0) + 0.1
     assert measured["layers"] == [2, 9]
     assert noticed < 3, "too late"

@@ -1,6 +1,6 @@
 """What a host does to its cache between two tokens must not confuse the library."""
 import pytest
-from checks import SPARSE, active, saved, solved_all, sparse_only
+from checks import BUDGET, SPARSE, active, saved, solved_all, sparse_only
 
 BY_CELL = {"LESSISMORE_TEST_ORDER": "cell"}
 
@@ -32,6 +32,15 @@ def test_cell_order_is_right_without_holes(native, problems):
     sparse_only(result)
 
 
+@pytest.mark.parametrize("kv", ["q8_0", "q4_0"])
+def test_holes_after_a_shift_of_quantised_keys(kv, native, problems):
+    """The host rotates quantised keys by way of temporaries, which bear the store's name."""
+    result = native("holes", problems[:2], SPARSE, kv=kv, move=37, lengths=[300])
+    assert result.exact(problems[:1]) == [True]
+    sparse_only(result)
+    assert active(result)["position_order"] == len(result.rows)
+
+
 @pytest.mark.parametrize("deltas", [[37, -20], [-5], [400]])
 def test_positions_shifted(deltas, native, problems):
     result = native("shift", problems[:2], SPARSE, deltas=deltas)
@@ -45,4 +54,15 @@ def test_state_restored(beside, native, problems):
     solved_all(result, problems[:1])
     total = active(result)
     saved(total)
-    assert total["position_order"] + total["cell_order"] > 0
+    assert total["position_order"] == total["rows"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_restored_beside_one_that_ends(fresh, native, problems):
+    """The first new tokens lie in the cells before the restored ones. A context that never saw these is dense until
+    the newest quarter of the budget is new."""
+    result = native("restore", problems[:2], SPARSE, beside=True, ends=True, fresh=fresh, lengths=[400])
+    assert result.exact(problems[:1]) == [True]
+    total = active(result)
+    assert total["cell_order"] == (BUDGET // 4 - 5 if fresh else 0)
+    assert total["position_order"] == total["rows_sparse"] == total["rows"] - total["cell_order"]

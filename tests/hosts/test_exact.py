@@ -128,3 +128,21 @@ def test_mixed_batches_are_left_to_the_host(unified, native, problems):
 def test_prompts_are_left_to_the_host(native, problems):
     result = native("solve", problems[:1], SPARSE)
     assert active(result)["declined"]["prompt"] > 0
+
+
+def test_prompts_token_by_token(native, problems):
+    """What tells a prompt's token from a decoded one is that its logits are not wanted."""
+    result = native("solve", problems[:1], SPARSE, n_ubatch=1, lengths=[200])
+    assert result.exact(problems[:1]) == [True]
+    total, length = active(result), len(problems[0].prompt)
+    assert total["declined"]["prompt"] >= (length - 3) * len(LAYERS)
+    assert total["prompt_rows"] == 1, "the prompt's last token, whose logits are wanted"
+    assert total["rows_sparse"] == len(result.rows) and total["untold_rows"] == 0
+
+
+def test_a_prompt_that_leaves_one_token_over(native, problems):
+    result = native("solve", problems[:1], SPARSE, n_batch=len(problems[0].prompt) - 1, lengths=[200])
+    assert result.exact(problems[:1]) == [True]
+    total = active(result)
+    assert total["prompt_rows"] == 1
+    assert total["rows_sparse"] == len(result.rows)

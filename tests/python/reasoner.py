@@ -6,10 +6,11 @@ import random
 import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "data" / "reasoner"
-GGUF = FOLDER / "reasoner-f16.gguf"
 sys.path.insert(0, str(FOLDER))
 import task  # noqa: E402
+import to_gguf  # noqa: E402
 
+GGUF = to_gguf.path()
 STEPS = task.steps_for(2048)
 BUDGET, LAYERS = 128, [2, 9]
 

@@ -65,6 +65,14 @@ def test_doctor_for_people(tmp_path):
     assert "- library" in out and "none.so" in out
 
 
+def test_doctor_asks_the_library_about_gpus(tmp_path, root):
+    driver = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", driver, root / "tests/gpu/standin/standin.c", "-lpthread"], check=True)
+    found = json.loads(cli("doctor", "--quick", "--json", LD_LIBRARY_PATH=str(tmp_path))[0])["driver"]
+    assert found["gpus"] == ["stand-in"]
+    assert found["why"] is None or "GPU 0: " in found["why"] and "this build of the library has no CUDA" in found["why"]
+
+
 def test_doctor_says_why_not():
     hosts = {h["name"]: h for h in json.loads(cli("doctor", "--json", LESSISMORE_BUDGET="lots")[0])["hosts"]}
     assert not hosts["llama-cpp-python"]["engages"]
@@ -78,6 +86,16 @@ def test_doctor_finds_programs(name):
     found = json.loads(cli("doctor", "--json", PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")[0])
     (host,) = (h for h in found["hosts"] if h["name"] == name)
     assert host["engages"] and host["version"] == str(folder / name), host
+
+
+def test_doctor_names_hosts_that_are_not_supported(tmp_path):
+    (tmp_path / "ollama").touch(mode=0o755)
+    (tmp_path / ".lmstudio").mkdir()
+    found = json.loads(cli("doctor", "--json", LESSISMORE_BUDGET="lots", PATH=str(tmp_path), HOME=str(tmp_path))[0])
+    hosts = {h["name"]: h for h in found["hosts"]}
+    for name, where in (("Ollama", "ollama"), ("LM Studio", ".lmstudio")):
+        assert hosts[name] == {"name": name, "version": str(tmp_path / where), "engages": False, "why": "not supported yet"}
+    assert not {"vLLM", "SGLang"} & hosts.keys()
 
 
 def test_run(problem):

@@ -30,9 +30,9 @@ def run(root, code, **environment):
 
 
 def test_versions_agree(header):
-    numbers = [re.search(rf"#define LIM_VERSION_{part} (\d+)", header)[1] for part in ("MAJOR", "MINOR", "PATCH")]
+    numbers = [re.search(rf"#define LIM_VERSION_{part} +(\d+)", header)[1] for part in ("MAJOR", "MINOR", "PATCH")]
     assert ".".join(numbers) == lessismore.__version__
-    assert re.search(r'#define LIM_VERSION_STRING "(.*)"', header)[1] == lessismore.__version__
+    assert re.search(r'#define LIM_VERSION_STRING +"(.*)"', header)[1] == lessismore.__version__
 
 
 def test_status_codes_agree(header):
@@ -131,3 +131,12 @@ def test_other_processes(root, tmp_path, method):
     env = {**os.environ, "PYTHONPATH": str(root / "bindings" / "python")}
     r = subprocess.run([sys.executable, script, method], env=env, capture_output=True, text=True, timeout=60)
     assert r.stdout.strip() == "[0, 0]", r.stderr
+
+
+def test_the_build_s_toolkit_is_no_setting_of_the_library(root, tmp_path):
+    nvcc = tmp_path / "a toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch(0o755)
+    more = {"LESSISMORE_CUDA": "on", "LESSISMORE_CUDA_TOOLKIT": str(tmp_path / "a toolkit")}
+    done = subprocess.run([root / "scripts/cuda-toolchain.sh", "1"], env={**os.environ, **more}, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'a toolkit'}\n"

@@ -80,8 +80,20 @@ def test_arguments_win_over_the_environment_and_leave_it_alone():
     assert "budget 64 tokens" in log
 
 
-def test_a_process_has_one_configuration():
+def test_numbers_of_steps_are_that_many():
+    """Also where the library could take 1 for on."""
     out, _ = run("""
+        import json, lessismore.llama_cpp as host
+        from lessismore.engine import HostEngine
+        host.enable(trace=1, guard=1, profile=b"off")
+        config = HostEngine().report()["config"]
+        print(config["trace"], config["guard"])
+    """)
+    assert out == "1 1"
+
+
+def test_a_process_has_one_configuration():
+    out, log = run("""
         import lessismore, lessismore.llama_cpp as host, lessismore.xllamacpp as other
         for call in (host.enable, other.enable):  # the same again is nothing to do, for another host too
             call(budget=64)
@@ -92,6 +104,7 @@ def test_a_process_has_one_configuration():
             except lessismore.Error as e:
                 print(e, end=";")
     """)
+    assert log.count(" loaded into ggml ") == 2  # one line for each host, whose ggml are two
     assert out.count("already enabled with {'LESSISMORE_BUDGET': '64'}: a process has one configuration;") == 2
 
 
@@ -105,6 +118,10 @@ def test_a_process_has_one_configuration():
         ("recency=2", "recency 2"),
         ("policy='best'", "policy = 'best'"),
         ("log='loud'", "log = 'loud'"),
+        ("trace=True", "trace = True is not a whole number"),
+        ("recency=True", "recency = True is not a number"),
+        ("profile='/'", "profile = \"/\" is a folder"),
+        ("stats='/'", "stats = '/' is a folder"),
     ],
 )
 def test_wrong_arguments(arguments, text):

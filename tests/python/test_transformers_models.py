@@ -389,3 +389,41 @@ def test_compiled():
     torch.compiler.reset()
     with pytest.raises(Exception, match="lessismore"):  # a whole graph cannot be had, and that is said
         decode(torch.compile(model, backend="eager", fullgraph=True), mask)
+
+
+def test_a_model_that_sees_needs_it_for_its_text_alone():
+    """What sees an image is no causal self-attention: the message says how to have the language model alone."""
+    text = dict(SIZE, hidden_size=128, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]})
+    vision = dict(depth=2, embed_dim=32, hidden_size=128, num_heads=2, patch_size=4)
+    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=90, vision_start_token_id=91,
+                                        vision_end_token_id=92, video_token_id=93)  # fmt: skip
+    image = dict(pixel_values=torch.randn(16, 3 * 2 * 4 * 4), image_grid_thw=torch.tensor([[1, 4, 4]]))
+    ids = torch.tensor([[1, 91, 90, 90, 90, 90, 92, 5, 6]])
+    image["mm_token_type_ids"] = (ids == 90).int()
+    lessismore.transformers.register("lessismore-sees", budget=BUDGET, layers=LAYERS)
+    hint = re.escape('attn_implementation={"text_config": "lessismore-sees"}')
+    model = transformers.Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="lessismore-sees").eval()
+    with pytest.raises(lessismore.UnsupportedError, match=hint):
+        lessismore.transformers.check(model)
+    with torch.inference_mode(), pytest.raises(lessismore.UnsupportedError, match=hint):
+        model(ids, **image)
+    model.set_attn_implementation({"text_config": "lessismore-sees", "vision_config": "sdpa"})
+    lessismore.transformers.check(model)
+    out = model.generate(ids, max_new_tokens=40, min_new_tokens=40, do_sample=False, **image)
+    assert out.shape == (1, 49) and lessismore.transformers.stats(model)["rows_sparse"] > 0
+
+
+def test_assisted_generation_is_said(caplog):
+    """Each call checks a draft: nothing is decoded sparsely, and a warning says so, once."""
+    lessismore.transformers.register("lessismore-assisted", budget=BUDGET, layers=LAYERS)
+    model, assistant = build(MODELS["llama"](), "lessismore-assisted"), build(MODELS["llama"](), "sdpa")
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    said = lambda: [record.message for record in caplog.records if record.name == "lessismore"]  # noqa: E731
+    with caplog.at_level("WARNING", "lessismore"), torch.inference_mode():
+        for _ in range(3):  # short texts are no drafts
+            model(torch.tensor([[1, 2, 3]]))
+        assert not said()
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=200, min_new_tokens=200, do_sample=False, assistant_model=assistant)
+    (text,) = said()
+    assert "nothing is decoded sparsely" in text and "assistant_model" in text
+    assert lessismore.transformers.stats(model)["rows"] == 0

@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+import reasoner
 from test_examples import EXAMPLES, ROOT
 
 import lessismore
@@ -60,9 +61,13 @@ def test_name_and_contents(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
         library = z.read("lessismore/liblessismore.so")
+        metadata = z.read(f"lessismore-{lessismore.__version__}.dist-info/METADATA").decode()
     assert {"lessismore/py.typed", "lessismore/cli/bench.py", "lessismore/compare/table.py", "lessismore/cli/report.css", "lessismore/cli/report.js", "lessismore/LICENSE", "lessismore/THIRD_PARTY_LICENSES"} <= set(names)
     needed = {(int(a), int(b)) for a, b in re.findall(rb"\0GLIBC_(\d+)\.(\d+)(?=[.\0])", library)}
-    assert max(needed) == (major, minor)
+    assert max(needed) <= (major, minor)
+    for line in ("License-Expression: Apache-2.0", "Requires-Python: >=3.9", "Description-Content-Type: text/markdown"):
+        assert f"\n{line}\n" in metadata
+    assert "lessismore doctor" in metadata.partition("\n\n")[2]  # the README is the page's text
 
 
 def test_runs_without_go_and_a_compiler(installed):
@@ -78,8 +83,25 @@ def test_the_command_is_installed(installed):
     assert done.returncode == 0, done.stderr
     assert "site-packages/lessismore/liblessismore.so" in done.stdout
     assert "- llama-cpp-python  does not engage: not installed" in done.stdout
-    done = installed("lessismore", "run", ROOT / "tests" / "data" / "reasoner" / "reasoner-f16.gguf", "-p", "a")
-    assert done.returncode == 1 and done.stderr.startswith("lessismore: llama-cpp-python is needed"), done.stderr
+    done = installed("lessismore", "run", reasoner.GGUF, "-p", "a")
+    assert done.returncode == 1 and done.stderr == "lessismore: llama-cpp-python is needed for this: pip install llama-cpp-python\n"
+    assert installed("python", "-m", "lessismore", "--version").stdout == f"lessismore {lessismore.__version__}\n"
+
+
+def test_musl_is_told_what_is_missing(tmp_path):
+    """By the source distribution, which is what pip takes there, and by the package."""
+    hook = tmp_path / "sitecustomize.py"
+    hook.write_text("import sysconfig; known = sysconfig.get_config_var; musl = 'cpython-312-x86_64-linux-musl'\n"
+                    "sysconfig.get_config_var = lambda name: musl if name == 'SOABI' else known(name)\n")  # fmt: skip
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    path = [str(tmp_path), str(ROOT / "bindings" / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "LESSISMORE_LIBRARY": str(broken)}
+    done = subprocess.run([sys.executable, "-m", "lessismore", "doctor", "--quick"], env=env, capture_output=True, text=True)
+    assert "it needs glibc, and this Python is built for musl" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([sys.executable, "setup.py", "-q", "bdist_wheel", "-d", tmp_path], cwd=ROOT / "bindings" / "python", env=env,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1 and "lessismore needs Linux with glibc, not linux cpython-312-x86_64-linux-musl" in done.stderr
 
 
 def test_says_what_is_missing_to_build(tmp_path):

@@ -206,7 +206,8 @@ def _stream(device: torch.device) -> int:
 
 
 def _capturing(device: torch.device) -> bool:
-    return torch.cuda.is_current_stream_capturing()
+    capturing: bool = torch.cuda.is_current_stream_capturing()
+    return capturing
 
 
 def _attend(device: torch.device, handle: int, call: _library.BatchAttention) -> None:

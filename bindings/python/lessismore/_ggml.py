@@ -34,6 +34,8 @@ def settings(
 ) -> dict[str, str]:
     """The environment variables that state these values. Raises ArgumentError, TypeError."""
     numbers = None if layers is None else list(layers)
+    files = {"profile": profile, "stats": stats}
+    paths = {name: None if path is None else os.fsdecode(path) for name, path in files.items()}
     # An engine that nobody uses tells what is wrong with the values.
     Engine(
         MAX_LAYERS,
@@ -45,12 +47,12 @@ def settings(
         selections=selections,
         guard=guard,
         interval=interval,
-        profile=profile,
+        profile=None if paths["profile"] == "off" else paths["profile"],
         trace=trace,
         n_threads=1,
     ).close()
-    if guard == 1:
-        raise ArgumentError("guard = 1 is not in 2 .. 1048576, nor 0 for none")
+    if paths["stats"] is not None and os.path.isdir(paths["stats"]):
+        raise ArgumentError(f"stats = {paths['stats']!r} is a folder: name a file in it")
     if log is not None and log not in LOG:
         raise ArgumentError(f"log = {log!r} is none of {', '.join(LOG)}")
     given = {
@@ -60,12 +62,12 @@ def settings(
         "LESSISMORE_SINK_TOKENS": sink_tokens,
         "LESSISMORE_POLICY": policy,
         "LESSISMORE_SELECTIONS": selections,
-        "LESSISMORE_GUARD": "off" if guard == 0 else guard,
+        "LESSISMORE_GUARD": guard,
         "LESSISMORE_INTERVAL": interval,
-        "LESSISMORE_PROFILE": None if profile is None else os.fspath(profile),
-        "LESSISMORE_TRACE": "off" if trace == 0 else trace,
+        "LESSISMORE_PROFILE": paths["profile"],
+        "LESSISMORE_TRACE": trace,
         "LESSISMORE_LOG": log,
-        "LESSISMORE_STATS": None if stats is None else os.fspath(stats),
+        "LESSISMORE_STATS": paths["stats"],
     }
     return {name: str(value) for name, value in given.items() if value is not None}
 

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import pathlib
+import sysconfig
 from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 
 from ._errors import LibraryError, error
@@ -173,7 +174,9 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(path))
         version = lib.lim_version_string
     except (OSError, AttributeError) as e:
-        raise LibraryError(f"{path} cannot be used: {e}") from e
+        musl = "musl" in str(sysconfig.get_config_var("SOABI"))
+        why = "it needs glibc, and this Python is built for musl (Alpine Linux)" if musl else e
+        raise LibraryError(f"{path} cannot be used: {why}") from e
     version.restype = c_char_p
     if version().decode() != __version__:
         raise LibraryError(f"{path} is version {version().decode()}, but this package is version {__version__}")

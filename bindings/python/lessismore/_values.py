@@ -14,6 +14,8 @@ def integer(name: str, value: Any, bits: int) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} = {value!r} is not a whole number") from None
+    if isinstance(value, bool):  # an index for Python, but "on" for who writes it
+        raise TypeError(f"{name} = {value!r} is not a whole number")
     if not -(1 << bits - 1) <= number < 1 << bits - 1:
         raise ArgumentError(f"{name} = {number} does not fit into {bits} bits")
     return number
@@ -21,7 +23,7 @@ def integer(name: str, value: Any, bits: int) -> int:
 
 def real(name: str, value: Any) -> float:
     """A number. Raises TypeError, ArgumentError."""
-    if isinstance(value, (str, bytes)):
+    if isinstance(value, (str, bytes, bool)):
         raise TypeError(f"{name} = {value!r} is not a number")
     try:
         return float(value)

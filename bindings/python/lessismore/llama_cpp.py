@@ -75,7 +75,7 @@ def main() -> None:
     enable()
     from llama_cpp.server.__main__ import main as serve
 
-    serve()  # type: ignore[no-untyped-call]
+    serve()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
 Decode steps (one query token per row) of full-attention layers are the library's: each row of a batch has a
 token set of its own, padding is no part of it. Prompts, and layers with a sliding window or chunks, are computed as
 stock transformers does: by torch's own attention, or by the model's eager function where logits are capped or
-sinks take part, which torch's does not know.
+sinks take part, which torch's does not know. A prompt's token that is fed alone looks like a decode step and is taken for one:
+prefill_chunk_size=1, or a chunk size that leaves one token over.
 
 Where a model is on an NVIDIA GPU, so is all of this: in float16 or bfloat16, on torch's current stream and without
 waiting, also inside a CUDA graph (with a static cache, after one step outside of it). A graph keeps the layers' roles of
@@ -30,7 +31,6 @@ import weakref
 from typing import Any, Callable, Iterable, Optional
 
 import torch
-import transformers
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -54,6 +54,8 @@ KNOWN = frozenset(("position_ids", "cache_position", "position_embeddings"))  # 
 MAX_LAYERS = 4096
 PASSING = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")  # say nothing about the weights
 HEAD_DIM = 64  # stands for a size that a layer does not state; the first call knows it
+SHORT = 32  # query tokens at most of a call that may check a draft
+SHORT_CALLS = 16  # of them, one after another, are no accident
 EAGER_LOGITS = 1 << 26  # the eager function takes so many query tokens at once that its logits stay below this
 
 
@@ -169,8 +171,15 @@ def check(model: torch.nn.Module) -> None:
                 except UnsupportedError as e:
                     raise UnsupportedError(f"{layer.name}: {e}") from None
             met += 1
+        elif getattr(module, "is_causal", True) is False and _attends(module) is function:
+            _meet(function.settings, module)  # says why not
     if not met:
         raise UnsupportedError(f"{type(model).__name__} has no attention layer that could be taken")
+
+
+def _attends(module: torch.nn.Module) -> Any:
+    """The function that a module's configuration names."""
+    return ALL_ATTENTION_FUNCTIONS.get(getattr(getattr(module, "config", None), "_attn_implementation", None))
 
 
 def stats(model: torch.nn.Module) -> dict[str, Any]:
@@ -232,6 +241,8 @@ class _Model:
         self.members: dict[int, weakref.ref[torch.nn.Module]] = {}
         self.engine = settings.engine(len(taken), _about(config, first))
         self.prompt_calls = self.passed_calls = 0
+        self.short_calls = 0  # of several query tokens behind others, one after another
+        self.short_said = False
         self.weak = weakref.ref(self)
         self.engine.sequence().close()  # an engine tells where its layers come from through its sequences
         self._threads = threading.local()
@@ -249,6 +260,17 @@ class _Model:
             else:
                 mine = self._threads.decoder = Decoder(self.engine)
         return mine
+
+    def short(self, layer: _Layer) -> None:
+        """Says once that nothing is decoded sparsely where each call checks a draft."""
+        self.short_calls += 1
+        if self.short_calls == SHORT_CALLS and not self.short_said:
+            self.short_said = True
+            logger.warning(
+                f"{layer.name}: nothing is decoded sparsely: {SHORT_CALLS} calls one after another had several query tokens, "
+                "which torch attends to. Assisted generation does that (assistant_model, prompt_lookup_num_tokens), and so "
+                "does a prompt in small pieces"
+            )
 
     def read(self) -> None:
         """Brings what was counted on GPUs."""
@@ -290,7 +312,7 @@ class _Attention:
         self.settings = settings
 
     # Traced, it would compute something else.
-    @torch.compiler.disable(reason="lessismore calls C")  # type: ignore[untyped-decorator,no-untyped-call]
+    @torch.compiler.disable(reason="lessismore calls C")  # type: ignore[untyped-decorator]
     def __call__(
         self,
         module: torch.nn.Module,
@@ -315,6 +337,7 @@ class _Attention:
             raise UnsupportedError(f"{layer.name} has a sliding window, which its layer type does not say")
 
         if layer.index >= 0 and query.shape[2] == 1:
+            model.short_calls = 0
             _check(layer, query=query, key=key, value=value)  # it may have moved, or have another type now
             sinks = None if s_aux is None else s_aux.detach().reshape(-1).to(torch.float32).contiguous()
             try:
@@ -329,6 +352,8 @@ class _Attention:
             model.prompt_calls += 1
             if layer.index == 0:  # another text may begin
                 model.decoder(query).forget()
+                if 1 < query.shape[2] <= SHORT and query.shape[2] < key.shape[2]:
+                    model.short(layer)
         else:
             model.passed_calls += 1
         if softcap is None and s_aux is None:
@@ -413,9 +438,9 @@ def _meet(settings: _Settings, module: torch.nn.Module) -> _Layer:
     config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
     kind = type(module).__name__
     if config is None or not isinstance(number, int):
-        raise UnsupportedError(f"{kind} does not say which layer of which model it is")
+        raise UnsupportedError(f"{kind} does not say which layer of which model it is{_text_alone(settings)}")
     if not getattr(module, "is_causal", True) or getattr(module, "is_cross_attention", False):
-        raise UnsupportedError(f"{kind}, layer {number}: only causal self-attention can be taken")
+        raise UnsupportedError(f"{kind}, layer {number}: only causal self-attention can be taken{_text_alone(settings)}")
     with _lock:
         known = _layers.get(module)
         if known is not None and known.model.settings is settings:  # another thread was first
@@ -431,6 +456,13 @@ def _meet(settings: _Settings, module: torch.nn.Module) -> _Layer:
         layer = _Layer(model, model.taken.get(number, -1), f"{kind}, layer {number}")
         _layers[module] = layer
     return layer
+
+
+def _text_alone(settings: _Settings) -> str:
+    """What to do about parts of a model that see or hear."""
+    functions = ALL_ATTENTION_FUNCTIONS
+    name = next((n for n in functions if getattr(functions[n], "settings", None) is settings), NAME)
+    return f'; for the language model alone: attn_implementation={{"text_config": "{name}"}}'
 
 
 def _fits(model: _Model, settings: _Settings, config: Any, number: int, module: torch.nn.Module) -> bool:

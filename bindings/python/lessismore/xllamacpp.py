@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from typing import Iterable, Optional
 
-import xllamacpp  # type: ignore[import-untyped]
+import xllamacpp
 from xllamacpp import xllamacpp as _module
 
 from . import _ggml

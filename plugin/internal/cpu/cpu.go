@@ -2,7 +2,9 @@ package cpu
 
 /*
 #cgo CFLAGS: -I${SRCDIR}/../../../kernels/cpu
-#cgo LDFLAGS: -L${SRCDIR}/../../../build/cmake/lib -llim_cpu -l:libstdc++.a -lm -lpthread
+#cgo LDFLAGS: -L${SRCDIR}/../../../build/cmake/lib -llim_cpu -lm -lpthread
+#cgo !libcxx LDFLAGS: -l:libstdc++.a
+#cgo libcxx LDFLAGS: -lc++
 #include <stdlib.h>
 #include <string.h>
 #include "kernels.h"

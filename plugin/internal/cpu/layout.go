@@ -18,6 +18,8 @@ var (
 	_ [C.sizeof_lim_cpu_call - unsafe.Sizeof(Call{})]struct{}
 	_ [unsafe.Sizeof(Probe{}) - C.sizeof_lim_cpu_probe]struct{}
 	_ [C.sizeof_lim_cpu_probe - unsafe.Sizeof(Probe{})]struct{}
+	_ [unsafe.Sizeof(Prints{}) - C.sizeof_lim_cpu_prints]struct{}
+	_ [C.sizeof_lim_cpu_prints - unsafe.Sizeof(Prints{})]struct{}
 )
 
 var (
@@ -36,4 +38,6 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(Probe{}.Sets)-unsafe.Offsetof(C.lim_cpu_probe{}.sets)]
 	_ = [1]int{}[unsafe.Offsetof(Probe{}.Own)-unsafe.Offsetof(C.lim_cpu_probe{}.own)]
 	_ = [1]int{}[unsafe.Offsetof(Probe{}.Kept)-unsafe.Offsetof(C.lim_cpu_probe{}.kept)]
+	_ = [1]int{}[unsafe.Offsetof(Prints{}.Noted)-unsafe.Offsetof(C.lim_cpu_prints{}.noted)]
+	_ = [1]int{}[unsafe.Offsetof(Prints{}.Bytes)-unsafe.Offsetof(C.lim_cpu_prints{}.bytes)]
 )

@@ -362,9 +362,21 @@ func (d *Device) Plan(call *Call, into *Plan) (*Plan, error) {
 	return into, nil
 }
 
+// Load finds all entry points that calls like this one may need, whatever their rows, lengths, mode, policy and table.
+// The driver loads code when it is first asked for, which it may not do while a stream is being captured.
+func (d *Device) Load(call *Call) error {
+	var names [C.LIM_CUDA_MOST_ENTRIES][C.LIM_CUDA_NAME]C.char
+	for i := range int(C.lim_cuda_entry_points(&d.limits, call.c(), &names[0])) {
+		if _, err := d.function(&names[i][0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // encode completes the arguments of a plan's attention by what only the driver can make.
 func (d *Device) encode(args *C.lim_cuda_args) error {
-	return driverError("describing K and V to the copy engine", C.lim_encode(d.handle(), args))
+	return driverError("making the tensor maps of K and V", C.lim_encode(d.handle(), args))
 }
 
 var tallyName = C.lim_tally_name()
@@ -384,15 +396,12 @@ func (p *Plan) Tally(d *Device, t *Tally) error {
 	return nil
 }
 
-// maxName is the room for an entry point's name, its end included.
-const maxName = 48
-
 // function finds an entry point, once, and allows it all the shared memory that the device has.
 func (d *Device) function(name *C.char) (unsafe.Pointer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	// The conversion inside the index does not allocate.
-	text := unsafe.Slice((*byte)(unsafe.Pointer(name)), maxName)
+	text := unsafe.Slice((*byte)(unsafe.Pointer(name)), C.LIM_CUDA_NAME)
 	n := 0
 	for n < len(text) && text[n] != 0 {
 		n++

@@ -39,6 +39,86 @@ func standin(t *testing.T) string {
 	return "LESSISMORE_LIBCUDA=" + library
 }
 
+// A page's tokens are an axis of the map, and pages another, as far as addresses reach.
+func TestPagesAreAMap(t *testing.T) {
+	if !child() {
+		var maps []string
+		for _, line := range again(t, standin(t)) {
+			if after, found := strings.CutPrefix(line, "!cuTensorMapEncodeTiled "); found {
+				maps = append(maps, after)
+			}
+		}
+		require.Equal(t, []string{
+			"0x100000 size/stride 64/2 8/256 16/2048 2/128 2147483648/32768", "0x200000 size/stride 64/2 8/256 16/2048 2/128 2147483648/32768",
+			// vLLM's store, [page][token][head][K beside V], one head of it, and pages far apart.
+			"0x100000 size/stride 64/2 8/512 16/4096 2/128 2147483648/65536", "0x100100 size/stride 64/2 8/512 16/4096 2/128 2147483648/65536",
+			"0x100000 size/stride 64/2 1/256 128/256 2/128 128/1099511627760", "0x200000 size/stride 64/2 1/256 128/256 2/128 128/1099511627760",
+		}, maps)
+		return
+	}
+	d, err := Open(0)
+	require.NoError(t, err)
+	for _, change := range []func(*Call){
+		func(*Call) {},
+		func(c *Call) {
+			c.Key = Store{Data: 0x100000, TokenStride: 4096, HeadStride: 512, PageStride: 65536}
+			c.Value = Store{Data: 0x100100, TokenStride: 4096, HeadStride: 512, PageStride: 65536}
+		},
+		func(c *Call) {
+			c.Heads, c.KVHeads, c.PageShift = 4, 1, 7
+			c.Key = Store{Data: 0x100000, TokenStride: 256, PageStride: 1<<40 - 16}
+			c.Value = Store{Data: 0x200000, TokenStride: 256, PageStride: 1<<40 - 16}
+		},
+		func(c *Call) { c.PageShift, c.TableStride = 3, 4096 }, // no map: a tile would lie in two pages
+	} {
+		c := call(Full)
+		change(&c)
+		p, err := d.Plan(&c, nil)
+		require.NoError(t, err)
+		p.Free()
+	}
+}
+
+// What a captured stream may need is found before: no call like the one that was loaded looks anything up.
+func TestLoad(t *testing.T) {
+	if !child() {
+		marked, log := 0, again(t, standin(t))
+		for _, line := range log {
+			if strings.HasPrefix(line, "cuPointerGetAttribute") { // the child sets a mark before and after
+				marked++
+			}
+			require.False(t, marked == 1 && strings.HasPrefix(line, "!cuModuleGetFunction"), line)
+		}
+		require.Equal(t, 2, marked)
+		return
+	}
+	d, err := Open(0)
+	require.NoError(t, err)
+	c := call(Full)
+	require.NoError(t, d.Load(&c))
+	_, err = OrdinalOf(0x10000)
+	require.NoError(t, err)
+	for _, mode := range []Mode{Full, Select, Sparse} {
+		for _, rows := range []int32{1, 8} {
+			for _, table := range []uint64{0, 0x40000} {
+				for _, shift := range []int32{0, 4} {
+					for _, policy := range []Policy{Union, Mass} {
+						for _, capacity := range []int32{4096, 32768} {
+							c := call(mode)
+							c.NRows, c.Table, c.TableStride, c.PageShift, c.Policy, c.Capacity = rows, table, 1<<15, shift, policy, capacity
+							p, err := d.Plan(&c, nil)
+							require.NoError(t, err)
+							p.Free()
+						}
+					}
+				}
+			}
+		}
+	}
+	_, err = OrdinalOf(0x10000)
+	require.NoError(t, err)
+}
+
 // call is Qwen3-8B's shape at 32K, batch 8, paged.
 func call(mode Mode) Call {
 	row := int64(128 * 2)
@@ -49,7 +129,7 @@ func call(mode Mode) Call {
 		Value:   Store{Data: 0x200000, TokenStride: 8 * row, HeadStride: row, PageStride: 16 * 8 * row},
 		Lengths: 0x30000, Table: 0x40000, TableStride: 2048, PageShift: 4, Set: 0x50000, SetStride: 2048, Work: 0x100000,
 		NRows: 8, Heads: 32, KVHeads: 8, Dim: 128, KVType: F16, Capacity: 32768, Scale: 0.088, ValueScale: 1, Mode: mode,
-		Budget: 2048, First: 4, Mid: 1536, Recent: 508,
+		Budget: 2048, SinkTokens: 4, TopK: 1536, Recent: 508,
 	}
 }
 
@@ -97,7 +177,7 @@ func TestDecodePath(t *testing.T) {
 			case "cuLaunchKernel", "cuLaunchKernelEx":
 				if name == "cuLaunchKernelEx" {
 					require.Contains(t, line, "grid 128,1,1 ")
-					require.Contains(t, line, " cluster 2 early 1")
+					require.Contains(t, line, " cluster 2 pdl 1")
 				}
 				require.Contains(t, line, "stream 0xabc0 ")
 				require.Contains(t, line, "query 10000 params 1")
@@ -108,7 +188,7 @@ func TestDecodePath(t *testing.T) {
 				t.Fatalf("not on the decode path: %s", line)
 			}
 		}
-		step := []string{"lim_attend_f16_128_8_indexed", "lim_attend_f16_128_8_indexed", "lim_select_union", "lim_short_f16_128_8_indexed"}
+		step := []string{"lim_attend_f16_128_8_tma_paged", "lim_attend_f16_128_8_filtered_paged", "lim_select_filtered", "lim_short_f16_128_8_indexed"}
 		require.Equal(t, append(append([]string{}, step...), step...), launches)
 		return
 	}
@@ -126,7 +206,7 @@ func TestDecodePath(t *testing.T) {
 	require.NoError(t, err)
 	defer work.Free()
 	var plans []*Plan
-	for _, mode := range []Mode{Full, Select, List} {
+	for _, mode := range []Mode{Full, Select, Sparse} {
 		c := call(mode)
 		c.Work = work.Address()
 		p, err := d.Plan(&c, nil)
@@ -195,8 +275,8 @@ func TestRefusals(t *testing.T) {
 		{func(c *Call) { c.KVHeads = 1 }, Unsupported, "heads = 32"},
 		{func(c *Call) { c.Key.Data++ }, Unsupported, "key = 0x100001"},
 		{func(c *Call) { c.Value.TokenStride = 8 }, BadArgument, "value's token_stride = 8"},
-		{func(c *Call) { c.Mid = 7 }, BadArgument, "budget = 2048"},
-		{func(c *Call) { c.Budget, c.Mid, c.SetStride = 20512, 20000, 20512 }, Unsupported, "mid = 20000"},
+		{func(c *Call) { c.TopK = 7 }, BadArgument, "budget = 2048"},
+		{func(c *Call) { c.Budget, c.TopK, c.SetStride = 20512, 20000, 20512 }, Unsupported, "top_k = 20000"},
 		{func(c *Call) { c.Work = 0 }, BadArgument, "work = 0"},
 		{func(c *Call) { c.TableStride = 1 }, BadArgument, "table_stride = 1"},
 		{func(c *Call) { c.Capacity = 0 }, BadArgument, "capacity = 0"},

@@ -32,6 +32,7 @@ func (*Device) Check(*Call) error                { return errNotBuilt }
 func (*Device) WorkSize(*Call) int               { return 0 }
 func (*Device) Zeroed(int) (*Memory, error)      { return nil, errNotBuilt }
 func (*Device) Pin(int) (*Pinned, error)         { return nil, errNotBuilt }
+func (*Device) Load(*Call) error                 { return errNotBuilt }
 func (*Device) Plan(*Call, *Plan) (*Plan, error) { return nil, errNotBuilt }
 func (*Device) Foreign([]uint64) int             { return -1 }
 func (*Device) Read(uint64, []byte) error        { return errNotBuilt }

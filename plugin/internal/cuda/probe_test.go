@@ -53,7 +53,7 @@ func TestProbePath(t *testing.T) {
 			}
 		}
 		require.Equal(t, []string{
-			"lim_attend_f16_128_8_indexed", "lim_select_union grid 32,1,1", "lim_probe grid 32,6,1",
+			"lim_attend_f16_128_8_tma_paged", "lim_select_union grid 32,1,1", "lim_probe grid 32,6,1",
 			"cuMemcpyDtoHAsync_v2", "cuEventRecord", "cuEventQuery", "cuEventQuery", "cuEventQuery",
 		}, path)
 		return

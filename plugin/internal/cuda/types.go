@@ -27,7 +27,7 @@ type Mode int32
 const (
 	Full   Mode = 0 // attend to every visible token
 	Select Mode = 1 // the same, and choose each row's token set
-	List   Mode = 2 // attend to each row's token set
+	Sparse Mode = 2 // attend to each row's token set
 )
 
 // Policy ranks the candidates of a selection.
@@ -58,29 +58,29 @@ type Rows struct {
 // Call is one layer's attention for a batch of rows, field by field lim_cuda_call. Addresses are device
 // addresses, and numbers: Go's collector has no business with them.
 type Call struct {
-	Query, Output      Rows
-	Key, Value         Store
-	Lengths            uint64 // int32 [NRows]
-	Table              uint64 // int32 [NRows][TableStride], or 0
-	TableStride        int64
-	Set                uint64 // int32 [NRows][SetStride]
-	SetStride          int64
-	Positions          uint64 // int32 [NRows][SetStride], or 0
-	Sinks              uint64 // float32 [Heads], or 0
-	Work               uint64 // WorkSize bytes, zeroed before first use
-	NRows              int32
-	Heads, KVHeads     int32
-	Dim                int32
-	KVType             Type
-	PageShift          int32
-	Capacity           int32
-	Scale              float32
-	Softcap            float32
-	ValueScale         float32
-	Mode               Mode
-	Policy             Policy
-	Budget             int32
-	First, Mid, Recent int32
+	Query, Output            Rows
+	Key, Value               Store
+	Lengths                  uint64 // int32 [NRows]
+	Table                    uint64 // int32 [NRows][TableStride], or 0
+	TableStride              int64
+	Set                      uint64 // int32 [NRows][SetStride]
+	SetStride                int64
+	Positions                uint64 // int32 [NRows][SetStride], or 0
+	Sinks                    uint64 // float32 [Heads], or 0
+	Work                     uint64 // WorkSize bytes, zeroed before first use
+	NRows                    int32
+	Heads, KVHeads           int32
+	Dim                      int32
+	KVType                   Type
+	PageShift                int32
+	Capacity                 int32
+	Scale                    float32
+	Softcap                  float32
+	ValueScale               float32
+	Mode                     Mode
+	Policy                   Policy
+	Budget                   int32
+	SinkTokens, TopK, Recent int32
 }
 
 // Tally is a finished step to be counted, field by field lim_cuda_tally.

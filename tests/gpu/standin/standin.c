@@ -118,28 +118,28 @@ EXPORT int cuStreamCreate(void **s, unsigned flags) {
 EXPORT int cuStreamDestroy_v2(void *s) { BEGIN(cuStreamDestroy_v2, "!", "%p", s); return 0; }
 EXPORT int cuStreamWaitEvent(void *s, void *e, unsigned flags) { BEGIN(cuStreamWaitEvent, "", "stream %p event %p flags %u", s, e, flags); return 0; }
 
-static lim_cuda_visible sight; /* the last one that was looked at */
+static lim_cuda_visible visibility; /* the last one that was looked at */
 
 static void look(void) {
-    for (int32_t row = 0; row < sight.n_rows; row++) {
-        const uint16_t *mask = (const uint16_t *)(uintptr_t)(sight.mask + (uint64_t)row * (uint64_t)sight.mask_stride);
-        int32_t *slots = (int32_t *)(uintptr_t)sight.table + row * sight.table_stride, n = 0;
-        for (int32_t at = 0; at < sight.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
+    for (int32_t row = 0; row < visibility.n_rows; row++) {
+        const uint16_t *mask = (const uint16_t *)(uintptr_t)(visibility.mask + (uint64_t)row * (uint64_t)visibility.mask_stride);
+        int32_t *slots = (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride, n = 0;
+        for (int32_t at = 0; at < visibility.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
             uint32_t words[4];
             memcpy(words, mask + at, sizeof words);
-            if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)sight.odd = 1;
+            if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)visibility.odd = 1;
             const uint32_t bits = VisibleBits(words);
-            VisibleWrite(bits, row * sight.slots_apart + at, slots + n);
+            VisibleWrite(bits, row * visibility.slots_apart + at, slots + n);
             n += __builtin_popcount(bits);
         }
-        ((int32_t *)(uintptr_t)sight.lengths)[row] = n;
+        ((int32_t *)(uintptr_t)visibility.lengths)[row] = n;
         note("row %d sees %d slots from %d to %d", row, n, n > 0 ? slots[0] : -1, n > 0 ? slots[n - 1] : -1);
     }
 }
 
 /* Of lengths that were looked at: elsewhere the addresses are made up. */
 static void count(const lim_cuda_tally *t) {
-    if (t->lengths == 0 || t->lengths != sight.lengths) return;
+    if (t->lengths == 0 || t->lengths != visibility.lengths) return;
     uint64_t *c = (uint64_t *)(uintptr_t)t->counters, visible = 0, held = 0, sparse = 0;
     for (int32_t row = 0; row < t->n_rows; row++) {
         const uint64_t n = (uint64_t)((const int32_t *)(uintptr_t)t->lengths)[row], budget = (uint64_t)t->budget;
@@ -157,13 +157,13 @@ static const char *kernel_arguments(const char *name, void **params) {
     if (strncmp(name, "lim_attend", 10) == 0 || strncmp(name, "lim_short", 9) == 0) {
         const lim_cuda_call *c = &((const lim_cuda_args *)params[0])->call;
         snprintf(more, sizeof more, " mode %d rows %d capacity %d page %d%s", c->mode, c->n_rows, c->capacity, 1 << c->page_shift,
-                 c->lengths == sight.lengths && c->table == sight.table ? " sees what was looked at" : "");
+                 c->lengths == visibility.lengths && c->table == visibility.table ? " sees what was looked at" : "");
     }
     return more;
 }
 static void run_kernel(const char *name, void **params) {
     if (strcmp(name, LIM_CUDA_VISIBLE) == 0) {
-        sight = *(const lim_cuda_visible *)params[0];
+        visibility = *(const lim_cuda_visible *)params[0];
         look();
     } else if (strcmp(name, LIM_CUDA_TALLY) == 0) {
         count((const lim_cuda_tally *)params[0]);
@@ -173,8 +173,10 @@ static void run_kernel(const char *name, void **params) {
 /* Refuses what the driver does. */
 EXPORT int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, const uint64_t *dims, const uint64_t *strides,
                                   const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
-    BEGIN(cuTensorMapEncodeTiled, "!", "%u axes at %p, %llu by %llu by %llu", rank, address, (unsigned long long)dims[0],
-          (unsigned long long)dims[1], (unsigned long long)dims[2]);
+    char shape[160] = "";
+    for (uint32_t i = 0, n = 0; i < rank && i < 5; i++)
+        n += (uint32_t)snprintf(shape + n, sizeof shape - n, " %llu/%lld", (unsigned long long)dims[i], i == 0 ? 2 : (long long)strides[i - 1]);
+    BEGIN(cuTensorMapEncodeTiled, "!", "%p size/stride%s", address, shape);
     (void)type, (void)interleave, (void)promotion, (void)fill;
     if (current == NULL) return 201;
     if ((uintptr_t)map % 64 != 0 || (uintptr_t)address % 16 != 0 || rank < 1 || rank > 5 || (swizzle == 3 && box[0] * 2 > 128)) return 1;
@@ -200,14 +202,14 @@ struct config { /* CUlaunchConfig */
     unsigned count;
 };
 EXPORT int cuLaunchKernelEx(const struct config *c, void *f, void **params, void **extra) {
-    unsigned cluster = 0, early = 0;
+    unsigned cluster = 0, pdl = 0;
     for (unsigned i = 0; i < c->count; i++) {
         if (c->attributes[i].id == 4) cluster = c->attributes[i].u.value[0];
-        if (c->attributes[i].id == 6) early = c->attributes[i].u.value[0];
+        if (c->attributes[i].id == 6) pdl = c->attributes[i].u.value[0];
     }
-    BEGIN(cuLaunchKernelEx, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d cluster %u early %u%s", (char *)f,
+    BEGIN(cuLaunchKernelEx, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d cluster %u pdl %u%s", (char *)f,
           c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, current,
-          *(unsigned long long *)params[0], extra == NULL, cluster, early, kernel_arguments(f, params));
+          *(unsigned long long *)params[0], extra == NULL, cluster, pdl, kernel_arguments(f, params));
     run_kernel(f, params);
     return 0;
 }

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 F16, F32, Q4_0, Q8_0, BF16 = 1, 0, 2, 8, 30
-TYPES = {"f16": F16, "f32": F32, "q4_0": Q4_0, "q8_0": Q8_0, "bf16": BF16}
+TYPES = {"f16": F16, "f32": F32, "q4_0": Q4_0, "q8_0": Q8_0, "bf16": BF16, "q5_1": 7}
 FLASH = {"auto": -1, False: 0, True: 1}
 
 EvalCallback = ct.CFUNCTYPE(ct.c_bool, ct.c_void_p, ct.c_bool, ct.c_void_p)
@@ -85,6 +85,13 @@ class ContextParams(ct.Structure):
     ]
 
 
+class ContextParams027(ct.Structure):
+    """The same since ggml 0.27, of October 2026."""
+
+    _fields_ = [f for name, kind in ContextParams._fields_
+                for f in ([(name, kind), ("moe_cache_size", ct.c_uint64)] if name == "type_v" else [(name, kind)])]
+
+
 class Batch(ct.Structure):
     _fields_ = [
         ("n_tokens", ct.c_int32),
@@ -134,7 +141,13 @@ class Api:
 
     def __init__(self, *libs: ct.CDLL):
         self.libs = libs
-        for name, (res, args) in SIGNATURES.items():
+        self._prove(libs, "llama_model_default_params", [ModelParams], {"use_extra_bufts": True, "vocab_only": False, "kv_overrides": None})
+        params = self._prove(libs, "llama_context_default_params", [ContextParams, ContextParams027], {
+            "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "flash_attn_type": -1,
+            "yarn_ext_factor": -1.0, "type_k": F16, "type_v": F16, "offload_kqv": True, "samplers": None,
+            "ctx_other": None})
+        signatures = {**SIGNATURES, "llama_context_default_params": (params, []), "llama_init_from_model": (P, [P, params])}
+        for name, (res, args) in signatures.items():
             for lib in libs:
                 # A CDLL caches one object per function: never touch one that others use.
                 fn = getattr(lib, name, None)
@@ -144,14 +157,15 @@ class Api:
                 raise RuntimeError(f"{libs[0]._name} does not export {name}")
             fn.restype, fn.argtypes = res, args
             setattr(self, name.removeprefix("llama_"), fn)
-        self._prove(libs, "llama_model_default_params", ModelParams, {"use_extra_bufts": True, "vocab_only": False, "kv_overrides": None})
-        self._prove(libs, "llama_context_default_params", ContextParams, {
-            "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "flash_attn_type": -1,
-            "yarn_ext_factor": -1.0, "type_k": F16, "type_v": F16, "offload_kqv": True, "samplers": None,
-            "ctx_other": None})
+    def function(self, name: str, res, args):
+        """A function that is not in SIGNATURES."""
+        fn = next(getattr(lib, name) for lib in self.libs if hasattr(lib, name))
+        fn.restype, fn.argtypes = res, args
+        return fn
 
     @staticmethod
-    def _prove(libs, name, struct, known):
+    def _prove(libs, name, structs, known):
+        """Which of the structs the library's is."""
         class Wide(ct.Structure):
             _fields_ = [("raw", ct.c_ubyte * 1024)]
 
@@ -169,13 +183,14 @@ class Api:
             wide.append(bytes(buf.raw))
         touched = max(i for i in range(1024) if wide[0][i] == wide[1][i]) + 1
         # The last bytes may be padding, which a compiler need not write.
-        align = ct.alignment(struct)
-        if -(-touched // align) * align != ct.sizeof(struct):
-            raise RuntimeError(f"{name}: the library's struct has {touched} bytes, declared are {ct.sizeof(struct)}")
-        got = struct.from_buffer_copy(wide[0][: ct.sizeof(struct)])
+        of_size = [s for s in structs if -(-touched // ct.alignment(s)) * ct.alignment(s) == ct.sizeof(s)]
+        if not of_size:
+            raise RuntimeError(f"{name}: the library's struct has {touched} bytes, declared are {[ct.sizeof(s) for s in structs]}")
+        got = of_size[0].from_buffer_copy(wide[0][: ct.sizeof(of_size[0])])
         for field, value in known.items():
             if getattr(got, field) != value:
                 raise RuntimeError(f"{name}: {field} is {getattr(got, field)!r}, expected {value!r}: another layout")
+        return of_size[0]
 
 
 def load(where) -> Api:
@@ -185,11 +200,23 @@ def load(where) -> Api:
     where = Path(where)
     if not where.is_dir():
         return Api(ct.CDLL(os.fspath(where)))
-    names = {k: sorted(where.glob(f"lib{k}.so*")) or sorted(where.glob(f"lib{k}.v*.so")) for k in ("ggml-base", "ggml", "llama")}
-    if missing := [k for k, v in names.items() if not v]:
-        raise RuntimeError(f"no lib{missing[0]} in {where}")
-    libs = [ct.CDLL(os.fspath(v[0].resolve())) for v in names.values()]
-    api = Api(*libs[::-1])
+    base, ggml, llama = (_library(where, name) for name in ("ggml-base", "ggml", "llama"))
+    api = Api(llama, ggml, base)
     if sorted(where.glob("libggml-cpu-*.so")):  # run-time loaded backends: the host's own call
         api.ggml_backend_load_all_from_path(os.fsencode(where))
     return api
+
+
+def _library(where: Path, name: str) -> ct.CDLL:
+    found = sorted(where.glob(f"lib{name}.so*")) or sorted(where.glob(f"lib{name}.v*.so"))
+    if not found:
+        raise RuntimeError(f"no lib{name} in {where}")
+    return ct.CDLL(os.fspath(found[0].resolve()))
+
+
+def ggml(where) -> ct.CDLL:
+    """ggml alone, out of a folder of libraries whose backends are not loaded."""
+    _library(Path(where), "ggml-base")
+    lib = _library(Path(where), "ggml")
+    lib.ggml_backend_load.restype, lib.ggml_backend_load.argtypes = SIGNATURES["ggml_backend_load"]
+    return lib

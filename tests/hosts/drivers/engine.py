@@ -36,15 +36,17 @@ class Context:
     """Rows in, greedy tokens out. A row is (token, position, sequences, wanted)."""
 
     def __init__(self, model: Model, n_ctx: int, *, n_seq=1, threads=1, flash=True, unified=True, kv="f16",
-                 n_batch=512, ask=None):
+                 n_batch=512, n_ubatch=None, ask=None, **more):
         self.model, self.api, self.n_batch = model, model.api, n_batch
         p = self.api.context_default_params()
-        p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = n_ctx, n_batch, n_batch, n_seq
+        p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = n_ctx, n_batch, n_ubatch or n_batch, n_seq
         p.n_threads = p.n_threads_batch = threads
         p.flash_attn_type = capi.FLASH[flash]
         p.kv_unified = unified
         p.type_k = p.type_v = capi.TYPES[kv]
         p.no_perf = True
+        for name, value in more.items():  # of llama_context_params
+            setattr(p, name, value)
         if ask:
             self._callback = p.cb_eval = capi.EvalCallback(self._eval(ask))
         self.ptr = self.api.init_from_model(model.ptr, p)

@@ -2,7 +2,7 @@
 
 Job: {"host": "llama-cpp-python" | folder or file with llama.cpp's libraries,
       "library": path of liblessismore.so or null, "environ": {set before loading},
-      "loads": how often the library is loaded,
+      "loads": how often the library is loaded, "early": how often before the host's own backends (a folder's),
       "scenario": name, "model": path, ...arguments of the scenario}
 """
 import os
@@ -13,7 +13,10 @@ import protocol
 import scenarios
 
 
-def open_host(host: str, library: str | None, environ: dict, loads: int = 1) -> capi.Api:
+def open_host(host: str, library: str | None, environ: dict, loads: int = 1, early: int = 0) -> capi.Api:
+    for _ in range(early):
+        if capi.ggml(host).ggml_backend_load(library.encode()):
+            raise RuntimeError("the library was accepted by a host without a CPU backend")
     if host == "llama-cpp-python":
         import llama_cpp.llama_cpp
 
@@ -30,7 +33,7 @@ def open_host(host: str, library: str | None, environ: dict, loads: int = 1) -> 
 
 def main():
     job = protocol.job()
-    api = open_host(job.pop("host"), job.pop("library", None), job.pop("environ", {}), job.pop("loads", 1))
+    api = open_host(job.pop("host"), job.pop("library", None), job.pop("environ", {}), job.pop("loads", 1), job.pop("early", 0))
     job_log = engine.quiet(api, job.pop("log_level", 3))
     model = engine.Model(api, job.pop("model"))
     getattr(scenarios, job.pop("scenario"))(model, **job)

@@ -98,9 +98,10 @@ def truncate(model, prompts, lengths, junk=150, times=2, context=2560, **options
         ctx.free()
 
 
-def holes(model, prompts, lengths, context=4096, **options):
+def holes(model, prompts, lengths, context=4096, move=0, **options):
     """Prompts 0 and 1 laid down token by token in turn in one unified cache; 1 is
-    removed, so the solution of 0 fills the holes between its own prompt's tokens."""
+    removed, so the solution of 0 fills the holes between its own prompt's tokens.
+    All positions of 0 are moved first, if that is asked for."""
     a, b = prompts[:2]
     ctx = Context(model, context, n_seq=2, unified=True, **options)
     rows = []
@@ -114,7 +115,9 @@ def holes(model, prompts, lengths, context=4096, **options):
         if best := ctx.decode(rows[i : i + ctx.n_batch]):
             first = best[0]
     ctx.remove(1)
-    emit(prompt=0, tokens=ctx.greedy(first, len(a), lengths[0]))
+    if move:
+        ctx.add(0, move)
+    emit(prompt=0, tokens=ctx.greedy(first, len(a) + move, lengths[0]))
     _rows((len(a) + 1, lengths[0] - 1))
     ctx.free()
 
@@ -136,21 +139,28 @@ def shift(model, prompts, lengths, deltas=(37, -20), context=2560, **options):
         ctx.free()
 
 
-def restore(model, prompts, lengths, beside=False, context=6144, **options):
-    """State saved half way and restored: into the emptied cache, or (beside) into
-    another sequence of a cache that holds the second prompt."""
+def restore(model, prompts, lengths, beside=False, fresh=False, ends=False, context=6144, **options):
+    """State saved half way and restored: into the emptied cache (fresh: a context that
+    never saw it), or (beside) into another sequence of a cache that holds the second
+    prompt. If that one then ends, new tokens fill the cells before the restored ones."""
     ids, n = prompts[0], lengths[0]
     ctx = Context(model, context, n_seq=2, unified=True, **options)
     first = ctx.prompt(ids)
     half = n // 2
     out = ctx.greedy(first, len(ids), half)
     state = ctx.save(0)
-    ctx.api.memory_clear(ctx.memory, True)
+    if fresh:
+        ctx.free()
+        ctx = Context(model, context, n_seq=2, unified=True, **options)
+    else:
+        ctx.api.memory_clear(ctx.memory, True)
     seq = 0
     if beside:
         ctx.prompt(prompts[1], seq=0, last=False)
         seq = 1
     ctx.restore(state, seq)
+    if ends:
+        ctx.remove(0)
     out += ctx.greedy(out[-1], len(ids) + half - 1, n - half + 1, seq=seq)[1:]
     emit(prompt=0, tokens=out)
     ctx.free()
@@ -229,6 +239,28 @@ def forced(model, tokens, prompt, output, context=4096, **options):
     np.save(output, np.stack(logits))
     emit(steps=len(logits))
     _rows((prompt + 1, len(tokens) - prompt))
+    ctx.free()
+
+
+def adapters(model, turns, prompt, steps, context=2048, **options):
+    """One context, whose LoRA adapters change: turns of [[path, scale] …], each with a prompt and a number of steps."""
+    import ctypes as ct
+
+    api = model.api
+    load = api.function("llama_adapter_lora_init", ct.c_void_p, [ct.c_void_p, ct.c_char_p])
+    apply = api.function("llama_set_adapters_lora", ct.c_int32,
+                         [ct.c_void_p, ct.POINTER(ct.c_void_p), ct.c_size_t, ct.POINTER(ct.c_float)])
+    loaded = {path: load(model.ptr, path.encode()) for path in {p for turn in turns for p, _ in turn}}
+    assert all(loaded.values()), loaded
+    ctx = Context(model, context, **options)
+    rng = random.Random(5)
+    for turn in turns:
+        n = len(turn)
+        code = apply(ctx.ptr, (ct.c_void_p * n)(*(loaded[p] for p, _ in turn)), n, (ct.c_float * n)(*(s for _, s in turn)))
+        assert code == 0, code
+        ctx.remove(0)
+        first = ctx.prompt([rng.randrange(3, model.n_vocab - 10) for _ in range(prompt)])
+        emit(tokens=ctx.greedy(first, prompt, steps))
     ctx.free()
 
 

@@ -2,10 +2,12 @@
 
 Job: {"server": path, "model", "prompts", "lengths", "slots", "context", "threads",
       "flash": "on" | "off" | "auto", "unified", "arguments": [...], "stream"}
+"defaults": nothing is said to the server about slots, the cache and attention.
 The library comes in through the environment alone: GGML_BACKEND_PATH.
 """
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -30,15 +32,18 @@ def request(port, method, path, body=None, timeout=300):
 
 def start(job) -> tuple[subprocess.Popen, int]:
     port = free_port()
-    slots = job.get("slots", 1)
-    cmd = [job["server"], "-m", job["model"], "--host", "127.0.0.1", "--port", str(port), "-np", str(slots),
-           "-c", str(job.get("context", 2048) * slots), "-t", str(job.get("threads", 1)), "-tb",
-           str(job.get("threads", 1)), "--no-warmup", "-fa", job.get("flash", "auto"),
-           "-kvu" if job.get("unified", True) else "-no-kvu", *job.get("arguments", [])]
+    threads = str(job.get("threads", 1))
+    cmd = [job["server"], "-m", job["model"], "--host", "127.0.0.1", "--port", str(port), "-t", threads, "-tb", threads]
+    if not job.get("defaults"):
+        slots = job.get("slots", 1)
+        cmd += ["-np", str(slots), "-c", str(job.get("context", 2048) * slots), "--no-warmup", "-fa",
+                job.get("flash", "auto"), "-kvu" if job.get("unified", True) else "-no-kvu"]
+    cmd += job.get("arguments", [])
     server = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     deadline = time.time() + 120
     while time.time() < deadline:
         if server.poll() is not None:
+            crash(server.returncode)
             raise RuntimeError(f"llama-server ended with {server.returncode}")
         try:
             if request(port, "GET", "/health", timeout=5).status == 200:
@@ -48,6 +53,21 @@ def start(job) -> tuple[subprocess.Popen, int]:
         time.sleep(0.1)
     server.kill()
     raise RuntimeError("llama-server did not come up in 120 s")
+
+
+def crash(code: int):
+    """Ends the driver by the signal that ended the server, if one did."""
+    if code < 0:
+        os.kill(os.getpid(), -code)
+
+
+def stop(server) -> int:
+    server.send_signal(signal.SIGINT)
+    try:
+        return server.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        raise RuntimeError("llama-server did not end within 60 s of SIGINT")
 
 
 def complete(port, slot, prompt, length, stream):
@@ -88,12 +108,8 @@ def main():
         for w in workers:
             w.join()
     finally:
-        server.send_signal(signal.SIGINT)
-        try:
-            code = server.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            raise RuntimeError("llama-server did not end within 60 s of SIGINT")
+        code = stop(server)
+    crash(code)
     if errors:
         raise errors[0]
     protocol.emit(exit=code)

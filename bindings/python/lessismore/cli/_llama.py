@@ -15,8 +15,11 @@ def host() -> ModuleType:
     try:
         import llama_cpp
     except ImportError as e:
-        raise ImportError(f"llama-cpp-python is needed for this, and cannot be imported: {e}") from e
-    return llama_cpp
+        absent = isinstance(e, ModuleNotFoundError) and e.name == "llama_cpp"
+        why = "pip install llama-cpp-python" if absent else f"it cannot be imported: {e}"
+        raise ImportError(f"llama-cpp-python is needed for this: {why}") from e
+    module: ModuleType = llama_cpp
+    return module
 
 
 def model_file(path: str) -> str:

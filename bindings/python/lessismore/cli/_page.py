@@ -56,6 +56,7 @@ class Page:
         body = "\n".join(self.parts)
         head = "\n".join(self.head)
         return f"""<!DOCTYPE html>
+<!-- lessismore report -->
 <html lang="en">
 <head>
 <meta charset="utf-8">

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import os
 import statistics
@@ -17,9 +18,11 @@ import sys
 import tempfile
 from typing import Any, Optional
 
-from . import _exit, _llama, _options, _show, doctor
+from .. import _files
+from . import _crash, _exit, _llama, _options, _show, doctor
 
 ON, OFF, OURS = "flash on", "flash off", "lessismore"
+WORKER = [sys.executable, "-m", "lessismore.cli._worker"]
 QUANTISED = ("q8_0", "q4_0")  # caches that the host has with flash attention only
 
 
@@ -40,6 +43,8 @@ def command(options: argparse.Namespace) -> int:
     _llama.host()
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         raise ImportError("--plot needs matplotlib")
+    if options.plot:
+        _files.check(options.plot)
     settings = [ON, OURS] if options.kv in QUANTISED else [ON, OFF, OURS]
     points = [(context, threads) for threads in options.threads for context in options.contexts]
     results = []
@@ -104,16 +109,18 @@ class _Worker:
         self._stats = os.path.join(self._folder.name, "stats.json")
         if ours is not None:
             job["enable"] = {**ours, "log": "info", "stats": self._stats}
+        self._job = job
+        # Threads of an OpenMP host that wait must not take the others' turns.
+        self._environment = {**_llama.environment(), "OMP_WAIT_POLICY": "passive"}
         self._log = open(os.path.join(self._folder.name, "log"), "w+")
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "lessismore.cli._worker"],
+            WORKER,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             bufsize=1,
-            # Threads of an OpenMP host that wait must not take the others' turns.
-            env={**_llama.environment(), "OMP_WAIT_POLICY": "passive"},
+            env=self._environment,
         )
         self._ask(job)
 
@@ -125,11 +132,24 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            self._log.seek(0)
-            lines = self._log.read().strip().splitlines()
-            raise RuntimeError(lines[-1] if lines else f"a worker ended with {self._child.wait()}")
+            raise RuntimeError(self._reason())
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _reason(self) -> str:
+        """Why it ended: what it said last, or whose crash it was."""
+        code = self._child.wait()
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        if lines and not _crash.crashed(code):
+            return lines[-1]
+        return _crash.cause("llama-cpp-python", code, self._alone if "enable" in self._job else None)
+
+    def _alone(self) -> int:
+        """Exit code of the host that holds this context without lessismore."""
+        job = {name: value for name, value in self._job.items() if name != "enable"}
+        given = "".join(json.dumps(line) + "\n" for line in (job, {"steps": 2}, {"end": True}))
+        return _crash.tried(WORKER, self._environment, given)
 
     def decode(self, steps: int) -> list[float]:
         """Milliseconds of each of so many tokens, always behind the same context."""
@@ -180,4 +200,6 @@ def _plot(results: list[dict[str, Any]], settings: list[str], path: str) -> None
         axis.set(xlabel="context (tokens)", ylabel="ms per token", title=f"{n} thread{'s' * (n > 1)}", ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=os.path.splitext(path)[1][1:] or "png")
+    _files.write(path, picture.getvalue())

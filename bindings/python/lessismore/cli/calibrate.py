@@ -18,6 +18,7 @@ from typing import Any, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
+from .. import _files
 from .._errors import Error
 from . import _exit, _options, _show, _text
 
@@ -40,6 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Measures, writes the profile, prints both choices. Returns the exit code."""
+    if options.output is not None:
+        _files.check(options.output, b'{"format":')
     text = sys.stdin.read() if options.prompt is None else options.prompt
     with tempfile.TemporaryDirectory(prefix="lessismore-") as folder:
         kept = os.path.join(folder, "profile.json")
@@ -149,7 +152,8 @@ def _layers(walked: Union[_text.GGUF, _text.Transformers]) -> int:
     walked.engine.intervene(0)
     walked.step()
     walked.back(place)
-    return max(c["layers"] for c in walked.report()["contexts"])
+    layers: int = max(c["layers"] for c in walked.report()["contexts"])
+    return layers
 
 
 def _intervene(walked: Union[_text.GGUF, _text.Transformers], found: Found) -> None:
@@ -237,8 +241,9 @@ def rows(of: Matrix) -> list[list[float]]:
     return [[float(f"{x:.6g}") for x in of[j, :j]] for j in range(1, len(of))]
 
 
-def _write(output: Optional[str], profile: dict[str, Any]) -> str:
+def _write(given: Optional[str], profile: dict[str, Any]) -> str:
     """Whole or not at all, under its own name in the user's cache where no file is given."""
+    output = given
     if output is None:
         from .._profiles import profile_dir
 
@@ -247,16 +252,7 @@ def _write(output: Optional[str], profile: dict[str, Any]) -> str:
             raise ValueError("there is no cache folder (XDG_CACHE_HOME, HOME): --output has to name a file")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         output = os.path.join(folder, profile["fingerprint"] + ".json")
-    handle, beside = tempfile.mkstemp(prefix=".lessismore-", dir=os.path.dirname(os.path.abspath(output)))
-    try:
-        with os.fdopen(handle, "w") as f:
-            json.dump(profile, f)
-            f.write("\n")
-        os.chmod(beside, 0o644)
-        os.replace(beside, output)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    _files.write(output, json.dumps(profile).encode() + b"\n", mine=given is None)
     return os.path.abspath(output)
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from typing import Any, Optional
 
+from .. import _files
 from .._version import __version__
 from . import _exit, _llama, _options, _show, doctor
 
@@ -52,6 +53,8 @@ def command(options: argparse.Namespace) -> int:
     chosen = [row for row in known if row.key in wanted]
     if any(row.by == "host" for row in chosen):
         _llama.host()
+    if options.out:
+        _files.check(options.out)
     task = table.Task(pathlib.Path(options.folder), options.steps)
     for name, given in (("layers", options.layers), ("anchors", options.anchors or [0])):
         if sorted(set(given)) != given or not 0 <= given[0] <= given[-1] < task.model.layers:
@@ -67,7 +70,8 @@ def command(options: argparse.Namespace) -> int:
             "cpu": doctor.cpu()["model"],
         }
         report = comparison.head(made, options.budgets, known)
-        if options.out and os.path.exists(options.out):
+        rewritten = options.out and not _files.streams(options.out)
+        if rewritten and os.path.exists(options.out) and os.path.getsize(options.out):
             report = _kept(options.out, report)
         there = {(r["method"], r["budget"]) for r in report["results"]}
         todo = [(row, None) for row in chosen if row.family == "reference"]
@@ -76,7 +80,7 @@ def command(options: argparse.Namespace) -> int:
         with _show.progress(max(1, len(todo))) as step:
             for i, (row, budget) in enumerate(todo):
                 report["results"].append(comparison.result(row, budget, _Place(step, i)))
-                if options.out:
+                if rewritten:
                     table.write(report, options.out)
     finally:
         comparison.close()

@@ -7,6 +7,7 @@ of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -24,14 +25,17 @@ from .. import _library
 from .._errors import Error
 from .._version import __version__
 from ..engine import Engine
-from . import _exit, _options, _show
+from . import _crash, _exit, _options, _show
 
 FEATURES = (
-    "sse4_2 avx avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512_fp16 amx_bf16 "
+    "sse4_2 avx avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16 "
     "asimd asimdhp asimddp sve sve2 bf16 i8mm"
 ).split()
 HOSTS = {"llama-cpp-python": "llama_cpp", "xllamacpp": "xllamacpp", "transformers": "transformers"}
 PROGRAMS = ("llama-server", "llama-cli")
+# Hosts that are not started here, named where they are found: by a program in PATH, a folder, a package.
+NOT_YET, BY_FLAG = "not supported yet", "only with --attention-backend CUSTOM (docs/vllm.md)"
+NAMED = {"Ollama": ("ollama", NOT_YET), "LM Studio": ("~/.lmstudio", NOT_YET), "SGLang": ("sglang", NOT_YET), "vLLM": ("vllm", BY_FLAG)}
 PATIENCE = 120  # seconds for a host to load
 
 
@@ -57,6 +61,8 @@ def command(options: argparse.Namespace) -> int:
             for i, name in enumerate(names):
                 step(name, i)
                 found["hosts"].append(_host(name) if name in HOSTS else _program(name))
+    if not options.quick:
+        found["hosts"] += filter(None, map(_named, NAMED))
     if options.json:
         print(json.dumps(found))
     else:
@@ -105,7 +111,7 @@ def _own() -> dict[str, Any]:
 
 
 def _driver() -> dict[str, Any]:
-    """NVIDIA's driver and the GPUs it shows."""
+    """NVIDIA's driver, the GPUs it shows, and why the library does not attend on one of them."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -119,7 +125,20 @@ def _driver() -> dict[str, Any]:
         device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
         if cuda.cuDeviceGet(ctypes.byref(device), i) == 0 and cuda.cuDeviceGetName(name, 256, device) == 0:
             gpus.append(name.value.decode(errors="replace"))
-    return {"version": version, "gpus": gpus, "why": "this version attends on the CPU only"}
+    return {"version": version, "gpus": gpus, "why": _gpus(len(gpus))}
+
+
+def _gpus(count: int) -> Optional[str]:
+    """Makes a small batch on each GPU. None: all of them serve."""
+    if not count:
+        return "it shows no GPU"
+    for i in range(count):
+        try:
+            with Engine(4) as engine, engine.batch(1, 4096, 4, 2, 64, device=i):
+                pass
+        except Error as e:
+            return f"nothing is attended to on GPU {i}: {e}"
+    return None
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, str]:
@@ -154,7 +173,8 @@ def _host(name: str) -> dict[str, Any]:
     parent = str(pathlib.Path(__file__).resolve().parents[2])  # this package, however it was found
     script = f"import sys; sys.path.append({parent!r}); import lessismore.{HOSTS[name]} as host; host.{call}()"
     code, log = _run([sys.executable, "-c", script], {**os.environ, "LESSISMORE_LOG": "info"})
-    return _judged(found, code, log, loaded=call == "register")
+    alone = [sys.executable, "-c", f"import {HOSTS[name]}"]
+    return _judged(found, code, log, call == "register", lambda: _crash.tried(alone, os.environ))
 
 
 def _program(name: str) -> dict[str, Any]:
@@ -166,18 +186,30 @@ def _program(name: str) -> dict[str, Any]:
     found["version"] = path
     environment = {**os.environ, "LESSISMORE_LOG": "info", "GGML_BACKEND_PATH": str(_library.library_path())}
     code, log = _run([path, "--list-devices"], environment)
-    return _judged(found, code, log, loaded=False)
+    without = {name: value for name, value in environment.items() if name != "GGML_BACKEND_PATH"}
+    return _judged(found, code, log, False, lambda: _crash.tried([path, "--list-devices"], without))
 
 
-def _judged(found: dict[str, Any], code: int, log: str, loaded: bool) -> dict[str, Any]:
+def _named(name: str) -> Optional[dict[str, Any]]:
+    """A host that is not started here, and why it does not engage; None if it is not installed."""
+    trace, why = NAMED[name]
+    folder = os.path.expanduser(trace)
+    version = folder if folder != trace and os.path.isdir(folder) else shutil.which(trace)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+        version = importlib.metadata.version(trace)
+    return {"name": name, "version": version, "engages": False, "why": why} if version else None
+
+
+def _judged(found: dict[str, Any], code: int, log: str, loaded: bool, alone: Callable[[], int]) -> dict[str, Any]:
     said = _said(log)
-    not_taken = [line for line in said if line.startswith(("inert", "switched off"))]
+    not_taken = [line for line in said if line.startswith(("inert", "waiting", "switched off"))]
     taken = [line for line in said if " loaded into " in line]
     lines = log.strip().splitlines()
     if not_taken:
         found["why"] = not_taken[-1]
     elif code != 0:
-        found["why"] = lines[-1] if lines else f"ended with {code}"
+        said_why = lines and not _crash.crashed(code)
+        found["why"] = lines[-1] if said_why else _crash.cause(found["name"], code, alone)
     elif taken or loaded:
         found["engages"], found["why"] = True, taken[-1] if taken else None
     else:
@@ -199,7 +231,7 @@ def _text(found: dict[str, Any]) -> str:
             f"{library['path']}, {library['target']} kernels" if library["works"] else library["why"],
             library["works"],
         ),
-        ("driver", ", ".join(filter(None, [driver["version"], *driver["gpus"], driver["why"]])), False),
+        ("driver", ", ".join(filter(None, [driver["version"], *driver["gpus"], driver["why"]])), driver["why"] is None),
     ]
     lines += [("environment", f"{name}={value}", True) for name, value in found["environment"].items()]
     for host in found["hosts"]:

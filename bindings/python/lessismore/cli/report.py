@@ -14,9 +14,11 @@ import pathlib
 import sys
 from typing import Any
 
+from .. import _files
 from .._version import __version__
 from . import _exit, _page, _pictures
 
+ALIKE = 30  # first bytes that tell such a page from others: see _page
 PARTS = ("contexts", "models", "config")  # of statistics
 
 
@@ -46,10 +48,7 @@ def command(options: argparse.Namespace) -> int:
         if not {"methods", "results", "task"} <= set(compared):
             raise ValueError(f"{options.compare} is no result of `lessismore compare`")
     page, shown = build(options.title, runs, profiles, compared)
-    beside = f"{options.output}.part"
-    with open(beside, "w", encoding="utf-8") as f:
-        f.write(page)
-    os.replace(beside, options.output)
+    _files.write(options.output, page.encode(), alike=ALIKE)
     if options.json:
         print(json.dumps({"page": os.path.abspath(options.output), "bytes": len(page.encode()), "shown": shown}))
     else:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from typing import Any, Optional
 
-from . import _exit, _llama, _options
+from . import _crash, _exit, _llama, _options
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +45,7 @@ def command(options: argparse.Namespace) -> int:
         job["result"] = os.path.join(folder, "result.json")
         if not options.stock:
             job["enable"] = {**_options.chosen(options), "stats": stats}
-        child = subprocess.Popen(
-            [sys.executable, "-m", "lessismore.cli._chat", json.dumps(job)], env=_llama.environment()
-        )
+        child = subprocess.Popen(_child(job), env=_llama.environment())
         while True:
             try:
                 code = child.wait()
@@ -56,10 +54,24 @@ def command(options: argparse.Namespace) -> int:
                 pass
         result = _read(job["result"])
         if result is None:
-            raise RuntimeError(f"the host ended with {code}")
+            raise RuntimeError(_crash.cause("llama-cpp-python", code, None if options.stock else lambda: _alone(job)))
         if "error" in result:
             raise RuntimeError(result["error"])
         return _tell(options, result, _read(stats))
+
+
+def _child(job: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "lessismore.cli._chat", json.dumps(job)]
+
+
+def _alone(job: dict[str, Any]) -> int:
+    """Exit code of the host that does this job without lessismore; standard input, which is read, has a stand-in."""
+    with tempfile.TemporaryDirectory(prefix="lessismore-") as folder:
+        result = os.path.join(folder, "result.json")
+        again = {**job, "prompt": job["prompt"] or "Hello", "json": True, "result": result}
+        del again["enable"]
+        code = _crash.tried(_child(again), _llama.environment())
+        return code or int("error" in (_read(result) or {}))
 
 
 def _read(path: str) -> Optional[dict[str, Any]]:

@@ -3,7 +3,8 @@
 Full attention, LessIsMore as this library computes it, and its peers by their published rules, at equal token
 budgets. `lessismore compare FOLDER` is the command; the folder holds a small Qwen3 model (config.json,
 model.safetensors, one .gguf file) and task.py, whose problem(random, steps) returns a prompt and its one right
-continuation. FOLDER/task.py is imported, so it has to be one's own.
+continuation. In place of the .gguf file it may hold to_gguf.py, whose path() makes the file and returns its path.
+Both .py files are imported, so they have to be one's own.
 
 Two measuring devices:
     - rules (model.py, methods.py): the model in NumPy, float32. All queries of a solution are computed at once, each

@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional, Sequence
 
 import numpy as np
 
-from ..cli import _llama
+from ..cli import _crash, _llama
 from . import measure
 
 KEPT = ("layers_from", "selection_layers", "measured_steps", "dense_steps", "reused_steps", "audits", "alarms")
@@ -56,14 +56,16 @@ def decode(
 def _child(job: dict[str, Any], settings: dict[str, str], say: Callable[[int], None]) -> list[dict[str, Any]]:
     """What a worker answers, a line for each problem."""
     ours = {k: v for k, v in _llama.environment().items() if not k.startswith("LESSISMORE") or k == "LESSISMORE_LIBRARY"}
+    worker = [sys.executable, "-m", "lessismore.compare._worker"]
+    environment = {**ours, **settings, "OMP_WAIT_POLICY": "passive"}
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "lessismore.compare._worker"],
+            worker,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**ours, **settings, "OMP_WAIT_POLICY": "passive"},
+            env=environment,
         )
         lines: list[dict[str, Any]] = []
         try:
@@ -80,7 +82,16 @@ def _child(job: dict[str, Any], settings: dict[str, str], say: Callable[[int], N
             child.wait()
         if code or len(lines) < len(job["problems"]):
             log.seek(0)
-            raise RuntimeError((log.read().strip().splitlines() or [f"the host ended with {code}"])[-1])
+            said = log.read().strip().splitlines()
+            if said and not _crash.crashed(code):
+                raise RuntimeError(said[-1])
+            alone = {**job, "problems": job["problems"][: len(lines) + 1][-1:]}
+            in_it = alone.pop("enable", None) is not None
+
+            def again() -> int:
+                return _crash.tried(worker, environment, json.dumps(alone))
+
+            raise RuntimeError(_crash.cause("llama-cpp-python", code, again if in_it else None))
     return lines
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
 import random
 import tempfile
 import time
 from typing import Any, Callable, Optional, Sequence
 
+from .. import _files
 from . import host, kascade, measure
 from .measure import Counts, Prepared, Problem
 from .methods import Full, Kascade, Method, Oracle, Quest, Seer, TidalDecode, Window
@@ -65,15 +65,14 @@ class Task:
     def __init__(self, folder: pathlib.Path, steps: Optional[int]) -> None:
         self.folder = folder
         self.model = Model(folder)
-        found = importlib.util.spec_from_file_location("lessismore_compared_task", folder / "task.py")
-        if found is None or found.loader is None:
-            raise ImportError(f"{folder / 'task.py'} cannot be imported")
-        self.module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(self.module)
+        self.module = _imported(folder / "task.py")
         self.steps: int = steps or self.module.steps_for(self.model.positions)
 
     def gguf(self) -> pathlib.Path:
         files = sorted(self.folder.glob("*.gguf"))
+        if not files and (self.folder / "to_gguf.py").exists():
+            made: pathlib.Path = _imported(self.folder / "to_gguf.py").path()
+            return made
         if len(files) != 1:
             raise ValueError(f"{self.folder} has {len(files)} .gguf files, not one")
         return files[0]
@@ -86,6 +85,16 @@ class Task:
             step.append(at)
             at += character == ";"
         return Problem(seed, [t.BOS, *t.encode(prompt)], [*t.encode(solution), t.EOS], [*step, at])
+
+
+def _imported(path: pathlib.Path) -> Any:
+    """A Python file as a module."""
+    found = importlib.util.spec_from_file_location(f"lessismore_compared_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 class Comparison:
@@ -214,10 +223,7 @@ class Comparison:
 
 
 def write(report: dict[str, Any], path: str) -> None:
-    """To a temporary name, then renamed."""
-    with open(f"{path}.part", "w") as f:
-        json.dump(report, f, indent=1)
-    os.replace(f"{path}.part", path)
+    _files.write(path, json.dumps(report, indent=1).encode() + b"\n")
 
 
 HEAD = ("method", "K", "exact", "95 %", "tokens right", "first wrong step", "attended", "read", "distinct", "worst loss", "length")

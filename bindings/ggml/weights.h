@@ -1,0 +1,12 @@
+// What a graph shows of a model's weights and of the adapters that are added to them.
+#pragma once
+
+#include "extract.h"
+
+namespace lim::ggml {
+
+// Adds what one node shows. With `hash`, its weights are hashed, by name and shape and, where they lie in
+// memory, by samples.
+void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash, lim_ggml_graph &graph);
+
+} // namespace lim::ggml

@@ -1,0 +1,269 @@
+"""What the layers of one vLLM engine in one process share: the library's engine, its batch, and what was counted."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import logging
+import weakref
+from collections import Counter
+from typing import Any, Optional
+
+import torch
+
+from .. import _library
+from .._errors import ArgumentError, Error
+from .._version import __version__
+from ..batch import DTYPES as NUMBERS, Batch
+from ..engine import POLICIES, Engine
+from . import layers, memory, metrics, profile, rows, settings
+
+logger = logging.getLogger("vllm.lessismore")
+LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class Decoder:
+    """Opened once, in the run that measures memory, so that vLLM leaves the work memory out of the K/V store's share."""
+
+    def __init__(self, config: Any) -> None:
+        """Reads the settings. Raises ArgumentError for a wrong one in additional_config."""
+        self.config = config
+        self.settings, wrong = settings.read(config.additional_config)
+        self.reason: Optional[str] = None  # why nothing is sparse
+        if wrong is not None:
+            self.refuse(wrong, logging.ERROR)
+        elif not self.settings.enabled:
+            self.refuse("switched off")
+        elif (against := layers.whole(config)) is not None:
+            self.refuse(against)
+        self.opened = False
+        self.census: Optional[layers.Census] = None
+        self.engine: Optional[Engine] = None
+        self.batch: Optional[Batch] = None
+        self.work: Optional[torch.Tensor] = None
+        self.numbers: dict[str, int] = {}
+        self.choice = profile.Choice()
+        self.max_rows = self.capacity = 0
+        self.counts: Counter[str] = Counter()
+        self.declined: Counter[str] = Counter()  # rows, by reason
+        self.reporter: Optional[metrics.Reporter] = None
+        self.counting: Any = None  # the builder whose steps are counted
+
+    @property
+    def active(self) -> bool:
+        """Whether steps may have rows that are ours."""
+        return self.batch is not None and self.reason is None
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether that may still become so."""
+        return self.reason is None
+
+    def refuse(self, reason: str, level: int = logging.INFO) -> None:
+        """From now on vLLM attends to everything."""
+        self.reason = reason
+        logger.log(level, "lessismore: nothing is sparse: %s", reason)
+
+    # ---- opening ----
+
+    def open(self, ours: type, device: torch.device) -> None:
+        """Makes the library's engine and batch, once all layers are there. Raises ArgumentError for a setting of additional_config
+        that is wrong for this model; whatever else goes wrong leaves everything to vLLM."""
+        if self.opened or self.reason is not None:
+            return
+        self.opened = True
+        self.census = census = layers.Census(self.config.compilation_config.static_forward_context, ours)
+        for reason, names in _by_reason(census.others).items():
+            logger.info("lessismore: %d layers are vLLM's: %s", len(names), reason)
+        if not census.numbers:
+            return self.refuse("no layer takes part")
+        try:
+            self._make(census, device)
+        except (Error, torch.OutOfMemoryError) as e:
+            self.close()
+            if isinstance(e, ArgumentError) and settings.from_config(self.config.additional_config):
+                raise
+            self.refuse(str(e), logging.ERROR)
+
+    def _make(self, census: layers.Census, device: torch.device) -> None:
+        config, own = self.config, self.settings
+        n = len(census.numbers)
+        in_force = _in_force(own)
+        graphs = config.compilation_config.cudagraph_mode
+        measures = not (graphs is not None and graphs.has_full_cudagraphs()) and config.parallel_config.tensor_parallel_size == 1
+        self.choice = choice = profile.choose(own, in_force, n, profile.about(config), measures)
+        if choice.reason is not None:
+            return self.refuse(choice.reason, logging.WARNING)
+        self.engine = Engine(
+            n, budget=own.budget, layers=choice.layers, recency=own.recency, sink_tokens=own.sink_tokens, policy=own.policy,
+            selections=own.selections, guard=own.guard, model=choice.model, profile=choice.profile, n_threads=1, logger=_log,
+        )  # fmt: skip
+        impl = census.first
+        self.capacity = config.model_config.max_model_len
+        number = torch.cuda.current_device() if device.index is None else device.index
+        shape = (self.capacity, impl.num_heads, impl.num_kv_heads, impl.head_size, layers.DTYPES[str(config.model_config.dtype)])
+        engine, most = self.engine, min(config.scheduler_config.max_num_seqs, own.max_rows)
+        limit = own.work_bytes or torch.cuda.get_device_properties(number).total_memory // memory.SHARE
+        self.max_rows = memory.rows_within(lambda n: Batch.work_size(engine, n, *shape, device=number), most, limit)
+        if self.max_rows == 0:
+            return self.refuse(f"one row of {self.capacity} tokens needs more than work_bytes = {limit}", logging.WARNING)
+        size = Batch.work_size(engine, self.max_rows, *shape, device=number)
+        self.work = torch.zeros(size, dtype=torch.uint8, device=device)
+        self.batch = Batch(engine, self.max_rows, *shape, device=number, work=self.work)
+        self.numbers = census.numbers
+        ranks = config.parallel_config.tensor_parallel_size
+        logger.info(
+            "lessismore %s: %d layers take part, %s; budget %d; query heads %d of %d; up to %d of %d rows in a step, work memory %.0f MB",
+            __version__, n, "selection layers " + (f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source),
+            in_force["budget"], impl.num_heads, impl.num_heads * ranks, self.max_rows, most, size / 1e6,
+        )  # fmt: skip
+        rank, world = getattr(config.parallel_config, "rank", 0), config.parallel_config.world_size
+        replica = getattr(config.parallel_config, "data_parallel_rank", 0) or 0
+        everyone = world * (getattr(config.parallel_config, "data_parallel_size", 1) or 1)
+        self.reporter = metrics.Reporter(self, replica * world + rank, everyone, own.stats_interval, own.stats)
+        atexit.register(_at_exit, weakref.ref(self))
+
+    def close(self) -> None:
+        """Gives the library's memory back."""
+        for handle in (self.batch, self.engine):
+            if handle is not None:
+                handle.close()
+        self.batch = self.engine = self.work = None
+        self.numbers = {}
+
+    def fail(self, error: Error) -> None:
+        """A layer was refused in the middle of a step: vLLM computes it, and everything from the next step on."""
+        self.declined["refused by the library"] += 1
+        self.refuse(str(error), logging.ERROR)
+
+    # ---- steps ----
+
+    def count(self, builder: Any, found: rows.Split, n_rows: int) -> None:
+        """Notes a step; of builders of several groups of layers, the first one's."""
+        if self.counting is None:
+            self.counting = builder
+        if builder is not self.counting:
+            return
+        self.counts["steps"] += 1
+        self.counts["decode_steps" if found.whole else "split_steps" if found.rows else "left_steps"] += 1
+        self.counts["rows"] += found.rows
+        if found.reason is not None:
+            self.declined[found.reason] += n_rows
+        if self.reporter is not None:
+            self.reporter.tick()
+
+    def report(self) -> dict[str, Any]:
+        """What was counted. Waits for the GPU."""
+        library = None if self.batch is None else self.batch.stats()
+        census = self.census
+        return {
+            "reason": self.reason, "layers": None if self.choice.layers is None else list(self.choice.layers), "source": self.choice.source,
+            "taking_part": len(self.numbers), "others": {r: len(n) for r, n in _by_reason(census.others).items()} if census else {},
+            "max_rows": self.max_rows, "work_bytes": 0 if self.work is None else self.work.numel(), "counts": dict(self.counts),
+            "declined": dict(self.declined), "library": library,
+        }  # fmt: skip
+
+
+class Call:
+    """One layer's call, with what does not change from step to step filled in."""
+
+    def __init__(self, decoder: Decoder, impl: Any, number: int) -> None:
+        self.decoder, self.impl = decoder, impl
+        self.arguments = _library.BatchAttention(struct_size=ctypes.sizeof(_library.BatchAttention), layer=number)
+        self.store = 0
+        self.sinks: Optional[torch.Tensor] = None
+        self.attend = _library.library().lim_batch_attend
+
+    def run(self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any, output: torch.Tensor, n: int) -> None:
+        """The attention of the first n rows, on torch's current stream. Raises Error: then nothing was queued."""
+        a, batch = self.arguments, self.decoder.batch
+        if batch is None:
+            raise ArgumentError("the batch is closed")
+        if self.store != kv_cache.data_ptr():
+            self._prepare(query, kv_cache, metadata, output)
+        a.query, a.query_row_stride = query.data_ptr(), query.stride(0) * 2
+        a.output, a.output_row_stride = output.data_ptr(), output.stride(0) * 2
+        a.lengths, a.table, a.table_stride = metadata.seq_lens.data_ptr(), metadata.block_table.data_ptr(), metadata.block_table.stride(0)
+        a.n_rows, a.stream = n, torch.cuda.current_stream().cuda_stream
+        self.attend(batch._use(), a)
+
+    def refresh_sinks(self) -> None:
+        """Takes the weights over again: they were loaded, or loaded anew."""
+        sinks = self.impl.sinks
+        if sinks is None:
+            return
+        if self.sinks is None:
+            self.sinks = torch.empty(sinks.shape, dtype=torch.float32, device=sinks.device)
+        self.sinks.copy_(sinks)
+
+    def _prepare(self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any, output: torch.Tensor) -> None:
+        """K/V is [pages, kv_heads, page_size, 2 * head_size] in any order of memory but the last dimension's: keys, then
+        values, of a token and head side by side."""
+        impl, a = self.impl, self.arguments
+        dtype = layers.DTYPES.get(str(kv_cache.dtype))
+        if kv_cache.dim() != 4 or kv_cache.shape[1] != impl.num_kv_heads or kv_cache.shape[3] != 2 * impl.head_size or kv_cache.stride(3) != 1:
+            raise ArgumentError(f"kv_cache has shape {tuple(kv_cache.shape)} and strides {kv_cache.stride()}")
+        for name, tensor in (("query", query), ("output", output)):
+            if tensor.dim() != 3 or tensor.shape[1:] != (impl.num_heads, impl.head_size) or tensor.stride(2) != 1 or tensor.dtype != kv_cache.dtype:
+                raise ArgumentError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}")
+        for name, tensor in (("seq_lens", metadata.seq_lens), ("block_table", metadata.block_table)):
+            if tensor.dtype != torch.int32 or tensor.stride(-1) != 1:
+                raise ArgumentError(f"{name} is {tensor.dtype} with strides {tensor.stride()}")
+        if dtype is None or impl.head_size * 2 * 2 > kv_cache.stride(2) * 2 and kv_cache.shape[2] > 1:
+            raise ArgumentError(f"kv_cache is {kv_cache.dtype} with strides {kv_cache.stride()}")
+        a.key, a.value = kv_cache.data_ptr(), kv_cache.data_ptr() + 2 * impl.head_size
+        a.key_page_stride, a.key_head_stride, a.key_token_stride = (2 * n for n in kv_cache.stride()[:3])
+        a.value_page_stride, a.value_head_stride, a.value_token_stride = a.key_page_stride, a.key_head_stride, a.key_token_stride
+        a.page_size = kv_cache.shape[2]
+        a.query_head_stride, a.output_head_stride = query.stride(1) * 2, output.stride(1) * 2
+        a.query_dtype = a.output_dtype = NUMBERS[dtype]
+        a.scale, a.softcap = impl.scale, impl.logits_soft_cap or 0.0
+        if impl.sinks is not None:
+            if self.sinks is None:
+                self.refresh_sinks()
+            assert self.sinks is not None
+            a.sinks = self.sinks.data_ptr()
+        self.store = kv_cache.data_ptr()
+
+
+# One for each VllmConfig's compilation_config, whose static_forward_context holds the layers.
+_decoders: dict[int, Decoder] = {}
+
+
+def of(config: Any) -> Decoder:
+    """The decoder of an engine. Raises ArgumentError."""
+    owner = config.compilation_config
+    found = _decoders.get(id(owner))
+    if found is None:
+        found = _decoders[id(owner)] = Decoder(config)
+        try:
+            weakref.finalize(owner, _decoders.pop, id(owner), None)
+        except TypeError:  # it then lives as long as the process
+            found.owner = owner  # type: ignore[attr-defined]
+    return found
+
+
+def _at_exit(of_decoder: "weakref.ref[Decoder]") -> None:
+    decoder = of_decoder()
+    if decoder is not None and decoder.reporter is not None:
+        decoder.reporter.write()
+
+
+def _log(level: int, text: str) -> None:
+    logger.log(LEVELS[level], "lessismore: %s", text)
+
+
+def _by_reason(others: dict[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, reason in others.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def _in_force(own: settings.Settings) -> dict[str, Any]:
+    """The settings that a profile is for."""
+    params, lib = _library.EngineParams(), _library.library()
+    lib.lim_engine_default_params(params, ctypes.sizeof(params))
+    names = {number: name for name, number in POLICIES.items()}
+    given = {"budget": own.budget, "recency": own.recency, "sink_tokens": own.sink_tokens, "selections": own.selections, "policy": own.policy}
+    return {name: value if value is not None else names[params.policy] if name == "policy" else getattr(params, name) for name, value in given.items()}

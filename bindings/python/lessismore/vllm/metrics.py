@@ -1,0 +1,182 @@
+"""What was counted, on its way to vLLM's /metrics and to the statistics file.
+
+The process that computes writes a small file now and then, the one that serves /metrics reads it. Both know the folder by an environment
+variable, which vLLM's processes inherit. Reading the counts waits for the GPU: it is done only after someone has asked for /metrics.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from typing import Any, Iterable, Iterator, NamedTuple, Optional
+
+logger = logging.getLogger("vllm.lessismore")
+VARIABLE = "LESSISMORE_VLLM_METRICS"
+MOST_BYTES = 1 << 20
+ASKED = "asked"  # a file whose time is that of the last request
+
+
+class Family(NamedTuple):
+    """A metric, and its values by labels."""
+
+    name: str
+    text: str
+    counter: bool
+    labels: tuple[str, ...]
+    values: list[tuple[tuple[str, ...], float]]
+
+
+def announce() -> None:
+    """In the first of vLLM's processes: makes the folder, and has its /metrics show what lies there. Elsewhere: nothing."""
+    if VARIABLE in os.environ:
+        return
+    try:
+        from prometheus_client import REGISTRY
+    except ImportError:
+        return
+    folder = tempfile.mkdtemp(prefix="lessismore-vllm-")
+    os.environ[VARIABLE] = folder
+    atexit.register(_remove, folder, os.getpid())
+    REGISTRY.register(Collector(folder))  # type: ignore[arg-type]
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not a child that was forked
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Collector:
+    """For prometheus_client."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        with contextlib.suppress(OSError), open(os.path.join(self.folder, ASKED), "w"):
+            pass
+        for family in families(reports(self.folder)):
+            kind = CounterMetricFamily if family.counter else GaugeMetricFamily
+            metric = kind(family.name, family.text, labels=family.labels)
+            for labels, value in family.values:
+                metric.add_metric(labels, value)
+            yield metric
+
+    def describe(self) -> Iterable[Any]:
+        return ()  # nothing is read when it is registered
+
+
+def reports(folder: str) -> list[dict[str, Any]]:
+    """What the processes last wrote."""
+    found = []
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        try:
+            with open(os.path.join(folder, name), "rb") as f:
+                found.append(json.loads(f.read(MOST_BYTES)))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+LIBRARY = (  # metric, what it counts, its label, and the library's counts by the label's value
+    ("rows", "Query tokens of steps that lessismore attended to: sparse if they saw more tokens than the budget", "kind",
+     {"sparse": "rows_sparse", "full": "rows_full"}),
+    ("layer_tokens", "Tokens of rows times layers: that they could see, and that they attended to", "kind",
+     {"visible": "tokens_visible", "attended": "tokens_attended"}),
+    ("layer_calls", "Layers of steps, by what they did; no_set: dense, because there was no token set to use", "kind",
+     {"dense": "dense_calls", "select": "select_calls", "sparse": "sparse_calls", "no_set": "no_set_calls"}),
+    ("audits", "Layers that the guard compared with full attention: all, and those that lost more than expected", "kind",
+     {"all": "audits", "alarm": "alarms"}),
+)  # fmt: skip
+
+
+def families(found: list[dict[str, Any]]) -> list[Family]:
+    """The metrics of some processes' reports."""
+    active: list[tuple[tuple[str, ...], float]] = []
+    memory: list[tuple[tuple[str, ...], float]] = []
+    steps: list[tuple[tuple[str, ...], float]] = []
+    declined: list[tuple[tuple[str, ...], float]] = []
+    counted: dict[str, list[tuple[tuple[str, ...], float]]] = {name: [] for name, *_ in LIBRARY}
+    for report in found:
+        rank = str(report["rank"])
+        active.append(((rank, report["reason"] or ""), float(report["reason"] is None)))
+        memory.append(((rank,), report["work_bytes"]))
+        for kind in ("decode", "split", "left"):
+            steps.append(((rank, kind), report["counts"].get(f"{kind}_steps", 0)))
+        declined += [((rank, reason), n) for reason, n in report["declined"].items()]
+        for name, _, _, keys in LIBRARY:
+            if report["library"] is not None:
+                counted[name] += [((rank, kind), report["library"][key]) for kind, key in keys.items()]
+    return [
+        Family("lessismore_active", "1: decode rows are lessismore's; 0: all is vLLM's, for the reason", False, ("rank", "reason"), active),
+        Family("lessismore_work_bytes", "Device memory for lessismore's work", False, ("rank",), memory),
+        Family("lessismore_steps", "Steps by what is lessismore's: all rows, those that decode, none", True, ("rank", "kind"), steps),
+        Family("lessismore_declined_rows", "Rows of steps that were left to vLLM", True, ("rank", "reason"), declined),
+        *(Family(f"lessismore_{name}", text, True, ("rank", label), counted[name]) for name, text, label, _ in LIBRARY),
+    ]  # fmt: skip
+
+
+class Reporter:
+    """Writes what a process counted: now and then, and at its end."""
+
+    def __init__(self, decoder: Any, rank: int, ranks: int, interval: float, stats: Optional[str]) -> None:
+        self.decoder, self.rank, self.interval = decoder, rank, interval
+        folder = os.environ.get(VARIABLE)
+        self.shown = None if not folder else os.path.join(folder, f"{os.getpid()}.json")
+        self.stats = stats if stats is None or ranks == 1 else f"{stats}.{rank}"
+        self.next = time.monotonic() + interval
+        self.asked = 0  # when /metrics was last asked for, as far as it was answered
+
+    def tick(self) -> None:
+        """Once a step. Writes every `interval` seconds, if someone has asked or there is a file for it."""
+        if not self.interval or time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + self.interval
+        if self._asked() or self.stats is not None:
+            self.write()
+
+    def _asked(self) -> bool:
+        if self.shown is None:
+            return False
+        try:
+            when = os.stat(os.path.join(os.path.dirname(self.shown), ASKED)).st_mtime_ns
+        except OSError:
+            return False
+        new, self.asked = when != self.asked, when
+        return new
+
+    def write(self) -> None:
+        try:
+            report = {"rank": self.rank, **self.decoder.report()}
+            if self.shown is not None and os.path.isdir(os.path.dirname(self.shown)):
+                _replace(self.shown, report)
+            if self.stats is not None:
+                _replace(self.stats, {**self.decoder.engine.report(), "vllm": report})
+        except Exception as e:  # statistics are no reason to end a server
+            logger.warning("lessismore: no statistics: %s", e)
+            self.shown = self.stats = None
+
+
+def _replace(path: str, content: dict[str, Any]) -> None:
+    """Writes a file whole or not at all; a file of that name, not what a link of that name points to."""
+    handle, name = tempfile.mkstemp(dir=os.path.dirname(os.path.abspath(path)), prefix=".lessismore-")
+    try:
+        with os.fdopen(handle, "w") as f:
+            json.dump(content, f)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,113 @@
+"""Selection layers by a profile: one that was measured here before, or that `lessismore calibrate` made."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+from typing import Any, Optional
+
+from .._errors import ArgumentError
+from .._profiles import profile_dir
+from .settings import Settings
+
+FORMAT = 1
+MOST_BYTES = 8 << 20
+PASSING = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")  # say nothing about the weights
+HOW = (
+    'name them ("layers": [2, 12]), give a profile ("profile": FILE, which `lessismore calibrate` makes), or start once with '
+    "--compilation-config '{\"cudagraph_mode\": \"PIECEWISE\"}', which measures them and keeps them for the next start"
+)
+
+
+def about(config: Any) -> str:
+    """What tells an engine's model from others of its shape, as far as its configuration says."""
+    model = config.model_config
+    text = {k: v for k, v in model.hf_config.to_dict().items() if not k.startswith("_") and k not in PASSING}
+    more = [str(getattr(model, name, None)) for name in ("model", "revision", "quantization")]
+    more.append(str(getattr(model.hf_config, "_commit_hash", None)))
+    return hashlib.sha256(json.dumps([text, *more], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What an engine's layers do. With neither layers nor measuring, nothing is sparse, for that reason."""
+
+    layers: Optional[tuple[int, ...]] = None
+    measure: bool = False
+    profile: Optional[str] = None  # the library's, when it measures
+    model: Optional[str] = None
+    source: str = ""
+    reason: Optional[str] = None
+
+
+def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: str, may_measure: bool) -> Choice:
+    """Given layers, else a profile's, else measured ones.
+
+    Args:
+        in_force: budget, recency, sink_tokens, policy and selections.
+        may_measure: steps run outside of graphs, on one rank. Then the library reads the profile itself, audits and goes on
+            measuring; else a profile's layers are taken as if they were given, since graphs would keep them anyway.
+
+    Raises ArgumentError for a profile that was named and cannot be used.
+    """
+    if settings.layers is not None:
+        return Choice(layers=settings.layers, source="given")
+    named = settings.profile not in (None, "off")
+    path = settings.profile if named else None if settings.profile == "off" else _default(in_force, n_layers, model)
+    found, problem = _read(path, in_force, n_layers) if path is not None else (None, None)
+    if named and problem is not None:
+        raise ArgumentError(f"profile {path}: {problem}")
+    own = found is not None and found["model"].get("weights") == f"model {model}"  # as the library writes it
+    if found is not None and not (may_measure and own):
+        return Choice(layers=tuple(found["choice"]), source=f"profile {path}" + ("" if own else ", of another host"))
+    if may_measure:
+        if path is not None and not named:
+            try:
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            except OSError:
+                path = None
+        return Choice(measure=True, profile=path, model=model, source=f"profile {path}" if own else "measured")
+    return Choice(reason=f"the selection layers are not known: {HOW}")
+
+
+def _default(in_force: dict[str, Any], n_layers: int, model: str) -> Optional[str]:
+    folder = profile_dir()
+    text = json.dumps([model, n_layers, in_force], sort_keys=True)
+    return None if folder is None else os.path.join(folder, f"vllm-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json")
+
+
+def _read(path: str, in_force: dict[str, Any], n_layers: int) -> tuple[Optional[dict[str, Any]], Optional[str]]:
+    """A profile, and why it is none that fits; neither where there is no file."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
+            status = os.fstat(f.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+                return None, f"it is no regular file of at most {MOST_BYTES} bytes"
+            found = json.loads(f.read(MOST_BYTES))
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError) as e:
+        return None, str(e)
+    try:
+        problem = _problem(found, in_force, n_layers)
+    except (AttributeError, KeyError, TypeError) as e:
+        problem = f"it is no profile: {e!r}"
+    return (found, None) if problem is None else (None, problem)
+
+
+def _problem(found: Any, in_force: dict[str, Any], n_layers: int) -> Optional[str]:
+    if found["format"] != FORMAT:
+        return f"its format is {found['format']!r}, not {FORMAT}"
+    if found["model"]["layers"] != n_layers:
+        return f"it was made for {found['model']['layers']} layers, here there are {n_layers}"
+    for name, value in in_force.items():
+        if found["settings"][name] != value:
+            return f"it was made for {name} {found['settings'][name]}, here it is {value}"
+    choice = found["choice"]
+    ascending = choice and all(type(x) is int for x in choice) and list(choice) == sorted(set(choice))
+    if not ascending or choice[0] < 0 or choice[-1] >= n_layers:
+        return f"choice = {choice!r} is not ascending layers in 0 .. {n_layers - 1}"
+    return None

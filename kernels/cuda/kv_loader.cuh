@@ -1,0 +1,294 @@
+/* How tiles of K and V come into shared memory: each warp has a pipeline of its own, a ring of stages, a stage being a
+ * tile of K and one of V. A warp's tiles of a split are warp, warp + kWarps, ...
+ *
+ *   AsyncLoader   cp.async by all lanes: rows that lie one after another (direct), or those that a block table or a token
+ *                 set names (indexed)
+ *   TmaLoader     TMA: a tile by one instruction of one lane, of rows that lie one after another or in pages of whole tiles
+ *
+ * For each turn of the split's loop: Load() starts copying the next tile, Wait() waits for the oldest one's keys,
+ * WaitForValues() for its values, Done() says that it has been read. */
+#ifndef LESSISMORE_CUDA_KV_LOADER_CUH
+#define LESSISMORE_CUDA_KV_LOADER_CUH
+
+#include "kernels.h"
+#include "logit_filter.h"
+#include "pages.cuh"
+#include "rows.cuh"
+#include "work_tile.cuh"
+
+namespace lessismore {
+
+/* Slots of four of a warp's tiles, one for each lane: of the next tile (lanes 0 .. 15) and the one after it (16 .. 31). */
+struct Slots {
+    int now = 0, later = 0; /* the next two tiles, the two after those */
+};
+
+template <class Rows, int kWarps, bool kIndexed, bool kShort>
+struct AsyncLoader {
+    static constexpr int kTurn = kWarps * kTile;
+    static constexpr int kChunks = Rows::kRowBytes / Rows::kCopy; /* copies of a row */
+    static constexpr int kStageBytes = StageOf<Rows>::kBytes;
+
+    const lim_cuda_args &args;
+    uint64_t             policy;
+    int                  warp, lane;
+
+    Store    key, value;
+    int      row, next, end; /* of the split: its row, the tile to copy next, where it ends */
+    Slots    slots;
+    int      odd;            /* the lane of slots.now where the next tile's begin */
+    int      stages, fill, stage;
+    uint32_t stage0;
+    /* Short: the values of the tile whose keys have been asked for. */
+    const uint8_t *value_row;
+    int            value_count, value_lanes;
+    uint32_t       into;
+
+    /* The slot of a token of a row. */
+    __device__ __forceinline__ int SlotOf(int of_row, int token, int last) const {
+        if (token >= last) return 0;
+        if (args.call.mode == LIM_CUDA_SPARSE) {
+            return __ldg((const int32_t *)args.call.set + (int64_t)of_row * args.call.set_stride + token);
+        }
+        return PageOf(args.call, of_row, token) << args.call.page_shift | InPage(args.call, token);
+    }
+    __device__ __forceinline__ int TwoTiles(int of_row, int begin, int last) const {
+        return kIndexed ? SlotOf(of_row, begin + (lane & 15) + (lane >> 4) * kTurn, last) : 0;
+    }
+    /* For the warp's first tiles of a row's tokens [begin, last): asked for before Open, as early as they are known. */
+    __device__ __forceinline__ void ReadSlots(int of_row, int begin, int last) {
+        slots.now = TwoTiles(of_row, begin + warp * kTile, last);
+        slots.later = TwoTiles(of_row, begin + warp * kTile + 2 * kTurn, last);
+    }
+
+    __device__ __forceinline__ void Open(const WorkTile &work, int begin, int last, uint32_t first_stage) {
+        key = StoreOf(args.call, args.call.key, work.row, work.head);
+        value = StoreOf(args.call, args.call.value, work.row, work.head);
+        row = work.row, next = begin + warp * kTile, end = last;
+        stages = args.stages, stage0 = first_stage;
+        odd = fill = stage = 0;
+    }
+
+    __device__ __forceinline__ const uint8_t *Address(const Store &s, int slot) const {
+        return kIndexed ? SlotAddress(args.call, s, slot) : s.base + (int64_t)slot * s.token_stride;
+    }
+
+    /* Starts copying a tile of `count` tokens (more than 16: all), or only its keys or values. Indexed, from_key and from_value
+     * are the rows' addresses of the tile's tokens, from lane `from_lane` on; direct, they are that of its first token. */
+    template <bool kKeys, bool kValues>
+    __device__ __forceinline__ void Copy(uint32_t to_stage, const uint8_t *first_key, const uint8_t *first_value, int count, int from_lane) const {
+        constexpr bool kEven = kChunks <= 32 && 32 % kChunks == 0;
+        constexpr int  kTurns = (kTile * kChunks + 31) / 32;
+        /* Every lane keeps its column where a row's copies go evenly into a warp. */
+#pragma unroll
+        for (int i = 0; i < kTurns; i++) {
+            const int c = i * 32 + lane;
+            const int r = kEven ? lane / kChunks + i * (32 / kChunks) : min(c / kChunks, kTile - 1);
+            const int column = (kEven ? lane % kChunks : c % kChunks) * Rows::kCopy;
+            const uint8_t *from_key = first_key, *from_value = first_value;
+            if (kIndexed) {
+                if (kKeys) from_key = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)first_key, from_lane + r);
+                if (kValues) from_value = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)first_value, from_lane + r);
+            } else {
+                const int at = min(r, count - 1);
+                from_key += at * key.token_stride;
+                from_value += at * value.token_stride;
+            }
+            if (kEven || c < kTile * kChunks) {
+                const uint32_t bytes = r < count ? Rows::kCopy : 0;
+                const uint32_t to = to_stage + r * Rows::kPitch + column;
+                if (kKeys) CopyAsync<Rows::kCopy>(to, from_key + column, bytes, policy);
+                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, bytes, policy);
+            }
+        }
+    }
+
+    /* Short: values are copied apart from keys, once as much has come, so that a warp never has more than it needs under way
+     * (SHORT_BYTES in plan.c). While the pipeline is being filled nothing has, and they follow at once. */
+    __device__ __forceinline__ void Load(bool filling) {
+        into = stage0 + fill * kStageBytes;
+        value_row = nullptr;
+        value_count = end - next, value_lanes = odd;
+        if (next < end) {
+            const int      which = kIndexed ? slots.now : next;
+            const uint8_t *key_row = Address(key, which);
+            value_row = Address(value, which);
+            Copy<true, !kShort>(into, key_row, value_row, end - next, odd);
+            next += kTurn;
+            odd ^= 16;
+            if (kIndexed && odd == 0) {
+                slots.now = slots.later;
+                slots.later = TwoTiles(row, next + 2 * kTurn, end);
+            }
+        }
+        CopyCommit();
+        if (kShort && filling) LoadValues();
+        fill = fill + 1 == stages ? 0 : fill + 1;
+    }
+    __device__ __forceinline__ void LoadValues() const {
+        if (value_row != nullptr) Copy<false, true>(into, nullptr, value_row, value_count, value_lanes);
+        CopyCommit();
+    }
+
+    /* Until all groups of copies but the last few of kEach for each stage, less kLess, have come. */
+    template <int kEach, int kLess>
+    __device__ __forceinline__ void WaitFor() const {
+        switch (stages) {
+        case 2: CopyWait<2 * kEach - kLess>(); break;
+        case 3: CopyWait<3 * kEach - kLess>(); break;
+        case 4: CopyWait<4 * kEach - kLess>(); break;
+        default: CopyWait<6 * kEach - kLess>(); break; /* 6 */
+        }
+    }
+    /* For the oldest group: a tile, or, where keys and values are groups of their own, the older of a tile's two. */
+    __device__ __forceinline__ void WaitForOldest() const { WaitFor<kShort ? 2 : 1, kShort ? 3 : 2>(); }
+
+    __device__ __forceinline__ void Wait() {
+        WaitForOldest();
+        __syncwarp();
+    }
+    __device__ __forceinline__ void WaitForValues() {
+        if constexpr (kShort) {
+            WaitForOldest();
+            __syncwarp();
+            LoadValues();
+        }
+    }
+    /* The query's own copies, which were asked for before any tile. */
+    __device__ __forceinline__ void WaitForQuery() const {
+        if constexpr (kShort) WaitFor<2, 2>();
+    }
+    __device__ __forceinline__ void WaitForAll() const {
+        if constexpr (kShort) CopyWait<0>();
+    }
+    __device__ __forceinline__ int  Token(int at) const { return at; } /* the first of the oldest tile */
+    __device__ __forceinline__ void Done() { stage = stage + 1 == stages ? 0 : stage + 1; }
+    __device__ __forceinline__ void Close() const {}
+};
+
+/* kSampled: tiles come in the order of the logit filter. kPaged: a tile lies within a page, which the row's block table
+ * names. Pages are read from the table at least 32 tiles ahead, one by each lane: while memory is busy, a read takes as long
+ * as several tiles. */
+template <class Rows, int kWarps, bool kPaged, bool kSampled>
+struct TmaLoader {
+    static constexpr int kTurn = kWarps * kTile;
+    static constexpr int kChunks = Rows::kRowBytes / 16;
+    static constexpr int kStageBytes = StageOf<Rows>::kBytes;
+
+    const lim_cuda_args &args;
+    uint64_t             policy;
+    int                  warp, lane;
+    uint32_t             full;   /* the warp's barriers, one for each stage */
+    uint32_t             phases; /* a bit for each: which of its phases is next */
+    int                 *tokens; /* sampled: the stages' first tokens */
+
+    Store     key, value;
+    int       row, head, first, next, end;
+    int       stages, fill, stage;
+    uint32_t  stage0;
+    TileOrder order;
+    int       samples, step;
+    /* Paged: tiles copied, and each lane's page of those up to the next multiple of 32, and of the 32 after them. */
+    int copied, page_now, page_later;
+
+    /* Once, before the first split. */
+    __device__ __forceinline__ void Begin(uint64_t *barriers, int *of_stages) {
+        full = SharedAddress(barriers + warp * LIM_CUDA_MOST_STAGES);
+        phases = 0;
+        tokens = of_stages;
+        if (lane < LIM_CUDA_MOST_STAGES) MbarrierInit(barriers + warp * LIM_CUDA_MOST_STAGES + lane);
+        FenceAsyncProxy();
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void ReadSlots(int, int, int) const {}
+
+    __device__ __forceinline__ void Open(const WorkTile &work, int begin, int last, uint32_t first_stage) {
+        key = StoreOf(args.call, args.call.key, work.row, work.head);
+        value = StoreOf(args.call, args.call.value, work.row, work.head);
+        row = work.row, head = work.head, first = next = begin + warp * kTile, end = last;
+        stages = args.stages, stage0 = first_stage;
+        fill = stage = 0;
+    }
+    /* After Open: every which_step-th tile first, as many as of_samples (see TileOrder); none: all in turn. */
+    __device__ __forceinline__ void Order(int of_samples, int which_step) {
+        samples = of_samples, step = which_step;
+        order = TileOrderFrom(first, samples);
+        if constexpr (kPaged) {
+            copied = 0;
+            page_now = PageAhead(0);
+            page_later = PageAhead(32);
+        }
+    }
+    /* The page of the tile that comes as the (after + lane)-th. */
+    __device__ __forceinline__ int PageAhead(int after) const {
+        const int token = first + (kSampled ? TileOrderAt(after + lane, step, samples) : after + lane) * kTurn;
+        return token < end ? PageOf(args.call, row, token) : 0;
+    }
+    __device__ __forceinline__ int NextPage() {
+        const int page = __shfl_sync(kAll, page_now, copied & 31);
+        if ((++copied & 31) == 0) {
+            page_now = page_later;
+            page_later = PageAhead(copied + 32);
+        }
+        return page;
+    }
+
+    /* The tile from `token` on, which is in `page` where there are pages. Of fewer than 16 tokens only those are read: a
+     * row's memory may end there, and values that no weight is for must be numbers. */
+    __device__ __forceinline__ void LoadTile(uint32_t to, int token, int page, int count) const {
+        constexpr int kBytes = StageOf<Rows>::kTileBytes;
+        const int     at = kPaged ? InPage(args.call, token) : token;
+        if (count < kTile) {
+            const uint8_t *const key_page = kPaged ? key.base + page * key.page_stride : key.base;
+            const uint8_t *const value_page = kPaged ? value.base + page * value.page_stride : value.base;
+            LoadShortTile(to, key_page + (int64_t)at * key.token_stride, key.token_stride, count, lane);
+            LoadShortTile(to + kBytes, value_page + (int64_t)at * value.token_stride, value.token_stride, count, lane);
+            __syncwarp();
+        }
+        if (lane != 0) return;
+        MbarrierExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
+        if (count < kTile) return;
+        TmaLoad(to, args.key_map, head, at, kPaged ? page : row, full + fill * 8, policy);
+        TmaLoad(to + kBytes, args.value_map, head, at, kPaged ? page : row, full + fill * 8, policy);
+    }
+    /* What is not there is zero. */
+    static __device__ __noinline__ void LoadShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
+#pragma unroll 1
+        for (int i = lane; i < kTile * kChunks; i += 32) {
+            const int at = i / kChunks, chunk = i % kChunks;
+            uint4     v = {0, 0, 0, 0};
+            if (at < count) v = __ldg((const uint4 *)(from + at * stride + chunk * 16));
+            StoreShared(to + chunk / 8 * (kTile * 128) + Rows::Chunk(at, chunk % 8), v);
+        }
+    }
+
+    __device__ __forceinline__ void Load(bool) {
+        __syncwarp(); /* the tile before has been read: its place is free */
+        const int token = kSampled ? order.token : next;
+        if (next < end) {
+            LoadTile(stage0 + fill * kStageBytes, token, kPaged ? NextPage() : 0, end - token);
+            if constexpr (kSampled) {
+                if (lane == 0) tokens[fill] = token;
+                TileOrderNext(&order, first, kTurn, step, samples);
+            }
+        }
+        next += kTurn;
+        fill = fill + 1 == stages ? 0 : fill + 1;
+    }
+    __device__ __forceinline__ void Wait() {
+        MbarrierWait(full + stage * 8, phases >> stage & 1);
+        phases ^= 1u << stage;
+    }
+    __device__ __forceinline__ void WaitForValues() const {}
+    __device__ __forceinline__ void WaitForQuery() const {}
+    __device__ __forceinline__ void WaitForAll() const {}
+    __device__ __forceinline__ int  Token(int at) const { return kSampled ? tokens[stage] : at; }
+    __device__ __forceinline__ void Done() { stage = stage + 1 == stages ? 0 : stage + 1; }
+    /* After a split: shared memory is written by threads before TMA writes it again. */
+    __device__ __forceinline__ void Close() const { FenceAsyncProxy(); }
+};
+
+}  // namespace lessismore
+
+#endif

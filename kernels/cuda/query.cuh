@@ -1,0 +1,77 @@
+/* The query of a work tile: all query heads of a KV head, in shared memory in the order of the matrix fragments, and from there
+ * in registers where they have the room. */
+#ifndef LESSISMORE_CUDA_QUERY_CUH
+#define LESSISMORE_CUDA_QUERY_CUH
+
+#include "elements.cuh"
+#include "kernels.h"
+#include "rows.cuh"
+
+namespace lessismore {
+
+template <class Rows, int kDim, int kHeadTiles, int kThreads, bool kShort>
+struct Query {
+    static constexpr int  kFragments = kDim / 16;
+    /* With 16 heads of 256 elements it does not fit the registers beside the values. */
+    static constexpr bool kInRegisters = kFragments * kHeadTiles <= 16;
+    static constexpr int  kHeld = kInRegisters ? kFragments : 1;
+    static constexpr int  kPitch = LIM_CUDA_QUERY_PITCH(kDim);
+    static constexpr int  kBytes = Rows::kTma ? LIM_CUDA_TMA_QUERY_BYTES(kDim) : kHeadTiles * 8 * kPitch;
+
+    uint8_t *shared;
+    uint32_t q[kHeadTiles][kHeld][2];
+
+    /* The block brings the group's query, as the store's type; heads that are not there are zero. */
+    __device__ __forceinline__ void Stage(const lim_cuda_args &args, const uint8_t *query) const {
+        const int type = args.call.query.type;
+#pragma unroll Rows::kTma ? kHeadTiles * 8 * (kDim / 2) / kThreads : 1
+        for (int i = threadIdx.x; i < kHeadTiles * 8 * (kDim / 2); i += kThreads) {
+            const int head = i / (kDim / 2), pair = i % (kDim / 2); /* of a step's eight: half * 4 + t */
+            uint32_t  two = 0;
+            if (head < args.group) {
+                const uint8_t *from = query + head * args.call.query.head_stride;
+                const int      d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4);
+                if (type == (Rows::kBf16 ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
+                    if constexpr (kShort) { /* ahead of the copies of K and V, which then need not wait for it */
+                        CopyAsyncPair(SharedAddress(shared + head * kPitch + pair * 4), from + d * 2);
+                        continue;
+                    }
+                    two = __ldg((const uint32_t *)from + d / 2); /* the usual case needs no conversion */
+                } else {
+                    two = PackPair<Rows::kBf16>(LoadElement(from, type, d), LoadElement(from, type, d + 1));
+                }
+            }
+            *(uint32_t *)(shared + head * kPitch + pair * 4) = two;
+        }
+        if constexpr (kShort) CopyCommit();
+    }
+
+    /* The block's warps meet here once for each split. */
+    static __device__ __forceinline__ void Meet() {
+        asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+        if (kShort) ClusterWait(); /* long since over: all its blocks have begun, and may be sent to */
+    }
+
+    /* Two steps' fragments of eight heads. */
+    __device__ __forceinline__ void Fragments(int tile, int step, uint32_t (&b)[4]) const {
+        LoadMatrices(b, SharedAddress(shared) + (tile * 8 + (threadIdx.x & 7)) * kPitch + step * 32 + ((threadIdx.x & 31) >> 3) * 16);
+    }
+
+    __device__ __forceinline__ void Hold() {
+        if constexpr (kInRegisters) {
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+                for (int f = 0; f < kHeld; f += 2) {
+                    uint32_t b[4];
+                    Fragments(h, f, b);
+                    q[h][f][0] = b[0], q[h][f][1] = b[1], q[h][f + 1][0] = b[2], q[h][f + 1][1] = b[3];
+                }
+            }
+        }
+    }
+};
+
+}  // namespace lessismore
+
+#endif

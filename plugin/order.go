@@ -1,0 +1,135 @@
+package plugin
+
+import (
+	"math"
+	"slices"
+	"unsafe"
+
+	"lessismore/plugin/internal/cpu"
+)
+
+// see fills row i of the step with what its mask leaves visible. Of a row with more tokens than the budget the newest
+// must be known: it attends to everything where they are not, and where it belongs to a prompt.
+func (s *Session) see(n *Node, i int, t *track) {
+	stream, token := i/int(n.Tokens), i%int(n.Tokens)
+	scan, config := n.scan(stream, token), &s.engine.config
+	visible, flags := cpu.Visible(scan, n.ScanType, int(n.NKV), nil)
+	prefix := flags&cpu.Prefix != 0
+	var list, slots []int32 // slots nil: 0 .. visible-1
+	if !prefix || visible > config.Budget {
+		list = s.step.list(i)
+	}
+	if !prefix {
+		cpu.Visible(scan, n.ScanType, int(n.NKV), unsafe.Pointer(&list[0]))
+		slots = list[:visible]
+	}
+	var split Split
+	if visible > config.Budget {
+		split = SplitBudget(visible, config.Budget, config.Recency, config.SinkTokens)
+		storeStream := int(n.FirstStream) + stream
+		w := Window{Own: int32(t.last[i] - int64(storeStream)*n.Store.Slots), Sinks: split.Sinks, Recent: split.Recent}
+		known := s.byCell
+		switch {
+		case known:
+		case prefix && n.MaxBias == 0 && t.index.Prefix(storeStream, visible, w):
+			known = true
+		default:
+			if prefix {
+				cpu.Visible(scan, n.ScanType, int(n.NKV), unsafe.Pointer(&list[0]))
+			}
+			if n.MaxBias > 0 {
+				known = s.distances.order(scan, n.ScanType, list[:visible], w)
+			} else {
+				known = t.index.Order(storeStream, list[:visible], w, list)
+			}
+			if known {
+				slots = list[:visible]
+			}
+		}
+		if !s.decodes(i, t, storeStream, known, newest(slots, visible)) {
+			split = Split{}
+		}
+	}
+	var mask unsafe.Pointer
+	if flags&cpu.Plain == 0 {
+		mask = unsafe.Add(n.Mask, int64(stream)*n.MaskStreamStride+int64(token)*n.MaskTokenStride)
+	}
+	s.step.see(i, token, stream, visible, slots, mask, split)
+}
+
+// newest is the slot of the token before a row's own.
+func newest(slots []int32, visible int) int32 {
+	if slots == nil || visible < 2 {
+		return int32(visible - 2)
+	}
+	return slots[visible-2]
+}
+
+// decodes tells whether a row may attend to a part of its tokens, and counts why not. A token that logits are wanted
+// of, behind one that they were not wanted of, is the last one of a prompt.
+func (s *Session) decodes(i int, t *track, stream int, known bool, before int32) bool {
+	switch {
+	case s.byCell:
+		s.counts.CellOrder++
+		return true
+	case !known:
+		s.counts.CellOrder++
+		return false
+	}
+	s.counts.PositionOrder++
+	if !t.told {
+		s.counts.UntoldRows++
+	}
+	if t.told && t.prompt[i] || before >= 0 && t.index.Prompt(stream, before) {
+		s.counts.PromptRows++
+		return false
+	}
+	return true
+}
+
+// distances orders a row's tokens by what its mask says of them: with ALiBi (arXiv 2108.12409) the mask holds how far
+// each visible token is from the row's own, which no restored state and no copied sequence changes.
+type distances struct{ keys []uint64 }
+
+// exact is up to which distance f16 holds every whole number.
+const exact = 2048
+
+// order brings the slots, given ascending, into the order of their tokens. It succeeds if the newest are known.
+func (d *distances) order(mask unsafe.Pointer, typ cpu.Type, slots []int32, w Window) bool {
+	d.keys = d.keys[:0]
+	for _, slot := range slots {
+		var far float32
+		if typ == cpu.F16 {
+			far = -half(*(*uint16)(unsafe.Add(mask, 2*int(slot))))
+		} else {
+			far = -*(*float32)(unsafe.Add(mask, 4*int(slot)))
+		}
+		if !(far >= 0 && far < math.MaxInt32) {
+			return false
+		}
+		d.keys = append(d.keys, uint64(math.MaxInt32-int32(far))<<32|uint64(slot))
+	}
+	slices.Sort(d.keys)
+	n, recent := len(slots), min(w.Recent, len(slots))
+	for i := max(n-recent, 1); i < n; i++ {
+		if d.keys[i]>>32 == d.keys[i-1]>>32 {
+			return false
+		}
+	}
+	if n == 0 || int32(uint32(d.keys[n-1])) != w.Own || typ == cpu.F16 && recent > 0 && d.keys[n-recent]>>32 < math.MaxInt32-exact {
+		return false
+	}
+	for i, k := range d.keys {
+		slots[i] = int32(uint32(k))
+	}
+	return true
+}
+
+// half is the value of an f16 that is no NaN and not infinite.
+func half(bits uint16) float32 {
+	sign, exponent, fraction := uint32(bits>>15), uint32(bits>>10&31), uint32(bits&1023)
+	if exponent == 0 {
+		return float32(math.Ldexp(float64(fraction), -24)) * (1 - 2*float32(sign))
+	}
+	return math.Float32frombits(sign<<31 | (exponent+112)<<23 | fraction<<13)
+}

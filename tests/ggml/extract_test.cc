@@ -1,0 +1,222 @@
+// What is read out of a host's graph: by what its nodes do to a K store, and by names to the letter.
+#include "extract.h"
+
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace lim::ggml {
+namespace {
+
+const char *const kOps[] = {"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "MUL_MAT", "CPY", "ADD", "GET_ROWS", "SET_ROWS", "ROPE", "SOFT_MAX",
+                            "CUSTOM", "FLASH_ATTN_EXT"};
+
+int op(const std::string &name) {
+    for (size_t i = 0; i < std::size(kOps); i++) {
+        if (name == kOps[i]) return static_cast<int>(i);
+    }
+    ADD_FAILURE() << name;
+    return -1;
+}
+
+// A host whose graph is a list of tensors.
+class ExtractTest : public testing::Test {
+  protected:
+    static constexpr int64_t kWidth = 64, kSlots = 8;
+
+    std::deque<Tensor>               tensors;
+    std::deque<std::vector<int64_t>> memory;
+    std::vector<Tensor *>            nodes;
+    Extract                          extract;
+
+    static ExtractTest *&self() {
+        static ExtractTest *it;
+        return it;
+    }
+
+    ExtractTest() { self() = this; }
+
+    Tensor *tensor(const char *name, int type, int64_t a, int64_t b, int64_t c = 1) {
+        Tensor &t = tensors.emplace_back();
+        t.type = type;
+        const int64_t ne[4] = {a, b, c, 1};
+        t.nb[0] = type == kI64 ? 8 : type == kI32 || type == kF32 ? 4 : 2;
+        for (int i = 0; i < 4; i++) {
+            t.ne[i] = ne[i];
+            if (i > 0) t.nb[i] = t.nb[i - 1] * static_cast<size_t>(ne[i - 1]);
+        }
+        memory.emplace_back(static_cast<size_t>(a * b * c) + 1);
+        t.data = memory.back().data();
+        snprintf(t.name, sizeof t.name, "%s", name);
+        return &t;
+    }
+    Tensor *store(const char *name = "cache_k_l0", int64_t streams = 1) { return tensor(name, kF16, kWidth, kSlots, streams); }
+    Tensor *input(int type, int64_t n) { return tensor("input", type, n, 1); }
+    Tensor *computed(const char *what, Tensor *a, Tensor *b = nullptr, int64_t rows = kSlots) {
+        Tensor *t = tensor("", kF32, kWidth, rows);
+        t->op = op(what), t->src[0] = a, t->src[1] = b;
+        return node(t);
+    }
+    // A node whose result lies in another tensor.
+    Tensor *within(const char *what, Tensor *root, Tensor *a, Tensor *b = nullptr) {
+        Tensor *t = computed(what, a, b);
+        memcpy(t->ne, root->ne, sizeof t->ne);
+        t->view_src = root->view_src != nullptr ? root->view_src : root;
+        snprintf(t->name, sizeof t->name, "%.40s (view)", root->name);
+        return t;
+    }
+    Tensor *node(Tensor *t) {
+        nodes.push_back(t);
+        return t;
+    }
+
+    const lim_ggml_graph &read() {
+        Host host{};
+        host.graph_n_nodes = [](Graph *) { return static_cast<int>(self()->nodes.size()); };
+        host.graph_node    = [](Graph *, int i) { return self()->nodes[static_cast<size_t>(i)]; };
+        host.op_name       = [](int number) -> const char * { return kOps[number]; };
+        host.flash_attn = op("FLASH_ATTN_EXT"), host.custom = op("CUSTOM"), host.set_rows = op("SET_ROWS");
+        host.rope = op("ROPE"), host.soft_max = op("SOFT_MAX"), host.none = op("NONE");
+        extract.read(host, nullptr, Memory::kHost, false);
+        return extract.graph;
+    }
+    static uint64_t id(const Tensor *t) { return reinterpret_cast<uint64_t>(t->data); }
+};
+
+TEST_F(ExtractTest, ShiftInPlace) {
+    Tensor *k = store("cache_k_l12", 2), *delta = input(kI32, 2 * kSlots);
+    within("ROPE", k, within("VIEW", k, k), delta);
+    const lim_ggml_graph &g = read();
+    ASSERT_EQ(g.n_shifts, 1);
+    EXPECT_EQ(g.shifts[0].store, id(k));
+    EXPECT_EQ(g.shifts[0].n, 2 * kSlots);
+    EXPECT_EQ(g.shifts[0].delta, delta->data);
+    EXPECT_EQ(g.n_rewritten, 0);
+    EXPECT_EQ(g.n_rotations, 0) << "a K-shift is no rotation of the batch's";
+}
+
+// Quantised keys: converted, rotated back, shifted, rotated again, put back. The temporaries bear the store's name.
+TEST_F(ExtractTest, ShiftThroughTemporaries) {
+    for (bool rotated : {false, true}) {
+        nodes.clear();
+        Tensor *k = store(), *delta = input(kI32, kSlots), *rotation = tensor("rotation", kF32, kWidth, kWidth);
+        Tensor *view = within("VIEW", k, k), *t = computed("CPY", view);
+        t->src[1] = t; // as casts do
+        snprintf(t->name, sizeof t->name, "cache_k_l0 (view) (copy)");
+        auto rotate = [&](Tensor *from) {
+            Tensor *a = within("RESHAPE", from, from);
+            return computed("RESHAPE", computed("MUL_MAT", rotation, a));
+        };
+        if (rotated) t = rotate(t);
+        t = computed("ROPE", t, delta);
+        if (rotated) t = rotate(t);
+        within("CPY", view, t, view);
+        const lim_ggml_graph &g = read();
+        ASSERT_EQ(g.n_shifts, 1) << rotated;
+        EXPECT_EQ(g.shifts[0].store, id(k));
+        EXPECT_EQ(g.n_rewritten, 0);
+        EXPECT_EQ(g.n_rotations, 0);
+        EXPECT_EQ(g.positions, nullptr);
+    }
+}
+
+TEST_F(ExtractTest, OtherChangesOfAStoreAreNotUnderstood) {
+    Tensor *k = store(), *other = store("cache_k_l1");
+    Tensor *const delta = input(kI32, kSlots);
+    const std::vector<std::function<void()>> changes = {
+        [&] { within("ROPE", k, within("VIEW", k, k), input(kI32, kSlots - 1)); },
+        [&] { within("ROPE", k, within("VIEW", k, k), computed("ADD", delta)); },
+        [&] { within("ADD", k, within("VIEW", k, k), delta); },
+        [&] { within("CPY", k, computed("MUL_MAT", k)); },
+        [&] { within("CPY", k, computed("ROPE", within("VIEW", other, other), delta)); },
+        [&] { within("SET_ROWS", k, computed("ADD", delta, nullptr, 3), computed("ADD", delta)); }, // slots are not there yet
+        [&] { within("SET_ROWS", k, computed("ADD", delta, nullptr, 3), input(kI64, 4)); },
+        [&] { within("SET_ROWS", k, computed("ADD", delta, nullptr, 3), input(kI64, 3))->ne[0] = kWidth / 2; }, // rows are parts of slots
+    };
+    for (size_t i = 0; i < changes.size(); i++) {
+        nodes.clear();
+        changes[i]();
+        const lim_ggml_graph &g = read();
+        EXPECT_EQ(g.n_shifts + g.n_writes, 0) << i;
+        ASSERT_EQ(g.n_rewritten, 1) << i;
+        EXPECT_EQ(g.rewritten[0], id(k)) << i;
+    }
+}
+
+TEST_F(ExtractTest, WritesAndTheirStores) {
+    for (const char *name : {"cache_k_l0", "cache_k_l7", "cache_k_l4095"}) {
+        nodes.clear();
+        Tensor *k = store(name, 2), *slots = input(kI64, 3), *rows = computed("ADD", slots, nullptr, 3);
+        within("SET_ROWS", within("RESHAPE", k, k), rows, slots);
+        const lim_ggml_graph &g = read();
+        ASSERT_EQ(g.n_writes, 1) << name;
+        EXPECT_EQ(g.writes[0].store.id, id(k));
+        EXPECT_EQ(g.writes[0].store.slots, kSlots);
+        EXPECT_EQ(g.writes[0].store.streams, 2);
+        EXPECT_EQ(g.writes[0].store.stride, 2 * kWidth);
+        EXPECT_EQ(g.writes[0].n, 3);
+        EXPECT_EQ(g.n_rewritten, 0);
+    }
+    for (const char *name : {"cache_k_l", "cache_k_l0 (view)", "cache_k_l0 (view) (copy)", "cache_k_l 1", "cache_k_l+1", "cache_k_l-1", "cache_k_l01",
+                             "cache_k_l4096", "cache_k_l12345", "cache_k_l1x", "cache_v_l1", "Cache_k_l1"}) {
+        nodes.clear();
+        Tensor *k = store(name), *slots = input(kI64, 3);
+        within("SET_ROWS", k, computed("ADD", slots, nullptr, 3), slots);
+        const lim_ggml_graph &g = read();
+        EXPECT_EQ(g.n_writes + g.n_rewritten, 0) << name;
+    }
+    nodes.clear();
+    Tensor *apart = store(), *slots = input(kI64, 3);
+    apart->nb[2] += 64;
+    within("SET_ROWS", apart, computed("ADD", slots, nullptr, 3), slots);
+    EXPECT_EQ(read().writes[0].store.stride, 0) << "slots that do not lie at equal distances";
+}
+
+TEST_F(ExtractTest, PositionsAreThoseThatAllRotationsShare) {
+    Tensor *positions = input(kI32, 5), *x = computed("ADD", positions, nullptr, 5);
+    computed("ROPE", x, positions);
+    computed("ROPE", x, positions);
+    EXPECT_EQ(read().positions, positions->data);
+    EXPECT_EQ(extract.graph.n_positions, 5);
+    EXPECT_EQ(extract.graph.n_rotations, 2);
+    computed("ROPE", x, input(kI32, 5));
+    EXPECT_EQ(read().positions, nullptr);
+    EXPECT_EQ(extract.graph.n_rotations, 3);
+    nodes.clear();
+    computed("ROPE", x, within("VIEW", positions, positions));
+    EXPECT_EQ(read().positions, nullptr);
+}
+
+TEST_F(ExtractTest, OutputsAreRowsThatAnInputPicks) {
+    Tensor *ids = input(kI32, 2), *tokens = input(kI32, 5), *embedding = tensor("token_embd.weight", kF16, kWidth, 100);
+    Tensor *x = computed("GET_ROWS", embedding, tokens, 5);
+    EXPECT_EQ(read().n_outputs, -1) << "rows of weights";
+    Tensor *states = tensor("cache_r_l0", kF32, kWidth, 5);
+    computed("GET_ROWS", within("RESHAPE", states, states), input(kI32, 1));
+    EXPECT_EQ(read().n_outputs, -1) << "rows of a store";
+    x = computed("ADD", x, nullptr, 5);
+    computed("GET_ROWS", x, computed("ADD", tokens, nullptr, 5));
+    EXPECT_EQ(read().n_outputs, -1) << "rows that the graph chooses: experts";
+    computed("GET_ROWS", x, ids, 2);
+    computed("GET_ROWS", x, ids, 2);
+    EXPECT_EQ(read().n_outputs, 2);
+    EXPECT_EQ(extract.graph.n_batch, 5);
+    EXPECT_EQ(extract.graph.outputs, ids->data);
+    computed("GET_ROWS", x, input(kI32, 3), 3);
+    EXPECT_EQ(read().n_outputs, -1) << "two lists";
+
+    nodes.resize(1);
+    Tensor *none = input(kI32, 0);
+    none->data   = nullptr;
+    computed("GET_ROWS", x, none, 0);
+    EXPECT_EQ(read().n_outputs, 0) << "a prompt";
+    EXPECT_EQ(extract.graph.n_batch, 5);
+}
+
+} // namespace
+} // namespace lim::ggml

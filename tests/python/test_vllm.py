@@ -1,0 +1,584 @@
+"""lessismore.vllm without vLLM and without a GPU: against what is recorded of vLLM's interfaces, and in a stand-in of them."""
+
+import ctypes
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import vllm_interface as stand_in
+from conftest import PACKAGE
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+
+import lessismore
+import lessismore.vllm
+from lessismore._errors import ArgumentError, DeviceError
+from lessismore.vllm import decoder, layers, memory, metrics, profile, rows, settings
+
+VERSIONS = stand_in.VERSIONS
+HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
+
+
+# ---- vLLM's interfaces ----
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """The backend's module in the stand-in; backend.current[0] is the configuration."""
+    current = [None]
+    stand_in.install(monkeypatch, current)
+    monkeypatch.delitem(sys.modules, "lessismore.vllm.backend", raising=False)
+    import lessismore.vllm.backend as module
+
+    module.current = current
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stand_in.Object(cuda_stream=0))
+    yield module
+    decoder._decoders.clear()
+    sys.modules.pop("lessismore.vllm.backend", None)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_overridden_methods_take_what_vllm_gives(backend, version):
+    modules = stand_in.recorded(version)
+    flash, base = modules["vllm/v1/attention/backends/flash_attn.py"], modules["vllm/v1/attention/backend.py"]
+    pairs = ((backend.Builder, flash["FlashAttentionMetadataBuilder"], base["AttentionMetadataBuilder"]),
+             (backend.Impl, flash["FlashAttentionImpl"], base["AttentionImplBase"]),
+             (backend.Backend, flash["FlashAttentionBackend"], base["AttentionBackend"]))  # fmt: skip
+    for ours, theirs, abstract in pairs:
+        methods = {**abstract["methods"], **theirs["methods"]}
+        own = {name: f for name, f in vars(ours).items() if isinstance(f, (classmethod, staticmethod)) or inspect.isfunction(f)}
+        for name in set(own) - {"_build", "_decode"}:
+            assert name in methods, f"vLLM {version} has no {name}"
+            given = [p for p in methods[name] if p not in ("self", "cls")]
+            taken = inspect.signature(getattr(ours, name)).parameters
+            free = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+            assert free or [p for p in taken if p != "self"] == given, f"{ours.__name__}.{name} of vLLM {version} has {given}"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_read_is_there(version):
+    modules = stand_in.recorded(version)
+    backends, config = modules["vllm/v1/attention/backend.py"], {k.rsplit("/", 1)[-1]: v for k, v in modules.items() if k.startswith("vllm/config/")}
+    flash = modules["vllm/v1/attention/backends/flash_attn.py"]
+    assert {"num_heads", "head_size", "scale", "num_kv_heads", "alibi_slopes", "sliding_window", "kv_cache_dtype", "logits_soft_cap", "attn_type",
+            "kv_sharing_target_layer_name", "sinks", "batch_invariant_enabled"} <= set(flash["FlashAttentionImpl"]["sets"])  # fmt: skip
+    assert {"seq_lens", "block_table", "num_actual_tokens", "scheduler_metadata"} <= set(flash["FlashAttentionMetadata"]["fields"])
+    assert "UNIFORM_SINGLE_TOKEN_DECODE" in backends["AttentionCGSupport"]["fields"]
+    assert "_init_reorder_batch_threshold" in backends["AttentionMetadataBuilder"]["methods"]
+    assert layers.PLAIN in modules["vllm/model_executor/layers/attention/attention.py"]
+    assert "get_current_vllm_config" in config["vllm.py"]
+    for name in ("additional_config", "speculative_config", "model_config", "parallel_config", "scheduler_config", "compilation_config"):
+        assert name in config["vllm.py"]["VllmConfig"]["fields"], name
+    parallel = config["parallel.py"]["ParallelConfig"]
+    for name in ("pipeline_parallel_size", "tensor_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size", "enable_dbo",
+                 "data_parallel_size", "data_parallel_rank", "world_size", "rank"):  # fmt: skip
+        assert name in parallel["fields"], name
+    assert "use_ubatching" in parallel["methods"]
+    assert "max_num_seqs" in config["scheduler.py"]["SchedulerConfig"]["fields"]
+    assert {"dtype", "max_model_len", "model", "revision", "quantization"} <= set(config["model.py"]["ModelConfig"]["fields"])
+    assert "rswa_window" in config["model.py"]["ModelConfig"]["methods"]
+    assert {"static_forward_context", "cudagraph_mode"} <= set(config["compilation.py"]["CompilationConfig"]["fields"])
+    assert "has_full_cudagraphs" in config["compilation.py"]["CUDAGraphMode"]["methods"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_field_of_a_step_is_known(version):
+    fields = stand_in.recorded(version)["vllm/v1/attention/backend.py"]["CommonAttentionMetadata"]["fields"]
+    assert set(fields) <= rows.KNOWN
+    assert set(rows.PER_ROW) & set(fields) and set(rows.OWN) <= set(fields)
+
+
+def test_the_entry_point_registers(monkeypatch):
+    group = (PACKAGE / "pyproject.toml").read_text().split('[project.entry-points."vllm.general_plugins"]')[1].split("[")[0]
+    assert group.split() == ["lessismore", "=", '"lessismore.vllm:register"']
+    monkeypatch.setattr(metrics, "announce", lambda: None)
+    for names in (False, True):
+        registry = stand_in.install(monkeypatch, [None], names)
+        lessismore.vllm.register()
+        lessismore.vllm.register()
+        assert registry.chosen == {name: "lessismore.vllm.backend.Backend" for name in (["CUSTOM", "LESSISMORE"] if names else ["CUSTOM"])}
+
+
+def test_importing_the_package_imports_neither_vllm_nor_torch():
+    code = "import sys, lessismore.vllm; assert not {'vllm', 'torch'} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(PACKAGE)})
+
+
+# ---- settings ----
+
+
+def test_settings_come_from_the_configuration_then_the_environment():
+    environment = {"LESSISMORE_BUDGET": "128", "LESSISMORE_LAYERS": "2,9", "LESSISMORE_GUARD": "off", "LESSISMORE_PROFILE": "off"}
+    found, wrong = settings.read({"lessismore": {"budget": 256, "split": False}}, environment)
+    assert wrong is None and (found.budget, found.layers, found.guard, found.split, found.profile) == (256, (2, 9), 0, False, "off")
+    found, _ = settings.read({"lessismore": {"layers": None}, "other": 1}, environment)
+    assert found.layers is None and found.budget == 128
+    assert settings.read({}, {}) == (settings.Settings(), None) == settings.read(None, {"LESSISMORE": "on", "LESSISMORE_LAYERS": "auto"})
+    assert settings.read({}, {"LESSISMORE": "off"})[0].enabled is False
+
+
+@pytest.mark.parametrize(("given", "text"), [
+    ({"budgt": 1}, "lessismore has no budgt"), ({"budget": 0}, "budget = 0"), ({"budget": 1.5}, "budget = 1.5"), ({"budget": True}, "budget = True"),
+    ({"layers": []}, "layers = []"), ({"layers": [3, 2]}, "layers = [3, 2]"), ({"layers": "2,12"}, "layers = '2,12'"), ({"layers": [-1]}, "layers = -1"),
+    ({"recency": 2}, "recency = 2"), ({"recency": "x"}, "recency = 'x'"), ({"policy": "best"}, "policy = 'best'"), ({"split": 1}, "split = 1"),
+    ({"max_rows": 5000}, "max_rows = 5000"), ({"work_bytes": 0}, "work_bytes = 0"), ({"stats": ""}, "stats = ''"),
+    ({"stats_interval": -1}, "stats_interval = -1"), ({"stats_interval": float("nan")}, "stats_interval = nan"), ([1], "lessismore = [1]"),
+])  # fmt: skip
+def test_a_wrong_setting_is_named(given, text):
+    with pytest.raises(ArgumentError, match="lessismore") as e:
+        settings.read({"lessismore": given}, {})
+    assert text in str(e.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("LESSISMORE", "maybe"), ("LESSISMORE_BUDGET", "many"), ("LESSISMORE_BUDGET", "0"), ("LESSISMORE_LAYERS", "2,x"), ("LESSISMORE_LAYERS", "9,2"),
+    ("LESSISMORE_RECENCY", "2"), ("LESSISMORE_POLICY", "best"), ("LESSISMORE_GUARD", "often"), ("LESSISMORE_INTERVAL", "4"),
+])  # fmt: skip
+def test_a_wrong_variable_is_named_and_switches_everything_off(name, value):
+    found, wrong = settings.read({}, {name: value})
+    assert not found.enabled and name in wrong and (value in wrong or value.split(",")[-1] in wrong)
+
+
+# ---- layers ----
+
+
+def impl(**more):
+    return stand_in.FlashAttentionImpl(**{**dict(num_heads=HEADS, head_size=DIM, scale=DIM**-0.5, num_kv_heads=KV_HEADS), **more})
+
+
+def census(**given):
+    return layers.Census({name: stand_in.Attention(name, i) for name, i in given.items()}, stand_in.FlashAttentionImpl)
+
+
+def test_layers_are_numbered_in_the_models_order_and_others_are_left():
+    class ChunkedLocalAttention(stand_in.Attention):
+        pass
+
+    found = layers.Census({
+        **{f"model.layers.{i}.self_attn.attn": stand_in.Attention("", impl()) for i in (10, 2, 1)},
+        "model.layers.3.self_attn.attn": stand_in.Attention("", impl(sliding_window=128)),
+        "model.layers.4.self_attn.attn": ChunkedLocalAttention("", impl()),
+        "model.layers.5.self_attn.attn": stand_in.Attention("", impl(head_size=128)),
+        "model.layers.6.linear_attn": object(),
+    }, stand_in.FlashAttentionImpl)  # fmt: skip
+    assert [name.split(".")[2] for name in found.numbers] == ["1", "2", "10"] and list(found.numbers.values()) == [0, 1, 2]
+    assert sorted(found.others.values()) == ["heads other than the first layer's: (4, 2, 128), not (4, 2, 64)", "layers of class ChunkedLocalAttention",
+                                             "sliding-window layers"]  # fmt: skip
+
+
+def test_layers_whose_names_do_not_tell_their_order_are_left():
+    for names in (["a.attn", "b.1.attn"], ["a.1.attn", "b.1.attn"], ["model.1.layers.2.attn"]):
+        found = census(**{name: impl() for name in names})
+        assert not found.numbers and len(found.others) == len(names)
+
+
+@pytest.mark.parametrize(("given", "reason"), [
+    (dict(attn_type="encoder_only"), "attention of type"), (dict(sliding_window=64), "sliding-window"), (dict(alibi_slopes=[1.0]), "ALiBi"),
+    (dict(kv_sharing_target_layer_name="x"), "another layer's K/V"), (dict(kv_cache_dtype="fp8"), "K/V of type fp8"),
+    (dict(kv_cache_dtype="fp8_e5m2"), "K/V of type"), (dict(head_size=80), "heads of 80"), (dict(num_heads=34), "34 query heads for 2"),
+])  # fmt: skip
+def test_a_layer_that_cannot_take_part_says_why(given, reason):
+    assert reason in layers.single(impl(**given), stand_in.Attention("", None))
+    assert layers.single(impl(), stand_in.Attention("", None)) is None
+
+
+@pytest.mark.parametrize("change", [
+    dict(parallel=dict(pipeline_parallel_size=2)), dict(parallel=dict(decode_context_parallel_size=2)), dict(parallel=dict(prefill_context_parallel_size=2)),
+    dict(parallel=dict(enable_dbo=True)), dict(parallel=dict(use_ubatching=True)), dict(dtype=torch.float32), dict(speculative=True), dict(rswa=64),
+])  # fmt: skip
+def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
+    c = stand_in.config({"layers": [1]}, dtype=change.get("dtype", torch.float16), **change.get("parallel", {}))
+    assert layers.whole(stand_in.config({"layers": [1]})) is None
+    c.speculative_config = change.get("speculative")
+    c.model_config.rswa_window = change.get("rswa")
+    reason = layers.whole(c)
+    assert reason and decoder.of(c).reason == reason
+    assert backend.Builder.get_cudagraph_support(c, None) is stand_in.AttentionCGSupport.ALWAYS  # vLLM's own
+
+
+# ---- steps ----
+
+
+class Library:
+    """Attends as the C header says, from the addresses that it is given."""
+
+    def __init__(self):
+        self.rows, self.layers, self.error = [], [], None
+
+    def __call__(self, handle, a):
+        if self.error is not None:
+            raise self.error
+        self.rows.append(a.n_rows)
+        self.layers.append(a.layer)
+        assert a.page_size == PAGE and a.query_dtype == a.output_dtype == 1 and a.struct_size == ctypes.sizeof(a)
+
+        def at(address, shape, strides, kind=np.float16):
+            last = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
+            size = sum((n - 1) * s for n, s in zip(shape, strides)) + np.dtype(kind).itemsize
+            return np.ndarray(shape, kind, np.ctypeslib.as_array(last, (size,)), strides=strides)
+
+        for row, n in enumerate(at(a.lengths, (a.n_rows,), (4,), np.int32)):
+            to = at(a.output + row * a.output_row_stride, (HEADS, DIM), (a.output_head_stride, 2))
+            q = at(a.query + row * a.query_row_stride, (HEADS, DIM), (a.query_head_stride, 2)).astype(np.float64)
+            to[:] = 0
+            if n == 0:
+                continue
+            table = at(a.table + row * a.table_stride * 4, (-(-int(n) // PAGE),), (4,), np.int32)
+            k = np.concatenate([at(a.key + int(p) * a.key_page_stride, (PAGE, KV_HEADS, DIM), (a.key_token_stride, a.key_head_stride, 2)) for p in table])
+            v = np.concatenate([at(a.value + int(p) * a.value_page_stride, (PAGE, KV_HEADS, DIM), (a.value_token_stride, a.value_head_stride, 2)) for p in table])
+            k, v = (np.repeat(x[:n].astype(np.float64), HEADS // KV_HEADS, 1) for x in (k, v))
+            p = np.exp(np.einsum("hd,thd->ht", q, k) * a.scale)
+            to[:] = np.einsum("ht,thd->hd", p, v) / p.sum(1, keepdims=True)
+        return 0
+
+
+class Model:
+    """Two layers in the stand-in, opened without a GPU, and steps of any rows."""
+
+    def __init__(self, backend, version, monkeypatch, settings=None, order="NHD"):
+        self.config = backend.current[0] = stand_in.config({"layers": [0], **(settings or {})})
+        self.common, self.backend = stand_in.common_class(version), backend
+        names = [f"model.layers.{i}.attn" for i in range(2)]
+        self.layers = [stand_in.Attention(name, backend.Impl(HEADS, DIM, DIM**-0.5, KV_HEADS)) for name in names]
+        self.config.compilation_config.static_forward_context.update(zip(names, self.layers))
+        self.decoder = decoder.of(self.config)
+
+        def make(self, found, device):
+            self.batch, self.max_rows, self.capacity, self.numbers = stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None), 6, 512, found.numbers
+
+        monkeypatch.setattr(decoder.Decoder, "_make", make)
+        self.library = Library()
+        monkeypatch.setattr(decoder._library, "library", lambda: stand_in.Object(lim_batch_attend=self.library))
+        self.builder = backend.Builder(None, names, self.config, torch.device("cpu"))
+        shape = (PAGES, PAGE, KV_HEADS, 2 * DIM) if order == "NHD" else (PAGES, KV_HEADS, PAGE, 2 * DIM)
+        store = torch.randn(shape, dtype=torch.float16)
+        self.store = store.transpose(1, 2) if order == "NHD" else store
+
+    def step(self, queries, seen, capture=False, **more):
+        """Rows with so many query tokens each that see so many tokens. Returns vLLM's metadata."""
+        n, tokens = len(queries), sum(queries)
+        starts = torch.tensor([0, *np.cumsum(queries)], dtype=torch.int32)
+        table = torch.randint(0, PAGES, (n, 512 // PAGE), dtype=torch.int32)
+        lengths = torch.tensor(seen, dtype=torch.int32)
+        c = self.common(query_start_loc=starts, query_start_loc_cpu=starts.clone(), seq_lens=lengths, num_reqs=n, num_actual_tokens=tokens,
+                        max_query_len=max(queries), max_seq_len=max(seen), block_table_tensor=table, slot_mapping=torch.arange(tokens), **more)  # fmt: skip
+        return self.builder.build_for_cudagraph_capture(c) if capture else self.builder.build(0, c)
+
+    def attend(self, metadata, padding=0):
+        """Both layers' outputs, and what vLLM alone makes of them."""
+        tokens = metadata.num_actual_tokens + padding
+        query = torch.randn(tokens, HEADS, DIM, dtype=torch.float16)
+        key = torch.randn(tokens, KV_HEADS, DIM, dtype=torch.float16)
+        got, want = [], []
+        for layer in self.layers:
+            out, alone = torch.zeros(2, tokens, HEADS, DIM, dtype=torch.float16)
+            layer.impl.forward(layer, query, key, key, self.store, metadata, out)
+            whole = stand_in.Metadata(**{f: getattr(metadata, f) for f in stand_in.Metadata.__dataclass_fields__})
+            whole.scheduler_metadata = torch.tensor([len(metadata.seq_lens)])
+            stand_in.FlashAttentionImpl.forward(layer.impl, layer, query, key, key, self.store, whole, alone)
+            got.append(out), want.append(alone)
+        return torch.stack(got), torch.stack(want)
+
+
+def close(got, want):
+    torch.testing.assert_close(got.float(), want.float(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.fixture(params=VERSIONS)
+def model(request, backend, monkeypatch):
+    torch.manual_seed(1)
+    return Model(backend, request.param, monkeypatch)
+
+
+def test_decode_rows_are_ours(model):
+    close(*model.attend(model.step([1, 1, 1], [5, 200, 17]), padding=5))  # a graph's tokens may be more than the step's
+    assert model.library.rows == [3, 3] and model.library.layers == [0, 1]
+    assert model.decoder.counts["decode_steps"] == 1 and not model.decoder.declined
+
+
+def test_the_other_order_of_the_store(backend, monkeypatch):
+    model = Model(backend, VERSIONS[0], monkeypatch, order="HND")
+    close(*model.attend(model.step([1, 1], [5, 200])))
+    assert model.library.rows == [2, 2]
+
+
+def test_a_captured_step_is_the_same_and_not_counted(model):
+    close(*model.attend(model.step([1, 1], [1, 1], capture=True)))
+    assert model.library.rows == [2, 2] and not model.decoder.counts
+    close(*model.attend(model.step([1, 1, 1], [9, 8, 0])))  # a padded row of the graph sees nothing
+    assert model.library.rows[-1] == 3
+
+
+def test_padded_rows_leave_zeros(model):
+    got, _ = model.attend(model.step([1, 1], [9, 0]))
+    assert (got[:, 1] == 0).all()
+
+
+@given(data=st.data())
+@hypothesis_settings(max_examples=15, deadline=None)
+def test_any_step_gives_what_vllm_alone_gives(data):
+    with pytest.MonkeyPatch.context() as patch:
+        current = [None]
+        stand_in.install(patch, current)
+        patch.delitem(sys.modules, "lessismore.vllm.backend", raising=False)
+        import lessismore.vllm.backend as module
+
+        module.current = current
+        patch.setattr(torch.cuda, "current_stream", lambda: stand_in.Object(cuda_stream=0))
+        model = Model(module, data.draw(st.sampled_from(VERSIONS)), patch)
+        queries = data.draw(st.lists(st.sampled_from([1, 1, 1, 2, 5, 30]), min_size=1, max_size=8))
+        queries.sort()
+        seen = [q + data.draw(st.integers(0, 100)) for q in queries]
+        metadata = model.step(queries, seen)
+        close(*model.attend(metadata))
+        decoding = queries.count(1)
+        ours = decoding if 0 < decoding <= 6 else 0
+        assert metadata.lessismore.rows == ours and model.library.rows == [ours] * (2 if ours else 0)
+        assert (metadata.lessismore.rest is not None) == (0 < ours < len(queries))
+        for layer in model.layers:
+            assert layer.impl.calls == (ours < len(queries)) + 1  # the comparison is the last
+        sys.modules.pop("lessismore.vllm.backend", None)
+
+
+def test_a_prompt_among_the_first_rows_ends_ours(model):
+    close(*model.attend(model.step([1, 3, 1], [50, 60, 70])))
+    assert model.library.rows == [1, 1]
+
+
+@pytest.mark.parametrize(("queries", "more", "reason"), [
+    ([3, 1], {}, "prompts"), ([1] * 7, {}, "more than 6 rows"), ([1, 1], {"causal": False}, "not causal"),
+    ([1, 1], {"rswa_prefix_lens": torch.ones(2)}, "reference window"), ([1, 1], {"encoder_seq_lens": torch.ones(2)}, "encoder"),
+    ([1, 1], {"logits_indices_padded": torch.ones(2)}, "last token"),
+])  # fmt: skip
+def test_a_step_that_is_left_says_why(model, queries, more, reason):
+    metadata = model.step(queries, [9] * len(queries), **more)
+    assert metadata.lessismore.rows == 0 and model.decoder.counts["left_steps"] == 1
+    (found,) = model.decoder.declined.items()
+    assert reason in found[0] and found[1] == len(queries)
+    if "causal" not in more:
+        close(*model.attend(metadata))
+    assert not model.library.rows
+
+
+def test_a_field_that_is_not_known_leaves_the_step(model):
+    model.common = stand_in.dataclasses.make_dataclass("Newer", [("tree_mask", object, None)], bases=(model.common,))
+    assert model.step([1], [9], tree_mask=1).lessismore.rows == 0 and "tree_mask" in next(iter(model.decoder.declined))
+    assert model.step([1], [9]).lessismore.rows == 1
+
+
+def test_a_common_prefix_is_left(model):
+    c = model.step([1, 1], [40, 41])
+    common = model.common(query_start_loc=c.query_start_loc, query_start_loc_cpu=c.query_start_loc, seq_lens=c.seq_lens, num_reqs=2, num_actual_tokens=2,
+                          max_query_len=1, max_seq_len=41, block_table_tensor=c.block_table, slot_mapping=c.slot_mapping)  # fmt: skip
+    assert model.builder.build(16, common).lessismore.rows == 0 and "cascade" in next(iter(model.decoder.declined))
+
+
+def test_another_groups_block_table_reaches_the_rows_behind(model):
+    metadata = model.step([1, 4], [50, 60])
+    other = model.builder.update_block_table(metadata, metadata.block_table.flip(1).contiguous(), metadata.slot_mapping)
+    assert other.lessismore.rest.block_table.equal(other.block_table[1:]) and metadata.lessismore.rest.block_table.equal(metadata.block_table[1:])
+    close(*model.attend(other))
+
+
+def test_without_split_mixed_steps_are_left(backend, monkeypatch):
+    model = Model(backend, VERSIONS[0], monkeypatch, {"split": False})
+    assert model.step([1, 4], [50, 60]).lessismore.rows == 0 and model.step([1, 1], [50, 60]).lessismore.rows == 2
+
+
+def test_the_draft_of_a_speculator_is_left(model):
+    c = model.step([1, 1], [40, 41])
+    common = stand_in.Object(num_reqs=2, num_actual_tokens=2, max_query_len=1, query_start_loc=c.query_start_loc, max_seq_len=41, seq_lens=c.seq_lens,
+                             block_table_tensor=c.block_table, slot_mapping=c.slot_mapping, causal=True)  # fmt: skip
+    assert model.builder.build_for_drafting(common, 0).lessismore.rows == 0
+
+
+@pytest.mark.parametrize("queries", [[1, 1], [1, 4]])
+def test_what_the_library_refuses_vllm_computes_from_then_on(model, queries):
+    model.library.error = DeviceError("no such page")
+    close(*model.attend(model.step(queries, [50, 60])))
+    assert model.decoder.reason == "no such page" and not model.library.rows
+    model.library.error = None
+    assert model.step(queries, [50, 60]).lessismore.rows == 0
+
+
+def test_tensors_of_another_shape_are_refused_not_read(model):
+    model.store = model.store[..., : 2 * DIM - 16]
+    metadata = model.step([1, 1], [5, 6])
+    layer, out = model.layers[0], torch.zeros(2, HEADS, DIM, dtype=torch.float16)
+    with pytest.raises(Exception):  # the stand-in's attention cannot take it either
+        layer.impl.forward(layer, out.clone(), out, out, model.store, metadata, out)
+    assert "kv_cache has shape" in model.decoder.reason and not model.library.rows
+
+
+def test_sinks_follow_the_weights(model):
+    sinks = torch.ones(HEADS, dtype=torch.bfloat16)
+    layer = model.layers[0]
+    layer.impl.sinks = sinks
+    model.attend(model.step([1], [5]))
+    kept = layer.impl.call.sinks
+    assert layer.impl.call.arguments.sinks == kept.data_ptr() and kept.dtype == torch.float32
+    sinks.fill_(3)
+    layer.impl.process_weights_after_loading(torch.float16)
+    assert layer.impl.call.sinks is kept and (kept == 3).all()
+
+
+def test_rows_that_decode_come_first_and_graphs_are_of_single_tokens(model):
+    assert model.builder.reorder_batch_threshold == 1
+    assert model.backend.Builder.get_cudagraph_support(model.config, None) is stand_in.AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+    assert model.backend.Backend.get_name() == "CUSTOM"
+
+
+# ---- opening ----
+
+
+def opened(settings_, monkeypatch, error=None):
+    c = stand_in.config(settings_)
+    c.compilation_config.static_forward_context["layers.0"] = stand_in.Attention("layers.0", impl())
+    d = decoder.Decoder(c)
+    if error is not None:
+        def make(self, found, device):
+            raise error
+        monkeypatch.setattr(decoder.Decoder, "_make", make)
+    d.open(stand_in.FlashAttentionImpl, torch.device("cpu"))
+    return d
+
+
+def test_a_library_or_device_that_is_missing_leaves_everything_to_vllm(monkeypatch):
+    d = opened({"layers": [0]}, monkeypatch, lessismore.LibraryError("liblessismore.so was not found"))
+    assert "not found" in d.reason and not d.active
+    d = opened({"layers": [0]}, monkeypatch, DeviceError("no CUDA driver"))
+    assert d.reason == "no CUDA driver" and not d.active
+
+
+def test_a_setting_that_is_wrong_for_the_model_is_an_error(monkeypatch):
+    with pytest.raises(ArgumentError, match="layer"):
+        opened({"layers": [7]}, monkeypatch)
+    monkeypatch.setenv("LESSISMORE_LAYERS", "7")  # as with every host: the log says so
+    assert "layer" in opened(None, monkeypatch).reason
+
+
+def test_without_memory_everything_is_vllms(monkeypatch):
+    d = opened({"layers": [0]}, monkeypatch, torch.OutOfMemoryError("tried to allocate"))
+    assert "tried to allocate" in d.reason and not d.active
+
+
+def test_without_layers_or_profile_nothing_is_sparse_and_the_log_says_how(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    d = opened({}, monkeypatch)
+    assert "calibrate" in d.reason and "PIECEWISE" in d.reason
+
+
+def test_work_memory_bounds_the_rows():
+    for limit, most in ((0, 0), (99, 0), (100, 1), (1000, 10), (1 << 40, 64)):
+        assert memory.rows_within(lambda n: 100 * n, 64, limit) == most
+
+
+# ---- profiles ----
+
+IN_FORCE = {"budget": 2048, "recency": 0.25, "sink_tokens": 4, "policy": "union", "selections": 2}
+
+
+def kept(path, weights="model m", n=4, choice=(1, 3), **changed):
+    content = {"format": 1, "model": {"layers": n, "weights": weights}, "settings": {**IN_FORCE}, "choice": list(choice), **changed}
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_where_selection_layers_come_from(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def choose(measures, **given):
+        return profile.choose(settings.Settings(**given), IN_FORCE, 4, "m", measures)
+
+    assert choose(False, layers=(0, 2)).layers == (0, 2)
+    assert choose(False).reason and not choose(False).layers
+    fresh = choose(True)
+    assert fresh.measure and fresh.profile and fresh.model == "m"
+    kept(type(tmp_path)(fresh.profile))  # as the library leaves it
+    assert choose(False).layers == (1, 3)  # graphs keep what they were captured with
+    again = choose(True)
+    assert again.measure and again.layers is None and again.profile == fresh.profile
+    assert choose(False, profile="off").reason
+    other = kept(tmp_path / "other.json", weights="model of transformers")
+    for measures in (False, True):  # measured elsewhere: its layers, as if they were given
+        found = choose(measures, profile=other)
+        assert found.layers == (1, 3) and not found.measure and "another host" in found.source
+    assert choose(True, profile=str(tmp_path / "new.json")).measure and choose(False, profile=str(tmp_path / "new.json")).reason
+
+
+@pytest.mark.parametrize("changed", [
+    {"format": 2}, {"choice": []}, {"choice": [1, 9]}, {"choice": [3, 1]}, {"choice": [True, 2]}, {"model": {"layers": 5}}, {"settings": {**IN_FORCE, "budget": 64}},
+    {"settings": {}}, {"model": 3},
+])  # fmt: skip
+def test_a_named_profile_that_does_not_fit_is_an_error(tmp_path, changed):
+    with pytest.raises(ArgumentError, match="profile"):
+        profile.choose(settings.Settings(profile=kept(tmp_path / "p.json", **changed)), IN_FORCE, 4, "m", False)
+
+
+def test_what_is_no_profile_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("{")
+    for name in ("pipe", "text", "."):
+        with pytest.raises(ArgumentError, match="profile"):
+            profile.choose(settings.Settings(profile=str(tmp_path / name)), IN_FORCE, 4, "m", False)
+
+
+# ---- metrics ----
+
+
+def test_metrics_are_what_the_processes_wrote(monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    library = dict.fromkeys((key for *_, keys in metrics.LIBRARY for key in keys.values()), 0)
+    report = {"reason": None, "work_bytes": 9, "counts": {"decode_steps": 3}, "declined": {"prompts": 2}, "library": {**library, "rows_sparse": 5}}
+    counted = stand_in.Object(report=lambda: report, engine=stand_in.Object(report=lambda: {"version": "1"}))
+    reporter = metrics.Reporter(counted, 0, 1, 1e-9, str(tmp_path / "stats.json"))
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / "stats.json").symlink_to(tmp_path / "target")
+    reporter.tick()
+    found = {family.name: dict(family.values) for family in metrics.families(metrics.reports(str(tmp_path))[:1])}
+    assert found["lessismore_rows"] == {("0", "sparse"): 5, ("0", "full"): 0} and found["lessismore_steps"][("0", "decode")] == 3
+    assert found["lessismore_declined_rows"] == {("0", "prompts"): 2} and found["lessismore_active"] == {("0", ""): 1.0}
+    assert json.loads((tmp_path / "stats.json").read_text())["vllm"]["rank"] == 0 and (tmp_path / "target").read_text() == "kept"
+    (tmp_path / "broken.json").write_text("{")
+    assert len(metrics.reports(str(tmp_path))) == 2 and metrics.reports(str(tmp_path / "none")) == []
+
+
+def test_what_is_counted_is_read_only_when_someone_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    read = []
+    reporter = metrics.Reporter(stand_in.Object(report=lambda: read.append(1) or {}), 0, 1, 1e-9, None)
+    for asked, times in ((None, 0), (1, 1), (1, 1), (2, 2)):
+        if asked is not None:
+            (tmp_path / metrics.ASKED).touch()
+            os.utime(tmp_path / metrics.ASKED, (asked, asked))
+        reporter.tick()
+        assert len(read) == times
+
+
+def test_the_page_of_metrics(monkeypatch, tmp_path):
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry()
+    registry.register(metrics.Collector(str(tmp_path)))
+    report = {"rank": 1, "reason": "a \"reason\"", "work_bytes": 9, "counts": {"split_steps": 3}, "declined": {"prompts": 2}, "library": None}
+    (tmp_path / "1.json").write_text(json.dumps(report))
+    page = client.generate_latest(registry).decode()
+    assert 'lessismore_steps_total{kind="split",rank="1"} 3.0' in page and 'lessismore_active{rank="1",reason="a \\"reason\\""} 0.0' in page
+    assert (tmp_path / metrics.ASKED).exists()
+
+
+def test_statistics_that_fail_end_nothing(monkeypatch, tmp_path, caplog):
+    def fail():
+        raise DeviceError("gone")
+
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    reporter = metrics.Reporter(stand_in.Object(report=fail), 0, 1, 1e-9, None)
+    reporter.tick()  # no one has asked
+    assert not caplog.text
+    for _ in range(2):
+        (tmp_path / metrics.ASKED).touch()
+        reporter.tick()
+    assert caplog.text.count("gone") == 1 and os.listdir(tmp_path) == [metrics.ASKED]
