@@ -297,7 +297,7 @@ def build(system: System, source: pathlib.Path) -> None:
         indexes = ("PIP_INDEX_URL", "GOPROXY", "GONOSUMDB", "GOSUMDB")
         outside = {k: v for k, v in os.environ.items() if k in indexes or k.lower().endswith("_proxy")}
         code = (
-            "import lessismore, numpy; e = lessismore.Engine(1, n_threads=1); s = e.sequence(); k = numpy.ones((9, 1, 32), 'f');"
+            "import lessismore, numpy; e = lessismore.Engine(1, n_threads=1); s = e.decoder(); k = numpy.ones((9, 1, 32), 'f');"
             "print(bool((s.attend(0, k[0], k, k * 3) == 3).all()), lessismore.library_path())"
         )
         try:
