@@ -16,8 +16,8 @@ rm -f "$out"/*.whl "$out"/lessismore-*.tar.gz
 
 for arch; do
     LESSISMORE_LIBRARY="$PWD/build/wheels/$arch/liblessismore.so" \
-        python3 -m build --wheel --no-isolation --outdir "$out" bindings/python >build/wheels/$arch/wheel.log 2>&1 ||
-        { cat build/wheels/$arch/wheel.log >&2; exit 1; }
+        python3 -m build --wheel --no-isolation --outdir "$out" bindings/python >"build/wheels/$arch/wheel.log" 2>&1 ||
+        { cat "build/wheels/$arch/wheel.log" >&2; exit 1; }
 done
 python3 -m build --sdist --no-isolation --outdir "$out" bindings/python >build/wheels/sdist.log 2>&1 ||
     { cat build/wheels/sdist.log >&2; exit 1; }

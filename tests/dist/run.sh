@@ -39,7 +39,7 @@ LD_LIBRARY_PATH="$dist/lib" ./program
 
 sed "s/@VERSION@/$version/" "$here/CMakeLists.txt" >CMakeLists.txt
 configure() { cmake -S . -B build -DCMAKE_PREFIX_PATH="$dist" >log 2>&1; }
-configure && cmake --build build >>log 2>&1 || { cat log; exit 1; }
+if ! configure || ! cmake --build build >>log 2>&1; then cat log; exit 1; fi
 build/program
 
 takes() { # VERSION: whether a project that asks for it, and compiles nothing, is given this one
@@ -47,7 +47,7 @@ takes() { # VERSION: whether a project that asks for it, and compiles nothing, i
     printf 'cmake_minimum_required(VERSION 3.22)\nproject(p NONE)\nfind_package(lessismore %s REQUIRED)\n' "$1" >CMakeLists.txt
     configure
 }
-takes "$version" && takes "" || { cat log; exit 1; }
+if ! takes "$version" || ! takes ""; then cat log; exit 1; fi
 for wrong in 1.0 0.0.1 "$version.1"; do
     ! takes "$wrong" || fail "CMake takes version $version where $wrong is asked for"
 done

@@ -21,7 +21,7 @@ host=fake_host
 expect() {
     if ! text=$("$out/$host" "$library" "$1" 2>&1); then
         fail "$1: $text"
-    elif [ -z "$2" ] && [ "$(echo "$text" | grep -v ' loaded into ggml fake' | wc -l)$(echo "$text" | grep -c ' loaded into ')" != 01 ]; then
+    elif [ -z "$2" ] && [ "$(echo "$text" | grep -vc ' loaded into ggml fake')$(echo "$text" | grep -c ' loaded into ')" != 01 ]; then
         fail "$1: $text"
     elif [ -n "$2" ] && [ "$(echo "$text" | grep -c "$2")" != 1 ]; then
         fail "$1: wants one line with '$2', got: $text"

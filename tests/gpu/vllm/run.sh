@@ -5,7 +5,7 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd)
 logs=${1:-$here/../../../build/vllm}
 python=${PYTHON:-python3}
-export XDG_CACHE_HOME=${XDG_CACHE_HOME:-$(mktemp -d)} # profiles of this run only
+export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$(mktemp -d)}" # profiles of this run only
 mkdir -p "$logs"
 
 # one NAME SECONDS COMMAND...

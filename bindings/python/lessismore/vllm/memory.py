@@ -15,11 +15,11 @@ def kv_tokens(config: Any, token_bytes: int, device_bytes: int, used_bytes: int)
         token_bytes: of a token's keys and values in the layers that take part.
         device_bytes, used_bytes: memory of the device; of it, what the weights have.
     """
-    cache, longest = config.cache_config, config.model_config.max_model_len
+    cache, longest = config.cache_config, int(config.model_config.max_model_len)
     blocks = getattr(cache, "num_gpu_blocks_override", None)
     room = getattr(cache, "kv_cache_memory_bytes", None) or int(device_bytes * cache.gpu_memory_utilization) - used_bytes
-    tokens = blocks * cache.block_size if blocks and cache.block_size else room // token_bytes
-    return min(max(tokens, longest), config.scheduler_config.max_num_seqs * longest)
+    tokens = int(blocks * cache.block_size if blocks and cache.block_size else room // token_bytes)
+    return min(max(tokens, longest), int(config.scheduler_config.max_num_seqs) * longest)
 
 
 def rows_within(size: Callable[[int], int], most: int, limit: int) -> int:

@@ -43,7 +43,7 @@ def announce() -> None:
     folder = tempfile.mkdtemp(prefix="lessismore-vllm-")
     os.environ[VARIABLE] = folder
     atexit.register(_remove, folder, os.getpid())
-    REGISTRY.register(Collector(folder))  # type: ignore[arg-type]
+    REGISTRY.register(Collector(folder))
 
 
 def _remove(folder: str, owner: int) -> None:

@@ -71,9 +71,9 @@ def split(common: Any, most_rows: int, capacity: int, mixed: bool) -> Split:
     for name, reason in REFUSED.items():
         if getattr(common, name, None) is not None:
             return Split(0, False, reason)
-    name = unknown(common)
-    if name is not None:
-        return Split(0, False, f"a step with {name}, which is not known")
+    field = unknown(common)
+    if field is not None:
+        return Split(0, False, f"a step with {field}, which is not known")
     if common.max_seq_len > capacity:
         return Split(0, False, f"a context of more than {capacity} tokens")
     if common.max_query_len == 1:
