@@ -1,4 +1,4 @@
-"""Kinds of models: what is taken agrees with NumPy and with the model's own eager attention, the rest is refused by name."""
+"""Kinds of models: what is offloaded agrees with NumPy and with the model's own eager attention, the rest is refused by name."""
 
 import gc
 import re
@@ -43,7 +43,7 @@ MODELS = {
         num_experts_per_tok=1,
     ),
 }  # fmt: skip
-TAKEN = 4  # full-attention layers of each
+OFFLOADED = 4  # full-attention layers of each
 
 
 def build(config, attention, dtype=torch.float32):
@@ -131,12 +131,12 @@ def test_sparse(name, cache):
     assert torch.equal(tokens, same)
     torch.testing.assert_close(found, want, atol=3e-4, rtol=1e-3)
     stats = lessismore.transformers.stats(model)
-    assert stats["layers"] == TAKEN and stats["selection_layers"] == LAYERS
+    assert stats["layers"] == OFFLOADED and stats["selection_layers"] == LAYERS
     assert stats["rows_sparse"] == 2 * 11 and stats["no_set_calls"] == 0
     assert stats["sparse_calls"] == 2 * 11 * 2
     slides = "layer_types" in MODELS[name]().to_dict() and ALTERNATE[0] in MODELS[name]().layer_types
-    assert stats["passed_calls"] == (12 * TAKEN if slides else 0)
-    assert stats["prompt_calls"] == TAKEN
+    assert stats["passed_calls"] == (12 * OFFLOADED if slides else 0)
+    assert stats["prompt_calls"] == OFFLOADED
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -255,7 +255,7 @@ def test_refused_models(kind):
 def test_checked_before_it_is_called(name):
     model = build(MODELS[name](), "lessismore")
     lessismore.transformers.check(model)
-    assert lessismore.transformers.stats(model)["layers"] == TAKEN
+    assert lessismore.transformers.stats(model)["layers"] == OFFLOADED
     logits(model)
     assert lessismore.transformers.stats(model)["rows_sparse"] == 22
     with pytest.raises(lessismore.ArgumentError, match="attn_implementation='eager'"):

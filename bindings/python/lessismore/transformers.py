@@ -15,7 +15,7 @@ Where a model is on an NVIDIA GPU, so is all of this: in float16 or bfloat16, on
 waiting, also inside a CUDA graph (with a static cache, after one step outside of it). A graph keeps the layers' roles of
 its capture and measures nothing: name layers, or run the steps that find them outside of it.
 
-Whatever cannot be taken raises UnsupportedError, naming the layer and the reason: when the model is first called, or
+Whatever cannot be offloaded raises UnsupportedError, naming the layer and the reason: when the model is first called, or
 by check(model) as soon as it is loaded. Nothing is silently dense. Tested with transformers 5.23 and torch 2.15.
 """
 
@@ -48,7 +48,7 @@ __all__ = ["check", "register", "report", "stats"]
 NAME = "lessismore"
 logger = logging.getLogger(NAME)
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
-TAKEN = "full_attention"
+OFFLOADED = "full_attention"
 PASSED = ("sliding_attention", "chunked_attention")
 ELSEWHERE = ("linear_attention", "conv", "moe")  # layers that never ask for attention
 KNOWN = frozenset(("position_ids", "cache_position", "position_embeddings"))  # tensors that have had their effect
@@ -115,7 +115,7 @@ def check(model: torch.nn.Module) -> None:
     """Says right after loading what the first call would.
 
     Raises:
-        UnsupportedError: the model, or one of its layers, cannot be taken; the text names it and why.
+        UnsupportedError: the model, or one of its layers, cannot be offloaded; the text names it and why.
         ArgumentError: the model has another attn_implementation, or lacks a layer that was to choose.
     """
     config: Any = model.config
@@ -145,7 +145,7 @@ def check(model: torch.nn.Module) -> None:
         elif getattr(module, "is_causal", True) is False and _attends(module) is function:
             _meet(function.configuration, module)  # says why not
     if not met:
-        raise UnsupportedError(f"{type(model).__name__} has no attention layer that could be taken")
+        raise UnsupportedError(f"{type(model).__name__} has no attention layer that could be offloaded")
 
 
 def _attends(module: torch.nn.Module) -> Any:
@@ -173,7 +173,7 @@ def stats(model: torch.nn.Module) -> dict[str, Any]:
     choice = next((m["choice"] for m in found["models"]), latest["selection_layers"])
     return {
         **of.engine.stats(),
-        "layers": len(of.taken),
+        "layers": len(of.offloaded),
         "selection_layers": choice,
         "layers_from": latest["layers_from"],
         "events": [event for c in contexts for event in c.get("events", [])],
@@ -204,13 +204,13 @@ class _Model:
     def __init__(self, configuration: _Configuration, config: Any, first: torch.nn.Module) -> None:
         self.configuration, self.config = configuration, config
         self.types = _layer_types(config)
-        taken = [i for i, kind in enumerate(self.types) if kind == TAKEN]
-        if not taken:
+        offloaded = [i for i, kind in enumerate(self.types) if kind == OFFLOADED]
+        if not offloaded:
             kinds = ", ".join(sorted(set(self.types)))
             raise UnsupportedError(f"{_named(config)} has no full-attention layer: {kinds}")
-        self.taken = {layer: index for index, layer in enumerate(taken)}
+        self.offloaded = {layer: index for index, layer in enumerate(offloaded)}
         self.members: dict[int, weakref.ref[torch.nn.Module]] = {}
-        self.engine = configuration.engine(len(taken), _about(config, first))
+        self.engine = configuration.engine(len(offloaded), _about(config, first))
         self.prompt_calls = self.passed_calls = 0
         self.short_calls = 0  # of several query tokens behind others, one after another
         self.short_said = False
@@ -392,14 +392,14 @@ def _layer_types(config: Any) -> list[str]:
         raise UnsupportedError(f"{_named(config)} is an encoder-decoder model")
     types = getattr(config, "layer_types", None)
     if types is None:
-        kind = TAKEN
+        kind = OFFLOADED
         if getattr(config, "sliding_window", None) is not None:
             kind = "sliding_attention"
         elif getattr(config, "attention_chunk_size", None) is not None:
             kind = "chunked_attention"
         types = [kind] * config.num_hidden_layers
     for i, kind in enumerate(types):
-        if kind != TAKEN and kind not in PASSED and kind not in ELSEWHERE:
+        if kind != OFFLOADED and kind not in PASSED and kind not in ELSEWHERE:
             raise UnsupportedError(f"{_named(config)}: layer {i} is of type {kind}, which is not known")
     return list(types)
 
@@ -411,7 +411,7 @@ def _meet(configuration: _Configuration, module: torch.nn.Module) -> _Layer:
     if config is None or not isinstance(number, int):
         raise UnsupportedError(f"{kind} does not say which layer of which model it is{_text_alone(configuration)}")
     if not getattr(module, "is_causal", True) or getattr(module, "is_cross_attention", False):
-        raise UnsupportedError(f"{kind}, layer {number}: only causal self-attention can be taken{_text_alone(configuration)}")
+        raise UnsupportedError(f"{kind}, layer {number}: only causal self-attention can be offloaded{_text_alone(configuration)}")
     with _lock:
         known = _layers.get(module)
         if known is not None and known.model.configuration is configuration:  # another thread was first
@@ -424,7 +424,7 @@ def _meet(configuration: _Configuration, module: torch.nn.Module) -> _Layer:
         if model.types[number] in ELSEWHERE:
             raise UnsupportedError(f"{kind}, layer {number}: type {model.types[number]} should not ask for attention")
         model.members[number] = weakref.ref(module)
-        layer = _Layer(model, model.taken.get(number, -1), f"{kind}, layer {number}")
+        layer = _Layer(model, model.offloaded.get(number, -1), f"{kind}, layer {number}")
         _layers[module] = layer
     return layer
 
@@ -438,8 +438,8 @@ def _text_alone(configuration: _Configuration) -> str:
 
 def _fits(model: _Model, configuration: _Configuration, config: Any, number: int, module: torch.nn.Module) -> bool:
     """Whether a layer can be of this model: not when another one has its number already."""
-    taken = model.members.get(number)
-    return model.config is config and model.configuration is configuration and (taken is None or taken() in (None, module))
+    member = model.members.get(number)
+    return model.config is config and model.configuration is configuration and (member is None or member() in (None, module))
 
 
 def _check(layer: _Layer, **tensors: torch.Tensor) -> None:
@@ -471,7 +471,7 @@ def _refuse(
             if name == "output_attentions" and given:
                 what = 'output_attentions: use attn_implementation="eager"'
             elif name == "is_causal" and not given:
-                what = "is_causal=False: only causal self-attention can be taken"
+                what = "is_causal=False: only causal self-attention can be offloaded"
             elif name == "cache":
                 what = f"{type(given).__name__}: K/V in pages"
             elif isinstance(given, torch.Tensor):
