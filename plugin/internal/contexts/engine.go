@@ -14,11 +14,11 @@ import (
 )
 
 // Engine is a configuration, and what was counted under it. Safe for use from several threads; the
-// sessions and sequences made from it are not, each belongs to one thread at a time.
+// sessions and decoders made from it are not, each belongs to one thread at a time.
 type Engine struct {
 	Settings settings.Config
 	Profiles selection.Profiles
-	About    string // what tells the model of the engine's sequences from others of its shape
+	About    string // what tells the model of the engine's decoders from others of its shape
 	Said     lines  // about that model; a session has its host's log
 
 	reason   atomic.Pointer[string] // why the engine is inert for good; nil: it is not
@@ -27,7 +27,7 @@ type Engine struct {
 	Hosted   atomic.Uint64 // there ever were
 	Lockstep lockstep      // of those on GPUs
 
-	mu      sync.Mutex // never held while a session's, sequence's or model's own lock is taken
+	mu      sync.Mutex // never held while a session's, decoder's or model's own lock is taken
 	Models  map[selection.Identity]*selection.Model
 	unknown []selection.Identity // of the models, those that only one context knows
 	live    []statser
@@ -35,7 +35,7 @@ type Engine struct {
 	used    engines // by those that are summed up
 }
 
-// statser is a session or a sequence: something that counts.
+// statser is a session or a decoder: something that counts.
 type statser interface{ Stats() stats.Stats }
 
 // MaxEnded bounds what is remembered of contexts that have been freed; older ones are summed up. Of models that only one
@@ -57,8 +57,8 @@ func NewEngine(config settings.Config) (*Engine, error) {
 // Keep says where profiles are read and written; without it, nowhere. Before the first session.
 func (e *Engine) Keep(profiles selection.Profiles) { e.Profiles = profiles }
 
-// Serve says what model the engine's sequences are of: any text that tells it from others of its shape, ""
-// where nothing does; and who is told what is learned of it. Before the first sequence.
+// Serve says what model the engine's decoders are of: any text that tells it from others of its shape, ""
+// where nothing does; and who is told what is learned of it. Before the first decoder.
 func (e *Engine) Serve(about string, log func(settings.LogLevel, string)) {
 	if about != "" {
 		e.About = "model " + about
@@ -184,7 +184,7 @@ func (e *Engine) Finished(s statser) {
 	}
 }
 
-// Report is what all sessions and sequences of the engine have counted, ended ones first.
+// Report is what all sessions and decoders of the engine have counted, ended ones first.
 func (e *Engine) Report() *stats.Report {
 	e.mu.Lock()
 	contexts := append(make([]stats.Stats, 0, len(e.ended)+len(e.live)), e.ended...)

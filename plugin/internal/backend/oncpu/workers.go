@@ -8,8 +8,8 @@ import (
 )
 
 // Workers are the threads of an engine whose callers bring none. A team runs one call at a time, so a
-// sequence borrows one for each call: there are as many teams as sequences ever attended at once, and a
-// host that decodes its sequences in turn has one. Safe for use from several threads.
+// decoder borrows one for each call: there are as many teams as decoders ever attended at once, and a
+// host that decodes its rows in turn has one. Safe for use from several threads.
 type Workers struct {
 	size int
 
@@ -45,7 +45,7 @@ func (w *Workers) giveBack(p *cpu.Pool) {
 	w.mu.Unlock()
 }
 
-// Free ends the threads. No sequence may be attending.
+// Free ends the threads. No decoder may be attending.
 func (w *Workers) Free() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
