@@ -410,7 +410,7 @@ def test_tensors_of_another_shape_are_refused_not_read(model):
     model.store = model.store[..., : 2 * DIM - 16]
     metadata = model.step([1, 1], [5, 6])
     layer, out = model.layers[0], torch.zeros(2, HEADS, DIM, dtype=torch.float16)
-    with pytest.raises(Exception):  # the stand-in's attention cannot take it either
+    with pytest.raises((RuntimeError, IndexError, ValueError)):  # the stand-in's attention cannot take it either
         layer.impl.forward(layer, out.clone(), out, out, model.store, metadata, out)
     assert "kv_cache has shape" in model.context.reason and not model.library.rows
 

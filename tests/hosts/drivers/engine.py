@@ -139,9 +139,11 @@ def fill_context(ctx: Context, n: int, *, seed=0, block=512, progress=None) -> i
     """Puts about n tokens into sequence 0 in seconds; returns the next free position.
 
     One block is computed, its state saved, and then restored into sequence 1, moved
-    behind what is there and copied to sequence 0, again and again. The context needs
-    a unified cache, two sequences, and n + block cells. The text is the same block
-    over and over: right for timing, meaningless otherwise.
+    behind what is there and copied to sequence 0, again and again. The last block is
+    computed where it stands: a host shows no order of copied tokens, and a row is sparse
+    only where its newest ones are known. The context needs a unified cache, two
+    sequences, and n + block cells. The text is the same block over and over: right for
+    timing, meaningless otherwise.
     """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, min(ctx.model.n_vocab, 50_000) - 3, block).tolist()
@@ -150,7 +152,7 @@ def fill_context(ctx: Context, n: int, *, seed=0, block=512, progress=None) -> i
     state = ctx.save(1)
     ctx.remove(1)
     blocks = max(1, n // block)
-    for i in range(blocks):
+    for i in range(blocks - 1):
         ctx.restore(state, 1)
         if i:
             ctx.add(1, block * i)
@@ -158,6 +160,7 @@ def fill_context(ctx: Context, n: int, *, seed=0, block=512, progress=None) -> i
         ctx.remove(1)
         if progress:
             progress((i + 1) * block)
+    ctx.prompt(tokens, start=block * (blocks - 1))
     end = ctx.api.memory_seq_pos_max(ctx.memory, 0)
     if end != blocks * block - 1:
         raise RuntimeError(f"filled up to position {end}, expected {blocks * block - 1}")

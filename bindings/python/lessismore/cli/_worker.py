@@ -61,16 +61,20 @@ class Context:
         self.c.llama_get_logits_ith(self.ctx, len(tokens) - 1)  # waits for it
 
     def fill(self, length: int) -> int:
-        """About so many tokens in sequence 0; returns how many. One block is computed, the others are its copies."""
+        """About so many tokens in sequence 0; returns how many. One block is computed, the others but the last are its copies.
+
+        The last one is computed where it stands: a host shows no order of copied tokens, and a row is sparse only where its
+        newest ones are known."""
         c, step = self.c, 7919  # any text will do
         block = min(BLOCK, length)
-        self.decode([3 + i * step % (min(self.vocabulary, 50_000) - 6) for i in range(block)], 0, 1)
+        tokens = [3 + i * step % (min(self.vocabulary, 50_000) - 6) for i in range(block)]
+        self.decode(tokens, 0, 1)
         size = c.llama_state_seq_get_size(self.ctx, 1)
         state = (ctypes.c_uint8 * size)()
         if c.llama_state_seq_get_data(self.ctx, state, size, 1) != size:
             raise SystemExit("the host cannot save a sequence")
         count = length // block
-        for i in range(count):
+        for i in range(count - 1):
             c.llama_memory_seq_rm(self.memory, 1, -1, -1)
             if c.llama_state_seq_set_data(self.ctx, state, size, 1) != size:
                 raise SystemExit("the host cannot restore a sequence")
@@ -78,6 +82,7 @@ class Context:
                 c.llama_memory_seq_add(self.memory, 1, -1, -1, block * i)
             c.llama_memory_seq_cp(self.memory, 1, 0, -1, -1)
         c.llama_memory_seq_rm(self.memory, 1, -1, -1)
+        self.decode(tokens, block * (count - 1), 0)
         return count * block
 
     def steps(self, position: int, count: int) -> list[float]:
