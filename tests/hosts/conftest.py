@@ -3,6 +3,7 @@ to get it.
 
     <cache>/venv/bin/python -m pytest tests/hosts [--long]
 """
+
 from __future__ import annotations
 
 import functools
@@ -15,7 +16,9 @@ SEEDS = range(1, 9)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="also what needs root or minutes to install: a newer llama.cpp in a newer Debian")
+    parser.addoption(
+        "--long", action="store_true", help="also what takes long: ten seeds of test_soak.py, a newer llama.cpp in a newer Debian"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -64,14 +67,9 @@ def native(library):
     """Runs a scenario in llama-cpp-python with the library."""
 
     def run(scenario, problems, settings, **job):
-        return hostlib.run("llama-cpp-python", library=library, scenario=scenario, problems=problems,
-                           settings=settings, **job)
+        return hostlib.run("llama-cpp-python", library=library, scenario=scenario, problems=problems, settings=settings, **job)
 
     return run
-
-
-def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="the long form of test_soak.py: ten seeds")
 
 
 def pytest_report_header():

@@ -12,7 +12,9 @@ import pytest
 import torch
 import vllm_interface as stand_in
 from conftest import PACKAGE
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 import lessismore
 import lessismore.vllm
@@ -62,7 +64,10 @@ def test_overridden_methods_take_what_vllm_gives(backend, version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_is_read_is_there(version):
     modules = stand_in.recorded(version)
-    backends, config = modules["vllm/v1/attention/backend.py"], {k.rsplit("/", 1)[-1]: v for k, v in modules.items() if k.startswith("vllm/config/")}
+    backends, config = (
+        modules["vllm/v1/attention/backend.py"],
+        {k.rsplit("/", 1)[-1]: v for k, v in modules.items() if k.startswith("vllm/config/")},
+    )
     flash = modules["vllm/v1/attention/backends/flash_attn.py"]
     assert {"num_heads", "head_size", "scale", "num_kv_heads", "alibi_slopes", "sliding_window", "kv_cache_dtype", "logits_soft_cap", "attn_type",
             "kv_sharing_target_layer_name", "sinks", "batch_invariant_enabled"} <= set(flash["FlashAttentionImpl"]["sets"])  # fmt: skip
@@ -78,7 +83,9 @@ def test_what_is_read_is_there(version):
                  "data_parallel_size", "data_parallel_rank", "world_size", "rank"):  # fmt: skip
         assert name in parallel["fields"], name
     assert "use_ubatching" in parallel["methods"]
-    assert {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size"} <= set(config["cache.py"]["CacheConfig"]["fields"])
+    assert {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size"} <= set(
+        config["cache.py"]["CacheConfig"]["fields"]
+    )
     assert "max_num_seqs" in config["scheduler.py"]["SchedulerConfig"]["fields"]
     assert {"dtype", "max_model_len", "model", "revision", "quantization"} <= set(config["model.py"]["ModelConfig"]["fields"])
     assert "rswa_window" in config["model.py"]["ModelConfig"]["methods"]
@@ -101,7 +108,8 @@ def test_the_entry_point_registers(monkeypatch):
         registry = stand_in.install(monkeypatch, [None], names)
         lessismore.vllm.register()
         lessismore.vllm.register()
-        assert registry.chosen == {name: "lessismore.vllm.backend.Backend" for name in (["CUSTOM", "LESSISMORE"] if names else ["CUSTOM"])}
+        known = ["CUSTOM", "LESSISMORE"] if names else ["CUSTOM"]
+        assert registry.chosen == dict.fromkeys(known, "lessismore.vllm.backend.Backend")
 
 
 def test_importing_the_package_imports_neither_vllm_nor_torch():
@@ -229,8 +237,15 @@ class Library:
             if n == 0:
                 continue
             table = at(a.table + row * a.table_stride * 4, (-(-int(n) // PAGE),), (4,), np.int32)
-            k = np.concatenate([at(a.key + int(p) * a.key_page_stride, (PAGE, KV_HEADS, DIM), (a.key_token_stride, a.key_head_stride, 2)) for p in table])
-            v = np.concatenate([at(a.value + int(p) * a.value_page_stride, (PAGE, KV_HEADS, DIM), (a.value_token_stride, a.value_head_stride, 2)) for p in table])
+            k = np.concatenate(
+                [at(a.key + int(p) * a.key_page_stride, (PAGE, KV_HEADS, DIM), (a.key_token_stride, a.key_head_stride, 2)) for p in table]
+            )
+            v = np.concatenate(
+                [
+                    at(a.value + int(p) * a.value_page_stride, (PAGE, KV_HEADS, DIM), (a.value_token_stride, a.value_head_stride, 2))
+                    for p in table
+                ]
+            )
             k, v = (np.repeat(x[:n].astype(np.float64), HEADS // KV_HEADS, 1) for x in (k, v))
             p = np.exp(np.einsum("hd,thd->ht", q, k) * a.scale)
             to[:] = np.einsum("ht,thd->hd", p, v) / p.sum(1, keepdims=True)
@@ -249,7 +264,12 @@ class Model:
         self.context = context.of(self.config)
 
         def make(self, found, device):
-            self.decoder, self.max_rows, self.capacity, self.numbers = stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None), 6, 512, found.numbers
+            self.decoder, self.max_rows, self.capacity, self.numbers = (
+                stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None),
+                6,
+                512,
+                found.numbers,
+            )
 
         monkeypatch.setattr(context.Context, "_make", make)
         self.library = Library()
@@ -381,7 +401,9 @@ def test_a_common_prefix_is_left(model):
 def test_another_groups_block_table_reaches_the_rows_behind(model):
     metadata = model.step([1, 4], [50, 60])
     other = model.builder.update_block_table(metadata, metadata.block_table.flip(1).contiguous(), metadata.slot_mapping)
-    assert other.lessismore.rest.block_table.equal(other.block_table[1:]) and metadata.lessismore.rest.block_table.equal(metadata.block_table[1:])
+    assert other.lessismore.rest.block_table.equal(other.block_table[1:]) and metadata.lessismore.rest.block_table.equal(
+        metadata.block_table[1:]
+    )
     close(*model.attend(other))
 
 
@@ -441,8 +463,10 @@ def opened(settings_, monkeypatch, error=None):
     c.compilation_config.static_forward_context["layers.0"] = stand_in.Attention("layers.0", impl())
     d = context.Context(c)
     if error is not None:
+
         def make(self, found, device):
             raise error
+
         monkeypatch.setattr(context.Context, "_make", make)
     d.open(stand_in.FlashAttentionImpl, torch.device("cpu"))
     return d
@@ -545,7 +569,13 @@ def test_what_is_no_profile_is_an_error(tmp_path):
 def test_metrics_are_what_the_processes_wrote(monkeypatch, tmp_path):
     monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
     library = dict.fromkeys((key for *_, keys in metrics.LIBRARY for key in keys.values()), 0)
-    report = {"reason": None, "work_bytes": 9, "counts": {"decode_steps": 3}, "declined": {"prompts": 2}, "library": {**library, "rows_sparse": 5}}
+    report = {
+        "reason": None,
+        "work_bytes": 9,
+        "counts": {"decode_steps": 3},
+        "declined": {"prompts": 2},
+        "library": {**library, "rows_sparse": 5},
+    }
     counted = stand_in.Object(report=lambda: report, engine=stand_in.Object(report=lambda: {"version": "1"}))
     reporter = metrics.Reporter(counted, 0, 1, 1e-9, str(tmp_path / "stats.json"))
     (tmp_path / "target").write_text("kept")
@@ -575,7 +605,7 @@ def test_the_page_of_metrics(monkeypatch, tmp_path):
     client = pytest.importorskip("prometheus_client")
     registry = client.CollectorRegistry()
     registry.register(metrics.Collector(str(tmp_path)))
-    report = {"rank": 1, "reason": "a \"reason\"", "work_bytes": 9, "counts": {"split_steps": 3}, "declined": {"prompts": 2}, "library": None}
+    report = {"rank": 1, "reason": 'a "reason"', "work_bytes": 9, "counts": {"split_steps": 3}, "declined": {"prompts": 2}, "library": None}
     (tmp_path / "1.json").write_text(json.dumps(report))
     page = client.generate_latest(registry).decode()
     assert 'lessismore_steps_total{kind="split",rank="1"} 3.0' in page and 'lessismore_active{rank="1",reason="a \\"reason\\""} 0.0' in page
