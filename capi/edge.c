@@ -32,7 +32,7 @@ __attribute__((constructor)) static void edge_load(void) {
 }
 
 void edge_fail(const char *function, const char *text, size_t length) {
-    int saved = errno;
+    int   saved = errno;
     char *buffer = text_key_made ? pthread_getspecific(text_key) : NULL;
     if (!buffer && text_key_made && (buffer = malloc(TEXT_SIZE)) && pthread_setspecific(text_key, buffer) != 0) {
         free(buffer);
@@ -60,7 +60,8 @@ static lim_status check_process(const char *function) {
     char text[160];
     snprintf(text, sizeof text,
              "process %ld was forked from process %ld, which loaded the library; "
-             "its threads are not here: load it after fork()", (long)pid, (long)loaded_in);
+             "its threads are not here: load it after fork()",
+             (long)pid, (long)loaded_in);
     return fail(LIM_ERROR_FORKED, function, text);
 }
 
@@ -104,7 +105,7 @@ static lim_status copy_in(const char *function, const char *name, void *to, size
 /* Copies a structure to the caller, whose size it has stated. */
 static void copy_out(void *to, size_t size, const void *from, size_t known) {
     unsigned char *bytes = to;
-    size_t shared = size < known ? size : known;
+    size_t         shared = size < known ? size : known;
     memcpy(bytes + sizeof size, (const unsigned char *)from + sizeof size, shared - sizeof size);
     memset(bytes + shared, 0, size - shared);
 }
@@ -112,9 +113,9 @@ static void copy_out(void *to, size_t size, const void *from, size_t known) {
 /* Handles are numbers, never addresses. */
 static uint64_t number(const void *handle) { return (uint64_t)(uintptr_t)handle; }
 
-#define CHECK(call)                        \
-    do {                                   \
-        lim_status status_ = (call);       \
+#define CHECK(call)                            \
+    do {                                       \
+        lim_status status_ = (call);           \
         if (status_ != LIM_OK) return status_; \
     } while (0)
 
@@ -125,16 +126,16 @@ const char *lim_version_string(void) { return LIM_VERSION_STRING; }
 
 const char *lim_status_name(lim_status status) {
     switch (status) {
-        case LIM_OK: return "LIM_OK";
-        case LIM_ERROR_ARGUMENT: return "LIM_ERROR_ARGUMENT";
-        case LIM_ERROR_UNSUPPORTED: return "LIM_ERROR_UNSUPPORTED";
-        case LIM_ERROR_HANDLE: return "LIM_ERROR_HANDLE";
-        case LIM_ERROR_BUSY: return "LIM_ERROR_BUSY";
-        case LIM_ERROR_SIZE: return "LIM_ERROR_SIZE";
-        case LIM_ERROR_MEMORY: return "LIM_ERROR_MEMORY";
-        case LIM_ERROR_FORKED: return "LIM_ERROR_FORKED";
-        case LIM_ERROR_INTERNAL: return "LIM_ERROR_INTERNAL";
-        case LIM_ERROR_DEVICE: return "LIM_ERROR_DEVICE";
+    case LIM_OK: return "LIM_OK";
+    case LIM_ERROR_ARGUMENT: return "LIM_ERROR_ARGUMENT";
+    case LIM_ERROR_UNSUPPORTED: return "LIM_ERROR_UNSUPPORTED";
+    case LIM_ERROR_HANDLE: return "LIM_ERROR_HANDLE";
+    case LIM_ERROR_BUSY: return "LIM_ERROR_BUSY";
+    case LIM_ERROR_SIZE: return "LIM_ERROR_SIZE";
+    case LIM_ERROR_MEMORY: return "LIM_ERROR_MEMORY";
+    case LIM_ERROR_FORKED: return "LIM_ERROR_FORKED";
+    case LIM_ERROR_INTERNAL: return "LIM_ERROR_INTERNAL";
+    case LIM_ERROR_DEVICE: return "LIM_ERROR_DEVICE";
     }
     return "LIM_ERROR_UNKNOWN";
 }
@@ -144,7 +145,8 @@ void edge_log(lim_logger logger, void *user, int32_t level, const char *text) { 
 /* ---- Engine ---- */
 
 /* What the structures of the oldest version that is still served have. */
-enum { OLDEST_PARAMS = offsetof(lim_engine_params, selections), OLDEST_STATS = offsetof(lim_stats, measured_steps) };
+enum { OLDEST_PARAMS = offsetof(lim_engine_params, selections),
+       OLDEST_STATS = offsetof(lim_stats, measured_steps) };
 
 lim_status lim_engine_default_params(lim_engine_params *params, size_t struct_size) {
     CHECK(check_process(__func__));

@@ -10,6 +10,7 @@
 
 Exits with 1 if an answer differs or the library took no part.
 """
+
 from __future__ import annotations
 
 import os
@@ -52,9 +53,15 @@ class Side:
         import hostlib
 
         try:
-            self.result = hostlib.run("node", library=self.library, settings=SPARSE if self.library else {},
-                                      problems=[hostlib.Problem.make(s) for s in SEEDS], stream=True, threads=1,
-                                      on_line=self.on_line)
+            self.result = hostlib.run(
+                "node",
+                library=self.library,
+                settings=SPARSE if self.library else {},
+                problems=[hostlib.Problem.make(s) for s in SEEDS],
+                stream=True,
+                threads=1,
+                on_line=self.on_line,
+            )
         except Exception as error:  # noqa: BLE001 (shown by the caller)
             self.error = error
 
@@ -75,15 +82,13 @@ class Side:
         from rich.text import Text
 
         head = f"problem {self.problem + 1} of {len(SEEDS)}, token {self.count}, {self.rate:.0f} tokens/s"
-        return Panel(Text(self.text[-480:] or "reading the problem …", overflow="fold"), title=self.title,
-                     subtitle=head, height=10)
+        return Panel(Text(self.text[-480:] or "reading the problem …", overflow="fold"), title=self.title, subtitle=head, height=10)
 
 
 def solve(console, library) -> tuple[int, float]:
+    import hostlib
     from rich.live import Live
     from rich.table import Table
-
-    import hostlib
 
     sides = [Side("host alone", None), Side("with the library, budget 128", library)]
     for side in sides:
@@ -114,28 +119,31 @@ def solve(console, library) -> tuple[int, float]:
         right = hostlib.Problem.make(seed).solution
         same = host.tokens[i] == ours.tokens[i] == right
         exact += same
-        console.print(f"  problem {i + 1}: {len(right)} tokens, "
-                      f"host {'right' if host.tokens[i] == right else 'WRONG'}, "
-                      f"library {'right' if ours.tokens[i] == right else 'WRONG'}, "
-                      f"answer {hostlib.task.decode(ours.tokens[i])[-2:]}")
+        console.print(
+            f"  problem {i + 1}: {len(right)} tokens, "
+            f"host {'right' if host.tokens[i] == right else 'WRONG'}, "
+            f"library {'right' if ours.tokens[i] == right else 'WRONG'}, "
+            f"answer {hostlib.task.decode(ours.tokens[i])[-2:]}"
+        )
     stats = ours.stats
     if not stats or stats["state"] != "active" or not stats["total"]["rows_sparse"]:
         raise RuntimeError(f"the library took no part: {stats['reason'] if stats else 'it was not loaded'}")
     total = stats["total"]
     share = total["tokens_attended"] / total["tokens_visible"]
     inner = total["sparse_layer_tokens_attended"] / total["sparse_layer_tokens_visible"]
-    console.print(f"  {total['rows_sparse']} tokens decoded sparsely; attended {share:.0%} of the tokens over all "
-                  f"layers, {inner:.0%} in the layers that take over the set of others")
+    console.print(
+        f"  {total['rows_sparse']} tokens decoded sparsely; attended {share:.0%} of the tokens over all "
+        f"layers, {inner:.0%} in the layers that take over the set of others"
+    )
     return exact, share
 
 
 def decode(console, library) -> tuple[float, float, float]:
     import statistics
 
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     import hostlib
     from make_model import PRESETS, make
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     preset = "qwen3-0.6b"
     path = hostlib.cache() / "models" / f"{preset}.gguf"
@@ -150,8 +158,7 @@ def decode(console, library) -> tuple[float, float, float]:
     groups = [list(names)] if free > 3.5 * each else [[n] for n in names]
     times: dict[str, list[float]] = {n: [] for n in names}
     stats = None
-    columns = (TextColumn("  {task.description:26}"), BarColumn(), TextColumn("{task.fields[note]:28}"),
-               TimeElapsedColumn())
+    columns = (TextColumn("  {task.description:26}"), BarColumn(), TextColumn("{task.fields[note]:28}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bars = {n: progress.add_task(t, total=CONTEXT + 1, note="waiting") for n, t in names.items()}
         for group in groups:
@@ -160,9 +167,15 @@ def decode(console, library) -> tuple[float, float, float]:
                 for n in group:
                     progress.update(bars[n], note="filling the context")
                     workers[n] = hostlib.Worker(
-                        "node-libs", n, library=library, model=model,
-                        settings={"LESSISMORE_BUDGET": BUDGET, "LESSISMORE_LAYERS": "2,9"}, context=CONTEXT, threads=threads,
-                        on_fill=lambda k, b=bars[n]: progress.update(b, completed=k, note=f"{k} tokens of context"))
+                        "node-libs",
+                        n,
+                        library=library,
+                        model=model,
+                        settings={"LESSISMORE_BUDGET": BUDGET, "LESSISMORE_LAYERS": "2,9"},
+                        context=CONTEXT,
+                        threads=threads,
+                        on_fill=lambda k, b=bars[n]: progress.update(b, completed=k, note=f"{k} tokens of context"),
+                    )
                     progress.update(bars[n], completed=CONTEXT)
                 for k in range(ROUNDS):
                     for n in group[k % len(group) :] + group[: k % len(group)]:
@@ -181,8 +194,10 @@ def decode(console, library) -> tuple[float, float, float]:
     if not stats or stats["state"] != "active" or not stats["total"]["rows_sparse"]:
         raise RuntimeError(f"the library took no part: {stats['reason'] if stats else 'it was not loaded'}")
     total = stats["total"]
-    console.print(f"  selection layers {stats['total']['selection_layers']}, attended "
-                  f"{total['tokens_attended'] / total['tokens_visible']:.0%} of the tokens")
+    console.print(
+        f"  selection layers {stats['total']['selection_layers']}, attended "
+        f"{total['tokens_attended'] / total['tokens_visible']:.0%} of the tokens"
+    )
     stock = min(ms["on"], ms["off"])
     return stock, ms["library"], stock / ms["library"]
 
@@ -211,8 +226,10 @@ def main() -> int:
         console.print(f"demo: failed after {time.time() - START:.0f} s: {error}", markup=False)
         return 1
     console.print(f"  {time.time() - START:.0f} s in all")
-    line = (f"demo: exact {exact}/{len(SEEDS)}, attended {share:.0%} of tokens, decode at {CONTEXT}: "
-            f"{stock:.1f} ms -> {ours:.1f} ms, {ratio:.1f} x faster than the better stock setting")
+    line = (
+        f"demo: exact {exact}/{len(SEEDS)}, attended {share:.0%} of tokens, decode at {CONTEXT}: "
+        f"{stock:.1f} ms -> {ours:.1f} ms, {ratio:.1f} x faster than the better stock setting"
+    )
     print(line, flush=True)
     return 0 if exact == len(SEEDS) else 1
 

@@ -51,9 +51,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LIM_VERSION_MAJOR 0
-#define LIM_VERSION_MINOR 1
-#define LIM_VERSION_PATCH 0
+#define LIM_VERSION_MAJOR  0
+#define LIM_VERSION_MINOR  1
+#define LIM_VERSION_PATCH  0
 #define LIM_VERSION_NUMBER (LIM_VERSION_MAJOR * 10000 + LIM_VERSION_MINOR * 100 + LIM_VERSION_PATCH)
 #define LIM_VERSION_STRING "0.1.0"
 
@@ -480,26 +480,26 @@ LIM_EXPORT lim_status lim_engine_stats_json(lim_engine *engine, char *buffer, si
 
 /* Every function above: what it returns, its name without lim_, and what it takes. Functions are only ever added at the
  * end. */
-#define LIM_API_FUNCTIONS(X)                                                                              \
-    X(uint32_t, version_number, (void))                                                                   \
-    X(const char *, version_string, (void))                                                               \
-    X(const char *, last_error, (void))                                                                   \
-    X(const char *, status_name, (lim_status status))                                                     \
-    X(lim_status, engine_default_params, (lim_engine_params *params, size_t struct_size))                 \
-    X(lim_status, engine_create, (const lim_engine_params *params, lim_engine **engine))                  \
-    X(lim_status, engine_free, (lim_engine *engine))                                                      \
-    X(lim_status, engine_stats, (lim_engine *engine, lim_stats *stats))                                   \
-    X(lim_status, engine_stats_json, (lim_engine *engine, char *buffer, size_t size, size_t *needed))     \
-    X(lim_status, engine_ablate, (lim_engine *engine, int32_t select, int32_t sparse))                    \
-    X(lim_status, ggml_engine, (lim_engine **engine))                                                     \
-    X(lim_status, decoder_work_size, (lim_engine *engine, const lim_decoder_params *params, uint64_t *size)) \
-    X(lim_status, decoder_create, (lim_engine *engine, const lim_decoder_params *params, lim_decoder **decoder)) \
-    X(lim_status, decoder_free, (lim_decoder *decoder))                                                   \
-    X(lim_status, decoder_reset, (lim_decoder *decoder))                                                  \
-    X(lim_status, decoder_attend, (lim_decoder *decoder, const lim_attention *attention))                 \
-    X(lim_status, decoder_token_set, (lim_decoder *decoder, int32_t row, int32_t *tokens, int64_t capacity, int64_t *count)) \
-    X(lim_status, decoder_stats, (lim_decoder *decoder, lim_stats *stats))                                \
-    X(lim_status, decoder_poll, (lim_decoder *decoder, uint64_t *generation, int32_t *eager))
+#define LIM_API_FUNCTIONS(X)                                                                                                  \
+    X(uint32_t, version_number, (void))                                                                                       \
+    X(const char *, version_string, (void))                                                                                   \
+    X(const char *, last_error, (void))                                                                                       \
+    X(const char *, status_name, (lim_status status))                                                                         \
+    X(lim_status, engine_default_params, (lim_engine_params * params, size_t struct_size))                                    \
+    X(lim_status, engine_create, (const lim_engine_params *params, lim_engine **engine))                                      \
+    X(lim_status, engine_free, (lim_engine * engine))                                                                         \
+    X(lim_status, engine_stats, (lim_engine * engine, lim_stats * stats))                                                     \
+    X(lim_status, engine_stats_json, (lim_engine * engine, char *buffer, size_t size, size_t *needed))                        \
+    X(lim_status, engine_ablate, (lim_engine * engine, int32_t select, int32_t sparse))                                       \
+    X(lim_status, ggml_engine, (lim_engine * *engine))                                                                        \
+    X(lim_status, decoder_work_size, (lim_engine * engine, const lim_decoder_params *params, uint64_t *size))                 \
+    X(lim_status, decoder_create, (lim_engine * engine, const lim_decoder_params *params, lim_decoder **decoder))             \
+    X(lim_status, decoder_free, (lim_decoder * decoder))                                                                      \
+    X(lim_status, decoder_reset, (lim_decoder * decoder))                                                                     \
+    X(lim_status, decoder_attend, (lim_decoder * decoder, const lim_attention *attention))                                    \
+    X(lim_status, decoder_token_set, (lim_decoder * decoder, int32_t row, int32_t *tokens, int64_t capacity, int64_t *count)) \
+    X(lim_status, decoder_stats, (lim_decoder * decoder, lim_stats * stats))                                                  \
+    X(lim_status, decoder_poll, (lim_decoder * decoder, uint64_t *generation, int32_t *eager))
 
 /* These functions, for hosts that load the library at run time: a host that knows more of them than struct_size covers
  * must not call those. */

@@ -8,6 +8,7 @@
 The tools are pinned in tools/ and come by the package indexes, once: Python's into the cache folder beside the hosts of
 the tests, staticcheck into Go's own cache.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -50,8 +51,9 @@ def tool(name: str) -> list[str]:
 
 def files(*patterns: str) -> list[str]:
     """Tracked files and new ones that are not ignored."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns], cwd=ROOT,
-                            capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
     return [f for f in listed if f and not f.startswith(FOREIGN) and (ROOT / f).exists()]
 
 
@@ -90,8 +92,15 @@ def shellcheck() -> bool:
     return run(*tool("shellcheck"), *files("*.sh", ".ci/run"))
 
 
-CHECKS = {"gofmt": gofmt, "vet": vet, "staticcheck": staticcheck, "clang-format": clang_format, "ruff": ruff, "mypy": mypy,
-          "shellcheck": shellcheck}
+CHECKS = {
+    "gofmt": gofmt,
+    "vet": vet,
+    "staticcheck": staticcheck,
+    "clang-format": clang_format,
+    "ruff": ruff,
+    "mypy": mypy,
+    "shellcheck": shellcheck,
+}
 
 
 def lay_out() -> bool:

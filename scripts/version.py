@@ -30,7 +30,9 @@ def main(arguments: "list[str]") -> int:
             assert count == 1, (name, form)
             path.write_text(text)
         stated = new.groups()
-    wrong = [f"{n} does not state {form.format(*stated).strip()}" for n, form in PLACES if form.format(*stated) not in (ROOT / n).read_text()]
+    wrong = [
+        f"{n} does not state {form.format(*stated).strip()}" for n, form in PLACES if form.format(*stated) not in (ROOT / n).read_text()
+    ]
     number = ".".join(stated)
     if f"\n## {number}\n" not in (ROOT / "CHANGELOG.md").read_text():
         wrong.append(f"CHANGELOG.md has no section {number}")

@@ -28,7 +28,13 @@ struct Tensor {
 static_assert(sizeof(Tensor) == 336, "ggml's tensor on 64-bit systems");
 
 // ggml's numbers of element types; part of its file format.
-enum : int32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ8_0 = 8, kI32 = 26, kI64 = 27, kBF16 = 30 };
+enum : int32_t { kF32  = 0,
+                 kF16  = 1,
+                 kQ4_0 = 2,
+                 kQ8_0 = 8,
+                 kI32  = 26,
+                 kI64  = 27,
+                 kBF16 = 30 };
 
 // A node without this flag is skipped, in hosts that know the flag.
 constexpr int32_t kFlagCompute = 16;
@@ -56,7 +62,7 @@ constexpr int kDeviceInitBackend = 5;
 constexpr int kBackendFree = 2;
 
 // An event of a device: the device, then the driver's own event.
-using Event = void *;
+using Event                = void *;
 constexpr int kEventDevice = 0;
 constexpr int kEventHandle = 1;
 

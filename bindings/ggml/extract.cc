@@ -64,7 +64,7 @@ lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
 // Describes what a node sees of its store: the layers of a model are told apart by that, also those that the kernels do
 // not take. Returns why the mask is one that they do not, or LIM_GGML_OFFLOADED.
 int describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
-    const Tensor *mask = t->src[3];
+    const Tensor *mask   = t->src[3];
     const int64_t tokens = t->src[0]->ne[1], streams = t->src[0]->ne[3], n_kv = t->src[1]->ne[1];
     if (n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX) return LIM_GGML_SHAPE;
     n.tokens  = static_cast<int32_t>(tokens);
@@ -107,7 +107,7 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *sinks = t->src[4];
     const Tensor *store  = converted_store(k);
     const int     masked = describe_mask(host, t, n);
-    n.layer = layer_of(store);
+    n.layer              = layer_of(store);
     if (n.layer < 0) return LIM_GGML_NO_CACHE;
     n.store = store_of(store);
     if (k->view_src != store) return LIM_GGML_NO_CACHE; // but a layer, all the same
@@ -152,8 +152,7 @@ void Extract::find_operations(const Host &host) {
     const struct {
         const char *name;
         int        *number;
-    } wanted[] = {{"GET_ROWS", &ops.get_rows}, {"CPY", &ops.cpy},         {"VIEW", &ops.view},
-                  {"RESHAPE", &ops.reshape},   {"PERMUTE", &ops.permute}, {"TRANSPOSE", &ops.transpose}};
+    } wanted[] = {{"GET_ROWS", &ops.get_rows}, {"CPY", &ops.cpy}, {"VIEW", &ops.view}, {"RESHAPE", &ops.reshape}, {"PERMUTE", &ops.permute}, {"TRANSPOSE", &ops.transpose}};
     // The host's names end with its own count, which is not told; those of proven operations come before it.
     const int known[] = {host.flash_attn, host.custom, host.set_rows, host.rope, host.soft_max};
     int       last    = 0;
@@ -171,8 +170,8 @@ void Extract::find_operations(const Host &host) {
 void Extract::read_write(const Host &host, const Tensor *t) {
     const Tensor *slots = t->src[1], *rows = t->src[0], *store = t->view_src;
     const bool    plain = is_input(host, slots) && (slots->type == kI64 || slots->type == kI32) && rows != nullptr &&
-                       t->ne[0] == store->ne[0] && rows->ne[0] == store->ne[0] && rows->ne[1] == slots->ne[0] &&
-                       slots->ne[1] * slots->ne[2] * slots->ne[3] == 1 && rows->ne[2] * rows->ne[3] == 1 && slots->ne[0] <= INT32_MAX;
+                          t->ne[0] == store->ne[0] && rows->ne[0] == store->ne[0] && rows->ne[1] == slots->ne[0] &&
+                          slots->ne[1] * slots->ne[2] * slots->ne[3] == 1 && rows->ne[2] * rows->ne[3] == 1 && slots->ne[0] <= INT32_MAX;
     if (!plain) {
         rewritten.push_back(store_of(store).id);
         return;
@@ -196,7 +195,8 @@ void Extract::read_store(const Host &host, const Tensor *t) {
         read_write(host, t);
         return;
     }
-    const Tensor *rope = t->op == host.rope ? t : t->op == ops.cpy ? rope_behind(host, t->src[0], kSteps) : nullptr;
+    const Tensor *rope = t->op == host.rope ? t : t->op == ops.cpy ? rope_behind(host, t->src[0], kSteps)
+                                                                   : nullptr;
     if (!read_shift(host, rope, t->view_src)) rewritten.push_back(store_of(t->view_src).id);
 }
 
@@ -233,7 +233,7 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     writes.clear();
     shifts.clear();
     rewritten.clear();
-    graph = {};
+    graph             = {};
     graph.first_block = -1;
     positions = outputs = nullptr;
     several_positions = several_outputs = false;

@@ -9,7 +9,8 @@
 namespace lim::ggml {
 
 // Where a graph's tensors lie. What lies on a device is described, never read.
-enum class Memory { kHost, kDevice };
+enum class Memory { kHost,
+                    kDevice };
 
 // One context's scratch. It keeps its memory from graph to graph.
 struct Extract {

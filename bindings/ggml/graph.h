@@ -17,12 +17,12 @@ extern "C" {
 /* Why a node is left to the host; the numbers are those of plugin.Reason. The shim finds only what one
  * look at the node tells. */
 enum {
-    LIM_GGML_OFFLOADED    = 0,
-    LIM_GGML_NO_CACHE     = 4,
-    LIM_GGML_MLA          = 6,
-    LIM_GGML_TYPE         = 7,
-    LIM_GGML_SHAPE        = 8,
-    LIM_GGML_SPARSE_HINT  = 9,
+    LIM_GGML_OFFLOADED   = 0,
+    LIM_GGML_NO_CACHE    = 4,
+    LIM_GGML_MLA         = 6,
+    LIM_GGML_TYPE        = 7,
+    LIM_GGML_SHAPE       = 8,
+    LIM_GGML_SPARSE_HINT = 9,
 };
 
 /* The host's K store that a node reads or writes. */
@@ -53,8 +53,8 @@ typedef struct lim_ggml_node {
     int32_t        reason;       /* in and out: LIM_GGML_OFFLOADED, or why the host keeps the node */
     /* For the log, of a node that the shim refuses: what is refused, of which type (the host's name) or else of which
      * value, and what would be taken. Texts that stay; NULL: the reason alone tells. */
-    const char    *what, *type, *remedy;
-    int64_t        value;
+    const char *what, *type, *remedy;
+    int64_t     value;
 } lim_ggml_node;
 
 /* One write into a K store. */
@@ -80,22 +80,22 @@ typedef struct lim_ggml_note {
 } lim_ggml_note;
 
 typedef struct lim_ggml_graph {
-    lim_ggml_node  *nodes;
-    lim_ggml_write *writes;
-    lim_ggml_shift *shifts;
-    const uint64_t *rewritten; /* ids of K stores that the graph changes in a way that is not understood */
-    const int32_t  *positions; /* of the batch's tokens, or NULL where this part of the graph has none, or several */
-    const int32_t  *outputs;   /* ascending numbers of the batch's tokens that logits are wanted of */
-    int32_t         n_nodes, n_writes, n_shifts, n_rewritten, n_positions;
-    int32_t         n_outputs;    /* -1: this part of the graph does not tell */
-    int32_t         n_batch;      /* tokens of the batch that outputs counts in */
-    int32_t         n_rotations;  /* ROPE nodes, but for a K-shift's: the model has positions */
-    int32_t         n_soft_max; /* masked softmax nodes: attention without flash attention */
-    int32_t         knows_weights; /* out: the next graphs' weights need not be hashed */
-    uint64_t        weights;    /* hash of this graph's weights and adapters, a sum over them; 0: not asked for */
-    uint64_t        adapters;   /* which LoRA adapters are applied to them, and how much; 0: none */
-    int32_t         first_block, last_block; /* of the model, whose weights were hashed; first_block -1: of none */
-    int32_t         ends;       /* 1: so were those that follow the last block */
+    lim_ggml_node       *nodes;
+    lim_ggml_write      *writes;
+    lim_ggml_shift      *shifts;
+    const uint64_t      *rewritten; /* ids of K stores that the graph changes in a way that is not understood */
+    const int32_t       *positions; /* of the batch's tokens, or NULL where this part of the graph has none, or several */
+    const int32_t       *outputs;   /* ascending numbers of the batch's tokens that logits are wanted of */
+    int32_t              n_nodes, n_writes, n_shifts, n_rewritten, n_positions;
+    int32_t              n_outputs;    /* -1: this part of the graph does not tell */
+    int32_t              n_batch;      /* tokens of the batch that outputs counts in */
+    int32_t              n_rotations;  /* ROPE nodes, but for a K-shift's: the model has positions */
+    int32_t              n_soft_max; /* masked softmax nodes: attention without flash attention */
+    int32_t              knows_weights; /* out: the next graphs' weights need not be hashed */
+    uint64_t             weights;    /* hash of this graph's weights and adapters, a sum over them; 0: not asked for */
+    uint64_t             adapters;   /* which LoRA adapters are applied to them, and how much; 0: none */
+    int32_t              first_block, last_block; /* of the model, whose weights were hashed; first_block -1: of none */
+    int32_t              ends;       /* 1: so were those that follow the last block */
     const lim_ggml_note *notes; /* out */
     int64_t              n_notes;
 } lim_ggml_graph;

@@ -35,12 +35,12 @@ struct Saved {
 
 // One backend of the host, that is one context of its user. One thread at a time computes on it.
 struct Context {
-    Backend          *backend;
-    const Host       *host;
-    ComputeFn         compute; // the host's own
-    FreeFn            free;
-    uintptr_t         session;
-    Extract           extract;
+    Backend           *backend;
+    const Host        *host;
+    ComputeFn          compute; // the host's own
+    FreeFn             free;
+    uintptr_t          session;
+    Extract            extract;
     std::vector<Saved> saved;
     uint32_t           computed; // graphs
     bool               known;    // the model's weights are
@@ -85,12 +85,12 @@ bool is_set(const char *variable, const char *a, const char *b) {
 void tell_forked() {
     static std::atomic_flag said = ATOMIC_FLAG_INIT;
     if (is_set("LESSISMORE_LOG", "off", "off") || is_set("LESSISMORE", "off", "0") || said.test_and_set()) return;
-    char      text[320];
-    const int n = snprintf(text, sizeof text,
-                           "lessismore: inert: process %ld was forked from process %ld after that one had loaded the library. Load it "
-                           "in the process that makes the model (gunicorn: without --preload, or in the post_fork hook; multiprocessing: "
-                           "\"spawn\")\n",
-                           static_cast<long>(getpid()), static_cast<long>(loaded_in));
+    char                           text[320];
+    const int                      n       = snprintf(text, sizeof text,
+                                                      "lessismore: inert: process %ld was forked from process %ld after that one had loaded the library. Load it "
+                                                      "in the process that makes the model (gunicorn: without --preload, or in the post_fork hook; multiprocessing: "
+                                                      "\"spawn\")\n",
+                                                      static_cast<long>(getpid()), static_cast<long>(loaded_in));
     [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, text, static_cast<size_t>(n));
 }
 
@@ -237,7 +237,7 @@ void free_backend(Backend *backend) {
     const FreeFn original = c->free;
     {
         const auto lock = lock_state();
-        auto &all = state().contexts;
+        auto      &all  = state().contexts;
         for (size_t i = 0; i < all.size(); i++) {
             if (all[i] == c) {
                 all.erase(all.begin() + static_cast<std::ptrdiff_t>(i));
@@ -264,8 +264,8 @@ Event *new_event(const Gpus &gpus, const Device *device) {
 // Takes part in a backend that the host just made on the CPU (gpus: null) or on a GPU, if it looks as it should.
 void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend) {
     std::string differs;
-    const int   word = prove_backend(device, gpus != nullptr, backend, differs);
-    Event    *before = nullptr, *after = nullptr;
+    const int   word   = prove_backend(device, gpus != nullptr, backend, differs);
+    Event      *before = nullptr, *after = nullptr;
     if (gpus != nullptr && word >= 0) before = new_event(*gpus, device), after = new_event(*gpus, device);
     if (word < 0 || (gpus != nullptr && (before == nullptr || after == nullptr))) {
         const std::string name = gpus != nullptr ? "this host's CUDA backend " : "this host's CPU backend ";
@@ -317,7 +317,7 @@ Backend *init_backend(Device *device, const char *params) {
 }
 
 Backend *init_gpu_backend(Device *device, const char *params) {
-    const Installed *of = nullptr;
+    const Installed *of       = nullptr;
     InitFn           original = nullptr;
     {
         const auto lock = lock_state();
@@ -430,7 +430,7 @@ extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found,
 }
 
 extern "C" int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size) {
-    void      *handle = find_host(caller);
+    void      *handle    = find_host(caller);
     Installed *installed = handle != nullptr ? find_installed(cpu_device(handle)) : nullptr;
     if (installed == nullptr) return 0;
     if (!installed->gpus_hooked) {

@@ -33,17 +33,19 @@ int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size);
 void lim_ggml_at_exit(void);
 
 /* What a context is for. */
-enum { LIM_GGML_CPU, LIM_GGML_GPU, LIM_GGML_REHEARSAL /* the self-test's: counted and logged nowhere */ };
+enum { LIM_GGML_CPU,
+       LIM_GGML_GPU,
+       LIM_GGML_REHEARSAL /* the self-test's: counted and logged nowhere */ };
 
 /* Implemented in Go (capi/ggml.go). */
 extern void     *lim_go_ggml_init(void *caller);              /* what ggml_backend_init returns */
 extern uintptr_t lim_go_ggml_open(int kind);                  /* a context begins; 0: left alone */
 extern void      lim_go_ggml_plan(uintptr_t session, lim_ggml_graph *graph); /* decides about each node */
 /* On a GPU: queues an offloaded node between two events of the driver's. 0: queued; else nothing is under way. */
-extern int       lim_go_ggml_attend(uintptr_t session, lim_ggml_node *node, void *before, void *after);
-extern void      lim_go_ggml_close(uintptr_t session);
-extern void      lim_go_ggml_problem(char *text);             /* the hook cannot work; for the log */
-extern void      lim_go_ggml_exit(void);
+extern int  lim_go_ggml_attend(uintptr_t session, lim_ggml_node *node, void *before, void *after);
+extern void lim_go_ggml_close(uintptr_t session);
+extern void lim_go_ggml_problem(char *text);             /* the hook cannot work; for the log */
+extern void lim_go_ggml_exit(void);
 
 #ifdef __cplusplus
 }

@@ -30,8 +30,12 @@ std::string find_operations(Host &host) {
         const char *name;
         int        *number;
     } wanted[] = {
-        {"FLASH_ATTN_EXT", &host.flash_attn}, {"CUSTOM", &host.custom},     {"SET_ROWS", &host.set_rows},
-        {"ROPE", &host.rope},                 {"SOFT_MAX", &host.soft_max}, {"SCALE", &host.scale},
+        {"FLASH_ATTN_EXT", &host.flash_attn},
+        {"CUSTOM", &host.custom},
+        {"SET_ROWS", &host.set_rows},
+        {"ROPE", &host.rope},
+        {"SOFT_MAX", &host.soft_max},
+        {"SCALE", &host.scale},
         {"NONE", &host.none},
     };
     for (auto &w : wanted) *w.number = -1;
@@ -133,7 +137,7 @@ bool writable(void *const *word) {
     if (pipe2(ends, O_CLOEXEC) != 0) return false;
     void *const value = *word;
     const bool  yes   = write(ends[1], &value, sizeof value) == sizeof value &&
-                     read(ends[0], const_cast<void **>(word), sizeof value) == sizeof value;
+                        read(ends[0], const_cast<void **>(word), sizeof value) == sizeof value;
     close(ends[0]);
     close(ends[1]);
     return yes;
@@ -157,7 +161,7 @@ std::string init_of(const DeviceFunctions &functions, Device *device, int type, 
     // The first six words are functions of one module, the first of which gives the device's name; the
     // registry's address follows the functions.
     static const char *const names[] = {"get_name", "get_description", "get_memory", "get_type", "get_props", "init_backend"};
-    const void *module = module_of(device[kDeviceGetName]);
+    const void              *module  = module_of(device[kDeviceGetName]);
     for (int i = 0; i <= kDeviceInitBackend; i++) {
         if (module == nullptr || module_of(device[i]) != module) {
             return "word " + std::to_string(i) + ", " + names[i] + ", is no function of the device's module";
@@ -248,7 +252,7 @@ std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
         Registry *registry = device != nullptr ? functions.registry(device) : nullptr;
         if (registry == nullptr || strcmp(registry_name(registry), "CUDA") != 0) continue;
         gpus.names += (gpus.names.empty() ? "" : ", ") + std::string(functions.name(device));
-        InitFn            init = nullptr;
+        InitFn            init    = nullptr;
         const std::string differs = registry->api_version == host.api_version ? init_of(functions, device, kDeviceTypeGpu, init)
                                                                               : "its registry is of another API version";
         if (!differs.empty()) problem = std::string("this host's device ") + functions.name(device) + " is laid out in an unknown way: " + differs;
@@ -270,15 +274,16 @@ int prove_backend(const Device *device, bool gpu, Backend *backend, std::string 
     // The interface since API version 2, as set (1), empty (0) and either (?) functions: name, free, six of
     // asynchronous data access and synchronisation, four of graph plans, graph_compute, two of events. What
     // follows (graph optimisation, more of the CPU's empty ones) is either, then comes the device.
-    const char *pattern = gpu ? "1111??110000111" : "1100000011011";
+    const char   *pattern  = gpu ? "1111??110000111" : "1100000011011";
     constexpr int kCompute = 12;
-    const void *module = module_of(backend[1]);
-    int next = 1;
+    const void   *module   = module_of(backend[1]);
+    int           next     = 1;
     for (; pattern[next - 1] != '\0'; next++) {
         const void *function = backend[next];
         const char  wanted   = pattern[next - 1];
         const bool  own      = module != nullptr && module_of(function) == module;
-        if (wanted == '0' ? function != nullptr : wanted == '1' ? !own : function != nullptr && !own) {
+        if (wanted == '0' ? function != nullptr : wanted == '1' ? !own
+                                                                : function != nullptr && !own) {
             differs = "function " + std::to_string(next - 1) + (wanted == '0' ? " is not empty" : " is none of the backend's module");
             return -1;
         }
@@ -291,7 +296,7 @@ int prove_backend(const Device *device, bool gpu, Backend *backend, std::string 
 
 bool prove_view(const Host &host, const Gpus &gpus, Graph *graph) {
     constexpr unsigned char kUntouched = 0xA5;
-    Part part;
+    Part                    part;
     memset(&part, kUntouched, sizeof part);
     __asm__ volatile("" : : "r"(&part) : "memory"); // or the compiler would drop what the function is said to overwrite
     const int n = host.graph_n_nodes(graph);

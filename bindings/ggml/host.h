@@ -11,8 +11,8 @@ namespace lim::ggml {
 
 struct Host {
     // Exported functions of the host.
-    int         (*graph_n_nodes)(Graph *);
-    Tensor     *(*graph_node)(Graph *, int);
+    int (*graph_n_nodes)(Graph *);
+    Tensor *(*graph_node)(Graph *, int);
     const char *(*op_name)(int);
     const char *(*type_name)(int);
     const char *(*version)(); // null in older hosts

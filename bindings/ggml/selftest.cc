@@ -13,10 +13,10 @@ namespace {
 // The host rounds queries and weights to 16 bits; values are of the order of 1, their weighted means of 0.2.
 constexpr float kTolerance = 0.01f;
 
-constexpr int kLayers = 2, kDim = 64, kHeads = 4, kKvHeads = 2, kSlots = 256, kVisible = 200, kPrompt = 8;
-constexpr int kWidth     = kDim * kKvHeads; // of a token's keys in all heads
-constexpr int kMaskRows  = 64;              // older hosts pad them
-constexpr uint16_t kHidden = 0xFC00;        // -inf
+constexpr int      kLayers = 2, kDim = 64, kHeads = 4, kKvHeads = 2, kSlots = 256, kVisible = 200, kPrompt = 8;
+constexpr int      kWidth    = kDim * kKvHeads; // of a token's keys in all heads
+constexpr int      kMaskRows = 64;              // older hosts pad them
+constexpr uint16_t kHidden   = 0xFC00;        // -inf
 
 // The host's functions that build a graph.
 struct Builder {
@@ -49,7 +49,7 @@ struct Builder {
 
 // Reproducible values whose bits need no conversion.
 class Noise {
-public:
+  public:
     float single() { return static_cast<float>(static_cast<int>(next() % 4096) - 2048) / 1024; }
     // A half-precision number between 0.25 and 2, of either sign.
     uint16_t half() {
@@ -57,14 +57,14 @@ public:
         return static_cast<uint16_t>((bits & 0x8000) | ((13 + bits % 3) << 10) | ((bits >> 16) & 0x3FF));
     }
 
-private:
+  private:
     uint32_t next() { return state_ = state_ * 1664525 + 1013904223, state_ >> 3; }
     uint32_t state_ = 17;
 };
 
 // A graph of two layers for `tokens` tokens of one sequence, the last ones of kVisible.
 class Trial {
-public:
+  public:
     Trial(const Builder &builder, int tokens) : b_(builder), tokens_(tokens) {}
     ~Trial() {
         if (context_ != nullptr) b_.free(context_);
@@ -75,7 +75,7 @@ public:
         const size_t stores = 2 * kLayers * kWidth * kSlots * 2, rest = 1 << 17;
         context_ = b_.init({stores + rest + 128 * b_.tensor_overhead() + b_.graph_overhead(), nullptr, false});
         if (context_ == nullptr) return "this host refused memory for the self-test";
-        graph = b_.new_graph(context_);
+        graph  = b_.new_graph(context_);
         slots_ = tensor(kI64, tokens_, 1);
         mask_  = tensor(kF16, kSlots, kMaskRows);
         if (slots_->data == nullptr || slots_->data != b_.get_data(slots_)) {
@@ -106,7 +106,7 @@ public:
     Graph                *graph = nullptr;
     std::vector<Tensor *> outputs;
 
-private:
+  private:
     size_t first() const { return static_cast<size_t>(kVisible - tokens_); }
 
     Tensor *tensor(int type, int64_t a, int64_t b) { return b_.new_tensor(context_, type, a, b, 1, 1); }

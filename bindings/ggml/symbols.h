@@ -7,7 +7,7 @@
 namespace lim::ggml {
 
 class Symbols {
-public:
+  public:
     explicit Symbols(void *handle) : handle_(handle) {}
 
     template <class F> bool get(F &function, const char *name) const {
@@ -19,7 +19,7 @@ public:
     // The first that was asked for and is not exported, as a sentence for the log.
     std::string missing() const { return "this host does not export " + missing_; }
 
-private:
+  private:
     void               *handle_;
     mutable std::string missing_;
 };

@@ -7,14 +7,14 @@ namespace lim::ggml {
 namespace {
 
 class Fnv { // FNV-1a
-public:
+  public:
     void take(const void *from, size_t n) {
         for (size_t i = 0; i < n; i++) hash_ = (hash_ ^ static_cast<const uint8_t *>(from)[i]) * 0x100000001b3;
     }
     void     take_name(const Tensor *t) { take(t->name, strnlen(t->name, sizeof t->name)); }
     uint64_t hash() const { return hash_; }
 
-private:
+  private:
     uint64_t hash_ = 0xcbf29ce484222325;
 };
 

@@ -81,9 +81,9 @@ struct Work {
     Arena         rows{nullptr};
 
     size_t Take(void *base, const lim_cpu_call &call, int ith, int nth, bool bound) {
-        Arena         arena(base);
-        int64_t       least = 0, now = 0;
-        int32_t       longest = 0, top_k = 0;
+        Arena   arena(base);
+        int64_t least = 0, now = 0;
+        int32_t longest = 0, top_k = 0;
         for (int32_t r = 0; r < call.n_rows; r++) {
             const lim_cpu_row &row = call.rows[r];
             least += (std::max(row.n, 0) + (int64_t)kLeastChunk - 1) / kLeastChunk;

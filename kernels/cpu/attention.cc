@@ -33,7 +33,8 @@ struct Rows {
     const uint8_t *at[kTile + kAhead];
 };
 
-enum Cache { kSecond = 2, kFirst = 3 }; /* the compiler's numbers */
+enum Cache { kSecond = 2,
+             kFirst = 3 }; /* the compiler's numbers */
 template <Cache kInto>
 HWY_INLINE void Prefetch(const uint8_t *row, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, kInto);
@@ -80,17 +81,17 @@ HWY_INLINE void StoreFourSums(Vec a, Vec b, Vec c, Vec d, float *to) {
     to[2] = hn::GetLane(c);
     to[3] = hn::GetLane(d);
 #else
-    const F32                      df;
+    const F32                          df;
     const hn::Repartition<double, F32> pairs;
-    const auto ab = hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
-    const auto cd = hn::Add(hn::InterleaveLower(df, c, d), hn::InterleaveUpper(df, c, d));
-    const auto lower = hn::InterleaveLower(pairs, hn::BitCast(pairs, ab), hn::BitCast(pairs, cd));
-    const auto upper = hn::InterleaveUpper(pairs, hn::BitCast(pairs, ab), hn::BitCast(pairs, cd));
-    const auto abcd = hn::Add(hn::BitCast(df, lower), hn::BitCast(df, upper));
+    const auto                         ab = hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
+    const auto                         cd = hn::Add(hn::InterleaveLower(df, c, d), hn::InterleaveUpper(df, c, d));
+    const auto                         lower = hn::InterleaveLower(pairs, hn::BitCast(pairs, ab), hn::BitCast(pairs, cd));
+    const auto                         upper = hn::InterleaveUpper(pairs, hn::BitCast(pairs, ab), hn::BitCast(pairs, cd));
+    const auto                         abcd = hn::Add(hn::BitCast(df, lower), hn::BitCast(df, upper));
 #if HWY_TARGET == HWY_AVX3
-    const hn::Half<F32>           half;
+    const hn::Half<F32>            half;
     const hn::Half<decltype(half)> quarter;
-    const auto two = hn::Add(hn::LowerHalf(half, abcd), hn::UpperHalf(half, abcd));
+    const auto                     two = hn::Add(hn::LowerHalf(half, abcd), hn::UpperHalf(half, abcd));
     hn::StoreU(hn::Add(hn::LowerHalf(quarter, two), hn::UpperHalf(quarter, two)), quarter, to);
 #elif HWY_TARGET == HWY_AVX2
     const hn::Half<F32> half;
@@ -176,8 +177,8 @@ void ScoreTile(const lim_cpu_call &call, const Rows &rows, int n, const float *q
  * So a block's elements need no multiplication of their own. */
 template <class Row>
 struct Weights {
-    const float *at;
-    size_t       per_head; /* from head to head */
+    const float     *at;
+    size_t           per_head; /* from head to head */
     HWY_INLINE float operator()(int head, size_t element, int token) const {
         return at[head * per_head + (Row::kScaled ? element / Row::kStep * kTile : 0) + token];
     }
@@ -186,9 +187,9 @@ struct Weights {
 template <class Row>
 HWY_INLINE Weights<Row> WeightsOf(const Rows &rows, size_t offset, int heads, const float *weights, size_t dim, float *scaled) {
     if (!Row::kScaled) return {weights, kTile};
-    const F32                df;
-    const size_t             blocks = dim / Row::kStep;
-    alignas(64) uint16_t     bits[LIM_CPU_MAX_DIM / 32][kTile];
+    const F32            df;
+    const size_t         blocks = dim / Row::kStep;
+    alignas(64) uint16_t bits[LIM_CPU_MAX_DIM / 32][kTile];
     for (int t = 0; t < kTile; t++) {
         for (size_t b = 0; b < blocks; b++) memcpy(&bits[b][t], rows.at[t] + offset + Row::Bytes(b * Row::kStep), 2);
     }
@@ -211,9 +212,9 @@ HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, co
     constexpr int    kScales = Row::kScaled && kVecs * kLanes > Row::kStep ? kVecs * kLanes / Row::kStep : 1;
     constexpr size_t kPerScale = kVecs / kScales;
     /* Whole steps first, so that the rest are constants. */
-    const size_t     inside = kVecs * kLanes % Row::kStep == 0 ? 0 : from % Row::kStep;
-    const size_t     begin = offset + Row::Bytes(from - inside);
-    Vec              sum[kHeads][kVecs];
+    const size_t inside = kVecs * kLanes % Row::kStep == 0 ? 0 : from % Row::kStep;
+    const size_t begin = offset + Row::Bytes(from - inside);
+    Vec          sum[kHeads][kVecs];
 #pragma GCC unroll 4
     for (int h = 0; h < kHeads; h++) {
 #pragma GCC unroll 16
@@ -246,10 +247,11 @@ HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, co
 template <class Row, int kHeads>
 HWY_INLINE void AddHeads(const Rows &rows, size_t offset, int n, const float *weights, float *value, size_t dim,
                          ValuePrefetcher *prefetcher) {
-    constexpr int    kSmall = 16 / kLanes; /* vectors in 16 elements, which divide every dim */
-    constexpr int    kFit = kSums / kHeads;
-    constexpr int    kMost = kFit < kSmall ? kSmall : kFit > 8 && kLanes >= 8 ? 8 : kFit;
-    constexpr size_t kWide = kMost * kLanes;
+    constexpr int      kSmall = 16 / kLanes; /* vectors in 16 elements, which divide every dim */
+    constexpr int      kFit = kSums / kHeads;
+    constexpr int      kMost = kFit < kSmall ? kSmall : kFit > 8 && kLanes >= 8 ? 8
+                                                                                : kFit;
+    constexpr size_t   kWide = kMost * kLanes;
     alignas(64) float  scaled[Row::kScaled ? kHeads * LIM_CPU_MAX_DIM / 32 * kTile : 1];
     const Weights<Row> by = WeightsOf<Row>(rows, offset, kHeads, weights, dim, scaled);
     size_t             i = 0;
@@ -270,10 +272,10 @@ void AddTile(const lim_cpu_call &call, const Rows &rows, int n, const float *wei
     const int       group = call.heads / call.kv_heads;
     ValuePrefetcher ahead(rows, call.value, Row::Bytes(dim), call.kv_heads);
     for (int g = 0; g < call.kv_heads; g++) {
-        const size_t offset = (size_t)(g * call.value.head_stride);
-        const float *w = weights + (size_t)g * group * kTile;
-        float       *v = value + (size_t)g * group * dim;
-        int          left = group;
+        const size_t     offset = (size_t)(g * call.value.head_stride);
+        const float     *w = weights + (size_t)g * group * kTile;
+        float           *v = value + (size_t)g * group * dim;
+        int              left = group;
         ValuePrefetcher *prefetcher = &ahead; /* once for each row, in the first of its heads */
         if (kSums >= 16) {
             for (; left >= 4; left -= 4, w += 4 * kTile, v += 4 * dim, prefetcher = nullptr) {
@@ -463,8 +465,8 @@ inline uint16_t BrainFromFloat(float f) {
 }
 
 void Merge(const lim_cpu_call *call, const lim_cpu_row *row, int head, float *parts, int n_parts) {
-    const F32    df;
-    const size_t dim = (size_t)call->dim_v, floats = Part::Floats(call->heads, call->dim_v);
+    const F32         df;
+    const size_t      dim = (size_t)call->dim_v, floats = Part::Floats(call->heads, call->dim_v);
     alignas(64) float value[LIM_CPU_MAX_DIM] = {};
     float             sum = 0;
     if (n_parts > 0) {

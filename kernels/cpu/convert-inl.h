@@ -37,8 +37,8 @@ constexpr int kSums = 8;
 /* f16 bits in the low half of each lane. Highway's own conversion where the processor has one; its software
  * fallback mistreats infinities and NaN. */
 HWY_INLINE Vec FloatFromHalfBits(hn::Vec<U32> bits) {
-    const F32 df;
-    const U32 du;
+    const F32  df;
+    const U32  du;
     const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000u)));
     const auto rest = hn::ShiftLeft<13>(hn::And(bits, hn::Set(du, 0x7fffu)));
     /* Exponent bias 15 to 127 by a multiplication, which also normalises subnormals. */
@@ -84,8 +84,8 @@ struct RowF32 {
     using Scale = NoScale;
     static constexpr size_t Bytes(size_t n) { return n * 4; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *) { return {}; }
-    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) { return hn::LoadU(F32(), (const float *)p + i); }
-    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
+    static HWY_INLINE Vec   Whole(const uint8_t *p, size_t i) { return hn::LoadU(F32(), (const float *)p + i); }
+    static HWY_INLINE Vec   Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
 };
 
 struct RowF16 {
@@ -94,8 +94,8 @@ struct RowF16 {
     using Scale = NoScale;
     static constexpr size_t Bytes(size_t n) { return n * 2; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *) { return {}; }
-    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) { return LoadHalf(p + i * 2); }
-    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
+    static HWY_INLINE Vec   Whole(const uint8_t *p, size_t i) { return LoadHalf(p + i * 2); }
+    static HWY_INLINE Vec   Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
 };
 
 struct RowBF16 {
@@ -104,8 +104,8 @@ struct RowBF16 {
     using Scale = NoScale;
     static constexpr size_t Bytes(size_t n) { return n * 2; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *) { return {}; }
-    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) { return LoadBrain(p + i * 2); }
-    static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
+    static HWY_INLINE Vec   Whole(const uint8_t *p, size_t i) { return LoadBrain(p + i * 2); }
+    static HWY_INLINE Vec   Load(const uint8_t *p, size_t i, Scale) { return Whole(p, i); }
 };
 
 /* Rows of blocks: an f16 scale, then the whole numbers that it multiplies. */
@@ -115,7 +115,7 @@ struct RowQ8 {
     using Scale = Vec;
     static constexpr size_t Bytes(size_t n) { return n / 32 * 34; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *p) { return SplatHalf(p); }
-    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) {
+    static HWY_INLINE Vec   Whole(const uint8_t *p, size_t i) {
         const int8_t *from = (const int8_t *)p + i / 32 * 34 + 2 + i % 32;
         return hn::ConvertTo(F32(), hn::PromoteTo(I32(), hn::LoadU(I8(), from)));
     }
@@ -128,7 +128,7 @@ struct RowQ4 {
     using Scale = Vec;
     static constexpr size_t Bytes(size_t n) { return n / 32 * 18; }
     static HWY_INLINE Scale ScaleAt(const uint8_t *p) { return SplatHalf(p); }
-    static HWY_INLINE Vec Whole(const uint8_t *p, size_t i) {
+    static HWY_INLINE Vec   Whole(const uint8_t *p, size_t i) {
         const uint8_t *from = p + i / 32 * 18 + 2 + i % 16;
         const auto     pair = hn::LoadU(U8(), from);
         const auto     nibble = i % 32 < 16 ? hn::And(pair, hn::Set(U8(), 15)) : hn::ShiftRight<4>(pair);

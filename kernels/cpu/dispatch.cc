@@ -55,11 +55,11 @@ bool Supported(int64_t bit) {
     if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
     __get_cpuid_count(7, 0, &a, &b7, &c7, &d7);
     const unsigned saved = Has(c, bit_OSXSAVE) ? Saved() : 0;
-    const bool sse4 = Has(c, bit_SSE4_1 | bit_SSE4_2 | bit_PCLMUL | bit_AES);
-    const bool avx2 = sse4 && Has(saved, 0x6) && Has(c, bit_AVX | bit_FMA | bit_F16C) &&
-                      Has(b7, bit_AVX2 | bit_BMI | bit_BMI2);
-    const bool avx3 = avx2 && Has(saved, 0xe6) &&
-                      Has(b7, bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW | bit_AVX512CD);
+    const bool     sse4 = Has(c, bit_SSE4_1 | bit_SSE4_2 | bit_PCLMUL | bit_AES);
+    const bool     avx2 = sse4 && Has(saved, 0x6) && Has(c, bit_AVX | bit_FMA | bit_F16C) &&
+                          Has(b7, bit_AVX2 | bit_BMI | bit_BMI2);
+    const bool     avx3 = avx2 && Has(saved, 0xe6) &&
+                          Has(b7, bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW | bit_AVX512CD);
     if (bit == HWY_SSE4) return sse4;
     if (bit == HWY_AVX2) return avx2;
     if (bit == HWY_AVX3) return avx3;

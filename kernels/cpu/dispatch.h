@@ -25,14 +25,14 @@ const char *lim_cpu_target_at(int i);
 /* In the HWY_ONCE part of a SIMD source: defines `const type *name(int64_t target)`, which returns the
  * target's own `kTable`, an object of that type. */
 #if defined(__x86_64__)
-#define LIM_CPU_TABLES(type, name)                \
-    const type *name(int64_t target) {            \
-        switch (target) {                         \
-        case HWY_AVX3: return &N_AVX3::kTable;    \
-        case HWY_AVX2: return &N_AVX2::kTable;    \
-        case HWY_SSE4: return &N_SSE4::kTable;    \
+#define LIM_CPU_TABLES(type, name)                     \
+    const type *name(int64_t target) {                 \
+        switch (target) {                              \
+        case HWY_AVX3: return &N_AVX3::kTable;         \
+        case HWY_AVX2: return &N_AVX2::kTable;         \
+        case HWY_SSE4: return &N_SSE4::kTable;         \
         default: return &HWY_STATIC_NAMESPACE::kTable; \
-        }                                         \
+        }                                              \
     }
 #else
 #define LIM_CPU_TABLES(type, name) \

@@ -21,8 +21,8 @@ extern "C" {
 
 /* Element types; the numbers are those of lim_dtype in lessismore.h. */
 enum {
-    LIM_CPU_F32  = 0,
-    LIM_CPU_F16  = 1,
+    LIM_CPU_F32 = 0,
+    LIM_CPU_F16 = 1,
     LIM_CPU_BF16 = 2,
     LIM_CPU_Q8_0 = 3, /* blocks of 32: f16 scale, 32 x int8 (ggml's layout) */
     LIM_CPU_Q4_0 = 4, /* blocks of 32: f16 scale, 16 bytes; element i in the low nibble of byte i for
@@ -31,13 +31,13 @@ enum {
 
 /* Bounds that every caller keeps. */
 enum {
-    LIM_CPU_MAX_DIM   = 256, /* head_dim, a multiple of 16 (of 32 for quantised types) */
+    LIM_CPU_MAX_DIM = 256, /* head_dim, a multiple of 16 (of 32 for quantised types) */
     LIM_CPU_MAX_HEADS = 512,
 };
 
 /* What a call does with its rows. */
 enum {
-    LIM_CPU_FULL   = 0, /* attend to every visible token */
+    LIM_CPU_FULL = 0, /* attend to every visible token */
     LIM_CPU_SELECT = 1, /* the same, and choose each sparse row's token set */
     LIM_CPU_SPARSE = 2, /* attend to each sparse row's token set only */
 };
@@ -45,7 +45,7 @@ enum {
 /* Ranking policies (selection). */
 enum {
     LIM_CPU_UNION = 0, /* merge of the heads' rankings, rank by rank (the reference) */
-    LIM_CPU_MASS  = 1, /* sum over heads of softmax probability */
+    LIM_CPU_MASS = 1, /* sum over heads of softmax probability */
 };
 
 typedef struct lim_cpu_tensor {
@@ -93,24 +93,24 @@ typedef struct lim_cpu_probe {
 
 /* One layer's attention for a batch of rows. */
 typedef struct lim_cpu_call {
-    lim_cpu_tensor     query;  /* [stream][head][token][dim_k] by strides; last dimension contiguous */
-    lim_cpu_tensor     key;    /* [stream][kv_head][slot][dim_k] */
-    lim_cpu_tensor     value;  /* [stream][kv_head][slot][dim_v] */
-    lim_cpu_tensor     output; /* [stream][head][token][dim_v] */
-    int32_t            heads;    /* query heads */
-    int32_t            kv_heads; /* divides heads; query head h reads KV head h / (heads / kv_heads) */
-    int32_t            dim_k;
-    int32_t            dim_v;
-    float              scale;   /* logit = softcap(scale * q.k) + slope * mask */
-    float              softcap; /* c > 0: c * tanh(x / c); 0: none */
-    const float       *slopes;  /* [heads] ALiBi slope that multiplies the mask, or NULL: 1 */
-    const float       *sinks;   /* [heads] extra logit in the softmax's denominator, or NULL */
-    int32_t            mode;    /* LIM_CPU_FULL ... */
-    int32_t            policy;  /* LIM_CPU_UNION ... ; SELECT only */
-    const lim_cpu_row *rows;
-    int32_t            n_rows;
-    void              *work;    /* 64-byte aligned; see lim_cpu_work_size */
-    lim_cpu_timing    *timing;  /* or NULL */
+    lim_cpu_tensor       query;  /* [stream][head][token][dim_k] by strides; last dimension contiguous */
+    lim_cpu_tensor       key;    /* [stream][kv_head][slot][dim_k] */
+    lim_cpu_tensor       value;  /* [stream][kv_head][slot][dim_v] */
+    lim_cpu_tensor       output; /* [stream][head][token][dim_v] */
+    int32_t              heads;    /* query heads */
+    int32_t              kv_heads; /* divides heads; query head h reads KV head h / (heads / kv_heads) */
+    int32_t              dim_k;
+    int32_t              dim_v;
+    float                scale;   /* logit = softcap(scale * q.k) + slope * mask */
+    float                softcap; /* c > 0: c * tanh(x / c); 0: none */
+    const float         *slopes;  /* [heads] ALiBi slope that multiplies the mask, or NULL: 1 */
+    const float         *sinks;   /* [heads] extra logit in the softmax's denominator, or NULL */
+    int32_t              mode;    /* LIM_CPU_FULL ... */
+    int32_t              policy;  /* LIM_CPU_UNION ... ; SELECT only */
+    const lim_cpu_row   *rows;
+    int32_t              n_rows;
+    void                *work;    /* 64-byte aligned; see lim_cpu_work_size */
+    lim_cpu_timing      *timing;  /* or NULL */
     const lim_cpu_probe *probe; /* SELECT only; or NULL */
 } lim_cpu_call;
 
@@ -134,7 +134,8 @@ void   lim_cpu_select(const float *logits, int64_t stride, int32_t heads, int32_
 /* Scans one mask row of n_kv values (type LIM_CPU_F16 or LIM_CPU_F32): a slot is visible unless its value
  * is -inf. Writes the visible slots, ascending, to `slots` ([n_kv], or NULL to count only). Returns how many.
  * flags gets LIM_CPU_PREFIX if they are exactly 0 .. n-1, LIM_CPU_PLAIN if each visible value is zero. */
-enum { LIM_CPU_PREFIX = 1, LIM_CPU_PLAIN = 2 };
+enum { LIM_CPU_PREFIX = 1,
+       LIM_CPU_PLAIN = 2 };
 int32_t lim_cpu_visible(const void *mask, int32_t type, int32_t n_kv, int32_t *slots, uint32_t *flags);
 
 /* Prints: hashes of the first bytes of a K store's rows, noted once a row is written. A row whose print is another one
@@ -157,9 +158,9 @@ void lim_cpu_prints_note(const lim_cpu_prints *of, const int64_t *list, int64_t 
 /* Threads for callers that have none. A pool runs one task at a time; create returns NULL when out of
  * memory or threads. run calls task(arg, ith, nth) on nth <= size threads, the caller being ith 0. */
 typedef struct lim_cpu_pool lim_cpu_pool;
-lim_cpu_pool *lim_cpu_pool_create(int size);
-void          lim_cpu_pool_run(lim_cpu_pool *pool, int nth, void (*task)(void *arg, int ith, int nth), void *arg);
-void          lim_cpu_pool_free(lim_cpu_pool *pool);
+lim_cpu_pool               *lim_cpu_pool_create(int size);
+void                        lim_cpu_pool_run(lim_cpu_pool *pool, int nth, void (*task)(void *arg, int ith, int nth), void *arg);
+void                        lim_cpu_pool_free(lim_cpu_pool *pool);
 
 /* Name of the instruction set in use: "AVX3_DL", "AVX3", "AVX2", "NEON", ... (Highway's names). */
 const char *lim_cpu_target(void);

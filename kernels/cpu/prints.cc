@@ -24,8 +24,8 @@ uint64_t Mix(uint64_t x) {
 }
 
 uint64_t Print(const lim_cpu_prints *of, int64_t slot) {
-    const auto   *row  = static_cast<const uint8_t *>(of->rows) + slot * of->stride;
-    const int32_t n    = of->bytes < kSample ? of->bytes : kSample;
+    const auto   *row = static_cast<const uint8_t *>(of->rows) + slot * of->stride;
+    const int32_t n = of->bytes < kSample ? of->bytes : kSample;
     uint64_t      hash = 0x9e3779b97f4a7c15;
     for (int32_t i = 0; i < n; i += 8) {
         uint64_t word = 0;

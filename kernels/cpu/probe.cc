@@ -5,7 +5,7 @@ namespace lessismore {
 namespace {
 
 float Share(const float *softmax, const int32_t *positions, int32_t n) {
-    float sums[4] = {}; /* so that an addition need not wait for the one before */
+    float   sums[4] = {}; /* so that an addition need not wait for the one before */
     int32_t i = 0;
     for (; i + 4 <= n; i += 4) {
         for (int k = 0; k < 4; k++) sums[k] += softmax[positions[i + k]];

@@ -126,8 +126,8 @@ bool WriteSet(const RankingKernels &kernels, const Selection &s, int32_t depth, 
     if (want == candidates) {
         for (size_t i = 0; i < candidates; i++) chosen[i / 64] |= (uint64_t)1 << i % 64;
     } else if (s.policy == LIM_CPU_MASS) {
-        uint32_t  range;
-        uint64_t *items = scratch.items;
+        uint32_t     range;
+        uint64_t    *items = scratch.items;
         const size_t count = FindItems(kernels, s.mass + s.sink_tokens, candidates, want, scratch, &range);
         if (want > 0) std::nth_element(items, items + want - 1, items + count);
         for (size_t i = 0; i < want; i++) chosen[(uint32_t)items[i] / 64] |= (uint64_t)1 << (uint32_t)items[i] % 64;

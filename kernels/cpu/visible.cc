@@ -33,15 +33,15 @@ namespace hn = hwy::HWY_NAMESPACE;
 /* T holds the bits of one mask value; kHidden are those of -inf. */
 template <class T, T kHidden>
 int32_t Scan(const void *from, int32_t n, int32_t *slots, uint32_t *flags) {
-    constexpr T                  kMinusZero = (T)1 << (sizeof(T) * 8 - 1);
-    const hn::ScalableTag<T>     d;
+    constexpr T                    kMinusZero = (T)1 << (sizeof(T) * 8 - 1);
+    const hn::ScalableTag<T>       d;
     const hn::ScalableTag<int32_t> di;
-    constexpr int                kStep = HWY_LANES(T), kInts = HWY_LANES(int32_t);
-    const uint8_t               *mask = (const uint8_t *)from;
-    int32_t                      count = 0, last = -1;
-    uint64_t                     odd = 0; /* visible, but not zero */
+    constexpr int                  kStep = HWY_LANES(T), kInts = HWY_LANES(int32_t);
+    const uint8_t                 *mask = (const uint8_t *)from;
+    int32_t                        count = 0, last = -1;
+    uint64_t                       odd = 0; /* visible, but not zero */
     for (int32_t begin = 0; begin < n; begin += 64) {
-        T         rest[64];
+        T              rest[64];
         const uint8_t *p = mask + (size_t)begin * sizeof(T);
         if (n - begin < 64) {
             for (T &value : rest) value = kHidden;

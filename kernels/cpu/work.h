@@ -12,7 +12,7 @@ namespace lessismore {
 
 /* The only part of work memory that has a meaning between calls. */
 struct alignas(64) WorkHeader {
-    Barrier              barrier;
+    Barrier barrier;
     alignas(64) std::atomic<uint32_t> next; /* the next KV chunk to claim; zero between calls */
 };
 

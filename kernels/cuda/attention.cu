@@ -6,48 +6,48 @@
 
 using namespace lessismore;
 
-#define ATTEND(type, Rows, dim, heads, where, indexed)                                              \
+#define ATTEND(type, Rows, dim, heads, where, indexed)                                                               \
     extern "C" __global__ void __launch_bounds__(ThreadsOf(false), LIM_CUDA_MOST_BLOCKS(Rows::kConvert, dim, heads)) \
-        lim_attend_##type##_##dim##_##heads##_##where(const __grid_constant__ lim_cuda_args args) { \
-        Attend<Rows, dim, heads / 8, indexed, false>(args);                                \
+        lim_attend_##type##_##dim##_##heads##_##where(const __grid_constant__ lim_cuda_args args) {                  \
+        Attend<Rows, dim, heads / 8, indexed, false>(args);                                                          \
     }
-#define ATTEND_DIM(type, dim, ...)                           \
-    ATTEND(type, __VA_ARGS__, dim, 8, direct, false)         \
-    ATTEND(type, __VA_ARGS__, dim, 8, indexed, true)         \
-    ATTEND(type, __VA_ARGS__, dim, 16, direct, false)        \
+#define ATTEND_DIM(type, dim, ...)                    \
+    ATTEND(type, __VA_ARGS__, dim, 8, direct, false)  \
+    ATTEND(type, __VA_ARGS__, dim, 8, indexed, true)  \
+    ATTEND(type, __VA_ARGS__, dim, 16, direct, false) \
     ATTEND(type, __VA_ARGS__, dim, 16, indexed, true)
 
 template <int kDim> using F16Rows = HalfRows<kDim, false>;
 template <int kDim> using BF16Rows = HalfRows<kDim, true>;
 
-#define ATTEND_TYPE(type, Rows)        \
-    ATTEND_DIM(type, 64, Rows<64>)     \
-    ATTEND_DIM(type, 128, Rows<128>)   \
+#define ATTEND_TYPE(type, Rows)      \
+    ATTEND_DIM(type, 64, Rows<64>)   \
+    ATTEND_DIM(type, 128, Rows<128>) \
     ATTEND_DIM(type, 256, Rows<256>)
 
-#define TMA(type, bf16, dim, name, paged, filter)                                                                            \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), filter ? 2 : LIM_CUDA_MOST_BLOCKS(false, dim, 8))         \
-        lim_attend_##type##_##dim##_8_##name(const __grid_constant__ lim_cuda_args args) {                                   \
-        Attend<TmaRows<dim, bf16>, dim, 1, paged, false, filter>(args);                                                      \
+#define TMA(type, bf16, dim, name, paged, filter)                                                                    \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), filter ? 2 : LIM_CUDA_MOST_BLOCKS(false, dim, 8)) \
+        lim_attend_##type##_##dim##_8_##name(const __grid_constant__ lim_cuda_args args) {                           \
+        Attend<TmaRows<dim, bf16>, dim, 1, paged, false, filter>(args);                                              \
     }
-#define TMA_DIM(type, bf16, dim)                           \
-    TMA(type, bf16, dim, tma, false, false)                \
-    TMA(type, bf16, dim, filtered, false, true)            \
-    TMA(type, bf16, dim, tma_paged, true, false)           \
+#define TMA_DIM(type, bf16, dim)                 \
+    TMA(type, bf16, dim, tma, false, false)      \
+    TMA(type, bf16, dim, filtered, false, true)  \
+    TMA(type, bf16, dim, tma_paged, true, false) \
     TMA(type, bf16, dim, filtered_paged, true, true)
-#define TMA_TYPE(type, bf16)     \
-    TMA_DIM(type, bf16, 64)      \
+#define TMA_TYPE(type, bf16) \
+    TMA_DIM(type, bf16, 64)  \
     TMA_DIM(type, bf16, 128)
 
-#define SHORT(type, Rows, dim, where, indexed)                                                                               \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(true), 1)                                                         \
-        lim_short_##type##_##dim##_8_##where(const __grid_constant__ lim_cuda_args args) {                                   \
-        Attend<Rows<dim>, dim, 1, indexed, true>(args);                                                                      \
+#define SHORT(type, Rows, dim, where, indexed)                                             \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(true), 1)                       \
+        lim_short_##type##_##dim##_8_##where(const __grid_constant__ lim_cuda_args args) { \
+        Attend<Rows<dim>, dim, 1, indexed, true>(args);                                    \
     }
-#define SHORT_TYPE(type, Rows)               \
-    SHORT(type, Rows, 64, direct, false)     \
-    SHORT(type, Rows, 64, indexed, true)     \
-    SHORT(type, Rows, 128, direct, false)    \
+#define SHORT_TYPE(type, Rows)            \
+    SHORT(type, Rows, 64, direct, false)  \
+    SHORT(type, Rows, 64, indexed, true)  \
+    SHORT(type, Rows, 128, direct, false) \
     SHORT(type, Rows, 128, indexed, true)
 
 ATTEND_TYPE(f16, F16Rows)

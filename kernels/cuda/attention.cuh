@@ -73,7 +73,8 @@ struct Attention {
             for (int s = 0; s < kSteps; s++) {
 #pragma unroll
                 for (int h = 0; h < kHeadTiles; h++) {
-                    float(&to)[4] = Rows::kConvert ? block[h] : (f + s) % 2 == 1 && kShort ? odd_x[h] : x[h];
+                    float (&to)[4] = Rows::kConvert ? block[h] : (f + s) % 2 == 1 && kShort ? odd_x[h]
+                                                                                            : x[h];
                     if constexpr (Q::kInRegisters) {
                         MultiplyAdd<Rows::kBf16>(to, a[s], query.q[h][f + s][0], query.q[h][f + s][1]);
                     } else {

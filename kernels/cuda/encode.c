@@ -22,16 +22,17 @@ static int encode(const lim_cuda_call *c, const lim_cuda_store *s, uint64_t to[1
     const int      paged = c->table != 0;
     const uint64_t row = (uint64_t)c->dim * 2, fit = paged ? MOST_BYTES / (uint64_t)s->page_stride : 0, most = (uint64_t)1 << 31;
     const uint64_t tokens = paged ? (uint64_t)1 << c->page_shift : (uint64_t)c->capacity;
-    const uint64_t outer = !paged ? (uint64_t)c->n_rows : fit < most ? fit : most;
+    const uint64_t outer = !paged ? (uint64_t)c->n_rows : fit < most ? fit
+                                                                     : most;
     const uint64_t dims[RANK] = {64, (uint64_t)c->kv_heads, tokens, (uint64_t)c->dim / 64, outer};
     /* A stride along an axis of one is never used, and need not be given. */
     const uint64_t strides[RANK - 1] = {c->kv_heads > 1 ? (uint64_t)s->head_stride : row, (uint64_t)s->token_stride, 128,
                                         outer > 1 ? (uint64_t)s->page_stride : row};
     const uint32_t box[RANK] = {64, 1, LIM_CUDA_TILE, (uint32_t)c->dim / 64, 1}, every[RANK] = {1, 1, 1, 1, 1};
-    CUtensorMap map;
-    const int   result = cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, RANK, (void *)(uintptr_t)s->data, dims, strides, box,
-                                                every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                                CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUtensorMap    map;
+    const int      result = cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, RANK, (void *)(uintptr_t)s->data, dims, strides, box,
+                                                   every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result == CUDA_SUCCESS) memcpy(to, &map, sizeof map);
     return result;
 }

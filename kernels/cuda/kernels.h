@@ -21,29 +21,29 @@ extern "C" {
 
 /* Element types; the first four are the numbers of lim_dtype in lessismore.h. */
 enum {
-    LIM_CUDA_F32  = 0, /* query and output only */
-    LIM_CUDA_F16  = 1,
+    LIM_CUDA_F32 = 0, /* query and output only */
+    LIM_CUDA_F16 = 1,
     LIM_CUDA_BF16 = 2,
     LIM_CUDA_Q8_0 = 3, /* key and value only: blocks of 32, f16 scale and 32 x int8 (ggml's layout) */
-    LIM_CUDA_FP8  = 5, /* key and value only: e4m3 (4 is taken by q4_0) */
+    LIM_CUDA_FP8 = 5, /* key and value only: e4m3 (4 is taken by q4_0) */
 };
 
 enum {
-    LIM_CUDA_FULL   = 0, /* attend to every visible token */
+    LIM_CUDA_FULL = 0, /* attend to every visible token */
     LIM_CUDA_SELECT = 1, /* the same, and leave what the selection needs of the logits (and log-sum-exps) */
-    LIM_CUDA_SPARSE   = 2, /* attend to each row's token set */
+    LIM_CUDA_SPARSE = 2, /* attend to each row's token set */
 };
 
 enum {
     LIM_CUDA_UNION = 0,
-    LIM_CUDA_MASS  = 1,
+    LIM_CUDA_MASS = 1,
 };
 
 enum {
     LIM_CUDA_MAX_HEADS = 512,
     LIM_CUDA_MAX_GROUP = 16,      /* query heads per KV head */
-    LIM_CUDA_MAX_ROWS  = 4096,
-    LIM_CUDA_MAX_TOP_K  = 16384,   /* tokens that the ranking may choose */
+    LIM_CUDA_MAX_ROWS = 4096,
+    LIM_CUDA_MAX_TOP_K = 16384,   /* tokens that the ranking may choose */
     LIM_CUDA_MAX_RANKED = 8192,   /* candidates that are ranked without sorting */
     LIM_CUDA_MAX_TOKENS = 1 << 20, /* visible tokens of a row that selects */
 };
@@ -100,8 +100,8 @@ typedef struct lim_cuda_call {
     int32_t        policy;    /* LIM_CUDA_UNION ... */
     /* The split of the budget for rows with more visible tokens than it: sink_tokens + top_k + recent == budget.
      * Rows with no more take all their tokens as their set. */
-    int32_t        budget;
-    int32_t        sink_tokens, top_k, recent;
+    int32_t budget;
+    int32_t sink_tokens, top_k, recent;
 } lim_cuda_call;
 
 /* Names the first argument that the kernels cannot take, with its value, in text; returns 0 if there is none,
@@ -144,30 +144,30 @@ typedef struct lim_cuda_launch {
 
 /* What a kernel gets, by value. */
 typedef struct lim_cuda_args {
-    lim_cuda_call call;
-    uint64_t      parts;    /* float: partial results of the splits */
-    uint64_t      arrivals; /* uint32 [n_rows * kv_heads] */
-    uint64_t      gathered; /* uint32 [n_rows]: arrivals of the selection */
-    uint64_t      logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see logit_filter.h */
-    uint64_t      sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
-    uint64_t      ranks;    /* uint32 [n_rows][heads], RankStride(top_k) for each: positions, `need` or all; `union` */
-    uint64_t      mass;     /* float [n_rows][logit_stride]; `mass` */
-    int64_t       logit_stride; /* the capacity, rounded up */
-    uint32_t      chunk_tokens; /* tokens of a KV chunk: see split.h */
-    int32_t       stages;   /* depth of a warp's pipeline */
-    int32_t       group;
-    int32_t       room;     /* candidates that a ranking can hold: a power of two */
-    uint32_t      together; /* heads whose logits are interleaved */
-    uint32_t      cluster;  /* blocks that share a work tile and merge in shared memory; 0: see split.h */
-    uint32_t      tma;      /* 1: tiles are loaded by TMA, through the maps that lim_cuda_encode makes */
-    uint32_t      need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
-    int64_t       room_stride; /* floats from a head's room for logits to the next one's: two for a token, which filtered ones need */
-    uint64_t      survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
-    uint64_t      overfull; /* uint32: 1 where the last selection had no room, with kv_tokens */
-    uint64_t      again;    /* uint32 [n_rows][heads]: 1 where logits were computed once more, and lie in the head's room */
-    uint32_t      floats;   /* of a head's room for a token: room_stride over logit_stride */
-    uint32_t      reserved[13];
-    LIM_CUDA_MAP  uint64_t key_map[16], value_map[16]; /* CUtensorMap */
+    lim_cuda_call         call;
+    uint64_t              parts;    /* float: partial results of the splits */
+    uint64_t              arrivals; /* uint32 [n_rows * kv_heads] */
+    uint64_t              gathered; /* uint32 [n_rows]: arrivals of the selection */
+    uint64_t              logits;   /* float, room_stride for each head of each row: see LogitAt in order.h; or see logit_filter.h */
+    uint64_t              sums;     /* float [n_rows][heads]: log-sum-exp, for `mass` */
+    uint64_t              ranks;    /* uint32 [n_rows][heads], RankStride(top_k) for each: positions, `need` or all; `union` */
+    uint64_t              mass;     /* float [n_rows][logit_stride]; `mass` */
+    int64_t               logit_stride; /* the capacity, rounded up */
+    uint32_t              chunk_tokens; /* tokens of a KV chunk: see split.h */
+    int32_t               stages;   /* depth of a warp's pipeline */
+    int32_t               group;
+    int32_t               room;     /* candidates that a ranking can hold: a power of two */
+    uint32_t              together; /* heads whose logits are interleaved */
+    uint32_t              cluster;  /* blocks that share a work tile and merge in shared memory; 0: see split.h */
+    uint32_t              tma;      /* 1: tiles are loaded by TMA, through the maps that lim_cuda_encode makes */
+    uint32_t              need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
+    int64_t               room_stride; /* floats from a head's room for logits to the next one's: two for a token, which filtered ones need */
+    uint64_t              survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
+    uint64_t              overfull; /* uint32: 1 where the last selection had no room, with kv_tokens */
+    uint64_t              again;    /* uint32 [n_rows][heads]: 1 where logits were computed once more, and lie in the head's room */
+    uint32_t              floats;   /* of a head's room for a token: room_stride over logit_stride */
+    uint32_t              reserved[13];
+    LIM_CUDA_MAP uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;
 
 /* Plans the launches of a call: attention and, in SELECT mode, the selection. Returns how many (1 or 2). */

@@ -82,9 +82,9 @@ struct AsyncLoader {
         /* Every lane keeps its column where a row's copies go evenly into a warp. */
 #pragma unroll
         for (int i = 0; i < kTurns; i++) {
-            const int c = i * 32 + lane;
-            const int r = kEven ? lane / kChunks + i * (32 / kChunks) : min(c / kChunks, kTile - 1);
-            const int column = (kEven ? lane % kChunks : c % kChunks) * Rows::kCopy;
+            const int      c = i * 32 + lane;
+            const int      r = kEven ? lane / kChunks + i * (32 / kChunks) : min(c / kChunks, kTile - 1);
+            const int      column = (kEven ? lane % kChunks : c % kChunks) * Rows::kCopy;
             const uint8_t *from_key = first_key, *from_value = first_value;
             if (kIndexed) {
                 if (kKeys) from_key = (const uint8_t *)__shfl_sync(kAll, (unsigned long long)first_key, from_lane + r);

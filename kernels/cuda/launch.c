@@ -8,8 +8,7 @@ int lim_cuda_start(const lim_cuda_launch *l, void *function, void *stream, const
     if (l->cluster == 0 && l->pdl == 0)
         return cuLaunchKernel(function, l->grid[0], l->grid[1], l->grid[2], l->block, 1, 1, l->shared, stream, params, 0);
     CUlaunchAttribute attributes[2] = {0};
-    CUlaunchConfig    config = {.gridDimX = l->grid[0], .gridDimY = l->grid[1], .gridDimZ = l->grid[2], .blockDimX = l->block,
-                                .blockDimY = 1, .blockDimZ = 1, .sharedMemBytes = l->shared, .hStream = stream, .attrs = attributes};
+    CUlaunchConfig    config = {.gridDimX = l->grid[0], .gridDimY = l->grid[1], .gridDimZ = l->grid[2], .blockDimX = l->block, .blockDimY = 1, .blockDimZ = 1, .sharedMemBytes = l->shared, .hStream = stream, .attrs = attributes};
     if (l->cluster != 0) {
         CUlaunchAttribute *a = &attributes[config.numAttrs++];
         a->id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;

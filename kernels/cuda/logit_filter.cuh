@@ -26,19 +26,19 @@ struct LogitFilter {
         float    bound[kWarps][8]; /* each warp's own copy of the block's */
     };
 
-    Survivors    *survivors;
-    float   *samples; /* the warp's: [group, 4 or 8][tiles][16]; then a head's items that wait */
-    uint2   *items;   /* of the group's first head */
-    uint32_t group, stride; /* elements from head to head */
-    int      begin, end;    /* the split */
-    int      from, until;   /* the tokens that the selection chooses among */
-    int      warp, lane;
-    uint32_t waiting[2]; /* of the lane's heads */
+    Survivors *survivors;
+    float     *samples; /* the warp's: [group, 4 or 8][tiles][16]; then a head's items that wait */
+    uint2     *items;   /* of the group's first head */
+    uint32_t   group, stride; /* elements from head to head */
+    int        begin, end;    /* the split */
+    int        from, until;   /* the tokens that the selection chooses among */
+    int        warp, lane;
+    uint32_t   waiting[2]; /* of the lane's heads */
 
     __device__ __forceinline__ uint32_t Tiles() const { return FilterTiles(group, kWarps); }
-    __device__ __forceinline__ float *SamplesOf(uint32_t head) const { return samples + head * Tiles() * 16; }
-    __device__ __forceinline__ uint2 *WaitingOf(uint32_t head) const { return (uint2 *)SamplesOf(head); }
-    __device__ __forceinline__ bool Chosen(int token) const { return token >= from && token < until; }
+    __device__ __forceinline__ float   *SamplesOf(uint32_t head) const { return samples + head * Tiles() * 16; }
+    __device__ __forceinline__ uint2   *WaitingOf(uint32_t head) const { return (uint2 *)SamplesOf(head); }
+    __device__ __forceinline__ bool     Chosen(int token) const { return token >= from && token < until; }
 
     /* Lists begin empty, and take everything. The block meets before the first logit. */
     __device__ __forceinline__ void Open() {
@@ -72,7 +72,7 @@ struct LogitFilter {
         __syncwarp();
 #pragma unroll 1
         for (uint32_t head = 0; head < group; head += 2) { /* two at a time: the searches are all latency */
-            uint32_t    key[2][kMost];
+            uint32_t     key[2][kMost];
             FilterSearch search[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
@@ -167,9 +167,9 @@ struct LogitFilter {
         for (uint32_t head = 0; head < group; head++) {
             const uint32_t count = __shfl_sync(kAll, head & 1 ? odd : even, head >> 1);
             if (count < kLine) continue;
-            uint2         *list = WaitingOf(head);
-            const uint2    item = list[lane], next = kLine + lane < count ? list[kLine + lane] : uint2{0, 0};
-            uint32_t       to = 0;
+            uint2      *list = WaitingOf(head);
+            const uint2 item = list[lane], next = kLine + lane < count ? list[kLine + lane] : uint2{0, 0};
+            uint32_t    to = 0;
             if (lane == 0) to = atomicAdd(&survivors->lines[head], kLine);
             to = __shfl_sync(kAll, to, 0);
             StoreToStay(items + (size_t)head * stride + begin + to + lane, item);

@@ -41,7 +41,7 @@ typedef struct FilterSearch {
 
 LIM_SHARED FilterSearch FilterSearchFrom(uint32_t lowest, uint32_t highest) {
     FilterSearch s = {lowest, highest - lowest, 0, 0, 1};
-    uint32_t    rest = s.range;
+    uint32_t     rest = s.range;
     if (rest != 0) s.bit = 1;
     while (rest >>= 1) s.bit <<= 1;
     if (s.bit >> 15 > 0) s.last = s.bit >> 15;

@@ -78,8 +78,8 @@ __device__ __forceinline__ void MbarrierWait(uint32_t full, uint32_t parity) {
 __device__ __forceinline__ void TmaLoad(uint32_t to, const uint64_t *map, int head, int token, int row, uint32_t full, uint64_t policy) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%3, %4, %5, %3, %6}], [%2], %7;"
-                 ::"r"(to), "l"(map), "r"(full), "r"(0), "r"(head), "r"(token), "r"(row), "l"(policy) : "memory");
+                 "[%0], [%1, {%3, %4, %5, %3, %6}], [%2], %7;" ::"r"(to),
+                 "l"(map), "r"(full), "r"(0), "r"(head), "r"(token), "r"(row), "l"(policy) : "memory");
 #endif
 }
 /* Between a thread's own accesses to shared memory and TMA's. */
@@ -134,14 +134,12 @@ __device__ __forceinline__ uint32_t InBlock(uint32_t address, uint32_t rank) {
 /* Stores that the barrier `full` of the other block counts, by bytes: whoever waits for it sees them. */
 __device__ __forceinline__ void StoreInBlock(uint32_t to, float4 v, uint32_t full) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
-                 ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(full) : "memory");
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(full) : "memory");
 #endif
 }
 __device__ __forceinline__ void StoreInBlock(uint32_t to, float2 v, uint32_t full) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];"
-                 ::"r"(to), "f"(v.x), "f"(v.y), "r"(full) : "memory");
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to), "f"(v.x), "f"(v.y), "r"(full) : "memory");
 #endif
 }
 /* For what the cluster's other blocks send: by the thread that began the barrier, before the cluster's first one. */

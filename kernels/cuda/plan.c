@@ -27,10 +27,10 @@ static int group_of(const lim_cuda_call *c) { return c->heads / c->kv_heads; }
 
 /* ---- checks ---- */
 
-#define REFUSE(kind, ...)                    \
-    do {                                     \
-        snprintf(text, size, __VA_ARGS__);   \
-        return kind;                         \
+#define REFUSE(kind, ...)                  \
+    do {                                   \
+        snprintf(text, size, __VA_ARGS__); \
+        return kind;                       \
     } while (0)
 
 static int64_t row_bytes(int type, int dim) {
@@ -152,7 +152,7 @@ static int has_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
 
 /* TMA loads whole tiles, of rows without a table or in pages of whole tiles, where the kernel for it has the registers. */
 static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
-    const int64_t far = (int64_t)1 << 40; /* TMA's strides are less */
+    const int64_t               far = (int64_t)1 << 40; /* TMA's strides are less */
     const lim_cuda_store *const stores[] = {&c->key, &c->value};
     if (!has_tma(d, c) || c->mode == LIM_CUDA_SPARSE || (c->table != 0 && 1 << c->page_shift < LIM_CUDA_TILE)) return 0;
     for (int i = 0; i < 2; i++) {
@@ -181,7 +181,10 @@ static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
 }
 
 /* SHORT_BYTES: of a warp's stages. */
-enum { DEPTHS = 4, GROUPS = 8, SHORT = 4096, SHORT_BYTES = 16384 };
+enum { DEPTHS = 4,
+       GROUPS = 8,
+       SHORT = 4096,
+       SHORT_BYTES = 16384 };
 static const int depths[DEPTHS] = {LIM_CUDA_MOST_STAGES, 4, 3, 2};
 
 typedef struct shape {
@@ -202,7 +205,8 @@ static shape attend_shape(const lim_cuda_device *d, const lim_cuda_call *c) {
     }
     const int64_t fit = d->shared_per_multiprocessor / (attend_shared(c, s.stages) + STATIC + RESERVED);
     const int     most = LIM_CUDA_MOST_BLOCKS(c->kv_type == LIM_CUDA_Q8_0, c->dim, group_of(c));
-    s.per_multiprocessor = fit < 1 ? 1 : fit > most ? most : (int)fit;
+    s.per_multiprocessor = fit < 1 ? 1 : fit > most ? most
+                                                    : (int)fit;
     s.blocks = (uint32_t)(d->multiprocessors * s.per_multiprocessor);
     return s;
 }
@@ -240,7 +244,7 @@ static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint3
 
 static int room_of(const lim_cuda_call *c) {
     const int room = power_of_two_from(2 * (int64_t)c->top_k + 64);
-    return room > LIM_CUDA_MAX_TOP_K? LIM_CUDA_MAX_TOP_K: room;
+    return room > LIM_CUDA_MAX_TOP_K ? LIM_CUDA_MAX_TOP_K : room;
 }
 
 static int64_t select_shared(const lim_cuda_call *c) {
@@ -316,7 +320,8 @@ static void fill(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args
 static void plan_select(const lim_cuda_call *c, int filtered, lim_cuda_launch *l) {
     const int mass = c->policy == LIM_CUDA_MASS;
     memset(l, 0, sizeof *l);
-    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : filtered ? "lim_select_filtered" : "lim_select_union");
+    snprintf(l->name, sizeof l->name, mass ? "lim_select_mass" : filtered ? "lim_select_filtered"
+                                                                          : "lim_select_union");
     l->grid[0] = mass ? (uint32_t)(c->capacity + LIM_CUDA_SELECT_THREADS - 1) / LIM_CUDA_SELECT_THREADS : (uint32_t)c->heads;
     l->grid[1] = (uint32_t)c->n_rows;
     l->grid[2] = 1;
@@ -377,9 +382,10 @@ static int plan(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args 
     const int filters = !all && may_filter(c, a, work_tiles, l->grid[0]);
     if (!filters) a->survivors = 0;
     name_of(c, brief.cluster > 1 ? "short" : "attend",
-            filters  ? (c->table != 0 ? "filtered_paged" : "filtered")
-            : a->tma ? (c->table != 0 ? "tma_paged" : "tma")
-            : c->mode == LIM_CUDA_SPARSE || c->table != 0 ? "indexed" : "direct",
+            filters                                       ? (c->table != 0 ? "filtered_paged" : "filtered")
+            : a->tma                                      ? (c->table != 0 ? "tma_paged" : "tma")
+            : c->mode == LIM_CUDA_SPARSE || c->table != 0 ? "indexed"
+                                                          : "direct",
             l->name);
     l->grid[1] = l->grid[2] = 1;
     l->block = LIM_CUDA_WARPS * 32;

@@ -10,8 +10,8 @@
 namespace lessismore {
 namespace probing {
 
-constexpr int      kThreads = LIM_CUDA_PROBE_THREADS;
-constexpr int      kWarps = kThreads / 32;
+constexpr int kThreads = LIM_CUDA_PROBE_THREADS;
+constexpr int kWarps = kThreads / 32;
 
 /* This thread's part of what a set keeps of a head: every kThreads-th token. */
 static __device__ __forceinline__ float Share(const float *x, uint32_t together, float sum, uint32_t n, const int32_t *positions, uint32_t count) {

@@ -11,7 +11,7 @@ namespace lessismore {
 
 template <class Rows, int kDim, int kHeadTiles, int kThreads, bool kShort>
 struct Query {
-    static constexpr int  kFragments = kDim / 16;
+    static constexpr int kFragments = kDim / 16;
     /* With 16 heads of 256 elements it does not fit the registers beside the values. */
     static constexpr bool kInRegisters = kFragments * kHeadTiles <= 16;
     static constexpr int  kHeld = kInRegisters ? kFragments : 1;

@@ -63,8 +63,8 @@ struct TmaRows : HalfRows<kDim, kBf16Type> {
     static __device__ __forceinline__ uint32_t KeyLane(int lane) { return Chunk(lane & 15, lane >> 4); }
     static __device__ __forceinline__ uint32_t ValueLane(int lane) { return Chunk((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1); }
     static __device__ __forceinline__ uint32_t StepFrom(uint32_t from, int step) { return (from ^ step % 4 * 32) + step / 4 * kBoxBytes; }
-    static __device__ __forceinline__ void KeyFragments(uint32_t from, int step, uint32_t (&a)[1][4]) { LoadMatrices(a[0], StepFrom(from, step)); }
-    static __device__ __forceinline__ void ValueFragments(uint32_t from, int step, uint32_t (&a)[1][4]) {
+    static __device__ __forceinline__ void     KeyFragments(uint32_t from, int step, uint32_t (&a)[1][4]) { LoadMatrices(a[0], StepFrom(from, step)); }
+    static __device__ __forceinline__ void     ValueFragments(uint32_t from, int step, uint32_t (&a)[1][4]) {
         LoadMatricesTransposed(a[0], StepFrom(from, step));
     }
 };

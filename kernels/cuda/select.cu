@@ -186,7 +186,9 @@ static __device__ __forceinline__ bool WalkLine(const lim_cuda_args &args, int r
         }
     }
     /* Of the last rank, the first heads that bring something new. */
-    if (begin - rank < 4) m.list[head] = begin == rank ? now[0] : begin == rank + 1 ? now[1] : begin == rank + 2 ? now[2] : now[3];
+    if (begin - rank < 4) m.list[head] = begin == rank ? now[0] : begin == rank + 1 ? now[1]
+                                                            : begin == rank + 2     ? now[2]
+                                                                                    : now[3];
     __syncthreads();
     if (threadIdx.x < 32) {
         const uint32_t lane = threadIdx.x;
@@ -215,7 +217,7 @@ static __device__ __forceinline__ void RankHead(const lim_cuda_args &args, int r
         if (rank < want) __stcg(ranks + rank, position);
     };
     if constexpr (kFiltered) {
-        uint32_t  *again = (uint32_t *)args.again + (int64_t)row * call.heads + head;
+        uint32_t       *again = (uint32_t *)args.again + (int64_t)row * call.heads + head;
         const Survivors survivors = SurvivorsIn(args, row, head, n);
         if (kToEnd && survivors.lists != 0 && __ldcg(again) != 0) {
             x = {(const float *)survivors.items, 1};
@@ -266,9 +268,9 @@ template <bool kFiltered>
 static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
     extern __shared__ __align__(16) uint8_t shared[];
     __shared__ Common                       common;
-    const lim_cuda_call &call = args.call;
-    const int            head = blockIdx.x, row = blockIdx.y;
-    const int            n = __ldg((const int32_t *)call.lengths + row);
+    const lim_cuda_call                    &call = args.call;
+    const int                               head = blockIdx.x, row = blockIdx.y;
+    const int                               n = __ldg((const int32_t *)call.lengths + row);
     if (!FindRoom(args, row, n)) return;
     if (n <= call.budget) {
         if (head == 0) TakeAll(call, row, n);
@@ -289,9 +291,9 @@ static __device__ __forceinline__ void SelectUnion(const lim_cuda_args &args) {
 static __device__ void SelectMass(const lim_cuda_args &args) {
     extern __shared__ __align__(16) uint8_t shared[];
     __shared__ Common                       common;
-    const lim_cuda_call &call = args.call;
-    const int            row = blockIdx.y;
-    const int            n = __ldg((const int32_t *)call.lengths + row);
+    const lim_cuda_call                    &call = args.call;
+    const int                               row = blockIdx.y;
+    const int                               n = __ldg((const int32_t *)call.lengths + row);
     if (!FindRoom(args, row, n)) return;
     if (n <= call.budget) {
         if (blockIdx.x == 0) TakeAll(call, row, n);

@@ -28,10 +28,10 @@ static __device__ __forceinline__ uint2 *RoomOf(const lim_cuda_args &args, int r
 }
 
 static __device__ __forceinline__ Survivors SurvivorsIn(const lim_cuda_args &args, int row, int head, int n) {
-    const uint4 *lists = (const uint4 *)args.survivors + ((int64_t)row * args.call.heads + head) * LIM_CUDA_FILTER_LISTS;
+    const uint4   *lists = (const uint4 *)args.survivors + ((int64_t)row * args.call.heads + head) * LIM_CUDA_FILTER_LISTS;
     const uint32_t lane = threadIdx.x & 31;
     const uint4    list = __ldcg(lists + lane); /* what is behind the last one is anything */
-    Survivors           k;
+    Survivors      k;
     k.items = RoomOf(args, row, head, n);
     k.lists = __shfl_sync(kAll, list.w, 0);
     const bool there = lane < k.lists;
@@ -66,7 +66,7 @@ static __device__ __forceinline__ const uint2 *ItemIn(const Survivors &k, uint32
 
 /* Adds the items that are not above the bound to r.items; the best and the worst key of the thread's. */
 static __device__ __forceinline__ void CollectSurvivors(const Survivors &k, uint64_t bound, uint32_t room, const Ranking &r, uint32_t &best,
-                                                   uint32_t &worst, Common &common) {
+                                                        uint32_t &worst, Common &common) {
     constexpr int kEach = 4; /* under way at a time */
     best = kAll;
     worst = 0;
@@ -158,8 +158,8 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
         query[d] = bf16 ? __bfloat162float(__float2bfloat16_rn(v)) : __half2float(__float2half_rn(v));
     }
     __syncthreads();
-    float         *to = (float *)RoomOf(args, row, head, n);
-    const Store    key = StoreOf(call, call.key, row, kv_head);
+    float      *to = (float *)RoomOf(args, row, head, n);
+    const Store key = StoreOf(call, call.key, row, kv_head);
 #pragma unroll 1
     for (int token = threadIdx.x; token < n; token += kThreads) {
         const uint4 *from = (const uint4 *)SlotAddress(call, key, SlotOf(call, row, token));

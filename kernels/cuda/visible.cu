@@ -19,10 +19,10 @@ __device__ __forceinline__ void LoadMask(const uint16_t *mask, int slot, int n_s
 extern "C" __global__ void __launch_bounds__(LIM_CUDA_VISIBLE_WARPS * 32) lim_visible(const __grid_constant__ lim_cuda_visible v) {
     using namespace lessismore;
     __shared__ int32_t found[LIM_CUDA_VISIBLE_WARPS];
-    const int       row = (int)blockIdx.x, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    const uint16_t *mask = (const uint16_t *)(v.mask + (uint64_t)row * (uint64_t)v.mask_stride);
-    const int       chunk = VisibleChunk(v.n_slots, LIM_CUDA_VISIBLE_WARPS);
-    const int       begin = warp * chunk, end = min(begin + chunk, v.n_slots);
+    const int          row = (int)blockIdx.x, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    const uint16_t    *mask = (const uint16_t *)(v.mask + (uint64_t)row * (uint64_t)v.mask_stride);
+    const int          chunk = VisibleChunk(v.n_slots, LIM_CUDA_VISIBLE_WARPS);
+    const int          begin = warp * chunk, end = min(begin + chunk, v.n_slots);
 
     int count = 0, odd = 0;
 #pragma unroll 4

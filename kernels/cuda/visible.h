@@ -7,8 +7,8 @@
 
 enum {
     LIM_CUDA_VISIBLE_WARPS = 32, /* of the one block that a row has */
-    LIM_CUDA_VISIBLE_LANE  = 8,  /* slots of a lane: one load of 16 bytes */
-    LIM_CUDA_VISIBLE_STEP  = 32 * LIM_CUDA_VISIBLE_LANE, /* of a warp */
+    LIM_CUDA_VISIBLE_LANE = 8,  /* slots of a lane: one load of 16 bytes */
+    LIM_CUDA_VISIBLE_STEP = 32 * LIM_CUDA_VISIBLE_LANE, /* of a warp */
 };
 
 #define LIM_CUDA_VISIBLE "lim_visible"

@@ -27,12 +27,12 @@ struct WorkTile {
 
 /* The work tile of the block's first chunk; begin and end of its share. Returns false if it has no work. */
 static __device__ __noinline__ bool FindWork(const lim_cuda_args &args, int lane, WorkTile *p, uint32_t *begin, uint32_t *end) {
-    const int rows = args.call.n_rows;
+    const int      rows = args.call.n_rows;
     const uint32_t kv_heads = (uint32_t)args.call.kv_heads;
-    int       tokens = lane < rows ? RowTokens(args, lane) : 0;
-    uint32_t  chunks = lane < rows ? SplitChunks(tokens, args.chunk_tokens) * kv_heads : 0;
-    uint32_t  sum = WarpScan(chunks, lane);
-    uint32_t  total = __shfl_sync(kAll, sum, 31);
+    int            tokens = lane < rows ? RowTokens(args, lane) : 0;
+    uint32_t       chunks = lane < rows ? SplitChunks(tokens, args.chunk_tokens) * kv_heads : 0;
+    uint32_t       sum = WarpScan(chunks, lane);
+    uint32_t       total = __shfl_sync(kAll, sum, 31);
     if (rows > 32) {
         uint32_t more = 0;
 #pragma unroll 1

@@ -3,10 +3,10 @@
 
 #include "small.h"
 
-static small         s;
-static lim_engine   *engine;
+static small        s;
+static lim_engine  *engine;
 static lim_decoder *decoder;
-static const char   *odd(const void *p) { return (const char *)p + 1; }
+static const char  *odd(const void *p) { return (const char *)p + 1; }
 
 typedef struct attention_case {
     lim_status  status;
@@ -15,7 +15,8 @@ typedef struct attention_case {
 } attention_case;
 
 #define CASE(status, name, value, code) {status, name, value, spoil_##code}
-#define SPOIL(code, ...) static void spoil_##code(lim_attention *a) { __VA_ARGS__; }
+#define SPOIL(code, ...) \
+    static void spoil_##code(lim_attention *a) { __VA_ARGS__; }
 
 static int32_t positions[SMALL_SLOTS], numbers_of[2];
 static float   numbers[SMALL_HEADS];
@@ -204,11 +205,11 @@ static void expect(lim_status status, lim_status want, const char *name, const c
 static void attention(void) {
     lim_attention good = small_attention(&s);
     OK(lim_decoder_attend(decoder, &good));
-    float             output[SMALL_HEADS * SMALL_DIM];
-    lim_stats         before = {.struct_size = sizeof before}, after = before;
+    float     output[SMALL_HEADS * SMALL_DIM];
+    lim_stats before = {.struct_size = sizeof before}, after = before;
     for (size_t i = 0; i < sizeof attention_cases / sizeof *attention_cases; i++) {
         const attention_case *c = &attention_cases[i];
-        lim_attention a = good;
+        lim_attention         a = good;
         memcpy(positions, s.positions, sizeof positions);
         for (int h = 0; h < SMALL_HEADS; h++) numbers[h] = 0;
         numbers_of[0] = SMALL_SLOTS;
@@ -245,59 +246,86 @@ static void engine_params(void) {
         const char *name, *value;
         int         kind;
     } cases[] = {
-        {"budget", "0", 0}, {"budget", "-5", 1}, {"budget", "16777217", 2}, {"recency", "NaN", 3}, {"recency", "-0.1", 4},
-        {"recency", "1.5", 5}, {"recency", "+Inf", 6}, {"sink_tokens", "-1", 7}, {"sink_tokens", "2147483647", 8}, {"policy", "7", 9},
-        {"n_layers", "0", 10}, {"n_layers", "4097", 11}, {"n_threads", "-1", 12}, {"n_threads", "1025", 13}, {"reserved", "3", 14},
-        {"layers_count", "-1", 15}, {"layers_count", "65", 16}, {"layers", "layers_count = 3", 17}, {"layers_count", "0", 18},
-        {"layers", "2 follows 2", 19}, {"layers", "layer 9", 20}, {"layers", "layer -1", 21}, {"layers", "multiple of 4", 22},
-        {"selections", "0 ", 25}, {"selections", "65 ", 26}, {"guard", "-1 ", 27}, {"guard", "1048577 ", 28},
-        {"interval", "0 ", 29}, {"interval", "65 ", 30}, {"trace", "-1 ", 31}, {"trace", "65537 ", 32},
-        {"model", "NULL stands for none", 33}, {"profile", "longer than 4000 bytes", 34},
-        {"profile_dir", "\"/nowhere\", but model = NULL", 35}, {"profile_dir", "but profile is not NULL", 36},
+        {"budget", "0", 0},
+        {"budget", "-5", 1},
+        {"budget", "16777217", 2},
+        {"recency", "NaN", 3},
+        {"recency", "-0.1", 4},
+        {"recency", "1.5", 5},
+        {"recency", "+Inf", 6},
+        {"sink_tokens", "-1", 7},
+        {"sink_tokens", "2147483647", 8},
+        {"policy", "7", 9},
+        {"n_layers", "0", 10},
+        {"n_layers", "4097", 11},
+        {"n_threads", "-1", 12},
+        {"n_threads", "1025", 13},
+        {"reserved", "3", 14},
+        {"layers_count", "-1", 15},
+        {"layers_count", "65", 16},
+        {"layers", "layers_count = 3", 17},
+        {"layers_count", "0", 18},
+        {"layers", "2 follows 2", 19},
+        {"layers", "layer 9", 20},
+        {"layers", "layer -1", 21},
+        {"layers", "multiple of 4", 22},
+        {"selections", "0 ", 25},
+        {"selections", "65 ", 26},
+        {"guard", "-1 ", 27},
+        {"guard", "1048577 ", 28},
+        {"interval", "0 ", 29},
+        {"interval", "65 ", 30},
+        {"trace", "-1 ", 31},
+        {"trace", "65537 ", 32},
+        {"model", "NULL stands for none", 33},
+        {"profile", "longer than 4000 bytes", 34},
+        {"profile_dir", "\"/nowhere\", but model = NULL", 35},
+        {"profile_dir", "but profile is not NULL", 36},
         {"profile", "\"/\" is a folder", 37},
-        {"params.struct_size", "= 8 ", 23}, {"params.struct_size", "= 4097 ", 24},
+        {"params.struct_size", "= 8 ", 23},
+        {"params.struct_size", "= 4097 ", 24},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         lim_engine_params p = small_params();
         switch (cases[i].kind) {
-            case 0: p.budget = 0; break;
-            case 1: p.budget = -5; break;
-            case 2: p.budget = LIM_MAX_BUDGET + 1; break;
-            case 3: p.recency = NAN; break;
-            case 4: p.recency = -0.1; break;
-            case 5: p.recency = 1.5; break;
-            case 6: p.recency = INFINITY; break;
-            case 7: p.sink_tokens = -1; break;
-            case 8: p.sink_tokens = INT32_MAX; break;
-            case 9: p.policy = 7; break;
-            case 10: p.n_layers = 0; break;
-            case 11: p.n_layers = LIM_MAX_LAYERS + 1; break;
-            case 12: p.n_threads = -1; break;
-            case 13: p.n_threads = LIM_MAX_THREADS + 1; break;
-            case 14: p.reserved = 3; break;
-            case 15: p.layers = ascending, p.layers_count = -1; break;
-            case 16: p.layers = ascending, p.layers_count = 65; break;
-            case 17: p.layers_count = 3; break;
-            case 18: p.layers = ascending; break;
-            case 19: p.layers = doubled, p.layers_count = 3; break;
-            case 20: p.layers = beyond, p.layers_count = 2; break;
-            case 21: p.layers = below, p.layers_count = 2; break;
-            case 22: p.layers = (const int32_t *)(const void *)odd(ascending), p.layers_count = 2; break;
-            case 25: p.selections = 0; break;
-            case 26: p.selections = LIM_MAX_SELECTION_LAYERS + 1; break;
-            case 27: p.guard = -1; break;
-            case 28: p.guard = LIM_MAX_GUARD + 1; break;
-            case 29: p.interval = 0; break;
-            case 30: p.interval = LIM_MAX_INTERVAL + 1; break;
-            case 31: p.trace = -1; break;
-            case 32: p.trace = LIM_MAX_TRACE + 1; break;
-            case 33: p.model = ""; break;
-            case 34: p.profile = long_text; break;
-            case 35: p.profile_dir = "/nowhere"; break;
-            case 36: p.model = "m", p.profile = "/nowhere/p", p.profile_dir = "/nowhere"; break;
-            case 37: p.profile = "/"; break;
-            case 23: p.struct_size = 8; break;
-            case 24: p.struct_size = 4097; break;
+        case 0: p.budget = 0; break;
+        case 1: p.budget = -5; break;
+        case 2: p.budget = LIM_MAX_BUDGET + 1; break;
+        case 3: p.recency = NAN; break;
+        case 4: p.recency = -0.1; break;
+        case 5: p.recency = 1.5; break;
+        case 6: p.recency = INFINITY; break;
+        case 7: p.sink_tokens = -1; break;
+        case 8: p.sink_tokens = INT32_MAX; break;
+        case 9: p.policy = 7; break;
+        case 10: p.n_layers = 0; break;
+        case 11: p.n_layers = LIM_MAX_LAYERS + 1; break;
+        case 12: p.n_threads = -1; break;
+        case 13: p.n_threads = LIM_MAX_THREADS + 1; break;
+        case 14: p.reserved = 3; break;
+        case 15: p.layers = ascending, p.layers_count = -1; break;
+        case 16: p.layers = ascending, p.layers_count = 65; break;
+        case 17: p.layers_count = 3; break;
+        case 18: p.layers = ascending; break;
+        case 19: p.layers = doubled, p.layers_count = 3; break;
+        case 20: p.layers = beyond, p.layers_count = 2; break;
+        case 21: p.layers = below, p.layers_count = 2; break;
+        case 22: p.layers = (const int32_t *)(const void *)odd(ascending), p.layers_count = 2; break;
+        case 25: p.selections = 0; break;
+        case 26: p.selections = LIM_MAX_SELECTION_LAYERS + 1; break;
+        case 27: p.guard = -1; break;
+        case 28: p.guard = LIM_MAX_GUARD + 1; break;
+        case 29: p.interval = 0; break;
+        case 30: p.interval = LIM_MAX_INTERVAL + 1; break;
+        case 31: p.trace = -1; break;
+        case 32: p.trace = LIM_MAX_TRACE + 1; break;
+        case 33: p.model = ""; break;
+        case 34: p.profile = long_text; break;
+        case 35: p.profile_dir = "/nowhere"; break;
+        case 36: p.model = "m", p.profile = "/nowhere/p", p.profile_dir = "/nowhere"; break;
+        case 37: p.profile = "/"; break;
+        case 23: p.struct_size = 8; break;
+        case 24: p.struct_size = 4097; break;
         }
         lim_engine *made = (lim_engine *)&s;
         expect(lim_engine_create(&p, &made), LIM_ERROR_ARGUMENT, cases[i].name, cases[i].value);
@@ -311,10 +339,10 @@ static void engine_params(void) {
 }
 
 static void the_rest(void) {
-    lim_stats stats = {.struct_size = 16};
-    int64_t   count;
-    int32_t   set[4];
-    char      text[8];
+    lim_stats    stats = {.struct_size = 16};
+    int64_t      count;
+    int32_t      set[4];
+    char         text[8];
     lim_decoder *made = NULL;
     expect(lim_decoder_stats(decoder, NULL), LIM_ERROR_ARGUMENT, "stats", "NULL");
     expect(lim_decoder_stats(decoder, &stats), LIM_ERROR_ARGUMENT, "stats.struct_size", "= 16 ");
@@ -333,8 +361,7 @@ static void the_rest(void) {
     static const struct {
         int32_t     select, sparse;
         const char *name, *value;
-    } ablations[] = {{-2, -1, "select", "= -2"}, {4, -1, "select", "= 4 is not in -1 .. 3"}, {0, 4, "sparse", "= 4"}, {0, -2, "sparse", "= -2"},
-                         {2, 2, "sparse", "= 2 is not above select = 2"}, {-1, 0, "sparse", "= 0 is not above select = -1"}};
+    } ablations[] = {{-2, -1, "select", "= -2"}, {4, -1, "select", "= 4 is not in -1 .. 3"}, {0, 4, "sparse", "= 4"}, {0, -2, "sparse", "= -2"}, {2, 2, "sparse", "= 2 is not above select = 2"}, {-1, 0, "sparse", "= 0 is not above select = -1"}};
     for (size_t i = 0; i < sizeof ablations / sizeof *ablations; i++)
         expect(lim_engine_ablate(engine, ablations[i].select, ablations[i].sparse), LIM_ERROR_ARGUMENT, ablations[i].name, ablations[i].value);
     expect(lim_engine_ablate(NULL, -1, -1), LIM_ERROR_HANDLE, "engine", "NULL");

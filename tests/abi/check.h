@@ -9,15 +9,15 @@
 
 static int checks, failures;
 
-#define CHECK(condition, ...)                                             \
-    do {                                                                  \
-        checks++;                                                         \
-        if (!(condition)) {                                               \
-            failures++;                                                   \
+#define CHECK(condition, ...)                                               \
+    do {                                                                    \
+        checks++;                                                           \
+        if (!(condition)) {                                                 \
+            failures++;                                                     \
             fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-            fprintf(stderr, __VA_ARGS__);                                 \
-            fputc('\n', stderr);                                          \
-        }                                                                 \
+            fprintf(stderr, __VA_ARGS__);                                   \
+            fputc('\n', stderr);                                            \
+        }                                                                   \
     } while (0)
 
 #define OK(call) CHECK((call) == LIM_OK, "%s", lim_last_error())

@@ -10,7 +10,14 @@
 
 #include "small.h"
 
-enum { LAYERS = 6, ROWS = 4, HEADS = 8, KV_HEADS = 2, DIM = 128, CAPACITY = 4096, PAGE = 16, BUDGET = 64 };
+enum { LAYERS = 6,
+       ROWS = 4,
+       HEADS = 8,
+       KV_HEADS = 2,
+       DIM = 128,
+       CAPACITY = 4096,
+       PAGE = 16,
+       BUDGET = 64 };
 
 static lim_engine *engine;
 static const char *log_path;
@@ -32,8 +39,7 @@ static lim_engine *make_engine(const int32_t *layers, int64_t count) {
 }
 
 static lim_decoder_params right_params(void) {
-    return (lim_decoder_params){.struct_size = sizeof(lim_decoder_params), .max_rows = ROWS, .capacity = CAPACITY,
-                              .heads = HEADS, .kv_heads = KV_HEADS, .head_dim = DIM, .kv_dtype = LIM_DTYPE_F16};
+    return (lim_decoder_params){.struct_size = sizeof(lim_decoder_params), .max_rows = ROWS, .capacity = CAPACITY, .heads = HEADS, .kv_heads = KV_HEADS, .head_dim = DIM, .kv_dtype = LIM_DTYPE_F16};
 }
 
 /* Addresses are never followed here. */
@@ -43,26 +49,43 @@ static lim_attention right_attention(int layer) {
     const int64_t row = DIM * 2;
     return (lim_attention){
         .struct_size = sizeof(lim_attention),
-        .query = at(0x10000), .output = at(0x20000), .key = at(0x100000), .value = at(0x200000), .lengths = at(0x30000), .table = at(0x40000),
-        .query_row_stride = HEADS * row, .query_head_stride = row, .output_row_stride = HEADS * row, .output_head_stride = row,
-        .key_token_stride = KV_HEADS * row, .key_head_stride = row, .key_page_stride = PAGE * KV_HEADS * row,
-        .value_token_stride = KV_HEADS * row, .value_head_stride = row, .value_page_stride = PAGE * KV_HEADS * row,
-        .table_stride = CAPACITY / PAGE, .stream = (void *)2, .layer = layer, .n_rows = ROWS, .page_size = PAGE,
-        .query_dtype = LIM_DTYPE_F16, .output_dtype = LIM_DTYPE_F16,
+        .query = at(0x10000),
+        .output = at(0x20000),
+        .key = at(0x100000),
+        .value = at(0x200000),
+        .lengths = at(0x30000),
+        .table = at(0x40000),
+        .query_row_stride = HEADS * row,
+        .query_head_stride = row,
+        .output_row_stride = HEADS * row,
+        .output_head_stride = row,
+        .key_token_stride = KV_HEADS * row,
+        .key_head_stride = row,
+        .key_page_stride = PAGE * KV_HEADS * row,
+        .value_token_stride = KV_HEADS * row,
+        .value_head_stride = row,
+        .value_page_stride = PAGE * KV_HEADS * row,
+        .table_stride = CAPACITY / PAGE,
+        .stream = (void *)2,
+        .layer = layer,
+        .n_rows = ROWS,
+        .page_size = PAGE,
+        .query_dtype = LIM_DTYPE_F16,
+        .output_dtype = LIM_DTYPE_F16,
     };
 }
 
 /* ---- Refused before a driver is wanted ---- */
 
 /* Sets one field, expects both functions that take parameters to name it, and puts it back. */
-#define REFUSED(field, value, status, text)                              \
-    do {                                                                 \
-        lim_decoder_params bad = right_params();                           \
-        lim_decoder       *none = (lim_decoder *)&bad;                       \
-        uint64_t           size = 77;                                      \
-        bad.field = (value);                                             \
-        expect(lim_decoder_create(engine, &bad, &none), status, text);     \
-        expect(lim_decoder_work_size(engine, &bad, &size), status, text);  \
+#define REFUSED(field, value, status, text)                                            \
+    do {                                                                               \
+        lim_decoder_params bad = right_params();                                       \
+        lim_decoder       *none = (lim_decoder *)&bad;                                 \
+        uint64_t           size = 77;                                                  \
+        bad.field = (value);                                                           \
+        expect(lim_decoder_create(engine, &bad, &none), status, text);                 \
+        expect(lim_decoder_work_size(engine, &bad, &size), status, text);              \
         CHECK(none == (lim_decoder *)&bad && size == 77, "changed by a refused call"); \
     } while (0)
 
@@ -104,7 +127,6 @@ static void parameters(void) {
     } newer = {right, 1};
     newer.known.struct_size = sizeof newer;
     expect(lim_decoder_create(engine, &newer.known, &none), LIM_ERROR_UNSUPPORTED, "params has a field at byte");
-
 }
 
 /* An engine that finds its layers by measuring: what a host that captures steps is told. */
@@ -165,7 +187,7 @@ static void on_the_cpu(void) {
     lim_attention      a = small_attention(&s);
     lim_decoder       *decoder = NULL;
     lim_decoder_params params = one_row;
-    uint64_t             size = 77, generation = 77;
+    uint64_t           size = 77, generation = 77;
     int32_t            eager = 77;
     OK(lim_decoder_work_size(engine, &params, &size));
     CHECK(size == 0, "%llu", (unsigned long long)size);
@@ -336,14 +358,15 @@ static void decode(void) {
 
     /* The table of functions leads to the same ones. */
     const lim_api *api = lim_get_api(LIM_API_VERSION);
-#define SAME(type, name, arguments) && api->name == lim_##name
+#define SAME(type, name, arguments) &&api->name == lim_##name
     CHECK(api && api->struct_size == sizeof *api LIM_API_FUNCTIONS(SAME), "the function table");
 }
 
-enum { THREADS = 4, CALLS = 300 };
+enum { THREADS = 4,
+       CALLS = 300 };
 
 static lim_decoder *shared;
-static atomic_int busy, done, wrong, ready;
+static atomic_int   busy, done, wrong, ready;
 
 static void *same_decoder(void *unused) {
     atomic_fetch_add(&ready, 1);
@@ -351,9 +374,9 @@ static void *same_decoder(void *unused) {
     for (int i = 0; i < CALLS; i++) {
         lim_attention a = right_attention(i % LAYERS);
         switch (lim_decoder_attend(shared, &a)) {
-            case LIM_OK: atomic_fetch_add(&done, 1); break;
-            case LIM_ERROR_BUSY: atomic_fetch_add(&busy, 1); break;
-            default: atomic_fetch_add(&wrong, 1);
+        case LIM_OK: atomic_fetch_add(&done, 1); break;
+        case LIM_ERROR_BUSY: atomic_fetch_add(&busy, 1); break;
+        default: atomic_fetch_add(&wrong, 1);
         }
     }
     return unused;
@@ -372,10 +395,10 @@ static void threads_and_fork(void) {
     if (pid == 0) {
         alarm(20); /* a call that hangs fails */
         lim_attention a = right_attention(0);
-        lim_stats           stats = {.struct_size = sizeof stats};
-        lim_decoder          *none = NULL;
-        int64_t             count;
-        uint64_t              size;
+        lim_stats     stats = {.struct_size = sizeof stats};
+        lim_decoder  *none = NULL;
+        int64_t       count;
+        uint64_t      size;
         expect(lim_decoder_attend(shared, &a), LIM_ERROR_FORKED, "fork");
         expect(lim_decoder_create(engine, &params, &none), LIM_ERROR_FORKED, "fork");
         expect(lim_decoder_work_size(engine, &params, &size), LIM_ERROR_FORKED, "fork");

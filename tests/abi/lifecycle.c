@@ -74,7 +74,7 @@ static void older(void) {
 }
 
 static void decode(void) {
-    static small s;
+    static small      s;
     lim_engine_params params = small_params();
     params.logger = logger;
     params.logger_user = &lines;
@@ -85,8 +85,8 @@ static void decode(void) {
     lim_decoder *decoder = NULL;
     OK(lim_decoder_create(engine, &one_row, &decoder));
     lim_attention a = small_attention(&s);
-    int32_t set[SMALL_SLOTS];
-    int64_t count = -1;
+    int32_t       set[SMALL_SLOTS];
+    int64_t       count = -1;
     OK(lim_decoder_token_set(decoder, 0, NULL, 0, &count));
     CHECK(count == 0, "%d", (int)count);
     for (int step = 0; step < 4; step++) {

@@ -6,8 +6,8 @@
 
 #include "small.h"
 
-static small         s;
-static lim_engine   *engine;
+static small        s;
+static lim_engine  *engine;
 static lim_decoder *decoder;
 
 static void expect(lim_status status, lim_status want, const char *text) {
@@ -17,7 +17,7 @@ static void expect(lim_status status, lim_status want, const char *text) {
 static void handles(void) {
     lim_attention a = small_attention(&s);
     lim_stats     stats = {.struct_size = sizeof stats};
-    lim_decoder *other = NULL;
+    lim_decoder  *other = NULL;
     expect(lim_decoder_attend((lim_decoder *)(void *)engine, &a), LIM_ERROR_HANDLE, "is an engine");
     expect(lim_engine_stats((lim_engine *)(void *)decoder, &stats), LIM_ERROR_HANDLE, "is a decoder");
     expect(lim_decoder_attend((lim_decoder *)(void *)&s, &a), LIM_ERROR_HANDLE, "is no handle of this library");
@@ -33,7 +33,7 @@ static void handles(void) {
     expect(lim_decoder_stats(other, &stats), LIM_ERROR_HANDLE, "has been freed");
 
     lim_engine_params params = small_params();
-    lim_engine *short_lived = NULL;
+    lim_engine       *short_lived = NULL;
     OK(lim_engine_create(&params, &short_lived));
     OK(lim_engine_free(short_lived));
     expect(lim_engine_free(short_lived), LIM_ERROR_HANDLE, "has been freed");
@@ -43,7 +43,8 @@ static void handles(void) {
 
 /* ---- Threads ---- */
 
-enum { THREADS = 4, CALLS = 2000 };
+enum { THREADS = 4,
+       CALLS = 2000 };
 
 static atomic_int busy, done, wrong, ready;
 
@@ -55,12 +56,12 @@ static void *same_decoder(void *unused) {
     for (int i = 0; i < CALLS; i++) {
         a.layer = i % SMALL_LAYERS;
         switch (lim_decoder_attend(decoder, &a)) {
-            case LIM_OK: atomic_fetch_add(&done, 1); break;
-            case LIM_ERROR_BUSY:
-                atomic_fetch_add(&busy, 1);
-                if (!strstr(lim_last_error(), "in use by another thread")) atomic_fetch_add(&wrong, 1);
-                break;
-            default: atomic_fetch_add(&wrong, 1);
+        case LIM_OK: atomic_fetch_add(&done, 1); break;
+        case LIM_ERROR_BUSY:
+            atomic_fetch_add(&busy, 1);
+            if (!strstr(lim_last_error(), "in use by another thread")) atomic_fetch_add(&wrong, 1);
+            break;
+        default: atomic_fetch_add(&wrong, 1);
         }
     }
     free(mine);
@@ -70,7 +71,7 @@ static void *same_decoder(void *unused) {
 static void *own_decoder(void *result) {
     small        *mine = malloc(sizeof *mine);
     lim_attention a = small_attention(mine);
-    lim_decoder *own = NULL;
+    lim_decoder  *own = NULL;
     int           bad = lim_decoder_create(engine, &one_row, &own) != LIM_OK;
     mine->query_position = -1; /* this thread's error text is its own */
     bad += lim_decoder_attend(own, &a) != LIM_ERROR_ARGUMENT;
@@ -98,7 +99,7 @@ static void threads(void) {
           atomic_load(&busy), atomic_load(&wrong));
 
     const char *before = lim_last_error();
-    char kept[200];
+    char        kept[200];
     snprintf(kept, sizeof kept, "%s", before);
     for (int i = 0; i < THREADS; i++) pthread_create(&thread[i], NULL, own_decoder, &bad[i]);
     lim_stats stats = {.struct_size = sizeof stats};
@@ -116,7 +117,7 @@ static int child(void) {
     lim_attention     a = small_attention(&s);
     lim_engine_params params = {0};
     lim_engine       *other = NULL;
-    lim_decoder     *another = NULL;
+    lim_decoder      *another = NULL;
     lim_stats         stats = {.struct_size = sizeof stats};
     int64_t           count;
     expect(lim_decoder_attend(decoder, &a), LIM_ERROR_FORKED, "lim_decoder_attend: process ");

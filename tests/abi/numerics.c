@@ -4,17 +4,18 @@
 #include "check.h"
 #include "reference.h"
 
-enum { MAX_SLOTS = 400, LAYERS = 6 };
+enum { MAX_SLOTS = 400,
+       LAYERS = 6 };
 
 static const lim_decoder_params one_row = {.struct_size = sizeof(lim_decoder_params), .device = LIM_DEVICE_CPU, .max_rows = 1};
 
 static uint64_t seed;
-static int pick(int low, int high) { return random_int(&seed, low, high); }
+static int      pick(int low, int high) { return random_int(&seed, low, high); }
 
 /* Rows of random values, each one that each type holds and that sums without rounding. */
 static char *fill(int32_t dtype, int elements, int64_t rows, size_t *stride) {
     *stride = ref_row(dtype, elements) + (size_t)pick(0, 2) * 4;
-    char *data = malloc(*stride * (size_t)rows);
+    char  *data = malloc(*stride * (size_t)rows);
     double values[LIM_MAX_HEAD_DIM];
     for (int64_t i = 0; i < rows; i++) {
         for (int d = 0; d < elements; d++) values[d] = pick(-8, 7) / 4.0;
@@ -39,12 +40,12 @@ static void decoder_of_steps(void) {
     params.policy = pick(0, 3) ? LIM_POLICY_UNION : LIM_POLICY_MASS;
     params.layers = layers;
     params.layers_count = 2;
-    lim_engine *engine = NULL;
+    lim_engine  *engine = NULL;
     lim_decoder *decoder = NULL;
     OK(lim_engine_create(&params, &engine));
     OK(lim_decoder_create(engine, &one_row, &decoder));
 
-    int32_t query_position;
+    int32_t       query_position;
     lim_attention a = {.struct_size = sizeof a, .n_rows = 1, .query_positions = &query_position};
     a.kv_heads = pick(1, 4);
     a.heads = a.kv_heads * pick(1, 5);
@@ -59,9 +60,9 @@ static void decoder_of_steps(void) {
     int softcap = pick(0, 3) == 0, head_major = pick(0, 1), placed = pick(0, 1), masked = pick(0, 2) == 0;
     if (softcap) a.softcap = 4;
 
-    int32_t slots = pick(40, MAX_SLOTS), positions[MAX_SLOTS];
+    int32_t  slots = pick(40, MAX_SLOTS), positions[MAX_SLOTS];
     uint16_t mask[MAX_SLOTS];
-    float slopes[64], sinks[64];
+    float    slopes[64], sinks[64];
     for (int h = 0; h < a.heads; h++) slopes[h] = (float)pick(1, 4) / 2, sinks[h] = (float)pick(-8, 8) / 4;
     if (pick(0, 3) == 0) a.sinks = sinks;
     /* A store as hosts leave it: in order, or with holes that new tokens have filled. */
@@ -69,7 +70,7 @@ static void decoder_of_steps(void) {
     for (int i = 0; i < slots; i++) positions[i] = i, mask[i] = pick(0, 5) ? 0 : ref_f16(pick(-4, 4) / 4.0);
     if (shuffled)
         for (int i = slots - 1; i > 0; i--) {
-            int j = pick(0, i);
+            int     j = pick(0, i);
             int32_t t = positions[i];
             positions[i] = positions[j], positions[j] = t;
         }
@@ -90,13 +91,13 @@ static void decoder_of_steps(void) {
         query_position = (placed ? slots * spread : slots) - 1 - pick(0, 6);
         int32_t set[MAX_SLOTS], visible[MAX_SLOTS];
         int64_t set_n = 0;
-        int n = ref_visible(&a, visible), chosen = 0;
+        int     n = ref_visible(&a, visible), chosen = 0;
         for (a.layer = 0; a.layer < LAYERS; a.layer++) {
             size_t qs, ks, vs, os = ref_row(a.output_dtype, a.value_dim) + 8;
-            char *query = fill(a.query_dtype, a.head_dim, a.heads, &qs);
-            char *key = fill(a.key_dtype, a.head_dim, a.n_slots * a.kv_heads, &ks);
-            char *value = fill(a.value_dtype, a.value_dim, a.n_slots * a.kv_heads, &vs);
-            char *output = malloc(os * (size_t)a.heads);
+            char  *query = fill(a.query_dtype, a.head_dim, a.heads, &qs);
+            char  *key = fill(a.key_dtype, a.head_dim, a.n_slots * a.kv_heads, &ks);
+            char  *value = fill(a.value_dtype, a.value_dim, a.n_slots * a.kv_heads, &vs);
+            char  *output = malloc(os * (size_t)a.heads);
             memset(output, 0x7b, os * (size_t)a.heads);
             a.query = query, a.key = key, a.value = value, a.output = output;
             a.query_head_stride = (int64_t)qs, a.output_head_stride = (int64_t)os;
@@ -115,7 +116,7 @@ static void decoder_of_steps(void) {
             OK(lim_decoder_attend(decoder, &a));
 
             const int32_t *attended = visible;
-            int attended_n = n;
+            int            attended_n = n;
             if (a.layer == layers[0] || a.layer == layers[1]) {
                 OK(lim_decoder_token_set(decoder, 0, set, MAX_SLOTS, &set_n));
                 ref_split split = ref_divide(n, params.budget, params.recency, params.sink_tokens);
@@ -152,7 +153,8 @@ static void decoder_of_steps(void) {
             }
             double want[64 * LIM_MAX_HEAD_DIM];
             ref_attend(&a, attended, attended_n, want);
-            double tolerance = a.output_dtype == LIM_DTYPE_F32 ? 2e-5 : a.output_dtype == LIM_DTYPE_F16 ? 2e-3 : 1.6e-2;
+            double tolerance = a.output_dtype == LIM_DTYPE_F32 ? 2e-5 : a.output_dtype == LIM_DTYPE_F16 ? 2e-3
+                                                                                                        : 1.6e-2;
             double worst = 0;
             for (int h = 0; h < a.heads; h++) {
                 for (int d = 0; d < a.value_dim; d++)
@@ -177,7 +179,11 @@ static void decoder_of_steps(void) {
 
 /* ---- Rows side by side ---- */
 
-enum { MAX_ROWS = 5, ROW_SLOTS = 120, DIM = 64, HEADS = 4, KV_HEADS = 2 };
+enum { MAX_ROWS = 5,
+       ROW_SLOTS = 120,
+       DIM = 64,
+       HEADS = 4,
+       KV_HEADS = 2 };
 
 typedef struct store {
     float    query[MAX_ROWS][HEADS * DIM], key[MAX_ROWS][ROW_SLOTS * KV_HEADS * DIM], value[MAX_ROWS][ROW_SLOTS * KV_HEADS * DIM];

@@ -9,7 +9,7 @@ double ref_get(const void *row, int32_t dtype, int element);
 /* Writes a row; quantised rows take whole numbers in -8 .. 7 times 1/4, which every type holds exactly. */
 void ref_put(void *row, int32_t dtype, const double *values, int elements);
 /* Bytes of a row. */
-size_t ref_row(int32_t dtype, int elements);
+size_t   ref_row(int32_t dtype, int elements);
 uint16_t ref_f16(double value);
 
 /* The visible slots in position order. Returns how many. */

@@ -5,7 +5,12 @@
 #include "check.h"
 #include "lessismore.h"
 
-enum { SMALL_LAYERS = 4, SMALL_HEADS = 4, SMALL_KV_HEADS = 2, SMALL_DIM = 64, SMALL_SLOTS = 64, SMALL_BUDGET = 16 };
+enum { SMALL_LAYERS = 4,
+       SMALL_HEADS = 4,
+       SMALL_KV_HEADS = 2,
+       SMALL_DIM = 64,
+       SMALL_SLOTS = 64,
+       SMALL_BUDGET = 16 };
 
 typedef struct small {
     float    query[SMALL_HEADS * SMALL_DIM];
@@ -31,13 +36,24 @@ static inline lim_attention small_attention(small *s) {
     memset(s->output, 0, sizeof s->output);
     s->query_position = SMALL_SLOTS - 1;
     return (lim_attention){
-        .struct_size = sizeof(lim_attention), .n_rows = 1,
-        .query = s->query, .key = s->key, .value = s->value, .output = s->output,
-        .query_head_stride = SMALL_DIM * 4, .output_head_stride = SMALL_DIM * 4,
-        .key_token_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .key_head_stride = SMALL_DIM * 4,
-        .value_token_stride = SMALL_KV_HEADS * SMALL_DIM * 4, .value_head_stride = SMALL_DIM * 4,
-        .n_slots = SMALL_SLOTS, .query_positions = &s->query_position,
-        .heads = SMALL_HEADS, .kv_heads = SMALL_KV_HEADS, .head_dim = SMALL_DIM, .value_dim = SMALL_DIM,
+        .struct_size = sizeof(lim_attention),
+        .n_rows = 1,
+        .query = s->query,
+        .key = s->key,
+        .value = s->value,
+        .output = s->output,
+        .query_head_stride = SMALL_DIM * 4,
+        .output_head_stride = SMALL_DIM * 4,
+        .key_token_stride = SMALL_KV_HEADS * SMALL_DIM * 4,
+        .key_head_stride = SMALL_DIM * 4,
+        .value_token_stride = SMALL_KV_HEADS * SMALL_DIM * 4,
+        .value_head_stride = SMALL_DIM * 4,
+        .n_slots = SMALL_SLOTS,
+        .query_positions = &s->query_position,
+        .heads = SMALL_HEADS,
+        .kv_heads = SMALL_KV_HEADS,
+        .head_dim = SMALL_DIM,
+        .value_dim = SMALL_DIM,
     };
 }
 

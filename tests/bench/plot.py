@@ -5,6 +5,7 @@
 
 docs/measured.json has the figures of the tables in docs/performance.md and docs/vllm.md.
 """
+
 from __future__ import annotations
 
 import json
@@ -20,12 +21,22 @@ OURS, HOST, OTHER = "#0a7d55", "#6b7686", "#b0b7c3"
 
 def cpu(ax, rows: list[dict]) -> None:
     contexts = [r["context"] for r in rows]
-    for key, color, width, label in (("flash_on", OTHER, 1.6, "llama.cpp, flash attention on"), ("flash_off", HOST, 1.6, "llama.cpp, off"),
-                                     ("lessismore", OURS, 2.4, "the same with lessismore")):
+    for key, color, width, label in (
+        ("flash_on", OTHER, 1.6, "llama.cpp, flash attention on"),
+        ("flash_off", HOST, 1.6, "llama.cpp, off"),
+        ("lessismore", OURS, 2.4, "the same with lessismore"),
+    ):
         ax.plot(contexts, [r[key] for r in rows], "o-", color=color, linewidth=width, label=label)
     for r in rows:
-        ax.annotate(f"{r['ratio']:.1f}×", (r["context"], r["lessismore"]), textcoords="offset points", xytext=(0, -15), ha="center",
-                    color=OURS, fontsize=9)
+        ax.annotate(
+            f"{r['ratio']:.1f}×",
+            (r["context"], r["lessismore"]),
+            textcoords="offset points",
+            xytext=(0, -15),
+            ha="center",
+            color=OURS,
+            fontsize=9,
+        )
     ax.set_xscale("log", base=2)
     ax.set_xticks(contexts, [f"{c // 1024}K" if c >= 1024 else str(c) for c in contexts])
     ax.set_yscale("log")
@@ -44,8 +55,15 @@ def gpu(ax, rows: list[dict]) -> None:
     ax.bar([p - 0.2 for p in places], [r["flash_attention"] for r in rows], 0.4, color=HOST, label="vLLM, FlashAttention 3")
     ax.bar([p + 0.2 for p in places], [r["lessismore"] for r in rows], 0.4, color=OURS, label="the same with lessismore")
     for p, r in zip(places, rows):
-        ax.annotate(f"{r['flash_attention'] / r['lessismore']:.2f}×", (p + 0.2, r["lessismore"]), textcoords="offset points", xytext=(0, 4),
-                    ha="center", color=OURS, fontsize=9)
+        ax.annotate(
+            f"{r['flash_attention'] / r['lessismore']:.2f}×",
+            (p + 0.2, r["lessismore"]),
+            textcoords="offset points",
+            xytext=(0, 4),
+            ha="center",
+            color=OURS,
+            fontsize=9,
+        )
     ax.set_xticks(list(places), [r["case"] for r in rows], fontsize=8)
     ax.set_xlabel("rows × tokens of context")
     ax.set_ylabel("ms per decode step")

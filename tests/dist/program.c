@@ -5,7 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { TOKENS = 40, DIM = 32 };
+enum { TOKENS = 40,
+       DIM = 32 };
 
 static int refused(const char *what) {
     fprintf(stderr, "%s: %s\n", what, lim_last_error());
@@ -27,21 +28,34 @@ int main(void) {
     }
 
     lim_engine_params params;
-    lim_engine *engine;
-    lim_decoder *decoder;
+    lim_engine       *engine;
+    lim_decoder      *decoder;
     if (lim_engine_default_params(&params, sizeof params) != LIM_OK) return refused("lim_engine_default_params");
     params.n_layers = 1;
     params.n_threads = 1;
     if (lim_engine_create(&params, &engine) != LIM_OK) return refused("lim_engine_create");
     const lim_decoder_params shape = {.struct_size = sizeof shape, .device = LIM_DEVICE_CPU, .max_rows = 1};
     if (lim_decoder_create(engine, &shape, &decoder) != LIM_OK) return refused("lim_decoder_create");
-    const int32_t tokens = TOKENS;
+    const int32_t       tokens = TOKENS;
     const lim_attention attention = {
-        .struct_size = sizeof attention, .n_rows = 1,
-        .query = query, .key = key, .value = value, .output = output,
-        .key_token_stride = sizeof key[0], .value_token_stride = sizeof value[0],
-        .query_dtype = LIM_DTYPE_F32, .key_dtype = LIM_DTYPE_F32, .value_dtype = LIM_DTYPE_F32, .output_dtype = LIM_DTYPE_F32,
-        .lengths = &tokens, .n_slots = TOKENS, .heads = 1, .kv_heads = 1, .head_dim = DIM, .value_dim = DIM,
+        .struct_size = sizeof attention,
+        .n_rows = 1,
+        .query = query,
+        .key = key,
+        .value = value,
+        .output = output,
+        .key_token_stride = sizeof key[0],
+        .value_token_stride = sizeof value[0],
+        .query_dtype = LIM_DTYPE_F32,
+        .key_dtype = LIM_DTYPE_F32,
+        .value_dtype = LIM_DTYPE_F32,
+        .output_dtype = LIM_DTYPE_F32,
+        .lengths = &tokens,
+        .n_slots = TOKENS,
+        .heads = 1,
+        .kv_heads = 1,
+        .head_dim = DIM,
+        .value_dim = DIM,
     };
     if (lim_decoder_attend(decoder, &attention) != LIM_OK) return refused("lim_decoder_attend");
 

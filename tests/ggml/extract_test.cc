@@ -45,7 +45,8 @@ class ExtractTest : public testing::Test {
         Tensor &t = tensors.emplace_back();
         t.type = type;
         const int64_t ne[4] = {a, b, c, 1};
-        t.nb[0] = type == kI64 ? 8 : type == kI32 || type == kF32 ? 4 : 2;
+        t.nb[0] = type == kI64 ? 8 : type == kI32 || type == kF32 ? 4
+                                                                  : 2;
         for (int i = 0; i < 4; i++) {
             t.ne[i] = ne[i];
             if (i > 0) t.nb[i] = t.nb[i - 1] * static_cast<size_t>(ne[i - 1]);
@@ -78,8 +79,8 @@ class ExtractTest : public testing::Test {
     const lim_ggml_graph &read() {
         Host host{};
         host.graph_n_nodes = [](Graph *) { return static_cast<int>(self()->nodes.size()); };
-        host.graph_node    = [](Graph *, int i) { return self()->nodes[static_cast<size_t>(i)]; };
-        host.op_name       = [](int number) -> const char * { return kOps[number]; };
+        host.graph_node = [](Graph *, int i) { return self()->nodes[static_cast<size_t>(i)]; };
+        host.op_name = [](int number) -> const char * { return kOps[number]; };
         host.flash_attn = op("FLASH_ATTN_EXT"), host.custom = op("CUSTOM"), host.set_rows = op("SET_ROWS");
         host.rope = op("ROPE"), host.soft_max = op("SOFT_MAX"), host.none = op("NONE");
         extract.read(host, nullptr, Memory::kHost, false);
@@ -126,8 +127,8 @@ TEST_F(ExtractTest, ShiftThroughTemporaries) {
 }
 
 TEST_F(ExtractTest, OtherChangesOfAStoreAreNotUnderstood) {
-    Tensor *k = store(), *other = store("cache_k_l1");
-    Tensor *const delta = input(kI32, kSlots);
+    Tensor                                  *k = store(), *other = store("cache_k_l1");
+    Tensor *const                            delta = input(kI32, kSlots);
     const std::vector<std::function<void()>> changes = {
         [&] { within("ROPE", k, within("VIEW", k, k), input(kI32, kSlots - 1)); },
         [&] { within("ROPE", k, within("VIEW", k, k), computed("ADD", delta)); },
@@ -212,7 +213,7 @@ TEST_F(ExtractTest, OutputsAreRowsThatAnInputPicks) {
 
     nodes.resize(1);
     Tensor *none = input(kI32, 0);
-    none->data   = nullptr;
+    none->data = nullptr;
     computed("GET_ROWS", x, none, 0);
     EXPECT_EQ(read().n_outputs, 0) << "a prompt";
     EXPECT_EQ(extract.graph.n_batch, 5);

@@ -12,8 +12,8 @@
 #include <string.h>
 
 static const char *variant;
-static bool is(const char *name) { return strcmp(variant, name) == 0; }
-static int  calls;
+static bool        is(const char *name) { return strcmp(variant, name) == 0; }
+static int         calls;
 
 struct tensor {
     int32_t        type;
@@ -33,7 +33,14 @@ struct tensor {
 };
 
 /* The numbers of operations are the host's own business. */
-enum { OP_NONE, OP_ROPE = 3, OP_SOFT_MAX = 5, OP_SCALE = 6, OP_SET_ROWS = 8, OP_CUSTOM = 9, OP_FLASH = 11, OP_COUNT };
+enum { OP_NONE,
+       OP_ROPE = 3,
+       OP_SOFT_MAX = 5,
+       OP_SCALE = 6,
+       OP_SET_ROWS = 8,
+       OP_CUSTOM = 9,
+       OP_FLASH = 11,
+       OP_COUNT };
 static const char *op_names[] = {"NONE", "DUP", "ADD", "ROPE", "MUL", "SOFT_MAX", "SCALE", "DIV", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
 
 const char *ggml_op_name(int op) {
@@ -65,28 +72,29 @@ struct context {
 };
 struct context *ggml_init(struct init_params p) {
     struct context *c = malloc(sizeof *c);
-    c->no_alloc       = p.no_alloc;
+    c->no_alloc = p.no_alloc;
     return c;
 }
 void ggml_free(struct context *context) { free(context); }
 
-static size_t size_of(int type) { return type == 0 ? 4 : type == 27 ? 8 : 2; }
+static size_t size_of(int type) { return type == 0 ? 4 : type == 27 ? 8
+                                                                    : 2; }
 
 struct tensor *ggml_new_tensor_4d(struct context *context, int type, int64_t a, int64_t b, int64_t c, int64_t d) {
     struct tensor *t = calloc(1, sizeof *t); /* a test's leak */
-    t->type          = type;
+    t->type = type;
     const int64_t ne[4] = {a, b, c, d};
-    size_t        size  = size_of(type);
+    size_t        size = size_of(type);
     for (int i = 0; i < 4; i++) {
         t->ne[is("dims-reversed") ? 3 - i : i] = ne[i];
-        t->nb[i]                               = size;
+        t->nb[i] = size;
         size *= (size_t)ne[i];
     }
     if (context != NULL && !context->no_alloc) t->data = malloc(size + 1);
     if (is("data-moved")) t->extra = t->data, t->data = NULL;
     return t;
 }
-void *ggml_get_data(const struct tensor *t) { return is("data-moved") ? t->extra : t->data; }
+void          *ggml_get_data(const struct tensor *t) { return is("data-moved") ? t->extra : t->data; }
 struct tensor *ggml_view_4d(struct context *context, struct tensor *of, int64_t a, int64_t b, int64_t c, int64_t d, size_t nb1, size_t nb2, size_t nb3, size_t offset) {
     (void)context;
     struct tensor *t = ggml_new_tensor_4d(NULL, of->type, a, b, c, d);
@@ -102,7 +110,7 @@ struct tensor *ggml_flash_attn_ext(struct context *context, struct tensor *q, st
     struct tensor *t = ggml_new_tensor_4d(context, 0, v->ne[0], q->ne[2], q->ne[1], q->ne[3]);
     const float    params[3] = {is("params-moved") ? bias : scale, is("params-moved") ? scale : bias, cap};
     memcpy(t->op_params, params, sizeof params);
-    t->op     = OP_FLASH;
+    t->op = OP_FLASH;
     t->src[0] = q, t->src[1] = is("sources-moved") ? mask : k, t->src[2] = v, t->src[3] = is("sources-moved") ? k : mask;
     return t;
 }
@@ -124,11 +132,11 @@ struct graph {
 int            ggml_graph_n_nodes(struct graph *g) { return g->n; }
 struct tensor *ggml_graph_node(struct graph *g, int i) { return g->nodes[i]; }
 #ifndef WITHOUT_GRAPHS
-size_t         ggml_graph_overhead(void) { return 4096; }
-struct graph  *ggml_new_graph(struct context *context) {
+size_t        ggml_graph_overhead(void) { return 4096; }
+struct graph *ggml_new_graph(struct context *context) {
     (void)context;
     struct graph *g = calloc(1, sizeof *g);
-    g->nodes        = calloc(64, sizeof *g->nodes);
+    g->nodes = calloc(64, sizeof *g->nodes);
     return g;
 }
 void ggml_build_forward_expand(struct graph *g, struct tensor *t) {
@@ -145,7 +153,8 @@ static float from_half(uint16_t h) {
     const uint32_t exponent = h >> 10 & 31, bits = (uint32_t)(h & 0x8000) << 16 | (exponent + 112) << 23 | (uint32_t)(h & 0x3FF) << 13;
     float          f;
     memcpy(&f, &bits, sizeof f);
-    return exponent == 0 ? 0 : exponent == 31 ? (h & 0x8000 ? -INFINITY : INFINITY) : f;
+    return exponent == 0 ? 0 : exponent == 31 ? (h & 0x8000 ? -INFINITY : INFINITY)
+                                              : f;
 }
 static uint16_t to_half(float f) {
     uint32_t bits;
@@ -158,7 +167,7 @@ static uint16_t to_half(float f) {
 static void compute_set_rows(const struct tensor *t) {
     const struct tensor *rows = t->src[0], *slots = t->src[1];
     for (int64_t i = 0; i < slots->ne[0]; i++) {
-        uint16_t    *to   = (uint16_t *)((char *)t->data + ((int64_t *)slots->data)[i] * (int64_t)t->nb[1]);
+        uint16_t    *to = (uint16_t *)((char *)t->data + ((int64_t *)slots->data)[i] * (int64_t)t->nb[1]);
         const float *from = (const float *)((char *)rows->data + i * (int64_t)rows->nb[1]);
         for (int64_t d = 0; d < rows->ne[0]; d++) to[d] = to_half(from[d]);
     }
@@ -238,7 +247,7 @@ static int         cpu_compute(void **b, struct graph *g) { return (void)b, g->n
 static void **cpu_init(void *device, const char *params) {
     (void)params;
     backends_made++;
-    void    **b     = calloc(24, sizeof *b);
+    void    **b = calloc(24, sizeof *b);
     const int shift = is("backend-v1") ? -2 : 0; /* two functions fewer before the plans */
     b[1] = (void *)cpu_name, b[2] = (void *)cpu_free;
     b[9 + shift] = (void *)plan_create, b[10 + shift] = (void *)plan_free;
@@ -262,12 +271,12 @@ void ggml_backend_free(void **b) {
     release(b);
 }
 
-#define CHECK(x)                                                             \
-    do {                                                                     \
-        if (!(x)) {                                                          \
+#define CHECK(x)                                                                 \
+    do {                                                                         \
+        if (!(x)) {                                                              \
             fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, variant, #x); \
-            return 1;                                                        \
-        }                                                                    \
+            return 1;                                                            \
+        }                                                                        \
     } while (0)
 
 #endif

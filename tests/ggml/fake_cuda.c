@@ -12,7 +12,11 @@
 
 #include "fake.h"
 
-enum { LAYERS = 4, DIM = 64, HEADS = 4, KV_HEADS = 2, SLOTS = 1024 };
+enum { LAYERS = 4,
+       DIM = 64,
+       HEADS = 4,
+       KV_HEADS = 2,
+       SLOTS = 1024 };
 
 static void note(const char *format, ...) {
     FILE *f = fopen(getenv("LIM_STANDIN_LOG"), "a");
@@ -38,12 +42,15 @@ struct event {
     void *device, *handle;
 };
 enum { GPUS = 2 };
-static void *gpu_words[GPUS][24];
+static void           *gpu_words[GPUS][24];
 static struct registry gpu_registry;
 
-static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") ? 2 : 1; }
-static int         number_of(void *d) { return d == gpu_words[0] ? 0 : d == gpu_words[1] ? 1 : -1; }
-static const char *device_name(void *d) { return number_of(d) < 0 ? "CPU" : number_of(d) == 0 ? "CUDA0" : "CUDA1"; }
+static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") ? 2
+                                                                                                    : 1; }
+static int         number_of(void *d) { return d == gpu_words[0] ? 0 : d == gpu_words[1] ? 1
+                                                                                         : -1; }
+static const char *device_name(void *d) { return number_of(d) < 0 ? "CPU" : number_of(d) == 0 ? "CUDA0"
+                                                                                              : "CUDA1"; }
 static int         device_type(void *d) { return number_of(d) >= 0; }
 
 struct event *ggml_backend_event_new(void *device) {
@@ -61,8 +68,8 @@ void ggml_backend_event_record(struct event *e, void **backend) { (void)backend,
 void ggml_backend_event_wait(void **backend, struct event *e) { (void)backend, note("host waits for %p", e->handle); }
 
 static const char *backend_name(void *b) { return (void)b, "fake"; }
-static void  backend_free(void *b) { note("host frees its backend"), free(b); }
-static int   graph_compute(void **b, struct graph *g) {
+static void        backend_free(void *b) { note("host frees its backend"), free(b); }
+static int         graph_compute(void **b, struct graph *g) {
     (void)b;
     note("host computes %s to %s", g->nodes[0]->name, g->nodes[g->n - 1]->name);
     return is("host-fails") && strcmp(g->nodes[0]->name, "mlp1") == 0 ? -1 : 0;
@@ -97,7 +104,9 @@ struct model {
 };
 
 static void make_model(struct model *m, int streams) {
-    *m = (struct model){.streams = streams, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30 : 1, .first = is("spread") || is("hybrid") ? 5 : 0};
+    *m = (struct model){.streams = streams, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30
+                                                                                                                : 1,
+                        .first = is("spread") || is("hybrid") ? 5 : 0};
     for (int l = 0; l < LAYERS; l++) {
         m->key[l] = ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1);
         m->value[l] = ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1);
@@ -111,7 +120,7 @@ static void make_model(struct model *m, int streams) {
 static struct tensor *named(const char *name, int l, int block) {
     struct tensor *t = ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1);
     snprintf(t->name, 64, "%s%d", name, l);
-    t->op     = 2;
+    t->op = 2;
     t->src[0] = ggml_new_tensor_4d(NULL, 0, DIM, DIM, 1, 1);
     if (block >= 0) snprintf(t->src[0]->name, 64, "blk.%d.%s.weight", block, name);
     if (block < 0 && !is("first-part")) snprintf(t->src[0]->name, 64, "output.weight");
@@ -120,7 +129,7 @@ static struct tensor *named(const char *name, int l, int block) {
 
 /* One token (or several) per stream; `visible` slots of each stream's first n_kv. */
 static struct graph make_graph(struct model *m, int tokens, int n_kv, int visible) {
-    struct graph g = {0, calloc(4 * LAYERS + 1, sizeof(void *)), {0}};
+    struct graph   g = {0, calloc(4 * LAYERS + 1, sizeof(void *)), {0}};
     struct tensor *mask = ggml_new_tensor_4d(NULL, 1, n_kv, tokens, 1, m->streams);
     uint16_t      *values = mask->data = memory(mask->nb[3] * (size_t)m->streams);
     for (int64_t i = 0; i < (int64_t)n_kv * tokens * m->streams; i++) values[i] = i % n_kv < visible ? 0 : 0xfc00;
@@ -129,8 +138,8 @@ static struct graph make_graph(struct model *m, int tokens, int n_kv, int visibl
         struct tensor *q = ggml_new_tensor_4d(NULL, 0, m->dim, tokens, HEADS, m->streams);
         q->data = memory(q->nb[3] * (size_t)m->streams);
         const struct tensor *k = m->key[l];
-        struct tensor *key = ggml_view_4d(NULL, m->key[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
-        struct tensor *value = ggml_view_4d(NULL, m->value[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
+        struct tensor       *key = ggml_view_4d(NULL, m->key[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
+        struct tensor       *value = ggml_view_4d(NULL, m->value[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
         if (m->type == 2) key->nb[0] = value->nb[0] = 18;
         key->data = m->key[l]->data, value->data = m->value[l]->data;
         struct tensor *node = ggml_flash_attn_ext(NULL, q, key, value, mask, 0.125f, is("alibi") ? 8.0f : 0.0f, 0.0f);

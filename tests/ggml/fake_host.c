@@ -32,7 +32,7 @@ static void make_host(void) {
     if (is("device-no-registry")) cpu_words[15] = NULL;
     if (is("device-read-only")) mprotect(cpu_words, 4096, PROT_READ);
     cpu_registry.api_version = strncmp(variant, "api-", 4) == 0 ? atoi(variant + 4) : 2;
-    cpu_is_there             = !is("no-cpu") && !is("late-cpu");
+    cpu_is_there = !is("no-cpu") && !is("late-cpu");
 }
 
 /* A server that loads the library and makes the model in its workers: they are served by the host alone. */
@@ -72,7 +72,7 @@ int main(int argc, char **argv) {
     if (is("late-cpu")) { /* a host that loads the library first, then its own backends, then all there are */
         CHECK(r == NULL && init() == NULL);
         cpu_is_there = true;
-        r            = init();
+        r = init();
     }
 
     void **(*hooked)(void *, const char *);

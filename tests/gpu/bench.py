@@ -10,14 +10,12 @@ import ctypes as C
 import json
 import os
 import statistics
-
 import warnings
 
+import device as D
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-import device as D
 
 warnings.filterwarnings("ignore")
 
@@ -62,10 +60,14 @@ class Bench:
         self.result["versions"] = versions
         try:
             import paged
+
             self.paged, versions["flashinfer"] = paged, paged.VERSION
         except Exception as e:  # not installed, or not able to start
             self.paged, self.result["flashinfer_missing"] = None, f"{type(e).__name__}: {e}"
-        print(f"torch {versions['torch']}, cuDNN {versions['cudnn']}, FlashInfer {versions['flashinfer'] or 'NOT MEASURED: ' + self.result['flashinfer_missing']}", flush=True)
+        print(
+            f"torch {versions['torch']}, cuDNN {versions['cudnn']}, FlashInfer {versions['flashinfer'] or 'NOT MEASURED: ' + self.result['flashinfer_missing']}",
+            flush=True,
+        )
 
     def bandwidth(self):
         f = C.c_void_p()
@@ -76,9 +78,11 @@ class Bench:
         for per in (2, 3, 4):
             p = (C.c_uint64(x.data_ptr()), C.c_uint64(x.numel() // 16), C.c_uint64(sink.data_ptr()))
             params = (C.c_void_p * 3)(*[C.cast(C.pointer(v), C.c_void_p) for v in p])
+
             def body():
                 s = C.c_void_p(torch.cuda.current_stream().cuda_stream)
                 self.k.ok(self.k.cuda.cuLaunchKernel(f, self.k.device.multiprocessors * per, 1, 1, 512, 1, 1, 0, s, params, None))
+
             best = max(best, x.numel() / time_graph(body) / 1e6)
         y = torch.empty_like(x)
         copy = 2 * x.numel() / time_graph(lambda: y.copy_(x)) / 1e6
@@ -91,12 +95,18 @@ class Bench:
         element = {D.F16: 2, D.BF16: 2, D.FP8: 1, D.Q8_0: 34 / 32}[kv_type]
         per_layer = batch * context * KV_HEADS * DIM * 2 * element
         layers = max(2, min(8, int(24e9 / per_layer)))
-        shape = {"contiguous": (batch, KV_HEADS, context, DIM), "strided": (batch, context, KV_HEADS, DIM), "paged": (batch * context // PAGE, PAGE, KV_HEADS, DIM)}[layout]
+        shape = {
+            "contiguous": (batch, KV_HEADS, context, DIM),
+            "strided": (batch, context, KV_HEADS, DIM),
+            "paged": (batch * context // PAGE, PAGE, KV_HEADS, DIM),
+        }[layout]
+
         def make():
             x = torch.randn(shape, device="cuda", dtype=torch.float16)
             if kv_type == D.Q8_0:
                 return torch.cat([D.to_q8_0(part)[0] for part in x.split(1)])
             return x.to(D.TORCH[kv_type])
+
         kv = [[make() for _ in range(2)] for _ in range(layers)]
         table = None
         if layout == "paged":  # as vLLM has them: K beside V, pages in any order
@@ -112,28 +122,36 @@ class Bench:
         def call(i, mode):
             c = D.Call()
             rows = lambda x: D.Rows(x.data_ptr(), x.stride(0) * 2, x.stride(1) * 2, D.F16, 0)
-            store = lambda x: D.Store(x.data_ptr(), x.stride(token) * x.element_size(), x.stride(head) * x.element_size(), x.stride(0) * x.element_size())
+            store = lambda x: D.Store(
+                x.data_ptr(), x.stride(token) * x.element_size(), x.stride(head) * x.element_size(), x.stride(0) * x.element_size()
+            )
             c.query, c.output, c.key, c.value = rows(q), rows(out), store(kv[i][0]), store(kv[i][1])
             c.lengths, c.set, c.set_stride = lengths.data_ptr(), token_set.data_ptr(), BUDGET
             if table is not None:
                 c.table, c.table_stride, c.page_shift = table.data_ptr(), table.stride(0), PAGE.bit_length() - 1
             c.n_rows, c.heads, c.kv_heads, c.dim, c.kv_type, c.capacity = batch, HEADS, KV_HEADS, DIM, kv_type, context
-            c.scale, c.value_scale, c.mode, c.budget = DIM ** -0.5, 1.0, mode, BUDGET
+            c.scale, c.value_scale, c.mode, c.budget = DIM**-0.5, 1.0, mode, BUDGET
             c.sink_tokens, c.top_k, c.recent = D.split(BUDGET)
             return c
+
         work = torch.zeros(self.k.work_size(call(0, D.SELECT)), dtype=torch.uint8, device="cuda")
+
         def plan(i, mode):
             c = call(i, mode)
             c.work = work.data_ptr()
             return self.k.plan(c)
+
         plans = {m: [plan(i, m) for i in range(layers)] for m in (D.FULL, D.SELECT, D.SPARSE)}
 
         rounds = -(-LAYERS // layers)
+
         def run(mode, only=None):
             def body():
                 for p in plans[mode] * rounds:
                     p.run(torch.cuda.current_stream(), only)
+
             return time_graph(body, 9) / layers / rounds
+
         r = {"batch": batch, "context": context, "layout": layout, "kv": D.NAMES[kv_type]}
         r["full_us"] = run(D.FULL)
         r["full_share"] = per_layer / r["full_us"] / 1e6 / self.read
@@ -149,6 +167,7 @@ class Bench:
             for layer in range(LAYERS):
                 mode = D.FULL if layer in DENSE else D.SELECT if layer in SELECTING else D.SPARSE
                 plans[mode][layer % layers].run(s)
+
         r["step_us"] = time_graph(step, 7)
         if kv_type == D.F16 and layout != "paged":
             if "torch" in others:
@@ -161,10 +180,14 @@ class Bench:
             r["others_us"] = measured[r["others_by"]]
             r["speedup"] = r["others_us"] / r["step_us"]
         self.result["rows"].append(r)
-        print(f"b{batch:<3} {context // 1024:>4}K {layout:<10} {r['kv']:<5} full {r['full_us']:8.1f} us {r['full_share']:4.0%}  selection {r['selection_us']:6.1f} us "
-              f"{r['selection_us'] / r['full_us']:5.1%} (logits +{r['attend_logits_us'] - r['full_us']:.1f})  list {r.get('list_us', 0):6.1f} us {r.get('list_share', 0):4.0%}  "
-              f"step {r['step_us']:9.0f} us" + "".join(f"  {who} {us:9.0f} us ({r[f'{who}_by']})" for who, us in measured.items())
-              + (f"  {r['speedup']:.2f}x {r['others_by']}" if measured else ""), flush=True)
+        print(
+            f"b{batch:<3} {context // 1024:>4}K {layout:<10} {r['kv']:<5} full {r['full_us']:8.1f} us {r['full_share']:4.0%}  selection {r['selection_us']:6.1f} us "
+            f"{r['selection_us'] / r['full_us']:5.1%} (logits +{r['attend_logits_us'] - r['full_us']:.1f})  list {r.get('list_us', 0):6.1f} us {r.get('list_share', 0):4.0%}  "
+            f"step {r['step_us']:9.0f} us"
+            + "".join(f"  {who} {us:9.0f} us ({r[f'{who}_by']})" for who, us in measured.items())
+            + (f"  {r['speedup']:.2f}x {r['others_by']}" if measured else ""),
+            flush=True,
+        )
 
     def torch_step(self, batch, kv, q, layout, layers):
         """The fastest of torch's: heads by its own grouping, or the group as query tokens (what reads K/V once)."""
@@ -172,15 +195,22 @@ class Bench:
             kv = [[x.transpose(1, 2) for x in two] for two in kv]
         one, packed = q[:, :, None], q.reshape(batch, KV_HEADS, HEADS // KV_HEADS, DIM)
         ways = {}
-        for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION), ("efficient", SDPBackend.EFFICIENT_ATTENTION)):
+        for name, backend in (
+            ("flash", SDPBackend.FLASH_ATTENTION),
+            ("cudnn", SDPBackend.CUDNN_ATTENTION),
+            ("efficient", SDPBackend.EFFICIENT_ATTENTION),
+        ):
             for how, x, gqa in (("grouped", one, True), ("packed", packed, False)):
+
                 def run(x=x, gqa=gqa, backend=backend):
                     def body():
                         for layer in range(LAYERS):
                             i = layer % layers
                             F.scaled_dot_product_attention(x, kv[i][0], kv[i][1], enable_gqa=gqa)
+
                     with sdpa_kernel(backend):
                         return time_graph(body, 5)
+
                 ways[f"{name} {how}"] = run
         return self.fastest("torch", ways)
 
@@ -190,19 +220,29 @@ class Bench:
         for layout in self.paged.LAYOUTS:
             pages = self.paged.Pages(batch, context, *layout)
             seen = [[pages.view(x) for x in two] for two in kv]
-            expected = torch.cat([F.scaled_dot_product_attention(
-                q[row].view(1, KV_HEADS, -1, DIM).float(), *(pages.row(x, row).transpose(0, 1)[None].float() for x in last)) for row in range(batch)]).view(q.shape)
+            expected = torch.cat(
+                [
+                    F.scaled_dot_product_attention(
+                        q[row].view(1, KV_HEADS, -1, DIM).float(), *(pages.row(x, row).transpose(0, 1)[None].float() for x in last)
+                    )
+                    for row in range(batch)
+                ]
+            ).view(q.shape)
             for name, way in self.paged.WAYS.items():
+
                 def run(way=way, pages=pages, seen=seen, expected=expected):
                     layer_run = way(pages, q, KV_HEADS, out)
+
                     def body():
                         for layer in range(LAYERS):
                             layer_run(*seen[layer % layers])
+
                     us = time_graph(body, 5, out)
                     error = ((out - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
                     if not error < 5e-3:
                         raise ValueError(f"wrong output, relative error {error:.2g}")
                     return us
+
                 ways[f"{name}, {pages.name}"] = run
         return self.fastest("flashinfer", ways)
 
@@ -231,7 +271,9 @@ def main():
     p.add_argument("--paged", default="8:32,16:32", help="further cases, in pages")
     p.add_argument("--layouts", default="strided")
     p.add_argument("--types", default="f16")
-    p.add_argument("--others", default="torch,flashinfer", help="whose attention is timed too, f16 only; FlashInfer's in the strided layout only")
+    p.add_argument(
+        "--others", default="torch,flashinfer", help="whose attention is timed too, f16 only; FlashInfer's in the strided layout only"
+    )
     a = p.parse_args()
     others = [who for who in a.others.split(",") if who]
     if unknown := set(others) - {"torch", "flashinfer"}:

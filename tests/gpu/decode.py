@@ -13,21 +13,28 @@ import statistics
 import sys
 import time
 
+import device as D
 import torch
 import torch.nn.functional as F
+from bench import time_graph
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, Qwen3Config, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import device as D
-from bench import time_graph
-
 sys.path.insert(0, os.path.join(D.ROOT, "bindings", "python"))
 import lessismore.transformers  # noqa: E402
 
-SHAPE = dict(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
-             num_key_value_heads=8, head_dim=128, max_position_embeddings=1 << 18)
+SHAPE = dict(
+    vocab_size=151936,
+    hidden_size=4096,
+    intermediate_size=12288,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=1 << 18,
+)
 BUDGET, SELECTING = 2048, [2, 12]
 SPARE = 64  # tokens that are decoded at most
 EAGER = 4  # of them, without a graph
@@ -71,7 +78,10 @@ class Decode:
         with torch.device("cuda"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
         torch.cuda.synchronize()
-        print(f"{torch.cuda.get_device_name()}: {sum(p.numel() for p in self.model.parameters()) / 1e9:.1f} G weights in {time.time() - begin:.1f} s", flush=True)
+        print(
+            f"{torch.cuda.get_device_name()}: {sum(p.numel() for p in self.model.parameters()) / 1e9:.1f} G weights in {time.time() - begin:.1f} s",
+            flush=True,
+        )
         self.gigabytes = gigabytes
         self.torch = {name: Torch(backend, config.num_key_value_heads) for name, backend in TORCH.items()}
         for name, attention in self.torch.items():
@@ -165,9 +175,21 @@ class Decode:
         for e in p.key_averages():
             name = e.key.lower()
             attends = "lim_attend" in name or "lim_short" in name
-            kind = ("selection" if "lim_select" in name else "list" if attends and "indexed" in name else "full" if attends
-                    else "count" if "lim_tally" in name else "attention" if any(w in name for w in ("flash", "fmha", "sdpa", "cudnn_generated"))
-                    else "matrix products" if any(w in name for w in ("gemm", "nvjet", "cutlass", "gemv", "cublas", "xmma")) else "the rest")
+            kind = (
+                "selection"
+                if "lim_select" in name
+                else "list"
+                if attends and "indexed" in name
+                else "full"
+                if attends
+                else "count"
+                if "lim_tally" in name
+                else "attention"
+                if any(w in name for w in ("flash", "fmha", "sdpa", "cudnn_generated"))
+                else "matrix products"
+                if any(w in name for w in ("gemm", "nvjet", "cutlass", "gemv", "cublas", "xmma"))
+                else "the rest"
+            )
             of[kind] = of.get(kind, 0) + e.device_time_total / 3e3
         if not of:
             raise RuntimeError("the profiler saw no kernel")
@@ -190,7 +212,10 @@ class Decode:
         line = f"batch {batch}  {context // 1024:>3}K"
         for attention in ways:
             of = row[attention]
-            line += f"   {attention} " + (of.get("failed") or f"{of['ms']:.2f} ms (alone {of['alone_ms']:.2f}, eager {of['eager_ms']:.1f}), {of['tokens_per_s']:.0f} tokens/s")
+            line += f"   {attention} " + (
+                of.get("failed")
+                or f"{of['ms']:.2f} ms (alone {of['alone_ms']:.2f}, eager {of['eager_ms']:.1f}), {of['tokens_per_s']:.0f} tokens/s"
+            )
             if "ms" in of and ours and attention != "lessismore":
                 line += f" ({of['ms'] / ours:.2f}x)"
         print(line, flush=True)
@@ -206,7 +231,11 @@ class Decode:
             of = self.profile(self.capture(attention, batch, context))
             of["between kernels"] = round(row[attention]["ms"] - sum(of.values()), 3)
             row[attention]["kernels_ms"] = of
-            print(f"batch {batch}  {context // 1024:>3}K   {attention}: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(of.items(), key=lambda kv: -kv[1])), flush=True)
+            print(
+                f"batch {batch}  {context // 1024:>3}K   {attention}: "
+                + ", ".join(f"{k} {v:.2f}" for k, v in sorted(of.items(), key=lambda kv: -kv[1])),
+                flush=True,
+            )
 
 
 @torch.inference_mode()

@@ -35,31 +35,99 @@ class Rows(C.Structure):
 
 class Call(C.Structure):
     _fields_ = [
-        ("query", Rows), ("output", Rows), ("key", Store), ("value", Store),
-        ("lengths", u64), ("table", u64), ("table_stride", i64), ("set", u64), ("set_stride", i64), ("positions", u64),
-        ("sinks", u64), ("work", u64), ("kv_tokens", i64), ("n_rows", i32), ("heads", i32), ("kv_heads", i32), ("dim", i32), ("kv_type", i32),
-        ("page_shift", i32), ("capacity", i32), ("scale", f32), ("softcap", f32), ("value_scale", f32), ("mode", i32),
-        ("policy", i32), ("budget", i32), ("sink_tokens", i32), ("top_k", i32), ("recent", i32),
+        ("query", Rows),
+        ("output", Rows),
+        ("key", Store),
+        ("value", Store),
+        ("lengths", u64),
+        ("table", u64),
+        ("table_stride", i64),
+        ("set", u64),
+        ("set_stride", i64),
+        ("positions", u64),
+        ("sinks", u64),
+        ("work", u64),
+        ("kv_tokens", i64),
+        ("n_rows", i32),
+        ("heads", i32),
+        ("kv_heads", i32),
+        ("dim", i32),
+        ("kv_type", i32),
+        ("page_shift", i32),
+        ("capacity", i32),
+        ("scale", f32),
+        ("softcap", f32),
+        ("value_scale", f32),
+        ("mode", i32),
+        ("policy", i32),
+        ("budget", i32),
+        ("sink_tokens", i32),
+        ("top_k", i32),
+        ("recent", i32),
     ]
 
 
 class Args(C.Structure):
     _fields_ = [
-        ("call", Call), ("parts", u64), ("arrivals", u64), ("gathered", u64), ("logits", u64), ("sums", u64), ("ranks", u64),
-        ("mass", u64), ("logit_stride", i64), ("chunk_tokens", u32), ("stages", i32), ("group", i32), ("room", i32), ("together", u32), ("cluster", u32),
-        ("tma", u32), ("need", u32), ("room_stride", i64), ("survivors", u64), ("overfull", u64), ("again", u64), ("floats", u32), ("reserved", u32 * 13), ("key_map", u64 * 16), ("value_map", u64 * 16),
+        ("call", Call),
+        ("parts", u64),
+        ("arrivals", u64),
+        ("gathered", u64),
+        ("logits", u64),
+        ("sums", u64),
+        ("ranks", u64),
+        ("mass", u64),
+        ("logit_stride", i64),
+        ("chunk_tokens", u32),
+        ("stages", i32),
+        ("group", i32),
+        ("room", i32),
+        ("together", u32),
+        ("cluster", u32),
+        ("tma", u32),
+        ("need", u32),
+        ("room_stride", i64),
+        ("survivors", u64),
+        ("overfull", u64),
+        ("again", u64),
+        ("floats", u32),
+        ("reserved", u32 * 13),
+        ("key_map", u64 * 16),
+        ("value_map", u64 * 16),
     ]
 
 
 class Probe(C.Structure):
     _fields_ = [
-        ("own", u64), ("sets", u64), ("set_stride", i64), ("stamps", u64), ("kept", u64), ("count", u64), ("sum", u64), ("square", u64),
-        ("row", i32), ("n_sets", i32), ("set_budget", i32), ("least", i32), ("stamp", u32), ("reserved", i32),
+        ("own", u64),
+        ("sets", u64),
+        ("set_stride", i64),
+        ("stamps", u64),
+        ("kept", u64),
+        ("count", u64),
+        ("sum", u64),
+        ("square", u64),
+        ("row", i32),
+        ("n_sets", i32),
+        ("set_budget", i32),
+        ("least", i32),
+        ("stamp", u32),
+        ("reserved", i32),
     ]
 
 
 class ProbeArgs(C.Structure):
-    _fields_ = [("probe", Probe), ("length", u64), ("logits", u64), ("sums", u64), ("room_stride", i64), ("heads", i32), ("own_budget", i32), ("together", u32), ("reserved", i32)]
+    _fields_ = [
+        ("probe", Probe),
+        ("length", u64),
+        ("logits", u64),
+        ("sums", u64),
+        ("room_stride", i64),
+        ("heads", i32),
+        ("own_budget", i32),
+        ("together", u32),
+        ("reserved", i32),
+    ]
 
 
 class Launch(C.Structure):
@@ -88,8 +156,7 @@ class Kernels:
             self.image = f.read()
         self.ok(self.cuda.cuModuleLoadData(C.byref(self.module), self.image))
         p = torch.cuda.get_device_properties(0)
-        self.device = Device(p.multi_processor_count, self.attribute(81), self.attribute(97),
-                             10 * p.major + p.minor)
+        self.device = Device(p.multi_processor_count, self.attribute(81), self.attribute(97), 10 * p.major + p.minor)
         self.functions = {}
 
     def ok(self, result):
@@ -158,15 +225,16 @@ class Kernels:
 
     def plan_select(self, call, logits, stride, sums):
         args, launches = Args(), (Launch * 2)()
-        self.plan_library.lim_cuda_plan_select(C.byref(self.device), C.byref(call), u64(logits), i64(stride), u64(sums),
-                                               C.byref(args), launches)
+        self.plan_library.lim_cuda_plan_select(
+            C.byref(self.device), C.byref(call), u64(logits), i64(stride), u64(sums), C.byref(args), launches
+        )
         return Plan(self, args, [launches[0]])
 
 
 class Plan:
     def __init__(self, kernels, args, launches):
         self.kernels, self.args, self.launches = kernels, args, launches
-        self.each = args if isinstance(args, tuple) else [args] * len(launches) # of each launch
+        self.each = args if isinstance(args, tuple) else [args] * len(launches)  # of each launch
         self.handles = [kernels.function(l.name) for l in launches]
 
     def run(self, stream=None, only=None):

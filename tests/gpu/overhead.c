@@ -11,18 +11,25 @@
 #include "lessismore.h"
 #include "tally.h"
 
-enum { BURST = 200, BURSTS = 21, LAYERS = 36, BUDGET = 64, HEADS = 32, KV_HEADS = 8, DIM = 128, TOKENS = 512 };
+enum { BURST = 200,
+       BURSTS = 21,
+       LAYERS = 36,
+       BUDGET = 64,
+       HEADS = 32,
+       KV_HEADS = 8,
+       DIM = 128,
+       TOKENS = 512 };
 
 static void *driver;
 static void  fail(const char *what, long code) {
     fprintf(stderr, "%s: %ld\n", what, code);
     exit(1);
 }
-#define CALL(name, ...)                                                 \
-    do {                                                                \
-        int (*f)() = (int (*)())dlsym(driver, #name);                   \
-        int  r = f ? f(__VA_ARGS__) : -1;                               \
-        if (r != 0) fail(#name, r);                                     \
+#define CALL(name, ...)                               \
+    do {                                              \
+        int (*f)() = (int (*)())dlsym(driver, #name); \
+        int r = f ? f(__VA_ARGS__) : -1;              \
+        if (r != 0) fail(#name, r);                   \
     } while (0)
 
 static double now(void) {
@@ -53,16 +60,35 @@ static void *at(uint64_t address) { return (void *)(uintptr_t)address; }
 static void attend(int layer, uint64_t key) {
     const int64_t row = DIM * 2;
     lim_attention a = {
-        .struct_size = sizeof a, .query = at(memory + (1 << 20)), .output = at(memory + (2 << 20)), .key = at(key), .value = at(memory + (8 << 20)), .lengths = at(memory),
-        .query_row_stride = HEADS * row, .query_head_stride = row, .output_row_stride = HEADS * row, .output_head_stride = row,
-        .key_token_stride = KV_HEADS * row, .key_head_stride = row, .key_page_stride = TOKENS * KV_HEADS * row,
-        .value_token_stride = KV_HEADS * row, .value_head_stride = row, .value_page_stride = TOKENS * KV_HEADS * row,
-        .stream = stream, .layer = layer, .n_rows = 1, .query_dtype = LIM_DTYPE_F16, .output_dtype = LIM_DTYPE_F16,
+        .struct_size = sizeof a,
+        .query = at(memory + (1 << 20)),
+        .output = at(memory + (2 << 20)),
+        .key = at(key),
+        .value = at(memory + (8 << 20)),
+        .lengths = at(memory),
+        .query_row_stride = HEADS * row,
+        .query_head_stride = row,
+        .output_row_stride = HEADS * row,
+        .output_head_stride = row,
+        .key_token_stride = KV_HEADS * row,
+        .key_head_stride = row,
+        .key_page_stride = TOKENS * KV_HEADS * row,
+        .value_token_stride = KV_HEADS * row,
+        .value_head_stride = row,
+        .value_page_stride = TOKENS * KV_HEADS * row,
+        .stream = stream,
+        .layer = layer,
+        .n_rows = 1,
+        .query_dtype = LIM_DTYPE_F16,
+        .output_dtype = LIM_DTYPE_F16,
     };
     if (api->decoder_attend(decoder, &a)) fail(api->last_error(), layer);
 }
 /* A layer that launches one kernel, as a bare launch does. */
-static void same(int i) { (void)i; attend(1, memory + (4 << 20)); }
+static void same(int i) {
+    (void)i;
+    attend(1, memory + (4 << 20));
+}
 static void other(int i) { attend(1, memory + (4 << 20) + (uint64_t)(i % 2) * 4096); }
 
 static double measure(void (*body)(int)) {
@@ -104,8 +130,7 @@ int main(int argc, char **argv) {
     api->engine_default_params(&params, sizeof params);
     params.layers = layers, params.layers_count = 2, params.n_layers = LAYERS, params.budget = BUDGET;
     if (api->engine_create(&params, &engine)) fail(api->last_error(), 0);
-    const lim_decoder_params shape = {.struct_size = sizeof shape, .max_rows = 1, .capacity = TOKENS, .heads = HEADS, .kv_heads = KV_HEADS,
-                                    .head_dim = DIM, .kv_dtype = LIM_DTYPE_F16};
+    const lim_decoder_params shape = {.struct_size = sizeof shape, .max_rows = 1, .capacity = TOKENS, .heads = HEADS, .kv_heads = KV_HEADS, .head_dim = DIM, .kv_dtype = LIM_DTYPE_F16};
     if (api->decoder_create(engine, &shape, &decoder)) fail(api->last_error(), 0);
 
     measure(bare_launch), measure(same);

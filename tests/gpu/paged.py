@@ -40,25 +40,58 @@ def space():
 def wrapper(backend, tensor_cores, any_length, pages, q, kv_heads, out):
     buffers = {}
     if any_length:
-        buffers = {f"paged_kv_{name}_buffer": torch.empty(n, dtype=torch.int32, device="cuda")
-                   for name, n in (("indptr", pages.batch + 1), ("indices", pages.table.numel()), ("last_page_len", pages.batch))}
+        buffers = {
+            f"paged_kv_{name}_buffer": torch.empty(n, dtype=torch.int32, device="cuda")
+            for name, n in (("indptr", pages.batch + 1), ("indices", pages.table.numel()), ("last_page_len", pages.batch))
+        }
     w = flashinfer.BatchDecodeWithPagedKVCacheWrapper(space(), "NHD", any_length, tensor_cores, backend=backend, **buffers)
-    w.plan(pages.starts, pages.table.flatten(), pages.last, q.shape[1], kv_heads, q.shape[2], pages.size, q_data_type=q.dtype,
-           kv_data_type=q.dtype, **({"block_tables": pages.table} if backend == "cudnn" else {}))
+    w.plan(
+        pages.starts,
+        pages.table.flatten(),
+        pages.last,
+        q.shape[1],
+        kv_heads,
+        q.shape[2],
+        pages.size,
+        q_data_type=q.dtype,
+        kv_data_type=q.dtype,
+        **({"block_tables": pages.table} if backend == "cudnn" else {}),
+    )
     return lambda key, value: w.run(q, (key, value), out=out)
 
 
 def xqa(pages, q, kv_heads, out):
     work, lengths = space(), torch.full((pages.batch,), pages.context, dtype=torch.int32, device="cuda")
     return lambda key, value: trtllm_batch_decode_with_kv_cache(
-        q, (key, value), work, pages.table, lengths, pages.context, bmm1_scale=q.shape[2] ** -0.5, bmm2_scale=1.0, out=out, kv_layout="NHD", backend="xqa")
+        q,
+        (key, value),
+        work,
+        pages.table,
+        lengths,
+        pages.context,
+        bmm1_scale=q.shape[2] ** -0.5,
+        bmm2_scale=1.0,
+        out=out,
+        kv_layout="NHD",
+        backend="xqa",
+    )
 
 
 def persistent(pages, q, kv_heads, out):
     w = flashinfer.BatchAttention("NHD")
-    w.plan(torch.arange(pages.batch + 1, dtype=torch.int32, device="cuda"), pages.starts.cuda(), pages.table.flatten(),
-           torch.full((pages.batch,), pages.context, dtype=torch.int32, device="cuda"), q.shape[1], kv_heads, q.shape[2], q.shape[2],
-           pages.size, q_data_type=q.dtype, kv_data_type=q.dtype)
+    w.plan(
+        torch.arange(pages.batch + 1, dtype=torch.int32, device="cuda"),
+        pages.starts.cuda(),
+        pages.table.flatten(),
+        torch.full((pages.batch,), pages.context, dtype=torch.int32, device="cuda"),
+        q.shape[1],
+        kv_heads,
+        q.shape[2],
+        q.shape[2],
+        pages.size,
+        q_data_type=q.dtype,
+        kv_data_type=q.dtype,
+    )
     sums = torch.empty(q.shape[:2], dtype=torch.float32, device="cuda")
     return lambda key, value: w.run(q, (key, value), out=out, lse=sums)
 

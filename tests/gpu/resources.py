@@ -7,9 +7,13 @@ import sys
 
 THREADS = {"attend": 128, "short": 256, "select": 512, "probe": 256, "tally": 128, "visible": 1024}
 # Spills that are known and judged harmless. The largest tile of the type that is not tuned:
-ALLOWED = {"lim_attend_q8_0_256_16_direct": 80, "lim_attend_q8_0_256_16_indexed": 80,
-           # With 64 registers two blocks share a multiprocessor. Most of it is in code for heads that hardly differ.
-           "lim_select_union": 430, "lim_select_filtered": 600}
+ALLOWED = {
+    "lim_attend_q8_0_256_16_direct": 80,
+    "lim_attend_q8_0_256_16_indexed": 80,
+    # With 64 registers two blocks share a multiprocessor. Most of it is in code for heads that hardly differ.
+    "lim_select_union": 430,
+    "lim_select_filtered": 600,
+}
 
 
 def wanted_blocks(name):

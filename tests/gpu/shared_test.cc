@@ -30,29 +30,31 @@ uint32_t Bits(float x) {
 TEST(Split, CoversEverythingOnce) {
     std::mt19937 random(1);
     for (int i = 0; i < 3000; i++) {
-        const uint32_t rows = 1 + random() % 40, kv_heads = 1 + random() % 8, grid = 1 + random() % 400;
-        const int32_t  capacity = 1 + random() % (random() % 2 != 0 ? 300 : 40000);
-        const uint32_t chunk_tokens = SplitChunkTokens(64, rows * kv_heads, (uint32_t)capacity, grid);
+        const uint32_t       rows = 1 + random() % 40, kv_heads = 1 + random() % 8, grid = 1 + random() % 400;
+        const int32_t        capacity = 1 + random() % (random() % 2 != 0 ? 300 : 40000);
+        const uint32_t       chunk_tokens = SplitChunkTokens(64, rows * kv_heads, (uint32_t)capacity, grid);
         std::vector<int32_t> lengths(rows);
         for (auto &n : lengths) n = random() % 4 == 0 ? 0 : (int32_t)(random() % ((uint32_t)capacity + 1));
 
-        struct WorkTile { uint32_t before, chunks; };
+        struct WorkTile {
+            uint32_t before, chunks;
+        };
         std::vector<WorkTile> work_tiles;
-        uint32_t          total = 0;
+        uint32_t              total = 0;
         for (uint32_t r = 0; r < rows; r++) {
             for (uint32_t h = 0; h < kv_heads; h++) {
                 work_tiles.push_back({total, SplitChunks(lengths[r], chunk_tokens)});
                 total += work_tiles.back().chunks;
             }
         }
-        const uint32_t blocks = SplitBlocks(total, grid);
-        std::vector<int>   seen(total);
-        std::set<uint32_t> parts;
+        const uint32_t                     blocks = SplitBlocks(total, grid);
+        std::vector<int>                   seen(total);
+        std::set<uint32_t>                 parts;
         std::vector<std::vector<uint32_t>> of_tile(work_tiles.size());
         ASSERT_EQ(SplitBegin(0, blocks, total), 0u);
         ASSERT_EQ(SplitBegin(blocks, blocks, total), total);
         for (uint32_t b = 0; b < blocks; b++) {
-            uint32_t at = SplitBegin(b, blocks, total);
+            uint32_t       at = SplitBegin(b, blocks, total);
             const uint32_t end = SplitBegin(b + 1, blocks, total);
             ASSERT_LT(at, end) << "a block without work";
             while (at < end) {
@@ -117,7 +119,7 @@ TEST(Order, IsThatOfTheLogits) {
 TEST(Order, BoundIsFound) {
     std::mt19937 random(2);
     for (int i = 0; i < 2000; i++) {
-        const uint32_t n = 1 + random() % 3000, kind = random() % 5;
+        const uint32_t        n = 1 + random() % 3000, kind = random() % 5;
         std::vector<uint64_t> items(n);
         for (uint32_t p = 0; p < n; p++) {
             float x = std::normal_distribution<float>(0, 4)(random);
@@ -193,7 +195,7 @@ Seen See(const std::vector<uint16_t> &mask, int32_t first, int32_t warps) {
         for (int i = 0; i < 4; i++) words[i] = 0xfc00fc00u;
         if (slot < n) memcpy(words, &mask[slot], 16);
     };
-    Seen out;
+    Seen                 out;
     std::vector<int32_t> found;
     for (int32_t w = 0; w < warps; w++) {
         int32_t count = 0;
@@ -233,14 +235,17 @@ Seen See(const std::vector<uint16_t> &mask, int32_t first, int32_t warps) {
 TEST(Visible, IsWhatTheMaskShows) {
     std::mt19937 random(3);
     for (int i = 0; i < 600; i++) {
-        const int32_t n = 8 * (int32_t)(1 + random() % (random() % 4 == 0 ? 4000 : 100)), first = (int32_t)(random() % 100000);
-        const int     kind = (int)(random() % 4);
+        const int32_t         n = 8 * (int32_t)(1 + random() % (random() % 4 == 0 ? 4000 : 100)), first = (int32_t)(random() % 100000);
+        const int             kind = (int)(random() % 4);
         std::vector<uint16_t> mask((size_t)n);
         std::vector<int32_t>  want;
-        const int32_t past = (int32_t)(random() % (uint32_t)(n + 1));
+        const int32_t         past = (int32_t)(random() % (uint32_t)(n + 1));
         for (int32_t s = 0; s < n; s++) {
-            const bool shown = kind == 0 ? s < past : kind == 1 ? random() % 2 != 0 : kind == 2 ? random() % 300 != 0 : random() % 300 == 0;
-            mask[(size_t)s] = !shown ? 0xfc00 : random() % 2 != 0 ? 0 : 0x8000; /* -0 is a zero */
+            const bool shown = kind == 0 ? s < past : kind == 1 ? random() % 2 != 0
+                                                : kind == 2     ? random() % 300 != 0
+                                                                : random() % 300 == 0;
+            mask[(size_t)s] = !shown ? 0xfc00 : random() % 2 != 0 ? 0
+                                                                  : 0x8000; /* -0 is a zero */
             if (shown) want.push_back(first + s);
         }
         Seen seen = See(mask, first, 1 + (int32_t)(random() % 32));
@@ -426,21 +431,21 @@ TEST(Plan, SparseLayersMayBeDense) {
 TEST(Pool, RowsHaveRoomsOfTheirOwn) {
     std::mt19937 random(5);
     for (int i = 0; i < 4000; i++) {
-        const int32_t rows = 1 + random() % (i % 4 == 0 ? 300 : 20), budget = 1 + random() % (i % 2 != 0 ? 40 : 3000);
+        const int32_t        rows = 1 + random() % (i % 4 == 0 ? 300 : 20), budget = 1 + random() % (i % 2 != 0 ? 40 : 3000);
         std::vector<int32_t> lengths(rows);
         for (auto &n : lengths) {
             const int32_t some[] = {0, -1, budget, budget + 1, (int32_t)(random() % (budget + 1)), budget + (int32_t)(random() % 5000)};
             n = some[random() % 6];
         }
         const auto use_of = [&](int row) { /* by the lanes of a warp */
-            PoolUse use = {0, 0};
-            for (int lane = 0; lane < 32; lane++) {
-                PoolUse own = {0, 0};
-                for (int r = lane; r < rows; r += 32) PoolAdd(&own, lengths[r], budget, r < row);
-                use.before += own.before;
-                use.tokens += own.tokens;
-            }
-            return use;
+                                           PoolUse use = {0, 0};
+                                           for (int lane = 0; lane < 32; lane++) {
+                                               PoolUse own = {0, 0};
+                                               for (int r = lane; r < rows; r += 32) PoolAdd(&own, lengths[r], budget, r < row);
+                                               use.before += own.before;
+                                               use.tokens += own.tokens;
+                                           }
+                                           return use;
         };
         const int64_t together = (int64_t)use_of(0).tokens;
         int64_t       sum = 0, at = 0, ranking = -1;
@@ -547,9 +552,9 @@ TEST(Plan, TakesTheKernelOfTheCase) {
 TEST(LogitFilter, EveryTileComesOnce) {
     std::mt19937 rng(std::random_device{}());
     for (int round = 0; round < 2000; round++) {
-        const int tiles = (int)(rng() % 16), all = tiles * 2 + (int)(rng() % 200), turn = 64, first = (int)(rng() % 1000) * 16;
-        const int step = tiles == 0 ? 0 : all / tiles;
-        TileOrder o = TileOrderFrom(first, tiles);
+        const int        tiles = (int)(rng() % 16), all = tiles * 2 + (int)(rng() % 200), turn = 64, first = (int)(rng() % 1000) * 16;
+        const int        step = tiles == 0 ? 0 : all / tiles;
+        TileOrder        o = TileOrderFrom(first, tiles);
         std::vector<int> seen(all, -1);
         for (int i = 0; i < all; i++) {
             const int which = (o.token - first) / turn;
@@ -570,14 +575,14 @@ TEST(LogitFilter, BoundsAreReached) {
     std::mt19937 rng(std::random_device{}());
     for (int round = 0; round < 3000; round++) {
         /* Logits far from zero as well: the search looks at their range, not at their size. */
-        const float           offset = std::vector<float>{0, 3, -40, 700, 1e6f}[rng() % 5], spread = rng() % 9 == 0 ? 0 : 2;
-        std::vector<uint32_t> keys(96 + rng() % 97);
+        const float                     offset = std::vector<float>{0, 3, -40, 700, 1e6f}[rng() % 5], spread = rng() % 9 == 0 ? 0 : 2;
+        std::vector<uint32_t>           keys(96 + rng() % 97);
         std::normal_distribution<float> normal(offset, spread);
         for (auto &k : keys) k = OrderKey(Bits(normal(rng)));
         std::vector<uint32_t> sorted = keys;
         std::sort(sorted.begin(), sorted.end());
         const uint32_t rank = 1 + rng() % (uint32_t)keys.size();
-        FilterSearch    s = FilterSearchFrom(sorted.front(), sorted.back());
+        FilterSearch   s = FilterSearchFrom(sorted.front(), sorted.back());
         int            tries = 0;
         for (; s.bit != 0; tries++) {
             const uint32_t below = FilterSearchTry(&s);

@@ -6,9 +6,8 @@ import os
 import random
 import sys
 
-import torch
-
 import device as D
+import torch
 from harness import SEED, main
 
 sys.path.insert(0, os.path.join(D.ROOT, "bindings", "python"))
@@ -31,7 +30,7 @@ class Model:
 
     def step(self):
         """[layers][rows][heads][dim] f16"""
-        shared = self.key[:, self.liked].sum(1).repeat_interleave(HEADS // KV_HEADS, 1) # [rows][heads][dim]
+        shared = self.key[:, self.liked].sum(1).repeat_interleave(HEADS // KV_HEADS, 1)  # [rows][heads][dim]
         query = 6 * shared[None] + 0.5 * torch.randn(LAYERS, 2, HEADS, DIM, generator=self.gen)
         for r in range(2):
             token = 60 + int(torch.randint(700, (1,), generator=self.gen))
@@ -58,7 +57,7 @@ class OnGpu:
     def step(self, query=None, wait=True):
         self.query.copy_(self.model.step() if query is None else query)
         self.run()
-        if wait: # so that what a step brings is there when the next one asks
+        if wait:  # so that what a step brings is there when the next one asks
             torch.cuda.synchronize()
         self.lengths.add_(1)
 
@@ -78,7 +77,7 @@ def test_the_cpu_engines_choice():
     rng = random.Random(SEED)
     for policy in ("union", "mass"):
         gpu = OnGpu(Model(rng), policy=policy)
-        gpu.step() # looks at the lengths
+        gpu.step()  # looks at the lengths
         with lessismore.Engine(LAYERS, budget=BUDGET, policy=policy, n_threads=4) as engine, engine.decoder() as alone:
             for s in range(STEPS):
                 n = FIRST + s
@@ -88,7 +87,7 @@ def test_the_cpu_engines_choice():
                     out = alone.attend(layer, query[layer, 1].numpy(), gpu.model.key16[1, :n].numpy(), gpu.model.value[1, :n].numpy())
                     worst = (torch.from_numpy(out) - gpu.out[layer, 1].cpu()).abs().max()
                     assert worst < 6e-3, (policy, s, layer, worst)
-            alone.attend(0, query[0, 1].numpy(), gpu.model.key16[1, :n + 1].numpy(), gpu.model.value[1, :n + 1].numpy())
+            alone.attend(0, query[0, 1].numpy(), gpu.model.key16[1, : n + 1].numpy(), gpu.model.value[1, : n + 1].numpy())
             gpu.step()
             want, got = learned(engine), learned(gpu.engine)
         assert got["choice"] == want["choice"] == [2, 9], (policy, got["choice"], want["choice"])

@@ -4,10 +4,9 @@ pytest, or as a script (see harness.py)."""
 import os
 import random
 
+import device as D
 import numpy as np
 import torch
-
-import device as D
 from harness import QUICK, SEED, main
 
 KERNELS = None
@@ -22,8 +21,27 @@ def kernels():
 class Problem:
     """A random batch in a random layout, and its float64 twin."""
 
-    def __init__(self, rng, kv_type, dim, group, kv_heads, lengths, layout, query_type=None, output_type=None, softcap=0.0,
-                 sinks=False, budget=0, policy=D.UNION, capacity=None, spread=1.0, recency=0.25, set_sinks=4, page_shift=None):
+    def __init__(
+        self,
+        rng,
+        kv_type,
+        dim,
+        group,
+        kv_heads,
+        lengths,
+        layout,
+        query_type=None,
+        output_type=None,
+        softcap=0.0,
+        sinks=False,
+        budget=0,
+        policy=D.UNION,
+        capacity=None,
+        spread=1.0,
+        recency=0.25,
+        set_sinks=4,
+        page_shift=None,
+    ):
         gen = torch.Generator("cuda").manual_seed(rng.randrange(1 << 31))
         rows, heads = len(lengths), group * kv_heads
         capacity = capacity or max(max(lengths), 1)
@@ -39,7 +57,7 @@ class Problem:
         self.query = (normal(rows, heads, dim) * spread).to(D.TORCH[self.query_type])
         # The kernels multiply in the store's type, as the host's own do.
         self.query64 = self.query.to(D.TORCH[base]).double()
-        self.scale = dim ** -0.5
+        self.scale = dim**-0.5
         self.value_scale = 1.0
         self.page_shift = 0
         self.table = None
@@ -53,17 +71,21 @@ class Problem:
             k, v = normal(*shape), normal(*shape)
             order = torch.randperm(pages, generator=gen, device="cuda")[: rows * each]
             self.table = order.reshape(rows, each).to(torch.int32).contiguous()
+
             def gather(x):  # [rows][kv_heads][capacity][dim]
                 x = x if not hnd else x.transpose(1, 2)
                 x = x[self.table.long()].reshape(rows, each * page, kv_heads, dim)[:, :capacity]
                 return x.transpose(1, 2)
+
             axes = {"page": 0, "token": 2 if hnd else 1, "head": 1 if hnd else 2}
         else:
             joint = False
             shape = {"contiguous": (rows, kv_heads, capacity, dim), "strided": (rows, capacity, kv_heads, dim)}[layout]
             k, v = normal(*shape), normal(*shape)
+
             def gather(x):
                 return x if layout == "contiguous" else x.transpose(1, 2)
+
             axes = {"page": 0, "token": 2 if layout == "contiguous" else 1, "head": 1 if layout == "contiguous" else 2}
         v[..., 0] += 3  # no output is near zero by cancelling
         if kv_type == D.Q8_0:
@@ -91,7 +113,12 @@ class Problem:
         c.query = self.view(self.query, self.query_type)
         c.output = self.view(self.output, self.output_type)
         c.key, c.value = self.store(self.key), self.store(self.value)
-        c.lengths, c.set, c.set_stride, c.positions = self.lengths.data_ptr(), self.set.data_ptr(), self.set_stride, self.positions.data_ptr()
+        c.lengths, c.set, c.set_stride, c.positions = (
+            self.lengths.data_ptr(),
+            self.set.data_ptr(),
+            self.set_stride,
+            self.positions.data_ptr(),
+        )
         if self.table is not None:
             c.table, c.table_stride, c.page_shift = self.table.data_ptr(), self.table.stride(0), self.page_shift
         c.sinks = self.sinks.data_ptr() if sinks else 0
@@ -171,15 +198,17 @@ class Problem:
             a = plan.args
         offset = a.logits - self.work.data_ptr()
         count = self.rows * self.heads * a.room_stride
-        x = self.work[offset: offset + 4 * count].view(torch.float32).reshape(self.rows, self.kv_heads, -1)
+        x = self.work[offset : offset + 4 * count].view(torch.float32).reshape(self.rows, self.kv_heads, -1)
         # 16 tokens of one of the KV head's query heads after 16 of another (LogitAt in order.h).
         x = x[..., : self.group * a.logit_stride].reshape(self.rows, self.kv_heads, a.logit_stride // 16, self.group, 16).transpose(2, 3)
         return x.reshape(self.rows, self.heads, a.logit_stride)[..., : self.capacity]
 
     def describe(self):
-        return (f"{D.NAMES[self.kv_type]} dim {self.dim} heads {self.heads}/{self.kv_heads} {self.layout} page {1 << self.page_shift} "
-                f"q {D.NAMES[self.query_type]} out {D.NAMES[self.output_type]} cap {self.capacity} lengths {self.lengths.tolist()[:6]} "
-                f"softcap {self.softcap} sinks {self.sinks is not None} budget {self.budget} seed {SEED}")
+        return (
+            f"{D.NAMES[self.kv_type]} dim {self.dim} heads {self.heads}/{self.kv_heads} {self.layout} page {1 << self.page_shift} "
+            f"q {D.NAMES[self.query_type]} out {D.NAMES[self.output_type]} cap {self.capacity} lengths {self.lengths.tolist()[:6]} "
+            f"softcap {self.softcap} sinks {self.sinks is not None} budget {self.budget} seed {SEED}"
+        )
 
 
 # Weights are rounded to the store's type before the second product, outputs to theirs.
@@ -204,7 +233,7 @@ def check_output(p, want, where):
 def literal_union(logits, n, sink_tokens, top_k, recent):
     """The text: rank the candidates per head, merge rank by rank. logits [heads][n] as numpy float32."""
     heads = len(logits)
-    x = logits[:, sink_tokens: n - recent].astype(np.float32)
+    x = logits[:, sink_tokens : n - recent].astype(np.float32)
     key = np.where(np.isnan(x), -np.inf, x).astype(np.float64)
     nan = np.isnan(x)
     chosen, order = set(), []
@@ -225,11 +254,20 @@ def random_problem(rng, **fixed):
     if QUICK:
         rows, longest = min(rows, 3), min(longest, 700)
     lengths = [rng.choice([rng.randint(0, longest), longest]) for _ in range(rows)]
-    args = dict(kv_type=kv_type, dim=rng.choice([64, 128, 128, 256]), group=rng.choice([1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16]),
-                kv_heads=rng.choice([1, 2, 4, 8]), lengths=lengths, layout=rng.choice(["contiguous", "strided", "paged"]),
-                query_type=rng.choice([None, D.F32, D.F16, D.BF16]), output_type=rng.choice([None, D.F16, D.BF16]),
-                softcap=rng.choice([0.0, 0.0, 30.0]), sinks=rng.random() < 0.3, capacity=max(longest, 1) + rng.choice([0, 0, 5, 1000]),
-                spread=rng.choice([0.3, 1.0, 4.0]))
+    args = dict(
+        kv_type=kv_type,
+        dim=rng.choice([64, 128, 128, 256]),
+        group=rng.choice([1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16]),
+        kv_heads=rng.choice([1, 2, 4, 8]),
+        lengths=lengths,
+        layout=rng.choice(["contiguous", "strided", "paged"]),
+        query_type=rng.choice([None, D.F32, D.F16, D.BF16]),
+        output_type=rng.choice([None, D.F16, D.BF16]),
+        softcap=rng.choice([0.0, 0.0, 30.0]),
+        sinks=rng.random() < 0.3,
+        capacity=max(longest, 1) + rng.choice([0, 0, 5, 1000]),
+        spread=rng.choice([0.3, 1.0, 4.0]),
+    )
     args.update(fixed)
     return Problem(rng, **args)
 
@@ -253,7 +291,9 @@ def test_every_kernel():
         for dim in (64, 128, 256):
             for group in (4, 12):
                 for layout in ("contiguous", "paged"):
-                    p = random_problem(rng, kv_type=kv_type, dim=dim, group=group, kv_heads=2, layout=layout, lengths=[300, 0, 77], capacity=300)
+                    p = random_problem(
+                        rng, kv_type=kv_type, dim=dim, group=group, kv_heads=2, layout=layout, lengths=[300, 0, 77], capacity=300
+                    )
                     p.plan(D.FULL).run()
                     check_output(p, p.reference(), "every")
 
@@ -265,9 +305,18 @@ def test_pages():
     for page_shift in (4, 5, 6, 7) * (1 if QUICK else 6):
         longest = rng.randint(1, 700) if QUICK else rng.choice([40, 3000, 20000])
         rows = 3 if QUICK else rng.choice([3, 8, 40]) if longest <= 3000 else 8
-        p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), layout="paged", page_shift=page_shift, dim=rng.choice([64, 128]),
-                           group=rng.randint(1, 8), lengths=[longest, 0, *(rng.randint(1, longest) for _ in range(rows - 2))],
-                           capacity=max(longest, 5000), budget=rng.choice([16, 64, 500]), sinks=rng.random() < 0.3)
+        p = random_problem(
+            rng,
+            kv_type=rng.choice([D.F16, D.BF16]),
+            layout="paged",
+            page_shift=page_shift,
+            dim=rng.choice([64, 128]),
+            group=rng.randint(1, 8),
+            lengths=[longest, 0, *(rng.randint(1, longest) for _ in range(rows - 2))],
+            capacity=max(longest, 5000),
+            budget=rng.choice([16, 64, 500]),
+            sinks=rng.random() < 0.3,
+        )
         p.spoil_unseen()
         for mode in (D.FULL, D.SELECT):
             plan = p.plan(mode)
@@ -351,8 +400,8 @@ def check_mass(x, sinks, n, c, got, where):
     chosen = torch.zeros(n, dtype=torch.bool, device="cuda")
     chosen[torch.tensor(got, device="cuda", dtype=torch.int64)] = True
     assert len(got) == c.budget and got == sorted(set(got)), where
-    assert chosen[: c.sink_tokens].all() and chosen[n - c.recent:].all(), where
-    middle, taken = mass[c.sink_tokens: n - c.recent], chosen[c.sink_tokens: n - c.recent]
+    assert chosen[: c.sink_tokens].all() and chosen[n - c.recent :].all(), where
+    middle, taken = mass[c.sink_tokens : n - c.recent], chosen[c.sink_tokens : n - c.recent]
     assert int(taken.sum()) == c.top_k, where
     if 0 < c.top_k < len(middle):
         assert middle[taken].min() >= middle[~taken].max() * (1 - 1e-4), f"mass: {where}"
@@ -430,8 +479,20 @@ def test_graph_replays_while_n_grows():
     """Captured once below the budget, replayed as the sequences grow past it."""
     rng = random.Random(SEED + 6)
     for layout in ("strided", "paged"):
-        p = random_problem(rng, kv_type=D.F16, dim=128, group=4, kv_heads=2, lengths=[50, 60, 70], capacity=900, layout=layout, budget=128,
-                           sinks=False, softcap=0.0, output_type=None)
+        p = random_problem(
+            rng,
+            kv_type=D.F16,
+            dim=128,
+            group=4,
+            kv_heads=2,
+            lengths=[50, 60, 70],
+            capacity=900,
+            layout=layout,
+            budget=128,
+            sinks=False,
+            softcap=0.0,
+            output_type=None,
+        )
         dense, select, sparse = p.plan(D.FULL), p.plan(D.SELECT), p.plan(D.SPARSE)
         outputs = [p.output, torch.empty_like(p.output), torch.empty_like(p.output)]
         for plan, out in zip((dense, select, sparse), outputs):
@@ -481,9 +542,23 @@ def test_refusals():
     p = random_problem(rng, kv_type=D.F16, dim=128, lengths=[100, 100], capacity=100, budget=32, layout="strided", group=4, kv_heads=2)
     p.call.mode = D.SELECT
     assert kernels().check(p.call)[0] == 0
-    for field, value in [("dim", 96), ("kv_type", 4), ("heads", 0), ("kv_heads", 7), ("mode", 9), ("policy", 2), ("n_rows", 0),
-                         ("capacity", 0), ("scale", float("nan")), ("softcap", -1.0), ("budget", 31), ("lengths", 0), ("work", 12),
-                         ("set", 3), ("set_stride", 1)]:
+    for field, value in [
+        ("dim", 96),
+        ("kv_type", 4),
+        ("heads", 0),
+        ("kv_heads", 7),
+        ("mode", 9),
+        ("policy", 2),
+        ("n_rows", 0),
+        ("capacity", 0),
+        ("scale", float("nan")),
+        ("softcap", -1.0),
+        ("budget", 31),
+        ("lengths", 0),
+        ("work", 12),
+        ("set", 3),
+        ("set_stride", 1),
+    ]:
         bad = D.Call.from_buffer_copy(p.call)
         setattr(bad, field, value)
         refused, text = kernels().check(bad)

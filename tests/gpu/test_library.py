@@ -7,12 +7,11 @@ import os
 import random
 import sys
 
+import device as D
 import numpy as np
 import torch
-
-import device as D
 from harness import QUICK, SEED, main
-from test_kernels import TOLERANCE, OUTPUT, error, random_problem
+from test_kernels import OUTPUT, TOLERANCE, error, random_problem
 
 sys.path.insert(0, os.path.join(D.ROOT, "bindings", "python"))
 import lessismore  # noqa: E402
@@ -36,10 +35,24 @@ def make_decoder(engine, p, rows=None, capacity=None, kv_tokens=0):
 
 def attend(decoder, p, layer, out=None, **more):
     """One layer of a Problem (test_kernels) through the Python package."""
+
     def store(x):
         return x if p.axes["token"] == 1 else x.transpose(1, 2)
-    return decoder.attend(layer, p.query, store(p.key), store(p.value), lengths=p.lengths, out=p.output if out is None else out, table=p.table,
-                        sinks=p.sinks, scale=p.scale, softcap=p.softcap, value_scale=p.value_scale, **more)
+
+    return decoder.attend(
+        layer,
+        p.query,
+        store(p.key),
+        store(p.value),
+        lengths=p.lengths,
+        out=p.output if out is None else out,
+        table=p.table,
+        sinks=p.sinks,
+        scale=p.scale,
+        softcap=p.softcap,
+        value_scale=p.value_scale,
+        **more,
+    )
 
 
 @contextlib.contextmanager
@@ -102,7 +115,9 @@ def test_a_step_against_float64():
                 assert stats["steps"] == 1 and stats["rows"] == p.rows and stats["rows_sparse"] == int((n > budget).sum())
                 assert stats["tokens_visible"] == LAYERS * n.sum() and stats["tokens_attended"] == 3 * n.sum() + 2 * held
                 assert stats["sparse_layer_tokens_visible"] == 2 * n.sum() and stats["sparse_layer_tokens_attended"] == 2 * held
-                assert [stats[f"{k}_calls"] for k in ("dense", "select", "sparse", "no_set")] == ([3, 2, 0, 2] if overfull else [1, 2, 2, 0])
+                assert [stats[f"{k}_calls"] for k in ("dense", "select", "sparse", "no_set")] == (
+                    [3, 2, 0, 2] if overfull else [1, 2, 2, 0]
+                )
 
 
 def test_sets_of_the_cpu_engine():
@@ -137,8 +152,10 @@ def test_number_of_rows_may_change():
     rng = random.Random(SEED + 2)
     for _ in range(2 if QUICK else 8):
         args = dict(kv_type=D.F16, dim=128, group=rng.choice([1, 4]), kv_heads=rng.choice([1, 8]), budget=64, output_type=D.F32)
-        problems = [random_problem(rng, lengths=[rng.randint(1, 1500) for _ in range(rows)], capacity=1500, layout="strided", **args)
-                    for rows in rng.sample([1, 2, 5, 8, 31, 64], 4)]
+        problems = [
+            random_problem(rng, lengths=[rng.randint(1, 1500) for _ in range(rows)], capacity=1500, layout="strided", **args)
+            for rows in rng.sample([1, 2, 5, 8, 31, 64], 4)
+        ]
         with make_engine(64) as engine, make_decoder(engine, problems[0], rows=64, kv_tokens=rng.choice([0, 64 * 1500])) as decoder:
             for p in problems + problems[::-1]:
                 for layer in range(LAYERS):
@@ -152,13 +169,27 @@ def test_a_captured_step_grows():
     kv_tokens they grow past the room, too, and in the end fit again."""
     rng = random.Random(SEED + 3)
     for layout, kv_tokens in (("strided", 0), ("paged", 0), ("strided", 150), ("paged", 150)):
-        p = random_problem(rng, kv_type=D.F16, dim=128, group=4, kv_heads=2, lengths=[50, 60, 70], capacity=900, layout=layout,
-                           budget=128, sinks=False, softcap=0.0, output_type=D.F32)
+        p = random_problem(
+            rng,
+            kv_type=D.F16,
+            dim=128,
+            group=4,
+            kv_heads=2,
+            lengths=[50, 60, 70],
+            capacity=900,
+            layout=layout,
+            budget=128,
+            sinks=False,
+            softcap=0.0,
+            output_type=D.F32,
+        )
         outs = [torch.empty_like(p.output) for _ in range(LAYERS)]
         with make_engine(128) as engine, make_decoder(engine, p, kv_tokens=kv_tokens) as decoder:
+
             def step():
                 for layer, out in enumerate(outs):
                     attend(decoder, p, layer, out)
+
             step()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
@@ -215,8 +246,21 @@ def test_two_streams():
 def test_any_arguments():
     """What is wrong is refused by name, whatever else is wrong with it; the device is left as it was."""
     rng = random.Random(SEED + 5)
-    p = random_problem(rng, kv_type=D.F16, dim=128, group=4, kv_heads=2, lengths=[100, 90], capacity=100, layout="strided", budget=32,
-                       output_type=D.F16, query_type=D.F16, sinks=True, softcap=0.0)
+    p = random_problem(
+        rng,
+        kv_type=D.F16,
+        dim=128,
+        group=4,
+        kv_heads=2,
+        lengths=[100, 90],
+        capacity=100,
+        layout="strided",
+        budget=32,
+        output_type=D.F16,
+        query_type=D.F16,
+        sinks=True,
+        softcap=0.0,
+    )
     lib = _library.library()
     host = ctypes.create_string_buffer(1 << 16)
     with make_engine(32) as engine, make_decoder(engine, p) as decoder:
@@ -225,16 +269,32 @@ def test_any_arguments():
         want = p.output.clone()
         good = calls[0]
         bad = {
-            "layer": [-1, LAYERS, 1 << 30], "n_rows": [0, -1, 3, 1 << 30], "query_dtype": [-1, 3, 4, 5, 99], "output_dtype": [3, 99],
+            "layer": [-1, LAYERS, 1 << 30],
+            "n_rows": [0, -1, 3, 1 << 30],
+            "query_dtype": [-1, 3, 4, 5, 99],
+            "output_dtype": [3, 99],
             "query": [0, 1, p.query.data_ptr() + 2, ctypes.addressof(host) & ~255, 1 << 62, (1 << 64) - 256],
             "output": [0, p.query.data_ptr(), ctypes.addressof(host) & ~255, 1 << 63],
-            "key": [0, 8, p.key.data_ptr() + 8, ctypes.addressof(host) & ~255, 1 << 63], "value": [0, p.value.data_ptr() + 1, 4096],
-            "lengths": [0, 2, p.lengths.data_ptr() + 1, ctypes.addressof(host) & ~255], "sinks": [1, 4096, p.sinks.data_ptr() + 2],
-            "query_row_stride": [0, -256, 1 << 62, 6], "query_head_stride": [0, 1 << 62, -(1 << 63)], "output_row_stride": [-8, 1 << 62],
-            "output_head_stride": [2, 1 << 62], "key_token_stride": [0, 24, -512, 1 << 61], "key_head_stride": [8, 1 << 61],
-            "key_page_stride": [0, 1 << 61], "value_token_stride": [1 << 62], "value_head_stride": [-16], "value_page_stride": [40],
-            "scale": [float("nan"), float("inf")], "softcap": [-1.0, float("nan"), float("inf")], "key_scale": [float("nan")],
-            "value_scale": [float("inf")], "reserved": [1, -1], "struct_size": [0, 8, 1 << 40],
+            "key": [0, 8, p.key.data_ptr() + 8, ctypes.addressof(host) & ~255, 1 << 63],
+            "value": [0, p.value.data_ptr() + 1, 4096],
+            "lengths": [0, 2, p.lengths.data_ptr() + 1, ctypes.addressof(host) & ~255],
+            "sinks": [1, 4096, p.sinks.data_ptr() + 2],
+            "query_row_stride": [0, -256, 1 << 62, 6],
+            "query_head_stride": [0, 1 << 62, -(1 << 63)],
+            "output_row_stride": [-8, 1 << 62],
+            "output_head_stride": [2, 1 << 62],
+            "key_token_stride": [0, 24, -512, 1 << 61],
+            "key_head_stride": [8, 1 << 61],
+            "key_page_stride": [0, 1 << 61],
+            "value_token_stride": [1 << 62],
+            "value_head_stride": [-16],
+            "value_page_stride": [40],
+            "scale": [float("nan"), float("inf")],
+            "softcap": [-1.0, float("nan"), float("inf")],
+            "key_scale": [float("nan")],
+            "value_scale": [float("inf")],
+            "reserved": [1, -1],
+            "struct_size": [0, 8, 1 << 40],
         }
         refused = 0
         for i in range(300 if QUICK else 5000):
@@ -251,7 +311,11 @@ def test_any_arguments():
         p.output.zero_()
         attend(decoder, p, 1)
         assert torch.equal(p.output, want)
-        for text, call in (("max_rows = 0", (0, 9, 4, 2, 64)), ("head_dim = 80", (1, 9, 4, 2, 80)), ("capacity = ", (1, 1 << 22, 4, 2, 64))):
+        for text, call in (
+            ("max_rows = 0", (0, 9, 4, 2, 64)),
+            ("head_dim = 80", (1, 9, 4, 2, 80)),
+            ("capacity = ", (1, 1 << 22, 4, 2, 64)),
+        ):
             try:
                 on_gpu(engine, *call)
                 raise AssertionError(text)

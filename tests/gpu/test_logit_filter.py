@@ -4,9 +4,8 @@ samples say, for few rows and many, on cards of every size."""
 import contextlib
 import random
 
-import torch
-
 import device as D
+import torch
 from harness import QUICK, SEED, main
 from test_kernels import check_output, check_sets, kernels, random_problem
 
@@ -25,7 +24,7 @@ def card_of(multiprocessors):
 def lists_of(p, plan):
     """What the attention left of each row and head: [rows][heads][32] of begin, count, bits of the bound, lists (logit_filter.h)."""
     at = plan.args.survivors - p.work.data_ptr()
-    return p.work[at: at + p.rows * p.heads * 32 * 16].view(torch.int32).reshape(p.rows, p.heads, 32, 4).clone()
+    return p.work[at : at + p.rows * p.heads * 32 * 16].view(torch.int32).reshape(p.rows, p.heads, 32, 4).clone()
 
 
 def known(p, plan):
@@ -35,7 +34,7 @@ def known(p, plan):
     bound = lists[..., 2].contiguous().view(torch.float32).masked_fill(~there, float("-inf")).amax(-1)
     count = torch.zeros(p.rows, p.heads, dtype=torch.int64)
     for r, n in enumerate(p.lengths.tolist()):
-        x = logits[r, :, p.call.sink_tokens: max(n - p.call.recent, 0)]
+        x = logits[r, :, p.call.sink_tokens : max(n - p.call.recent, 0)]
         count[r] = (x >= bound[r][:, None]).sum(-1)
     return count
 
@@ -56,11 +55,23 @@ def filtered_problem(rng, kind):
     if QUICK and kind == "equal":  # racecheck is slow where all count in one place
         budget, group = 64, 1
     n = rng.randint(9300, 10000) if QUICK else rng.randint(36000, 42000)
-    p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), dim=rng.choice([64, 128]),
-                       group=group, kv_heads=4 if QUICK else 8,
-                       lengths=[n, n - rng.randrange(100), budget + 50, n], layout=rng.choice(["contiguous", "strided", "paged"]), page_shift=rng.randint(4, 7),
-                       budget=budget, recency=0.25, set_sinks=4, capacity=n + rng.choice([0, 5]), sinks=False,
-                       softcap=0.0, spread=1.0)
+    p = random_problem(
+        rng,
+        kv_type=rng.choice([D.F16, D.BF16]),
+        dim=rng.choice([64, 128]),
+        group=group,
+        kv_heads=4 if QUICK else 8,
+        lengths=[n, n - rng.randrange(100), budget + 50, n],
+        layout=rng.choice(["contiguous", "strided", "paged"]),
+        page_shift=rng.randint(4, 7),
+        budget=budget,
+        recency=0.25,
+        set_sinks=4,
+        capacity=n + rng.choice([0, 5]),
+        sinks=False,
+        softcap=0.0,
+        spread=1.0,
+    )
     if kind == "random":
         return p
     plan = p.plan(D.SELECT)
@@ -132,9 +143,15 @@ def least_stretch(group, need):
 def test_filters_of_any_size():
     """One head to many, a set of one token to thousands, one row to more than a block's lanes, one block a work tile to sixteen."""
     rng = random.Random(SEED + 10)
-    for rows, kv_heads, group, budget in [(1, 1, 1, 7), (1, 2, 4, 1000), (1, 8, 4, 9000), (3, 8, 8, 2048), (40, 2, 3, 200), (33, 1, 8, 600),
-                                          *((rng.choice([1, 2, 5, 34]), rng.choice([1, 2, 8]), rng.randint(1, 8), rng.randint(1, 4000))
-                                            for _ in range(0 if QUICK else 20))]:
+    for rows, kv_heads, group, budget in [
+        (1, 1, 1, 7),
+        (1, 2, 4, 1000),
+        (1, 8, 4, 9000),
+        (3, 8, 8, 2048),
+        (40, 2, 3, 200),
+        (33, 1, 8, 600),
+        *((rng.choice([1, 2, 5, 34]), rng.choice([1, 2, 8]), rng.randint(1, 8), rng.randint(1, 4000)) for _ in range(0 if QUICK else 20)),
+    ]:
         work_tiles, heads, top_k = rows * kv_heads, kv_heads * group, D.split(budget)[1]
         if top_k == 0:
             continue
@@ -142,14 +159,25 @@ def test_filters_of_any_size():
         least = least_stretch(group, need)
         if work_tiles * least * 128 * group > (100_000_000 if QUICK else 1_000_000_000):
             continue
-        room = (80_000_000 if QUICK else 600_000_000) // (work_tiles * least * 128 * group)  # blocks for a work tile, by the reference's memory
+        room = (80_000_000 if QUICK else 600_000_000) // (
+            work_tiles * least * 128 * group
+        )  # blocks for a work tile, by the reference's memory
         fewest = 2 if work_tiles == 1 else 1  # a card has two blocks
         each = rng.randint(fewest, max(fewest, min(16, room, kernels().device.multiprocessors * 2 // work_tiles)))
         n = max(int(least * each * rng.uniform(1.1, 1.4)), budget + 100)
         with card_of(max(1, work_tiles * each // 2)):
-            p = random_problem(rng, kv_type=rng.choice([D.F16, D.BF16]), dim=rng.choice([64, 128]), group=group, kv_heads=kv_heads,
-                               lengths=[n - rng.randrange(16) for _ in range(rows)], layout=rng.choice(["contiguous", "strided", "paged"]), page_shift=rng.randint(4, 7), budget=budget,
-                               capacity=n)
+            p = random_problem(
+                rng,
+                kv_type=rng.choice([D.F16, D.BF16]),
+                dim=rng.choice([64, 128]),
+                group=group,
+                kv_heads=kv_heads,
+                lengths=[n - rng.randrange(16) for _ in range(rows)],
+                layout=rng.choice(["contiguous", "strided", "paged"]),
+                page_shift=rng.randint(4, 7),
+                budget=budget,
+                capacity=n,
+            )
             plan = p.plan(D.SELECT)
             assert plan.args.survivors, p.describe()
             for _ in range(2):
@@ -172,15 +200,39 @@ def test_graph_replays_into_the_filter():
 def check_replays(rng, layout):
     budget, n = 256, 9000
     with card_of(8):
-        p = random_problem(rng, kv_type=D.F16, dim=64, group=4, kv_heads=4, lengths=[n, n], capacity=n, layout=layout, page_shift=4, budget=budget,
-                           sinks=False, softcap=0.0, output_type=None)
+        p = random_problem(
+            rng,
+            kv_type=D.F16,
+            dim=64,
+            group=4,
+            kv_heads=4,
+            lengths=[n, n],
+            capacity=n,
+            layout=layout,
+            page_shift=4,
+            budget=budget,
+            sinks=False,
+            softcap=0.0,
+            output_type=None,
+        )
         select = p.plan(D.SELECT)
         assert select.args.survivors, p.describe()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         with torch.cuda.graph(graph, stream=stream):
             select.run(torch.cuda.current_stream())
         filtered = set()
-        for lengths in [(10, 20), (budget, budget + 1), (budget + 1, 2000), (2500, n), (n, n), (n - 1, 100), (0, n), (3000, 3100), (5, 7), (n, n)]:
+        for lengths in [
+            (10, 20),
+            (budget, budget + 1),
+            (budget + 1, 2000),
+            (2500, n),
+            (n, n),
+            (n - 1, 100),
+            (0, n),
+            (3000, 3100),
+            (5, 7),
+            (n, n),
+        ]:
             p.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
             p.set.fill_(-1)
             p.positions.fill_(-1)
@@ -198,8 +250,20 @@ def test_one_work_memory_for_all():
     rng = random.Random(SEED + 12)
     rows, n, budget = 5, 9000, 128
     with card_of(5):
-        p = random_problem(rng, kv_type=D.F16, dim=64, group=4, kv_heads=2, lengths=[n] * rows, capacity=n, layout="contiguous", budget=budget,
-                           sinks=False, softcap=0.0, output_type=None)
+        p = random_problem(
+            rng,
+            kv_type=D.F16,
+            dim=64,
+            group=4,
+            kv_heads=2,
+            lengths=[n] * rows,
+            capacity=n,
+            layout="contiguous",
+            budget=budget,
+            sinks=False,
+            softcap=0.0,
+            output_type=None,
+        )
         seen = set()
 
         def plan_of(mode, policy, n_rows, all_logits):
@@ -221,7 +285,14 @@ def test_one_work_memory_for_all():
 
         calls = [(D.SELECT, D.UNION, rows, False), (D.SELECT, D.UNION, rows, True), (D.SELECT, D.MASS, rows, False)]
         for _ in range(12 if QUICK else 60):
-            calls.append((rng.choice([D.FULL, D.SELECT, D.SELECT, D.SPARSE]), rng.choice([D.UNION, D.MASS]), rng.randint(1, rows), rng.random() < 0.3))
+            calls.append(
+                (
+                    rng.choice([D.FULL, D.SELECT, D.SELECT, D.SPARSE]),
+                    rng.choice([D.UNION, D.MASS]),
+                    rng.randint(1, rows),
+                    rng.random() < 0.3,
+                )
+            )
         rng.shuffle(calls)
         for call in calls:
             plan = plan_of(*call)
@@ -230,7 +301,9 @@ def test_one_work_memory_for_all():
             p.work.zero_()
             alone = run(plan)
             p.work.copy_(used)
-            assert all(torch.equal(a, b) for a, b in zip(got, alone)), f"mode {plan.args.call.mode} rows {plan.args.call.n_rows}: {p.describe()}"
+            assert all(torch.equal(a, b) for a, b in zip(got, alone)), (
+                f"mode {plan.args.call.mode} rows {plan.args.call.n_rows}: {p.describe()}"
+            )
         assert {b"lim_select_union", b"lim_select_filtered", b"lim_select_mass"} <= seen, seen
 
 

@@ -2,10 +2,9 @@
 
 import random
 
-import torch
-
 import device as D
 import test_kernels as T
+import torch
 from test_kernels import QUICK, SEED, kernels
 
 CLOSE = 2e-5  # of a share, which is at most 1
@@ -46,7 +45,7 @@ def random_sets(rng, count, n, budget, spare):
     sets = torch.full((count, budget + spare), 1 << 30, dtype=torch.int32, device="cuda")
     for s in sets:
         k = min(n, budget)
-        s[:k] = torch.tensor(rng.sample(range(n), k), dtype=torch.int32) # in any order
+        s[:k] = torch.tensor(rng.sample(range(n), k), dtype=torch.int32)  # in any order
     return sets
 
 
@@ -55,8 +54,13 @@ def test_shares():
     rng = random.Random(SEED)
     for _ in range(10 if QUICK else 100):
         budget = rng.choice([1, 7, 16, 64, 128, 600, 2048])
-        p = T.random_problem(rng, budget=budget, policy=rng.choice([D.UNION, D.UNION, D.MASS]), recency=rng.choice([0.0, 0.25, 0.25, 0.9]),
-                             set_sinks=rng.choice([0, 4, 9]))
+        p = T.random_problem(
+            rng,
+            budget=budget,
+            policy=rng.choice([D.UNION, D.UNION, D.MASS]),
+            recency=rng.choice([0.0, 0.25, 0.25, 0.9]),
+            set_sinks=rng.choice([0, 4, 9]),
+        )
         row = rng.choice([rng.randrange(p.rows), int(p.lengths.argmax())])
         n = int(p.lengths[row])
         p.plan(D.SELECT).run()
@@ -72,9 +76,9 @@ def test_shares():
         for _ in range(2):
             plan.run()
         T.check_output(p, p.reference(), "probe")
-        assert torch.equal(own[: len(expect_own)], expect_own) and (own[len(expect_own):] == -1).all(), f"own: {p.describe()}"
+        assert torch.equal(own[: len(expect_own)], expect_own) and (own[len(expect_own) :] == -1).all(), f"own: {p.describe()}"
         assert torch.equal(p.set, before[0]) and torch.equal(p.positions, before[1]), f"the batch's sets changed: {p.describe()}"
-        if n <= budget: # nothing to choose
+        if n <= budget:  # nothing to choose
             assert (store.kept == -1).all() and (store.count == 0).all() and (store.sum == 0).all()
             continue
         soft = softmax64(p, row)
@@ -129,7 +133,7 @@ def test_odd_logits():
         kernels().plan_probe(p.call, probe_of(p, 1, sets, 32, own, store)).run()
         assert ((store.kept >= 0) & (store.kept <= 1 + CLOSE)).all(), (what, store.kept)
         assert store.sum.isfinite().all() and store.square.isfinite().all()
-        kernels().plan_probe(p.call, probe_of(p, 0, sets, 32, own, store)).run() # another row is not harmed
+        kernels().plan_probe(p.call, probe_of(p, 0, sets, 32, own, store)).run()  # another row is not harmed
         assert (store.kept > 0).any()
 
 
@@ -138,8 +142,24 @@ def test_measured_steps():
     row, each compared with those before it, over steps in which the row grows. Bits repeat."""
     rng = random.Random(SEED + 3)
     layers, budget, steps = 5, 100, 3 if QUICK else 8
-    problems = [T.random_problem(rng, kv_type=D.F16, dim=128, group=4, kv_heads=2, lengths=[900, 1200], capacity=1300, layout="paged",
-                                 budget=budget, sinks=i % 2 == 1, softcap=0.0, output_type=None, spread=2.0) for i in range(layers)]
+    problems = [
+        T.random_problem(
+            rng,
+            kv_type=D.F16,
+            dim=128,
+            group=4,
+            kv_heads=2,
+            lengths=[900, 1200],
+            capacity=1300,
+            layout="paged",
+            budget=budget,
+            sinks=i % 2 == 1,
+            softcap=0.0,
+            output_type=None,
+            spread=2.0,
+        )
+        for i in range(layers)
+    ]
     heads, lengths = problems[0].heads, problems[0].lengths
     for p in problems:
         p.lengths = lengths
@@ -153,8 +173,8 @@ def test_measured_steps():
         plans = []
         for j, p in enumerate(problems):
             q = probe_of(p, 1, sets[:j], budget, sets[j], store, stamp=3)
-            q.sets, q.set_stride, q.kept = sets.data_ptr(), budget, 0 # the first one leaves its set and nothing else
-            q.count, q.sum, q.square = (x[pair(0, j):].data_ptr() if j else 0 for x in (store.count, store.sum, store.square))
+            q.sets, q.set_stride, q.kept = sets.data_ptr(), budget, 0  # the first one leaves its set and nothing else
+            q.count, q.sum, q.square = (x[pair(0, j) :].data_ptr() if j else 0 for x in (store.count, store.sum, store.square))
             plans.append(kernels().plan_probe(p.call, q))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -187,8 +207,23 @@ def test_refusals():
     sets, own, store = random_sets(rng, 2, 100, 32, 0), torch.zeros(32, dtype=torch.int32, device="cuda"), Store(2, p.heads)
     good = probe_of(p, 0, sets, 32, own, store)
     assert kernels().check_probe(p.call, good)[0] == 0
-    for field, value in [("row", -1), ("row", 2), ("n_sets", -1), ("n_sets", 5000), ("own", 0), ("own", 2), ("sets", 0), ("sets", 6),
-                         ("stamps", 1), ("kept", 3), ("count", 2), ("sum", 0), ("square", 0), ("set_budget", 0), ("set_stride", 31)]:
+    for field, value in [
+        ("row", -1),
+        ("row", 2),
+        ("n_sets", -1),
+        ("n_sets", 5000),
+        ("own", 0),
+        ("own", 2),
+        ("sets", 0),
+        ("sets", 6),
+        ("stamps", 1),
+        ("kept", 3),
+        ("count", 2),
+        ("sum", 0),
+        ("square", 0),
+        ("set_budget", 0),
+        ("set_stride", 31),
+    ]:
         bad = D.Probe.from_buffer_copy(good)
         setattr(bad, field, value)
         refused, text = kernels().check_probe(p.call, bad)

@@ -4,16 +4,16 @@ inside a CUDA graph. Run with pytest, or as a script (see harness.py)."""
 import os
 import sys
 
-import torch
-from transformers import AutoModelForCausalLM, StaticCache
-
 import device as D
+import torch
 from harness import main
+from transformers import AutoModelForCausalLM, StaticCache
 
 for folder in ("bindings/python", "tests/python"):
     sys.path.insert(0, os.path.join(D.ROOT, folder))
-import lessismore.transformers  # noqa: E402
 import reasoner  # noqa: E402
+
+import lessismore.transformers  # noqa: E402
 
 PADDING = [0, 3, 7, 20, 1, 0, 64, 2]
 MODELS = {}
@@ -23,7 +23,9 @@ def load(attention, dtype=torch.float16, **settings):
     if (attention, dtype) not in MODELS:
         if settings:
             lessismore.transformers.register(attention, **settings)
-        MODELS[attention, dtype] = AutoModelForCausalLM.from_pretrained(reasoner.FOLDER, attn_implementation=attention, dtype=dtype).cuda().eval()
+        MODELS[attention, dtype] = (
+            AutoModelForCausalLM.from_pretrained(reasoner.FOLDER, attn_implementation=attention, dtype=dtype).cuda().eval()
+        )
     return MODELS[attention, dtype]
 
 
@@ -33,7 +35,9 @@ def sparse():
 
 def generate(model, problems, tokens, padding=None, **more):
     ids, mask = reasoner.batch(problems, padding)
-    return ids, model.generate(ids.cuda(), attention_mask=mask.cuda(), max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0, **more)
+    return ids, model.generate(
+        ids.cuda(), attention_mask=mask.cuda(), max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0, **more
+    )
 
 
 def right(problems, texts):

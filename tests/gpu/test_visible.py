@@ -3,10 +3,9 @@
 import ctypes as C
 import random
 
-import torch
-
 import device as D
 import test_kernels as T
+import torch
 from test_kernels import QUICK, SEED, kernels
 
 SPARE = -7  # what is not to be written
@@ -14,8 +13,16 @@ SPARE = -7  # what is not to be written
 
 class Visibility(C.Structure):
     _fields_ = [
-        ("mask", D.u64), ("mask_stride", D.i64), ("lengths", D.u64), ("table", D.u64), ("table_stride", D.i64), ("odd", D.u64),
-        ("n_rows", D.i32), ("n_slots", D.i32), ("slots_apart", D.i32), ("reserved", D.i32),
+        ("mask", D.u64),
+        ("mask_stride", D.i64),
+        ("lengths", D.u64),
+        ("table", D.u64),
+        ("table_stride", D.i64),
+        ("odd", D.u64),
+        ("n_rows", D.i32),
+        ("n_slots", D.i32),
+        ("slots_apart", D.i32),
+        ("reserved", D.i32),
     ]
 
 
@@ -29,8 +36,18 @@ class Look:
         self.lengths = torch.full((rows + 1,), SPARE, dtype=torch.int32, device="cuda")
         self.table = torch.full((rows + 1, n + 5), SPARE, dtype=torch.int32, device="cuda")
         self.odd = torch.zeros(1, dtype=torch.int32, device="cuda")
-        visibility = Visibility(self.mask.data_ptr(), self.mask.stride(0) * 2, self.lengths.data_ptr(), self.table.data_ptr(), n + 5,
-                                self.odd.data_ptr(), rows, n, apart, 0)
+        visibility = Visibility(
+            self.mask.data_ptr(),
+            self.mask.stride(0) * 2,
+            self.lengths.data_ptr(),
+            self.table.data_ptr(),
+            n + 5,
+            self.odd.data_ptr(),
+            rows,
+            n,
+            apart,
+            0,
+        )
         launch = D.Launch(b"lim_visible", (rows, 1, 1), 1024, 0)
         self.plan = D.Plan(kernels(), visibility, [launch])
 
@@ -65,7 +82,7 @@ def test_slots():
         look.plan.run()
         look.check()
         assert int(look.odd) == 0
-        look.mask[:, : n] = torch.where(look.mask[:, : n] == 0, -0.0, look.mask[:, : n])  # a zero as well
+        look.mask[:, :n] = torch.where(look.mask[:, :n] == 0, -0.0, look.mask[:, :n])  # a zero as well
         look.plan.run()
         look.check()
         assert int(look.odd) == 0

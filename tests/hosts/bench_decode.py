@@ -10,6 +10,7 @@ down slows all of them; the baseline is the better of the two stock settings. Th
 ratio is the median over rounds, its interval a bootstrap over rounds. Text and
 weights are random, which is all that the time depends on.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -54,8 +55,9 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
     try:
         for n in names:
             say(f"  {context} tokens, {threads} thread(s), {kv}, {n}: filling")
-            workers[n] = hostlib.Worker(args.host, n, library=library, settings=settings, model=model,
-                                        context=context, threads=threads, kv=kv)
+            workers[n] = hostlib.Worker(
+                args.host, n, library=library, settings=settings, model=model, context=context, threads=threads, kv=kv
+            )
         for k in range(args.rounds):
             order = names[k % len(names) :] + names[: k % len(names)]
             for n in order:
@@ -69,13 +71,29 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
     ms = {n: float(np.median(t)) for n, t in times.items()}
     best = min(stock, key=ms.get)
     out = {
-        "name": "decode", "host": hostlib.built(args.host), "model": args.preset, "kv_type": kv, "heads": shape.heads,
-        "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "context": context, "budget": args.budget,
-        "threads": threads, "rounds": args.rounds, "steps": args.steps, "load": load,
+        "name": "decode",
+        "host": hostlib.built(args.host),
+        "model": args.preset,
+        "kv_type": kv,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "context": context,
+        "budget": args.budget,
+        "threads": threads,
+        "rounds": args.rounds,
+        "steps": args.steps,
+        "load": load,
         **hostlib.machine(),
-        "baseline": f"host, flash attention {best}", "baseline_ms": ms[best],
-        "host_flash_on_ms": ms["on"], "host_flash_off_ms": ms.get("off"),
-        "ms": None, "ratio": None, "ratio_interval": None, "bytes": None, "limit_share": None,
+        "baseline": f"host, flash attention {best}",
+        "baseline_ms": ms[best],
+        "host_flash_on_ms": ms["on"],
+        "host_flash_off_ms": ms.get("off"),
+        "ms": None,
+        "ratio": None,
+        "ratio_interval": None,
+        "bytes": None,
+        "limit_share": None,
     }
     if library:
         stats = workers["library"].stats
@@ -84,11 +102,15 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
         used = next(c for c in stats["contexts"] if c["rows"])
         ratios = np.array(times[best]) / np.array(times["library"])
         low, high = interval(ratios, rng)
-        out |= {"ms": ms["library"], "ratio": float(np.median(ratios)), "ratio_interval": [low, high],
-                "ratio_to_flash_on": float(np.median(np.array(times["on"]) / np.array(times["library"]))),
-                "layers": used["selection_layers"],
-                "bytes": library_bytes(shape, context, args.budget, used["selection_layers"], kv),
-                "share_attended": used["tokens_attended"] / max(1, used["tokens_visible"])}
+        out |= {
+            "ms": ms["library"],
+            "ratio": float(np.median(ratios)),
+            "ratio_interval": [low, high],
+            "ratio_to_flash_on": float(np.median(np.array(times["on"]) / np.array(times["library"]))),
+            "layers": used["selection_layers"],
+            "bytes": library_bytes(shape, context, args.budget, used["selection_layers"], kv),
+            "share_attended": used["tokens_attended"] / max(1, used["tokens_visible"]),
+        }
         if args.bandwidth:
             out["limit_share"] = out["bytes"] / (args.bandwidth * 1e9) * 1e3 / ms["library"]
     return out
@@ -122,11 +144,16 @@ def main():
                 start = time.time()
                 r = measure(args, shape, model, context, threads, kv, library)
                 results.append(r)
-                ours = "" if r["ms"] is None else (f", library {r['ms']:.1f}, {r['ratio']:.2f}x "
-                                                   f"[{r['ratio_interval'][0]:.2f}, {r['ratio_interval'][1]:.2f}]")
+                ours = (
+                    ""
+                    if r["ms"] is None
+                    else (f", library {r['ms']:.1f}, {r['ratio']:.2f}x [{r['ratio_interval'][0]:.2f}, {r['ratio_interval'][1]:.2f}]")
+                )
                 off = "" if r["host_flash_off_ms"] is None else f", off {r['host_flash_off_ms']:.1f}"
-                say(f"{context:6} tokens, {threads} thread(s), {kv}: on {r['host_flash_on_ms']:.1f} ms{off}{ours}   "
-                    f"({time.time() - start:.0f} s)")
+                say(
+                    f"{context:6} tokens, {threads} thread(s), {kv}: on {r['host_flash_on_ms']:.1f} ms{off}{ours}   "
+                    f"({time.time() - start:.0f} s)"
+                )
                 if args.out:
                     with open(args.out, "w") as f:
                         json.dump(results, f, indent=1)

@@ -1,4 +1,5 @@
 """What the tests demand of a run, in one place."""
+
 from __future__ import annotations
 
 from hostlib import Result

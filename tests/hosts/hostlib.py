@@ -4,6 +4,7 @@ Used by the tests, the benchmark and the demo. `run("node", library=…, prompts
 starts the host with a clean LESSISMORE environment, gives it the library in the way
 that this host takes one, and reads its JSON lines, its log and the library's stats.
 """
+
 from __future__ import annotations
 
 import json
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT / "bindings" / "python"))
 import install  # noqa: E402
 import task  # noqa: E402
 import to_gguf  # noqa: E402
+
 from lessismore.cli import _crash  # noqa: E402
 
 REASONER = to_gguf.path()
@@ -84,8 +86,7 @@ class Result:
         return [bool(t := self.tokens.get(i)) and t == p.solution[: len(t)] for i, p in enumerate(problems)]
 
     def solved(self, problems) -> int:
-        return sum(ok and len(self.tokens[i]) == len(p.solution)
-                   for i, (ok, p) in enumerate(zip(self.exact(problems), problems)))
+        return sum(ok and len(self.tokens[i]) == len(p.solution) for i, (ok, p) in enumerate(zip(self.exact(problems), problems)))
 
     def contexts(self) -> list[dict]:
         """The stats of the contexts that decoded; hosts make others only to look at a device."""
@@ -163,8 +164,7 @@ def failed(host: str, code: int, log: str, alone) -> HostError:
     return HostError(f"{host}: {_crash.cause(host, code, again if alone else None)}\n{log[-4000:]}", code)
 
 
-def run(host: str, *, library: Path | None = None, settings: dict | None = None, timeout: float = 300,
-        on_line=None, **job) -> Result:
+def run(host: str, *, library: Path | None = None, settings: dict | None = None, timeout: float = 300, on_line=None, **job) -> Result:
     """One run of a host from start to end.
 
     `settings` is its environment (LESSISMORE_…), `library` the .so or None for the
@@ -190,8 +190,7 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
         # Two threads of an OpenMP host on a busy machine otherwise spin against each other.
         env.setdefault("OMP_WAIT_POLICY", "passive")
         with open(Path(tmp) / "log", "w+") as log:
-            child = subprocess.Popen(command(host, scenario), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     stderr=log, text=True)
+            child = subprocess.Popen(command(host, scenario), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
             timer = threading.Timer(timeout, child.kill)
             timer.start()
             try:
@@ -224,23 +223,23 @@ class Worker:
     `setting` is "on" or "off" (the host's flash attention) or "library".
     """
 
-    def __init__(self, host: str, setting: str, *, library: Path | None = None, settings: dict | None = None,
-                 on_fill=None, **job):
+    def __init__(self, host: str, setting: str, *, library: Path | None = None, settings: dict | None = None, on_fill=None, **job):
         self.setting = setting
         self._tmp = tempfile.TemporaryDirectory(prefix="lessismore-")
         self._stats = Path(self._tmp.name) / "stats.json"
         self._log = open(Path(self._tmp.name) / "log", "w+")
         ours = setting == "library"
         self._host, self._job = host, dict(job)
-        job |= {"host": str(node_libs()) if host == "node-libs" else host, "flash": setting != "off",
-                "library": str(library) if ours else None}
+        job |= {
+            "host": str(node_libs()) if host == "node-libs" else host,
+            "flash": setting != "off",
+            "library": str(library) if ours else None,
+        }
         cmd = command(host, True)
         cmd[-1] = str(DRIVERS / "bench_worker.py")
-        env = environment(host, library if ours else None, (settings or {}) if ours else {},
-                          self._stats if ours else None)
+        env = environment(host, library if ours else None, (settings or {}) if ours else {}, self._stats if ours else None)
         env["XDG_CACHE_HOME"] = str((settings or {}).get("XDG_CACHE_HOME", self._tmp.name))
-        self._child = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       stderr=self._log, text=True, bufsize=1)
+        self._child = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1)
         self.stats = None
         self._send(job)
         while (line := self._receive()).get("event") != "filled":
@@ -258,8 +257,7 @@ class Worker:
         if not raw:
             self._child.wait()
             self._log.seek(0)
-            raise failed(self._host, self._child.returncode, self._log.read(),
-                         self._alone if self.setting == "library" else None)
+            raise failed(self._host, self._child.returncode, self._log.read(), self._alone if self.setting == "library" else None)
         return json.loads(raw)
 
     def _alone(self):

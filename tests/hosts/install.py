@@ -14,6 +14,7 @@ alone. Only the standard library is used here. Needed from the system: Python 3.
 with venv, a C++ compiler for the two hosts built from source; Node.js 20, CMake
 and Ninja are fetched from the package index when the system has none.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -224,8 +225,22 @@ class Sdist(Part):
 
     def build(self, cache, tmp, log, opts):
         python = make_venv(tmp / "tools", log, [])  # Debian's python3 has no pip of its own
-        sh([python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--no-binary",
-            "llama-cpp-python", "-d", tmp, f"llama-cpp-python=={LLAMA_CPP_PYTHON}"], log)
+        sh(
+            [
+                python,
+                "-m",
+                "pip",
+                "download",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--no-binary",
+                "llama-cpp-python",
+                "-d",
+                tmp,
+                f"llama-cpp-python=={LLAMA_CPP_PYTHON}",
+            ],
+            log,
+        )
         shutil.rmtree(tmp / "tools")
         archive = next(iter(tmp.glob("llama_cpp_python-*.tar.gz")))
         with tarfile.open(archive) as tar:
@@ -307,8 +322,20 @@ class LlamaServer(Part):
             tools = make_venv(tmp / "tools", log, BUILD_TOOLS).parent
             cmake, ninja = tools / "cmake", tools / "ninja"
         source = cache / "sdist" / "source" / "vendor" / "llama.cpp"
-        sh([cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", build,
-            *(f"-D{k}={v}" for k, v in self.options().items())], log)
+        sh(
+            [
+                cmake,
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+                "-S",
+                source,
+                "-B",
+                build,
+                *(f"-D{k}={v}" for k, v in self.options().items()),
+            ],
+            log,
+        )
         sh([ninja, "-C", build, "-j", str(opts.jobs), *SERVER_TARGETS], log)
         (build / "bin").rename(tmp / "bin")
         shutil.rmtree(build)
@@ -331,11 +358,32 @@ class Debian(Part):
         sh(["apt-get", "download", "debootstrap"], log, cwd=tmp)
         sh(["dpkg-deb", "-x", next(tmp.glob("debootstrap_*.deb")), tmp / "tool"], log)
         env = dict(os.environ, DEBOOTSTRAP_DIR=str(tmp / "tool/usr/share/debootstrap"))
-        sh([tmp / "tool/usr/sbin/debootstrap", "--variant=minbase", "--include=python3,python3-numpy,libgomp1,libstdc++6",
-            DEBIAN, tmp / "root"], log, env=env)
+        sh(
+            [
+                tmp / "tool/usr/sbin/debootstrap",
+                "--variant=minbase",
+                "--include=python3,python3-numpy,libgomp1,libstdc++6",
+                DEBIAN,
+                tmp / "root",
+            ],
+            log,
+            env=env,
+        )
         python = make_venv(tmp / "tools", log, [])
-        sh([python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", tmp,
-            f"llama-cpp-py-sync=={LLAMA_CPP_PY_SYNC}"], log)
+        sh(
+            [
+                python,
+                "-m",
+                "pip",
+                "download",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "-d",
+                tmp,
+                f"llama-cpp-py-sync=={LLAMA_CPP_PY_SYNC}",
+            ],
+            log,
+        )
         with zipfile.ZipFile(next(tmp.glob("llama_cpp_py_sync-*.whl"))) as wheel:
             wheel.extractall(tmp / "root" / "host")
         shutil.rmtree(tmp / "tools")

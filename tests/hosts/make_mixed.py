@@ -3,6 +3,7 @@
 gemma4: every fourth layer attends fully, with larger heads than the sliding ones between them; the last four read the K/V
 of earlier layers. lfm2: most layers have no attention. deci: layers without attention, and with other numbers of heads.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -58,9 +59,14 @@ def gemma4(path, *, full_dim: int = 512, sliding_dim: int = 256) -> Path:
     full = [i % 4 == 3 for i in range(layers)]
     m.w.add_array("gemma4.attention.sliding_window_pattern", [not f for f in full])
     m.w.add_sliding_window(256)
-    for name, value in (("attention.shared_kv_layers", shared), ("attention.key_length_swa", sliding_dim),
-                        ("attention.value_length_swa", sliding_dim), ("embedding_length_per_layer_input", per_layer),
-                        ("rope.dimension_count", full_dim), ("rope.dimension_count_swa", sliding_dim)):
+    for name, value in (
+        ("attention.shared_kv_layers", shared),
+        ("attention.key_length_swa", sliding_dim),
+        ("attention.value_length_swa", sliding_dim),
+        ("embedding_length_per_layer_input", per_layer),
+        ("rope.dimension_count", full_dim),
+        ("rope.dimension_count_swa", sliding_dim),
+    ):
         m.w.add_uint32(f"gemma4.{name}", value)
     m.w.add_float32("gemma4.rope.freq_base_swa", 1e4)
     m.vector("output_norm.weight", width)

@@ -9,6 +9,7 @@ another. There is no tokenizer inside (the host works on token ids). Q4_0 weight
 drawn as finished blocks, random codes under one scale, not quantised from floats:
 the shape of Qwen3-0.6B, 151,936 tokens of vocabulary included, takes seconds.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """No layers given: the library finds them, keeps them, and watches them."""
+
 import json
 from pathlib import Path
 
@@ -115,8 +116,7 @@ def test_wrong_profile_is_noticed(lies, library, unseen, right, tmp_path):
 def test_wrong_profile_without_a_guard(library, unseen, right, tmp_path):
     """Control: it is the guard that saves them."""
     wrong = changed(right, tmp_path / "wrong.json", choice=[2, 6])
-    result = run("llama-cpp-python", {"scenario": "solve"}, library, unseen[:3],
-                 {"LESSISMORE_PROFILE": wrong, "LESSISMORE_GUARD": "off"})
+    result = run("llama-cpp-python", {"scenario": "solve"}, library, unseen[:3], {"LESSISMORE_PROFILE": wrong, "LESSISMORE_GUARD": "off"})
     assert result.solved(unseen[:3]) == 0
     assert active(result)["audits"] == 0
 
@@ -130,12 +130,16 @@ def test_right_profile_raises_no_alarm(library, unseen, right):
     assert {a["layer"] for a in total["audited"]} == {3, 4, 5, 6, 7, 8, 10, 11}
 
 
-@pytest.mark.parametrize("spoil, says", [
-    (lambda p: p["model"].update(heads=16), "heads 16, here it is 8"),
-    (lambda p: p["model"].update(weights="0123456789abcdef"), "weights 0123456789abcdef"),
-    (lambda p: p["settings"].update(budget=64), "budget 64, here it is 128"),
-    (lambda p: p.update(choice=[2, 12]), "0 .. 11"),
-    (lambda p: p.update(format=2), "format is 2")])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda p: p["model"].update(heads=16), "heads 16, here it is 8"),
+        (lambda p: p["model"].update(weights="0123456789abcdef"), "weights 0123456789abcdef"),
+        (lambda p: p["settings"].update(budget=64), "budget 64, here it is 128"),
+        (lambda p: p.update(choice=[2, 12]), "0 .. 11"),
+        (lambda p: p.update(format=2), "format is 2"),
+    ],
+)
 def test_profile_that_does_not_fit(spoil, says, library, unseen, right, tmp_path):
     profile = json.loads(right.read_text())
     spoil(profile)
@@ -149,8 +153,14 @@ def test_profile_that_does_not_fit(spoil, says, library, unseen, right, tmp_path
 
 
 def test_profiles_off(library, unseen, tmp_path):
-    result = run("llama-cpp-python", {"scenario": "solve"}, library, unseen[:1],
-                 {"LESSISMORE_PROFILE": "off", "XDG_CACHE_HOME": tmp_path}, lengths=[80])
+    result = run(
+        "llama-cpp-python",
+        {"scenario": "solve"},
+        library,
+        unseen[:1],
+        {"LESSISMORE_PROFILE": "off", "XDG_CACHE_HOME": tmp_path},
+        lengths=[80],
+    )
     assert active(result)["measured_steps"] == MEASURED_STEPS
     assert not list(tmp_path.iterdir())
 
@@ -165,8 +175,9 @@ def test_given_layers_are_not_audited(native, unseen, tmp_path):
 @pytest.mark.parametrize("layers", [{}, {"LESSISMORE_LAYERS": "2,9"}])
 def test_interval_is_given_up_where_it_hurts(layers, library, unseen, right):
     some = unseen[:6]
-    result = run("llama-cpp-python", {"scenario": "solve"}, library, some,
-                 {"LESSISMORE_INTERVAL": 2, "LESSISMORE_PROFILE": right, **layers})
+    result = run(
+        "llama-cpp-python", {"scenario": "solve"}, library, some, {"LESSISMORE_INTERVAL": 2, "LESSISMORE_PROFILE": right, **layers}
+    )
     assert active(result)["reused_steps"] > 0
     ((noticed, alarm),) = events(result, "interval")
     assert alarm["layers"] == [9] and noticed < 3
@@ -177,8 +188,7 @@ def test_interval_is_given_up_where_it_hurts(layers, library, unseen, right):
 @pytest.mark.parametrize("unified", [True, False])
 def test_four_sequences_in_one_batch(unified, library, unseen, tmp_path):
     some = unseen[:4]
-    result = run("llama-cpp-python", {"scenario": "together"}, library, some, {"XDG_CACHE_HOME": tmp_path}, unified=unified,
-                 context=8192)
+    result = run("llama-cpp-python", {"scenario": "together"}, library, some, {"XDG_CACHE_HOME": tmp_path}, unified=unified, context=8192)
     solved_all(result, some)
     total = active(result)
     assert total["selection_layers"] == [2, 9] and total["alarms"] == 0 and total["measured_steps"] == 2 * MEASURED_STEPS

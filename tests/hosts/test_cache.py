@@ -1,4 +1,5 @@
 """What a host does to its cache between two tokens must not confuse the library."""
+
 import pytest
 from checks import BUDGET, SPARSE, active, saved, solved_all, sparse_only
 

@@ -1,4 +1,5 @@
 """Several contexts, many contexts, and graphs computed in pieces."""
+
 import pytest
 from checks import SPARSE, active, solved_all, sparse_only
 

@@ -1,4 +1,5 @@
 """Hosts that crash: AMX code that a compiler broke, and what a run says of a crash."""
+
 from __future__ import annotations
 
 import subprocess

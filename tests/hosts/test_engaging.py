@@ -1,4 +1,5 @@
 """Where and when the library is loaded: before the host's backends, again, and into a llama.cpp newer than this machine."""
+
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from hostlib import Problem
 @pytest.mark.parametrize("early, loads", [(1, 1), (3, 2), (0, 3)])
 def test_loads_in_any_order(early, loads, library, problems):
     """Loaded before the host's CPU backend, and with it, and again: engaged, and said once."""
-    result = hostlib.run("node-libs", library=library, settings=SPARSE, scenario="solve", problems=problems[:1], lengths=[60],
-                         early=early, loads=loads)
+    result = hostlib.run(
+        "node-libs", library=library, settings=SPARSE, scenario="solve", problems=problems[:1], lengths=[60], early=early, loads=loads
+    )
     assert result.tokens[0] == problems[0].solution[:60]
     sparse_only(result)
     said = [line for line in log_lines(result) if line.startswith("lessismore: ")]
@@ -37,12 +39,28 @@ def test_newer_host_in_a_newer_debian(library):
     for file in (library, hostlib.REASONER):
         shutil.copy(file, work)
     some = [Problem.make(seed) for seed in range(1, 5)]
-    job = {"host": "/host/llama_cpp_py_sync", "library": f"/work/{library.name}", "model": f"/work/{hostlib.REASONER.name}",
-           "scenario": "solve", "prompts": [p.prompt for p in some], "lengths": [len(p.solution) for p in some]}
-    env = {"PATH": os.environ["PATH"], "LESSISMORE_STATS": "/work/stats.json", "OMP_WAIT_POLICY": "passive",
-           **{k: str(v) for k, v in SPARSE.items()}}
-    run = subprocess.run(["chroot", root, "python3", "/work/drivers/native.py"], input=json.dumps(job) + "\n", env=env,
-                         capture_output=True, text=True, timeout=300)
+    job = {
+        "host": "/host/llama_cpp_py_sync",
+        "library": f"/work/{library.name}",
+        "model": f"/work/{hostlib.REASONER.name}",
+        "scenario": "solve",
+        "prompts": [p.prompt for p in some],
+        "lengths": [len(p.solution) for p in some],
+    }
+    env = {
+        "PATH": os.environ["PATH"],
+        "LESSISMORE_STATS": "/work/stats.json",
+        "OMP_WAIT_POLICY": "passive",
+        **{k: str(v) for k, v in SPARSE.items()},
+    }
+    run = subprocess.run(
+        ["chroot", root, "python3", "/work/drivers/native.py"],
+        input=json.dumps(job) + "\n",
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     result = hostlib.Result(lines, run.stderr, json.loads((work / "stats.json").read_text()))

@@ -1,8 +1,8 @@
 """Greedy decoding with the library must give the one right solution, in every host."""
+
 import hostlib
 import pytest
-from checks import (BUDGET, HOSTS, LAYERS, ROOMY, SPARSE, WRONG_LAYERS, active, full_only, saved, solved_all,
-                    sparse_only)
+from checks import BUDGET, HOSTS, LAYERS, ROOMY, SPARSE, WRONG_LAYERS, active, full_only, saved, solved_all, sparse_only
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -21,8 +21,7 @@ def test_default_settings_are_dense_at_this_length(library, problems):
     solved_all(result, problems[:1])
 
 
-@pytest.mark.parametrize("host, job", [
-    ("node", {}), ("llama-cpp-python", {"scenario": "solve"}), ("node-libs", {"scenario": "solve"})])
+@pytest.mark.parametrize("host, job", [("node", {}), ("llama-cpp-python", {"scenario": "solve"}), ("node-libs", {"scenario": "solve"})])
 def test_eight_of_eight(host, job, library, problems):
     some = problems if host != "node-libs" else problems[:2]
     result = hostlib.run(host, library=library, settings=SPARSE, problems=some, **job)
@@ -84,8 +83,7 @@ def test_rows_become_sparse_beyond_the_budget(native, short_problems):
 @pytest.mark.parametrize("unified", [True, False])
 def test_four_server_slots(unified, library, problems):
     some = problems[:4]
-    result = hostlib.run("llama-server", library=library, settings=SPARSE, problems=some, slots=4, threads=2,
-                         unified=unified)
+    result = hostlib.run("llama-server", library=library, settings=SPARSE, problems=some, slots=4, threads=2, unified=unified)
     solved_all(result, some)
     total = active(result)
     saved(total)

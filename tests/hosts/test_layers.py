@@ -1,5 +1,6 @@
 """Models whose layers differ: what takes part is decided by what a layer sees, not by which layers are left. And adapters,
 with which a model's layers are another model's."""
+
 import json
 import random
 
@@ -23,8 +24,17 @@ def folder(tmp_path_factory):
 def forced(library, model, output, settings, **job):
     rng = random.Random(3)
     tokens = [rng.randrange(3, make_mixed.VOCAB - 10) for _ in range(TOKENS)]
-    result = hostlib.run(HOST, library=library, settings=settings, scenario="forced", model=str(model), tokens=tokens,
-                         prompt=PROMPT, output=str(output), **job)
+    result = hostlib.run(
+        HOST,
+        library=library,
+        settings=settings,
+        scenario="forced",
+        model=str(model),
+        tokens=tokens,
+        prompt=PROMPT,
+        output=str(output),
+        **job,
+    )
     return np.load(output), result
 
 
@@ -77,15 +87,15 @@ def test_adapters_are_measured_for_themselves(library, folder, tmp_path):
     # Without one, with each, with more of one, and without again; each is decoded for as long as measuring takes.
     turns = [[], [[paths[0], 1.0]], [[paths[1], 1.0]], [[paths[0], 2.0]], [], [[paths[0], 1.0]]]
     settings = {"LESSISMORE_BUDGET": 32, "XDG_CACHE_HOME": str(tmp_path), "LESSISMORE_GUARD": "off"}
-    result = hostlib.run(HOST, library=library, settings=settings, scenario="adapters", model=str(model), turns=turns,
-                         prompt=300, steps=90)
+    result = hostlib.run(HOST, library=library, settings=settings, scenario="adapters", model=str(model), turns=turns, prompt=300, steps=90)
     profiles = [json.loads(p.read_text()) for p in (tmp_path / "lessismore" / "profiles").iterdir()]
     assert len(profiles) == len({p["model"]["weights"] for p in profiles}) == 4
     per_model = {p["measured"]["steps"] for p in profiles}.pop()
     assert active(result)["measured_steps"] == 4 * per_model, "what was measured is used again"
     # A context that begins with an adapter has the profile that an earlier one found.
-    again = hostlib.run(HOST, library=library, settings=settings, scenario="adapters", model=str(model), turns=turns[1:2],
-                        prompt=300, steps=20)
+    again = hostlib.run(
+        HOST, library=library, settings=settings, scenario="adapters", model=str(model), turns=turns[1:2], prompt=300, steps=20
+    )
     total = active(again)
     assert total["layers_from"] == "profile" and total["measured_steps"] == 0
     assert total["rows_sparse"] == total["rows"]

@@ -1,5 +1,6 @@
 """Other architectures and shapes, with random weights: the library's dense path must
 give what the host's own attention gives, and the sparse path must run."""
+
 import dataclasses
 import random
 
@@ -11,23 +12,30 @@ from make_model import PRESETS, make
 
 # Name of a shape, its layers that can take part, and selection layers counted among
 # these. With sliding windows only every second layer (gemma3: sixth) attends fully.
-SHAPES = {"odd": (5, "1,3"), "wide": (4, "1"), "gemma2": (3, "1"), "gemma3": (2, "0"), "gpt-oss": (3, "1"),
-          "bloom": (4, "1")}
+SHAPES = {"odd": (5, "1,3"), "wide": (4, "1"), "gemma2": (3, "1"), "gemma3": (2, "0"), "gpt-oss": (3, "1"), "bloom": (4, "1")}
 PROMPT, TOKENS = 300, 420
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return lambda name, **change: str(make(folder / f"{name}.gguf",
-                                           dataclasses.replace(PRESETS[name], **change)))
+    return lambda name, **change: str(make(folder / f"{name}.gguf", dataclasses.replace(PRESETS[name], **change)))
 
 
 def forced(library, model, output, settings, **job):
     rng = random.Random(3)
     tokens = [rng.randrange(3, 300) for _ in range(TOKENS)]
-    result = hostlib.run("llama-cpp-python", library=library, settings=settings, scenario="forced", model=model,
-                         tokens=tokens, prompt=PROMPT, output=str(output), **job)
+    result = hostlib.run(
+        "llama-cpp-python",
+        library=library,
+        settings=settings,
+        scenario="forced",
+        model=model,
+        tokens=tokens,
+        prompt=PROMPT,
+        output=str(output),
+        **job,
+    )
     return np.load(output), result
 
 

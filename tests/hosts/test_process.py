@@ -1,4 +1,5 @@
 """The library inside a process that does what hosts do: fork, lose its log, get signals."""
+
 from __future__ import annotations
 
 import os
@@ -29,16 +30,24 @@ DECODE = """
 
 
 def python(library, program: str, *, timeout: float = 120, **more) -> subprocess.CompletedProcess:
-    env = {**os.environ, **{k: str(v) for k, v in SPARSE.items()}, "LIBRARY": str(library),
-           "MODEL": str(hostlib.REASONER), "OMP_WAIT_POLICY": "passive"}
+    env = {
+        **os.environ,
+        **{k: str(v) for k, v in SPARSE.items()},
+        "LIBRARY": str(library),
+        "MODEL": str(hostlib.REASONER),
+        "OMP_WAIT_POLICY": "passive",
+    }
     source = textwrap.dedent(DECODE) + textwrap.dedent(program)
-    return subprocess.run([hostlib.python("llama-cpp-python"), "-c", source], env=env, timeout=timeout,
-                          text=True, **{"capture_output": True, **more})
+    return subprocess.run(
+        [hostlib.python("llama-cpp-python"), "-c", source], env=env, timeout=timeout, text=True, **{"capture_output": True, **more}
+    )
 
 
 def test_child_of_a_process_that_loaded_the_library(library):
     """Go's runtime does not survive fork(): in the child the host works by itself, for as long as it likes."""
-    run = python(library, """
+    run = python(
+        library,
+        """
         ctypes.CDLL(LIBRARY.decode()).lim_version_number()
         child = os.fork()
         if child == 0:
@@ -47,12 +56,15 @@ def test_child_of_a_process_that_loaded_the_library(library):
             os._exit(7)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 7, status
-    """)
+    """,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
 
 
 def test_child_of_a_process_that_decodes(library):
-    run = python(library, """
+    run = python(
+        library,
+        """
         decode()
         child = os.fork()
         if child == 0:
@@ -62,7 +74,8 @@ def test_child_of_a_process_that_decodes(library):
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 7, status
         decode()
-    """)
+    """,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
 
 
@@ -70,10 +83,16 @@ def test_log_that_nobody_reads(library):
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        run = python(library, """
+        run = python(
+            library,
+            """
             decode()
             print("lives")
-        """, capture_output=False, stdout=subprocess.PIPE, stderr=writer)
+        """,
+            capture_output=False,
+            stdout=subprocess.PIPE,
+            stderr=writer,
+        )
     finally:
         os.close(writer)
     assert run.returncode == 0 and run.stdout.strip() == "lives", run.returncode
@@ -81,7 +100,9 @@ def test_log_that_nobody_reads(library):
 
 def test_signals_while_it_decodes(library):
     """A handler without SA_ONSTACK, as llama-server's, installed after the library is loaded."""
-    run = python(library, """
+    run = python(
+        library,
+        """
         class Action(ctypes.Structure):
             _fields_ = [("handler", ctypes.c_void_p), ("mask", ctypes.c_uint64 * 16), ("flags", ctypes.c_int),
                         ("restorer", ctypes.c_void_p)]
@@ -98,5 +119,6 @@ def test_signals_while_it_decodes(library):
         after = Action()
         assert libc.sigaction(signal.SIGALRM, None, ctypes.byref(after)) == 0
         assert after.flags & 0x08000000, hex(after.flags)
-    """)
+    """,
+    )
     assert run.returncode == 0, run.stderr[-2000:]

@@ -1,4 +1,5 @@
 """The GGUF file that is made from the reasoner's safetensors."""
+
 from __future__ import annotations
 
 import hashlib

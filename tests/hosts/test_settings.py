@@ -1,4 +1,5 @@
 """The environment: what it sets, what it refuses, and that it says so."""
+
 import hostlib
 import pytest
 from checks import BUDGET, HOSTS, SPARSE, active, inert, log_lines, solved_all, sparse_only
@@ -46,8 +47,7 @@ def test_wrong_value(variable, value, native, problems):
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_wrong_value_in_every_host(host, library, problems):
-    result = hostlib.run(host, library=library, settings={"LESSISMORE_BUDGET": "lots"}, problems=problems[:1],
-                         lengths=[SHORT])
+    result = hostlib.run(host, library=library, settings={"LESSISMORE_BUDGET": "lots"}, problems=problems[:1], lengths=[SHORT])
     assert result.tokens[0] == problems[0].solution[:SHORT]
     inert(result)
     assert any("LESSISMORE_BUDGET" in line and "lots" in line for line in log_lines(result)), result.log[-2000:]

@@ -4,6 +4,7 @@ exactly is answered exactly with the library, and most rows are sparse.
     pytest tests/hosts/test_soak.py            one seed, short
     pytest tests/hosts/test_soak.py --long     ten seeds, 200 operations each (make soak)
 """
+
 import random
 
 import hostlib
@@ -22,17 +23,18 @@ def pytest_generate_tests(metafunc):
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
 def test_random_operations(kv, seed, library, request):
     long = request.config.getoption("--long")
-    job = {"scenario": "soak", "seed": seed, "operations": OPERATIONS if long else SHORT, "kv": kv,
-           "timeout": 3600 if long else 300}
+    job = {"scenario": "soak", "seed": seed, "operations": OPERATIONS if long else SHORT, "kv": kv, "timeout": 3600 if long else 300}
     result = hostlib.run("llama-server", library=library, settings=SPARSE, **job)
     ours, total = turns(result), active(result)
     wrong = [t for t in ours if not ours[t]["exact"]]
     alone = turns(hostlib.run("llama-server", **job)) if wrong else ours  # the control: the host may be wrong by itself
     lost = [(ours[t], alone[t]) for t in wrong if alone[t]["exact"]]
     sparse = total["rows_sparse"] / total["rows"]
-    print(f"{kv} seed {seed}: {len(ours)} turns, {len(wrong)} not exact, {len(lost)} of these exact without the library; "
-          f"{total['rows']} rows, {sparse:.1%} sparse, order unknown {total['cell_order']}, "
-          f"of prompts {total['prompt_rows']}, left to the host {total['declined']}")
+    print(
+        f"{kv} seed {seed}: {len(ours)} turns, {len(wrong)} not exact, {len(lost)} of these exact without the library; "
+        f"{total['rows']} rows, {sparse:.1%} sparse, order unknown {total['cell_order']}, "
+        f"of prompts {total['prompt_rows']}, left to the host {total['declined']}"
+    )
     assert not lost, lost
     assert len(wrong) <= 0.1 * len(ours), "the host alone has to be right, or nothing is shown"
     assert sparse >= 0.8, total

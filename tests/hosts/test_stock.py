@@ -1,4 +1,5 @@
 """The hosts alone: without these, a failure elsewhere would say nothing."""
+
 import hostlib
 import pytest
 import task
@@ -14,8 +15,7 @@ def test_solves_without_library(host, stock, problems):
     assert result.stats is None
 
 
-@pytest.mark.parametrize("host, job", [
-    ("node", {}), ("llama-cpp-python", {"scenario": "tokenize"}), ("llama-server", {})])
+@pytest.mark.parametrize("host, job", [("node", {}), ("llama-cpp-python", {"scenario": "tokenize"}), ("llama-server", {})])
 def test_one_token_per_character(host, job):
     assert hostlib.run(host, text=TEXT, **job).value("tokens") == [task.BOS] + task.encode(TEXT)
 

@@ -9,9 +9,9 @@ namespace {
 
 /* One random call with all its memory. */
 struct Problem {
-    lim_cpu_call call = {};
-    int          n_slots, n_streams, n_tokens;
-    Guarded      query{0}, key{0}, value{0}, output{0};
+    lim_cpu_call                       call = {};
+    int                                n_slots, n_streams, n_tokens;
+    Guarded                            query{0}, key{0}, value{0}, output{0};
     std::vector<lim_cpu_row>           rows;
     std::vector<std::vector<int32_t>>  slots, sets;
     std::vector<std::vector<uint16_t>> masks;
@@ -23,15 +23,16 @@ struct Problem {
 
 /* Lays out [streams][heads][tokens] rows of `bytes` in some order with some padding; returns the total size. */
 size_t Layout(Random *random, lim_cpu_tensor *tensor, int streams, int heads, int tokens, size_t bytes, size_t unit) {
-    auto   padding = [&] { return random->Chance(0.4) ? (size_t)random->Int(1, 9) * unit : 0; };
+    auto       padding = [&] { return random->Chance(0.4) ? (size_t)random->Int(1, 9) * unit : 0; };
     const bool by_token = random->Chance(0.6);
-    size_t inner = bytes + padding(), outer = inner * (by_token ? heads : tokens) + padding();
+    size_t     inner = bytes + padding(), outer = inner * (by_token ? heads : tokens) + padding();
     tensor->token_stride = (int64_t)(by_token ? outer : inner);
     tensor->head_stride = (int64_t)(by_token ? inner : outer);
     tensor->stream_stride = (int64_t)(outer * (by_token ? tokens : heads) + padding());
     /* Up to the last row's last byte, so that nothing may be read beyond it. */
     return (size_t)(tensor->stream_stride * (streams - 1) + tensor->head_stride * (heads - 1) +
-                    tensor->token_stride * (tokens - 1)) + bytes;
+                    tensor->token_stride * (tokens - 1)) +
+           bytes;
 }
 
 size_t Unit(int type) { return type == LIM_CPU_F32 ? 4 : 2; }
@@ -66,7 +67,8 @@ void Make(Random *random, Problem *p, bool exact, bool specials = false) {
     call.dim_v = call.value.type >= LIM_CPU_Q8_0 ? 32 * random->Int(1, 8) : 16 * random->Int(1, 16);
     p->n_streams = random->Int(1, 2);
     p->n_tokens = random->Int(1, 3);
-    p->n_slots = random->Chance(0.1) ? random->Int(300, 1200) : random->Chance(0.3) ? random->Int(1, 12) : random->Int(1, 250);
+    p->n_slots = random->Chance(0.1) ? random->Int(300, 1200) : random->Chance(0.3) ? random->Int(1, 12)
+                                                                                    : random->Int(1, 250);
     call.scale = exact ? 0.5f : 1 / std::sqrt((float)call.dim_k) * random->Pick({0.5f, 1.0f, 3.0f});
     if (!exact && random->Chance(0.3)) call.softcap = random->Pick({5.0f, 30.0f, 50.0f});
     p->query = Guarded(FillTensor(random, &call.query, p->n_streams, call.heads, p->n_tokens, call.dim_k, exact, specials));
@@ -85,7 +87,7 @@ void Make(Random *random, Problem *p, bool exact, bool specials = false) {
     }
     call.mode = random->Int(0, 2);
     call.policy = random->Int(0, 1);
-    const int n_rows = random->Int(1, std::min(4, p->n_streams * p->n_tokens));
+    const int        n_rows = random->Int(1, std::min(4, p->n_streams * p->n_tokens));
     std::vector<int> places(p->n_streams * p->n_tokens);
     for (size_t i = 0; i < places.size(); i++) places[i] = (int)i;
     random->Shuffle(&places);
@@ -160,14 +162,15 @@ void CheckOutput(Problem &p, const std::string &where) {
         for (int h = 0; h < call.heads; h++) {
             if (!known) p.expected.push_back(ReferenceOutput(call, row, h, slots, ReferenceLogits(call, row, h, slots, n)));
             const std::vector<double> &expected = p.expected[(size_t)r * call.heads + h];
-            double     error = 0, norm = 0;
+            double                     error = 0, norm = 0;
             for (int i = 0; i < call.dim_v; i++) {
                 const double got = Load(call.output.type, OutputOf(call, row, h), i);
                 error += (got - expected[i]) * (got - expected[i]);
                 norm += expected[i] * expected[i];
             }
             const double relative = std::sqrt(error) / (std::sqrt(norm) + 0.02 * std::sqrt((double)call.dim_v));
-            const double limit = call.output.type == LIM_CPU_F32 ? 1e-5 : call.output.type == LIM_CPU_F16 ? 6e-4 : 4e-3;
+            const double limit = call.output.type == LIM_CPU_F32 ? 1e-5 : call.output.type == LIM_CPU_F16 ? 6e-4
+                                                                                                          : 4e-3;
             ASSERT_LE(n == 0 ? error : relative, n == 0 ? 0 : limit) << where << " row " << r << " head " << h << " n " << n;
         }
     }
@@ -214,15 +217,16 @@ void CheckRandom(uint64_t salt, int cases, bool exact) {
         ASSERT_TRUE(lim_cpu_force_target(target.c_str()));
         const std::string where = "case " + std::to_string(i) + " " + target + " " + p.text;
         /* Exactly the size asked for, for at most four threads; used twice. */
-        Guarded            work((lim_cpu_work_size(&p.call, 4) + 63) / 64 * 64);
-        lim_cpu_timing     timing = {};
-        std::vector<uint8_t> first;
+        Guarded                           work((lim_cpu_work_size(&p.call, 4) + 63) / 64 * 64);
+        lim_cpu_timing                    timing = {};
+        std::vector<uint8_t>              first;
         std::vector<std::vector<int32_t>> first_sets;
         p.call.work = work.data();
         p.call.timing = &timing;
         for (int nth : {1, random.Int(2, 4)}) {
             memset(p.output.data(), 0x5a, p.output_bytes);
-            if (p.call.mode == LIM_CPU_SELECT) for (auto &set : p.sets) std::fill(set.begin(), set.end(), -1);
+            if (p.call.mode == LIM_CPU_SELECT)
+                for (auto &set : p.sets) std::fill(set.begin(), set.end(), -1);
             RunAttend(p.call, nth);
             CheckOutput(p, where + " nth " + std::to_string(nth));
             if (exact) CheckSets(p, where);
@@ -291,7 +295,7 @@ TEST(Attention, LongRows) {
                     const auto x = ReferenceLogits(call, p.rows[0], h, nullptr, p.n_slots);
                     logits.emplace_back(x.begin(), x.end());
                 }
-                const auto expected = UnionSet(logits, p.n_slots, split);
+                const auto           expected = UnionSet(logits, p.n_slots, split);
                 std::vector<int32_t> both;
                 std::set_intersection(expected.begin(), expected.end(), p.sets[0].begin(), p.sets[0].end(), std::back_inserter(both));
                 ASSERT_GE(both.size(), 1497u);

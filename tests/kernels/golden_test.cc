@@ -33,9 +33,9 @@ TEST(Golden, EverySetIsReproduced) {
     const int      cases = Next<int32_t>(&p);
     ASSERT_EQ(cases, 160);
     for (int c = 0; c < cases; c++) {
-        const int    heads = Next<int32_t>(&p), n = Next<int32_t>(&p), budget = Next<int32_t>(&p), sink_tokens = Next<int32_t>(&p);
-        const double ratio = Next<double>(&p);
-        const int    size = Next<int32_t>(&p);
+        const int                       heads = Next<int32_t>(&p), n = Next<int32_t>(&p), budget = Next<int32_t>(&p), sink_tokens = Next<int32_t>(&p);
+        const double                    ratio = Next<double>(&p);
+        const int                       size = Next<int32_t>(&p);
         std::vector<std::vector<float>> logits(heads, std::vector<float>(n));
         std::vector<float>              flat((size_t)heads * n);
         memcpy(flat.data(), p, flat.size() * 4);

@@ -164,7 +164,7 @@ struct Layer {
     }
     /* The i-th of the disjoint spread-out lists: one token at random from each span of the context. */
     void UseList(int i) {
-        const int step = context / row.set_n;
+        const int    step = context / row.set_n;
         std::mt19937 random(i / step);
         for (int t = 0; t < row.set_n; t++) set[t] = t * step + (int)((random() + (unsigned)i) % (unsigned)step);
         Use(i / step);
@@ -296,7 +296,7 @@ int main(int argc, char **argv) {
 
                     const auto   full = Turns(rounds, cold, {attend(LIM_CPU_FULL), read(in_sequence[threads]), read(in_any_order[threads])});
                     const double bandwidth = bytes / full[1], any_bandwidth = bytes / std::min(full[1], full[2]);
-                    auto report = [&](const char *name, const char *baseline, int budget, const std::vector<double> &ms, double read_bytes) {
+                    auto         report = [&](const char *name, const char *baseline, int budget, const std::vector<double> &ms, double read_bytes) {
                         Report({name, type.name, baseline, heads, context, budget, threads, ms[0], ms[1], read_bytes,
                                 read_bytes / ms[0] / bandwidth, read_bytes / ms[0] / any_bandwidth});
                     };

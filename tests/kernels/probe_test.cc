@@ -10,10 +10,10 @@ TEST(Probe, SharesAreThoseOfTheSoftmax) {
     for (const std::string &target : Targets()) {
         ASSERT_TRUE(lim_cpu_force_target(target.c_str()));
         for (int round = 0; round < 60; round++) {
-            Random       random(round);
-            const int    kv_heads = random.Pick({1, 2, 4}), heads = kv_heads * random.Pick({1, 2, 5}), dim = 16 * random.Int(1, 6);
-            const int    n = random.Int(20, 400), n_sets = random.Int(0, 5), n_rows = random.Int(1, 3), probed = random.Int(0, n_rows - 1);
-            lim_cpu_call call = {};
+            Random               random(round);
+            const int            kv_heads = random.Pick({1, 2, 4}), heads = kv_heads * random.Pick({1, 2, 5}), dim = 16 * random.Int(1, 6);
+            const int            n = random.Int(20, 400), n_sets = random.Int(0, 5), n_rows = random.Int(1, 3), probed = random.Int(0, n_rows - 1);
+            lim_cpu_call         call = {};
             std::vector<float>   query(n_rows * heads * dim), key(n * kv_heads * dim), output(n_rows * heads * dim), sinks;
             std::vector<int32_t> slots(n);
             for (float &x : query) x = random.Normal();
@@ -48,8 +48,8 @@ TEST(Probe, SharesAreThoseOfTheSoftmax) {
                 sets[r].resize(rows[r].set_n);
                 rows[r].set = sets[r].data();
             }
-            const lim_cpu_row &row = rows[probed];
-            const int          set_n = random.Int(1, n), stride = set_n + random.Int(0, 9);
+            const lim_cpu_row   &row = rows[probed];
+            const int            set_n = random.Int(1, n), stride = set_n + random.Int(0, 9);
             std::vector<int32_t> others(n_sets * stride + 1), own(row.set_n);
             for (int i = 0; i < n_sets; i++) {
                 std::vector<int32_t> all(n);
@@ -62,8 +62,8 @@ TEST(Probe, SharesAreThoseOfTheSoftmax) {
             call.rows = rows.data();
             call.n_rows = n_rows;
             call.probe = &probe;
-            const int  nth = random.Int(1, 4);
-            Guarded    work(lim_cpu_work_size(&call, nth) / 64 * 64 + 64);
+            const int nth = random.Int(1, 4);
+            Guarded   work(lim_cpu_work_size(&call, nth) / 64 * 64 + 64);
             call.work = (void *)((uintptr_t)work.data() / 64 * 64);
             /* Twice: the first call must leave the work memory ready for the second. */
             for (int again = 0; again < 2; again++) RunAttend(call, nth);

@@ -21,7 +21,7 @@ int Cases(int all) {
 uint64_t Seed() {
     static const uint64_t seed = [] {
         const char *text = getenv("LIM_SEED");
-        return text != nullptr ? strtoull(text, nullptr, 10) : (uint64_t)std::random_device()() ;
+        return text != nullptr ? strtoull(text, nullptr, 10) : (uint64_t)std::random_device()();
     }();
     return seed;
 }
@@ -213,8 +213,8 @@ Split SplitBudget(int n, int budget, double ratio, int sink_tokens) {
 }
 
 std::vector<int32_t> UnionSet(const std::vector<std::vector<float>> &logits, int n, const Split &split) {
-    std::set<int32_t> chosen;
-    const int         heads = (int)logits.size();
+    std::set<int32_t>                 chosen;
+    const int                         heads = (int)logits.size();
     std::vector<std::vector<int32_t>> ranked(heads);
     for (int h = 0; h < heads; h++) {
         const float *x = logits[h].data();
@@ -259,8 +259,10 @@ std::string CheckMassSet(const std::vector<double> &mass, int n, const Split &sp
         }
         in[set[i]] = true;
     }
-    for (int t = 0; t < split.sink_tokens; t++) if (!in[t]) why << "sink " << t << " missing ";
-    for (int t = n - split.recent; t < n; t++) if (!in[t]) why << "recent " << t << " missing ";
+    for (int t = 0; t < split.sink_tokens; t++)
+        if (!in[t]) why << "sink " << t << " missing ";
+    for (int t = n - split.recent; t < n; t++)
+        if (!in[t]) why << "recent " << t << " missing ";
     double least_in = INFINITY, most_out = 0;
     for (int t = split.sink_tokens; t < n - split.recent; t++) {
         if (in[t]) least_in = std::min(least_in, mass[t]);
@@ -272,16 +274,16 @@ std::string CheckMassSet(const std::vector<double> &mass, int n, const Split &sp
 }
 
 std::vector<double> ReferenceLogits(const lim_cpu_call &call, const lim_cpu_row &row, int h, const int32_t *slots, int n) {
-    const int      g = h / (call.heads / call.kv_heads);
-    const uint8_t *query = (const uint8_t *)call.query.data + row.stream * call.query.stream_stride +
-                           h * call.query.head_stride + row.token * call.query.token_stride;
+    const int           g = h / (call.heads / call.kv_heads);
+    const uint8_t      *query = (const uint8_t *)call.query.data + row.stream * call.query.stream_stride +
+                                h * call.query.head_stride + row.token * call.query.token_stride;
     std::vector<double> q(call.dim_k), logits(n);
     for (int i = 0; i < call.dim_k; i++) q[i] = Load(call.query.type, query, i);
     for (int t = 0; t < n; t++) {
         const int32_t  slot = slots != nullptr ? slots[t] : t;
         const uint8_t *key = (const uint8_t *)call.key.data + row.stream * call.key.stream_stride +
                              g * call.key.head_stride + slot * call.key.token_stride;
-        double x = 0;
+        double         x = 0;
         for (int i = 0; i < call.dim_k; i++) x += q[i] * Load(call.key.type, key, i);
         x *= call.scale;
         if (call.softcap > 0) x = call.softcap * std::tanh(x / call.softcap);

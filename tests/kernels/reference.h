@@ -49,7 +49,7 @@ class Guarded {
         std::swap(data_, other.data_);
         return *this;
     }
-    void   *data() const { return data_; }
+    void    *data() const { return data_; }
     uint8_t *bytes() const { return (uint8_t *)data_; }
 
   private:
@@ -62,9 +62,9 @@ uint16_t HalfOf(float f);
 float    FloatOfHalf(uint16_t h);
 
 /* Bytes of n elements; writes n elements and replaces them by what was stored; reads element i. */
-size_t TypeBytes(int type, size_t n);
-void   Store(int type, void *to, float *values, size_t n);
-float  Load(int type, const void *from, size_t i);
+size_t      TypeBytes(int type, size_t n);
+void        Store(int type, void *to, float *values, size_t n);
+float       Load(int type, const void *from, size_t i);
 const char *TypeName(int type);
 
 /* Names of the targets that this machine can run. */

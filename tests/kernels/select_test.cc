@@ -37,9 +37,10 @@ struct Case {
 };
 
 Case RandomCase(Random *random) {
-    Case c;
+    Case      c;
     const int size = random->Int(0, 99);
-    c.n = size < 50 ? random->Int(1, 40) : size < 95 ? random->Int(1, 400) : random->Int(1000, 6000);
+    c.n = size < 50 ? random->Int(1, 40) : size < 95 ? random->Int(1, 400)
+                                                     : random->Int(1000, 6000);
     c.heads = random->Chance(0.05) ? random->Int(33, 128) : random->Int(1, 16);
     if (c.n > 1000) c.heads = random->Int(1, 8);
     c.budget = random->Pick({random->Int(1, 20), random->Int(1, c.n), c.n, std::max(1, c.n / 8), c.n + 1});
@@ -51,8 +52,8 @@ void CheckRandom(int policy, int cases, uint64_t salt) {
     Random     random(salt);
     const auto targets = Targets();
     for (int i = 0; i < cases; i++) {
-        const Case c = RandomCase(&random);
-        const int  n = c.n;
+        const Case                      c = RandomCase(&random);
+        const int                       n = c.n;
         std::vector<std::vector<float>> logits(c.heads, std::vector<float>(n));
         Fill(&random, &logits, policy == LIM_CPU_UNION && random.Chance(0.4));
 
@@ -71,8 +72,8 @@ void CheckRandom(int policy, int cases, uint64_t salt) {
             RunSelect((float *)flat.data(), stride, c.heads, n, c.split.sink_tokens, c.split.top_k, c.split.recent, policy,
                       (int32_t *)out.data(), work.data(), nth);
             const std::vector<int32_t> set((int32_t *)out.data(), (int32_t *)out.data() + size);
-            const std::string where = "case " + std::to_string(i) + " " + target + " nth " + std::to_string(nth) + " heads " +
-                                      std::to_string(c.heads) + " n " + std::to_string(n) + " budget " + std::to_string(c.budget);
+            const std::string          where = "case " + std::to_string(i) + " " + target + " nth " + std::to_string(nth) + " heads " +
+                                               std::to_string(c.heads) + " n " + std::to_string(n) + " budget " + std::to_string(c.budget);
             if (policy == LIM_CPU_UNION) {
                 ASSERT_EQ(set, UnionSet(logits, n, c.split)) << where;
             } else {
@@ -92,8 +93,8 @@ TEST(Select, MassIsTheText) { CheckRandom(LIM_CPU_MASS, Cases(6000), 2); }
 TEST(Select, LargeUnion) {
     Random random(3);
     for (int i = 0; i < Cases(4); i++) {
-        const int   n = random.Int(20000, 40000), heads = random.Int(8, 32);
-        const Split split = SplitBudget(n, 2048, 0.25, 4);
+        const int                       n = random.Int(20000, 40000), heads = random.Int(8, 32);
+        const Split                     split = SplitBudget(n, 2048, 0.25, 4);
         std::vector<std::vector<float>> logits(heads, std::vector<float>(n));
         Fill(&random, &logits, i % 2 == 1);
         std::vector<float> flat;
@@ -114,7 +115,7 @@ TEST(Select, LargeUnion) {
 TEST(Select, MassSurvivesAnything) {
     Random random(4);
     for (int i = 0; i < Cases(1500); i++) {
-        const Case c = RandomCase(&random);
+        const Case                      c = RandomCase(&random);
         std::vector<std::vector<float>> logits(c.heads, std::vector<float>(c.n));
         Fill(&random, &logits, true);
         std::vector<float> flat;

@@ -11,10 +11,10 @@ TEST(Visible, IsAPlainLoop) {
     Random     random(10);
     const auto targets = Targets();
     for (int i = 0; i < Cases(8000); i++) {
-        const int  n = random.Chance(0.2) ? random.Int(0, 3000) : random.Int(0, 200);
-        const bool half = random.Chance(0.5);
+        const int          n = random.Chance(0.2) ? random.Int(0, 3000) : random.Int(0, 200);
+        const bool         half = random.Chance(0.5);
         std::vector<float> mask(n);
-        const int kind = random.Int(0, 4), cut = random.Int(0, n);
+        const int          kind = random.Int(0, 4), cut = random.Int(0, n);
         for (int t = 0; t < n; t++) {
             switch (kind) {
             case 0: mask[t] = t < cut ? 0 : -INFINITY; break;
@@ -40,8 +40,8 @@ TEST(Visible, IsAPlainLoop) {
         if (expected.empty() || expected.back() + 1 == (int)expected.size()) flags |= LIM_CPU_PREFIX;
 
         ASSERT_TRUE(lim_cpu_force_target(targets[i % targets.size()].c_str()));
-        Guarded  slots((size_t)n * 4);
-        uint32_t got = 99, counted = 99;
+        Guarded   slots((size_t)n * 4);
+        uint32_t  got = 99, counted = 99;
         const int type = half ? LIM_CPU_F16 : LIM_CPU_F32;
         const int count = lim_cpu_visible(memory.data(), type, n, (int32_t *)slots.data(), &got);
         ASSERT_EQ(std::vector<int32_t>((int32_t *)slots.data(), (int32_t *)slots.data() + count), expected) << i;

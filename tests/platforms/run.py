@@ -308,7 +308,11 @@ def build(system: System, source: pathlib.Path) -> None:
             right, path = inside("python3", "-c", code).split()
             if right != "True" or path != "/try/site/lessismore/liblessismore.so":
                 raise RuntimeError(f"attention right: {right}; library {path}")
-            engines = "both engines" if b"no usable CUDA driver" in (trial / "site" / "lessismore" / "liblessismore.so").read_bytes() else "the CPU engine"
+            engines = (
+                "both engines"
+                if b"no usable CUDA driver" in (trial / "site" / "lessismore" / "liblessismore.so").read_bytes()
+                else "the CPU engine"
+            )
             result, good = f"built with {engines}, right", True
         except Exception as e:  # noqa: BLE001 (the table says which)
             result, good = str(e), False

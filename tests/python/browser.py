@@ -106,7 +106,9 @@ class Browser:
 
     def key(self, name):
         for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode={"ArrowLeft": 37, "ArrowDown": 40}[name])
+            self.ask(
+                "Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode={"ArrowLeft": 37, "ArrowDown": 40}[name]
+            )
 
     def screenshot(self, file, full=True):
         """A picture of the page, all of it or what a window shows."""

@@ -20,7 +20,8 @@ class Ggml:
 
     def __init__(self) -> None:
         cache = os.environ.get("LESSISMORE_CACHE") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "lessismore", "hosts")
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "lessismore", "hosts"
+        )
         found = sorted(Path(cache, "llama-cpp-python").glob("lib/python*/site-packages/llama_cpp/lib"))
         assert found, f"no llama-cpp-python under {cache}: run tests/hosts/install.py"
         self.base = ctypes.CDLL(str(found[0] / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
@@ -42,12 +43,21 @@ class Ggml:
         self.cpu.ggml_graph_compute_with_ctx.argtypes = [pointer, pointer, ctypes.c_int]
         self.cpu.ggml_cpu_init()
 
-    def attend(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray, scale: float,
-               softcap: float = 0.0, sinks: np.ndarray | None = None) -> np.ndarray:
+    def attend(
+        self,
+        query: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        mask: np.ndarray,
+        scale: float,
+        softcap: float = 0.0,
+        sinks: np.ndarray | None = None,
+    ) -> np.ndarray:
         """query [heads, dim] f32, key and value [n, kv_heads, dim] f16, mask [n] f16; gives [heads, dim] f32."""
         size = 3 * (key.nbytes + value.nbytes) + (1 << 24)
         c = self.base.ggml_init(_InitParams(size, None, False))
         try:
+
             def tensor(a: np.ndarray, *shape: int) -> int:
                 a = np.ascontiguousarray(a)
                 t = self.base.ggml_new_tensor_4d(c, F16 if a.dtype == np.float16 else F32, *shape)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-import lessismore
 from ggml_attention import Ggml
 from reference import attend, logits
+
+import lessismore
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,10 @@ def test_no_worse_than_the_host(ggml: Ggml, dim: int, heads: int, kv_heads: int)
             norm = np.linalg.norm(exact)
             ours.append(np.linalg.norm(got - exact) / norm)
             theirs.append(np.linalg.norm(host - exact) / norm)
-    print(f"seed {seed}: relative error {np.max(ours):.2e} at most, {np.median(ours):.2e} median; "
-          f"the host's {np.max(theirs):.2e}, {np.median(theirs):.2e}")
+    print(
+        f"seed {seed}: relative error {np.max(ours):.2e} at most, {np.median(ours):.2e} median; "
+        f"the host's {np.max(theirs):.2e}, {np.median(theirs):.2e}"
+    )
     assert np.max(theirs) < 0.05, "the comparison itself is broken"
     assert np.max(ours) < 2e-3
     assert np.median(ours) <= np.median(theirs) and np.max(ours) <= np.max(theirs)

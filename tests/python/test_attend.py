@@ -3,11 +3,11 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lessismore
-import reference
 
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 TOLERANCE = {"f32": 2e-5, "f16": 2e-3, "bf16": 1.6e-2}
@@ -32,7 +32,10 @@ def test_matches_numpy(data):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     heads = kv_heads * group
-    key_type, value_type = draw(st.sampled_from(["f32", "f16", "bf16", "q8_0", "q4_0"])), draw(st.sampled_from(["f32", "f16", "bf16", "q8_0", "q4_0"]))
+    key_type, value_type = (
+        draw(st.sampled_from(["f32", "f16", "bf16", "q8_0", "q4_0"])),
+        draw(st.sampled_from(["f32", "f16", "bf16", "q8_0", "q4_0"])),
+    )
     query_type, out_type = draw(st.sampled_from(sorted(FLOATS))), draw(st.sampled_from(sorted(FLOATS)))
     unit = 16 if key_type in FLOATS else 32
     dim = unit * draw(st.integers(1, 128 // unit))

@@ -173,8 +173,7 @@ host.ablate(-1, -1)
     none, config, *refused = done.stdout.splitlines()
     assert "no ggml host has loaded the library" in none
     assert config == "{'budget': 77, 'selections': 3, 'guard': 0, 'interval': 2, 'trace': 5}"
-    assert [line.partition(": engine = 0x")[0] for line in refused] == [
-        "lim_engine_free", "lim_decoder_create", "lim_decoder_work_size"]
+    assert [line.partition(": engine = 0x")[0] for line in refused] == ["lim_engine_free", "lim_decoder_create", "lim_decoder_work_size"]
     assert all("ggml hosts" in line for line in refused)
 
 

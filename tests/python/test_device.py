@@ -51,7 +51,12 @@ def driver(root, tmp_path_factory):
 def run(root, tmp_path):
     def run(code, driver):
         log = tmp_path / "log"
-        env = {**os.environ, "PYTHONPATH": str(root / "bindings" / "python"), "LESSISMORE_LIBCUDA": str(driver), "LIM_STANDIN_LOG": str(log)}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(root / "bindings" / "python"),
+            "LESSISMORE_LIBCUDA": str(driver),
+            "LIM_STANDIN_LOG": str(log),
+        }
         code = textwrap.dedent(COMMON) + textwrap.dedent(code)
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
         if "has no CUDA" in done.stderr:

@@ -66,9 +66,7 @@ def test_openai_client_and_server(problem, tmp_path):
     command = [sys.executable, "-m", "lessismore.llama_cpp", "--model", str(reasoner.GGUF), "--n_ctx", "2048"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--n_threads", "1"]
     with open(tmp_path / "log", "w+") as log:
-        server = subprocess.Popen(
-            command, env=environment(LESSISMORE_BUDGET="128", LESSISMORE_LAYERS="2,9"), stdout=log, stderr=log
-        )
+        server = subprocess.Popen(command, env=environment(LESSISMORE_BUDGET="128", LESSISMORE_LAYERS="2,9"), stdout=log, stderr=log)
         try:
             url = f"http://127.0.0.1:{port}/v1"
             deadline = time.monotonic() + 120

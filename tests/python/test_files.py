@@ -4,8 +4,9 @@ import json
 import os
 import stat
 
-import lessismore
 import pytest
+
+import lessismore
 from lessismore import _files
 from lessismore.cli import main
 

@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 import lessismore
-from lessismore import _library, _errors
+from lessismore import _errors, _library
 
 FIELDS = {
     "lim_engine_params": _library.EngineParams, "lim_decoder_params": _library.DecoderParams,
@@ -117,7 +117,8 @@ def test_import_needs_no_library(root, tmp_path):
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_other_processes(root, tmp_path, method):
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent("""
+    script.write_text(
+        textwrap.dedent("""
         import multiprocessing, sys
         def work(n):
             import lessismore
@@ -127,7 +128,8 @@ def test_other_processes(root, tmp_path, method):
             work(4)
             with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
                 print(pool.map(work, [3, 4]))
-    """))
+    """)
+    )
     env = {**os.environ, "PYTHONPATH": str(root / "bindings" / "python")}
     r = subprocess.run([sys.executable, script, method], env=env, capture_output=True, text=True, timeout=60)
     assert r.stdout.strip() == "[0, 0]", r.stderr

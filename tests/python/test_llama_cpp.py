@@ -120,7 +120,7 @@ def test_a_process_has_one_configuration():
         ("log='loud'", "log = 'loud'"),
         ("trace=True", "trace = True is not a whole number"),
         ("recency=True", "recency = True is not a number"),
-        ("profile='/'", "profile = \"/\" is a folder"),
+        ("profile='/'", 'profile = "/" is a folder'),
         ("stats='/'", "stats = '/' is a folder"),
     ],
 )

@@ -48,9 +48,7 @@ def problems():
 def solve(model, problems, tokens=None, padding=None, **options):
     ids, mask = reasoner.batch(problems, padding)
     tokens = tokens or len(problems[0].solution)
-    out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0, **options
-    )
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0, **options)
     return reasoner.texts(problems, ids, out)
 
 

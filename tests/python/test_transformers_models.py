@@ -207,7 +207,7 @@ REFUSED = {
     "a mask per head": (lambda m: decode(m, torch.zeros(1, 4, 1, 60)), r"layer 0: attention_mask has shape \(1, 4, 1, 60\)"),
     "packed": (
         lambda m: m(batch(1)[0], cu_seq_lens_q=torch.tensor([0, 30, 60]), cu_seq_lens_k=torch.tensor([0, 30, 60])),
-        "layer 0: cu_seq_lens_., whose meaning"
+        "layer 0: cu_seq_lens_., whose meaning",
     ),
 }
 
@@ -272,7 +272,8 @@ def test_encoders_are_refused():
 
 
 @pytest.mark.parametrize(
-    "device, dtype, text", [("meta", torch.float32, "on meta.*on the CPU and on CUDA devices only"), ("cpu", torch.float64, "torch.float64")]
+    "device, dtype, text",
+    [("meta", torch.float32, "on meta.*on the CPU and on CUDA devices only"), ("cpu", torch.float64, "torch.float64")],
 )
 def test_refused_tensors(device, dtype, text):
     model = build(MODELS["llama"](), "lessismore", dtype).to(device)

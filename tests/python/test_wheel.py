@@ -62,7 +62,15 @@ def test_name_and_contents(wheel):
         names = z.namelist()
         library = z.read("lessismore/liblessismore.so")
         metadata = z.read(f"lessismore-{lessismore.__version__}.dist-info/METADATA").decode()
-    assert {"lessismore/py.typed", "lessismore/cli/bench.py", "lessismore/compare/table.py", "lessismore/cli/report.css", "lessismore/cli/report.js", "lessismore/LICENSE", "lessismore/THIRD_PARTY_LICENSES"} <= set(names)
+    assert {
+        "lessismore/py.typed",
+        "lessismore/cli/bench.py",
+        "lessismore/compare/table.py",
+        "lessismore/cli/report.css",
+        "lessismore/cli/report.js",
+        "lessismore/LICENSE",
+        "lessismore/THIRD_PARTY_LICENSES",
+    } <= set(names)
     needed = {(int(a), int(b)) for a, b in re.findall(rb"\0GLIBC_(\d+)\.(\d+)(?=[.\0])", library)}
     assert max(needed) <= (major, minor)
     for line in ("License-Expression: Apache-2.0", "Requires-Python: >=3.9", "Description-Content-Type: text/markdown"):

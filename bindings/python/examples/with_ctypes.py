@@ -13,7 +13,9 @@ def struct(name, *fields):  # types, each with its fields' names
 Params = struct("lim_engine_params", (c_size_t, "struct_size"), (c_void_p, "layers"), (c_int64, "layers_count"),
                 (c_double, "recency"), (c_void_p, "logger logger_user"),
                 (c_int32, "n_layers budget sink_tokens policy n_threads reserved"))  # fmt: skip
-Shape = struct("lim_decoder_params", (c_size_t, "struct_size"), (c_int32, "device max_rows"), (c_int32 * 6, "shape"), (c_uint64 * 3, "rest"))
+Shape = struct(
+    "lim_decoder_params", (c_size_t, "struct_size"), (c_int32, "device max_rows"), (c_int32 * 6, "shape"), (c_uint64 * 3, "rest")
+)
 Attention = struct("lim_attention", (c_size_t, "struct_size"), (c_int32, "layer n_rows"), (c_void_p, "query key value output"),
                    (c_int64 * 10, "strides"), (c_int32 * 4, "dtypes"), (c_void_p, "lengths"),
                    (c_int32, "heads kv_heads head_dim value_dim"), (c_int64, "n_slots"), (c_uint64 * 13, "rest"))  # fmt: skip

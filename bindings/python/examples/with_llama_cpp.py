@@ -3,6 +3,7 @@
 import sys
 
 import llama_cpp
+
 import lessismore.llama_cpp
 
 lessismore.llama_cpp.enable(budget=128, layers=[2, 9])  # before the model is made

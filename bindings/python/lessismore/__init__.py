@@ -26,11 +26,11 @@ from ._errors import (
     Status,
     UnsupportedError,
 )
+from ._library import library_path
 from ._version import __version__
 from .decoder import Decoder
 from .engine import Engine
 from .settings import Settings
-from ._library import library_path
 
 __all__ = [
     "ArgumentError",

@@ -22,7 +22,13 @@ BLOCK, BLOCK_BYTES = 32, {Q8_0: 34, Q4_0: 18}
 
 
 def state(
-    a: _library.Attention, query: Array, key: Array, value: Array, out: Optional[Array], key_dtype: Optional[str], value_dtype: Optional[str]
+    a: _library.Attention,
+    query: Array,
+    key: Array,
+    value: Array,
+    out: Optional[Array],
+    key_dtype: Optional[str],
+    value_dtype: Optional[str],
 ) -> Array:
     """States query, key, value and output of a call. Returns the output. Raises TypeError, ArgumentError."""
     rows = isinstance(query, np.ndarray) and query.ndim == 3  # else there is one, and it is not a dimension
@@ -76,7 +82,10 @@ def visible(
         if a.n_rows != 1:
             raise TypeError(f"query_positions is a {type(query_positions).__name__}, not a numpy.ndarray")
         query_positions = np.array([integer("query_positions", query_positions, 32)], np.int32)
-    a.lengths, a.query_positions = vector("lengths", lengths, np.int32, a.n_rows), vector("query_positions", query_positions, np.int32, a.n_rows)
+    a.lengths, a.query_positions = (
+        vector("lengths", lengths, np.int32, a.n_rows),
+        vector("query_positions", query_positions, np.int32, a.n_rows),
+    )
     for name, array, dtype in (("positions", positions, np.int32), ("mask", mask, np.float16)):
         if array is not None and isinstance(array, np.ndarray) and array.ndim == 2 and a.n_rows > 1 and array.shape[0] == a.n_rows:
             setattr(a, name, _checked(name, array, dtype, (a.n_rows, a.n_slots)))

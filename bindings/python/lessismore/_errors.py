@@ -74,8 +74,7 @@ class DeviceError(Error):
 
 
 _BY_STATUS: dict[int, Type[Error]] = {
-    c.status: c
-    for c in (ArgumentError, UnsupportedError, HandleError, BusyError, OutOfMemoryError, ForkedError, DeviceError)
+    c.status: c for c in (ArgumentError, UnsupportedError, HandleError, BusyError, OutOfMemoryError, ForkedError, DeviceError)
 }
 
 

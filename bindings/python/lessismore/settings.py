@@ -79,7 +79,9 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None:
-                text = ",".join(map(str, value)) if field.name == "layers" else os.fsdecode(value) if field.name == "profile" else str(value)
+                text = (
+                    ",".join(map(str, value)) if field.name == "layers" else os.fsdecode(value) if field.name == "profile" else str(value)
+                )
                 found[f"LESSISMORE_{field.name.upper()}"] = text
         return found
 

@@ -36,10 +36,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import _torch
-from ._errors import ArgumentError, Error, UnsupportedError
 from ._cuda import LENGTHS, CudaDecoder
-from ._torch import CpuDecoder
+from ._errors import ArgumentError, Error, UnsupportedError
 from ._profiles import profile_dir
+from ._torch import CpuDecoder
 from .engine import Engine
 from .settings import Settings, changed
 
@@ -312,9 +312,7 @@ class _Attention:
             _check(layer, query=query, key=key, value=value)  # it may have moved, or have another type now
             sinks = None if s_aux is None else s_aux.detach().reshape(-1).to(torch.float32).contiguous()
             try:
-                output = model.decoder(query).attend(
-                    layer.index, query, key, value, attention_mask, scaling or 0.0, softcap or 0.0, sinks
-                )
+                output = model.decoder(query).attend(layer.index, query, key, value, attention_mask, scaling or 0.0, softcap or 0.0, sinks)
             except (ArgumentError, UnsupportedError) as e:
                 raise type(e)(f"{layer.name}: {e}") from None
             return output, None

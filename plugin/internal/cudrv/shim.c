@@ -13,7 +13,10 @@
 #include <stdlib.h>
 
 /* CUresult, by number: the driver's header is not needed here. */
-enum { NOT_INITIALIZED = 3, NO_DEVICE = 100, SHARED_OBJECT_INIT_FAILED = 303, NOT_FOUND = 500 };
+enum { NOT_INITIALIZED = 3,
+       NO_DEVICE = 100,
+       SHARED_OBJECT_INIT_FAILED = 303,
+       NOT_FOUND = 500 };
 
 /* All entry points return a CUresult, in the same register whatever their arguments. */
 static int before_init(void) { return NOT_INITIALIZED; }
@@ -25,13 +28,11 @@ static int no_symbol(void) { return NOT_FOUND; }
 #undef CU
 
 #if defined(__x86_64__)
-#define CU(name)                                                                                  \
-    __asm__(".text\n.p2align 4\n.globl " #name "\n.hidden " #name "\n.type " #name ",@function\n" \
-            #name ":\n  endbr64\n  jmp *cudrv_slot_" #name "(%rip)\n.size " #name ", .-" #name "\n");
+#define CU(name) \
+    __asm__(".text\n.p2align 4\n.globl " #name "\n.hidden " #name "\n.type " #name ",@function\n" #name ":\n  endbr64\n  jmp *cudrv_slot_" #name "(%rip)\n.size " #name ", .-" #name "\n");
 #elif defined(__aarch64__)
-#define CU(name)                                                                                  \
-    __asm__(".text\n.p2align 2\n.globl " #name "\n.hidden " #name "\n.type " #name ",%function\n" \
-            #name ":\n  bti c\n  adrp x16, cudrv_slot_" #name "\n  ldr x16, [x16, #:lo12:cudrv_slot_" #name "]\n  br x16\n" \
+#define CU(name)                                                                                                                                                                                                  \
+    __asm__(".text\n.p2align 2\n.globl " #name "\n.hidden " #name "\n.type " #name ",%function\n" #name ":\n  bti c\n  adrp x16, cudrv_slot_" #name "\n  ldr x16, [x16, #:lo12:cudrv_slot_" #name "]\n  br x16\n" \
             ".size " #name ", .-" #name "\n");
 #else
 #error "the CUDA engine is for x86-64 and AArch64"

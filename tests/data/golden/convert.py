@@ -4,6 +4,7 @@
 
 Plain Python: an .npz is a zip of .npy files, and these are small one- or two-dimensional arrays.
 """
+
 import ast
 import struct
 import sys
@@ -17,13 +18,13 @@ def load(archive, name):
         begin, length = 10, struct.unpack("<H", data[8:10])[0]
     else:
         begin, length = 12, struct.unpack("<I", data[8:12])[0]
-    head = ast.literal_eval(data[begin:begin + length].decode())
+    head = ast.literal_eval(data[begin : begin + length].decode())
     assert not head["fortran_order"]
     count = 1
     for size in head["shape"]:
         count *= size
     code = {"<f4": "f", "<f8": "d", "<i4": "i", "<i8": "q"}[head["descr"]]
-    return head["shape"], struct.unpack("<%d%s" % (count, code), data[begin + length:])
+    return head["shape"], struct.unpack("<%d%s" % (count, code), data[begin + length :])
 
 
 def main(source, target):
@@ -31,7 +32,7 @@ def main(source, target):
         (cases, width), meta = load(archive, "meta")
         out.write(struct.pack("<i", cases))
         for case in range(cases):
-            i, heads, n, budget, ratio, sinks = meta[case * width:(case + 1) * width]
+            i, heads, n, budget, ratio, sinks = meta[case * width : (case + 1) * width]
             shape, logits = load(archive, "logits%d" % i)
             assert shape == (heads, n), (shape, heads, n)
             _, chosen = load(archive, "set%d" % i)

@@ -39,20 +39,38 @@ static void note(const char *format, ...) {
 
 /* LIM_STANDIN_FAIL=name:code makes that function fail. */
 static int fails(const char *name) {
-    const char *what = getenv("LIM_STANDIN_FAIL");
+    const char  *what = getenv("LIM_STANDIN_FAIL");
     const size_t n = strlen(name);
     return what != NULL && strncmp(what, name, n) == 0 && what[n] == ':' ? atoi(what + n + 1) : 0;
 }
 
-#define BEGIN(name, mark, ...)             \
-    note(mark #name " " __VA_ARGS__);      \
+#define BEGIN(name, mark, ...)        \
+    note(mark #name " " __VA_ARGS__); \
     if (fails(#name) != 0) return fails(#name)
 
-EXPORT int cuInit(unsigned flags) { BEGIN(cuInit, "!", "%u", flags); return 0; }
-EXPORT int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
-EXPORT int cuDeviceGetCount(int *n) { BEGIN(cuDeviceGetCount, "", "%s", ""); *n = 1; return 0; }
-EXPORT int cuDeviceGet(int *d, int i) { BEGIN(cuDeviceGet, "", "%d", i); *d = i; return 0; }
-EXPORT int cuDeviceGetName(char *name, int n, int d) { (void)d; snprintf(name, (size_t)n, "stand-in"); return 0; }
+EXPORT int cuInit(unsigned flags) {
+    BEGIN(cuInit, "!", "%u", flags);
+    return 0;
+}
+EXPORT int cuDriverGetVersion(int *v) {
+    *v = 13000;
+    return 0;
+}
+EXPORT int cuDeviceGetCount(int *n) {
+    BEGIN(cuDeviceGetCount, "", "%s", "");
+    *n = 1;
+    return 0;
+}
+EXPORT int cuDeviceGet(int *d, int i) {
+    BEGIN(cuDeviceGet, "", "%d", i);
+    *d = i;
+    return 0;
+}
+EXPORT int cuDeviceGetName(char *name, int n, int d) {
+    (void)d;
+    snprintf(name, (size_t)n, "stand-in");
+    return 0;
+}
 EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
     (void)d;
     switch (which) {
@@ -64,10 +82,25 @@ EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
     }
     return 0;
 }
-EXPORT int cuDevicePrimaryCtxRetain(void **c, int d) { BEGIN(cuDevicePrimaryCtxRetain, "!", "%d", d); *c = (void *)0x1000; return 0; }
-EXPORT int cuDevicePrimaryCtxRelease_v2(int d) { BEGIN(cuDevicePrimaryCtxRelease_v2, "!", "%d", d); return 0; }
-EXPORT int cuCtxGetCurrent(CUcontext *c) { BEGIN(cuCtxGetCurrent, "", "%s", ""); *c = current; return 0; }
-EXPORT int cuCtxSetCurrent(CUcontext c) { BEGIN(cuCtxSetCurrent, "", "%p", (void *)c); current = c; return 0; }
+EXPORT int cuDevicePrimaryCtxRetain(void **c, int d) {
+    BEGIN(cuDevicePrimaryCtxRetain, "!", "%d", d);
+    *c = (void *)0x1000;
+    return 0;
+}
+EXPORT int cuDevicePrimaryCtxRelease_v2(int d) {
+    BEGIN(cuDevicePrimaryCtxRelease_v2, "!", "%d", d);
+    return 0;
+}
+EXPORT int cuCtxGetCurrent(CUcontext *c) {
+    BEGIN(cuCtxGetCurrent, "", "%s", "");
+    *c = current;
+    return 0;
+}
+EXPORT int cuCtxSetCurrent(CUcontext c) {
+    BEGIN(cuCtxSetCurrent, "", "%p", (void *)c);
+    current = c;
+    return 0;
+}
 EXPORT int cuModuleLoadData(void **m, const void *image) {
     BEGIN(cuModuleLoadData, "!", "magic %08x", *(const uint32_t *)image);
     *m = (void *)0x2000;
@@ -78,37 +111,100 @@ EXPORT int cuModuleGetFunction(void **f, void *m, const char *name) {
     *f = strdup(name);
     return 0;
 }
-EXPORT int cuFuncGetAttribute(int *v, int which, void *f) { (void)which; (void)f; *v = 512; return 0; }
-EXPORT int cuFuncSetAttribute(void *f, int which, int v) { BEGIN(cuFuncSetAttribute, "!", "%s %d %d", (char *)f, which, v); return 0; }
-EXPORT int cuMemAlloc_v2(uint64_t *p, size_t n) { BEGIN(cuMemAlloc_v2, "!", "%zu", n); *p = (uint64_t)(uintptr_t)aligned_alloc(4096, (n + 4095) / 4096 * 4096); return 0; }
-EXPORT int cuMemFree_v2(uint64_t p) { BEGIN(cuMemFree_v2, "!", "%s", ""); free((void *)(uintptr_t)p); return 0; }
-EXPORT int cuMemHostAlloc(void **p, size_t n, unsigned flags) { BEGIN(cuMemHostAlloc, "!", "%zu %u", n, flags); *p = calloc(1, n); return 0; }
-EXPORT int cuMemFreeHost(void *p) { BEGIN(cuMemFreeHost, "!", "%s", ""); free(p); return 0; }
-EXPORT int cuMemsetD8Async(uint64_t p, unsigned char v, size_t n, void *s) { BEGIN(cuMemsetD8Async, "", "%d %zu %p", v, n, s); memset((void *)(uintptr_t)p, v, n); return 0; }
-EXPORT int cuStreamSynchronize(void *s) { BEGIN(cuStreamSynchronize, "!", "%p", s); return 0; }
-EXPORT int cuCtxSynchronize(void) { BEGIN(cuCtxSynchronize, "!", "%s", ""); return 0; }
-EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) { BEGIN(cuMemcpyDtoH_v2, "!", "%zu", n); memcpy(to, (const void *)(uintptr_t)from, n); return 0; }
+EXPORT int cuFuncGetAttribute(int *v, int which, void *f) {
+    (void)which;
+    (void)f;
+    *v = 512;
+    return 0;
+}
+EXPORT int cuFuncSetAttribute(void *f, int which, int v) {
+    BEGIN(cuFuncSetAttribute, "!", "%s %d %d", (char *)f, which, v);
+    return 0;
+}
+EXPORT int cuMemAlloc_v2(uint64_t *p, size_t n) {
+    BEGIN(cuMemAlloc_v2, "!", "%zu", n);
+    *p = (uint64_t)(uintptr_t)aligned_alloc(4096, (n + 4095) / 4096 * 4096);
+    return 0;
+}
+EXPORT int cuMemFree_v2(uint64_t p) {
+    BEGIN(cuMemFree_v2, "!", "%s", "");
+    free((void *)(uintptr_t)p);
+    return 0;
+}
+EXPORT int cuMemHostAlloc(void **p, size_t n, unsigned flags) {
+    BEGIN(cuMemHostAlloc, "!", "%zu %u", n, flags);
+    *p = calloc(1, n);
+    return 0;
+}
+EXPORT int cuMemFreeHost(void *p) {
+    BEGIN(cuMemFreeHost, "!", "%s", "");
+    free(p);
+    return 0;
+}
+EXPORT int cuMemsetD8Async(uint64_t p, unsigned char v, size_t n, void *s) {
+    BEGIN(cuMemsetD8Async, "", "%d %zu %p", v, n, s);
+    memset((void *)(uintptr_t)p, v, n);
+    return 0;
+}
+EXPORT int cuStreamSynchronize(void *s) {
+    BEGIN(cuStreamSynchronize, "!", "%p", s);
+    return 0;
+}
+EXPORT int cuCtxSynchronize(void) {
+    BEGIN(cuCtxSynchronize, "!", "%s", "");
+    return 0;
+}
+EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) {
+    BEGIN(cuMemcpyDtoH_v2, "!", "%zu", n);
+    memcpy(to, (const void *)(uintptr_t)from, n);
+    return 0;
+}
 /* Copies and events are done at once; LIM_STANDIN_PENDING=n: the first n times that anybody asks they are not yet. */
-EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *s) { BEGIN(cuMemcpyDtoHAsync_v2, "", "%zu stream %p", n, s); memcpy(to, (void *)(uintptr_t)from, n); return 0; }
-EXPORT int cuEventCreate(void **e, unsigned flags) { BEGIN(cuEventCreate, "!", "%u", flags); *e = (void *)0x3000; return 0; }
-EXPORT int cuEventDestroy_v2(void *e) { BEGIN(cuEventDestroy_v2, "!", "%p", e); return 0; }
-EXPORT int cuEventRecord(CUevent e, CUstream s) { BEGIN(cuEventRecord, "", "%p stream %p", (void *)e, (void *)s); return 0; }
+EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *s) {
+    BEGIN(cuMemcpyDtoHAsync_v2, "", "%zu stream %p", n, s);
+    memcpy(to, (void *)(uintptr_t)from, n);
+    return 0;
+}
+EXPORT int cuEventCreate(void **e, unsigned flags) {
+    BEGIN(cuEventCreate, "!", "%u", flags);
+    *e = (void *)0x3000;
+    return 0;
+}
+EXPORT int cuEventDestroy_v2(void *e) {
+    BEGIN(cuEventDestroy_v2, "!", "%p", e);
+    return 0;
+}
+EXPORT int cuEventRecord(CUevent e, CUstream s) {
+    BEGIN(cuEventRecord, "", "%p stream %p", (void *)e, (void *)s);
+    return 0;
+}
 EXPORT int cuEventQuery(void *e) {
     static int  asked;
     const char *pending = getenv("LIM_STANDIN_PENDING");
     BEGIN(cuEventQuery, "", "%p", e);
     return pending != NULL && asked++ < atoi(pending) ? 600 : 0;
 }
-EXPORT int cuThreadExchangeStreamCaptureMode(int *mode) { *mode = 2 - *mode; return 0; }
+EXPORT int cuThreadExchangeStreamCaptureMode(int *mode) {
+    *mode = 2 - *mode;
+    return 0;
+}
 /* Streams 0xc000 to 0xcfff are being captured. */
-EXPORT int cuStreamIsCapturing(void *s, int *status) { BEGIN(cuStreamIsCapturing, "", "%p", s); *status = (uintptr_t)s >> 12 == 0xc; return 0; }
+EXPORT int cuStreamIsCapturing(void *s, int *status) {
+    BEGIN(cuStreamIsCapturing, "", "%p", s);
+    *status = (uintptr_t)s >> 12 == 0xc;
+    return 0;
+}
 EXPORT int cuPointerGetAttribute(void *v, int which, uint64_t p) {
     BEGIN(cuPointerGetAttribute, "", "%d", which);
     if (p < 4096 || p >> 12 == 3) return 1; /* 0x3000 to 0x3fff are the host's */
     *(int *)v = 0;
     return 0;
 }
-EXPORT int cuGetErrorName(int code, const char **name) { *name = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : code == 1 ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR"; return 0; }
+EXPORT int cuGetErrorName(int code, const char **name) {
+    *name = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : code == 1 ? "CUDA_ERROR_INVALID_VALUE"
+                                                               : "CUDA_ERROR";
+    return 0;
+}
 EXPORT int cuGetErrorString(int code, const char **text) { return cuGetErrorName(code, text); }
 EXPORT int cuStreamCreate(void **s, unsigned flags) {
     static uintptr_t next = 0x51;
@@ -116,15 +212,21 @@ EXPORT int cuStreamCreate(void **s, unsigned flags) {
     *s = (void *)next++;
     return 0;
 }
-EXPORT int cuStreamDestroy_v2(void *s) { BEGIN(cuStreamDestroy_v2, "!", "%p", s); return 0; }
-EXPORT int cuStreamWaitEvent(CUstream s, CUevent e, unsigned flags) { BEGIN(cuStreamWaitEvent, "", "stream %p event %p flags %u", (void *)s, (void *)e, flags); return 0; }
+EXPORT int cuStreamDestroy_v2(void *s) {
+    BEGIN(cuStreamDestroy_v2, "!", "%p", s);
+    return 0;
+}
+EXPORT int cuStreamWaitEvent(CUstream s, CUevent e, unsigned flags) {
+    BEGIN(cuStreamWaitEvent, "", "stream %p event %p flags %u", (void *)s, (void *)e, flags);
+    return 0;
+}
 
 static lim_cuda_visible visibility; /* the last one that was looked at */
 
 static void look(void) {
     for (int32_t row = 0; row < visibility.n_rows; row++) {
         const uint16_t *mask = (const uint16_t *)(uintptr_t)(visibility.mask + (uint64_t)row * (uint64_t)visibility.mask_stride);
-        int32_t *slots = (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride, n = 0;
+        int32_t        *slots = (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride, n = 0;
         for (int32_t at = 0; at < visibility.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
             uint32_t words[4];
             memcpy(words, mask + at, sizeof words);

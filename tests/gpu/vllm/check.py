@@ -11,9 +11,9 @@ import statistics
 import sys
 
 import numpy as np
-from engine import Served, say, short
 import random_model
 import torch
+from engine import Served, say, short
 
 LAYERS = 6
 CHOOSE = [1, 3]
@@ -105,7 +105,13 @@ def main(budget):
         sees_all = kind in ("prompts", "set") or number <= min(CHOOSE) or number in CHOOSE or budget > max(LENGTHS) + 64
         found.setdefault((kind, sees_all), []).extend(float(e) for e in errors)
     for (kind, sees_all), errors in sorted(found.items()):
-        what = "beside attention over the set" if kind == "set" else "that see everything" if sees_all else "that are sparse: no measure of right"
+        what = (
+            "beside attention over the set"
+            if kind == "set"
+            else "that see everything"
+            if sees_all
+            else "that are sparse: no measure of right"
+        )
         say(f"check, budget {budget}: {kind}, layers {what}: {spread(errors)}")
     say(f"    steps {served.kinds()}, {short(report)}")
     close = all(max(errors) < CLOSE for (kind, sees_all), errors in found.items() if sees_all)

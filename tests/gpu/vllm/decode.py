@@ -9,18 +9,22 @@ K/V of a prompt is random and put in place by vLLM's own DecodeBenchConnector, s
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 
 import numpy as np
-from engine import Served, say, short
-import os
 import random_model
 import torch
+from engine import Served, say, short
 
 p = argparse.ArgumentParser()
-p.add_argument("--cases", default="8x1024,1x32768,8x32768,16x32768,fitx32768,64x8192", help='rows x context, or x lowest-highest; "fit": as many as there is memory for')
+p.add_argument(
+    "--cases",
+    default="8x1024,1x32768,8x32768,16x32768,fitx32768,64x8192",
+    help='rows x context, or x lowest-highest; "fit": as many as there is memory for',
+)
 p.add_argument("--budget", type=int, default=2048)
 p.add_argument("--layers", default="2,12")
 p.add_argument("--max-model-len", type=int, default=33792)
@@ -61,7 +65,11 @@ class Bench(Served):
                      graph_ms=round(statistics.median(graph), 3) if graph else None, padded=self.replays[-1][0] if self.replays else None,
                      tokens_per_s=round(rows / statistics.median(full)))  # fmt: skip
         if changed["steps"]:
-            found.update(attended=round(changed["tokens_attended"] / changed["tokens_visible"], 4), rows_sparse=changed["rows_sparse"], no_set=changed["no_set_calls"])
+            found.update(
+                attended=round(changed["tokens_attended"] / changed["tokens_visible"], 4),
+                rows_sparse=changed["rows_sparse"],
+                no_set=changed["no_set_calls"],
+            )
         say(json.dumps(found))
         return found
 
@@ -86,11 +94,21 @@ def main():
         if len(by) == 2:
             on, off = (statistics.median(r["step_ms"] for r in by[m]) for m in ("on", "off"))
             table.append(dict(case=text, rows=by["on"][0]["rows"], on_ms=on, off_ms=off, faster=round(off / on, 3), results=by))
-            say(f"{by['on'][0]['rows']} x {text.split('x')[1]}: FlashAttention {off:.2f} ms, lessismore {on:.2f} ms a step: {off / on:.2f}x")
+            say(
+                f"{by['on'][0]['rows']} x {text.split('x')[1]}: FlashAttention {off:.2f} ms, lessismore {on:.2f} ms a step: {off / on:.2f}x"
+            )
     say(short(bench.report()))
     if a.json:
         with open(a.json, "w") as f:
-            json.dump(dict(gpu=torch.cuda.get_device_name(), work_bytes=bench.context.work.numel(), kv_tokens=bench.blocks * bench.block, table=table), f)
+            json.dump(
+                dict(
+                    gpu=torch.cuda.get_device_name(),
+                    work_bytes=bench.context.work.numel(),
+                    kv_tokens=bench.blocks * bench.block,
+                    table=table,
+                ),
+                f,
+            )
     say("done")
 
 

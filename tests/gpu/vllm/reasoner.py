@@ -74,7 +74,9 @@ def run(name):
         exact += wrong < 0 and len(given[i]) > 100
         first.append(wrong)
     report = served.report()
-    say(f"reasoner {name}: exact {exact} of {len(wanted)}, first wrong token {first}, {time.time() - begin:.1f} s, steps {served.kinds()}, preempted {len(preempted)}")
+    say(
+        f"reasoner {name}: exact {exact} of {len(wanted)}, first wrong token {first}, {time.time() - begin:.1f} s, steps {served.kinds()}, preempted {len(preempted)}"
+    )
     if settings is None:
         return exact == len(wanted)
     say(f"    {short(report)}")

@@ -4,6 +4,7 @@ Job: as native.py's, and {"context": tokens, "flash", "threads", "kv"}; answers
 {"event": "filled", …} once, then to every line {"steps": m} on stdin {"ms": [...]}.
 Each answer begins at the same position again, so all measure the same length.
 """
+
 import time
 
 import engine
@@ -19,8 +20,9 @@ def main():
     keep = engine.quiet(api, job.get("log_level", 3))
     model = engine.Model(api, job["model"])
     n = job["context"]
-    ctx = engine.Context(model, n + 2 * BLOCK, n_seq=2, threads=job["threads"], flash=job["flash"], unified=True,
-                         kv=job.get("kv", "f16"), n_batch=BLOCK)
+    ctx = engine.Context(
+        model, n + 2 * BLOCK, n_seq=2, threads=job["threads"], flash=job["flash"], unified=True, kv=job.get("kv", "f16"), n_batch=BLOCK
+    )
     start = time.perf_counter()
     end = engine.fill_context(ctx, n, block=BLOCK, progress=lambda k: protocol.emit(event="filling", tokens=k))
     engine.timed_steps(ctx, end, 2)  # the first decode moves the keys to their positions

@@ -7,6 +7,7 @@ library fills a buffer far too large with its defaults, then the number of bytes
 wrote and the known defaults must be where the declarations below put them.
 Only what the tests use is declared.
 """
+
 from __future__ import annotations
 
 import ctypes as ct
@@ -88,8 +89,11 @@ class ContextParams(ct.Structure):
 class ContextParams027(ct.Structure):
     """The same since ggml 0.27, of October 2026."""
 
-    _fields_ = [f for name, kind in ContextParams._fields_
-                for f in ([(name, kind), ("moe_cache_size", ct.c_uint64)] if name == "type_v" else [(name, kind)])]
+    _fields_ = [
+        f
+        for name, kind in ContextParams._fields_
+        for f in ([(name, kind), ("moe_cache_size", ct.c_uint64)] if name == "type_v" else [(name, kind)])
+    ]
 
 
 class Batch(ct.Structure):
@@ -142,10 +146,24 @@ class Api:
     def __init__(self, *libs: ct.CDLL):
         self.libs = libs
         self._prove(libs, "llama_model_default_params", [ModelParams], {"use_extra_bufts": True, "vocab_only": False, "kv_overrides": None})
-        params = self._prove(libs, "llama_context_default_params", [ContextParams, ContextParams027], {
-            "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "flash_attn_type": -1,
-            "yarn_ext_factor": -1.0, "type_k": F16, "type_v": F16, "offload_kqv": True, "samplers": None,
-            "ctx_other": None})
+        params = self._prove(
+            libs,
+            "llama_context_default_params",
+            [ContextParams, ContextParams027],
+            {
+                "n_ctx": 512,
+                "n_batch": 2048,
+                "n_ubatch": 512,
+                "n_seq_max": 1,
+                "flash_attn_type": -1,
+                "yarn_ext_factor": -1.0,
+                "type_k": F16,
+                "type_v": F16,
+                "offload_kqv": True,
+                "samplers": None,
+                "ctx_other": None,
+            },
+        )
         signatures = {**SIGNATURES, "llama_context_default_params": (params, []), "llama_init_from_model": (P, [P, params])}
         for name, (res, args) in signatures.items():
             for lib in libs:
@@ -157,6 +175,7 @@ class Api:
                 raise RuntimeError(f"{libs[0]._name} does not export {name}")
             fn.restype, fn.argtypes = res, args
             setattr(self, name.removeprefix("llama_"), fn)
+
     def function(self, name: str, res, args):
         """A function that is not in SIGNATURES."""
         fn = next(getattr(lib, name) for lib in self.libs if hasattr(lib, name))
@@ -166,6 +185,7 @@ class Api:
     @staticmethod
     def _prove(libs, name, structs, known):
         """Which of the structs the library's is."""
+
         class Wide(ct.Structure):
             _fields_ = [("raw", ct.c_ubyte * 1024)]
 

@@ -1,4 +1,5 @@
 """Models and contexts over the C interface, as small as the tests need them."""
+
 from __future__ import annotations
 
 import ctypes as ct
@@ -35,8 +36,21 @@ class Model:
 class Context:
     """Rows in, greedy tokens out. A row is (token, position, sequences, wanted)."""
 
-    def __init__(self, model: Model, n_ctx: int, *, n_seq=1, threads=1, flash=True, unified=True, kv="f16",
-                 n_batch=512, n_ubatch=None, ask=None, **more):
+    def __init__(
+        self,
+        model: Model,
+        n_ctx: int,
+        *,
+        n_seq=1,
+        threads=1,
+        flash=True,
+        unified=True,
+        kv="f16",
+        n_batch=512,
+        n_ubatch=None,
+        ask=None,
+        **more,
+    ):
         self.model, self.api, self.n_batch = model, model.api, n_batch
         p = self.api.context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = n_ctx, n_batch, n_ubatch or n_batch, n_seq
@@ -54,8 +68,7 @@ class Context:
             raise RuntimeError("the host cannot make a context with these parameters")
         self.memory = self.api.get_memory(self.ptr)
         n = n_batch
-        self._arrays = ((ct.c_int32 * n)(), (ct.c_int32 * n)(), (ct.c_int32 * n)(),
-                        (ct.POINTER(ct.c_int32) * n)(), (ct.c_int8 * n)())
+        self._arrays = ((ct.c_int32 * n)(), (ct.c_int32 * n)(), (ct.c_int32 * n)(), (ct.POINTER(ct.c_int32) * n)(), (ct.c_int8 * n)())
         self._seqs = [(ct.c_int32 * n_seq)() for _ in range(n)]
         for i, s in enumerate(self._seqs):
             self._arrays[3][i] = ct.cast(s, ct.POINTER(ct.c_int32))
@@ -67,6 +80,7 @@ class Context:
                 self.asked += 1
                 return True
             return ask == "all" or self.api.ggml_get_name(tensor).decode().startswith(tuple(ask))
+
         return callback
 
     def decode(self, rows, logits=False):

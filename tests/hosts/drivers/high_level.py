@@ -1,4 +1,5 @@
 """Driver for llama-cpp-python as its users write it: llama_cpp.Llama."""
+
 import os
 
 import protocol
@@ -16,8 +17,14 @@ def main():
         load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
         if not load(job["library"].encode()):
             raise RuntimeError(f"the host refused {job['library']}")
-    llm = llama_cpp.Llama(job["model"], n_ctx=job.get("context", 2048), n_threads=job.get("threads", 1),
-                          n_threads_batch=job.get("threads", 1), flash_attn=job.get("flash", True), verbose=False)
+    llm = llama_cpp.Llama(
+        job["model"],
+        n_ctx=job.get("context", 2048),
+        n_threads=job.get("threads", 1),
+        n_threads_batch=job.get("threads", 1),
+        flash_attn=job.get("flash", True),
+        verbose=False,
+    )
     for i, (ids, n) in enumerate(zip(job["prompts"], job["lengths"])):
         out = []
         llm.reset()

@@ -5,12 +5,14 @@ Job: {"host": "llama-cpp-python" | folder or file with llama.cpp's libraries,
       "loads": how often the library is loaded, "early": how often before the host's own backends (a folder's),
       "scenario": name, "model": path, ...arguments of the scenario}
 """
+
 import os
 
-import capi
 import engine
 import protocol
 import scenarios
+
+import capi
 
 
 def open_host(host: str, library: str | None, environ: dict, loads: int = 1, early: int = 0) -> capi.Api:

@@ -2,6 +2,7 @@
 
 Whatever the host itself prints goes to stderr, so stdout stays parseable.
 """
+
 import json
 import os
 import sys

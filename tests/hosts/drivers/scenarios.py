@@ -6,6 +6,7 @@
 and, where it streams, {"prompt": i, "token": id} for each token as it comes.
 `prompts` are token lists, `lengths` how many tokens to decode after each.
 """
+
 from __future__ import annotations
 
 import random
@@ -248,8 +249,7 @@ def adapters(model, turns, prompt, steps, context=2048, **options):
 
     api = model.api
     load = api.function("llama_adapter_lora_init", ct.c_void_p, [ct.c_void_p, ct.c_char_p])
-    apply = api.function("llama_set_adapters_lora", ct.c_int32,
-                         [ct.c_void_p, ct.POINTER(ct.c_void_p), ct.c_size_t, ct.POINTER(ct.c_float)])
+    apply = api.function("llama_set_adapters_lora", ct.c_int32, [ct.c_void_p, ct.POINTER(ct.c_void_p), ct.c_size_t, ct.POINTER(ct.c_float)])
     loaded = {path: load(model.ptr, path.encode()) for path in {p for turn in turns for p, _ in turn}}
     assert all(loaded.values()), loaded
     ctx = Context(model, context, **options)

@@ -5,6 +5,7 @@ Job: {"server": path, "model", "prompts", "lengths", "slots", "context", "thread
 "defaults": nothing is said to the server about slots, the cache and attention.
 The library comes in through the environment alone: GGML_BACKEND_PATH.
 """
+
 import http.client
 import json
 import os
@@ -36,8 +37,16 @@ def start(job) -> tuple[subprocess.Popen, int]:
     cmd = [job["server"], "-m", job["model"], "--host", "127.0.0.1", "--port", str(port), "-t", threads, "-tb", threads]
     if not job.get("defaults"):
         slots = job.get("slots", 1)
-        cmd += ["-np", str(slots), "-c", str(job.get("context", 2048) * slots), "--no-warmup", "-fa",
-                job.get("flash", "auto"), "-kvu" if job.get("unified", True) else "-no-kvu"]
+        cmd += [
+            "-np",
+            str(slots),
+            "-c",
+            str(job.get("context", 2048) * slots),
+            "--no-warmup",
+            "-fa",
+            job.get("flash", "auto"),
+            "-kvu" if job.get("unified", True) else "-no-kvu",
+        ]
     cmd += job.get("arguments", [])
     server = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     deadline = time.time() + 120
@@ -71,8 +80,17 @@ def stop(server) -> int:
 
 
 def complete(port, slot, prompt, length, stream):
-    body = {"prompt": prompt, "n_predict": length, "temperature": 0.0, "top_k": 1, "id_slot": slot, "stream": True,
-            "return_tokens": True, "cache_prompt": False, "ignore_eos": True}
+    body = {
+        "prompt": prompt,
+        "n_predict": length,
+        "temperature": 0.0,
+        "top_k": 1,
+        "id_slot": slot,
+        "stream": True,
+        "return_tokens": True,
+        "cache_prompt": False,
+        "ignore_eos": True,
+    }
     response = request(port, "POST", "/completion", body)
     if response.status != 200:
         raise RuntimeError(response.read().decode())

@@ -7,6 +7,7 @@ Each operation is some requests at once; each request is a part of a problem's o
 
 The requests follow from the seed alone, so runs with and without the library can be compared turn by turn.
 """
+
 import json
 import random
 import sys
@@ -58,15 +59,29 @@ class Soak:
 
     def ask(self, what, requests):
         """Sends requests (conversation, length, slot, options) at once and checks the answers."""
+
         def send(turn, prompt, want, slot, options):
-            body = {"prompt": prompt, "n_predict": len(want), "temperature": 0.0, "top_k": 1, "id_slot": slot,
-                    "return_tokens": True, "ignore_eos": True, **options}
+            body = {
+                "prompt": prompt,
+                "n_predict": len(want),
+                "temperature": 0.0,
+                "top_k": 1,
+                "id_slot": slot,
+                "return_tokens": True,
+                "ignore_eos": True,
+                **options,
+            }
             response = server.request(self.port, "POST", "/completion", body)
             answer = json.loads(response.read())
             got = answer.get("tokens", [])
-            protocol.emit(turn=turn, what=what, exact=got == want, tokens=len(want),
-                          wrong=next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), len(got)),
-                          error=answer.get("error"))
+            protocol.emit(
+                turn=turn,
+                what=what,
+                exact=got == want,
+                tokens=len(want),
+                wrong=next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), len(got)),
+                error=answer.get("error"),
+            )
 
         threads = []
         for conversation, length, slot, options in requests:

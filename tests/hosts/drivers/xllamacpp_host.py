@@ -4,6 +4,7 @@ Job: {"model", "prompts", "lengths", "context", "threads", "library", "environ",
 The module exports ggml's functions, so the library is handed to the very copy of
 ggml that runs the model.
 """
+
 import ctypes
 import os
 
@@ -38,8 +39,10 @@ def main():
                     protocol.emit(prompt=i, text=choice["text"])
             return False
 
-        error = server.handle_completions({"prompt": ids, "max_tokens": n, "temperature": 0.0, "top_k": 1,
-                                           "stream": True, "ignore_eos": True, "cache_prompt": False}, chunk)
+        error = server.handle_completions(
+            {"prompt": ids, "max_tokens": n, "temperature": 0.0, "top_k": 1, "stream": True, "ignore_eos": True, "cache_prompt": False},
+            chunk,
+        )
         if isinstance(error, dict) and "error" in error:
             raise RuntimeError(str(error))
         protocol.emit(prompt=i, text="".join(text))

@@ -17,8 +17,20 @@ import zipfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULES = {  # file of the wheel: the names that are recorded
-    "vllm/v1/attention/backend.py": ["CommonAttentionMetadata", "AttentionCGSupport", "AttentionMetadataBuilder", "AttentionImplBase", "AttentionImpl", "AttentionBackend"],
-    "vllm/v1/attention/backends/flash_attn.py": ["FlashAttentionBackend", "FlashAttentionMetadata", "FlashAttentionMetadataBuilder", "FlashAttentionImpl"],
+    "vllm/v1/attention/backend.py": [
+        "CommonAttentionMetadata",
+        "AttentionCGSupport",
+        "AttentionMetadataBuilder",
+        "AttentionImplBase",
+        "AttentionImpl",
+        "AttentionBackend",
+    ],
+    "vllm/v1/attention/backends/flash_attn.py": [
+        "FlashAttentionBackend",
+        "FlashAttentionMetadata",
+        "FlashAttentionMetadataBuilder",
+        "FlashAttentionImpl",
+    ],
     "vllm/v1/attention/backends/registry.py": ["AttentionBackendEnum", "register_backend"],
     "vllm/model_executor/layers/attention/attention.py": ["Attention"],
     "vllm/config/vllm.py": ["VllmConfig", "get_current_vllm_config"],
@@ -54,7 +66,9 @@ def about(node):
             found["methods"][item.name] = parameters(item)
             for part in ast.walk(item):
                 targets = part.targets if isinstance(part, ast.Assign) else [part.target] if isinstance(part, ast.AnnAssign) else []
-                found["sets"] += [t.attr for t in targets if isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name) and t.value.id == "self"]
+                found["sets"] += [
+                    t.attr for t in targets if isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name) and t.value.id == "self"
+                ]
     found["sets"] = sorted(set(found["sets"]))
     return found
 
@@ -66,7 +80,9 @@ def record(wheel):
         for path, names in MODULES.items():
             module = found["modules"].setdefault(path, {})
             for node in ast.parse(z.read(path)).body:
-                name = getattr(node, "name", None) or (node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None)
+                name = getattr(node, "name", None) or (
+                    node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None
+                )
                 if name in names:
                     module[name] = about(node)
     return found

@@ -21,9 +21,7 @@ class Talk:
 
             ours.enable(**job["enable"])
         n = job["threads"]
-        self.llm = llama_cpp.Llama(
-            job["model"], n_ctx=job["context"], n_threads=n, n_threads_batch=n, flash_attn=True, verbose=False
-        )
+        self.llm = llama_cpp.Llama(job["model"], n_ctx=job["context"], n_threads=n, n_threads_batch=n, flash_attn=True, verbose=False)
         self.job = job
         self.text = ""
         self.tokens = self.prompt_tokens = 0

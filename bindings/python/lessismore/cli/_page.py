@@ -130,9 +130,7 @@ class Axes:
         low, high = self._y
         return self.top + self.height - (value - low) / ((high - low) or 1) * self.height
 
-    def grid(
-        self, x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]], x_name: str, y_name: str
-    ) -> None:
+    def grid(self, x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]], x_name: str, y_name: str) -> None:
         right, bottom = self.left + self.width, self.top + self.height
         for value, text in y_ticks:
             y = self.y(value)

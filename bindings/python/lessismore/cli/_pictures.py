@@ -165,9 +165,7 @@ def _image(shown: list[dict[str, Any]], most: int) -> str:
                 counts[pixel] += min(high, pixel * per + per - 1) - max(low, pixel * per) + 1
         columns.append(
             bytes(
-                (SHARES + max(0, round(100 * counts[i] / min(per, most - i * per)) - 1) if counts[i] else VISIBLE)
-                if i < alive
-                else 0
+                (SHARES + max(0, round(100 * counts[i] / min(per, most - i * per)) - 1) if counts[i] else VISIBLE) if i < alive else 0
                 for i in range(height)
             )
         )
@@ -214,7 +212,12 @@ def _audited(
         )
     top = max([loss for of in series.values() for _, loss, _ in of] + list(expected.values()) + [0.2])
     axes = Axes((0, end), (0, min(1.0, 1.08 * top)), size=(900, 380))
-    axes.grid(ticks(0, end, 8), ticks(0, min(1.0, 1.08 * top), 5), "decode step, contexts one after the other", "attention lost, worst head (share)")
+    axes.grid(
+        ticks(0, end, 8),
+        ticks(0, min(1.0, 1.08 * top), 5),
+        "decode step, contexts one after the other",
+        "attention lost, worst head (share)",
+    )
     worst = sorted(series, key=lambda layer: max(m for _, _, m in series[layer]) - expected.get(layer, 0), reverse=True)
     colored = {layer: COLORS[i] for i, layer in enumerate(sorted(worst[:LINES]))}
     for at, e in events:
@@ -244,7 +247,15 @@ def _audited(
     if any(e["what"] == "measured" for _, e in events):
         entries.append((_line("var(--ink)", "2 4"), "measured"))
     rows = [
-        ("", [f"layer {layer}", number(counts.get(layer, len(series[layer]))), f"{series[layer][-1][2]:.3f}", f"{expected.get(layer, 0):.3f}"])
+        (
+            "",
+            [
+                f"layer {layer}",
+                number(counts.get(layer, len(series[layer]))),
+                f"{series[layer][-1][2]:.3f}",
+                f"{expected.get(layer, 0):.3f}",
+            ],
+        )
         for layer in sorted(series)
     ]
     label = (
@@ -320,9 +331,7 @@ def _force(layers: int, choice: list[int]) -> list[tuple[int, int]]:
     return [(j, max(i for i in choice if i < j)) for j in range(choice[0] + 1, layers) if j not in choice]
 
 
-def _heat(
-    page: Page, title: str, triangle: list[list[float]], choice: list[int], unit: str, digits: int, caption: str
-) -> None:
+def _heat(page: Page, title: str, triangle: list[list[float]], choice: list[int], unit: str, digits: int, caption: str) -> None:
     layers = len(triangle) + 1
     top = max(0.01, max(x for row in triangle for x in row))
     cell = max(11, min(34, 520 // layers))
@@ -453,9 +462,7 @@ def compared(page: Page, found: dict[str, Any]) -> None:
         reading.line([(r["read"], r["exact"] / r["problems"]) for r in path], color, dash=dash, width=1.4, opacity=0.7)
         for r in path:
             reading.parts.append(marker(shape, reading.x(r["read"]), reading.y(r["exact"] / r["problems"]), color, _told(methods[key], r)))
-    best = {
-        b: max((by[key][b]["exact"] / by[key][b]["problems"], methods[key]["name"]) for key in lines if b in by[key]) for b in budgets
-    }
+    best = {b: max((by[key][b]["exact"] / by[key][b]["problems"], methods[key]["name"]) for key in lines if b in by[key]) for b in budgets}
     label = "Share of problems solved by budget. " + " ".join(
         f"At {b} tokens {name} solves {100 * share:.0f} %." for b, (share, name) in best.items()
     )
@@ -486,11 +493,24 @@ def compared(page: Page, found: dict[str, Any]) -> None:
                  _percent(r["attended"]), _percent(r["read"]), "" if loss is None else f"{loss:.2f}",
                  number(r["length"]["mean"], 0) if r.get("length") else ""],
             ))  # fmt: skip
-    head = ["method", "budget", "solved", "95 % interval", "tokens right", "first wrong token (median)", "attended", "read", "loss, worst layer", "tokens generated"]
+    head = [
+        "method",
+        "budget",
+        "solved",
+        "95 % interval",
+        "tokens right",
+        "first wrong token (median)",
+        "attended",
+        "read",
+        "loss, worst layer",
+        "tokens generated",
+    ]
     page.add('<div class="card"><h3>The table</h3>' + _page.table(head, rows, "Comparison") + "</div>")
     made = found.get("made") or {}
     if made.get("command"):
-        page.add(f'<p class="soft">Made by <code>{escape(made["command"])}</code>, {escape(str(made.get("host", "")))}, {escape(str(made.get("cpu", "")))}.</p>')
+        page.add(
+            f'<p class="soft">Made by <code>{escape(made["command"])}</code>, {escape(str(made.get("host", "")))}, {escape(str(made.get("cpu", "")))}.</p>'
+        )
 
 
 def _losses(

@@ -109,9 +109,7 @@ class Transformers:
 
     def _show(self, tokens: list[int]) -> Any:
         with self._torch.inference_mode():
-            out = self._model(
-                self._torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
+            out = self._model(self._torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._cache = out.past_key_values
         self.length += len(tokens)
         return out.logits[0, -1]

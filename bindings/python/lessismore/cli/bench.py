@@ -62,9 +62,7 @@ def command(options: argparse.Namespace) -> int:
     return _exit.DONE if all(r["engaged"] for r in results) else _exit.NOT_ENGAGED
 
 
-def _measure(
-    options: argparse.Namespace, settings: list[str], model: str, context: int, threads: int, step: _show.Step
-) -> dict[str, Any]:
+def _measure(options: argparse.Namespace, settings: list[str], model: str, context: int, threads: int, step: _show.Step) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in settings}
     workers: dict[str, _Worker] = {}
     try:

@@ -67,9 +67,7 @@ def _read(path: str) -> dict[str, Any]:
     return found
 
 
-def build(
-    title: str, runs: list[tuple[str, dict[str, Any]]], profiles: list[dict[str, Any]], compared: Any
-) -> tuple[str, list[str]]:
+def build(title: str, runs: list[tuple[str, dict[str, Any]]], profiles: list[dict[str, Any]], compared: Any) -> tuple[str, list[str]]:
     """The page, and the names of what is on it."""
     page = _page.Page(title)
     for name, run in runs:

@@ -116,7 +116,6 @@ class Method:
 
 
 class Full(Method):
-
     def choose(self, rows: Rows) -> None:
         return None
 
@@ -136,7 +135,6 @@ class Window(Method):
 class Oracle(Method):
     """Each head's own best tokens, which only the full computation knows."""
 
-
     def choose(self, rows: Rows) -> Array:
         return best(rows.logits, self.budget)
 
@@ -144,7 +142,6 @@ class Oracle(Method):
 class TidalDecode(Method):
     """Layers 0 and 1 full; full attention and a choice at layer 2 and at the reselection layer, each query head for
     itself; the layers between attend to their heads' own last sets."""
-
 
     def __init__(self, budget: int, layers: Sequence[int]) -> None:
         super().__init__(budget)
@@ -192,7 +189,6 @@ class Seer(Method):
     """Blocks of 64 tokens for each KV head, the first and the last among them, in every layer; in place of the trained
     gate the truth: the attention that falls on a block, summed over the heads of the group."""
 
-
     def choose(self, rows: Rows) -> Array:
         count = -(-rows.n // BLOCK)
         mass = np.zeros((rows.key.shape[0], rows.m, count * BLOCK), np.float32)
@@ -212,7 +208,6 @@ class Kascade(Method):
     """Anchor layers choose by the softmax, averaged over the heads of a KV group, and attend to what they chose; the
     layers up to the next anchor attend to the sets of the anchor's KV heads that were found to suit theirs best.
     Layer 0 is an anchor and attends to everything."""
-
 
     def __init__(self, budget: int, plan: Any) -> None:
         super().__init__(budget)

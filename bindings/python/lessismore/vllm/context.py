@@ -12,9 +12,9 @@ from typing import Any, Optional
 import torch
 
 from .. import _library
+from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from .._device import DTYPES as NUMBERS
 from ..decoder import Decoder
 from ..engine import Engine
 from ..settings import POLICIES
@@ -222,10 +222,20 @@ class Call:
         values, of a token and head side by side."""
         impl, a = self.impl, self.arguments
         dtype = layers.DTYPES.get(str(kv_cache.dtype))
-        if kv_cache.dim() != 4 or kv_cache.shape[1] != impl.num_kv_heads or kv_cache.shape[3] != 2 * impl.head_size or kv_cache.stride(3) != 1:
+        if (
+            kv_cache.dim() != 4
+            or kv_cache.shape[1] != impl.num_kv_heads
+            or kv_cache.shape[3] != 2 * impl.head_size
+            or kv_cache.stride(3) != 1
+        ):
             raise ArgumentError(f"kv_cache has shape {tuple(kv_cache.shape)} and strides {kv_cache.stride()}")
         for name, tensor in (("query", query), ("output", output)):
-            if tensor.dim() != 3 or tensor.shape[1:] != (impl.num_heads, impl.head_size) or tensor.stride(2) != 1 or tensor.dtype != kv_cache.dtype:
+            if (
+                tensor.dim() != 3
+                or tensor.shape[1:] != (impl.num_heads, impl.head_size)
+                or tensor.stride(2) != 1
+                or tensor.dtype != kv_cache.dtype
+            ):
                 raise ArgumentError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}")
         for name, tensor in (("seq_lens", metadata.seq_lens), ("block_table", metadata.block_table)):
             if tensor.dtype != torch.int32 or tensor.stride(-1) != 1:
@@ -292,5 +302,14 @@ def _in_force(own: settings.Settings) -> dict[str, Any]:
     params, lib = _library.EngineParams(), _library.library()
     lib.lim_engine_default_params(params, ctypes.sizeof(params))
     names = {number: name for name, number in POLICIES.items()}
-    given = {"budget": own.budget, "recency": own.recency, "sink_tokens": own.sink_tokens, "selections": own.selections, "policy": own.policy}
-    return {name: value if value is not None else names[params.policy] if name == "policy" else getattr(params, name) for name, value in given.items()}
+    given = {
+        "budget": own.budget,
+        "recency": own.recency,
+        "sink_tokens": own.sink_tokens,
+        "selections": own.selections,
+        "policy": own.policy,
+    }
+    return {
+        name: value if value is not None else names[params.policy] if name == "policy" else getattr(params, name)
+        for name, value in given.items()
+    }

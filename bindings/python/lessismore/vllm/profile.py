@@ -18,7 +18,7 @@ MOST_BYTES = 8 << 20
 PASSING = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")  # say nothing about the weights
 HOW = (
     'name them ("layers": [2, 12]), give a profile ("profile": FILE, which `lessismore calibrate` makes), or start once with '
-    "--compilation-config '{\"cudagraph_mode\": \"PIECEWISE\"}', which measures them and keeps them for the next start"
+    '--compilation-config \'{"cudagraph_mode": "PIECEWISE"}\', which measures them and keeps them for the next start'
 )
 
 

@@ -113,5 +113,3 @@ def behind(common: Any, n: int) -> Any:
     if ranges is not None:
         changes["mm_req_doc_ranges"] = {row - n: r for row, r in ranges.items() if row >= n}
     return dataclasses.replace(common, **changes)
-
-

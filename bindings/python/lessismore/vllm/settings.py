@@ -30,7 +30,9 @@ class Settings:
     split: bool = True  # decode rows of a step that computes prompts, too, are sparse
     max_rows: int = MOST_ROWS  # rows of a step, at most: vLLM attends to larger steps
     kv_tokens: Optional[int] = None  # that the rows of a sparse step see together, at most; None: what the K/V store can hold
-    work_bytes: Optional[int] = None  # of device memory for the library's work, at most; it bounds the rows, too. None: a 64th of the device's
+    work_bytes: Optional[int] = (
+        None  # of device memory for the library's work, at most; it bounds the rows, too. None: a 64th of the device's
+    )
     stats: Optional[str] = None  # a file that gets the statistics as JSON
     stats_interval: float = INTERVAL  # seconds between two readings of the statistics, 0: none
 
@@ -85,7 +87,7 @@ def _layers(name: str, value: Any) -> Optional[tuple[int, ...]]:
     if value is None or value == "auto":
         return None
     if not isinstance(value, (list, tuple)) or not value:
-        raise ArgumentError(f"{name} = {value!r} is neither a list of layers, such as [2, 12], nor \"auto\"")
+        raise ArgumentError(f'{name} = {value!r} is neither a list of layers, such as [2, 12], nor "auto"')
     numbers = tuple(_number(0, 4095)(name, layer) for layer in value)
     if any(a >= b for a, b in zip(numbers, numbers[1:])):
         raise ArgumentError(f"{name} = {value!r} is not ascending")
