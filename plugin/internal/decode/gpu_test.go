@@ -277,13 +277,13 @@ func TestGPURefusals(t *testing.T) {
 	}
 	_, err = NewDecoder(gpuEngine(t, func(c *settings.Config) { c.Budget = 30000 }), gpuLayers, nil, gpuShape)
 	require.ErrorContains(t, err, "top_k = 22500 is more than")
-	shared := batchShape
+	shared := gpuShape
 	shared.KVTokens = 10000
-	_, err = NewDecoder(batchEngine(t, func(c *settings.Config) { c.Layers = nil }), batchLayers, nil, shared)
+	_, err = NewDecoder(gpuEngine(t, func(c *settings.Config) { c.Layers = nil }), gpuLayers, nil, shared)
 	require.ErrorContains(t, err, "kv_tokens = 10000: name the layers that choose")
-	apart, err := WorkSize(batchEngine(t, nil), batchLayers, batchShape)
+	apart, err := WorkSize(gpuEngine(t, nil), gpuLayers, gpuShape)
 	require.NoError(t, err)
-	together, err := WorkSize(batchEngine(t, nil), batchLayers, shared)
+	together, err := WorkSize(gpuEngine(t, nil), gpuLayers, shared)
 	require.NoError(t, err)
 	require.Less(t, 4*together, apart)
 }
