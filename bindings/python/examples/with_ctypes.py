@@ -14,7 +14,7 @@ Params = struct("lim_engine_params", (c_size_t, "struct_size"), (c_void_p, "laye
                 (c_double, "recency"), (c_void_p, "logger logger_user"),
                 (c_int32, "n_layers budget sink_tokens policy n_threads reserved"))  # fmt: skip
 Shape = struct(
-    "lim_decoder_params", (c_size_t, "struct_size"), (c_int32, "device max_rows"), (c_int32 * 6, "shape"), (c_uint64 * 3, "rest")
+    "lim_decoder_params", (c_size_t, "struct_size"), (c_int32, "device max_rows"), (c_int32 * 6, "shape"), (c_uint64 * 4, "rest")
 )
 Attention = struct("lim_attention", (c_size_t, "struct_size"), (c_int32, "layer n_rows"), (c_void_p, "query key value output"),
                    (c_int64 * 10, "strides"), (c_int32 * 4, "dtypes"), (c_void_p, "lengths"),
