@@ -9,11 +9,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 NUMBER = r"(\d+)\.(\d+)\.(\d+)"
 PLACES = (
     ("bindings/python/lessismore/_version.py", '__version__ = "{0}.{1}.{2}"'),
-    ("plugin/version.go", 'Version = "{0}.{1}.{2}"'),
+    ("plugin/internal/settings/version.go", 'Version = "{0}.{1}.{2}"'),
     ("include/lessismore.h", 'LIM_VERSION_STRING "{0}.{1}.{2}"'),
-    ("include/lessismore.h", "LIM_VERSION_MAJOR {0}\n"),
-    ("include/lessismore.h", "LIM_VERSION_MINOR {1}\n"),
-    ("include/lessismore.h", "LIM_VERSION_PATCH {2}\n"),
+    ("include/lessismore.h", "LIM_VERSION_MAJOR  {0}\n"),
+    ("include/lessismore.h", "LIM_VERSION_MINOR  {1}\n"),
+    ("include/lessismore.h", "LIM_VERSION_PATCH  {2}\n"),
 )
 
 
