@@ -33,28 +33,28 @@ def test_newer_host_in_a_newer_debian(library):
     if not install.PARTS["debian"].stamp(hostlib.cache()):
         subprocess.run([sys.executable, install.__file__, "debian"], check=True)
     root = hostlib.installed("debian") / "root"
-    work = root / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(hostlib.DRIVERS, work / "drivers")
+    trial = root / "trial"
+    shutil.rmtree(trial, ignore_errors=True)
+    shutil.copytree(hostlib.DRIVERS, trial / "drivers")
     for file in (library, hostlib.REASONER):
-        shutil.copy(file, work)
+        shutil.copy(file, trial)
     some = [Problem.make(seed) for seed in range(1, 5)]
     job = {
         "host": "/host/llama_cpp_py_sync",
-        "library": f"/work/{library.name}",
-        "model": f"/work/{hostlib.REASONER.name}",
+        "library": f"/trial/{library.name}",
+        "model": f"/trial/{hostlib.REASONER.name}",
         "scenario": "solve",
         "prompts": [p.prompt for p in some],
         "lengths": [len(p.solution) for p in some],
     }
     env = {
         "PATH": os.environ["PATH"],
-        "LESSISMORE_STATS": "/work/stats.json",
+        "LESSISMORE_STATS": "/trial/stats.json",
         "OMP_WAIT_POLICY": "passive",
         **{k: str(v) for k, v in SPARSE.items()},
     }
     run = subprocess.run(
-        ["chroot", root, "python3", "/work/drivers/native.py"],
+        ["chroot", root, "python3", "/trial/drivers/native.py"],
         input=json.dumps(job) + "\n",
         env=env,
         capture_output=True,
@@ -63,7 +63,7 @@ def test_newer_host_in_a_newer_debian(library):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     lines = [json.loads(line) for line in run.stdout.splitlines()]
-    result = hostlib.Result(lines, run.stderr, json.loads((work / "stats.json").read_text()))
+    result = hostlib.Result(lines, run.stderr, json.loads((trial / "stats.json").read_text()))
     solved_all(result, some)
     sparse_only(result)
     assert "loaded into ggml 0.27.0, API 3" in run.stderr
