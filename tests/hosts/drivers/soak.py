@@ -5,6 +5,9 @@ Each operation is some requests at once; each request is a part of a problem's o
 
     {"turn": number, "what": operation, "exact": whether the answer is that part of the solution, "tokens": how many}
 
+and of an answer that is not exact also "wrong", the first wrong token, "text", the tokens that the model had before
+it, without those that a shift dropped, and "want", those that should have followed.
+
 The requests follow from the seed alone, so runs with and without the library can be compared turn by turn.
 """
 
@@ -74,14 +77,13 @@ class Soak:
             response = server.request(self.port, "POST", "/completion", body)
             answer = json.loads(response.read())
             got = answer.get("tokens", [])
-            protocol.emit(
-                turn=turn,
-                what=what,
-                exact=got == want,
-                tokens=len(want),
-                wrong=next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), len(got)),
-                error=answer.get("error"),
-            )
+            found = {"turn": turn, "what": what, "exact": got == want, "tokens": len(want)}
+            if got != want:
+                found["wrong"] = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), len(got))
+                found["error"] = answer.get("error")
+                keep = options.get("n_keep", 0)
+                found["text"], found["want"] = prompt[:keep] + prompt[keep + options.get("n_discard", 0) :], want
+            protocol.emit(**found)
 
         threads = []
         for conversation, length, slot, options in requests:
