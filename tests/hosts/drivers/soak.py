@@ -5,8 +5,8 @@ Each operation is some requests at once; each request is a part of a problem's o
 
     {"turn": number, "what": operation, "exact": whether the answer is that part of the solution, "tokens": how many}
 
-and of an answer that is not exact also "wrong", the first wrong token, "text", the tokens that the model had before
-it, without those that a shift dropped, and "want", those that should have followed.
+and of an answer that is not exact also "asked", the arguments of method.solves(), "wrong", the first wrong token, and
+"error".
 
 The requests follow from the seed alone, so runs with and without the library can be compared turn by turn.
 """
@@ -77,13 +77,12 @@ class Soak:
             response = server.request(self.port, "POST", "/completion", body)
             answer = json.loads(response.read())
             got = answer.get("tokens", [])
-            found = {"turn": turn, "what": what, "exact": got == want, "tokens": len(want)}
+            told = {"turn": turn, "what": what, "exact": got == want, "tokens": len(want)}
             if got != want:
-                found["wrong"] = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), len(got))
-                found["error"] = answer.get("error")
-                keep = options.get("n_keep", 0)
-                found["text"], found["want"] = prompt[:keep] + prompt[keep + options.get("n_discard", 0) :], want
-            protocol.emit(**found)
+                asked = {"prompt": prompt, "want": want, "context": CONTEXT}
+                told["asked"] = asked | {"keep": options.get("n_keep", 0), "discard": options.get("n_discard", 0)}
+                told |= {"wrong": next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), len(got)), "error": answer.get("error")}
+            protocol.emit(**told)
 
         threads = []
         for conversation, length, slot, options in requests:
