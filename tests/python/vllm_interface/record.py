@@ -24,6 +24,7 @@ MODULES = {  # file of the wheel: the names that are recorded
         "AttentionImplBase",
         "AttentionImpl",
         "AttentionBackend",
+        "AttentionLayer",
     ],
     "vllm/v1/attention/backends/flash_attn.py": [
         "FlashAttentionBackend",
@@ -38,6 +39,7 @@ MODULES = {  # file of the wheel: the names that are recorded
     "vllm/config/cache.py": ["CacheConfig"],
     "vllm/config/scheduler.py": ["SchedulerConfig"],
     "vllm/config/model.py": ["ModelConfig"],
+    "vllm/config/speculative.py": ["SpeculativeConfig"],
     "vllm/config/compilation.py": ["CompilationConfig", "CUDAGraphMode"],
     "vllm/v1/metrics/prometheus.py": ["get_prometheus_registry"],
     "vllm/plugins/__init__.py": ["DEFAULT_PLUGINS_GROUP", "load_general_plugins"],
