@@ -75,6 +75,7 @@ def test_what_is_read_is_there(version):
     assert {"UNIFORM_SINGLE_TOKEN_DECODE", "UNIFORM_BATCH", "NEVER"} <= set(backends["AttentionCGSupport"]["fields"])
     assert backends["AttentionMetadataBuilder"]["methods"]["_init_reorder_batch_threshold"][1:3] == ["reorder_batch_threshold", "supports_spec_as_decode"]
     assert "_init_reorder_batch_threshold" in backends["AttentionMetadataBuilder"]["methods"]
+    assert backends["AttentionType"]["texts"]["DECODER"] == layers.DECODER
     assert layers.PLAIN in modules["vllm/model_executor/layers/attention/attention.py"]
     assert "get_current_vllm_config" in config["vllm.py"]
     for name in ("additional_config", "speculative_config", "model_config", "parallel_config", "scheduler_config", "compilation_config"):

@@ -95,7 +95,7 @@ class FlashAttentionMetadataBuilder:
 
 class FlashAttentionImpl:
     def __init__(self, num_heads, head_size, scale, num_kv_heads, alibi_slopes=None, sliding_window=None, kv_cache_dtype="auto",
-                 logits_soft_cap=None, attn_type="context", kv_sharing_target_layer_name=None, sinks=None):  # fmt: skip
+                 logits_soft_cap=None, attn_type="decoder", kv_sharing_target_layer_name=None, sinks=None):  # fmt: skip
         self.num_heads, self.head_size, self.scale, self.num_kv_heads = num_heads, head_size, scale, num_kv_heads
         self.alibi_slopes, self.kv_cache_dtype, self.attn_type, self.sinks = alibi_slopes, kv_cache_dtype, attn_type, sinks
         self.sliding_window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)

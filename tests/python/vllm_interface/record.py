@@ -25,6 +25,7 @@ MODULES = {  # file of the wheel: the names that are recorded
         "AttentionImpl",
         "AttentionBackend",
         "AttentionLayer",
+        "AttentionType",
     ],
     "vllm/v1/attention/backends/flash_attn.py": [
         "FlashAttentionBackend",
@@ -64,6 +65,8 @@ def about(node):
             found["fields"].append(item.target.id)
         elif isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
             found["fields"].append(item.targets[0].id)
+            if isinstance(item.value, ast.Constant) and isinstance(item.value.value, str):
+                found.setdefault("texts", {})[item.targets[0].id] = item.value.value
         elif isinstance(item, ast.FunctionDef):
             found["methods"][item.name] = parameters(item)
             for part in ast.walk(item):

@@ -98,14 +98,14 @@ class Context:
         # A graph keeps the layers' roles: where layers are measured, vLLM is told to leave attention out of its graphs.
         whole = graphs is not None and graphs.has_full_cudagraphs() and not graphs.has_piecewise_cudagraphs()
         measures = not whole and ranks == 1 and stages == 1 and layers.most_tokens(config) == 1
-        in_force, n_layers, first = _in_force(own), len(census.numbers), 0
+        force, n_layers, first = in_force(own), len(census.numbers), 0
         if stages > 1:
             n_layers = layers.total(config) or 0
             try:
                 first = census.stage(n_layers)
             except ValueError as e:
                 return self.refuse(str(e), logging.WARNING)
-        self.choice = choice = profile.choose(own, in_force, n_layers, profile.about(config), measures)
+        self.choice = choice = profile.choose(own, force, n_layers, profile.about(config), measures)
         if choice.reason is not None:
             return self.refuse(choice.reason, logging.WARNING)
         self.measures, self.most_tokens = choice.measure, layers.most_tokens(config)
@@ -128,7 +128,7 @@ class Context:
         heads = census.first.num_heads
         logger.info(
             "lessismore %s: %d layers take part, selection layers %s; budget %d; query heads %d of %d; up to %d of %d rows in a step, work memory %.0f MB",
-            __version__, len(self.numbers), f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source, in_force["budget"],
+            __version__, len(self.numbers), f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source, force["budget"],
             heads, heads * ranks, self.max_rows, config.scheduler_config.max_num_seqs * self.most_tokens, self.work_bytes / 1e6,
         )  # fmt: skip
         if self.measures and graphs is not None and graphs.has_full_cudagraphs():
@@ -333,7 +333,7 @@ def _rank(parallel: Any) -> tuple[int, int]:
     return replica * world + getattr(parallel, "rank", 0), world * (getattr(parallel, "data_parallel_size", 1) or 1)
 
 
-def _in_force(own: settings.Settings) -> dict[str, Any]:
+def in_force(own: settings.Settings) -> dict[str, Any]:
     """The settings that a profile is for."""
     params, lib = _library.EngineParams(), _library.library()
     lib.lim_engine_default_params(params, ctypes.sizeof(params))

@@ -11,6 +11,7 @@ DTYPES = {"torch.float16": "f16", "torch.bfloat16": "bf16"}
 FP8 = ("fp8", "fp8_e4m3")  # of K/V
 SPECULATIVE = ("ngram", "ngram_gpu", "suffix", "eagle", "eagle3", "mtp")
 DRAFT = re.compile(r"(^|\.)(mtp|eagle|draft_model)(\.|$)")  # of layers' names
+DECODER = "decoder"  # vLLM's AttentionType of a layer that attends to what is before a token
 PLAIN = "Attention"  # vLLM's class of a layer that attends to its own sequence; what derives from it does something else
 
 
@@ -39,7 +40,7 @@ def single(impl: Any, layer: Any) -> Optional[str]:
     """Why a layer does not take part. impl: vLLM's FlashAttentionImpl; layer: the module that it belongs to."""
     if type(layer).__name__ != PLAIN:
         return f"layers of class {type(layer).__name__}"
-    if str(getattr(impl.attn_type, "value", impl.attn_type)) != "context":
+    if str(getattr(impl.attn_type, "value", impl.attn_type)) != DECODER:
         return f"attention of type {impl.attn_type}"
     if tuple(impl.sliding_window or (-1, -1)) != (-1, -1):
         return "sliding-window layers"
