@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import vllm_interface as stand_in
+from attention_call import Library
 from conftest import PACKAGE
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -73,7 +74,10 @@ def test_what_is_read_is_there(version):
             "kv_sharing_target_layer_name", "sinks", "batch_invariant_enabled"} <= set(flash["FlashAttentionImpl"]["sets"])  # fmt: skip
     assert {"seq_lens", "block_table", "num_actual_tokens", "scheduler_metadata"} <= set(flash["FlashAttentionMetadata"]["fields"])
     assert {"UNIFORM_SINGLE_TOKEN_DECODE", "UNIFORM_BATCH", "NEVER"} <= set(backends["AttentionCGSupport"]["fields"])
-    assert backends["AttentionMetadataBuilder"]["methods"]["_init_reorder_batch_threshold"][1:3] == ["reorder_batch_threshold", "supports_spec_as_decode"]
+    assert backends["AttentionMetadataBuilder"]["methods"]["_init_reorder_batch_threshold"][1:3] == [
+        "reorder_batch_threshold",
+        "supports_spec_as_decode",
+    ]
     assert "_init_reorder_batch_threshold" in backends["AttentionMetadataBuilder"]["methods"]
     assert backends["AttentionType"]["texts"]["DECODER"] == layers.DECODER
     assert layers.PLAIN in modules["vllm/model_executor/layers/attention/attention.py"]
@@ -89,7 +93,9 @@ def test_what_is_read_is_there(version):
         config["cache.py"]["CacheConfig"]["fields"]
     )
     assert "max_num_seqs" in config["scheduler.py"]["SchedulerConfig"]["fields"]
-    assert {"dtype", "max_model_len", "model", "revision", "quantization", "hf_text_config"} <= set(config["model.py"]["ModelConfig"]["fields"])
+    assert {"dtype", "max_model_len", "model", "revision", "quantization", "hf_text_config"} <= set(
+        config["model.py"]["ModelConfig"]["fields"]
+    )
     assert {"method", "num_speculative_tokens", "parallel_drafting"} <= set(config["speculative.py"]["SpeculativeConfig"]["fields"])
     assert "supports_quant_query_input" in flash["FlashAttentionImpl"]["sets"] + backends["AttentionImplBase"]["fields"]
     attention = modules["vllm/model_executor/layers/attention/attention.py"]
@@ -214,7 +220,9 @@ def test_fp8_takes_part_with_one_scale_for_a_layer():
 
 
 def test_a_drafters_layers_are_not_numbered():
-    names = {f"model.layers.{i}.self_attn.attn": stand_in.Attention("", impl()) for i in range(5)} | {"mtp.layers.0.attn": stand_in.Attention("", impl())}
+    names = {f"model.layers.{i}.self_attn.attn": stand_in.Attention("", impl()) for i in range(5)} | {
+        "mtp.layers.0.attn": stand_in.Attention("", impl())
+    }
     found = layers.Census(names, stand_in.FlashAttentionImpl, 4)
     assert len(found.numbers) == 4 and set(found.others.values()) == {"layers that draft"} and found.drafting == 2
 
@@ -239,7 +247,9 @@ def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
     c = stand_in.config({"layers": [1]}, dtype=change.get("dtype", torch.float16), **change.get("parallel", {}))
     assert layers.whole(stand_in.config({"layers": [1]})) is None
     if "speculative" in change:
-        c.speculative_config = stand_in.Object(method=change["speculative"], num_speculative_tokens=3, parallel_drafting=change.get("drafting", False))
+        c.speculative_config = stand_in.Object(
+            method=change["speculative"], num_speculative_tokens=3, parallel_drafting=change.get("drafting", False)
+        )
     c.model_config.rswa_window = change.get("rswa")
     reason = layers.whole(c)
     assert reason and context.of(c).reason == reason
@@ -247,46 +257,6 @@ def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
 
 
 # ---- steps ----
-
-
-class Library:
-    """Attends as the C header says, from the addresses that it is given."""
-
-    def __init__(self):
-        self.rows, self.layers, self.error = [], [], None
-
-    def __call__(self, handle, a):
-        if self.error is not None:
-            raise self.error
-        self.rows.append(a.n_rows)
-        self.layers.append(a.layer)
-        assert a.page_size == PAGE and a.query_dtype == a.output_dtype == 1 and a.struct_size == ctypes.sizeof(a)
-
-        def at(address, shape, strides, kind=np.float16):
-            last = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-            size = sum((n - 1) * s for n, s in zip(shape, strides)) + np.dtype(kind).itemsize
-            return np.ndarray(shape, kind, np.ctypeslib.as_array(last, (size,)), strides=strides)
-
-        for row, n in enumerate(at(a.lengths, (a.n_rows,), (4,), np.int32)):
-            to = at(a.output + row * a.output_row_stride, (HEADS, DIM), (a.output_head_stride, 2))
-            q = at(a.query + row * a.query_row_stride, (HEADS, DIM), (a.query_head_stride, 2)).astype(np.float64)
-            to[:] = 0
-            if n == 0:
-                continue
-            table = at(a.table + row * a.table_stride * 4, (-(-int(n) // PAGE),), (4,), np.int32)
-            k = np.concatenate(
-                [at(a.key + int(p) * a.key_page_stride, (PAGE, KV_HEADS, DIM), (a.key_token_stride, a.key_head_stride, 2)) for p in table]
-            )
-            v = np.concatenate(
-                [
-                    at(a.value + int(p) * a.value_page_stride, (PAGE, KV_HEADS, DIM), (a.value_token_stride, a.value_head_stride, 2))
-                    for p in table
-                ]
-            )
-            k, v = (np.repeat(x[:n].astype(np.float64), HEADS // KV_HEADS, 1) for x in (k, v))
-            p = np.exp(np.einsum("hd,thd->ht", q, k) * a.scale)
-            to[:] = np.einsum("ht,thd->hd", p, v) / p.sum(1, keepdims=True)
-        return 0
 
 
 class Model:
@@ -312,7 +282,7 @@ class Model:
             self.most_tokens = 1 + drafts
 
         monkeypatch.setattr(context.Context, "_make", make)
-        self.library = Library()
+        self.library = Library(HEADS, KV_HEADS, DIM, PAGE)
         monkeypatch.setattr(context._library, "library", lambda: stand_in.Object(lim_decoder_attend=self.library))
         self.builder = backend.Builder(None, names, self.config, torch.device("cpu"))
         shape = (PAGES, PAGE, KV_HEADS, 2 * DIM) if order == "NHD" else (PAGES, KV_HEADS, PAGE, 2 * DIM)
@@ -440,7 +410,9 @@ def test_drafts_beside_prompts(speculating):
     close(*speculating.attend(metadata))
     assert speculating.library.rows == [5, 5] and metadata.lessismore.requests == 2 and len(metadata.lessismore.rest.seq_lens) == 1
     other = speculating.builder.update_block_table(metadata, metadata.block_table.flip(1).contiguous(), metadata.slot_mapping)
-    assert other.lessismore.rest.block_table.equal(other.block_table[2:]) and other.lessismore.table.equal(other.block_table[[0, 1, 1, 1, 1]])
+    assert other.lessismore.rest.block_table.equal(other.block_table[2:]) and other.lessismore.table.equal(
+        other.block_table[[0, 1, 1, 1, 1]]
+    )
     close(*speculating.attend(other))
 
 
@@ -449,7 +421,9 @@ def test_a_replayed_graphs_padding_sees_nothing_and_memory_keeps_its_place(specu
     replayed = speculating.step([4, 0, 0], [50, 0, 0], padding=8)
     plan = replayed.lessismore
     assert plan.lengths.tolist() == [47, 48, 49, 50] + 8 * [0]
-    assert plan.lengths.data_ptr() == captured.lessismore.lengths.data_ptr() and plan.table.data_ptr() == captured.lessismore.table.data_ptr()
+    assert (
+        plan.lengths.data_ptr() == captured.lessismore.lengths.data_ptr() and plan.table.data_ptr() == captured.lessismore.table.data_ptr()
+    )
     assert plan.table.stride() == captured.lessismore.table.stride() and plan.table[:4].equal(replayed.block_table[[0] * 4])
 
 

@@ -9,4 +9,4 @@ CONNECTOR = {"kv_connector": "PlacedConnector", "kv_connector_module_path": "pla
 class PlacedConnector(DecodeBenchConnector):
     def get_num_new_matched_tokens(self, request, num_computed_tokens):
         found, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
-        return max(0, found - request.kv_transfer_params["computed"]), later
+        return max(0, found - (request.kv_transfer_params or {}).get("computed", 0)), later

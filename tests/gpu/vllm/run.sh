@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything of tests/gpu/vllm, each step in its own process and with its own limit; logs in a folder (default build/vllm).
-#   run.sh [FOLDER] [PART...]     parts: reasoner check load server auto decode serving sanitize ranks; default: all that one GPU can do
-# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks wants two or four GPUs.
+#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto decode serving ranks ranks-decode; default: all that one GPU can do
+# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks and ranks-decode want two GPUs, or RANKS of them.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 logs=${1:-$here/../../../build/vllm}
@@ -42,12 +42,15 @@ for part in $parts; do
         wait
         ;;
     check)
-        check bf16 f16 fp8 sinks softcap drafts
+        check bf16 f16 fp8 drafts
         wait
-        check dim64 dim256 gqa16 mha
+        check sinks softcap dim64 dim256
+        wait
+        check gqa16 mha
         one check-dense 200 "$python" "$here/check.py" 32768 &
         wait
         ;;
+    check-*) one "$part" 200 "$python" "$here/check.py" 1024 "${part#check-}" ;;
     load) one load 300 "$python" "$here/load.py" ;;
     server) one server 240 "$python" "$here/server.py" "$logs" ;;
     auto) one auto 200 "$python" "$here/auto.py" ;;
@@ -57,17 +60,19 @@ for part in $parts; do
         ;;
     serving) one serving 560 "$python" "$here/serving.py" --json "$logs/serving.json" ;;
     sanitize) # of the library's kernels only: vLLM's take minutes
-        for tool in memcheck racecheck; do
-            LENGTHS=100,1500,2500,600 PYTORCH_NO_CUDA_MEMORY_CACHING=1 one "sanitize-$tool" 300 compute-sanitizer --error-exitcode 1 --kernel-name kns=lim_ --tool $tool \
-                "$(case $tool in memcheck) echo --report-api-errors=no ;; *) echo --print-limit=10 ;; esac)" "$python" "$here/check.py" 1024 bf16 &
-        done
-        wait
+        # Plain allocations, so that the checker sees every array's end. Errors of driver calls are no finding: see the Makefile. Not
+        # racecheck: it fails in a kernel of vLLM's, before any of ours; make gpu-sanitize has it for each kernel.
+        LENGTHS=100,1500,2500,600 PYTORCH_NO_CUDA_MEMORY_CACHING=1 one sanitize-memcheck 300 compute-sanitizer --error-exitcode 1 \
+            --kernel-name kns=lim_ --tool memcheck --report-api-errors no "$python" "$here/check.py" 1024 bf16
         ;;
     ranks)
-        one ranks-tensor2 200 "$python" "$here/ranks.py" reasoner 2 1
-        one ranks-pipeline2 200 "$python" "$here/ranks.py" reasoner 1 2
-        one ranks-control 200 "$python" "$here/ranks.py" reasoner 2 1 wrong
-        for mode in off on; do one "ranks-decode-$mode" 200 "$python" "$here/ranks.py" decode "${RANKS:-4}" $mode; done
+        one ranks-tensor2 200 "$python" "$here/ranks.py" reasoner 2 1 &
+        one ranks-pipeline2 200 "$python" "$here/ranks.py" reasoner 1 2 &
+        one ranks-control 200 "$python" "$here/ranks.py" reasoner 2 1 wrong &
+        wait
+        ;;
+    ranks-decode)
+        for mode in off on; do one "ranks-decode-$mode" 200 "$python" "$here/ranks.py" decode "${RANKS:-2}" $mode; done
         ;;
     *) echo "no part $part" && exit 2 ;;
     esac

@@ -2,9 +2,10 @@
 """A server's load: requests arrive at random (Poisson), each with a context of 8K to 28K tokens that is in place, a prompt of 1K to 4K tokens
 that is computed, and an answer of 1K to 4K tokens. FlashAttention and lessismore in one process, one engine, the same requests.
 
-    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--json FILE]
+    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--cases ROWSxCONTEXT,...] [--json FILE]
 
 RATE: requests a second; BEGUN: requests that are there at the beginning, somewhere in their answers. What finishes within SECONDS counts.
+cases: decode steps alone, as decode.py has them, in each mode before its first side.
 A time per output token is a request's, from its first token to its last, as vLLM's own benchmark has it.
 """
 
@@ -52,11 +53,12 @@ def side(bench, mode, rate, seconds, begun):
     before, counts, declined = bench.context.decoder.stats(), dict(bench.context.counts), dict(bench.context.declined)
     preempted, preempt = [], bench.core.scheduler._preempt_request
     bench.core.scheduler._preempt_request = lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1]
-    first, last, tokens, added, arrived = {}, {}, {}, {}, {}
+    first, last, tokens, arrived, begun_names = {}, {}, {}, {}, set()
     for i in range(begun):
         context, computed, answer = next(draws)
         name = f"{mode}{rate}begun{i}"
         add(bench, name, context + computed, 1, answer * rng.uniform(0.05, 1), rng)
+        begun_names.add(name)
     warm = time.perf_counter()
     for _ in range(8):
         bench.engine.step()
@@ -71,7 +73,7 @@ def side(bench, mode, rate, seconds, begun):
             name = f"{mode}{rate}n{n}"
             context, computed, answer = next(draws)
             add(bench, name, context, computed, answer, rng)
-            arrived[name], added[name] = due, now
+            arrived[name] = due
             n, due = n + 1, due + rng.exponential(1 / rate)
         if not bench.engine.has_unfinished_requests():
             time.sleep(max(0, due - (time.perf_counter() - begin)))
@@ -82,7 +84,7 @@ def side(bench, mode, rate, seconds, begun):
         for o in out:
             name, new = o.request_id.split("-")[0], len(o.outputs[0].token_ids)
             made += new
-            if name not in arrived or not new:
+            if not new or name not in arrived and name not in begun_names:
                 continue
             if name in last:
                 gaps.append(now - last[name])
@@ -100,8 +102,8 @@ def side(bench, mode, rate, seconds, begun):
         bench.engine.step()
     after = bench.context.decoder.stats()
     changed = {k: after[k] - before[k] for k in after if after[k] != before[k]}
-    tpot = np.array([(last[i] - first[i]) / (tokens[i] - 1) for i in finished]) * 1e3
-    wait = np.array([first[i] - arrived[i] for i in first]) * 1e3
+    tpot = np.array([(last[i] - first[i]) / (tokens[i] - 1) for i in finished if tokens[i] > 100]) * 1e3
+    wait = np.array([first[i] - arrived[i] for i in first if i in arrived]) * 1e3
     found = dict(
         mode=mode, rate=rate, seconds=round(elapsed, 1), arrived=n, finished=len(finished), tokens_per_s=round(made / elapsed, 1),
         tpot_ms={q: round(float(np.percentile(tpot, q)), 2) for q in (50, 90, 99)}, gap_ms={q: round(float(np.percentile(gaps, q)) * 1e3, 2) for q in (50, 99)},
@@ -116,7 +118,8 @@ def side(bench, mode, rate, seconds, begun):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("--sides", default="off:0.4:265:13,on:1.2:110:22,on:0.4:60:6")
+    p.add_argument("--sides", default="on:1.3:90:22,on:0.43:40:7,off:0.43:240:16")
+    p.add_argument("--cases", default="1x32768,8x32768,fitx32768,64x8192")
     p.add_argument("--budget", type=int, default=2048)
     p.add_argument("--layers", default="2,12")
     p.add_argument("--json")
@@ -125,20 +128,24 @@ def main():
     more["kv_transfer_config"] = CONNECTOR
     bench = Bench(random_model.folder(), {"budget": a.budget, "layers": [int(x) for x in a.layers.split(",")]}, **more)
     random_model.randomize(bench.runner.model)
-    found, captured = [], "on"
+    found, cases, captured = [], {}, "on"
     for text in a.sides.split(","):
         mode, rate, seconds, begun = text.split(":")
         if mode != captured:
             bench.switch(mode == "on")
             captured = mode
+        if mode not in cases:
+            cases[mode] = [bench.case(case, mode, 40) for case in a.cases.split(",") if case]
         found.append(side(bench, mode, float(rate), float(seconds), int(begun)))
     for f in found:
         say(f"{'lessismore' if f['mode'] == 'on' else 'FlashAttention'}, {f['rate']} a second: {f['tokens_per_s']} tokens/s, {f['finished']} finished,",
             f"ms a token {f['tpot_ms'][50]} (median), {f['tpot_ms'][99]} (99 %); steps {f['steps']}; {f['preempted']} preempted")  # fmt: skip
+    for on, off in zip(*(cases.get(m, []) for m in ("on", "off"))):
+        say(f"{on['rows']} x {on['context']}: FlashAttention {off['step_ms']:.2f} ms, lessismore {on['step_ms']:.2f} ms a step: {off['step_ms'] / on['step_ms']:.2f}x")
     say(short(bench.report()))
     if a.json:
         with open(a.json, "w") as out:
-            json.dump(dict(gpu=torch.cuda.get_device_name(), kv_tokens=bench.blocks * bench.block, sides=found), out)
+            json.dump(dict(gpu=torch.cuda.get_device_name(), kv_tokens=bench.blocks * bench.block, work_bytes=bench.context.work_bytes, sides=found, cases=cases), out)
     say("done")
 
 

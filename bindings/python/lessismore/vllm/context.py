@@ -132,7 +132,9 @@ class Context:
             heads, heads * ranks, self.max_rows, config.scheduler_config.max_num_seqs * self.most_tokens, self.work_bytes / 1e6,
         )  # fmt: skip
         if self.measures and graphs is not None and graphs.has_full_cudagraphs():
-            logger.info("lessismore: vLLM's graphs leave attention out while the selection layers are measured; the next start has them in a profile")
+            logger.info(
+                "lessismore: vLLM's graphs leave attention out while the selection layers are measured; the next start has them in a profile"
+            )
         self.reporter = metrics.Reporter(self, *_rank(config.parallel_config), own.stats_interval, own.stats)
         atexit.register(_at_exit, weakref.ref(self))
 
@@ -222,7 +224,9 @@ class Call:
         self.sinks: Optional[torch.Tensor] = None
         self.attend = _library.library().lim_decoder_attend
 
-    def run(self, query: torch.Tensor, kv_cache: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, output: torch.Tensor, n: int) -> None:
+    def run(
+        self, query: torch.Tensor, kv_cache: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, output: torch.Tensor, n: int
+    ) -> None:
         """The attention of the first n rows, on torch's current stream. Raises Error: then nothing was queued."""
         a, decoder = self.arguments, self.context.decoder
         if decoder is None:
@@ -247,7 +251,9 @@ class Call:
             self.sinks = torch.empty(sinks.shape, dtype=torch.float32, device=sinks.device)
         self.sinks.copy_(sinks)
 
-    def _prepare(self, query: torch.Tensor, kv_cache: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, output: torch.Tensor) -> None:
+    def _prepare(
+        self, query: torch.Tensor, kv_cache: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, output: torch.Tensor
+    ) -> None:
         """K/V is [pages, kv_heads, page_size, 2 * head_size] in any order of memory but the last dimension's: keys, then
         values, of a token and head side by side."""
         impl, a, size = self.impl, self.arguments, kv_cache.element_size()
