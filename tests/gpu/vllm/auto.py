@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a step costs while vLLM with its default graphs finds the selection layers of a model of Qwen3-8B's shape, and after that.
 
-    auto.py [ROWS] [CONTEXT]      8 rows of 32,768 tokens
+auto.py [ROWS] [CONTEXT]      8 rows of 32,768 tokens
 """
 
 import json
@@ -36,7 +36,11 @@ def main(rows, context):
         f"{library['measured_steps']} measured, chosen {bench.context.engine.report().get('choice')}")  # fmt: skip
     say(f"    {short(report)}")
     say(json.dumps([round(t, 2) for t in times]))
-    checks = {"measured": library["measured_steps"] > 0, "sparse": library["sparse_calls"] > 0, "no step too long": ordered[-1] < MOST * first}
+    checks = {
+        "measured": library["measured_steps"] > 0,
+        "sparse": library["sparse_calls"] > 0,
+        "no step too long": ordered[-1] < MOST * first,
+    }
     bad = [what for what, good in checks.items() if not good]
     say(f"auto: {'FAILED: ' + ', '.join(bad) if bad else 'ok'}")
     return not bad

@@ -34,7 +34,11 @@ VARIANTS = {
     "dim256": ({}, {"head_dim": 256, "num_attention_heads": 16, "num_key_value_heads": 4}, {}),
     "gqa16": ({}, {"num_attention_heads": 32, "num_key_value_heads": 2}, {}),
     "mha": ({}, {"num_attention_heads": 16, "num_key_value_heads": 16}, {}),
-    "drafts": ({"speculative_config": {"method": "ngram", "num_speculative_tokens": DRAFTS, "prompt_lookup_max": 2, "prompt_lookup_min": 1}}, {}, {}),
+    "drafts": (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": DRAFTS, "prompt_lookup_max": 2, "prompt_lookup_min": 1}},
+        {},
+        {},
+    ),
 }
 
 
@@ -170,7 +174,9 @@ def main(budget, variant):
     most = {kind: QUANTIZED if variant == "fp8" and kind != "set" else CLOSE for kind, _ in found}
     checks = {
         "close": all(max(errors) < most[kind] for (kind, sees_all), errors in found.items() if sees_all),
-        "seen": all((kind, True) in found for kind in ("decode", "mixed", "prompts")) or variant == "drafts" and ("decode, drafts", True) in found,
+        "seen": all((kind, True) in found for kind in ("decode", "mixed", "prompts"))
+        or variant == "drafts"
+        and ("decode, drafts", True) in found,
         "sets": (("set", True) in found) == (budget < max(LENGTHS)),
         "counted": report["counts"]["split_steps"] > 0 and report["library"]["no_set_calls"] == 0,
         "all layers": report["taking_part"] == LAYERS,

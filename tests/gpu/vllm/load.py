@@ -60,7 +60,9 @@ def main(waves, seed, stock):
     n, wrong = len(problems), [i for i, (_, s) in problems.items() if i not in cancel and given.get(i, [])[: len(s)] != s]
     strayed = [i for i in cancel if given.get(i, []) != problems[i][1][: len(given.get(i, []))]]
     report = served.report()
-    say(f"load, seed {seed}{', vLLM alone' if stock else ''}: {n} requests, {len(cancel)} cancelled, {len(preempted)} preempted, up to {most} rows, {len(served.steps)} steps in {time.time() - begin:.1f} s")
+    say(
+        f"load, seed {seed}{', vLLM alone' if stock else ''}: {n} requests, {len(cancel)} cancelled, {len(preempted)} preempted, up to {most} rows, {len(served.steps)} steps in {time.time() - begin:.1f} s"
+    )
     say(f"    wrong {len(wrong)} of {n - len(cancel)} {wrong[:20]}; of the cancelled, so far, {len(strayed)} of {len(cancel)}")
     say("    after each wave, MB (device, torch's, host): " + ", ".join(f"{d / 1e6:.0f} {t / 1e6:.0f} {h / 1e6:.0f}" for d, t, h in memory))
     checks = {
@@ -80,6 +82,10 @@ def main(waves, seed, stock):
 
 
 if __name__ == "__main__":
-    good = main(int(sys.argv[1]) if len(sys.argv) > 1 else 4, int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 30), "stock" in sys.argv)
+    good = main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 4,
+        int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 30),
+        "stock" in sys.argv,
+    )
     sys.stdout.flush()
     os._exit(0 if good else 1)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """vLLM over several GPUs, its own executor: the reasoner, or decode steps of Qwen3-8B's shape.
 
-    ranks.py reasoner TP PP [wrong]     16 problems, 6 rows; wrong: layers that cannot do it
-    ranks.py decode TP on|off [CASES]   milliseconds a step, at the engine's output
+ranks.py reasoner TP PP [wrong]     16 problems, 6 rows; wrong: layers that cannot do it
+ranks.py decode TP on|off [CASES]   milliseconds a step, at the engine's output
 """
 
 import glob
@@ -60,13 +60,17 @@ def reasoner(tensor, pipeline, layers):
         for out in served.step():
             given[int(out.request_id.split("-")[0])] = list(out.outputs[0].token_ids)
     exact = sum(given[i] == w[: len(given[i])] and len(given[i]) > 100 for i, w in enumerate(wanted))
-    say(f"reasoner, tensor parallel {tensor}, pipeline parallel {pipeline}, layers {layers}: exact {exact} of 16 in {time.time() - begin:.1f} s")
+    say(
+        f"reasoner, tensor parallel {tensor}, pipeline parallel {pipeline}, layers {layers}: exact {exact} of 16 in {time.time() - begin:.1f} s"
+    )
     reports = [json.loads(pathlib.Path(path).read_text())["vllm"] for path in sorted(glob.glob(f"{stats}.*"))]
     for r in reports:
         library = r["library"]
         say(f"    rank {r['rank']}: {r['reason'] or 'on'}, layers {r['layers']} of {r['taking_part']}, {r['counts']},",
             f"{library['tokens_attended'] / max(library['tokens_visible'], 1):.1%} attended, {library['rows_sparse']} rows sparse, no_set {library['no_set_calls']}")  # fmt: skip
-    sparse = len(reports) == tensor * pipeline and all(r["library"]["rows_sparse"] > 1000 and not r["library"]["no_set_calls"] for r in reports)
+    sparse = len(reports) == tensor * pipeline and all(
+        r["library"]["rows_sparse"] > 1000 and not r["library"]["no_set_calls"] for r in reports
+    )
     return sparse and exact == (16 if layers == RIGHT else 0)
 
 
@@ -86,7 +90,11 @@ def decode(tensor, mode, cases):
             if out:
                 stamps.append((time.perf_counter(), len(out)))
         full = [y[0] - x[0] for x, y in zip(stamps, stamps[1:]) if x[1] == rows and y[1] == rows][6:-2]
-        say(f"decode, tensor parallel {tensor}, {mode}: {case}: {statistics.median(full) * 1e3:.2f} ms a step (median of {len(full)})" if full else f"{case}: no step of all rows")
+        say(
+            f"decode, tensor parallel {tensor}, {mode}: {case}: {statistics.median(full) * 1e3:.2f} ms a step (median of {len(full)})"
+            if full
+            else f"{case}: no step of all rows"
+        )
     return True
 
 

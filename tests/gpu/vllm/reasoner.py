@@ -85,7 +85,9 @@ def run(name):
     report = served.report()
     if "drafts" in name:  # tokens over requests of steps that computed no prompt
         rows, tokens = (sum(step[k] for step in served.steps if step[2] <= 1 + DRAFTS["num_speculative_tokens"]) for k in (0, 1))
-        say(f"    {tokens / max(rows, 1):.2f} tokens a request and step were computed, {sum(len(s) for _, s in wanted) / max(rows, 1):.2f} came of it")
+        say(
+            f"    {tokens / max(rows, 1):.2f} tokens a request and step were computed, {sum(len(s) for _, s in wanted) / max(rows, 1):.2f} came of it"
+        )
     say(
         f"reasoner {name}: exact {exact} of {len(wanted)}, first wrong token {first}, {time.time() - begin:.1f} s, steps {served.kinds()}, preempted {len(preempted)}"
     )

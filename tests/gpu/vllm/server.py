@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`vllm serve` as a person starts it, with the reasoner in it: problems over HTTP, /metrics, the statistics file.
 
-    server.py FOLDER      logs go there
+server.py FOLDER      logs go there
 """
 
 import concurrent.futures
@@ -47,7 +47,7 @@ def solve(base, i):
 def metrics(text):
     found = {}
     for name, labels, value in re.findall(r"^(lessismore_\w+)\{(.*?)\} (\S+)$", text, re.MULTILINE):
-        found[name, *sorted(re.findall(r'(\w+)="(.*?)"', labels))] = float(value)
+        found[(name, *sorted(re.findall(r'(\w+)="(.*?)"', labels)))] = float(value)
     return found
 
 

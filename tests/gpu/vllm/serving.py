@@ -141,11 +141,22 @@ def main():
         say(f"{'lessismore' if f['mode'] == 'on' else 'FlashAttention'}, {f['rate']} a second: {f['tokens_per_s']} tokens/s, {f['finished']} finished,",
             f"ms a token {f['tpot_ms'][50]} (median), {f['tpot_ms'][99]} (99 %); steps {f['steps']}; {f['preempted']} preempted")  # fmt: skip
     for on, off in zip(*(cases.get(m, []) for m in ("on", "off"))):
-        say(f"{on['rows']} x {on['context']}: FlashAttention {off['step_ms']:.2f} ms, lessismore {on['step_ms']:.2f} ms a step: {off['step_ms'] / on['step_ms']:.2f}x")
+        say(
+            f"{on['rows']} x {on['context']}: FlashAttention {off['step_ms']:.2f} ms, lessismore {on['step_ms']:.2f} ms a step: {off['step_ms'] / on['step_ms']:.2f}x"
+        )
     say(short(bench.report()))
     if a.json:
         with open(a.json, "w") as out:
-            json.dump(dict(gpu=torch.cuda.get_device_name(), kv_tokens=bench.blocks * bench.block, work_bytes=bench.context.work_bytes, sides=found, cases=cases), out)
+            json.dump(
+                dict(
+                    gpu=torch.cuda.get_device_name(),
+                    kv_tokens=bench.blocks * bench.block,
+                    work_bytes=bench.context.work_bytes,
+                    sides=found,
+                    cases=cases,
+                ),
+                out,
+            )
     say("done")
 
 
