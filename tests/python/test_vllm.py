@@ -615,6 +615,50 @@ def test_without_layers_or_profile_nothing_is_sparse_and_the_log_says_how(monkey
     assert "calibrate" in d.reason and "FULL_AND_PIECEWISE" in d.reason
 
 
+def engines(monkeypatch, c, names):
+    """What the library's engine would be made with, for layers of these numbers. No device is touched."""
+    made = []
+    monkeypatch.setattr(context, "Engine", lambda n, **given: made.append((n, given["layers"])) or stand_in.Object(close=lambda: None))
+    monkeypatch.setattr(context.Context, "_allocate", lambda self, census, number: False)
+    for i in names:
+        c.compilation_config.static_forward_context[f"model.layers.{i}.attn"] = stand_in.Attention("", impl())
+    d = context.Context(c)
+    d.open(stand_in.FlashAttentionImpl, torch.device("cuda", 0))
+    return d, made
+
+
+@pytest.mark.parametrize(("layers_", "names", "want", "reason"), [
+    ([0, 3], (2, 3), (0, 1), None),  # the stage's first layer would be sparse: it selects, too
+    ([0, 3], (0, 1), (0,), None), ([2], (0, 1), None, "before the first selection layer"), ([2], (2, 3), (0,), None),
+    ([0], (2,), (0,), None), ([0], (1, 3), None, "pipeline stages"),
+])  # fmt: skip
+def test_a_pipelines_stage_takes_its_own_part_of_the_layers(monkeypatch, layers_, names, want, reason):
+    d, made = engines(monkeypatch, stand_in.config({"layers": layers_}, pipeline_parallel_size=2), names)
+    assert made == ([] if want is None else [(len(names), want)])
+    assert d.reason is None if reason is None else reason in d.reason
+
+
+def test_a_layer_beyond_the_pipelines_model_is_an_error(monkeypatch):
+    with pytest.raises(ArgumentError, match=r"\[9\] are not in 0 \.\. 3"):
+        engines(monkeypatch, stand_in.config({"layers": [9]}, pipeline_parallel_size=2), (2, 3))
+
+
+@pytest.mark.parametrize(("change", "measured"), [
+    ({}, True), (dict(mode=stand_in.Mode.PIECEWISE), True), (dict(mode=stand_in.Mode.NONE), True), (dict(tensor_parallel_size=2), False),
+    (dict(pipeline_parallel_size=2), False), (dict(drafts=3), False), (dict(layers=[0]), False),
+])  # fmt: skip
+def test_layers_are_measured_where_graphs_can_leave_attention_out(monkeypatch, tmp_path, change, measured):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    change = dict(change)
+    drafts, given = change.pop("drafts", 0), {"layers": change.pop("layers")} if "layers" in change else {}
+    c = stand_in.config(given, **change)
+    if drafts:
+        c.speculative_config = stand_in.Object(method="ngram", num_speculative_tokens=drafts, parallel_drafting=False)
+    d, made = engines(monkeypatch, c, range(4))
+    assert d.measures == measured and d.most_tokens == (1 + drafts if made else 1)
+    assert made == ([(4, None)] if measured else [(4, (0,))] if given else []) and (made or "not known" in d.reason)
+
+
 def test_work_memory_bounds_the_rows():
     for limit, most in ((0, 0), (99, 0), (100, 1), (1000, 10), (1 << 40, 64)):
         assert memory.rows_within(lambda n: 100 * n, 64, limit) == most
