@@ -154,6 +154,52 @@ def test_without_layers_or_a_gpu_nothing_is_sparse_and_the_log_says_why(backend,
             assert text in backend.Backend(runner).shared.reason
 
 
+class Decoder:
+    """The library's on a GPU, as far as it is made with what suits it."""
+
+    made: list = []
+
+    def __init__(self, engine, max_rows, **shape):
+        self.made.append((engine.report(), max_rows, shape))
+
+    @staticmethod
+    def work_size(engine, max_rows, **shape):
+        return 1000 * max_rows + shape["kv_tokens"]
+
+    def stats(self):
+        return {}
+
+    def close(self):
+        pass
+
+
+def test_a_runner_is_opened_by_what_its_model_and_store_are(backend, version, monkeypatch):
+    monkeypatch.setenv("LESSISMORE_LAYERS", "1")
+    monkeypatch.setenv("LESSISMORE_BUDGET", "128")
+    monkeypatch.setenv("LESSISMORE_POLICY", "mass")
+    monkeypatch.setenv("LESSISMORE_GUARD", "off")
+    monkeypatch.setattr(context, "Decoder", Decoder)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: stand_in.Object(total_memory=64 * 7500))
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **more: zeros(*shape, **more))
+    Decoder.made.clear()
+    shared = backend.Backend(
+        stand_in.runner(version, [stand_in.RadixAttention(i, sliding_window_size=-1 if i else 8) for i in range(4)])
+    ).shared
+    assert shared.active and shared.numbers == {1: 0, 2: 1, 3: 2}
+    ((engine, rows, shape),) = Decoder.made
+    # A row of the table is 256 tokens wide: 1,256 bytes a row of the 7,500.
+    assert rows == shared.max_rows == 5 and shared.work_bytes == 5000 + 1280 and len(shape.pop("work")) == 6280
+    assert shape == dict(device=0, capacity=256, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM, dtype="f16", kv_tokens=1280)
+    config = engine["config"]
+    assert (config["budget"], config["layers"], config["policy"], config["guard"]) == (128, [1], "mass", 0)
+    report = shared.report()
+    assert report["layers"] == [1] and report["others"] == {"sliding-window layers": 1} and report["reason"] is None
+    shared.close()
+    assert not shared.active
+
+
 # ---- steps ----
 
 of_each_kind = pytest.mark.parametrize("version", KINDS, indirect=True)
