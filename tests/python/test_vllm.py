@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import vllm_interface as stand_in
+from attention_call import Library
 from conftest import PACKAGE
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -72,8 +73,13 @@ def test_what_is_read_is_there(version):
     assert {"num_heads", "head_size", "scale", "num_kv_heads", "alibi_slopes", "sliding_window", "kv_cache_dtype", "logits_soft_cap", "attn_type",
             "kv_sharing_target_layer_name", "sinks", "batch_invariant_enabled"} <= set(flash["FlashAttentionImpl"]["sets"])  # fmt: skip
     assert {"seq_lens", "block_table", "num_actual_tokens", "scheduler_metadata"} <= set(flash["FlashAttentionMetadata"]["fields"])
-    assert "UNIFORM_SINGLE_TOKEN_DECODE" in backends["AttentionCGSupport"]["fields"]
+    assert {"UNIFORM_SINGLE_TOKEN_DECODE", "UNIFORM_BATCH", "NEVER"} <= set(backends["AttentionCGSupport"]["fields"])
+    assert backends["AttentionMetadataBuilder"]["methods"]["_init_reorder_batch_threshold"][1:3] == [
+        "reorder_batch_threshold",
+        "supports_spec_as_decode",
+    ]
     assert "_init_reorder_batch_threshold" in backends["AttentionMetadataBuilder"]["methods"]
+    assert backends["AttentionType"]["texts"]["DECODER"] == layers.DECODER
     assert layers.PLAIN in modules["vllm/model_executor/layers/attention/attention.py"]
     assert "get_current_vllm_config" in config["vllm.py"]
     for name in ("additional_config", "speculative_config", "model_config", "parallel_config", "scheduler_config", "compilation_config"):
@@ -87,10 +93,17 @@ def test_what_is_read_is_there(version):
         config["cache.py"]["CacheConfig"]["fields"]
     )
     assert "max_num_seqs" in config["scheduler.py"]["SchedulerConfig"]["fields"]
-    assert {"dtype", "max_model_len", "model", "revision", "quantization"} <= set(config["model.py"]["ModelConfig"]["fields"])
+    assert {"dtype", "max_model_len", "model", "revision", "quantization", "hf_text_config"} <= set(
+        config["model.py"]["ModelConfig"]["fields"]
+    )
+    assert {"method", "num_speculative_tokens", "parallel_drafting"} <= set(config["speculative.py"]["SpeculativeConfig"]["fields"])
+    assert "supports_quant_query_input" in flash["FlashAttentionImpl"]["sets"] + backends["AttentionImplBase"]["fields"]
+    attention = modules["vllm/model_executor/layers/attention/attention.py"]
+    assert ("calculate_kv_scales" in attention["Attention"]["sets"]) == (version in ("0.26.0", "0.27.1"))  # scales are loaded, later
+    assert {"_q_scale_float", "_k_scale_float", "_v_scale_float"} <= set(backends["AttentionLayer"]["fields"])
     assert "rswa_window" in config["model.py"]["ModelConfig"]["methods"]
     assert {"static_forward_context", "cudagraph_mode"} <= set(config["compilation.py"]["CompilationConfig"]["fields"])
-    assert "has_full_cudagraphs" in config["compilation.py"]["CUDAGraphMode"]["methods"]
+    assert {"has_full_cudagraphs", "has_piecewise_cudagraphs"} <= set(config["compilation.py"]["CUDAGraphMode"]["methods"])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -187,7 +200,7 @@ def test_layers_whose_names_do_not_tell_their_order_are_left():
 
 @pytest.mark.parametrize(("given", "reason"), [
     (dict(attn_type="encoder_only"), "attention of type"), (dict(sliding_window=64), "sliding-window"), (dict(alibi_slopes=[1.0]), "ALiBi"),
-    (dict(kv_sharing_target_layer_name="x"), "another layer's K/V"), (dict(kv_cache_dtype="fp8"), "K/V of type fp8"),
+    (dict(kv_sharing_target_layer_name="x"), "another layer's K/V"), (dict(kv_cache_dtype="int8_per_token_head"), "K/V of type int8"),
     (dict(kv_cache_dtype="fp8_e5m2"), "K/V of type"), (dict(head_size=80), "heads of 80"), (dict(num_heads=34), "34 query heads for 2"),
 ])  # fmt: skip
 def test_a_layer_that_cannot_take_part_says_why(given, reason):
@@ -195,14 +208,48 @@ def test_a_layer_that_cannot_take_part_says_why(given, reason):
     assert layers.single(impl(), stand_in.Attention("", None)) is None
 
 
+def test_fp8_takes_part_with_one_scale_for_a_layer():
+    layer, fp8 = stand_in.Attention("", None), impl(kv_cache_dtype="fp8")
+    assert layers.single(fp8, layer) is None
+    layer.calculate_kv_scales = True
+    assert "calculate_kv_scales" in layers.single(fp8, layer)
+    layer.calculate_kv_scales, layer._k_scale = False, torch.ones(KV_HEADS)
+    assert "for each head" in layers.single(fp8, layer)
+    mixed = census(**{"layers.0": fp8, "layers.1": impl()})  # kv_cache_dtype_skip_layers
+    assert list(mixed.numbers) == ["layers.0"] and "heads other" in mixed.others["layers.1"]
+
+
+def test_a_drafters_layers_are_not_numbered():
+    names = {f"model.layers.{i}.self_attn.attn": stand_in.Attention("", impl()) for i in range(5)} | {
+        "mtp.layers.0.attn": stand_in.Attention("", impl())
+    }
+    found = layers.Census(names, stand_in.FlashAttentionImpl, 4)
+    assert len(found.numbers) == 4 and set(found.others.values()) == {"layers that draft"} and found.drafting == 2
+
+
+def test_a_stage_selects_with_its_first_sparse_layer():
+    for first, n, want in ((0, 6, (2,)), (6, 6, (0, 3)), (9, 3, (0,)), (2, 4, (0,)), (0, 2, ()), (10, 2, (0,)), (0, 12, (2, 9))):
+        assert layers.of_stage((2, 9), first, n) == want, (first, n)
+    found = census(**{f"model.layers.{i}.attn": impl() for i in (6, 7, 8)})
+    assert found.stage(12) == 6
+    for names, most in (((6, 8), 12), ((6, 7, 8), 8), ((), 12)):
+        with pytest.raises(ValueError, match="pipeline"):
+            census(**{f"model.layers.{i}.attn": impl() for i in names}).stage(most)
+    with pytest.raises(ValueError, match="pipeline"):
+        census(**{"model.layers.6.attn": impl(), "model.layers.7.attn": impl(sliding_window=8)}).stage(12)
+
+
 @pytest.mark.parametrize("change", [
-    dict(parallel=dict(pipeline_parallel_size=2)), dict(parallel=dict(decode_context_parallel_size=2)), dict(parallel=dict(prefill_context_parallel_size=2)),
-    dict(parallel=dict(enable_dbo=True)), dict(parallel=dict(use_ubatching=True)), dict(dtype=torch.float32), dict(speculative=True), dict(rswa=64),
+    dict(parallel=dict(decode_context_parallel_size=2)), dict(parallel=dict(prefill_context_parallel_size=2)),
+    dict(parallel=dict(enable_dbo=True)), dict(parallel=dict(use_ubatching=True)), dict(dtype=torch.float32), dict(speculative="draft_model"), dict(speculative="eagle", drafting=True), dict(rswa=64),
 ])  # fmt: skip
 def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
     c = stand_in.config({"layers": [1]}, dtype=change.get("dtype", torch.float16), **change.get("parallel", {}))
     assert layers.whole(stand_in.config({"layers": [1]})) is None
-    c.speculative_config = change.get("speculative")
+    if "speculative" in change:
+        c.speculative_config = stand_in.Object(
+            method=change["speculative"], num_speculative_tokens=3, parallel_drafting=change.get("drafting", False)
+        )
     c.model_config.rswa_window = change.get("rswa")
     reason = layers.whole(c)
     assert reason and context.of(c).reason == reason
@@ -212,51 +259,13 @@ def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
 # ---- steps ----
 
 
-class Library:
-    """Attends as the C header says, from the addresses that it is given."""
-
-    def __init__(self):
-        self.rows, self.layers, self.error = [], [], None
-
-    def __call__(self, handle, a):
-        if self.error is not None:
-            raise self.error
-        self.rows.append(a.n_rows)
-        self.layers.append(a.layer)
-        assert a.page_size == PAGE and a.query_dtype == a.output_dtype == 1 and a.struct_size == ctypes.sizeof(a)
-
-        def at(address, shape, strides, kind=np.float16):
-            last = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-            size = sum((n - 1) * s for n, s in zip(shape, strides)) + np.dtype(kind).itemsize
-            return np.ndarray(shape, kind, np.ctypeslib.as_array(last, (size,)), strides=strides)
-
-        for row, n in enumerate(at(a.lengths, (a.n_rows,), (4,), np.int32)):
-            to = at(a.output + row * a.output_row_stride, (HEADS, DIM), (a.output_head_stride, 2))
-            q = at(a.query + row * a.query_row_stride, (HEADS, DIM), (a.query_head_stride, 2)).astype(np.float64)
-            to[:] = 0
-            if n == 0:
-                continue
-            table = at(a.table + row * a.table_stride * 4, (-(-int(n) // PAGE),), (4,), np.int32)
-            k = np.concatenate(
-                [at(a.key + int(p) * a.key_page_stride, (PAGE, KV_HEADS, DIM), (a.key_token_stride, a.key_head_stride, 2)) for p in table]
-            )
-            v = np.concatenate(
-                [
-                    at(a.value + int(p) * a.value_page_stride, (PAGE, KV_HEADS, DIM), (a.value_token_stride, a.value_head_stride, 2))
-                    for p in table
-                ]
-            )
-            k, v = (np.repeat(x[:n].astype(np.float64), HEADS // KV_HEADS, 1) for x in (k, v))
-            p = np.exp(np.einsum("hd,thd->ht", q, k) * a.scale)
-            to[:] = np.einsum("ht,thd->hd", p, v) / p.sum(1, keepdims=True)
-        return 0
-
-
 class Model:
     """Two layers in the stand-in, opened without a GPU, and steps of any rows."""
 
-    def __init__(self, backend, version, monkeypatch, settings=None, order="NHD"):
+    def __init__(self, backend, version, monkeypatch, settings=None, order="NHD", drafts=0):
         self.config = backend.current[0] = stand_in.config({"layers": [0], **(settings or {})})
+        if drafts:
+            self.config.speculative_config = stand_in.Object(method="ngram", num_speculative_tokens=drafts, parallel_drafting=False)
         self.common, self.backend = stand_in.common_class(version), backend
         names = [f"model.layers.{i}.attn" for i in range(2)]
         self.layers = [stand_in.Attention(name, backend.Impl(HEADS, DIM, DIM**-0.5, KV_HEADS)) for name in names]
@@ -266,22 +275,23 @@ class Model:
         def make(self, found, device):
             self.decoder, self.max_rows, self.capacity, self.numbers = (
                 stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None),
-                6,
+                6 * (1 + drafts),
                 512,
                 found.numbers,
             )
+            self.most_tokens = 1 + drafts
 
         monkeypatch.setattr(context.Context, "_make", make)
-        self.library = Library()
+        self.library = Library(HEADS, KV_HEADS, DIM, PAGE)
         monkeypatch.setattr(context._library, "library", lambda: stand_in.Object(lim_decoder_attend=self.library))
         self.builder = backend.Builder(None, names, self.config, torch.device("cpu"))
         shape = (PAGES, PAGE, KV_HEADS, 2 * DIM) if order == "NHD" else (PAGES, KV_HEADS, PAGE, 2 * DIM)
         store = torch.randn(shape, dtype=torch.float16)
         self.store = store.transpose(1, 2) if order == "NHD" else store
 
-    def step(self, queries, seen, capture=False, **more):
-        """Rows with so many query tokens each that see so many tokens. Returns vLLM's metadata."""
-        n, tokens = len(queries), sum(queries)
+    def step(self, queries, seen, capture=False, padding=0, **more):
+        """Requests with so many query tokens each that see so many tokens; of padding, so many. Returns vLLM's metadata."""
+        n, tokens = len(queries), sum(queries) + padding
         starts = torch.tensor([0, *np.cumsum(queries)], dtype=torch.int32)
         table = torch.randint(0, PAGES, (n, 512 // PAGE), dtype=torch.int32)
         lengths = torch.tensor(seen, dtype=torch.int32)
@@ -370,6 +380,79 @@ def test_a_prompt_among_the_first_rows_ends_ours(model):
     assert model.library.rows == [1, 1]
 
 
+# ---- speculation ----
+
+
+@pytest.fixture(params=VERSIONS)
+def speculating(request, backend, monkeypatch):
+    torch.manual_seed(1)
+    return Model(backend, request.param, monkeypatch, drafts=3)
+
+
+def test_each_speculated_token_is_a_row_that_sees_what_is_before_it(speculating):
+    metadata = speculating.step([4, 4], [50, 200])
+    close(*speculating.attend(metadata))
+    assert speculating.library.rows == [8, 8] and metadata.lessismore.lengths.tolist() == [47, 48, 49, 50, 197, 198, 199, 200]
+    metadata = speculating.step([1, 3, 2], [50, 200, 7])  # as many drafts as were found
+    close(*speculating.attend(metadata))
+    assert speculating.library.rows[2:] == [6, 6] and metadata.lessismore.lengths.tolist() == [50, 198, 199, 200, 6, 7]
+    assert speculating.context.counts["decode_steps"] == 2 and not speculating.context.declined
+
+
+def test_steps_without_drafts_are_as_ever(speculating):
+    metadata = speculating.step([1, 1], [50, 200])
+    close(*speculating.attend(metadata))
+    assert metadata.lessismore.lengths is None and speculating.library.rows == [2, 2]
+
+
+def test_drafts_beside_prompts(speculating):
+    metadata = speculating.step([1, 4, 30], [50, 200, 60])
+    close(*speculating.attend(metadata))
+    assert speculating.library.rows == [5, 5] and metadata.lessismore.requests == 2 and len(metadata.lessismore.rest.seq_lens) == 1
+    other = speculating.builder.update_block_table(metadata, metadata.block_table.flip(1).contiguous(), metadata.slot_mapping)
+    assert other.lessismore.rest.block_table.equal(other.block_table[2:]) and other.lessismore.table.equal(
+        other.block_table[[0, 1, 1, 1, 1]]
+    )
+    close(*speculating.attend(other))
+
+
+def test_a_replayed_graphs_padding_sees_nothing_and_memory_keeps_its_place(speculating):
+    captured = speculating.step([4, 4, 4], [9, 9, 9], capture=True)
+    replayed = speculating.step([4, 0, 0], [50, 0, 0], padding=8)
+    plan = replayed.lessismore
+    assert plan.lengths.tolist() == [47, 48, 49, 50] + 8 * [0]
+    assert (
+        plan.lengths.data_ptr() == captured.lessismore.lengths.data_ptr() and plan.table.data_ptr() == captured.lessismore.table.data_ptr()
+    )
+    assert plan.table.stride() == captured.lessismore.table.stride() and plan.table[:4].equal(replayed.block_table[[0] * 4])
+
+
+def test_speculation_wants_graphs_of_several_tokens_and_rows_for_them(speculating):
+    assert speculating.builder.reorder_batch_threshold == 4
+    assert speculating.backend.Builder.get_cudagraph_support(speculating.config, None) is stand_in.AttentionCGSupport.UNIFORM_BATCH
+    assert speculating.step([4] * 6, [9] * 6).lessismore.rows == 24
+    assert speculating.step([4] * 7, [9] * 7).lessismore.rows == 0 and "more than 24 rows" in speculating.context.declined
+
+
+@given(data=st.data())
+@hypothesis_settings(max_examples=15, deadline=None)
+def test_any_speculating_step_gives_what_vllm_alone_gives(data):
+    with pytest.MonkeyPatch.context() as patch:
+        current = [None]
+        stand_in.install(patch, current)
+        patch.delitem(sys.modules, "lessismore.vllm.backend", raising=False)
+        import lessismore.vllm.backend as module
+
+        module.current = current
+        patch.setattr(torch.cuda, "current_stream", lambda: stand_in.Object(cuda_stream=0))
+        model = Model(module, data.draw(st.sampled_from(VERSIONS)), patch, drafts=3)
+        queries = sorted(data.draw(st.lists(st.sampled_from([1, 2, 3, 4, 5, 30]), min_size=1, max_size=6)))
+        metadata = model.step(queries, [q + data.draw(st.integers(0, 100)) for q in queries])
+        close(*model.attend(metadata))
+        assert metadata.lessismore.rows == sum(q for q in queries if q <= 4)
+        sys.modules.pop("lessismore.vllm.backend", None)
+
+
 @pytest.mark.parametrize(("queries", "more", "reason"), [
     ([3, 1], {}, "prompts"), ([1] * 7, {}, "more than 6 rows"), ([1, 1], {"causal": False}, "not causal"),
     ([1, 1], {"rswa_prefix_lens": torch.ones(2)}, "reference window"), ([1, 1], {"encoder_seq_lens": torch.ones(2)}, "encoder"),
@@ -449,17 +532,51 @@ def test_sinks_follow_the_weights(model):
     assert layer.impl.call.sinks is kept and (kept == 3).all()
 
 
+def test_while_layers_are_measured_graphs_leave_attention_out(model):
+    model.context.measures = True
+    assert model.backend.Builder.get_cudagraph_support(model.config, None) is stand_in.AttentionCGSupport.NEVER
+
+
 def test_rows_that_decode_come_first_and_graphs_are_of_single_tokens(model):
     assert model.builder.reorder_batch_threshold == 1
     assert model.backend.Builder.get_cudagraph_support(model.config, None) is stand_in.AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
     assert model.backend.Backend.get_name() == "CUSTOM"
 
 
+# ---- K/V in fp8 ----
+
+
+def test_fp8_hands_over_scales_and_dequantized_queries(model):
+    layer = model.layers[0]
+    layer.impl.kv_cache_dtype = "fp8"
+    layer._q_scale_float, layer._k_scale_float, layer._v_scale_float = 0.5, 0.25, 2.0
+    metadata, seen = model.step([1, 1], [5, 20]), []
+
+    def attend(handle, a):
+        query = np.ctypeslib.as_array(ctypes.cast(a.query, ctypes.POINTER(ctypes.c_uint16)), (2 * HEADS * DIM,)).view(np.float16).copy()
+        seen.append((a.scale, a.key_scale, a.value_scale, a.value - a.key, a.key_token_stride, a.query_dtype, query))
+        return 0
+
+    model.context.__dict__["decoder"]._use = lambda: 1
+    call = context.Call(model.context, layer.impl, layer, 0)
+    call.attend = attend
+    query = torch.randn(2, HEADS, DIM).to(torch.float8_e4m3fn)
+    store = torch.zeros(PAGES, PAGE, KV_HEADS, 2 * DIM, dtype=torch.uint8).transpose(1, 2)
+    call.run(query, store, metadata.seq_lens, metadata.block_table, torch.zeros(2, HEADS, DIM, dtype=torch.float16), 2)
+    scale, key_scale, value_scale, apart, token, dtype, given = seen[0]
+    assert (key_scale, value_scale, apart, token, dtype) == (0.25, 2.0, DIM, KV_HEADS * 2 * DIM, 1) and np.isclose(scale, DIM**-0.5 * 0.5)
+    assert (given == query.to(torch.float16).numpy().ravel()).all()
+    layer._k_scale_float = 0.75  # weights loaded anew
+    call.refresh()
+    call.run(query, store, metadata.seq_lens, metadata.block_table, torch.zeros(2, HEADS, DIM, dtype=torch.float16), 2)
+    assert seen[1][1] == 0.75
+
+
 # ---- opening ----
 
 
-def opened(settings_, monkeypatch, error=None):
-    c = stand_in.config(settings_)
+def opened(settings_, monkeypatch, error=None, mode=stand_in.Mode.FULL_AND_PIECEWISE):
+    c = stand_in.config(settings_, mode)
     c.compilation_config.static_forward_context["layers.0"] = stand_in.Attention("layers.0", impl())
     d = context.Context(c)
     if error is not None:
@@ -493,8 +610,53 @@ def test_without_memory_everything_is_vllms(monkeypatch):
 
 def test_without_layers_or_profile_nothing_is_sparse_and_the_log_says_how(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    d = opened({}, monkeypatch)
-    assert "calibrate" in d.reason and "PIECEWISE" in d.reason
+    mode = stand_in.Object(has_full_cudagraphs=lambda: True, has_piecewise_cudagraphs=lambda: False)  # FULL: attention is in every graph
+    d = opened({}, monkeypatch, mode=mode)
+    assert "calibrate" in d.reason and "FULL_AND_PIECEWISE" in d.reason
+
+
+def engines(monkeypatch, c, names):
+    """What the library's engine would be made with, for layers of these numbers. No device is touched."""
+    made = []
+    monkeypatch.setattr(context, "Engine", lambda n, *_, **given: made.append((n, given["layers"])) or stand_in.Object(close=lambda: None))
+    monkeypatch.setattr(context.Context, "_allocate", lambda self, census, number: False)
+    for i in names:
+        c.compilation_config.static_forward_context[f"model.layers.{i}.attn"] = stand_in.Attention("", impl())
+    d = context.Context(c)
+    d.open(stand_in.FlashAttentionImpl, torch.device("cuda", 0))
+    return d, made
+
+
+@pytest.mark.parametrize(("layers_", "names", "want", "reason"), [
+    ([0, 3], (2, 3), (0, 1), None),  # the stage's first layer would be sparse: it selects, too
+    ([0, 3], (0, 1), (0,), None), ([2], (0, 1), None, "before the first selection layer"), ([2], (2, 3), (0,), None),
+    ([0], (2,), (0,), None), ([0], (1, 3), None, "pipeline stages"),
+])  # fmt: skip
+def test_a_pipelines_stage_takes_its_own_part_of_the_layers(monkeypatch, layers_, names, want, reason):
+    d, made = engines(monkeypatch, stand_in.config({"layers": layers_}, pipeline_parallel_size=2), names)
+    assert made == ([] if want is None else [(len(names), want)])
+    assert d.reason is None if reason is None else reason in d.reason
+
+
+def test_a_layer_beyond_the_pipelines_model_is_an_error(monkeypatch):
+    with pytest.raises(ArgumentError, match=r"\[9\] are not in 0 \.\. 3"):
+        engines(monkeypatch, stand_in.config({"layers": [9]}, pipeline_parallel_size=2), (2, 3))
+
+
+@pytest.mark.parametrize(("change", "measured"), [
+    ({}, True), (dict(mode=stand_in.Mode.PIECEWISE), True), (dict(mode=stand_in.Mode.NONE), True), (dict(tensor_parallel_size=2), False),
+    (dict(pipeline_parallel_size=2), False), (dict(drafts=3), False), (dict(layers=[0]), False),
+])  # fmt: skip
+def test_layers_are_measured_where_graphs_can_leave_attention_out(monkeypatch, tmp_path, change, measured):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    change = dict(change)
+    drafts, given = change.pop("drafts", 0), {"layers": change.pop("layers")} if "layers" in change else {}
+    c = stand_in.config(given, **change)
+    if drafts:
+        c.speculative_config = stand_in.Object(method="ngram", num_speculative_tokens=drafts, parallel_drafting=False)
+    d, made = engines(monkeypatch, c, range(4))
+    assert d.measures == measured and d.most_tokens == (1 + drafts if made else 1)
+    assert made == ([(4, None)] if measured else [(4, (0,))] if given else []) and (made or "not known" in d.reason)
 
 
 def test_work_memory_bounds_the_rows():

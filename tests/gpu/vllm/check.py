@@ -2,7 +2,7 @@
 """Each layer's attention beside FlashAttention's on the same inputs, and the last layer's beside float32 attention over the token set
 that the library names: computed prompts, prefix cache on, decode rows alone and beside prompts. Eager, since it looks into steps.
 
-    check.py [BUDGET]     1024; one above the context makes every layer dense
+    check.py [BUDGET] [VARIANT]     1024; one above the context makes every layer dense. VARIANTS: types, sinks, soft-cap, shapes, drafts
 """
 
 import copy
@@ -17,15 +17,36 @@ from engine import Served, say, short
 
 LAYERS = 6
 CHOOSE = [1, 3]
-LENGTHS = [100, 3000, 9000, 1500]
 SHARED = 512  # tokens that all prompts begin with
+LENGTHS = [int(n) for n in os.environ.get("LENGTHS", "100,3000,9000,1500").split(",")]
 CLOSE = 4e-3  # relative: bf16 rounds by 2 ** -9 at each of two engines
+QUANTIZED = 6e-2  # FlashAttention 3 has the softmax's weights in fp8, too
+DRAFTS = 3
+
+# vLLM's arguments, changes of the model's configuration, changes of each attention layer
+VARIANTS = {
+    "bf16": ({}, {}, {}),
+    "f16": ({"dtype": "float16"}, {}, {}),
+    "fp8": ({"kv_cache_dtype": "fp8"}, {}, {}),
+    "sinks": ({}, {}, {"sinks": True}),
+    "softcap": ({}, {}, {"softcap": 20.0}),
+    "dim64": ({}, {"head_dim": 64}, {}),
+    "dim256": ({}, {"head_dim": 256, "num_attention_heads": 16, "num_key_value_heads": 4}, {}),
+    "gqa16": ({}, {"num_attention_heads": 32, "num_key_value_heads": 2}, {}),
+    "mha": ({}, {"num_attention_heads": 16, "num_key_value_heads": 16}, {}),
+    "drafts": (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": DRAFTS, "prompt_lookup_max": 2, "prompt_lookup_min": 1}},
+        {},
+        {},
+    ),
+}
 
 
 class Watch:
     """Stands in for Impl.forward and compares what it leaves."""
 
-    def __init__(self, served):
+    def __init__(self, served, quantized):
+        self.quantized = quantized
         from lessismore.vllm import backend
 
         self.differences, self.context, self.base = {}, served.context, backend.FlashAttentionImpl
@@ -50,6 +71,9 @@ class Watch:
         got, ref = output[:n].flatten(1).float(), want[:n].flatten(1).float()
         kind = "decode" if plan.rest is None else "mixed"
         self.note((kind, number), ((got - ref).norm(dim=1) / ref.norm(dim=1)).max())
+        if plan.lengths is not None:
+            kind += ", drafts"
+            self.note((kind, number), ((got - ref).norm(dim=1) / ref.norm(dim=1)).max())
         if plan.rest is not None:  # prompts beside them: vLLM's own, to the bit or to its own rounding
             got, ref = output[n : plan.tokens].flatten(1).float(), want[n : plan.tokens].flatten(1).float()
             self.note(("prompts", number), ((got - ref).norm(dim=1) / ref.norm(dim=1).clamp_min(1e-6)).max())
@@ -57,17 +81,27 @@ class Watch:
             self.over_sets(impl, query, kv_cache, m, output, n)
 
     def over_sets(self, impl, query, kv_cache, m, output, n):
+        lengths, table = (m.seq_lens, m.block_table) if m.lessismore.lengths is None else (m.lessismore.lengths, m.lessismore.table)
+        if self.quantized:
+            kv_cache = kv_cache.view(torch.float8_e4m3fn)
         k, v = kv_cache.transpose(1, 2).split(impl.head_size, dim=-1)
         for row in range(n):
             chosen = self.context.decoder.token_set(row)
             if not len(chosen):
                 continue
-            length = int(m.seq_lens[row])
+            length = int(lengths[row])
             assert chosen[-1] == length - 1 and (np.diff(chosen) > 0).all() and chosen[0] == 0, chosen
             where = torch.from_numpy(chosen.copy()).to(query.device).long()
-            page, place = m.block_table[row].long()[where // k.shape[1]], where % k.shape[1]
+            page, place = table[row].long()[where // k.shape[1]], where % k.shape[1]
             q = query[row].float().view(impl.num_kv_heads, -1, impl.head_size)
-            p = torch.einsum("hgd,thd->hgt", q, k[page, place].float()).mul(impl.scale).softmax(-1)
+            logits = torch.einsum("hgd,thd->hgt", q, k[page, place].float()).mul(impl.scale)  # fp8: all scales are 1
+            if impl.logits_soft_cap:
+                logits = impl.logits_soft_cap * (logits / impl.logits_soft_cap).tanh()
+            if impl.sinks is not None:
+                sinks = impl.sinks.float().view(impl.num_kv_heads, -1, 1)
+                p = torch.cat([logits, sinks.expand(*logits.shape[:2], 1)], -1).softmax(-1)[..., :-1]
+            else:
+                p = logits.softmax(-1)
             want = torch.einsum("hgt,thd->hgd", p, v[page, place].float()).flatten()
             self.note(("set", row), (output[row].float().flatten() - want).norm() / want.norm())
 
@@ -79,13 +113,33 @@ def spread(values):
     return f"most {max(values):.2e}, median {statistics.median(values):.2e}, {len(values)} rows or layers" if values else "none"
 
 
-def main(budget):
+def draft(runner, seed=5):
+    """Drafts for every request, whatever was generated: most are wrong, as drafts are, and each is a row."""
+    rng = np.random.default_rng(seed)
+
+    def propose(most, sampled, *_, **__):
+        return [rng.integers(10, 150000, rng.integers(0, DRAFTS + 1)).tolist() if tokens else [] for tokens in sampled]
+
+    runner.drafter.propose = propose
+
+
+def main(budget, variant):
+    arguments, shape, changes = VARIANTS[variant]
     served = Served(
-        random_model.folder(LAYERS), {"budget": budget, "layers": CHOOSE}, load_format="dummy", max_model_len=16384, max_num_seqs=8,
+        random_model.folder(LAYERS, **shape), {"budget": budget, "layers": CHOOSE}, load_format="dummy", max_model_len=16384, max_num_seqs=8,
         max_num_batched_tokens=2048, gpu_memory_utilization=0.1, kv_cache_memory_bytes=2 << 30, enable_prefix_caching=True, enforce_eager=True,
+        **arguments,
     )  # fmt: skip
     random_model.randomize(served.runner.model)
-    watch = Watch(served)
+    torch.manual_seed(2)
+    for layer in served.config.compilation_config.static_forward_context.values():
+        if changes.get("sinks"):
+            layer.impl.sinks = torch.randn(layer.impl.num_heads, device="cuda", dtype=torch.bfloat16) * 2 + 4
+        layer.impl.logits_soft_cap = changes.get("softcap", layer.impl.logits_soft_cap)
+        layer.impl.call = None  # which vLLM's own warming up may have filled in
+    if variant == "drafts":
+        draft(served.runner)
+    watch = Watch(served, variant == "fp8")
     rng = np.random.default_rng(1)
     prompts = [rng.integers(10, 150000, n).tolist() for n in LENGTHS]
     for i, prompt in enumerate(prompts):
@@ -97,9 +151,12 @@ def main(budget):
         served.engine.step()
         steps += 1
         if steps == 12:  # a prompt between decode steps
-            served.add("late", rng.integers(10, 150000, 3000).tolist(), 8)
+            served.add("late", rng.integers(10, 150000, max(LENGTHS) // 3).tolist(), 8)
     torch.cuda.synchronize()
     report = served.report()
+    if report["library"] is None:
+        say(f"check {variant}: {report['reason']}, {report['others']}")
+        return False
     found = {}
     for (kind, number), errors in watch.differences.items():
         sees_all = kind in ("prompts", "set") or number <= min(CHOOSE) or number in CHOOSE or budget > max(LENGTHS) + 64
@@ -112,17 +169,24 @@ def main(budget):
             if sees_all
             else "that are sparse: no measure of right"
         )
-        say(f"check, budget {budget}: {kind}, layers {what}: {spread(errors)}")
+        say(f"check {variant}, budget {budget}: {kind}, layers {what}: {spread(errors)}")
     say(f"    steps {served.kinds()}, {short(report)}")
-    close = all(max(errors) < CLOSE for (kind, sees_all), errors in found.items() if sees_all)
-    seen = ("decode", True) in found and ("mixed", True) in found and ("prompts", True) in found
-    sets = (("set", True) in found) == (budget < max(LENGTHS))
-    counted = report["counts"]["split_steps"] > 0 and report["library"]["no_set_calls"] == 0
-    return close and seen and sets and counted
+    most = {kind: QUANTIZED if variant == "fp8" and kind != "set" else CLOSE for kind, _ in found}
+    checks = {
+        "close": all(max(errors) < most[kind] for (kind, sees_all), errors in found.items() if sees_all),
+        "seen": all((kind, True) in found for kind in ("decode", "mixed", "prompts"))
+        or variant == "drafts"
+        and ("decode, drafts", True) in found,
+        "sets": (("set", True) in found) == (budget < max(LENGTHS)),
+        "counted": report["counts"]["split_steps"] > 0 and report["library"]["no_set_calls"] == 0,
+        "all layers": report["taking_part"] == LAYERS,
+    }
+    bad = [what for what, right in checks.items() if not right]
+    say(f"check {variant}: {'FAILED: ' + ', '.join(bad) if bad else 'ok'}")
+    return not bad
 
 
 if __name__ == "__main__":
-    good = main(int(sys.argv[1]) if len(sys.argv) > 1 else 1024)
-    say(f"check: {'ok' if good else 'FAILED'}")
+    good = main(int(sys.argv[1]) if len(sys.argv) > 1 else 1024, sys.argv[2] if len(sys.argv) > 2 else "bf16")
     sys.stdout.flush()
     os._exit(0 if good else 1)

@@ -4,7 +4,7 @@ its decode graphs captured once for each.
 
     decode.py [--cases 8x32768,fitx32768] [--max-num-seqs N] ...
 
-K/V of a prompt is random and put in place by vLLM's own DecodeBenchConnector, so that no prompt is computed and nothing is shared.
+Contexts are put in place: bench.py says how.
 """
 
 import argparse
@@ -12,12 +12,11 @@ import json
 import os
 import statistics
 import sys
-import time
 
-import numpy as np
 import random_model
 import torch
-from engine import Served, say, short
+from bench import Bench, arguments
+from engine import say, short
 
 p = argparse.ArgumentParser()
 p.add_argument(
@@ -36,50 +35,10 @@ p.add_argument("--json")
 a = p.parse_args()
 
 
-class Bench(Served):
-    def fit(self, context):
-        return min((self.blocks - 1) // -(-(context + a.steps + 32) // self.block), a.max_num_seqs)
-
-    def case(self, text, mode):
-        rows, context = text.split("x")
-        low, high = (int(c) for c in (context.split("-") * 2)[:2])
-        fit = self.fit((low + high) // 2)
-        rows = min(fit, fit if rows == "fit" else int(rows))
-        torch.manual_seed(7)
-        rng = np.random.default_rng(3)
-        self.steps.clear(), self.replays.clear()
-        before = self.context.decoder.stats()
-        for i in range(rows):
-            self.add(f"{text}-{mode}-{i}", rng.integers(10, 150000, int(rng.integers(low, high + 1))).tolist(), a.steps + 16)
-        stamps = []
-        while self.engine.has_unfinished_requests():
-            out = self.engine.step()
-            if out:
-                stamps.append((time.perf_counter(), len(out)))
-        torch.cuda.synchronize()
-        full = [y[0] - x[0] for x, y in zip(stamps, stamps[1:]) if x[1] == rows and y[1] == rows][6:-2]
-        graph = [x.elapsed_time(y) for n, x, y in self.replays if n >= rows][6:-2]
-        after = self.context.decoder.stats()
-        changed = {k: after[k] - before[k] for k in after}
-        found = dict(rows=rows, context=context, mode=mode, step_ms=round(statistics.median(full) * 1e3, 3), n=len(full),
-                     graph_ms=round(statistics.median(graph), 3) if graph else None, padded=self.replays[-1][0] if self.replays else None,
-                     tokens_per_s=round(rows / statistics.median(full)))  # fmt: skip
-        if changed["steps"]:
-            found.update(
-                attended=round(changed["tokens_attended"] / changed["tokens_visible"], 4),
-                rows_sparse=changed["rows_sparse"],
-                no_set=changed["no_set_calls"],
-            )
-        say(json.dumps(found))
-        return found
-
-
 def main():
     bench = Bench(
-        random_model.folder(), {"budget": a.budget, "layers": [int(x) for x in a.layers.split(",")]}, load_format="dummy",
-        max_model_len=a.max_model_len, max_num_seqs=a.max_num_seqs, max_num_batched_tokens=8192, gpu_memory_utilization=0.9,
-        enable_prefix_caching=False, compilation_config={"cudagraph_capture_sizes": [int(x) for x in a.graphs.split(",")]},
-        kv_transfer_config={"kv_connector": "DecodeBenchConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"fill_mean": 0.0, "fill_std": 1.0}},
+        random_model.folder(), {"budget": a.budget, "layers": [int(x) for x in a.layers.split(",")]},
+        **arguments(a.max_model_len, a.max_num_seqs, [int(x) for x in a.graphs.split(",")]),
     )  # fmt: skip
     random_model.randomize(bench.runner.model)
     results, captured = {}, "on"
@@ -88,7 +47,7 @@ def main():
             bench.switch(mode == "on")
             captured = mode
         for text in a.cases.split(","):
-            results.setdefault(text, {}).setdefault(mode, []).append(bench.case(text, mode))
+            results.setdefault(text, {}).setdefault(mode, []).append(bench.case(text, mode, a.steps))
     table = []
     for text, by in results.items():
         if len(by) == 2:

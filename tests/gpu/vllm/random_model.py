@@ -8,10 +8,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 K_NORM = 1.5  # scales the logits: attention that is neither flat nor on a single token
 
 
-def folder(layers=36):
+def folder(layers=36, **changes):
     """A model's folder, without weights: load_format="dummy"."""
-    config = json.loads((HERE / "qwen3-8b.json").read_text())
-    config["num_hidden_layers"] = layers
+    config = {**json.loads((HERE / "qwen3-8b.json").read_text()), "num_hidden_layers": layers, **changes}
     path = pathlib.Path(tempfile.mkdtemp(prefix="lessismore-model-"))
     (path / "config.json").write_text(json.dumps(config))
     return path

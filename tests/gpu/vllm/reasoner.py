@@ -22,7 +22,9 @@ RIGHT, WRONG = [2, 9], [2, 6]
 PROBLEMS = 16
 LEAST = 0.25  # of the tokens, that must not have been attended to: else nothing was sparse
 
-# rows, prefix cache, graphs ("full", "piecewise", "eager"), settings beside the budget, whether it must solve all
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 2}
+
+# rows, prefix cache, graphs ("full": vLLM's default; "piecewise", "decode-only", "eager"), settings beside the budget, whether it must solve all
 CASES = {
     "stock": (16, True, "full", None, True),
     "rows1": (1, True, "full", {"layers": RIGHT}, True),
@@ -36,9 +38,14 @@ CASES = {
     "maxrows": (6, True, "full", {"layers": RIGHT, "max_rows": 4}, True),
     "preempt": (16, True, "full", {"layers": RIGHT}, True),
     "control": (6, True, "full", {"layers": WRONG}, False),
-    "auto": (6, True, "piecewise", {}, True),
+    "auto": (6, True, "full", {}, True),
     "auto-again": (6, True, "full", {}, True),
-    "unknown": (6, True, "full", {"profile": "off"}, True),
+    "auto-piecewise": (6, True, "piecewise", {"profile": "off"}, True),
+    "unknown": (6, True, "decode-only", {"profile": "off"}, True),
+    "stock-drafts": (4, True, "full", None, True),
+    "drafts4": (4, True, "full", {"layers": RIGHT}, True),
+    "drafts16-eager": (16, False, "eager", {"layers": RIGHT}, True),
+    "drafts-control": (4, True, "full", {"layers": WRONG}, False),
 }
 
 
@@ -54,8 +61,10 @@ def run(name):
     rows, cache, graphs, settings, solves = CASES[name]
     more = dict(dtype="float16", max_model_len=2048, max_num_seqs=rows, max_num_batched_tokens=2048, gpu_memory_utilization=0.1,
                 kv_cache_memory_bytes=1 << 30, enable_prefix_caching=cache, enforce_eager=graphs == "eager")  # fmt: skip
-    if graphs == "piecewise":
-        more["compilation_config"] = {"cudagraph_mode": "PIECEWISE"}
+    if graphs in ("piecewise", "decode-only"):
+        more["compilation_config"] = {"cudagraph_mode": {"piecewise": "PIECEWISE", "decode-only": "FULL_DECODE_ONLY"}[graphs]}
+    if "drafts" in name:
+        more["speculative_config"] = DRAFTS
     if name == "preempt":
         more["num_gpu_blocks_override"] = 8 * 2048 // 16 + 1  # half of what the rows need
     served = Served(DATA, None if settings is None else {"budget": BUDGET, **settings}, **more)
@@ -74,6 +83,11 @@ def run(name):
         exact += wrong < 0 and len(given[i]) > 100
         first.append(wrong)
     report = served.report()
+    if "drafts" in name:  # tokens over requests of steps that computed no prompt
+        rows, tokens = (sum(step[k] for step in served.steps if step[2] <= 1 + DRAFTS["num_speculative_tokens"]) for k in (0, 1))
+        say(
+            f"    {tokens / max(rows, 1):.2f} tokens a request and step were computed, {sum(len(s) for _, s in wanted) / max(rows, 1):.2f} came of it"
+        )
     say(
         f"reasoner {name}: exact {exact} of {len(wanted)}, first wrong token {first}, {time.time() - begin:.1f} s, steps {served.kinds()}, preempted {len(preempted)}"
     )
@@ -99,6 +113,7 @@ def judge(name, solves, exact, total, report, preempted):
         "rows": name not in ("maxrows", "nosplit6") or sum(report["declined"].values()) > 0,
         "split": name in ("nosplit6", "rows1") or counts.get("split_steps", 0) > 0,
         "source": name != "auto-again" or "profile" in report["source"] and "another" not in report["source"],
+        "measured": name not in ("auto", "auto-piecewise") or library["measured_steps"] > 0,
         "preempted": name != "preempt" or preempted > 0,
     }  # fmt: skip
     bad = [what for what, right in checks.items() if not right]

@@ -72,6 +72,8 @@ class FlashAttentionMetadataBuilder:
 
     def _init_reorder_batch_threshold(self, reorder_batch_threshold=1, supports_spec_as_decode=False, supports_dcp_with_varlen=False):
         self.reorder_batch_threshold = reorder_batch_threshold
+        if supports_spec_as_decode:
+            self.reorder_batch_threshold = 1 + self.vllm_config.speculative_config.num_speculative_tokens
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         c = common_attn_metadata
@@ -93,13 +95,14 @@ class FlashAttentionMetadataBuilder:
 
 class FlashAttentionImpl:
     def __init__(self, num_heads, head_size, scale, num_kv_heads, alibi_slopes=None, sliding_window=None, kv_cache_dtype="auto",
-                 logits_soft_cap=None, attn_type="context", kv_sharing_target_layer_name=None, sinks=None):  # fmt: skip
+                 logits_soft_cap=None, attn_type="decoder", kv_sharing_target_layer_name=None, sinks=None):  # fmt: skip
         self.num_heads, self.head_size, self.scale, self.num_kv_heads = num_heads, head_size, scale, num_kv_heads
         self.alibi_slopes, self.kv_cache_dtype, self.attn_type, self.sinks = alibi_slopes, kv_cache_dtype, attn_type, sinks
         self.sliding_window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
         self.logits_soft_cap = logits_soft_cap or 0
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self.batch_invariant_enabled = False
+        self.supports_quant_query_input = True
         self.calls = 0
 
     def process_weights_after_loading(self, act_dtype):
@@ -134,6 +137,9 @@ class Attention:
 
     def __init__(self, name, impl):
         self.layer_name, self.impl = name, impl
+        self._q_scale = self._k_scale = self._v_scale = torch.tensor(1.0)
+        self._q_scale_float = self._k_scale_float = self._v_scale_float = 1.0
+        self.calculate_kv_scales = False
 
 
 class Mode(enum.Enum):
@@ -144,6 +150,9 @@ class Mode(enum.Enum):
     def has_full_cudagraphs(self):
         return self.value is True
 
+    def has_piecewise_cudagraphs(self):
+        return self in (Mode.PIECEWISE, Mode.FULL_AND_PIECEWISE)
+
 
 class Object(types.SimpleNamespace):
     """A configuration."""
@@ -153,7 +162,7 @@ def config(settings=None, mode=Mode.FULL_AND_PIECEWISE, dtype=torch.float16, **p
     hf = Object(to_dict=lambda: {"model_type": "qwen3", "num_hidden_layers": 4})
     return Object(
         additional_config={} if settings is None else {"lessismore": settings},
-        model_config=Object(dtype=dtype, max_model_len=512, hf_config=hf, model="some/model", revision=None, quantization=None, rswa_window=None),
+        model_config=Object(dtype=dtype, max_model_len=512, hf_config=hf, hf_text_config=Object(num_hidden_layers=4), model="some/model", revision=None, quantization=None, rswa_window=None),
         parallel_config=Object(**{**dict(pipeline_parallel_size=1, tensor_parallel_size=1, decode_context_parallel_size=1, prefill_context_parallel_size=1,
                                          data_parallel_size=1, data_parallel_rank=0, world_size=1, rank=0, enable_dbo=False, use_ubatching=False), **parallel}),
         scheduler_config=Object(max_num_seqs=8), speculative_config=None,

@@ -24,6 +24,8 @@ MODULES = {  # file of the wheel: the names that are recorded
         "AttentionImplBase",
         "AttentionImpl",
         "AttentionBackend",
+        "AttentionLayer",
+        "AttentionType",
     ],
     "vllm/v1/attention/backends/flash_attn.py": [
         "FlashAttentionBackend",
@@ -38,6 +40,7 @@ MODULES = {  # file of the wheel: the names that are recorded
     "vllm/config/cache.py": ["CacheConfig"],
     "vllm/config/scheduler.py": ["SchedulerConfig"],
     "vllm/config/model.py": ["ModelConfig"],
+    "vllm/config/speculative.py": ["SpeculativeConfig"],
     "vllm/config/compilation.py": ["CompilationConfig", "CUDAGraphMode"],
     "vllm/v1/metrics/prometheus.py": ["get_prometheus_registry"],
     "vllm/plugins/__init__.py": ["DEFAULT_PLUGINS_GROUP", "load_general_plugins"],
@@ -62,6 +65,8 @@ def about(node):
             found["fields"].append(item.target.id)
         elif isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
             found["fields"].append(item.targets[0].id)
+            if isinstance(item.value, ast.Constant) and isinstance(item.value.value, str):
+                found.setdefault("texts", {})[item.targets[0].id] = item.value.value
         elif isinstance(item, ast.FunctionDef):
             found["methods"][item.name] = parameters(item)
             for part in ast.walk(item):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import dataclasses
 import logging
 import weakref
 from collections import Counter
@@ -46,6 +47,8 @@ class Context:
         self.numbers: dict[str, int] = {}
         self.choice = profile.Choice()
         self.max_rows = self.capacity = self.kv_tokens = 0
+        self.most_tokens = 1  # of a request that decodes, in a step
+        self.measures = False  # finds the selection layers while serving
         self.counts: Counter[str] = Counter()
         self.declined: Counter[str] = Counter()  # rows, by reason
         self.reporter: Optional[metrics.Reporter] = None
@@ -74,7 +77,8 @@ class Context:
         if self.opened or self.reason is not None:
             return
         self.opened = True
-        self.census = census = layers.Census(self.config.compilation_config.static_forward_context, ours)
+        most = layers.total(self.config)
+        self.census = census = layers.Census(self.config.compilation_config.static_forward_context, ours, most)
         for reason, names in _by_reason(census.others).items():
             logger.info("lessismore: %d layers are vLLM's: %s", len(names), reason)
         if not census.numbers:
@@ -89,12 +93,31 @@ class Context:
 
     def _make(self, census: layers.Census, device: torch.device) -> None:
         config, own = self.config, self.settings
-        graphs, ranks = config.compilation_config.cudagraph_mode, config.parallel_config.tensor_parallel_size
-        measures = not (graphs is not None and graphs.has_full_cudagraphs()) and ranks == 1
-        in_force = _in_force(own)
-        self.choice = choice = profile.choose(own, in_force, len(census.numbers), profile.about(config), measures)
+        graphs, parallel = config.compilation_config.cudagraph_mode, config.parallel_config
+        ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        # A graph keeps the layers' roles: where layers are measured, vLLM is told to leave attention out of its graphs.
+        whole = graphs is not None and graphs.has_full_cudagraphs() and not graphs.has_piecewise_cudagraphs()
+        measures = not whole and ranks == 1 and stages == 1 and layers.most_tokens(config) == 1
+        force, n_layers, first = in_force(own), len(census.numbers), 0
+        if stages > 1:
+            n_layers = layers.total(config) or 0
+            try:
+                first = census.stage(n_layers)
+            except ValueError as e:
+                return self.refuse(str(e), logging.WARNING)
+        self.choice = choice = profile.choose(own, force, n_layers, profile.about(config), measures)
         if choice.reason is not None:
             return self.refuse(choice.reason, logging.WARNING)
+        self.measures, self.most_tokens = choice.measure, layers.most_tokens(config)
+        if stages > 1 and choice.layers is not None:
+            if choice.layers[-1] >= n_layers:
+                raise ArgumentError(f"layers = {list(choice.layers)} are not in 0 .. {n_layers - 1}")
+            self.choice = choice = dataclasses.replace(
+                choice, layers=layers.of_stage(choice.layers, first, len(census.numbers)),
+                source=f"{choice.source}, of a stage that begins with layer {first} of {n_layers}",
+            )  # fmt: skip
+            if not choice.layers:
+                return self.refuse("every layer of this stage comes before the first selection layer")
         self.engine = Engine(
             len(census.numbers), budget=own.budget, layers=choice.layers, recency=own.recency, sink_tokens=own.sink_tokens, policy=own.policy,
             selections=own.selections, guard=own.guard, model=choice.model, profile=choice.profile, n_threads=1, logger=_log,
@@ -105,9 +128,13 @@ class Context:
         heads = census.first.num_heads
         logger.info(
             "lessismore %s: %d layers take part, selection layers %s; budget %d; query heads %d of %d; up to %d of %d rows in a step, work memory %.0f MB",
-            __version__, len(self.numbers), f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source, in_force["budget"],
-            heads, heads * ranks, self.max_rows, config.scheduler_config.max_num_seqs, self.work_bytes / 1e6,
+            __version__, len(self.numbers), f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source, force["budget"],
+            heads, heads * ranks, self.max_rows, config.scheduler_config.max_num_seqs * self.most_tokens, self.work_bytes / 1e6,
         )  # fmt: skip
+        if self.measures and graphs is not None and graphs.has_full_cudagraphs():
+            logger.info(
+                "lessismore: vLLM's graphs leave attention out while the selection layers are measured; the next start has them in a profile"
+            )
         self.reporter = metrics.Reporter(self, *_rank(config.parallel_config), own.stats_interval, own.stats)
         atexit.register(_at_exit, weakref.ref(self))
 
@@ -118,12 +145,13 @@ class Context:
         self.capacity = config.model_config.max_model_len
         shape: dict[str, Any] = dict(
             device=number, capacity=self.capacity, heads=impl.num_heads, kv_heads=impl.num_kv_heads, head_dim=impl.head_size,
-            dtype=layers.DTYPES[str(config.model_config.dtype)],
+            dtype="fp8" if impl.kv_cache_dtype in layers.FP8 else layers.DTYPES[str(config.model_config.dtype)],
         )  # fmt: skip
         total = torch.cuda.get_device_properties(number).total_memory
-        token_bytes = len(census.numbers) * 2 * impl.num_kv_heads * impl.head_size * 2
+        token_bytes = len(census.numbers) * 2 * impl.num_kv_heads * impl.head_size * (1 if shape["dtype"] == "fp8" else 2)
         # Rows that share pages of a prefix may see more together than the store holds: the step is then dense, and counted.
-        tokens = own.kv_tokens or memory.kv_tokens(config, token_bytes, total, torch.cuda.memory_allocated(number))
+        # The tokens of a request that speculates see nearly the same, and each is a row.
+        tokens = own.kv_tokens or self.most_tokens * memory.kv_tokens(config, token_bytes, total, torch.cuda.memory_allocated(number))
         if self.choice.layers is None:
             tokens = 0  # measuring has room for each row
 
@@ -131,7 +159,7 @@ class Context:
             return Decoder.work_size(engine, rows, **shape, kv_tokens=min(tokens, rows * self.capacity))
 
         limit = own.work_bytes or total // memory.SHARE
-        self.max_rows = memory.rows_within(size, min(config.scheduler_config.max_num_seqs, own.max_rows), limit)
+        self.max_rows = memory.rows_within(size, min(config.scheduler_config.max_num_seqs * self.most_tokens, own.max_rows), limit)
         if self.max_rows == 0:
             self.refuse(f"a row of {self.capacity} tokens needs {size(1)} bytes, more than work_bytes = {limit}", logging.WARNING)
             return False
@@ -188,28 +216,34 @@ class Context:
 class Call:
     """One layer's call, with what does not change from step to step filled in."""
 
-    def __init__(self, context: Context, impl: Any, number: int) -> None:
-        self.context, self.impl = context, impl
+    def __init__(self, context: Context, impl: Any, layer: Any, number: int) -> None:
+        self.context, self.impl, self.layer = context, impl, layer
         self.arguments = _library.Attention(struct_size=ctypes.sizeof(_library.Attention), layer=number)
         self.store = 0
+        self.quantized = impl.kv_cache_dtype in layers.FP8
         self.sinks: Optional[torch.Tensor] = None
         self.attend = _library.library().lim_decoder_attend
 
-    def run(self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any, output: torch.Tensor, n: int) -> None:
+    def run(
+        self, query: torch.Tensor, kv_cache: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, output: torch.Tensor, n: int
+    ) -> None:
         """The attention of the first n rows, on torch's current stream. Raises Error: then nothing was queued."""
         a, decoder = self.arguments, self.context.decoder
         if decoder is None:
             raise ArgumentError("the decoder is closed")
+        if self.quantized and query.dtype != output.dtype:
+            query = query[:n].to(output.dtype)  # vLLM has quantized it; its scale is in the logits' one
         if self.store != kv_cache.data_ptr():
-            self._prepare(query, kv_cache, metadata, output)
+            self._prepare(query, kv_cache, lengths, table, output)
         a.query, a.query_row_stride = query.data_ptr(), query.stride(0) * 2
         a.output, a.output_row_stride = output.data_ptr(), output.stride(0) * 2
-        a.lengths, a.table, a.table_stride = metadata.seq_lens.data_ptr(), metadata.block_table.data_ptr(), metadata.block_table.stride(0)
+        a.lengths, a.table, a.table_stride = lengths.data_ptr(), table.data_ptr(), table.stride(0)
         a.n_rows, a.stream = n, torch.cuda.current_stream().cuda_stream
         self.attend(decoder._use(), a)
 
-    def refresh_sinks(self) -> None:
+    def refresh(self) -> None:
         """Takes the weights over again: they were loaded, or loaded anew."""
+        self.store = 0  # the scales of K/V are among them
         sinks = self.impl.sinks
         if sinks is None:
             return
@@ -217,11 +251,12 @@ class Call:
             self.sinks = torch.empty(sinks.shape, dtype=torch.float32, device=sinks.device)
         self.sinks.copy_(sinks)
 
-    def _prepare(self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any, output: torch.Tensor) -> None:
+    def _prepare(
+        self, query: torch.Tensor, kv_cache: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, output: torch.Tensor
+    ) -> None:
         """K/V is [pages, kv_heads, page_size, 2 * head_size] in any order of memory but the last dimension's: keys, then
         values, of a token and head side by side."""
-        impl, a = self.impl, self.arguments
-        dtype = layers.DTYPES.get(str(kv_cache.dtype))
+        impl, a, size = self.impl, self.arguments, kv_cache.element_size()
         if (
             kv_cache.dim() != 4
             or kv_cache.shape[1] != impl.num_kv_heads
@@ -229,29 +264,36 @@ class Call:
             or kv_cache.stride(3) != 1
         ):
             raise ArgumentError(f"kv_cache has shape {tuple(kv_cache.shape)} and strides {kv_cache.stride()}")
+        if self.quantized:
+            kind = str(kv_cache.dtype) in ("torch.uint8", "torch.float8_e4m3fn") and str(output.dtype) in layers.DTYPES
+        else:
+            kind = str(kv_cache.dtype) in layers.DTYPES and output.dtype == kv_cache.dtype
+        if not kind or impl.head_size * 2 > kv_cache.stride(2) and kv_cache.shape[2] > 1:
+            raise ArgumentError(f"kv_cache is {kv_cache.dtype} with strides {kv_cache.stride()}, output {output.dtype}")
         for name, tensor in (("query", query), ("output", output)):
             if (
                 tensor.dim() != 3
                 or tensor.shape[1:] != (impl.num_heads, impl.head_size)
                 or tensor.stride(2) != 1
-                or tensor.dtype != kv_cache.dtype
+                or tensor.dtype != output.dtype
             ):
                 raise ArgumentError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}")
-        for name, tensor in (("seq_lens", metadata.seq_lens), ("block_table", metadata.block_table)):
+        for name, tensor in (("seq_lens", lengths), ("block_table", table)):
             if tensor.dtype != torch.int32 or tensor.stride(-1) != 1:
                 raise ArgumentError(f"{name} is {tensor.dtype} with strides {tensor.stride()}")
-        if dtype is None or impl.head_size * 2 * 2 > kv_cache.stride(2) * 2 and kv_cache.shape[2] > 1:
-            raise ArgumentError(f"kv_cache is {kv_cache.dtype} with strides {kv_cache.stride()}")
-        a.key, a.value = kv_cache.data_ptr(), kv_cache.data_ptr() + 2 * impl.head_size
-        a.key_page_stride, a.key_head_stride, a.key_token_stride = (2 * n for n in kv_cache.stride()[:3])
+        a.key, a.value = kv_cache.data_ptr(), kv_cache.data_ptr() + size * impl.head_size
+        a.key_page_stride, a.key_head_stride, a.key_token_stride = (size * n for n in kv_cache.stride()[:3])
         a.value_page_stride, a.value_head_stride, a.value_token_stride = a.key_page_stride, a.key_head_stride, a.key_token_stride
         a.page_size = kv_cache.shape[2]
         a.query_head_stride, a.output_head_stride = query.stride(1) * 2, output.stride(1) * 2
-        a.query_dtype = a.output_dtype = NUMBERS[dtype]
+        a.query_dtype = a.output_dtype = NUMBERS[layers.DTYPES[str(output.dtype)]]
         a.scale, a.softcap = impl.scale, impl.logits_soft_cap or 0.0
+        if self.quantized:
+            a.scale = impl.scale * (self.layer._q_scale_float if impl.supports_quant_query_input else 1.0)
+            a.key_scale, a.value_scale = self.layer._k_scale_float, self.layer._v_scale_float
         if impl.sinks is not None:
             if self.sinks is None:
-                self.refresh_sinks()
+                self.refresh()
             assert self.sinks is not None
             a.sinks = self.sinks.data_ptr()
         self.store = kv_cache.data_ptr()
@@ -297,7 +339,7 @@ def _rank(parallel: Any) -> tuple[int, int]:
     return replica * world + getattr(parallel, "rank", 0), world * (getattr(parallel, "data_parallel_size", 1) or 1)
 
 
-def _in_force(own: settings.Settings) -> dict[str, Any]:
+def in_force(own: settings.Settings) -> dict[str, Any]:
     """The settings that a profile is for."""
     params, lib = _library.EngineParams(), _library.library()
     lib.lim_engine_default_params(params, ctypes.sizeof(params))

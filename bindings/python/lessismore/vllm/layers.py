@@ -8,19 +8,27 @@ from typing import Any, Optional
 HEAD_DIMS = (64, 128, 256)
 MOST_GROUP = 16  # query heads for each KV head
 DTYPES = {"torch.float16": "f16", "torch.bfloat16": "bf16"}
+FP8 = ("fp8", "fp8_e4m3")  # of K/V
+SPECULATIVE = ("ngram", "ngram_gpu", "suffix", "eagle", "eagle3", "mtp")
+DRAFT = re.compile(r"(^|\.)(mtp|eagle|draft_model)(\.|$)")  # of layers' names
+DECODER = "decoder"  # vLLM's AttentionType of a layer that attends to what is before a token
 PLAIN = "Attention"  # vLLM's class of a layer that attends to its own sequence; what derives from it does something else
 
 
 def whole(config: Any) -> Optional[str]:
     """Why nothing of an engine can be sparse; None: nothing speaks against it. config: vLLM's VllmConfig."""
     parallel = config.parallel_config
-    for name, most in (("pipeline_parallel_size", 1), ("decode_context_parallel_size", 1), ("prefill_context_parallel_size", 1)):
-        if getattr(parallel, name, 1) > most:
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
             return f"{name} = {getattr(parallel, name)}"
     if getattr(parallel, "enable_dbo", False) or getattr(parallel, "use_ubatching", False):
         return "micro-batches (enable_dbo): two steps would be under way at once"
-    if getattr(config, "speculative_config", None) is not None:
-        return "speculative decoding: rows have several tokens"
+    speculative = getattr(config, "speculative_config", None)
+    if speculative is not None:
+        if speculative.method not in SPECULATIVE:
+            return f"speculative decoding by {speculative.method}"
+        if getattr(speculative, "parallel_drafting", False):
+            return "speculative decoding with parallel_drafting"
     if str(config.model_config.dtype) not in DTYPES:
         return f"dtype = {config.model_config.dtype}"
     if getattr(config.model_config, "rswa_window", None) is not None:
@@ -32,7 +40,7 @@ def single(impl: Any, layer: Any) -> Optional[str]:
     """Why a layer does not take part. impl: vLLM's FlashAttentionImpl; layer: the module that it belongs to."""
     if type(layer).__name__ != PLAIN:
         return f"layers of class {type(layer).__name__}"
-    if str(getattr(impl.attn_type, "value", impl.attn_type)) != "context":
+    if str(getattr(impl.attn_type, "value", impl.attn_type)) != DECODER:
         return f"attention of type {impl.attn_type}"
     if tuple(impl.sliding_window or (-1, -1)) != (-1, -1):
         return "sliding-window layers"
@@ -40,7 +48,12 @@ def single(impl: Any, layer: Any) -> Optional[str]:
         return "ALiBi"
     if impl.kv_sharing_target_layer_name is not None:
         return "layers that read another layer's K/V"
-    if impl.kv_cache_dtype not in ("auto", "float16", "bfloat16"):
+    if impl.kv_cache_dtype in FP8:
+        if getattr(layer, "calculate_kv_scales", False):
+            return "fp8 K/V whose scales are found while serving (calculate_kv_scales)"
+        if any(getattr(layer, name).numel() != 1 for name in ("_q_scale", "_k_scale", "_v_scale")):
+            return "fp8 K/V with a scale for each head"
+    elif impl.kv_cache_dtype not in ("auto", "float16", "bfloat16"):
         return f"K/V of type {impl.kv_cache_dtype}"
     if impl.head_size not in HEAD_DIMS:
         return f"heads of {impl.head_size}"
@@ -60,18 +73,40 @@ def index(name: str) -> int:
     return int(numbers[0])
 
 
+def total(config: Any) -> Optional[int]:
+    """The layers of the whole model, a drafter's not counted; None: its configuration does not say."""
+    found = getattr(getattr(config.model_config, "hf_text_config", None), "num_hidden_layers", None)
+    return found if isinstance(found, int) else None
+
+
+def most_tokens(config: Any) -> int:
+    """The tokens that a request which decodes has in a step, at most."""
+    speculative = getattr(config, "speculative_config", None)
+    return 1 if speculative is None else 1 + int(speculative.num_speculative_tokens)
+
+
 class Census:
     """The layers of an engine: those that take part, by number, and why the others do not."""
 
-    def __init__(self, layers: dict[str, Any], ours: type) -> None:
-        """layers: vLLM's static_forward_context; ours: the class of our implementation, others are not looked at."""
+    def __init__(self, layers: dict[str, Any], ours: type, most: Optional[int] = None) -> None:
+        """
+        Args:
+            layers: vLLM's static_forward_context.
+            ours: the class of our implementation; others are not looked at.
+            most: layers of the whole model; those with higher numbers are a drafter's. None: not looked at.
+        """
         self.numbers: dict[str, int] = {}  # of those that take part, by name
         self.others: dict[str, str] = {}
+        self.drafting = 0  # layers of a drafter
         self.first: Any = None  # the implementation of the first one
         taking: list[str] = []
         for name, layer in layers.items():
             impl = getattr(layer, "impl", None)
             if not isinstance(impl, ours):
+                continue
+            if DRAFT.search(name) or most is not None and _above(name, most):
+                self.others[name] = "layers that draft"
+                self.drafting += 1
                 continue
             reason = single(impl, layer)
             if reason is None and self.first is not None and self._shape(impl) != self._shape(self.first):
@@ -89,8 +124,30 @@ class Census:
             self.others.update(dict.fromkeys(taking, str(e)))
             order, self.first = [], None
         self.numbers = {name: number for number, name in enumerate(order)}
-        self.last = order[-1] if order else None
+        self.order = order
 
     @staticmethod
-    def _shape(impl: Any) -> tuple[int, int, int]:
-        return impl.num_heads, impl.num_kv_heads, impl.head_size
+    def _shape(impl: Any) -> tuple[Any, ...]:
+        return impl.num_heads, impl.num_kv_heads, impl.head_size, *(("fp8",) if impl.kv_cache_dtype in FP8 else ())
+
+    def stage(self, most: int) -> int:
+        """The number in the whole model of the first layer of a pipeline's stage, of so many layers in all. Raises ValueError where
+        that cannot be told: only models of which every layer takes part have the same numbers here and there."""
+        numbers = [index(name) for name in self.order]
+        if len(self.others) > self.drafting or not numbers or numbers != list(range(numbers[0], numbers[-1] + 1)) or numbers[-1] >= most:
+            raise ValueError("pipeline stages of a model of which some layers do not take part")
+        return numbers[0]
+
+
+def _above(name: str, most: int) -> bool:
+    try:
+        return index(name) >= most
+    except ValueError:
+        return False
+
+
+def of_stage(layers: tuple[int, ...], first: int, n: int) -> tuple[int, ...]:
+    """The selection layers of a pipeline's stage, numbered from its own first layer. The stage's first layer selects, too, where it
+    would be sparse: token sets do not travel between stages. Empty: all of the stage comes before the model's first selection."""
+    own = tuple(layer - first for layer in layers if first <= layer < first + n)
+    return (0, *own) if first > layers[0] and own[:1] != (0,) else own

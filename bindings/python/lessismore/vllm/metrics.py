@@ -132,8 +132,9 @@ def families(found: list[dict[str, Any]]) -> list[Family]:
 class Reporter:
     """Writes what a process counted: now and then, and at its end."""
 
-    def __init__(self, context: Any, rank: int, ranks: int, interval: float, stats: Optional[str]) -> None:
-        self.context, self.rank, self.interval = context, rank, interval
+    def __init__(self, context: Any, rank: int, ranks: int, interval: float, stats: Optional[str], host: str = "vllm") -> None:
+        """host: what the counts are called in the statistics file."""
+        self.context, self.rank, self.interval, self.host = context, rank, interval, host
         folder = os.environ.get(VARIABLE)
         self.shown = None if not folder else os.path.join(folder, f"{os.getpid()}.json")
         self.stats = stats if stats is None or ranks == 1 else f"{stats}.{rank}"
@@ -164,7 +165,7 @@ class Reporter:
             if self.shown is not None and os.path.isdir(os.path.dirname(self.shown)):
                 _replace(self.shown, report)
             if self.stats is not None:
-                _replace(self.stats, {**self.context.engine.report(), "vllm": report})
+                _replace(self.stats, {**self.context.engine.report(), self.host: report})
         except Exception as e:  # statistics are no reason to end a server
             logger.warning("lessismore: no statistics: %s", e)
             self.shown = self.stats = None

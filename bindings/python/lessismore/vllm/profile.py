@@ -17,8 +17,9 @@ FORMAT = 1
 MOST_BYTES = 8 << 20
 PASSING = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")  # say nothing about the weights
 HOW = (
-    'name them ("layers": [2, 12]), give a profile ("profile": FILE, which `lessismore calibrate` makes), or start once with '
-    '--compilation-config \'{"cudagraph_mode": "PIECEWISE"}\', which measures them and keeps them for the next start'
+    'name them ("layers": [2, 12]), give a profile ("profile": FILE, which `lessismore calibrate` makes), or start once on one GPU, '
+    "without speculation and with cudagraph_mode FULL_AND_PIECEWISE (vLLM's default) or PIECEWISE, which measures them and keeps them for "
+    "the next start"
 )
 
 
@@ -48,7 +49,7 @@ def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: s
 
     Args:
         in_force: budget, recency, sink_tokens, policy and selections.
-        may_measure: steps run outside of graphs, on one rank. Then the library reads the profile itself, audits and goes on
+        may_measure: attention may run outside of graphs, on one rank. Then the library reads the profile itself, audits and goes on
             measuring; else a profile's layers are taken as if they were given, since graphs would keep them anyway.
 
     Raises ArgumentError for a profile that was named and cannot be used.

@@ -32,27 +32,35 @@ KNOWN = frozenset(PER_ROW + PER_TOKEN + PRIVATE + SHARED + OWN + tuple(REFUSED))
 class Plan:
     """What a step's metadata says to our layers. Without rows everything is vLLM's."""
 
-    rows: int = 0  # the first ones of the step: one token each, ours
-    rest: Any = None  # vLLM's metadata for the rows behind them; None: there are none
+    rows: int = 0  # the first tokens of the step: ours, a row each
+    rest: Any = None  # vLLM's metadata for the requests behind them; None: there are none
     tokens: int = 0  # of the whole step
+    requests: int = 0  # whose tokens are ours
+    lengths: Any = None  # what each row sees, its pages and its request; None: a row is a request
+    table: Any = None
+    owner: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """rows decode; reason: why none of the step's do."""
+    """requests decode, with so many tokens in all, each of them a row; reason: why none of the step's do."""
 
-    rows: int
-    whole: bool  # the step has no other rows
+    requests: int = 0
+    rows: int = 0
+    whole: bool = False  # the step has no other requests
+    single: bool = True  # each has one token
     reason: Optional[str] = None
 
 
-def leading(starts: Any, n: int) -> int:
-    """How many of the first rows have one token. starts: [n + 1] on the CPU, where each row's tokens begin."""
-    lengths = (starts[1 : n + 1] - starts[:n]).tolist()
-    for row, length in enumerate(lengths):
-        if length != 1:
-            return row
-    return n
+def leading(starts: Any, n: int, most: int) -> tuple[int, int, bool]:
+    """How many of the first requests have at least one token and at most so many; their tokens; whether each has one.
+    starts: [n + 1] on the CPU, where each request's tokens begin."""
+    tokens, single = 0, True
+    for request, length in enumerate((starts[1 : n + 1] - starts[:n]).tolist()):
+        if not 1 <= length <= most:
+            return request, tokens, single
+        tokens, single = tokens + length, single and length == 1
+    return n, tokens, single
 
 
 def unknown(common: Any) -> Optional[str]:
@@ -63,49 +71,54 @@ def unknown(common: Any) -> Optional[str]:
     return None
 
 
-def split(common: Any, most_rows: int, capacity: int, mixed: bool) -> Split:
-    """Which rows of a step are ours. common: vLLM's CommonAttentionMetadata; mixed: also of a step with prompts."""
+def split(common: Any, most_rows: int, capacity: int, mixed: bool, most_tokens: int = 1) -> Split:
+    """Which rows of a step are ours. common: vLLM's CommonAttentionMetadata; mixed: also of a step with prompts; most_tokens: that a
+    request which decodes may have, more than one where tokens are speculated."""
     n = common.num_reqs
     if common.causal is not True:
-        return Split(0, False, "attention that is not causal")
+        return Split(reason="attention that is not causal")
     for name, reason in REFUSED.items():
         if getattr(common, name, None) is not None:
-            return Split(0, False, reason)
+            return Split(reason=reason)
     field = unknown(common)
     if field is not None:
-        return Split(0, False, f"a step with {field}, which is not known")
+        return Split(reason=f"a step with {field}, which is not known")
     if common.max_seq_len > capacity:
-        return Split(0, False, f"a context of more than {capacity} tokens")
+        return Split(reason=f"a context of more than {capacity} tokens")
     if common.max_query_len == 1:
-        rows, whole = n, True
+        found = Split(n, n, True)
+    elif common.max_query_len <= most_tokens:
+        found = Split(n, common.num_actual_tokens, True, False)
     else:
-        rows, whole = leading(common.query_start_loc_cpu, n), False
+        requests, rows, single = leading(common.query_start_loc_cpu, n, most_tokens)
+        found = Split(requests, rows, False, single)
         if rows == 0:
-            return Split(0, False, "prompts")
-        if rows == n:  # then none has more, whatever max_query_len says
-            return Split(0, False, "rows whose tokens are not known")
+            return Split(reason="prompts")
+        if requests == n:  # then none has more, whatever max_query_len says
+            return Split(reason="rows whose tokens are not known")
         if not mixed:
-            return Split(0, False, "steps with prompts")
-    if rows > most_rows:
-        return Split(0, False, f"more than {most_rows} rows")
-    return Split(rows, whole)
+            return Split(reason="steps with prompts")
+    if found.rows > most_rows:
+        return Split(reason=f"more than {most_rows} rows")
+    return found
 
 
-def behind(common: Any, n: int) -> Any:
-    """A step without its first n rows, of one token each."""
+def behind(common: Any, n: int, tokens: int) -> Any:
+    """A step without its first n requests, which have so many tokens."""
 
-    def cut(values: Any) -> Any:
-        return None if values is None else values[n:]
+    def cut(values: Any, first: int) -> Any:
+        return None if values is None else values[first:]
 
     changes = {
-        "query_start_loc": common.query_start_loc[n:] - n,
-        "query_start_loc_cpu": common.query_start_loc_cpu[n:] - n,
+        "query_start_loc": common.query_start_loc[n:] - tokens,
+        "query_start_loc_cpu": common.query_start_loc_cpu[n:] - tokens,
         "num_reqs": common.num_reqs - n,
-        "num_actual_tokens": common.num_actual_tokens - n,
+        "num_actual_tokens": common.num_actual_tokens - tokens,
     }
-    for name in PER_ROW + PER_TOKEN:
-        if hasattr(common, name):
-            changes[name] = cut(getattr(common, name))
+    for names, first in ((PER_ROW, n), (PER_TOKEN, tokens)):
+        for name in names:
+            if hasattr(common, name):
+                changes[name] = cut(getattr(common, name), first)
     for name in PRIVATE:  # worked out from the others when they are asked for
         if hasattr(common, name):
             changes[name] = None

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""vLLM over several GPUs, its own executor: the reasoner, or decode steps of Qwen3-8B's shape.
+
+ranks.py reasoner TP PP [wrong]     16 problems, 6 rows; wrong: layers that cannot do it
+ranks.py decode TP on|off [CASES]   milliseconds a step, at the engine's output
+"""
+
+import glob
+import json
+import os
+import pathlib
+import random
+import statistics
+import sys
+import tempfile
+import time
+
+import engine
+import numpy as np
+import random_model
+from bench import arguments
+from engine import ROOT, say
+
+DATA = ROOT / "tests" / "data" / "reasoner"
+sys.path.insert(0, str(DATA))
+import task  # noqa: E402
+
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+RIGHT, WRONG = [2, 9], [2, 6]
+CASES = "8x32768,32x32768,64x8192"
+
+
+def start(model, settings, **more):
+    from vllm import LLM
+
+    begin = time.time()
+    llm = LLM(**engine.arguments(model, settings, disable_custom_all_reduce=True, **more))
+    say(f"engine in {time.time() - begin:.1f} s, {llm.llm_engine.vllm_config.parallel_config.world_size} ranks")
+    return llm.llm_engine
+
+
+def add(engine, name, ids, tokens):
+    from vllm import SamplingParams
+
+    engine.add_request(name, {"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False))
+
+
+def reasoner(tensor, pipeline, layers):
+    stats = os.path.join(tempfile.mkdtemp(), "stats")
+    served = start(
+        DATA, {"budget": 128, "layers": layers, "stats": stats, "stats_interval": 0.5}, dtype="float16", max_model_len=2048, max_num_seqs=6,
+        gpu_memory_utilization=0.1, kv_cache_memory_bytes=1 << 30, tensor_parallel_size=tensor, pipeline_parallel_size=pipeline,
+    )  # fmt: skip
+    wanted, given, begin = [], {}, time.time()
+    for i in range(16):
+        prompt, solution = task.problem(random.Random(960000 + i), task.steps_for(2048))
+        wanted.append(task.encode(solution))
+        add(served, str(i), [task.BOS] + task.encode(prompt), min(len(solution), 2047 - len(prompt)))
+    while served.has_unfinished_requests():
+        for out in served.step():
+            given[int(out.request_id.split("-")[0])] = list(out.outputs[0].token_ids)
+    exact = sum(given[i] == w[: len(given[i])] and len(given[i]) > 100 for i, w in enumerate(wanted))
+    say(
+        f"reasoner, tensor parallel {tensor}, pipeline parallel {pipeline}, layers {layers}: exact {exact} of 16 in {time.time() - begin:.1f} s"
+    )
+    reports = [json.loads(pathlib.Path(path).read_text())["vllm"] for path in sorted(glob.glob(f"{stats}.*"))]
+    for r in reports:
+        library = r["library"]
+        say(f"    rank {r['rank']}: {r['reason'] or 'on'}, layers {r['layers']} of {r['taking_part']}, {r['counts']},",
+            f"{library['tokens_attended'] / max(library['tokens_visible'], 1):.1%} attended, {library['rows_sparse']} rows sparse, no_set {library['no_set_calls']}")  # fmt: skip
+    sparse = len(reports) == tensor * pipeline and all(
+        r["library"]["rows_sparse"] > 1000 and not r["library"]["no_set_calls"] for r in reports
+    )
+    return sparse and exact == (16 if layers == RIGHT else 0)
+
+
+def decode(tensor, mode, cases):
+    served = start(
+        random_model.folder(), {"budget": 2048, "layers": [2, 12]} if mode == "on" else None, tensor_parallel_size=tensor,
+        **arguments(33792, 64, [8, 32, 64]),
+    )  # fmt: skip
+    for case in cases.split(","):
+        rows, context = (int(x) for x in case.split("x"))
+        rng = np.random.default_rng(3)
+        for i in range(rows):
+            add(served, f"{case}n{i}", rng.integers(10, 150000, context).tolist(), 56)
+        stamps = []
+        while served.has_unfinished_requests():
+            out = served.step()
+            if out:
+                stamps.append((time.perf_counter(), len(out)))
+        full = [y[0] - x[0] for x, y in zip(stamps, stamps[1:]) if x[1] == rows and y[1] == rows][6:-2]
+        say(
+            f"decode, tensor parallel {tensor}, {mode}: {case}: {statistics.median(full) * 1e3:.2f} ms a step (median of {len(full)})"
+            if full
+            else f"{case}: no step of all rows"
+        )
+    return True
+
+
+def main(what, *rest):
+    if what == "reasoner":
+        good = reasoner(int(rest[0]), int(rest[1]), WRONG if "wrong" in rest else RIGHT)
+    else:
+        good = decode(int(rest[0]), rest[1], rest[2] if len(rest) > 2 else CASES)
+    say(f"ranks {what} {' '.join(rest)}: {'ok' if good else 'FAILED'}")
+    sys.stdout.flush()
+    os._exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

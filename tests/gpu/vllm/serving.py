@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""A server's load: requests arrive at random (Poisson), each with a context of 8K to 28K tokens that is in place, a prompt of 1K to 4K tokens
+that is computed, and an answer of 1K to 4K tokens. FlashAttention and lessismore in one process, one engine, the same requests.
+
+    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--cases ROWSxCONTEXT,...] [--json FILE]
+
+RATE: requests a second; BEGUN: requests that are there at the beginning, somewhere in their answers. What finishes within SECONDS counts.
+cases: decode steps alone, as decode.py has them, in each mode before its first side.
+A time per output token is a request's, from its first token to its last, as vLLM's own benchmark has it.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+
+import numpy as np
+import random_model
+import torch
+from bench import Bench, arguments
+from engine import say, short
+from placed import CONNECTOR
+
+CONTEXT, PROMPT, ANSWER = (8192, 28672), (1024, 4096), (1024, 4096)
+LONGEST = CONTEXT[1] + PROMPT[1] + ANSWER[1] + 32
+GRAPHS = [1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64]
+
+
+def requests(n, seed=11):
+    """Context, prompt, answer of each: context uniform, the others with as many short as long ones by ratio."""
+    rng = np.random.default_rng(seed)
+
+    def ratio(low, high):
+        return np.exp(rng.uniform(math.log(low), math.log(high), n)).astype(int)
+
+    return list(zip(rng.integers(*CONTEXT, n), ratio(*PROMPT), ratio(*ANSWER)))
+
+
+def add(bench, name, context, computed, answer, rng):
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(temperature=0, max_tokens=int(answer), ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA,
+                            extra_args={"kv_transfer_params": {"computed": int(computed)}})  # fmt: skip
+    bench.engine.add_request(name, {"prompt_token_ids": rng.integers(10, 150000, int(context + computed)).tolist()}, params)
+
+
+def side(bench, mode, rate, seconds, begun):
+    rng, draws = np.random.default_rng(5), iter(requests(4000))
+    bench.steps.clear(), bench.replays.clear()
+    before, counts, declined = bench.context.decoder.stats(), dict(bench.context.counts), dict(bench.context.declined)
+    preempted, preempt = [], bench.core.scheduler._preempt_request
+    bench.core.scheduler._preempt_request = lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1]
+    first, last, tokens, arrived, begun_names = {}, {}, {}, {}, set()
+    for i in range(begun):
+        context, computed, answer = next(draws)
+        name = f"{mode}{rate}begun{i}"
+        add(bench, name, context + computed, 1, answer * rng.uniform(0.05, 1), rng)
+        begun_names.add(name)
+    warm = time.perf_counter()
+    for _ in range(8):
+        bench.engine.step()
+    while any(r.num_output_tokens < 2 for r in bench.core.scheduler.running) and time.perf_counter() - warm < 60:
+        bench.engine.step()
+    torch.cuda.synchronize()
+    bench.steps.clear()
+    begin = time.perf_counter()
+    due, n, made, finished, running, gaps = rng.exponential(1 / rate), 0, 0, [], [], []
+    while (now := time.perf_counter() - begin) < seconds:
+        while due <= now:
+            name = f"{mode}{rate}n{n}"
+            context, computed, answer = next(draws)
+            add(bench, name, context, computed, answer, rng)
+            arrived[name] = due
+            n, due = n + 1, due + rng.exponential(1 / rate)
+        if not bench.engine.has_unfinished_requests():
+            time.sleep(max(0, due - (time.perf_counter() - begin)))
+            continue
+        out = bench.engine.step()
+        now = time.perf_counter() - begin
+        running.append(len(bench.core.scheduler.running))
+        for o in out:
+            name, new = o.request_id.split("-")[0], len(o.outputs[0].token_ids)
+            made += new
+            if not new or name not in arrived and name not in begun_names:
+                continue
+            if name in last:
+                gaps.append(now - last[name])
+            first.setdefault(name, now)
+            last[name], tokens[name] = now, tokens.get(name, 0) + new
+            if o.finished:
+                finished.append(name)
+    torch.cuda.synchronize()
+    elapsed, waiting = time.perf_counter() - begin, len(bench.core.scheduler.waiting)
+    steps = bench.kinds()
+    bench.core.scheduler._preempt_request = preempt
+    for name in [r.request_id for r in bench.core.scheduler.requests.values()]:
+        bench.engine.abort_request([name], internal=True)
+    while bench.engine.has_unfinished_requests():
+        bench.engine.step()
+    after = bench.context.decoder.stats()
+    changed = {k: after[k] - before[k] for k in after if after[k] != before[k]}
+    tpot = np.array([(last[i] - first[i]) / (tokens[i] - 1) for i in finished if tokens[i] > 100]) * 1e3
+    wait = np.array([first[i] - arrived[i] for i in first if i in arrived]) * 1e3
+    found = dict(
+        mode=mode, rate=rate, seconds=round(elapsed, 1), arrived=n, finished=len(finished), tokens_per_s=round(made / elapsed, 1),
+        tpot_ms={q: round(float(np.percentile(tpot, q)), 2) for q in (50, 90, 99)}, gap_ms={q: round(float(np.percentile(gaps, q)) * 1e3, 2) for q in (50, 99)},
+        first_token_ms={q: round(float(np.percentile(wait, q))) for q in (50, 99)}, rows=round(float(np.mean(running)), 1), most_rows=max(running),
+        waiting_at_the_end=waiting, preempted=len(preempted), steps=steps,
+        counts={k: v - counts.get(k, 0) for k, v in bench.context.counts.items()},
+        declined={k: v - declined.get(k, 0) for k, v in bench.context.declined.items()}, library=changed,
+    )  # fmt: skip
+    say(json.dumps(found))
+    return found
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--sides", default="on:1.3:90:22,on:0.43:40:7,off:0.43:240:16")
+    p.add_argument("--cases", default="1x32768,8x32768,fitx32768,64x8192")
+    p.add_argument("--budget", type=int, default=2048)
+    p.add_argument("--layers", default="2,12")
+    p.add_argument("--json")
+    a = p.parse_args()
+    more = arguments(LONGEST, 64, GRAPHS)
+    more["kv_transfer_config"] = CONNECTOR
+    bench = Bench(random_model.folder(), {"budget": a.budget, "layers": [int(x) for x in a.layers.split(",")]}, **more)
+    random_model.randomize(bench.runner.model)
+    found, cases, captured = [], {}, "on"
+    for text in a.sides.split(","):
+        mode, rate, seconds, begun = text.split(":")
+        if mode != captured:
+            bench.switch(mode == "on")
+            captured = mode
+        if mode not in cases:
+            cases[mode] = [bench.case(case, mode, 40) for case in a.cases.split(",") if case]
+        found.append(side(bench, mode, float(rate), float(seconds), int(begun)))
+    for f in found:
+        say(f"{'lessismore' if f['mode'] == 'on' else 'FlashAttention'}, {f['rate']} a second: {f['tokens_per_s']} tokens/s, {f['finished']} finished,",
+            f"ms a token {f['tpot_ms'][50]} (median), {f['tpot_ms'][99]} (99 %); steps {f['steps']}; {f['preempted']} preempted")  # fmt: skip
+    for on, off in zip(*(cases.get(m, []) for m in ("on", "off"))):
+        say(
+            f"{on['rows']} x {on['context']}: FlashAttention {off['step_ms']:.2f} ms, lessismore {on['step_ms']:.2f} ms a step: {off['step_ms'] / on['step_ms']:.2f}x"
+        )
+    say(short(bench.report()))
+    if a.json:
+        with open(a.json, "w") as out:
+            json.dump(
+                dict(
+                    gpu=torch.cuda.get_device_name(),
+                    kv_tokens=bench.blocks * bench.block,
+                    work_bytes=bench.context.work_bytes,
+                    sides=found,
+                    cases=cases,
+                ),
+                out,
+            )
+    say("done")
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)
