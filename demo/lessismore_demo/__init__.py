@@ -16,11 +16,11 @@ __all__ = ["run"]
 
 def run(problems: int, context: int, threads: int, as_json: bool) -> int:
     """Shows it. Returns the exit code: 1 if an answer differs. Raises RuntimeError if the library took no part."""
-    from . import installed  # with what only the wheel has
+    from .llama_cpp_python import LlamaCppPython  # with what only the wheel has
 
     start = time.time()
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), stderr=as_json)
-    found: dict[str, Any] = show.show(console, installed.LlamaCppPython(), problems, context, threads)
+    found: dict[str, Any] = show.show(console, LlamaCppPython(), problems, context, threads)
     console.print(f"  {time.time() - start:.0f} s in all")
     print(json.dumps(found) if as_json else show.line(found), flush=True)
     return 0 if found["exact"] == problems else 1
