@@ -11,7 +11,7 @@
 # make gpu-test, make gpu-bench, make gpu-decode, make gpu-vllm   on a machine with a GPU, torch, transformers and gcc, after make library
 #              cuda (there or elsewhere: no Go is needed)
 # make wheels  build/dist: wheels for manylinux_2_28, x86_64 and aarch64, and the source distribution
-# make wheels-test   tries them on old and new systems of both architectures: docs/platforms.md; SHORT=1: on two of them
+# make wheels-test   tries them on old and new systems of both architectures: docs/platforms.md; SHORT=1, a part of make test: on two
 # make dist    build/dist: the library as a file, for people without Python
 # make clean
 
@@ -25,7 +25,7 @@ PYTHON  := python3
 export LESSISMORE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lessismore/hosts
 VENV := $(LESSISMORE_CACHE)/venv/bin/python
 
-.PHONY: build deps kernels library check test lint format test-kernels test-neon test-go test-abi test-dist test-ggml test-python test-hosts test-accuracy soak hosts demo bench clean
+.PHONY: build deps kernels library check test lint format test-kernels test-neon test-go test-abi test-dist test-ggml test-python test-hosts test-accuracy test-platforms soak hosts demo bench clean
 
 build: library
 
@@ -48,7 +48,7 @@ check:
 	+@MAKE="$(MAKE)" scripts/suites.sh library $(CHECK)
 
 test:
-	+@MAKE="$(MAKE)" scripts/suites.sh library $(CHECK) test-neon test-cuda test-dist test-python test-hosts test-accuracy
+	+@MAKE="$(MAKE)" scripts/suites.sh library $(CHECK) test-neon test-cuda test-dist test-python test-hosts test-accuracy test-platforms
 
 lint: deps
 	$(PYTHON) scripts/check.py
@@ -169,7 +169,7 @@ gpu-sanitize:
 # For other systems than this one: one library per architecture, built by a compiler from PyPI for glibc 2.28.
 ARCHS := x86_64 aarch64
 
-.PHONY: release-libraries wheels wheels-test dist
+.PHONY: release-libraries wheels wheels-test test-platforms python-tools dist
 
 release-libraries: deps
 	@toolkit=$$(scripts/cuda-toolchain.sh 1) && \
@@ -182,5 +182,16 @@ wheels: release-libraries
 dist: release-libraries
 	@for arch in $(ARCHS); do scripts/dist.sh $(BUILD)/wheels/$$arch/liblessismore.so $$arch $(BUILD)/dist || exit 1; done
 
-wheels-test: wheels
-	$(PYTHON) tests/platforms/run.py $(if $(SHORT),--short,--table docs/platforms.md)
+wheels-test: wheels python-tools
+	$(VENV) tests/platforms/run.py $(if $(SHORT),--short,--table docs/platforms.md)
+
+# The short form, where the machine has what it takes; else why not.
+test-platforms: python-tools
+	@lacks=$$($(VENV) tests/platforms/run.py --missing) && \
+	{ [ -n "$$lacks" ] || [ -n "$$(scripts/cuda-toolchain.sh $(CUDA))" ] || lacks="CUDA's compiler, for the engine in the wheels"; } && \
+	if [ -n "$$lacks" ]; then echo "skipped: the wheels were not tried on other systems, which needs $$lacks"; \
+	else $(MAKE) --no-print-directory wheels-test SHORT=1; fi
+
+# The Python of the tests themselves, without the hosts.
+python-tools:
+	@$(PYTHON) tests/hosts/install.py venv

@@ -71,7 +71,12 @@ HWY_INLINE Vec SplatHalf(const uint8_t *p) {
 #else
     /* Converted in the smallest vector, which costs a third of a large one. */
     const hn::Full128<float> d4;
-    return hn::Set(F32(), hn::GetLane(hn::PromoteTo(d4, hn::LoadU(hn::Rebind<hwy::float16_t, decltype(d4)>(), (const hwy::float16_t *)p))));
+    auto                     half = hn::LoadU(hn::Rebind<hwy::float16_t, decltype(d4)>(), (const hwy::float16_t *)p);
+#if HWY_ARCH_X86
+    /* Clang would load two bytes instead, into a register that keeps its other bytes and so waits for its last use. */
+    __asm__("" : "+x"(half.raw));
+#endif
+    return hn::Set(F32(), hn::GetLane(hn::PromoteTo(d4, half)));
 #endif
 }
 

@@ -5,12 +5,13 @@
     tests/platforms/run.py --short             one old system, one emulated architecture: what CI runs
     tests/platforms/run.py --only "Debian 13"  some
     tests/platforms/run.py --table FILE        the table, between its marks in FILE
+    tests/platforms/run.py --missing           what this machine lacks for that, in a line; nothing if it lacks nothing
 
 The folders hold what Debian's packages of the release hold, unpacked by mmdebstrap; another architecture than this
 machine's runs in QEMU's user mode. In each: the wheel is imported, `lessismore doctor` computes an attention and
-compares it, the numpy example runs, and node-llama-cpp's prebuilt binaries solve a problem of tests/data/reasoner
-with and without the library, where the system's glibc is new enough for them. musl's loader is given the library, and
-must answer with a text. Needs root; installs mmdebstrap and QEMU on Debian and its kin.
+compares it, the numpy example runs, and a prebuilt llama.cpp solves a problem of tests/data/reasoner with and without
+the library: node-llama-cpp, or xllamacpp where the system's glibc is too old for that. musl's loader is given the
+library, and must answer with a text. Needs root; installs mmdebstrap and QEMU on Debian and its kin.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+import zipfile
 from dataclasses import dataclass, field
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -34,8 +37,9 @@ sys.path.insert(0, str(HERE.parent / "hosts"))
 import hostlib  # noqa: E402
 import install  # noqa: E402
 
-SPARSE = {"LESSISMORE_BUDGET": "128", "LESSISMORE_LAYERS": "2,9"}
-STEPS = hostlib.task.steps_for(512)  # of the problem: emulation takes its time
+# Emulation takes its time: a short problem, with a budget that it needs (with 48 tokens half of such problems go wrong).
+SPARSE = {"LESSISMORE_BUDGET": "64", "LESSISMORE_LAYERS": "2,9"}
+STEPS = hostlib.task.steps_for(256)
 MIRROR = "http://deb.debian.org/debian"
 MARKS = ("<!-- platforms: made by tests/platforms/run.py -->", "<!-- /platforms -->")
 DEB = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -54,6 +58,7 @@ class System:
     suite: str
     machine: str
     python: str
+    host: str = ""
     packages: tuple = ()
     kind: str = ""  # of several with one suite
     rows: list = field(default_factory=list)
@@ -63,20 +68,20 @@ class System:
     def folder(self) -> pathlib.Path:
         return install.cache_dir().parent / "systems" / f"{self.suite}-{DEB[self.machine]}{self.kind}"
 
-    @property
-    def node(self) -> bool:
-        """Its glibc is new enough for node-llama-cpp's binaries, which need 2.34."""
-        return "nodejs" in self.packages
 
-
-HOST = ("nodejs", "libstdc++6", "libgomp1")
+# node-llama-cpp's binaries need glibc 2.34.
+NODE_HOST = {"host": "node-llama-cpp", "packages": ("nodejs", "libstdc++6", "libgomp1")}
+OLD_HOST = {"host": "xllamacpp", "packages": ("libstdc++6", "libgomp1")}
 SYSTEMS = [
-    System("Debian 11", "bullseye", "x86_64", "3.9"),
-    System("Debian 13", "trixie", "x86_64", "3.13", HOST),
-    System("Debian 11", "bullseye", "aarch64", "3.9"),
-    System("Debian 13", "trixie", "aarch64", "3.13", HOST),
+    System("Debian 11", "bullseye", "x86_64", "3.9", **OLD_HOST),
+    System("Debian 13", "trixie", "x86_64", "3.13", **NODE_HOST),
+    System("Debian 11", "bullseye", "aarch64", "3.9", **OLD_HOST),
+    System("Debian 13", "trixie", "aarch64", "3.13", **NODE_HOST),
 ]
-COMPILERS = System("Debian 13", "trixie", platform.machine(), "3.13", ("python3-pip", "g++", "golang-go"), "-source")
+# With what every Debian has, which dpkg does not ask for: grep and sed.
+SOURCE = System(
+    "Debian 13", "trixie", platform.machine(), "3.13", packages=("python3-pip", "g++", "golang-go", "grep", "sed"), kind="-source"
+)
 SHORT = (0, 3)
 
 
@@ -88,15 +93,36 @@ def run(command, **options) -> str:
     return done.stdout
 
 
+def missing() -> str:
+    """What this machine lacks for the trials, in a line; empty if it lacks nothing."""
+    if platform.machine() != "x86_64":
+        return f"an x86_64 machine: this one is {platform.machine()}"
+    if os.geteuid() != 0:
+        return "root, to enter other systems' folders"
+    if not shutil.which("apt-get"):
+        return "apt-get, which installs mmdebstrap and QEMU"
+    binfmt = "true" if (BINFMT / "register").exists() else f"mount -t binfmt_misc binfmt_misc {BINFMT}"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", f"mount -t tmpfs tmpfs /mnt && {binfmt}"], capture_output=True, text=True)
+    if done.returncode:
+        return f"the right to mount: {' '.join(done.stderr.split())}"
+    try:
+        urllib.request.urlopen(f"{MIRROR}/dists/{SYSTEMS[0].suite}/InRelease", timeout=30).close()
+    except OSError as e:
+        return f"Debian's packages: {MIRROR} cannot be reached: {e}"
+    return ""
+
+
 def tools() -> None:
     """mmdebstrap, user-mode QEMU that starts programs of the other architecture, musl."""
     names = {"mmdebstrap": "mmdebstrap", "qemu-aarch64-static": "qemu-user-static", "npm": "npm"}
-    missing = [package for tool, package in names.items() if not shutil.which(tool)]
+    absent = [package for tool, package in names.items() if not shutil.which(tool)]
     if not musl():
-        missing.append("musl")
-    if missing:
+        absent.append("musl")
+    if absent:
         run(["apt-get", "update", "-qq"])
-        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing])
+        run(
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *absent], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        )
     if not (BINFMT / "register").exists():
         run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT])
 
@@ -122,19 +148,20 @@ class Emulation:
 
 def make(system: System) -> None:
     """The system's folder, unless it is there. Packages are unpacked and not set up: nothing of it runs here."""
-    if (system.folder / "lessismore.stamp").exists():
-        return
     packages = ["python3", "dash", "coreutils", *system.packages]
+    stamp = system.folder / "lessismore.stamp"
+    if stamp.exists() and stamp.read_text() == " ".join(packages):
+        return
     system.folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(system.folder, ignore_errors=True)
     run(
         ["mmdebstrap", "--variant=extract", f"--architectures={DEB[system.machine]}", f"--include={','.join(packages)}"]
-        + [system.suite, system.folder, f"deb {MIRROR} {system.suite} main"]
+        + ['--aptopt=Acquire::Retries "3"', system.suite, system.folder, f"deb {MIRROR} {system.suite} main"]
     )
     for name in ("bin", "sbin", "lib", "lib64"):  # what base-files would have linked
         if (system.folder / "usr" / name).exists() and not (system.folder / name).exists():
             (system.folder / name).symlink_to(f"usr/{name}")
-    (system.folder / "lessismore.stamp").write_text("")
+    stamp.write_text(" ".join(packages))
 
 
 class Inside:
@@ -167,35 +194,48 @@ class Inside:
 
 
 def put(system: System, wheel: pathlib.Path, trial: pathlib.Path) -> None:
-    """The wheel and numpy, as pip would install them there: by their tags."""
-    tags = [f"manylinux_2_28_{system.machine}", f"manylinux_2_27_{system.machine}", f"manylinux2014_{system.machine}"]
-    run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
-        + ["--no-compile", "--only-binary=:all:", f"--python-version={system.python}", "--implementation=cp"]
-        + [f"--platform={tag}" for tag in tags] + ["--target", trial / "site", wheel]
-    )  # fmt: skip
+    """The wheel and numpy, as pip would install them there: by their tags. And the host, the model, the C programs."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    tags = [f"--platform=manylinux_2_28_{system.machine}", f"--platform=manylinux_2_27_{system.machine}"]
+    tags += [f"--platform=manylinux2014_{system.machine}", "--only-binary=:all:", "--implementation=cp"]
+    to = ["--root-user-action=ignore", "--no-compile", "--target", trial / "site"]
+    run([*pip, "install", *tags, f"--python-version={system.python}", *to, wheel])
     shutil.copy(ROOT / "bindings" / "python" / "examples" / "with_numpy.py", trial)
     compiler = pathlib.Path(run([ROOT / "scripts" / "zig-toolchain.sh", system.machine]).strip()) / "cc"
     library = trial / "site" / "lessismore" / "liblessismore.so"
     options = ["-O1", "-std=c11", "-D_POSIX_C_SOURCE=200809L", f"-I{ROOT / 'include'}", "-pthread"]
-    run([compiler, *options, ROOT / "tests" / "abi" / "batch.c", "-o", trial / "batch", f"-L{library.parent}", "-llessismore"])
+    run([compiler, *options, ROOT / "tests" / "abi" / "device.c", "-o", trial / "device", f"-L{library.parent}", "-llessismore"])
     run([compiler, "-O1", "-shared", "-fPIC", ROOT / "tests" / "gpu" / "standin" / "standin.c", "-o", trial / "libcuda.so.1", "-lpthread"])
-    if system.node:
+    shutil.copy(hostlib.REASONER, trial)
+    if system.host == "node-llama-cpp":
         arch = NODE[system.machine]
         wanted = {"node-llama-cpp": install.NODE_LLAMA_CPP, f"@node-llama-cpp/{arch}": install.NODE_LLAMA_CPP}
         (trial / "package.json").write_text(json.dumps({"name": "try", "private": True, "dependencies": wanted}))
         options = ["--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--force"]  # of another CPU
         run(["npm", "install", *options], cwd=trial)
         shutil.copy(hostlib.DRIVERS / "node.mjs", trial)
-        shutil.copy(hostlib.REASONER, trial)
+    else:
+        # Its module is for Python 3.10 or newer, but the llama.cpp that is linked into it asks for no Python.
+        run([*pip, "download", *tags, "--python-version=3.13", "--no-deps", "--dest", trial, f"xllamacpp=={install.XLLAMACPP}"])
+        with zipfile.ZipFile(next(trial.glob("xllamacpp-*.whl"))) as module:
+            (trial / "llama.so").write_bytes(module.read("xllamacpp/xllamacpp.abi3.so"))
+        for name in ("native", "capi", "engine", "protocol", "scenarios"):
+            shutil.copy(hostlib.DRIVERS / f"{name}.py", trial)
 
 
 def solve(inside: Inside, library: str | None) -> dict:
-    """One problem in node-llama-cpp; returns the library's statistics."""
+    """One problem in the system's host; returns the library's statistics."""
     problem = hostlib.Problem.make(1, STEPS)
-    job = {"model": f"/try/{hostlib.REASONER.name}", "prompts": [problem.prompt], "lengths": [len(problem.solution)], "context": 1024}
-    environment = {"GGML_BACKEND_PATH": library, "LESSISMORE_STATS": "/try/stats.json", **SPARSE} if library else {}
-    out = inside("node", "/try/node.mjs", "/try/node_modules/node-llama-cpp/dist/index.js", input=json.dumps(job) + "\n", **environment)
+    job = {"prompts": [problem.prompt], "lengths": [len(problem.solution)], "context": 1024, "threads": 1}
+    job["model"] = f"/try/{hostlib.REASONER.name}"
+    environment = {"OMP_WAIT_POLICY": "passive"} | ({"LESSISMORE_STATS": "/try/stats.json", **SPARSE} if library else {})
+    if inside.system.host == "node-llama-cpp":
+        command = ["node", "/try/node.mjs", "/try/node_modules/node-llama-cpp/dist/index.js"]
+        environment |= {"GGML_BACKEND_PATH": library} if library else {}
+    else:
+        command = ["python3", "/try/native.py"]
+        job |= {"host": "/try/llama.so", "library": library, "scenario": "solve"}
+    out = inside(*command, input=json.dumps(job) + "\n", **environment)
     tokens = next(line["tokens"] for line in map(json.loads, out.splitlines()) if "tokens" in line)
     if tokens != problem.solution:
         raise RuntimeError(f"the answer {'with the library' if library else 'of the host alone'} is wrong: {inside.log[-1500:]}")
@@ -247,22 +287,22 @@ def attempt(system: System, wheel: pathlib.Path) -> None:
             return "right"
 
         def driver() -> str:
-            code = "import lessismore; lessismore.Engine(4).batch(1, 4096, 4, 2, 64)"
+            code = "import lessismore; lessismore.Engine(4).decoder(device=0, capacity=4096, heads=4, kv_heads=2, head_dim=64)"
             try:
                 inside("python3", "-c", code)
             except RuntimeError as e:
                 if match := re.search(r"no usable CUDA driver: [^\n]*", str(e)):
                     return match[0]
                 raise
-            raise RuntimeError("a batch was made without a driver")
+            raise RuntimeError("a decoder on a GPU was made without a driver")
 
         def standin() -> str:
             log = "/try/driver.log"
             driver = {"LESSISMORE_LIBCUDA": "/try/libcuda.so.1", "LIM_STANDIN_LOG": log, "LD_LIBRARY_PATH": "/try/site/lessismore"}
-            out = inside("/try/batch", "standin", log, **driver).strip()
-            if not re.fullmatch(r"batch +[1-9]\d* checks, 0 failed", out):
+            out = inside("/try/device", "standin", log, **driver).strip()
+            if not re.fullmatch(r"device +[1-9]\d* checks, 0 failed", out):
                 raise RuntimeError(out)
-            return out.removeprefix("batch").strip()
+            return out.removeprefix("device").strip()
 
         def host() -> str:
             solve(inside, None)
@@ -274,11 +314,13 @@ def attempt(system: System, wheel: pathlib.Path) -> None:
         step("numpy", "`with_numpy.py`", example)
         step("", "CUDA engine without a driver", driver)
         step("", "CUDA engine with the stand-in driver, from C", standin)
-        name = f"node-llama-cpp {install.NODE_LLAMA_CPP}"
-        if system.node:
-            step(name, "a problem of the reasoner, with and without the library", host)
+        if system.host == "node-llama-cpp":
+            step(f"node-llama-cpp {install.NODE_LLAMA_CPP}", "a problem of the reasoner, with and without the library", host)
         else:
-            system.rows.append((name, "", f"not possible: its binaries need glibc 2.34, this is {system.glibc}", True))
+            node = f"node-llama-cpp {install.NODE_LLAMA_CPP}"
+            system.rows.append((node, "", f"not possible: its binaries need glibc 2.34, this is {system.glibc}", True))
+            what = "a problem of the reasoner, with and without the library, by llama.cpp's C functions"
+            step(f"xllamacpp {install.XLLAMACPP}", what, host)
 
 
 def build(system: System, source: pathlib.Path) -> None:
@@ -347,10 +389,16 @@ def table(systems: list[System]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--only", help="systems whose name and architecture match this regular expression")
+    parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--only", help='systems whose name and architecture match this regular expression; "source": where pip builds')
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--wheels", type=pathlib.Path, default=ROOT / "build" / "dist")
     options = parser.parse_args()
+    if options.table and (options.short or options.only):
+        parser.error("the table is of all systems")
+    if options.missing:
+        print(missing())
+        return 0
     systems = [SYSTEMS[i] for i in SHORT] if options.short else SYSTEMS
     systems = [s for s in systems if re.search(options.only or "", f"{s.name} {s.machine}")]
     wheels = {}
@@ -359,14 +407,16 @@ def main() -> int:
         if len(found) != 1:
             raise SystemExit(f"{options.wheels} has {len(found)} wheels for {system.machine}: make wheels")
         wheels[system.machine] = found[0]
+    if lacks := missing():
+        raise SystemExit(f"this needs {lacks}")
     tools()
     with Emulation():
         for system in systems:
             attempt(system, wheels[system.machine])
-    if not (options.short or options.only):
+    if not options.short and re.search(options.only or "", f"{SOURCE.name} {SOURCE.machine} source"):
         (source,) = options.wheels.glob("lessismore-*.tar.gz")
-        build(COMPILERS, source)
-        systems = [*systems, COMPILERS]
+        build(SOURCE, source)
+        systems = [*systems, SOURCE]
     if platform.machine() in wheels:
         systems = [*systems, loader(wheels[platform.machine()])]
     text = table(systems)

@@ -1,5 +1,6 @@
 """The wheel: built as pip does, installed where there is neither Go nor a compiler."""
 
+import json
 import os
 import pathlib
 import re
@@ -31,7 +32,8 @@ def wheel(tmp_path_factory):
 
 
 def tree():
-    return sorted(p for p in (ROOT / "bindings").rglob("*") if "__pycache__" not in p.parts)
+    folders = (ROOT / "bindings", ROOT / "demo")
+    return sorted(p for folder in folders for p in folder.rglob("*") if "__pycache__" not in p.parts)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,51 @@ def test_the_command_is_installed(installed):
     done = installed("lessismore", "run", reasoner.GGUF, "-p", "a")
     assert done.returncode == 1 and done.stderr == "lessismore: llama-cpp-python is needed for this: pip install llama-cpp-python\n"
     assert installed("python", "-m", "lessismore", "--version").stdout == f"lessismore {lessismore.__version__}\n"
+    done = installed("lessismore", "demo")
+    assert done.returncode == 1
+    assert done.stderr == "lessismore: the demo's models and host are needed for this: pip install lessismore-demo\n"
+
+
+def test_the_demo(wheel, tmp_path):
+    """Both wheels in a virtual environment without a checkout, with what pip would have fetched: the host, gguf, rich, numpy."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    before = tree()
+    done = subprocess.run(
+        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT / "demo"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tree() == before
+    (demo,) = tmp_path.glob("*.whl")
+    assert demo.name == f"lessismore_demo-{lessismore.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(demo) as z:
+        metadata = z.read(f"lessismore_demo-{lessismore.__version__}.dist-info/METADATA").decode()
+    wanted = re.findall(r"^Requires-Dist: ([\w-]+)(.*)", metadata, re.M)
+    assert ("lessismore", f"=={lessismore.__version__}") in wanted
+    assert {name for name, _ in wanted} == {"lessismore", "llama-cpp-python", "gguf", "rich"}
+
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    done = subprocess.run([*pip, "--python", python, "install", "-q", "--no-deps", wheel, demo], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = pathlib.Path(os.environ.get("LESSISMORE_CACHE") or f"{base}/lessismore/hosts").expanduser()
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    hosts = [next((cache / name / "lib").glob("python*/site-packages")) for name in ("llama-cpp-python", "venv")]
+    (site / "hosts.pth").write_text("".join(f"{path}\n" for path in hosts))
+
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LESSISMORE", "PYTHON"))}
+    demo = [python.parent / "lessismore", "demo", "--problems", "1", "--context", "1024", "--threads", "1", "--json"]
+    done = subprocess.run(demo, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["exact"] == found["problems"] == 1 and 0.3 < found["share_attended"] < 0.5
+    assert found["budget"] == 256 and found["ms"].keys() == {"on", "off", "library"} and min(found["ms"].values()) > 0
+    assert "problem 1: 1182 tokens, host right, library right" in done.stderr
+    (site / "lessismore_demo" / "reasoner.gguf").write_bytes(b"GGUF")
+    done = subprocess.run(demo, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and done.stdout == ""
+    assert [line for line in done.stderr.splitlines() if line.startswith("lessismore: ")], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_musl_is_told_what_is_missing(tmp_path):

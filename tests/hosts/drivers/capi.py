@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import os
+import platform
 from pathlib import Path
 
 F16, F32, Q4_0, Q8_0, BF16 = 1, 0, 2, 8, 30
@@ -189,28 +190,34 @@ class Api:
         class Wide(ct.Structure):
             _fields_ = [("raw", ct.c_ubyte * 1024)]
 
-        wide = []
-        for fill in (0xA5, 0x5A):
-            buf = Wide()
-            ct.memset(ct.byref(buf), fill, ct.sizeof(buf))
-            for lib in libs:
-                if hasattr(lib, name):
-                    # Both structs are returned through a hidden pointer; passing that
-                    # pointer ourselves keeps what the library leaves untouched.
-                    fn = ct.CFUNCTYPE(ct.c_void_p, ct.c_void_p)((name, lib))
-                    break
-            fn(ct.addressof(buf))
-            wide.append(bytes(buf.raw))
-        touched = max(i for i in range(1024) if wide[0][i] == wide[1][i]) + 1
-        # The last bytes may be padding, which a compiler need not write.
-        of_size = [s for s in structs if -(-touched // ct.alignment(s)) * ct.alignment(s) == ct.sizeof(s)]
-        if not of_size:
-            raise RuntimeError(f"{name}: the library's struct has {touched} bytes, declared are {[ct.sizeof(s) for s in structs]}")
-        got = of_size[0].from_buffer_copy(wide[0][: ct.sizeof(of_size[0])])
-        for field, value in known.items():
-            if getattr(got, field) != value:
-                raise RuntimeError(f"{name}: {field} is {getattr(got, field)!r}, expected {value!r}: another layout")
-        return of_size[0]
+        lib = next(lib for lib in libs if hasattr(lib, name))
+        candidates = structs
+        if platform.machine() == "x86_64":
+            # Both structs are returned through a hidden pointer; passing that pointer ourselves keeps what the library leaves
+            # untouched. On ARM64 it travels in a register that ctypes alone can set: there the defaults have to do.
+            fn = ct.CFUNCTYPE(ct.c_void_p, ct.c_void_p)((name, lib))
+            wide = []
+            for fill in (0xA5, 0x5A):
+                buf = Wide()
+                ct.memset(ct.byref(buf), fill, ct.sizeof(buf))
+                fn(ct.addressof(buf))
+                wide.append(bytes(buf.raw))
+            touched = max(i for i in range(1024) if wide[0][i] == wide[1][i]) + 1
+            # The last bytes may be padding, which a compiler need not write.
+            candidates = [s for s in structs if -(-touched // ct.alignment(s)) * ct.alignment(s) == ct.sizeof(s)]
+            if not candidates:
+                raise RuntimeError(f"{name}: the library's struct has {touched} bytes, declared are {[ct.sizeof(s) for s in structs]}")
+            filled = wide[0]
+        else:
+            filled = bytes(ct.CFUNCTYPE(Wide)((name, lib))().raw)
+        wrong = []
+        for struct in candidates:
+            got = struct.from_buffer_copy(filled[: ct.sizeof(struct)])
+            other = [f"{field} is {getattr(got, field)!r}, expected {v!r}" for field, v in known.items() if getattr(got, field) != v]
+            if not other:
+                return struct
+            wrong += other
+        raise RuntimeError(f"{name}: {wrong[0]}: another layout")
 
 
 def load(where) -> Api:
@@ -219,12 +226,20 @@ def load(where) -> Api:
         return Api(ct.CDLL(where._name, handle=where._handle))
     where = Path(where)
     if not where.is_dir():
-        return Api(ct.CDLL(os.fspath(where)))
+        return Api(_module(where))
     base, ggml, llama = (_library(where, name) for name in ("ggml-base", "ggml", "llama"))
     api = Api(llama, ggml, base)
     if sorted(where.glob("libggml-cpu-*.so")):  # run-time loaded backends: the host's own call
         api.ggml_backend_load_all_from_path(os.fsencode(where))
     return api
+
+
+def _module(path: Path) -> ct.CDLL:
+    """A library file whose functions are looked up when they are called: a Python module's own face may be for another Python."""
+    dlopen = ct.CDLL(None).dlopen
+    dlopen.restype, dlopen.argtypes = ct.c_void_p, [ct.c_char_p, ct.c_int]
+    # Where it cannot be opened, CDLL says why.
+    return ct.CDLL(os.fspath(path), handle=dlopen(os.fsencode(path), os.RTLD_LAZY))
 
 
 def _library(where: Path, name: str) -> ct.CDLL:

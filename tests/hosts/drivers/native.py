@@ -6,6 +6,8 @@ Job: {"host": "llama-cpp-python" | folder or file with llama.cpp's libraries,
       "scenario": name, "model": path, ...arguments of the scenario}
 """
 
+from __future__ import annotations
+
 import os
 
 import engine

@@ -64,12 +64,12 @@ def command(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace, settings: list[str], model: str, context: int, threads: int, step: _show.Step) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in settings}
-    workers: dict[str, _Worker] = {}
+    workers: dict[str, Worker] = {}
     try:
         for name in settings:
             step(f"{context} tokens, {threads} threads, {name}: filling", len(workers))
             job = {"model": model, "context": context, "threads": threads, "kv": options.kv, "flash": name != OFF}
-            workers[name] = _Worker(job, _options.chosen(options) if name == OURS else None)
+            workers[name] = Worker(job, _options.chosen(options) if name == OURS else None)
         for n in range(options.rounds):
             step(f"{context} tokens, {threads} threads: measuring", len(settings) + n)
             turn = n % len(settings)
@@ -99,7 +99,7 @@ def _measure(options: argparse.Namespace, settings: list[str], model: str, conte
     }
 
 
-class _Worker:
+class Worker:
     """A process that holds one context (see _worker.py)."""
 
     def __init__(self, job: dict[str, Any], ours: Optional[dict[str, Any]]) -> None:
