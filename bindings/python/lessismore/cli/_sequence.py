@@ -93,6 +93,10 @@ class Sequence:
             ms.append((time.perf_counter() - start) * 1e3)
         return ms, np.stack(logits)
 
+    def place(self) -> int:
+        """See _worker.Context."""
+        return self.length
+
     def back(self, length: int) -> None:
         """Takes tokens away again. Raises UnsupportedError where the model's cache cannot."""
         if self._cache is None:

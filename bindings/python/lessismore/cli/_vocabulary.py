@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from . import _llama, _sequence
 
@@ -80,6 +80,8 @@ class Transformers:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
         except Exception as e:  # of a kind and a length that depend on the model's
             raise ValueError(f"{model} has no tokenizer: {str(e).splitlines()[0]}") from None
+        if not set(self._tokenizer.get_vocab()) - set(self._tokenizer.all_special_tokens):  # made of nothing
+            raise ValueError(f"{model} has no tokenizer")
 
     def encode(self, text: str, begin: bool = True) -> list[int]:
         """See GGUF.encode()."""

@@ -21,7 +21,7 @@ from . import _llama
 
 BLOCK = 512
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
-CALLS = ("fill", "time", "show", "walk", "back", "save", "load", "report")
+CALLS = ("fill", "time", "show", "walk", "place", "back", "save", "load", "report")
 Logits = npt.NDArray[np.float32]
 
 
@@ -91,6 +91,10 @@ class Context:
                 out[i] = found
         return ms
 
+    def place(self) -> int:
+        """How many tokens sequence 0 has."""
+        return self.length
+
     def back(self, length: int) -> bool:
         """Takes tokens away from sequence 0 again; false: this model's memory cannot."""
         if not self.c.llama_memory_seq_rm(self.memory, 0, length, -1):
@@ -112,11 +116,15 @@ class Context:
             raise SystemExit("the host cannot restore a sequence")
         self.length = length
 
-    def report(self) -> dict[str, Any]:
-        """What the library counted so far."""
+    def report(self) -> Optional[dict[str, Any]]:
+        """What the library counted so far; None: it is not in force."""
+        from .._errors import UnsupportedError
         from ..engine import HostEngine
 
-        return HostEngine().report()
+        try:
+            return HostEngine().report()
+        except UnsupportedError:
+            return None
 
     def fill(self, length: int) -> int:
         """About so many tokens in sequence 0; returns how many. One block is computed, the others but the last are its copies.

@@ -16,10 +16,9 @@ import statistics
 from typing import Any
 
 from .. import _files
-from . import _exit, _llama, _options, _process, _show, doctor
+from . import _crew, _exit, _llama, _options, _process, _show, doctor
 
 ON, OFF, OURS = "flash on", "flash off", "lessismore"
-QUANTISED = ("q8_0", "q4_0")  # caches that the host has with flash attention only
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,7 @@ def command(options: argparse.Namespace) -> int:
         raise ImportError("--plot needs matplotlib")
     if options.plot:
         _files.check(options.plot)
-    settings = [ON, OURS] if options.kv in QUANTISED else [ON, OFF, OURS]
+    settings = [ON, OURS] if options.kv in _crew.QUANTISED else [ON, OFF, OURS]
     points = [(context, threads) for threads in options.threads for context in options.contexts]
     results = []
     stages = len(settings) + options.rounds
