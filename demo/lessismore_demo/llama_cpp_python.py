@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
 
-from lessismore.cli import _crash, _llama, bench
+from lessismore.cli import _crash, _llama, _process
 
 from . import make_model, show, task  # type: ignore[attr-defined]  # two of them come into the wheel only
 
@@ -21,6 +21,18 @@ HERE = Path(__file__).resolve().parent
 REASONER = HERE / "reasoner.gguf"
 SOLVE = [sys.executable, "-m", "lessismore_demo.solve"]
 STEPS = task.steps_for(2048)
+
+
+class Worker(_process.Worker):
+    """Filled when it is made: it does not say how far it is meanwhile."""
+
+    def __init__(self, job: dict[str, Any], ours: Optional[dict[str, Any]]) -> None:
+        super().__init__(job, ours)
+        self.ask("fill", length=job["context"])
+
+    def decode(self, steps: int) -> list[float]:
+        ms: list[float] = self.ask("time", count=steps)
+        return ms
 
 
 class LlamaCppPython:
@@ -75,9 +87,8 @@ class LlamaCppPython:
     def worker(
         self, setting: str, model: Path, context: int, threads: int, settings: dict[str, Any], filled: Callable[[int], None]
     ) -> show.Worker:
-        """Filled when it is made: it does not say how far it is meanwhile."""
         job = {"model": str(model), "context": context, "threads": threads, "kv": "f16", "flash": setting != "off"}
-        worker: show.Worker = bench.Worker(job, settings if setting == "library" else None)
+        worker: show.Worker = Worker(job, settings if setting == "library" else None)
         filled(context)
         return worker
 

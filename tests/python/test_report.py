@@ -51,13 +51,35 @@ def comparison(budgets=(64, 128, 256)):
     }  # fmt: skip
 
 
+def check(contexts=(4096, 7168), budgets=(512, 1024, 2048)):
+    """Results as `lessismore check` writes them, with numbers drawn afresh."""
+
+    def row(name, budget, scale, attended):
+        mean = scale * random.uniform(0.5, 1)
+        nats = {"mean": mean, "interval": [0.8 * mean, 1.2 * mean], "median": mean / 2, "p99": 9 * mean, "most": 20 * mean, "same": 0.9}
+        return {
+            "name": name, "budget": budget, "perplexity": random.uniform(5, 20), "nats": nats, "facts": [random.random() < 0.5 for _ in "12345678"],
+            "ms": random.uniform(5, 50), "faster": random.uniform(1, 5), "attended": attended, "engaged": True, "why": None,
+            "selection_layers": [2, 17, 20],
+        }  # fmt: skip
+
+    rows = [[row("host", None, 0, 1), row("full", None, 0.005, 1), *(row("budget", b, 20 / b, 0.3) for b in budgets)] for _ in contexts]
+    return {
+        "format": 1, "made": {"version": "1", "host": "a host", "cpu": "a CPU", "threads": 2, "seconds": 9.0}, "model": ODD,
+        "text": {"from": ODD, "sha256": "0" * 16}, "notes": ["a note & more"], "verdict": f"With 512 expect {ODD}.",
+        "contexts": [{"context": c, "from": c + 64, "steps": 512, "baseline": "flash on", "results": r} for c, r in zip(contexts, rows)],
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def page(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     (folder / "compare.json").write_text(json.dumps(comparison()))
-    out, _ = cli("report", run[0], run[1], "--compare", folder / "compare.json", "-o", folder / "report.html", "--title", ODD, "--json")
+    (folder / "check.json").write_text(json.dumps(check()))
+    more = ["--check", folder / "check.json", "--compare", folder / "compare.json"]
+    out, _ = cli("report", run[0], run[1], *more, "-o", folder / "report.html", "--title", ODD, "--json")
     found = json.loads(out)
-    assert len(found["shown"]) == 4
+    assert len(found["shown"]) == 5
     assert found["bytes"] == (folder / "report.html").stat().st_size < 2 << 20
     return folder / "report.html"
 
@@ -175,6 +197,19 @@ def test_heat_map_and_audits_and_curves(page, browser, run):
     assert cells == 1 + len(compare["results"])
 
 
+def test_what_it_costs(page, browser):
+    checked = json.loads((page.parent / "check.json").read_text())
+    browser.open(page, *DESKTOP)
+    titles = browser.value("[...document.querySelectorAll('svg title')].map(t => t.textContent)")
+    rows = [r for of in checked["contexts"] for r in of["results"]]
+    for r in rows:
+        told = f"{r['budget']:,} tokens: {r['nats']['mean']:.4f} nats, 90.0 % the same best token" if r["budget"] else None
+        assert told is None or told in titles
+    table = "[...document.querySelectorAll('.card')].find(c => c.textContent.includes('nats a token')).querySelector('table')"
+    assert browser.value(f"{table}.rows.length") == 1 + len(rows)
+    assert browser.value("document.querySelector('main strong').textContent") == checked["verdict"]
+
+
 def test_what_there_is_not_is_left_out(run, browser, tmp_path):
     for arguments, shown in (([run[1]], 1), ([run[0]], 3)):
         out, _ = cli("report", *arguments, "-o", tmp_path / "r.html", "--json")
@@ -197,6 +232,7 @@ def test_files_that_are_something_else(text, says, tmp_path):
     path.write_text(text)
     _, log = cli("report", path, "-o", tmp_path / "r.html", code=1)
     assert says in one_line(log) and not (tmp_path / "r.html").exists()
-    _, log = cli("report", "--compare", path, "-o", tmp_path / "r.html", code=1)
-    one_line(log)
+    for kind in ("--compare", "--check"):
+        _, log = cli("report", kind, path, "-o", tmp_path / "r.html", code=1)
+        one_line(log)
     assert "there is nothing to show" in cli("report", code=1)[1]

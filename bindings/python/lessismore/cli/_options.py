@@ -33,9 +33,10 @@ def positives(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
 
 
-def selection(parser: argparse.ArgumentParser, layers: bool = True) -> None:
+def selection(parser: argparse.ArgumentParser, layers: bool = True, budget: bool = True) -> None:
     """The library's settings."""
-    parser.add_argument("--budget", type=positive, help="tokens that a sparse layer attends to (default 2048)")
+    if budget:
+        parser.add_argument("--budget", type=positive, help="tokens that a sparse layer attends to (default 2048)")
     if layers:
         parser.add_argument("--layers", type=numbers, help="layers that choose, such as 2,12 (default: measured)")
     parser.add_argument("--recency", type=float, help="share of the budget for the newest tokens (default 0.25)")
@@ -44,12 +45,13 @@ def selection(parser: argparse.ArgumentParser, layers: bool = True) -> None:
     parser.add_argument("--selections", type=positive, help="without --layers: so many choose at most (default 2)")
 
 
-def watching(parser: argparse.ArgumentParser) -> None:
+def watching(parser: argparse.ArgumentParser, trace: bool = True) -> None:
     """What keeps and watches the selection layers, beside selection()."""
     parser.add_argument("--guard", type=int, help="steps between two audits, about; 0: none (default 16)")
     parser.add_argument("--interval", type=positive, help="steps that a token set serves (default 1)")
     parser.add_argument("--profile", help='what was measured of the model; "off": none (default: in the user\'s cache)')
-    parser.add_argument("--trace", type=int, help="steps whose token sets the statistics keep (default 0)")
+    if trace:
+        parser.add_argument("--trace", type=int, help="steps whose token sets the statistics keep (default 0)")
 
 
 def chosen(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Optional
 
-from . import _page
+from . import _page, _verdict
 from ._page import Axes, Page, escape, legend, marker, number, ticks
 
 TRACES = 2  # contexts that are shown at once; a few more can be opened
@@ -399,6 +399,52 @@ def _heat(page: Page, title: str, triangle: list[list[float]], choice: list[int]
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
     page.figure(title, chart, escape(caption))
+
+
+# ---- What it costs ----
+
+
+def checked(page: Page, report: dict[str, Any]) -> None:
+    """A check of a model on a text."""
+    made, text = report["made"], report["text"]
+    page.section(
+        "What it costs",
+        f"<strong>{escape(report['verdict'])}</strong> {escape(report['model'])} on {escape(text['from'])}, in {escape(made['host'])}: "
+        f"a context, then {number(report['contexts'][0]['steps'])} tokens of the text, one at a time, in each setting. Nats are the "
+        f"divergence of a token's probabilities from the host's own full attention; the dashed line is what the library differs by "
+        f"while it attends to everything, the noise floor.",
+    )
+    for note in report["notes"]:
+        page.add(f'<p class="soft">{escape(note[0].upper() + note[1:])}.</p>')
+    budgets = sorted({r["budget"] for of in report["contexts"] for r in of["results"] if r["budget"]})
+    top = max(r["nats"]["interval"][1] for of in report["contexts"] for r in of["results"])
+    top = max(1.1 * top, 0.002)
+    page.add('<div class="pair">')
+    for of in report["contexts"]:
+        axes = Axes((budgets[0] / 1.3, budgets[-1] * 1.3), (0, top), log_x=True, size=(620, 340))
+        axes.grid([(b, number(b)) for b in budgets], ticks(0, top), "budget (tokens per sparse layer)", "nats a token")
+        floor = next(r for r in of["results"] if r["name"] == "full")["nats"]["mean"]
+        axes.line([(budgets[0] / 1.3, floor), (budgets[-1] * 1.3, floor)], "var(--rest)", dash=DASHES[1], width=1.6)
+        ours = [r for r in of["results"] if r["budget"]]
+        axes.line([(r["budget"], r["nats"]["mean"]) for r in ours], COLORS[0])
+        for r in ours:
+            x, (low, high) = axes.x(r["budget"]), r["nats"]["interval"]
+            axes.parts.append(
+                f'<line x1="{_page.n(x)}" x2="{_page.n(x)}" y1="{_page.n(axes.y(low))}" y2="{_page.n(axes.y(high))}" '
+                f'stroke="{COLORS[0]}" stroke-opacity=".45"/>'
+            )
+            told = f"{number(r['budget'])} tokens: {r['nats']['mean']:.4f} nats, {_percent(r['nats']['same'])} the same best token"
+            axes.parts.append(marker("circle", x, axes.y(r["nats"]["mean"]), COLORS[0], told))
+        label = f"Divergence from the host by budget, behind {number(of['context'])} tokens; the noise floor is {floor:.4f} nats."
+        page.figure(
+            f"Behind {number(of['context'])} tokens",
+            axes.svg(label),
+            "Lower is better. Whiskers are 95 % intervals (bootstrap over runs of steps).",
+            legend([(_line(COLORS[0], "", "circle"), "lessismore"), (_line("var(--rest)", DASHES[1]), "noise floor")]),
+        )
+    page.add("</div>")
+    rows = [("ours" if cells[1].endswith("tokens") else "", cells) for cells in _verdict.rows(report)]
+    page.add('<div class="card"><h3>The table</h3>' + _page.table(_verdict.HEAD, rows, "What it costs") + "</div>")
 
 
 # ---- The comparison ----

@@ -13,17 +13,12 @@ import io
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from typing import Any, Optional
+from typing import Any
 
 from .. import _files
-from . import _crash, _exit, _llama, _options, _show, doctor
+from . import _crew, _exit, _llama, _options, _process, _show, doctor
 
 ON, OFF, OURS = "flash on", "flash off", "lessismore"
-WORKER = [sys.executable, "-m", "lessismore.cli._worker"]
-QUANTISED = ("q8_0", "q4_0")  # caches that the host has with flash attention only
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +40,7 @@ def command(options: argparse.Namespace) -> int:
         raise ImportError("--plot needs matplotlib")
     if options.plot:
         _files.check(options.plot)
-    settings = [ON, OURS] if options.kv in QUANTISED else [ON, OFF, OURS]
+    settings = [ON, OURS] if options.kv in _crew.QUANTISED else [ON, OFF, OURS]
     points = [(context, threads) for threads in options.threads for context in options.contexts]
     results = []
     stages = len(settings) + options.rounds
@@ -64,17 +59,18 @@ def command(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace, settings: list[str], model: str, context: int, threads: int, step: _show.Step) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in settings}
-    workers: dict[str, Worker] = {}
+    workers: dict[str, _process.Worker] = {}
     try:
         for name in settings:
             step(f"{context} tokens, {threads} threads, {name}: filling", len(workers))
             job = {"model": model, "context": context, "threads": threads, "kv": options.kv, "flash": name != OFF}
-            workers[name] = Worker(job, _options.chosen(options) if name == OURS else None)
+            workers[name] = _process.Worker(job, _options.chosen(options) if name == OURS else None)
+            workers[name].ask("fill", length=context)
         for n in range(options.rounds):
             step(f"{context} tokens, {threads} threads: measuring", len(settings) + n)
             turn = n % len(settings)
             for name in settings[turn:] + settings[:turn]:
-                times[name].append(statistics.median(workers[name].decode(options.steps)))
+                times[name].append(statistics.median(workers[name].ask("time", count=options.steps)))
         report = workers[OURS].end()
     finally:
         for worker in workers.values():
@@ -97,79 +93,6 @@ def _measure(options: argparse.Namespace, settings: list[str], model: str, conte
         "selection_layers": next((c["selection_layers"] for c in report["contexts"] if c["rows"]), None),
         "why": None if engaged else report["reason"] or "no decode step was taken",
     }
-
-
-class Worker:
-    """A process that holds one context (see _worker.py)."""
-
-    def __init__(self, job: dict[str, Any], ours: Optional[dict[str, Any]]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="lessismore-")
-        self._stats = os.path.join(self._folder.name, "stats.json")
-        if ours is not None:
-            job["enable"] = {**ours, "log": "info", "stats": self._stats}
-        self._job = job
-        # Threads of an OpenMP host that wait must not take the others' turns.
-        self._environment = {**_llama.environment(), "OMP_WAIT_POLICY": "passive"}
-        self._log = open(os.path.join(self._folder.name, "log"), "w+")
-        self._child = subprocess.Popen(
-            WORKER,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            bufsize=1,
-            env=self._environment,
-        )
-        self._ask(job)
-
-    def _ask(self, what: dict[str, Any]) -> dict[str, Any]:
-        assert self._child.stdin and self._child.stdout
-        try:
-            self._child.stdin.write(json.dumps(what) + "\n")
-            line = self._child.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise RuntimeError(self._reason())
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _reason(self) -> str:
-        """Why it ended: what it said last, or whose crash it was."""
-        code = self._child.wait()
-        self._log.seek(0)
-        lines = self._log.read().strip().splitlines()
-        if lines and not _crash.crashed(code):
-            return lines[-1]
-        return _crash.cause("llama-cpp-python", code, self._alone if "enable" in self._job else None)
-
-    def _alone(self) -> int:
-        """Exit code of the host that holds this context without lessismore."""
-        job = {name: value for name, value in self._job.items() if name != "enable"}
-        given = "".join(json.dumps(line) + "\n" for line in (job, {"steps": 2}, {"end": True}))
-        return _crash.tried(WORKER, self._environment, given)
-
-    def decode(self, steps: int) -> list[float]:
-        """Milliseconds of each of so many tokens, always behind the same context."""
-        ms: list[float] = self._ask({"steps": steps})["ms"]
-        return ms
-
-    def end(self) -> dict[str, Any]:
-        """Ends it; what the library counted."""
-        self._ask({"end": True})
-        self._child.wait(timeout=60)
-        with open(self._stats) as f:
-            report: dict[str, Any] = json.load(f)
-        return report
-
-    def kill(self) -> None:
-        self._child.kill()
-        self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._log.close()
-        self._folder.cleanup()
 
 
 def _table(results: list[dict[str, Any]], settings: list[str]) -> str:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from .. import _files
 from .._errors import Error
-from . import _exit, _options, _show, _text
+from . import _exit, _loss, _options, _show, _text
 
 FIRST = 2  # the lowest layer that chooses, as the library has it
 TOLERANCE = 0.01  # nats that a choice may lose more which reads less
@@ -176,15 +176,7 @@ def _ablate(walked: Union[_text.GGUF, _text.Transformers], found: Found) -> None
 
 def divergence(dense: _text.Logits, other: _text.Logits) -> float:
     """Kullback-Leibler, in nats: of softmax(other) from softmax(dense)."""
-
-    def log_softmax(x: _text.Logits) -> _text.Logits:
-        x = x - x.max()
-        out: _text.Logits = x - np.log(np.exp(x).sum())
-        return out
-
-    p, q = log_softmax(dense), log_softmax(other)
-    some = p > -np.inf
-    return max(0.0, float((np.exp(p[some]) * (p - q)[some]).sum()))
+    return float(_loss.Reference(dense).nats(_loss.Said(other)))
 
 
 def choose(nats: Matrix, error: Matrix, selections: int) -> list[int]:

@@ -2,7 +2,8 @@
 
 The page is one file, needs nothing from anywhere, and shows, as far as there is data for it: which tokens each step
 attended to (statistics kept with --trace or LESSISMORE_TRACE), what the guard's audits found over time, what was measured
-of the model and which layers choose, and the table of `lessismore compare` as curves.
+of the model and which layers choose, what `lessismore check` found it to cost, and the table of `lessismore compare` as
+curves.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, Optional
 
 from .. import _files
 from .._version import __version__
@@ -25,14 +26,15 @@ PARTS = ("contexts", "models", "config")  # of statistics
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stats", nargs="*", help="files of LESSISMORE_STATS, or profiles")
     parser.add_argument("--compare", metavar="FILE", help="results of `lessismore compare --out FILE`")
+    parser.add_argument("--check", metavar="FILE", help="results of `lessismore check --out FILE`")
     parser.add_argument("-o", "--output", metavar="FILE", default="report.html", help="default report.html")
     parser.add_argument("--title", default="What lessismore attended to", help="heading of the page")
 
 
 def command(options: argparse.Namespace) -> int:
     """Writes the page. Returns the exit code."""
-    if not options.stats and not options.compare:
-        raise ValueError("there is nothing to show: name files of statistics, or --compare")
+    if not options.stats and not options.compare and not options.check:
+        raise ValueError("there is nothing to show: name files of statistics, --check or --compare")
     runs, profiles = [], []
     for path in options.stats:
         found = _read(path)
@@ -42,18 +44,25 @@ def command(options: argparse.Namespace) -> int:
             runs.append((os.path.basename(path), found))
         else:
             raise ValueError(f"{path} is neither statistics of this library nor a profile")
-    compared = None
-    if options.compare:
-        compared = _read(options.compare)
-        if not {"methods", "results", "task"} <= set(compared):
-            raise ValueError(f"{options.compare} is no result of `lessismore compare`")
-    page, shown = build(options.title, runs, profiles, compared)
+    checked = _results(options.check, "check", {"contexts", "made", "verdict"})
+    compared = _results(options.compare, "compare", {"methods", "results", "task"})
+    page, shown = build(options.title, runs, profiles, checked, compared)
     _files.write(options.output, page.encode(), alike=ALIKE)
     if options.json:
         print(json.dumps({"page": os.path.abspath(options.output), "bytes": len(page.encode()), "shown": shown}))
     else:
         print(f"{options.output}: {', '.join(shown)}", file=sys.stderr)
     return _exit.DONE
+
+
+def _results(path: Optional[str], command: str, parts: set[str]) -> Optional[dict[str, Any]]:
+    """What another command left, if a file of it is named."""
+    if path is None:
+        return None
+    found = _read(path)
+    if not parts <= set(found):
+        raise ValueError(f"{path} is no result of `lessismore {command}`")
+    return found
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -67,7 +76,9 @@ def _read(path: str) -> dict[str, Any]:
     return found
 
 
-def build(title: str, runs: list[tuple[str, dict[str, Any]]], profiles: list[dict[str, Any]], compared: Any) -> tuple[str, list[str]]:
+def build(
+    title: str, runs: list[tuple[str, dict[str, Any]]], profiles: list[dict[str, Any]], checked: Any, compared: Any
+) -> tuple[str, list[str]]:
     """The page, and the names of what is on it."""
     page = _page.Page(title)
     for name, run in runs:
@@ -78,6 +89,8 @@ def build(title: str, runs: list[tuple[str, dict[str, Any]]], profiles: list[dic
     for profile in [*(m for _, run in runs for m in run["models"]), *profiles]:
         models[profile["fingerprint"]] = profile
     _pictures.measured(page, list(models.values()))
+    if checked is not None:
+        _pictures.checked(page, checked)
     if compared is not None:
         _pictures.compared(page, compared)
     here = pathlib.Path(__file__).parent
