@@ -11,6 +11,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"runtime/debug"
 	"unsafe"
 
@@ -105,11 +106,15 @@ func (l logger) log(level C.int32_t, format string, args ...any) {
 func limgo_engine_defaults(params *C.lim_engine_params) {
 	config := plugin.DefaultConfig()
 	params.recency = C.double(config.Recency)
-	params.budget = C.int32_t(config.Budget)
-	params.sink_tokens = C.int32_t(config.SinkTokens)
 	params.policy = C.int32_t(config.Policy)
-	params.selections, params.guard = C.int32_t(config.Selections), C.int32_t(config.Guard)
-	params.interval, params.trace = C.int32_t(config.Interval), C.int32_t(config.Trace)
+	for name, value := range config.Numbers() {
+		*setting(params, name) = C.int32_t(*value)
+	}
+}
+
+// setting is the field of a setting that is a whole number; the header calls it what the setting is called.
+func setting(params *C.lim_engine_params, name string) *C.int32_t {
+	return (*C.int32_t)(unsafe.Pointer(reflect.ValueOf(params).Elem().FieldByName(name).UnsafeAddr()))
 }
 
 //export limgo_engine_create
@@ -137,12 +142,11 @@ func limgo_engine_create(function *C.char, params *C.lim_engine_params, handle *
 
 func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	config := plugin.DefaultConfig()
-	config.Budget = int(params.budget)
 	config.Recency = float64(params.recency)
-	config.SinkTokens = int(params.sink_tokens)
 	config.Policy = plugin.Policy(params.policy)
-	config.Selections, config.Guard = int(params.selections), int(params.guard)
-	config.Interval, config.Trace = int(params.interval), int(params.trace)
+	for name, value := range config.Numbers() {
+		*value = int(*setting(params, name))
+	}
 	layers, count := uintptr(unsafe.Pointer(params.layers)), int64(params.layers_count)
 	switch {
 	case params.reserved != 0:

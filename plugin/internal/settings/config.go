@@ -3,6 +3,7 @@ package settings
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"strconv"
 	"strings"
@@ -81,6 +82,17 @@ var whole = []struct {
 	{"guard", " steps", func(c *Config) *int { return &c.Guard }, 0, MaxGuard, DefaultGuard},
 	{"interval", " steps", func(c *Config) *int { return &c.Interval }, 1, MaxInterval, 0},
 	{"trace", " steps", func(c *Config) *int { return &c.Trace }, 0, MaxTrace, DefaultTrace},
+}
+
+// Numbers are the settings that are whole numbers, by name.
+func (c *Config) Numbers() iter.Seq2[string, *int] {
+	return func(yield func(string, *int) bool) {
+		for _, w := range whole {
+			if !yield(w.name, w.of(c)) {
+				return
+			}
+		}
+	}
 }
 
 // DefaultConfig is the paper's setting, with layers found by measuring.

@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--positions", type=_options.positive, default=24, help="places that are tried (default 24)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the profile (default: the user's cache, for all hosts)")
     parser.add_argument("--threads", type=_options.positive, default=_options.cpus(), help="default: one per CPU")
-    _options.selection(parser, layers=False)
+    _options.settings(parser, without=("layers", "guard", "interval", "profile", "trace"))
 
 
 def command(options: argparse.Namespace) -> int:
