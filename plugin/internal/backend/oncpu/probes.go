@@ -48,7 +48,7 @@ func (p *Probes) Groups() int {
 func (p *Probes) Begin(st *steps.RowSets, heads int, counts *stats.Stats, sees func(row int, slot int32) bool, own func(row int) int32) {
 	p.Settle()
 	p.Steps++
-	if p.Source != selection.SourceNone && !p.Roles.Sparse() && p.Model.Ablation.Load() == nil { // no set would be read
+	if p.Source != selection.SourceNone && !p.ReadsSets() && p.Model.Ablation.Load() == nil {
 		st.Dense()
 	}
 	p.Seen = p.Seen[:0]
