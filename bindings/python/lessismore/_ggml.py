@@ -47,7 +47,7 @@ def enable(host: str, load: Callable[[bytes], Optional[int]], wanted: dict[str, 
         with _environment(wanted):
             registry = load(os.fsencode(_library.library_path()))
         if not registry:
-            raise UnsupportedError(f"{host}: this ggml is not one that can be taken part in; the log says why")
+            raise UnsupportedError(f"{host}: the library cannot hook this ggml; the log says why")
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ type Environment struct {
 	StatsPath string // "" : none is written
 	Profiles  bool   // what is learned about models is kept in files
 	Profile   string // in this file; "": in the user's cache directory
-	CUDA      bool   // the host's CUDA devices are taken part in, too
+	CUDA      bool   // the host's CUDA devices are hooked, too
 }
 
 // FromEnvironment reads the LESSISMORE_* variables through lookup. A wrong value gives an error that

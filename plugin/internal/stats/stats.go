@@ -52,7 +52,7 @@ var Meanings = [Reasons]string{
 	ReasonPrompt:     "several query tokens of one sequence: a prompt, or speculation",
 	ReasonMixed:      "prompt and decode rows in one batch",
 	ReasonDiscovery:  "the model's layers were being counted",
-	ReasonNoCache:    "keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32; f16, bf16, q8_0 and q4_0 are taken)",
+	ReasonNoCache:    "keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32; f16, bf16, q8_0 and q4_0 are supported)",
 	ReasonSliding:    "a sliding-window layer",
 	ReasonMLA:        "multi-head latent attention, whose V is a part of K: the host attends in such a model",
 	ReasonType:       "an element type that the kernels do not have",
@@ -74,7 +74,7 @@ type Stats struct {
 	LayersFrom      string `json:"layers_from,omitempty"` // "given", "profile", "measured", "rule"; "unmeasured": dense so far
 	Layers          int    `json:"layers"`                // layers that can take part
 	SelectionLayers []int  `json:"selection_layers"`      // of them, the ones that choose
-	LayersTaken     []int  `json:"layers_taken"`          // of them, the ones that the library has computed
+	LayersOffloaded     []int  `json:"layers_offloaded"`          // of them, the ones that the library has computed
 
 	Steps      uint64 `json:"steps"`
 	Rows       uint64 `json:"rows"`        // decode rows taken, once per step
@@ -103,7 +103,7 @@ type Stats struct {
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
 	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
 	ReusedSteps   uint64      `json:"reused_steps"`   // with the token sets of the step before (LESSISMORE_INTERVAL)
-	Ablations     uint64      `json:"intervention_steps,omitempty"`
+	Ablations     uint64      `json:"ablation_steps,omitempty"`
 	Audits        uint64      `json:"audits"` // of a sparse layer by the guard
 	Alarms        uint64      `json:"alarms"` // of the guard: a choice did not keep what was expected
 	Audited       []LayerLoss `json:"audited,omitempty"`
@@ -141,7 +141,7 @@ const MaxEvents = 64
 type TraceStep struct {
 	Step   uint64 `json:"step"`   // of the context
 	Tokens int    `json:"tokens"` // visible
-	What   string `json:"what"`   // "sparse"; "dense", "measured": everything is attended to; "intervention"
+	What   string `json:"what"`   // "sparse"; "dense", "measured": everything is attended to; "ablation"
 	Layer  int    `json:"layer"`  // whose set it is: the last selection layer; -1: there is none
 	Set    string `json:"set"`    // positions among the visible tokens, ascending, such as "0-3 17 40-71"
 
@@ -243,7 +243,7 @@ func (s *Stats) named() {
 	if s.SelectionLayers == nil {
 		s.SelectionLayers = []int{}
 	}
-	s.LayersTaken = s.Offloaded.list()
+	s.LayersOffloaded = s.Offloaded.list()
 }
 
 // Report is the statistics as they are written: LESSISMORE_STATS, and the C ABI's JSON.
@@ -274,7 +274,7 @@ func (r *Report) JSON() []byte {
 	return append(text, '\n')
 }
 
-// Outcome is a context in one line: what was attended to, or why nothing was taken; "" if there was nothing to take.
+// Outcome is a context in one line: what was attended to, or why nothing was offloaded; "" if there was nothing to take.
 func (s *Stats) Outcome() string {
 	if s.Steps > 0 {
 		return fmt.Sprintf("%d steps, %.1f%% of the tokens attended", s.Steps, 100*float64(s.TokensAttended)/float64(max(s.TokensVisible, 1)))
@@ -293,5 +293,5 @@ func (s *Stats) Outcome() string {
 	for i, r := range why {
 		texts[i] = fmt.Sprintf("%s %d (%s)", r, s.Left[r], Meanings[r])
 	}
-	return "nothing was taken; attentions left to the host: " + strings.Join(texts, ", ")
+	return "nothing was offloaded; attentions left to the host: " + strings.Join(texts, ", ")
 }

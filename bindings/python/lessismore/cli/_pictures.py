@@ -119,7 +119,7 @@ def _map(page: Page, name: str, index: int, run: dict[str, Any], context: dict[s
     )
     sparse = [s for s in shown if s["what"] == "sparse"]
     share = sum(b - a + 1 for s in sparse for a, b in spans(s["set"])) / max(sum(s["tokens"] for s in sparse), 1)
-    kinds = {kind: sum(s["what"] == kind for s in shown) for kind in ("sparse", "dense", "measured", "intervention")}
+    kinds = {kind: sum(s["what"] == kind for s in shown) for kind in ("sparse", "dense", "measured", "ablation")}
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     label = (
         f"Steps {first['step']} to {last['step']} of a context of {most} tokens: {told}. "
@@ -134,7 +134,7 @@ def _map(page: Page, name: str, index: int, run: dict[str, Any], context: dict[s
         f'data-frame="{frame.left} {frame.top} {frame.width} {frame.height} {most}"'
     )
     entries = [(_swatch(PALETTE[SHARES + 99]), "attended"), (_swatch(PALETTE[VISIBLE]), "visible, left out")]
-    if kinds["dense"] or kinds["intervention"]:
+    if kinds["dense"] or kinds["ablation"]:
         entries.append((_swatch(PALETTE[DENSE]), "dense step: everything is attended to"))
     if kinds["measured"]:
         entries.append((_swatch(PALETTE[MEASURED]), "measured step: dense, and sets are compared"))
@@ -318,7 +318,7 @@ def measured(page: Page, profiles: list[dict[str, Any]]) -> None:
         )  # fmt: skip
         if calibrated:
             _heat(
-                page, f"By intervention: layers {_layers(choice)}", calibrated["nats"], choice, "divergence (nats)", 2,
+                page, f"By ablation: layers {_layers(choice)}", calibrated["nats"], choice, "divergence (nats)", 2,
                 f"How far the next token's probabilities move when one layer alone attends to the set: mean of "
                 f"{calibrated['positions']} positions, up to {number(calibrated['tokens'])} tokens. This is the truth that "
                 f"the loss stands for.",

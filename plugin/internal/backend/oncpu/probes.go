@@ -317,7 +317,7 @@ func (p *Probes) Record(st *steps.RowSets) {
 	case p.Kind == calibrate.StepMeasure:
 		s.What = "measured"
 	case p.Kind == calibrate.StepAblate:
-		s.What = "intervention"
+		s.What = "ablation"
 	case p.Kind != calibrate.StepDense && st.Chosen && row.SetLen > 0:
 		s.What = "sparse"
 		s.Layer = p.Roles.Selections()[p.Roles.Group(st.Layer)]
