@@ -3,9 +3,12 @@ package stats
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"math/bits"
+	"reflect"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
@@ -74,7 +77,7 @@ type Stats struct {
 	LayersFrom      string `json:"layers_from,omitempty"` // "given", "profile", "measured", "rule"; "unmeasured": dense so far
 	Layers          int    `json:"layers"`                // layers that can take part
 	SelectionLayers []int  `json:"selection_layers"`      // of them, the ones that choose
-	LayersOffloaded     []int  `json:"layers_offloaded"`          // of them, the ones that the library has computed
+	LayersOffloaded []int  `json:"layers_offloaded"`      // of them, the ones that the library has computed
 
 	Steps      uint64 `json:"steps"`
 	Rows       uint64 `json:"rows"`        // decode rows taken, once per step
@@ -194,25 +197,46 @@ func (s *Stats) Add(o *Stats) {
 		s.Layers, s.SelectionLayers, s.LayersFrom = o.Layers, o.SelectionLayers, o.LayersFrom
 	}
 	s.addAudits(o.Audited)
-	for _, f := range []struct{ to, from *uint64 }{
-		{&s.Steps, &o.Steps}, {&s.Rows, &o.Rows}, {&s.RowsSparse, &o.RowsSparse}, {&s.RowsFull, &o.RowsFull},
-		{&s.TokensVisible, &o.TokensVisible}, {&s.TokensAttended, &o.TokensAttended},
-		{&s.SparseTokensVisible, &o.SparseTokensVisible}, {&s.SparseTokensAttended, &o.SparseTokensAttended},
-		{&s.DenseCalls, &o.DenseCalls}, {&s.SelectCalls, &o.SelectCalls}, {&s.SparseCalls, &o.SparseCalls},
-		{&s.NoSetCalls, &o.NoSetCalls}, {&s.DenseNS, &o.DenseNS}, {&s.SelectNS, &o.SelectNS},
-		{&s.SparseNS, &o.SparseNS}, {&s.RankingNS, &o.RankingNS},
-		{&s.MeasuredSteps, &o.MeasuredSteps}, {&s.DenseSteps, &o.DenseSteps}, {&s.ReusedSteps, &o.ReusedSteps}, {&s.Ablations, &o.Ablations},
-		{&s.Audits, &o.Audits}, {&s.Alarms, &o.Alarms},
-		{&s.PositionOrder, &o.PositionOrder}, {&s.CellOrder, &o.CellOrder},
-		{&s.PromptRows, &o.PromptRows}, {&s.UntoldRows, &o.UntoldRows},
-	} {
-		*f.to += *f.from
+	for name, n := range s.Counters() {
+		*n += *o.Counter(name)
 	}
 	for i, n := range o.Left {
 		s.Left[i] += n
 	}
 	for i, word := range o.Offloaded {
 		s.Offloaded[i] |= word
+	}
+}
+
+// counters are the places of the numbers that contexts add up, by their names in JSON and in the C ABI.
+var counters = func() map[string]uintptr {
+	found := map[string]uintptr{}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[Stats]()) {
+		if f.Type.Kind() == reflect.Uint64 {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			found[name] = f.Offset
+		}
+	}
+	return found
+}()
+
+// Counter is the number of a name; nil: there is none.
+func (s *Stats) Counter(name string) *uint64 {
+	offset, ok := counters[name]
+	if !ok {
+		return nil
+	}
+	return (*uint64)(unsafe.Add(unsafe.Pointer(s), offset))
+}
+
+// Counters are all of them.
+func (s *Stats) Counters() iter.Seq2[string, *uint64] {
+	return func(yield func(string, *uint64) bool) {
+		for name := range counters {
+			if !yield(name, s.Counter(name)) {
+				return
+			}
+		}
 	}
 }
 
