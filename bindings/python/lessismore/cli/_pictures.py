@@ -223,8 +223,7 @@ def _audited(
     for at, e in events:
         x, alarm = axes.x(at), e["what"] != "measured"
         color = "var(--alarm)" if alarm else "var(--ink)"
-        what = {"drift": "alarm", "interval": "interval given up"}.get(e["what"], e["what"])
-        told = f"{what} at step {number(at)}, layers {_layers(e['layers'])}, loss {e['loss']:.2f}"
+        told = f"{_event(e['what'])} at step {number(at)}, layers {_layers(e['layers'])}, loss {e['loss']:.2f}"
         axes.parts.append(
             f'<line x1="{_page.n(x)}" x2="{_page.n(x)}" y1="{axes.top}" y2="{axes.top + axes.height}" stroke="{color}" '
             f'stroke-width="1.5" stroke-dasharray="{ALARM if alarm else "2 4"}"><title>{escape(told)}</title></line>'
@@ -272,16 +271,21 @@ def _audited(
         + "</details>",
     )
     if events:
-        listed = [
-            ("", [number(at), {"drift": "alarm", "interval": "interval given up"}.get(e["what"], e["what"]), _layers(e["layers"]),
-                  f"{e['loss']:.2f}", f"{e['expected']:.2f}" if "expected" in e else "", number(e["tokens"])])
-            for at, e in events
-        ]  # fmt: skip
-        page.add(
-            '<div class="card"><h3>What happened, and when</h3>'
-            + _page.table(["step", "what", "layers", "loss", "expected", "tokens visible"], listed, "Events")
-            + "</div>"
-        )
+        _happened(page, events)
+
+
+def _event(what: str) -> str:
+    return {"drift": "alarm", "interval": "interval given up"}.get(what, what)
+
+
+def _happened(page: Page, events: list[tuple[float, dict[str, Any]]]) -> None:
+    rows = [
+        ("", [number(at), _event(e["what"]), _layers(e["layers"]), f"{e['loss']:.2f}", f"{e['expected']:.2f}" if "expected" in e else "",
+              number(e["tokens"])])
+        for at, e in events
+    ]  # fmt: skip
+    head = ["step", "what", "layers", "loss", "expected", "tokens visible"]
+    page.add('<div class="card"><h3>What happened, and when</h3>' + _page.table(head, rows, "Events") + "</div>")
 
 
 def _line(color: str, dash: str = "", shape: str = "") -> str:
@@ -480,6 +484,12 @@ def compared(page: Page, found: dict[str, Any]) -> None:
     )
     _losses(page, by, methods, style, budgets, task.get("layers"))
     page.add("</div>")
+    _table(page, found.get("made") or {}, by, methods, keys)
+
+
+def _table(
+    page: Page, made: dict[str, Any], by: dict[str, dict[Optional[int], dict[str, Any]]], methods: dict[str, Any], keys: list[str]
+) -> None:
     rows = []
     for key in keys:
         for b, r in sorted(by[key].items(), key=lambda item: item[0] or 0):
@@ -494,19 +504,10 @@ def compared(page: Page, found: dict[str, Any]) -> None:
                  number(r["length"]["mean"], 0) if r.get("length") else ""],
             ))  # fmt: skip
     head = [
-        "method",
-        "budget",
-        "solved",
-        "95 % interval",
-        "tokens right",
-        "first wrong token (median)",
-        "attended",
-        "read",
-        "loss, worst layer",
+        "method", "budget", "solved", "95 % interval", "tokens right", "first wrong token (median)", "attended", "read", "loss, worst layer",
         "tokens generated",
-    ]
+    ]  # fmt: skip
     page.add('<div class="card"><h3>The table</h3>' + _page.table(head, rows, "Comparison") + "</div>")
-    made = found.get("made") or {}
     if made.get("command"):
         page.add(
             f'<p class="soft">Made by <code>{escape(made["command"])}</code>, {escape(str(made.get("host", "")))}, {escape(str(made.get("cpu", "")))}.</p>'
