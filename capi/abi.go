@@ -11,6 +11,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"runtime/debug"
 	"unsafe"
 
@@ -105,11 +106,15 @@ func (l logger) log(level C.int32_t, format string, args ...any) {
 func limgo_engine_defaults(params *C.lim_engine_params) {
 	config := plugin.DefaultConfig()
 	params.recency = C.double(config.Recency)
-	params.budget = C.int32_t(config.Budget)
-	params.sink_tokens = C.int32_t(config.SinkTokens)
 	params.policy = C.int32_t(config.Policy)
-	params.selections, params.guard = C.int32_t(config.Selections), C.int32_t(config.Guard)
-	params.interval, params.trace = C.int32_t(config.Interval), C.int32_t(config.Trace)
+	for name, value := range config.Numbers() {
+		*setting(params, name) = C.int32_t(*value)
+	}
+}
+
+// setting is the field of a setting that is a whole number; the header calls it what the setting is called.
+func setting(params *C.lim_engine_params, name string) *C.int32_t {
+	return (*C.int32_t)(unsafe.Pointer(reflect.ValueOf(params).Elem().FieldByName(name).UnsafeAddr()))
 }
 
 //export limgo_engine_create
@@ -137,12 +142,11 @@ func limgo_engine_create(function *C.char, params *C.lim_engine_params, handle *
 
 func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	config := plugin.DefaultConfig()
-	config.Budget = int(params.budget)
 	config.Recency = float64(params.recency)
-	config.SinkTokens = int(params.sink_tokens)
 	config.Policy = plugin.Policy(params.policy)
-	config.Selections, config.Guard = int(params.selections), int(params.guard)
-	config.Interval, config.Trace = int(params.interval), int(params.trace)
+	for name, value := range config.Numbers() {
+		*value = int(*setting(params, name))
+	}
 	layers, count := uintptr(unsafe.Pointer(params.layers)), int64(params.layers_count)
 	switch {
 	case params.reserved != 0:
@@ -223,27 +227,34 @@ func text(name string, s *C.char) (string, error) {
 	return C.GoStringN(s, C.int(n)), nil
 }
 
-//export limgo_engine_ablate
-func limgo_engine_ablate(function *C.char, handle C.uint64_t, selects, sparse C.int32_t) (status C.int32_t) {
+// onEngine answers for a function of an engine.
+func onEngine(function *C.char, handle C.uint64_t, do func(*engineHandle) error) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
 	e, err := findEngine(uint64(handle))
-	if err != nil {
-		return
-	}
-	switch last := C.int32_t(e.layers - 1); {
-	case selects < -1 || selects > last:
-		err = fault(statusArgument, "select = %d is not in -1 .. %d", selects, last)
-	case sparse < -1 || sparse > last:
-		err = fault(statusArgument, "sparse = %d is not in -1 .. %d", sparse, last)
-	case selects == -1 && sparse == -1:
-		e.engine.Ablate(nil)
-	case selects == -1 || sparse != -1 && sparse <= selects:
-		err = fault(statusArgument, "sparse = %d is not above select = %d", sparse, selects)
-	default:
-		e.engine.Ablate(&plugin.Ablation{Select: int(selects), Sparse: int(sparse)})
+	if err == nil {
+		err = do(e)
 	}
 	return
+}
+
+//export limgo_engine_ablate
+func limgo_engine_ablate(function *C.char, handle C.uint64_t, selects, sparse C.int32_t) C.int32_t {
+	return onEngine(function, handle, func(e *engineHandle) error {
+		switch last := C.int32_t(e.layers - 1); {
+		case selects < -1 || selects > last:
+			return fault(statusArgument, "select = %d is not in -1 .. %d", selects, last)
+		case sparse < -1 || sparse > last:
+			return fault(statusArgument, "sparse = %d is not in -1 .. %d", sparse, last)
+		case selects == -1 && sparse == -1:
+			e.engine.Ablate(nil)
+		case selects == -1 || sparse != -1 && sparse <= selects:
+			return fault(statusArgument, "sparse = %d is not above select = %d", sparse, selects)
+		default:
+			e.engine.Ablate(&plugin.Ablation{Select: int(selects), Sparse: int(sparse)})
+		}
+		return nil
+	})
 }
 
 //export limgo_ggml_engine
@@ -292,53 +303,36 @@ func limgo_engine_free(function *C.char, handle C.uint64_t) (status C.int32_t) {
 }
 
 //export limgo_engine_stats
-func limgo_engine_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	e, err := findEngine(uint64(handle))
-	if err != nil {
-		return
-	}
-	total := e.engine.Total()
-	fillStats(stats, &total)
-	return
+func limgo_engine_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) C.int32_t {
+	return onEngine(function, handle, func(e *engineHandle) error {
+		total := e.engine.Total()
+		fillStats(stats, &total)
+		return nil
+	})
 }
 
 //export limgo_engine_stats_json
-func limgo_engine_stats_json(function *C.char, handle C.uint64_t, buffer *C.char, size C.size_t, needed *C.size_t) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	e, err := findEngine(uint64(handle))
-	if err != nil {
-		return
-	}
-	text := e.engine.Report().JSON()
-	if needed != nil {
-		*needed = C.size_t(len(text) + 1)
-	}
-	if buffer == nil {
-		return
-	}
-	if size < C.size_t(len(text)+1) {
-		err = fault(statusSize, "size = %d is less than the %d bytes needed", size, len(text)+1)
-		return
-	}
-	to := unsafe.Slice((*byte)(unsafe.Pointer(buffer)), len(text)+1)
-	copy(to, text)
-	to[len(text)] = 0
-	return
+func limgo_engine_stats_json(function *C.char, handle C.uint64_t, buffer *C.char, size C.size_t, needed *C.size_t) C.int32_t {
+	return onEngine(function, handle, func(e *engineHandle) error {
+		text := append(e.engine.Report().JSON(), 0)
+		if needed != nil {
+			*needed = C.size_t(len(text))
+		}
+		if buffer == nil {
+			return nil
+		}
+		if size < C.size_t(len(text)) {
+			return fault(statusSize, "size = %d is less than the %d bytes needed", size, len(text))
+		}
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(buffer)), len(text)), text)
+		return nil
+	})
 }
 
+// fillStats fills the fields of the counters, which the header calls what the statistics call them.
 func fillStats(to *C.lim_stats, s *plugin.Stats) {
-	to.steps, to.rows = C.uint64_t(s.Steps), C.uint64_t(s.Rows)
-	to.rows_sparse, to.rows_full = C.uint64_t(s.RowsSparse), C.uint64_t(s.RowsFull)
-	to.tokens_visible, to.tokens_attended = C.uint64_t(s.TokensVisible), C.uint64_t(s.TokensAttended)
-	to.sparse_layer_tokens_visible = C.uint64_t(s.SparseTokensVisible)
-	to.sparse_layer_tokens_attended = C.uint64_t(s.SparseTokensAttended)
-	to.dense_calls, to.select_calls = C.uint64_t(s.DenseCalls), C.uint64_t(s.SelectCalls)
-	to.sparse_calls, to.no_set_calls = C.uint64_t(s.SparseCalls), C.uint64_t(s.NoSetCalls)
-	to.dense_ns, to.select_ns = C.uint64_t(s.DenseNS), C.uint64_t(s.SelectNS)
-	to.measured_steps, to.dense_steps, to.reused_steps = C.uint64_t(s.MeasuredSteps), C.uint64_t(s.DenseSteps), C.uint64_t(s.ReusedSteps)
-	to.audits, to.alarms = C.uint64_t(s.Audits), C.uint64_t(s.Alarms)
-	to.sparse_ns, to.ranking_ns = C.uint64_t(s.SparseNS), C.uint64_t(s.RankingNS)
+	fields := reflect.ValueOf(to).Elem()
+	for i := 1; i < fields.NumField(); i++ { // behind struct_size
+		*(*uint64)(unsafe.Pointer(fields.Field(i).UnsafeAddr())) = *s.Counter(fields.Type().Field(i).Name)
+	}
 }

@@ -22,8 +22,8 @@ func decoderParams(params *C.lim_decoder_params) (plugin.DecoderParams, error) {
 	}, nil
 }
 
-//export limgo_decoder_work_size
-func limgo_decoder_work_size(function *C.char, engine C.uint64_t, params *C.lim_decoder_params, size *C.uint64_t) (status C.int32_t) {
+// onParams answers for a function that is told what a decoder is for.
+func onParams(function *C.char, engine C.uint64_t, params *C.lim_decoder_params, do func(*engineHandle, plugin.DecoderParams) (uint64, error), to *C.uint64_t) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
 	e, err := findCallers(uint64(engine))
@@ -34,30 +34,25 @@ func limgo_decoder_work_size(function *C.char, engine C.uint64_t, params *C.lim_
 	if err != nil {
 		return
 	}
-	bytes, err := plugin.WorkSize(e.engine, e.layers, p)
+	n, err := do(e, p)
 	if err == nil {
-		*size = C.uint64_t(bytes)
+		*to = C.uint64_t(n)
 	}
 	return
 }
 
+//export limgo_decoder_work_size
+func limgo_decoder_work_size(function *C.char, engine C.uint64_t, params *C.lim_decoder_params, size *C.uint64_t) C.int32_t {
+	return onParams(function, engine, params, func(e *engineHandle, p plugin.DecoderParams) (uint64, error) {
+		return plugin.WorkSize(e.engine, e.layers, p)
+	}, size)
+}
+
 //export limgo_decoder_create
-func limgo_decoder_create(function *C.char, engine C.uint64_t, params *C.lim_decoder_params, handle *C.uint64_t) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	e, err := findCallers(uint64(engine))
-	if err != nil {
-		return
-	}
-	p, err := decoderParams(params)
-	if err != nil {
-		return
-	}
-	h, err := create(e, uint64(engine), p)
-	if err == nil {
-		*handle = C.uint64_t(h)
-	}
-	return
+func limgo_decoder_create(function *C.char, engine C.uint64_t, params *C.lim_decoder_params, handle *C.uint64_t) C.int32_t {
+	return onParams(function, engine, params, func(e *engineHandle, p plugin.DecoderParams) (uint64, error) {
+		return create(e, uint64(engine), p)
+	}, handle)
 }
 
 //export limgo_decoder_free
@@ -73,8 +68,8 @@ func limgo_decoder_free(function *C.char, handle C.uint64_t) (status C.int32_t) 
 	return
 }
 
-//export limgo_decoder_reset
-func limgo_decoder_reset(function *C.char, handle C.uint64_t) (status C.int32_t) {
+// onDecoder answers for a function of a decoder, which nobody else uses meanwhile.
+func onDecoder(function *C.char, handle C.uint64_t, do func(*plugin.Decoder) error) (status C.int32_t) {
 	var err error
 	defer finish(function, &status, &err)
 	d, err := take(uint64(handle))
@@ -82,73 +77,64 @@ func limgo_decoder_reset(function *C.char, handle C.uint64_t) (status C.int32_t)
 		return
 	}
 	defer d.release()
-	d.decoder.Reset()
+	err = do(d.decoder)
 	return
+}
+
+//export limgo_decoder_reset
+func limgo_decoder_reset(function *C.char, handle C.uint64_t) C.int32_t {
+	return onDecoder(function, handle, func(d *plugin.Decoder) error {
+		d.Reset()
+		return nil
+	})
 }
 
 //export limgo_decoder_poll
-func limgo_decoder_poll(function *C.char, handle C.uint64_t, generation *C.uint64_t, eager *C.int32_t) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	d, err := take(uint64(handle))
-	if err != nil {
-		return
-	}
-	defer d.release()
-	now, wanted, err := d.decoder.Poll()
-	if err != nil {
-		return
-	}
-	*generation, *eager = C.uint64_t(now), 0
-	if wanted {
-		*eager = 1
-	}
-	return
+func limgo_decoder_poll(function *C.char, handle C.uint64_t, generation *C.uint64_t, eager *C.int32_t) C.int32_t {
+	return onDecoder(function, handle, func(d *plugin.Decoder) error {
+		now, wanted, err := d.Poll()
+		if err != nil {
+			return err
+		}
+		*generation, *eager = C.uint64_t(now), 0
+		if wanted {
+			*eager = 1
+		}
+		return nil
+	})
 }
 
 //export limgo_decoder_stats
-func limgo_decoder_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	d, err := take(uint64(handle))
-	if err != nil {
-		return
-	}
-	defer d.release()
-	counts, err := d.decoder.Read()
-	if err == nil {
-		fillStats(stats, &counts)
-	}
-	return
+func limgo_decoder_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats) C.int32_t {
+	return onDecoder(function, handle, func(d *plugin.Decoder) error {
+		counts, err := d.Read()
+		if err == nil {
+			fillStats(stats, &counts)
+		}
+		return err
+	})
 }
 
 //export limgo_decoder_token_set
-func limgo_decoder_token_set(function *C.char, handle C.uint64_t, row C.int32_t, tokens *C.int32_t, capacity C.int64_t, count *C.int64_t) (status C.int32_t) {
-	var err error
-	defer finish(function, &status, &err)
-	if capacity < 0 {
-		err = fault(statusArgument, "capacity = %d is negative", capacity)
-		return
-	}
-	d, err := take(uint64(handle))
-	if err != nil {
-		return
-	}
-	defer d.release()
-	set, err := d.decoder.TokenSet(int(row))
-	if err != nil {
-		return
-	}
-	*count = C.int64_t(len(set))
-	if tokens == nil {
-		return
-	}
-	if int(capacity) < len(set) {
-		err = fault(statusSize, "capacity = %d is less than the %d tokens of the set", capacity, len(set))
-		return
-	}
-	copy(unsafe.Slice((*int32)(unsafe.Pointer(tokens)), capacity), set)
-	return
+func limgo_decoder_token_set(function *C.char, handle C.uint64_t, row C.int32_t, tokens *C.int32_t, capacity C.int64_t, count *C.int64_t) C.int32_t {
+	return onDecoder(function, handle, func(d *plugin.Decoder) error {
+		if capacity < 0 {
+			return fault(statusArgument, "capacity = %d is negative", capacity)
+		}
+		set, err := d.TokenSet(int(row))
+		if err != nil {
+			return err
+		}
+		*count = C.int64_t(len(set))
+		if tokens == nil {
+			return nil
+		}
+		if int(capacity) < len(set) {
+			return fault(statusSize, "capacity = %d is less than the %d tokens of the set", capacity, len(set))
+		}
+		copy(unsafe.Slice((*int32)(unsafe.Pointer(tokens)), capacity), set)
+		return nil
+	})
 }
 
 //export limgo_decoder_attend

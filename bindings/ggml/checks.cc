@@ -45,8 +45,8 @@ int refuse_type(const Host &host, lim_ggml_node &n, const char *what, const Tens
 }
 
 constexpr char kCacheTypes[] =
-    "f16, bf16, q8_0 and q4_0 are taken (llama-server --cache-type-k and --cache-type-v, llama-cpp-python type_k and type_v)";
-constexpr char kDims[] = "16 to 256 in steps of 16 are taken, in steps of 32 with a q8_0 or q4_0 cache";
+    "f16, bf16, q8_0 and q4_0 are supported (llama-server --cache-type-k and --cache-type-v, llama-cpp-python type_k and type_v)";
+constexpr char kDims[] = "16 to 256 in steps of 16 are supported, in steps of 32 with a q8_0 or q4_0 cache";
 constexpr char kOdd[]  = "this host lays it out in a way that is not known";
 
 } // namespace
@@ -57,10 +57,10 @@ int check_types(const Host &host, const Tensor *t, lim_ggml_node &n) {
     if (!k_ok && !v_ok && k->type == v->type) return refuse_type(host, n, "K/V type", k, kCacheTypes);
     if (!k_ok) return refuse_type(host, n, "K type", k, kCacheTypes);
     if (!v_ok) return refuse_type(host, n, "V type", v, kCacheTypes);
-    if (q->type != kF32) return refuse_type(host, n, "query type", q, "f32 is taken");
-    if (t->type != kF32) return refuse_type(host, n, "output type", t, "f32 is taken");
+    if (q->type != kF32) return refuse_type(host, n, "query type", q, "f32 is supported");
+    if (t->type != kF32) return refuse_type(host, n, "output type", t, "f32 is supported");
     if (mask == nullptr) return refuse(n, LIM_GGML_TYPE, "masks", 0, "attention without a mask is no decoding of text");
-    if (mask->type != kF16) return refuse_type(host, n, "mask type", mask, "f16 is taken");
+    if (mask->type != kF16) return refuse_type(host, n, "mask type", mask, "f16 is supported");
     return LIM_GGML_OFFLOADED;
 }
 
@@ -76,8 +76,8 @@ int check_shape(const Tensor *t, lim_ggml_node &n) {
     } checks[] = {
         {!dim_ok(dim_k, k->type), "head_dim", dim_k, kDims},
         {!dim_ok(dim_v, v->type), "head_dim of V", dim_v, kDims},
-        {heads > LIM_CPU_MAX_HEADS, "query heads", heads, "up to 512 are taken"},
-        {kv_heads < 1 || heads % kv_heads != 0, "KV heads", kv_heads, "a divisor of the query heads is taken"},
+        {heads > LIM_CPU_MAX_HEADS, "query heads", heads, "up to 512 are supported"},
+        {kv_heads < 1 || heads % kv_heads != 0, "KV heads", kv_heads, "a divisor of the query heads is supported"},
         {k->ne[0] != dim_k, "head_dim of K, unlike the query's,", k->ne[0], kOdd},
         {v->ne[1] != n_kv || v->ne[2] != kv_heads, "tokens or heads of V, unlike K's,", v->ne[1], kOdd},
         {k->ne[3] != streams || v->ne[3] != streams, "streams of K/V, unlike the query's,", k->ne[3], kOdd},
@@ -88,7 +88,7 @@ int check_shape(const Tensor *t, lim_ggml_node &n) {
         {v->nb[0] != element_size(v->type), "stride of V", static_cast<int64_t>(v->nb[0]), kOdd},
         {mask->nb[0] != 2 || mask->ne[0] != n_kv || mask->ne[1] < tokens || (mask->ne[3] != streams && mask->ne[3] != 1), "tokens of the mask",
          mask->ne[0], kOdd},
-        {mask->ne[2] != 1, "masks, one for each head,", mask->ne[2], "one for all heads is taken"},
+        {mask->ne[2] != 1, "masks, one for each head,", mask->ne[2], "one for all heads is supported"},
         {sinks != nullptr && (sinks->type != kF32 || sinks->ne[0] != heads), "attention sinks", sinks != nullptr ? sinks->ne[0] : 0, kOdd},
     };
     for (const auto &check : checks) {

@@ -115,7 +115,7 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     if (const int reason = check_types(host, t, n); reason != LIM_GGML_OFFLOADED) return reason;
     if (const int reason = check_shape(t, n); reason != LIM_GGML_OFFLOADED) return reason;
     if (masked != LIM_GGML_OFFLOADED) { // by a mask that the graph makes itself: the checks above name what else it may be
-        return refuse(n, masked, "mask made in the graph, of tokens", t->src[3]->ne[0], "one that is there before the graph runs is taken");
+        return refuse(n, masked, "mask made in the graph, of tokens", t->src[3]->ne[0], "one that is there before the graph runs is supported");
     }
     const int64_t dim_k = q->ne[0], heads = q->ne[2], dim_v = v->ne[0], kv_heads = k->ne[2];
     if (t->op_params[4] > 0) return LIM_GGML_SPARSE_HINT;
@@ -124,7 +124,7 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     const int64_t offset = static_cast<const char *>(k->data) - static_cast<const char *>(store->data);
     const int64_t stride = static_cast<int64_t>(store->nb[2]);
     if (store->data == nullptr || offset < 0 || (store->ne[2] > 1 ? offset % stride != 0 : offset != 0)) {
-        return refuse(n, LIM_GGML_SHAPE, "offset into the K store", offset, "a whole number of streams is taken");
+        return refuse(n, LIM_GGML_SHAPE, "offset into the K store", offset, "a whole number of streams is supported");
     }
     n.first_stream = store->ne[2] > 1 ? static_cast<int32_t>(offset / stride) : 0;
 

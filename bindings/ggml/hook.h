@@ -15,18 +15,18 @@ extern "C" {
 typedef enum lim_ggml_found {
     LIM_GGML_UNFIT, /* no host that it can work in */
     LIM_GGML_EARLY, /* a host without its CPU backend so far: a later load may find it */
-    LIM_GGML_NEW,   /* a host that is taken part in from now on */
+    LIM_GGML_NEW,   /* a host that is hooked from now on */
     LIM_GGML_AGAIN, /* one that was already */
 } lim_ggml_found;
 
 /* Finds the host that `caller` (an address in its code) belongs to, and proves its layout. With `hook`, a
  * small graph is computed by the host and through the hook, and every CPU backend that the host makes from now
- * on is taken part in; a host is hooked once. Returns the registry that ggml_backend_init answers with, or
+ * on is hooked; a host is hooked once. Returns the registry that ggml_backend_init answers with, or
  * NULL, with the reason in `text`; on success `text` names the host. */
 void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found, char *text, size_t size);
 
 /* The CUDA devices of an installed host: how many, with their names in `text`. With `hook`, every backend that
- * the host makes on them from now on is taken part in. -1: they have to be left alone, `text` says why. */
+ * the host makes on them from now on is hooked. -1: they have to be left alone, `text` says why. */
 int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size);
 
 /* Calls lim_go_ggml_exit when the process ends, unless it is a forked child. */

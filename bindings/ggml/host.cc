@@ -56,6 +56,21 @@ std::string find_operations(Host &host) {
     return "";
 }
 
+// Tells whether the host numbers element types as we do; "": yes.
+std::string prove_types(const Symbols &symbols) {
+    const char *(*type_name)(int);
+    if (!symbols.get(type_name, "ggml_type_name")) return symbols.missing();
+    const struct {
+        int         type;
+        const char *name;
+    } types[] = {{kF32, "f32"}, {kF16, "f16"}, {kBF16, "bf16"}, {kQ8_0, "q8_0"}, {kQ4_0, "q4_0"}, {kI32, "i32"}, {kI64, "i64"}};
+    for (const auto &t : types) {
+        const char *name = type_name(t.type);
+        if (name == nullptr || strcmp(name, t.name) != 0) return std::string("this host numbers the element type ") + t.name + " otherwise";
+    }
+    return "";
+}
+
 // Builds a few tensors with the host's own functions and looks whether they read as abi.h declares.
 std::string prove_tensors(const Symbols &symbols, const Host &host) {
     struct InitParams { // passed by value; stable
@@ -72,21 +87,11 @@ std::string prove_tensors(const Symbols &symbols, const Host &host) {
     Tensor *(*set_rows)(void *, Tensor *, Tensor *, Tensor *);
     Tensor *(*set_name)(Tensor *, const char *);
     size_t (*overhead)();
-    const char *(*type_name)(int);
     if (!symbols.get(init, "ggml_init") || !symbols.get(free_context, "ggml_free") || !symbols.get(new_tensor, "ggml_new_tensor_4d") ||
         !symbols.get(view, "ggml_view_4d") || !symbols.get(flash, "ggml_flash_attn_ext") ||
         !symbols.get(add_sinks, "ggml_flash_attn_ext_add_sinks") || !symbols.get(set_rows, "ggml_set_rows") ||
-        !symbols.get(set_name, "ggml_set_name") || !symbols.get(overhead, "ggml_tensor_overhead") ||
-        !symbols.get(type_name, "ggml_type_name")) {
+        !symbols.get(set_name, "ggml_set_name") || !symbols.get(overhead, "ggml_tensor_overhead")) {
         return symbols.missing();
-    }
-    struct {
-        int         type;
-        const char *name;
-    } types[] = {{kF32, "f32"}, {kF16, "f16"}, {kBF16, "bf16"}, {kQ8_0, "q8_0"}, {kQ4_0, "q4_0"}, {kI32, "i32"}, {kI64, "i64"}};
-    for (auto &t : types) {
-        const char *name = type_name(t.type);
-        if (name == nullptr || strcmp(name, t.name) != 0) return std::string("this host numbers the element type ") + t.name + " otherwise";
     }
     if (overhead() < sizeof(Tensor)) return "this host's tensors are smaller than expected";
 
@@ -229,6 +234,7 @@ std::string prove_host(void *handle, Host &host) {
     host.device = cpu_device(handle);
     if (host.device == nullptr) return kNoCpuDevice;
     std::string problem = find_operations(host);
+    if (problem.empty()) problem = prove_types(symbols);
     if (problem.empty()) problem = prove_tensors(symbols, host);
     if (problem.empty()) problem = prove_device(symbols, host);
     return problem;

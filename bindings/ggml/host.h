@@ -25,7 +25,7 @@ struct Host {
     InitFn  init_backend; // the host's own
 };
 
-// A GPU of the host whose backend can be taken part in.
+// A GPU of the host whose backend can be hooked.
 struct Gpu {
     Device *device;
     InitFn  init_backend; // the host's own

@@ -457,7 +457,7 @@ inline uint16_t HalfFromFloat(float f) {
     return (uint16_t)(sign | ((rest - (112u << 23) + 0xfff + (rest >> 13 & 1)) >> 13));
 }
 
-inline uint16_t BrainFromFloat(float f) {
+inline uint16_t Bf16FromFloat(float f) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
@@ -498,7 +498,7 @@ void Merge(const lim_cpu_call *call, const lim_cpu_row *row, int head, float *pa
         for (size_t i = 0; i < dim; i++) ((uint16_t *)to)[i] = HalfFromFloat(value[i]);
         break;
     case LIM_CPU_BF16:
-        for (size_t i = 0; i < dim; i++) ((uint16_t *)to)[i] = BrainFromFloat(value[i]);
+        for (size_t i = 0; i < dim; i++) ((uint16_t *)to)[i] = Bf16FromFloat(value[i]);
         break;
     default: memcpy(to, value, dim * sizeof(float)); break;
     }

@@ -71,7 +71,7 @@ func (b *blocks) elsewhere() string {
 // callbacks is what a host context asks of the session that it is a part of.
 type callbacks interface {
 	forget()                // the layers are not known any more
-	suits() error           // whether the layers that were found can be taken part in here
+	suits() error           // whether the layers that were found can be offloaded here
 	assigned(n *Node) error // they are, and have roles; an error keeps the library out of this context
 }
 
@@ -88,7 +88,7 @@ func (g *hostContext) flashless(graph *Graph) bool {
 		return false
 	}
 	g.warned = true
-	g.log(settings.LogInfo, "nothing is taken: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
+	g.log(settings.LogInfo, "nothing is offloaded: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
 		"llama-cpp-python flash_attn=True, node-llama-cpp flashAttention: true, xllamacpp flash_attn_type enabled")
 	return true
 }
@@ -119,7 +119,7 @@ func (g *hostContext) untakable(graph *Graph) {
 	case refused == nil || !settled:
 	case all:
 		g.warned = true
-		g.log(settings.LogInfo, "nothing is taken in this context: "+refused.why())
+		g.log(settings.LogInfo, "nothing is offloaded in this context: "+refused.why())
 	case refused.Reason != stats.ReasonNoCache: // attention to an encoder's output is not the text's
 		g.warned = true
 		g.log(settings.LogInfo, fmt.Sprintf("layer %d is left to the host: %s", refused.Layer, refused.why()))
@@ -137,7 +137,7 @@ func (g *hostContext) drafts(n *Node, of string, begins func(n *Node) bool) {
 	default:
 		if g.short++; g.short == shortCalls {
 			g.drafted = true
-			g.log(settings.LogInfo, fmt.Sprintf("nothing is taken: %d calls one after another had several query tokens of %s, which the host attends to",
+			g.log(settings.LogInfo, fmt.Sprintf("nothing is offloaded: %d calls one after another had several query tokens of %s, which the host attends to",
 				shortCalls, of))
 		}
 	}

@@ -42,7 +42,7 @@ type Node struct {
 	Reason           stats.Reason
 	What             unsafe.Pointer // texts of the shim's, for the log: what it refuses …
 	Type             unsafe.Pointer // … of which type, or else of which value …
-	Remedy           unsafe.Pointer // … and what would be taken; nil: the reason alone tells
+	Remedy           unsafe.Pointer // … and what would be supported; nil: the reason alone tells
 	Value            int64
 }
 

@@ -52,9 +52,9 @@ func TestRefusalsAreSaid(t *testing.T) {
 		layers             []int
 		says               string
 	}{
-		{stats.ReasonType, "K/V type", "q5_1", "f16 is taken", 7, []int{0, 1, 2, 3}, "nothing is taken in this context: type: K/V type q5_1; f16 is taken"},
-		{stats.ReasonShape, "head_dim", "", "16 to 256", 512, []int{0, 1, 2, 3}, "nothing is taken in this context: shape: head_dim 512; 16 to 256"},
-		{stats.ReasonMLA, "", "", "", 0, []int{0, 1, 2, 3}, "nothing is taken in this context: mla: " + stats.Meanings[stats.ReasonMLA]},
+		{stats.ReasonType, "K/V type", "q5_1", "f16 is supported", 7, []int{0, 1, 2, 3}, "nothing is offloaded in this context: type: K/V type q5_1; f16 is supported"},
+		{stats.ReasonShape, "head_dim", "", "16 to 256", 512, []int{0, 1, 2, 3}, "nothing is offloaded in this context: shape: head_dim 512; 16 to 256"},
+		{stats.ReasonMLA, "", "", "", 0, []int{0, 1, 2, 3}, "nothing is offloaded in this context: mla: " + stats.Meanings[stats.ReasonMLA]},
 		{stats.ReasonShape, "head_dim", "", "16 to 256", 512, []int{2}, "layer 2 is left to the host: shape: head_dim 512; 16 to 256"},
 		{stats.ReasonNoCache, "", "", "", 0, []int{2}, ""}, // attention to an encoder's output
 	} {
@@ -92,7 +92,7 @@ func TestOutcome(t *testing.T) {
 	h.plan(token{0, 2, 0, 2}, token{0, 3, 1, 0}, token{0, 4, 1, 1})
 	h.plan(token{0, 5, 1, 2}, token{0, 6, 1, 3})
 	s = h.session.Stats()
-	require.Equal(t, "nothing was taken; attentions left to the host: prompt 6 (several query tokens of one sequence: a prompt, or speculation), "+
+	require.Equal(t, "nothing was offloaded; attentions left to the host: prompt 6 (several query tokens of one sequence: a prompt, or speculation), "+
 		"mixed 3 (prompt and decode rows in one batch)", s.Outcome())
 	h.plan(token{0, 7, 0, 3})
 	s = h.session.Stats()

@@ -223,7 +223,7 @@ func (s *Session) follow(g *Graph) {
 	}
 }
 
-// idle tells whether nothing will be taken of the model: its stores are not followed.
+// idle tells whether nothing of the model will be offloaded: its stores are not followed.
 func (s *Session) idle() bool {
 	return s.counts.Inert != "" || s.engine.Inert() != "" ||
 		s.discovery.decided && !slices.ContainsFunc(s.discovery.layers, discovered.participates)

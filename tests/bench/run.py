@@ -19,6 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# Whole decode. In the last three sparsity is off: the budget is above the context.
+DECODE = [
+    {"context": context, "kv": kv, "budget": budget, "threads": 2, "rounds": rounds}
+    for context, kv, budget, rounds in (
+        (512, "f16", 2048, 40), (4096, "f16", 2048, 7), (16384, "f16", 2048, 7), (32768, "f16", 2048, 7), (16384, "q8_0", 2048, 7),
+        (512, "f16", 1 << 20, 40), (4096, "f16", 1 << 20, 15), (16384, "f16", 1 << 20, 9),
+    )
+]  # fmt: skip
+
 
 def kernels(out: Path) -> list[dict]:
     found = sorted((ROOT / "build" / "cmake").rglob("kernel_bench"))
@@ -28,10 +37,11 @@ def kernels(out: Path) -> list[dict]:
     return json.loads(out.read_text())
 
 
-def decode(out: Path, bandwidth: float, runs: list[list[str]]) -> list[dict]:
+def decode(out: Path, bandwidth: float, rows: list[dict]) -> list[dict]:
     python = Path(os.environ["LESSISMORE_CACHE"]) / "venv" / "bin" / "python"
     results = []
-    for arguments in runs:
+    for row in rows:
+        arguments = [part for k, v in row.items() for part in ("--contexts" if k == "context" else f"--{k}", str(v))]
         subprocess.run(
             [python, ROOT / "tests" / "hosts" / "bench_decode.py", "--bandwidth", str(bandwidth), "--out", out, *arguments], check=True
         )
@@ -69,19 +79,7 @@ def main() -> None:
         rows = kernels(Path(tmp) / "kernels.json")
         # A kernel's bytes, time and share of the limit tell what the limit was.
         bandwidth = max(r["bytes"] / r["ms"] / 1e6 / r["limit_share"] for r in rows if r.get("limit_share") and r["threads"] == 2)
-        runs = [["--contexts", "16384", "--threads", "2"]]
-        if not args.quick:
-            runs = [
-                ["--contexts", "512", "--threads", "2", "--rounds", "40"],
-                ["--contexts", "4096,16384,32768", "--threads", "2"],
-                ["--contexts", "16384", "--threads", "2", "--kv", "q8_0"],
-                # Sparsity off: the budget is above the context.
-                *(
-                    ["--contexts", c, "--threads", "2", "--budget", "1048576", "--rounds", r]
-                    for c, r in (("512", "40"), ("4096", "15"), ("16384", "9"))
-                ),
-            ]
-        rows += decode(Path(tmp) / "decode.json", bandwidth, runs)
+        rows += decode(Path(tmp) / "decode.json", bandwidth, DECODE[2:3] if args.quick else DECODE)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))

@@ -205,10 +205,10 @@ counted "both models" '"steps": 5,'
 gpu not-freed "engaged on stand-in" yes
 counted "a context that was not freed" '"steps": 3,'
 gpu sound "engaged on stand-in" yes LESSISMORE_POLICY=mass
-gpu host-fails "taken part in" yes
+gpu host-fails "hooked" yes
 
 # What is refused, and how it is said.
-gpu sound "CUDA0: left alone, .*LESSISMORE_CUDA=on takes part" no LESSISMORE_CUDA=
+gpu sound "CUDA0: left alone, .*LESSISMORE_CUDA=on hooks it" no LESSISMORE_CUDA=
 gpu sound "CUDA0: left alone" no LESSISMORE_CUDA=off
 gpu sound "inert: LESSISMORE_CUDA=\"yes\": must be on or off" no LESSISMORE_CUDA=yes
 gpu sound "inert: LESSISMORE_CUDA=\"on\": name the layers that choose" no LESSISMORE_LAYERS=auto

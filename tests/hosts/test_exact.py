@@ -33,7 +33,7 @@ def test_eight_of_eight(host, job, library, problems):
     for context in result.contexts():
         assert context["layers"] == len(LAYERS)
         assert context["selection_layers"] == [2, 9]
-        assert context["layers_taken"] == LAYERS
+        assert context["layers_offloaded"] == LAYERS
     total = stats["total"]
     assert total["select_calls"] == 2 * total["rows"]
     assert total["dense_calls"] == 2 * total["rows"]

@@ -61,7 +61,7 @@ def test_sliding_layers_between_full_ones(swa_full, library, folder):
     model = make_mixed.gemma4(folder / "small.gguf", full_dim=256, sliding_dim=128)
     ours, host, result = both(library, model, folder, {"LESSISMORE_BUDGET": 1 << 20, "LESSISMORE_LAYERS": "1"}, swa_full=swa_full)
     close(host, ours)
-    assert result.contexts()[0]["layers_taken"] == [0, 1, 2]
+    assert result.contexts()[0]["layers_offloaded"] == [0, 1, 2]
     _, result = forced(library, model, folder / "ours.npy", {"LESSISMORE_BUDGET": 64, "LESSISMORE_LAYERS": "1"}, swa_full=swa_full)
     total = active(result)
     assert total["rows_sparse"] >= TOKENS - PROMPT - 1 and total["no_set_calls"] == 0
@@ -73,7 +73,7 @@ def test_layers_without_attention_and_with_other_heads(kind, layers, library, fo
     model = getattr(make_mixed, kind)(folder / f"{kind}.gguf")
     ours, host, result = both(library, model, folder, {"LESSISMORE_BUDGET": 1 << 20, "LESSISMORE_LAYERS": "1"})
     close(host, ours)
-    assert result.contexts()[0]["layers_taken"] == list(range(layers))
+    assert result.contexts()[0]["layers_offloaded"] == list(range(layers))
     _, result = forced(library, model, folder / "ours.npy", {"LESSISMORE_BUDGET": 64, "LESSISMORE_LAYERS": "1"})
     total = active(result)
     assert total["rows_full"] == total["no_set_calls"] == 0

@@ -68,7 +68,7 @@ def test_dense_path_agrees_with_host(name, kv, threads, library, models, tmp_pat
     close(host, ours, 0.95 if kv == "f16" else 0.9)  # with the others the host rounds its queries too
     all_rows(result, "rows_full")
     # Layers with a sliding window are left to the host.
-    assert result.contexts()[0]["layers_taken"] == list(range(SHAPES[name][0]))
+    assert result.contexts()[0]["layers_offloaded"] == list(range(SHAPES[name][0]))
 
 
 @pytest.mark.parametrize("name", SHAPES)

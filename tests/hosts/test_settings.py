@@ -132,5 +132,5 @@ def test_cache_type_that_is_not_taken(kv, says, native, problems):
     assert result.tokens[0] == expected
     assert result.stats["total"]["rows"] == 0
     assert sum(result.stats["total"]["declined"].values()) > 0
-    (line,) = (line for line in log_lines(result) if "nothing is taken in this context" in line)
-    assert says in line and kv in line and "f16, bf16, q8_0 and q4_0 are taken" in line, line
+    (line,) = (line for line in log_lines(result) if "nothing is offloaded in this context" in line)
+    assert says in line and kv in line and "f16, bf16, q8_0 and q4_0 are supported" in line, line

@@ -88,7 +88,7 @@ uint16_t HalfOf(float f) {
 
 namespace {
 
-uint16_t BrainOf(float f) {
+uint16_t Bf16Of(float f) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     if (std::isnan(f)) return 0x7fc0;
@@ -124,7 +124,7 @@ void Store(int type, void *to, float *values, size_t n) {
     for (size_t i = 0; i < n; i++) {
         if (type == LIM_CPU_F32) memcpy(p + 4 * i, values + i, 4);
         if (type == LIM_CPU_F16 || type == LIM_CPU_BF16) {
-            const uint16_t bits = type == LIM_CPU_F16 ? HalfOf(values[i]) : BrainOf(values[i]);
+            const uint16_t bits = type == LIM_CPU_F16 ? HalfOf(values[i]) : Bf16Of(values[i]);
             memcpy(p + 2 * i, &bits, 2);
         }
     }

@@ -167,3 +167,25 @@ def test_rows_side_by_side(shared, placed):
                     assert np.array_equal(alone.attend(layer, query[layer, row], key, value, **own), outs[layer][row])
                 assert np.array_equal(alone.token_set(), together.token_set(row))
         assert together.stats()["steps"] == 1 and together.stats()["rows"] == rows
+
+
+def test_positions_and_mask_of_all_rows():
+    """[1, slots] stands for all rows, of which there may be one."""
+    rng = np.random.default_rng(7)
+    key, value = (rng.standard_normal((1, 40, 2, 16)).astype(np.float32) for _ in range(2))
+    query = rng.standard_normal((3, 4, 16)).astype(np.float32)
+    positions = rng.permutation(40).astype(np.int32)
+    mask = np.where(rng.random(40) < 0.2, -np.inf, 0).astype(np.float16)
+    with lessismore.Engine(2, budget=8, layers=[0]) as engine:
+        for rows in (1, 3):
+            for with_rows in (lambda x: x, lambda x: x[None]):
+                with engine.decoder(rows) as decoder:
+                    at = np.full(rows, 39, np.int32)
+                    out = decoder.attend(
+                        0, query[:rows], key, value, query_positions=at, positions=with_rows(positions), mask=with_rows(mask)
+                    )
+                alone = engine.decoder()
+                for row in range(rows):
+                    want = alone.attend(0, query[row], key[0], value[0], query_positions=39, positions=positions, mask=mask)
+                    assert np.array_equal(out[row], want)
+                alone.close()

@@ -1,4 +1,4 @@
-"""What finds, keeps and watches selection layers, from Python: settings, profiles, interventions, calibration."""
+"""What finds, keeps and watches selection layers, from Python: settings, profiles, ablations, calibration."""
 
 import itertools
 import json
@@ -60,7 +60,7 @@ def test_settings_arrive():
     assert config | {"selections": 3, "guard": 0, "interval": 4, "trace": 7} == config
 
 
-def test_interventions():
+def test_ablations():
     rng = np.random.default_rng()
     query, key, value = (rng.standard_normal(s).astype(np.float32) for s in ((4, 64), (99, 2, 64), (99, 2, 64)))
 
@@ -216,7 +216,7 @@ def test_calibrate_for_people_and_in_the_cache(problems, tmp_path, cache):
     more = ["--budget", 64, "--threads", 1, "-n", 160, "--positions", 3]
     prompt = reasoner.problems(1, steps=12)[0].prompt
     out, _ = cli("calibrate", reasoner.GGUF, "-p", prompt, *more, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert "by intervention: layers [" in out and "by measuring:" in out
+    assert "by ablation: layers [" in out and "by measuring:" in out
     (path,) = cache.iterdir()
     assert f"profile: {path}" in out and path.name == json.loads(path.read_text())["fingerprint"] + ".json"
 

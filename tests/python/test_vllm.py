@@ -145,7 +145,7 @@ def test_settings_come_from_the_configuration_then_the_environment():
 
 @pytest.mark.parametrize(("given", "text"), [
     ({"budgt": 1}, "lessismore has no budgt"), ({"budget": 0}, "budget = 0"), ({"budget": 1.5}, "budget = 1.5"), ({"budget": True}, "budget = True"),
-    ({"layers": []}, "layers = []"), ({"layers": [3, 2]}, "layers = [3, 2]"), ({"layers": "2,12"}, "layers = '2,12'"), ({"layers": [-1]}, "layers = -1"),
+    ({"layers": []}, "layers = []"), ({"layers": [3, 2]}, "layers = [3, 2]"), ({"layers": "2,12"}, "layers = '2,12'"), ({"layers": [-1]}, "layers = [-1]"),
     ({"recency": 2}, "recency = 2"), ({"recency": "x"}, "recency = 'x'"), ({"policy": "best"}, "policy = 'best'"), ({"split": 1}, "split = 1"),
     ({"max_rows": 5000}, "max_rows = 5000"), ({"work_bytes": 0}, "work_bytes = 0"), ({"stats": ""}, "stats = ''"),
     ({"stats_interval": -1}, "stats_interval = -1"), ({"stats_interval": float("nan")}, "stats_interval = nan"), ([1], "lessismore = [1]"),

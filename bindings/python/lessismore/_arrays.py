@@ -87,9 +87,10 @@ def visible(
         vector("query_positions", query_positions, np.int32, a.n_rows),
     )
     for name, array, dtype in (("positions", positions, np.int32), ("mask", mask, np.float16)):
-        if array is not None and isinstance(array, np.ndarray) and array.ndim == 2 and a.n_rows > 1 and array.shape[0] == a.n_rows:
-            setattr(a, name, _checked(name, array, dtype, (a.n_rows, a.n_slots)))
-            setattr(a, f"{name}_row_stride", a.n_slots)
+        if isinstance(array, np.ndarray) and array.ndim == 2:  # one for each row, or one for all
+            rows = 1 if len(array) == 1 else a.n_rows
+            setattr(a, name, _checked(name, array, dtype, (rows, a.n_slots)))
+            setattr(a, f"{name}_row_stride", a.n_slots if rows > 1 else 0)
         else:
             setattr(a, name, vector(name, array, dtype, a.n_slots))
     return lengths, query_positions

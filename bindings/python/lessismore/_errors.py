@@ -44,19 +44,19 @@ class UnsupportedError(Error, NotImplementedError):
 
 
 class HandleError(Error, ValueError):
-    """An engine, a sequence or a batch that is closed."""
+    """An engine or a decoder that is closed."""
 
     status = Status.ERROR_HANDLE
 
 
 class BusyError(Error):
-    """A sequence or batch that another thread is using, or an engine with some that are still open."""
+    """A decoder that another thread is using, or an engine with decoders that are still open."""
 
     status = Status.ERROR_BUSY
 
 
 class OutOfMemoryError(Error, MemoryError):
-    """No memory or no threads to be had."""
+    """The system has no memory or no threads left."""
 
     status = Status.ERROR_MEMORY
 
@@ -68,7 +68,7 @@ class ForkedError(Error):
 
 
 class DeviceError(Error):
-    """No GPU or no driver to be used, or the driver failed."""
+    """There is no usable GPU or driver, or the driver failed."""
 
     status = Status.ERROR_DEVICE
 

@@ -9,10 +9,8 @@ from typing import Any, Callable, Iterator, Optional
 
 from . import _library
 from ._errors import ArgumentError, Error, UnsupportedError
-from .engine import Engine
 from .settings import Path, Settings, changed
 
-MAX_LAYERS = 4096
 LOG = ("off", "info", "debug")
 
 _lock = threading.Lock()
@@ -22,7 +20,7 @@ _in_force: Optional[dict[str, str]] = None  # a process has one configuration
 def variables(settings: Optional[Settings], changes: dict[str, Any], log: Optional[str], stats: Optional[Path]) -> dict[str, str]:
     """The environment variables that state these values. Raises ArgumentError, TypeError."""
     chosen = changed(settings, changes)
-    Engine(MAX_LAYERS, chosen, n_threads=1).close()  # nobody uses it: it tells what is wrong with the values
+    chosen.check()
     found = chosen.variables()
     if stats is not None:
         found["LESSISMORE_STATS"] = os.fsdecode(stats)
@@ -49,7 +47,7 @@ def enable(host: str, load: Callable[[bytes], Optional[int]], wanted: dict[str, 
         with _environment(wanted):
             registry = load(os.fsencode(_library.library_path()))
         if not registry:
-            raise UnsupportedError(f"{host}: this ggml is not one that can be taken part in; the log says why")
+            raise UnsupportedError(f"{host}: the library cannot hook this ggml; the log says why")
 
 
 @contextlib.contextmanager

@@ -7,39 +7,14 @@ import functools
 import os
 import pathlib
 import sysconfig
-from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 
 from ._errors import LibraryError, error
 from ._version import __version__
+from .settings import EngineParams
 
 NAME = "liblessismore.so"
 VARIABLE = "LESSISMORE_LIBRARY"
-
-Logger = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
-
-
-class EngineParams(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("layers", POINTER(c_int32)),
-        ("layers_count", c_int64),
-        ("recency", c_double),
-        ("logger", Logger),
-        ("logger_user", c_void_p),
-        ("n_layers", c_int32),
-        ("budget", c_int32),
-        ("sink_tokens", c_int32),
-        ("policy", c_int32),
-        ("n_threads", c_int32),
-        ("reserved", c_int32),
-        ("selections", c_int32),
-        ("guard", c_int32),
-        ("interval", c_int32),
-        ("trace", c_int32),
-        ("model", c_char_p),
-        ("profile", c_char_p),
-        ("profile_dir", c_char_p),
-    ]
 
 
 class DecoderParams(ctypes.Structure):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from typing import Any
 
 from ._errors import ArgumentError
@@ -31,3 +32,14 @@ def real(name: str, value: Any) -> float:
         raise ArgumentError(f"{name} = {value!r} is too large") from None
     except (TypeError, ValueError):
         raise TypeError(f"{name} = {value!r} is not a number") from None
+
+
+def text(name: str, value: Any) -> bytes:
+    """Text, which C ends at a zero byte. Raises TypeError, ArgumentError."""
+    try:
+        found = os.fsencode(value)
+    except TypeError:
+        raise TypeError(f"{name} = {value!r} is not text") from None
+    if b"\0" in found:
+        raise ArgumentError(f"{name} = {value!r} has a zero byte in it")
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,23 @@ from ._handle import Handle
 from ._values import integer, real
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .engine import Engine
 
 CPU = -1
+
+
+class _Shape(TypedDict, total=False):
+    """What a decoder is made for, besides its rows."""
+
+    device: Union[str, int]
+    capacity: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    kv_tokens: int
 
 
 class Decoder(Handle):
@@ -49,46 +63,22 @@ class Decoder(Handle):
 
     _kind = "decoder"
 
-    def __init__(
-        self,
-        engine: Engine,
-        max_rows: int = 1,
-        *,
-        device: Union[str, int] = "cpu",
-        capacity: int = 0,
-        heads: int = 0,
-        kv_heads: int = 0,
-        head_dim: int = 0,
-        dtype: str = "f16",
-        kv_tokens: int = 0,
-        work: Any = None,
-    ) -> None:
-        params = _params(max_rows, device, capacity, heads, kv_heads, head_dim, dtype, kv_tokens)
+    def __init__(self, engine: Engine, max_rows: int = 1, *, work: Any = None, **shape: Unpack[_Shape]) -> None:
+        params = _params(max_rows, **shape)
         if work is not None:
             params.work, params.work_size = _device.memory("work", work)
         handle = ctypes.c_void_p()
         _library.library().lim_decoder_create(engine._use(), params, handle)
         self._engine, self._work = engine, work  # an engine outlives its decoders, work memory too
-        self._shape = _device.Shape(dtype, int(params.heads), int(params.kv_heads), int(params.head_dim))
+        self._shape = _device.Shape(shape.get("dtype", "f16"), int(params.heads), int(params.kv_heads), int(params.head_dim))
         self._on_cpu = params.device == CPU
         self._handle = handle.value
 
     @staticmethod
-    def work_size(
-        engine: Engine,
-        max_rows: int = 1,
-        *,
-        device: Union[str, int] = "cpu",
-        capacity: int = 0,
-        heads: int = 0,
-        kv_heads: int = 0,
-        head_dim: int = 0,
-        dtype: str = "f16",
-        kv_tokens: int = 0,
-    ) -> int:
+    def work_size(engine: Engine, max_rows: int = 1, **shape: Unpack[_Shape]) -> int:
         """The device memory that a decoder needs for its work, in bytes; 0 on the CPU. Raises as Decoder does."""
         size = ctypes.c_uint64()
-        params = _params(max_rows, device, capacity, heads, kv_heads, head_dim, dtype, kv_tokens)
+        params = _params(max_rows, **shape)
         _library.library().lim_decoder_work_size(engine._use(), params, size)
         return size.value
 
@@ -231,8 +221,9 @@ class Decoder(Handle):
 
 
 def _params(
-    max_rows: int, device: Union[str, int], capacity: int, heads: int, kv_heads: int, head_dim: int, dtype: str, kv_tokens: int
-) -> _library.DecoderParams:
+    max_rows: int, *, device: Union[str, int] = "cpu", capacity: int = 0, heads: int = 0, kv_heads: int = 0, head_dim: int = 0,
+    dtype: str = "f16", kv_tokens: int = 0,
+) -> _library.DecoderParams:  # fmt: skip
     if not isinstance(dtype, str) or dtype not in _device.BYTES:
         raise ArgumentError(f"dtype = {dtype!r} is none of {', '.join(_device.BYTES)}")
     params = _library.DecoderParams(struct_size=ctypes.sizeof(_library.DecoderParams), kv_dtype=_device.DTYPES[dtype])
@@ -240,10 +231,9 @@ def _params(
         if device != "cpu":
             raise ArgumentError(f"device = {device!r} is neither 'cpu' nor a GPU's number")
         device = CPU
-    for name, number in (
-        ("max_rows", max_rows), ("capacity", capacity), ("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim),
-        ("device", device),
-    ):  # fmt: skip
-        setattr(params, name, integer(name, number, 32))
-    params.kv_tokens = integer("kv_tokens", kv_tokens, 64)
+    numbers = dict(
+        max_rows=max_rows, capacity=capacity, heads=heads, kv_heads=kv_heads, head_dim=head_dim, device=device, kv_tokens=kv_tokens
+    )  # fmt: skip
+    for name, number in numbers.items():
+        setattr(params, name, integer(name, number, 64 if name == "kv_tokens" else 32))
     return params

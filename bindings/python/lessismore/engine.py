@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
-from typing import Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from . import _library
-from ._errors import ArgumentError
 from ._handle import Handle
-from ._values import integer
+from ._values import integer, text
 from .decoder import Decoder
-from .settings import Path, Settings, changed
+from .settings import EngineParams, Logger, Path, Settings, changed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .decoder import _Shape
 
 
 class Engine(Handle):
@@ -51,18 +54,18 @@ class Engine(Handle):
     ) -> None:
         chosen = changed(settings, changes)
         lib = _library.library()
-        params = _library.EngineParams()
+        params = EngineParams()
         lib.lim_engine_default_params(params, ctypes.sizeof(params))
         params.n_layers = integer("n_layers", n_layers, 32)
         params.n_threads = integer("n_threads", n_threads, 32)
         chosen.state(params)
-        for name, text in (("model", model), ("profile", chosen.file), ("profile_dir", profile_dir)):
-            if text is not None:
-                setattr(params, name, _bytes(name, text))
+        for name, given in (("model", model), ("profile_dir", profile_dir)):
+            if given is not None:
+                setattr(params, name, text(name, given))
         self._logger = None  # kept: C holds no reference
         if logger is not None:
             host = logger
-            self._logger = _library.Logger(lambda user, level, text: host(level, text.decode("utf-8", "replace")))
+            self._logger = Logger(lambda user, level, line: host(level, line.decode("utf-8", "replace")))
             params.logger = self._logger
         handle = ctypes.c_void_p()
         lib.lim_engine_create(params, handle)
@@ -76,23 +79,9 @@ class Engine(Handle):
         select, sparse = integer("select", select, 32), integer("sparse", sparse, 32)
         _library.library().lim_engine_ablate(self._use(), select, sparse)
 
-    def decoder(
-        self,
-        max_rows: int = 1,
-        *,
-        device: Union[str, int] = "cpu",
-        capacity: int = 0,
-        heads: int = 0,
-        kv_heads: int = 0,
-        head_dim: int = 0,
-        dtype: str = "f16",
-        kv_tokens: int = 0,
-    ) -> Decoder:
+    def decoder(self, max_rows: int = 1, **shape: Unpack[_Shape]) -> Decoder:
         """Makes a decoder on the CPU or on a GPU: see Decoder."""
-        return Decoder(
-            self, max_rows, device=device, capacity=capacity, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype,
-            kv_tokens=kv_tokens,
-        )  # fmt: skip
+        return Decoder(self, max_rows, **shape)
 
     def stats(self) -> dict[str, int]:
         """The counts of all decoders, ended ones included (lim_stats in the C header); on a GPU as their stats() last
@@ -143,14 +132,3 @@ def _report(handle: int) -> dict[str, Any]:
         if lib.lim_engine_stats_json(handle, text, len(text), needed) == 0:
             report: dict[str, Any] = json.loads(text.value)
             return report
-
-
-def _bytes(name: str, value: Any) -> bytes:
-    """Text on its way to C, which ends it at a zero byte."""
-    try:
-        text = os.fsencode(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r} is no text") from None
-    if b"\0" in text:
-        raise ArgumentError(f"{name} = {value!r} has a zero byte in it")
-    return text

@@ -42,7 +42,7 @@ def enable(
 
     Raises:
         ArgumentError, TypeError: a value is out of range, or no number; the text names it.
-        UnsupportedError: this build of the host cannot be taken part in.
+        UnsupportedError: the library cannot hook this build of the host.
         LibraryError: the shared library is missing or of another version.
         Error: enabled before with other values.
     """

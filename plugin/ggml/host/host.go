@@ -146,9 +146,9 @@ func (p *Process) WantsGPUs() bool { return p.env.CUDA }
 func (p *Process) GPUs(n int, about string) {
 	switch {
 	case n > 0 && p.env.CUDA:
-		p.log(settings.LogInfo, about+": taken part in (LESSISMORE_CUDA=on)")
+		p.log(settings.LogInfo, about+": hooked (LESSISMORE_CUDA=on)")
 	case n > 0:
-		p.log(settings.LogInfo, about+": left alone, what is computed there stays as it is (LESSISMORE_CUDA=on takes part)")
+		p.log(settings.LogInfo, about+": left alone, what is computed there stays as it is (LESSISMORE_CUDA=on hooks it)")
 	case n < 0:
 		p.log(settings.LogInfo, "CUDA devices are left alone: "+about)
 	case p.env.CUDA:

@@ -175,6 +175,11 @@ func (c *Calibrator) Aim() {
 	}
 }
 
+// ReadsSets tells whether a set that a layer chooses is read: by a sparse layer, or by itself in a later step.
+func (c *Calibrator) ReadsSets() bool {
+	return c.Roles.Sparse() || c.Interval > 1 && len(c.Roles.Selections()) > 0
+}
+
 // Compare says which layers the next measured step compares, after so many others.
 func (c *Calibrator) Compare(begun int) {
 	c.Layers = c.Layers[:0]

@@ -369,7 +369,7 @@ func TestAttentionArgumentsNeverPanic(t *testing.T) {
 			accepted++
 			for i, v := range []backend.KVView{a.Key, a.Value, {Data: a.Query.Data, HeadStride: a.Query.HeadStride}, {Data: a.Output.Data, HeadStride: a.Output.HeadStride}} {
 				heads := []int32{a.KVHeads, a.KVHeads, a.Heads, a.Heads}[i]
-				top := int64(v.Data) + oncpu.Taken(v.TokenStride, a.Slots)*(a.Slots-1) + oncpu.Taken(v.HeadStride, int64(heads))*int64(heads-1)
+				top := int64(v.Data) + oncpu.StrideOf(v.TokenStride, a.Slots)*(a.Slots-1) + oncpu.StrideOf(v.HeadStride, int64(heads))*int64(heads-1)
 				require.True(t, v.Data >= backend.Lowest && top >= int64(v.Data), "%+v", a) // the last row has an address
 			}
 		}

@@ -3,6 +3,7 @@ package settings
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"strconv"
 	"strings"
@@ -83,6 +84,17 @@ var whole = []struct {
 	{"trace", " steps", func(c *Config) *int { return &c.Trace }, 0, MaxTrace, DefaultTrace},
 }
 
+// Numbers are the settings that are whole numbers, by name.
+func (c *Config) Numbers() iter.Seq2[string, *int] {
+	return func(yield func(string, *int) bool) {
+		for _, w := range whole {
+			if !yield(w.name, w.of(c)) {
+				return
+			}
+		}
+	}
+}
+
 // DefaultConfig is the paper's setting, with layers found by measuring.
 func DefaultConfig() Config {
 	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1}
@@ -122,7 +134,7 @@ type Environment struct {
 	StatsPath string // "" : none is written
 	Profiles  bool   // what is learned about models is kept in files
 	Profile   string // in this file; "": in the user's cache directory
-	CUDA      bool   // the host's CUDA devices are taken part in, too
+	CUDA      bool   // the host's CUDA devices are hooked, too
 }
 
 // FromEnvironment reads the LESSISMORE_* variables through lookup. A wrong value gives an error that

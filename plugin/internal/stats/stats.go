@@ -3,9 +3,12 @@ package stats
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"math/bits"
+	"reflect"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
@@ -52,7 +55,7 @@ var Meanings = [Reasons]string{
 	ReasonPrompt:     "several query tokens of one sequence: a prompt, or speculation",
 	ReasonMixed:      "prompt and decode rows in one batch",
 	ReasonDiscovery:  "the model's layers were being counted",
-	ReasonNoCache:    "keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32; f16, bf16, q8_0 and q4_0 are taken)",
+	ReasonNoCache:    "keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32; f16, bf16, q8_0 and q4_0 are supported)",
 	ReasonSliding:    "a sliding-window layer",
 	ReasonMLA:        "multi-head latent attention, whose V is a part of K: the host attends in such a model",
 	ReasonType:       "an element type that the kernels do not have",
@@ -74,7 +77,7 @@ type Stats struct {
 	LayersFrom      string `json:"layers_from,omitempty"` // "given", "profile", "measured", "rule"; "unmeasured": dense so far
 	Layers          int    `json:"layers"`                // layers that can take part
 	SelectionLayers []int  `json:"selection_layers"`      // of them, the ones that choose
-	LayersTaken     []int  `json:"layers_taken"`          // of them, the ones that the library has computed
+	LayersOffloaded []int  `json:"layers_offloaded"`      // of them, the ones that the library has computed
 
 	Steps      uint64 `json:"steps"`
 	Rows       uint64 `json:"rows"`        // decode rows taken, once per step
@@ -103,7 +106,7 @@ type Stats struct {
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
 	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
 	ReusedSteps   uint64      `json:"reused_steps"`   // with the token sets of the step before (LESSISMORE_INTERVAL)
-	Ablations     uint64      `json:"intervention_steps,omitempty"`
+	Ablations     uint64      `json:"ablation_steps,omitempty"`
 	Audits        uint64      `json:"audits"` // of a sparse layer by the guard
 	Alarms        uint64      `json:"alarms"` // of the guard: a choice did not keep what was expected
 	Audited       []LayerLoss `json:"audited,omitempty"`
@@ -141,7 +144,7 @@ const MaxEvents = 64
 type TraceStep struct {
 	Step   uint64 `json:"step"`   // of the context
 	Tokens int    `json:"tokens"` // visible
-	What   string `json:"what"`   // "sparse"; "dense", "measured": everything is attended to; "intervention"
+	What   string `json:"what"`   // "sparse"; "dense", "measured": everything is attended to; "ablation"
 	Layer  int    `json:"layer"`  // whose set it is: the last selection layer; -1: there is none
 	Set    string `json:"set"`    // positions among the visible tokens, ascending, such as "0-3 17 40-71"
 
@@ -194,25 +197,46 @@ func (s *Stats) Add(o *Stats) {
 		s.Layers, s.SelectionLayers, s.LayersFrom = o.Layers, o.SelectionLayers, o.LayersFrom
 	}
 	s.addAudits(o.Audited)
-	for _, f := range []struct{ to, from *uint64 }{
-		{&s.Steps, &o.Steps}, {&s.Rows, &o.Rows}, {&s.RowsSparse, &o.RowsSparse}, {&s.RowsFull, &o.RowsFull},
-		{&s.TokensVisible, &o.TokensVisible}, {&s.TokensAttended, &o.TokensAttended},
-		{&s.SparseTokensVisible, &o.SparseTokensVisible}, {&s.SparseTokensAttended, &o.SparseTokensAttended},
-		{&s.DenseCalls, &o.DenseCalls}, {&s.SelectCalls, &o.SelectCalls}, {&s.SparseCalls, &o.SparseCalls},
-		{&s.NoSetCalls, &o.NoSetCalls}, {&s.DenseNS, &o.DenseNS}, {&s.SelectNS, &o.SelectNS},
-		{&s.SparseNS, &o.SparseNS}, {&s.RankingNS, &o.RankingNS},
-		{&s.MeasuredSteps, &o.MeasuredSteps}, {&s.DenseSteps, &o.DenseSteps}, {&s.ReusedSteps, &o.ReusedSteps}, {&s.Ablations, &o.Ablations},
-		{&s.Audits, &o.Audits}, {&s.Alarms, &o.Alarms},
-		{&s.PositionOrder, &o.PositionOrder}, {&s.CellOrder, &o.CellOrder},
-		{&s.PromptRows, &o.PromptRows}, {&s.UntoldRows, &o.UntoldRows},
-	} {
-		*f.to += *f.from
+	for name, n := range s.Counters() {
+		*n += *o.Counter(name)
 	}
 	for i, n := range o.Left {
 		s.Left[i] += n
 	}
 	for i, word := range o.Offloaded {
 		s.Offloaded[i] |= word
+	}
+}
+
+// counters are the places of the numbers that contexts add up, by their names in JSON and in the C ABI.
+var counters = func() map[string]uintptr {
+	found := map[string]uintptr{}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[Stats]()) {
+		if f.Type.Kind() == reflect.Uint64 {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			found[name] = f.Offset
+		}
+	}
+	return found
+}()
+
+// Counter is the number of a name; nil: there is none.
+func (s *Stats) Counter(name string) *uint64 {
+	offset, ok := counters[name]
+	if !ok {
+		return nil
+	}
+	return (*uint64)(unsafe.Add(unsafe.Pointer(s), offset))
+}
+
+// Counters are all of them.
+func (s *Stats) Counters() iter.Seq2[string, *uint64] {
+	return func(yield func(string, *uint64) bool) {
+		for name := range counters {
+			if !yield(name, s.Counter(name)) {
+				return
+			}
+		}
 	}
 }
 
@@ -243,7 +267,7 @@ func (s *Stats) named() {
 	if s.SelectionLayers == nil {
 		s.SelectionLayers = []int{}
 	}
-	s.LayersTaken = s.Offloaded.list()
+	s.LayersOffloaded = s.Offloaded.list()
 }
 
 // Report is the statistics as they are written: LESSISMORE_STATS, and the C ABI's JSON.
@@ -274,7 +298,7 @@ func (r *Report) JSON() []byte {
 	return append(text, '\n')
 }
 
-// Outcome is a context in one line: what was attended to, or why nothing was taken; "" if there was nothing to take.
+// Outcome is a context in one line: what was attended to, or why nothing was offloaded; "" if there was nothing to take.
 func (s *Stats) Outcome() string {
 	if s.Steps > 0 {
 		return fmt.Sprintf("%d steps, %.1f%% of the tokens attended", s.Steps, 100*float64(s.TokensAttended)/float64(max(s.TokensVisible, 1)))
@@ -293,5 +317,5 @@ func (s *Stats) Outcome() string {
 	for i, r := range why {
 		texts[i] = fmt.Sprintf("%s %d (%s)", r, s.Left[r], Meanings[r])
 	}
-	return "nothing was taken; attentions left to the host: " + strings.Join(texts, ", ")
+	return "nothing was offloaded; attentions left to the host: " + strings.Join(texts, ", ")
 }

@@ -119,7 +119,7 @@ def _map(page: Page, name: str, index: int, run: dict[str, Any], context: dict[s
     )
     sparse = [s for s in shown if s["what"] == "sparse"]
     share = sum(b - a + 1 for s in sparse for a, b in spans(s["set"])) / max(sum(s["tokens"] for s in sparse), 1)
-    kinds = {kind: sum(s["what"] == kind for s in shown) for kind in ("sparse", "dense", "measured", "intervention")}
+    kinds = {kind: sum(s["what"] == kind for s in shown) for kind in ("sparse", "dense", "measured", "ablation")}
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     label = (
         f"Steps {first['step']} to {last['step']} of a context of {most} tokens: {told}. "
@@ -134,7 +134,7 @@ def _map(page: Page, name: str, index: int, run: dict[str, Any], context: dict[s
         f'data-frame="{frame.left} {frame.top} {frame.width} {frame.height} {most}"'
     )
     entries = [(_swatch(PALETTE[SHARES + 99]), "attended"), (_swatch(PALETTE[VISIBLE]), "visible, left out")]
-    if kinds["dense"] or kinds["intervention"]:
+    if kinds["dense"] or kinds["ablation"]:
         entries.append((_swatch(PALETTE[DENSE]), "dense step: everything is attended to"))
     if kinds["measured"]:
         entries.append((_swatch(PALETTE[MEASURED]), "measured step: dense, and sets are compared"))
@@ -223,8 +223,7 @@ def _audited(
     for at, e in events:
         x, alarm = axes.x(at), e["what"] != "measured"
         color = "var(--alarm)" if alarm else "var(--ink)"
-        what = {"drift": "alarm", "interval": "interval given up"}.get(e["what"], e["what"])
-        told = f"{what} at step {number(at)}, layers {_layers(e['layers'])}, loss {e['loss']:.2f}"
+        told = f"{_event(e['what'])} at step {number(at)}, layers {_layers(e['layers'])}, loss {e['loss']:.2f}"
         axes.parts.append(
             f'<line x1="{_page.n(x)}" x2="{_page.n(x)}" y1="{axes.top}" y2="{axes.top + axes.height}" stroke="{color}" '
             f'stroke-width="1.5" stroke-dasharray="{ALARM if alarm else "2 4"}"><title>{escape(told)}</title></line>'
@@ -272,16 +271,21 @@ def _audited(
         + "</details>",
     )
     if events:
-        listed = [
-            ("", [number(at), {"drift": "alarm", "interval": "interval given up"}.get(e["what"], e["what"]), _layers(e["layers"]),
-                  f"{e['loss']:.2f}", f"{e['expected']:.2f}" if "expected" in e else "", number(e["tokens"])])
-            for at, e in events
-        ]  # fmt: skip
-        page.add(
-            '<div class="card"><h3>What happened, and when</h3>'
-            + _page.table(["step", "what", "layers", "loss", "expected", "tokens visible"], listed, "Events")
-            + "</div>"
-        )
+        _happened(page, events)
+
+
+def _event(what: str) -> str:
+    return {"drift": "alarm", "interval": "interval given up"}.get(what, what)
+
+
+def _happened(page: Page, events: list[tuple[float, dict[str, Any]]]) -> None:
+    rows = [
+        ("", [number(at), _event(e["what"]), _layers(e["layers"]), f"{e['loss']:.2f}", f"{e['expected']:.2f}" if "expected" in e else "",
+              number(e["tokens"])])
+        for at, e in events
+    ]  # fmt: skip
+    head = ["step", "what", "layers", "loss", "expected", "tokens visible"]
+    page.add('<div class="card"><h3>What happened, and when</h3>' + _page.table(head, rows, "Events") + "</div>")
 
 
 def _line(color: str, dash: str = "", shape: str = "") -> str:
@@ -318,7 +322,7 @@ def measured(page: Page, profiles: list[dict[str, Any]]) -> None:
         )  # fmt: skip
         if calibrated:
             _heat(
-                page, f"By intervention: layers {_layers(choice)}", calibrated["nats"], choice, "divergence (nats)", 2,
+                page, f"By ablation: layers {_layers(choice)}", calibrated["nats"], choice, "divergence (nats)", 2,
                 f"How far the next token's probabilities move when one layer alone attends to the set: mean of "
                 f"{calibrated['positions']} positions, up to {number(calibrated['tokens'])} tokens. This is the truth that "
                 f"the loss stands for.",
@@ -526,6 +530,12 @@ def compared(page: Page, found: dict[str, Any]) -> None:
     )
     _losses(page, by, methods, style, budgets, task.get("layers"))
     page.add("</div>")
+    _table(page, found.get("made") or {}, by, methods, keys)
+
+
+def _table(
+    page: Page, made: dict[str, Any], by: dict[str, dict[Optional[int], dict[str, Any]]], methods: dict[str, Any], keys: list[str]
+) -> None:
     rows = []
     for key in keys:
         for b, r in sorted(by[key].items(), key=lambda item: item[0] or 0):
@@ -540,19 +550,10 @@ def compared(page: Page, found: dict[str, Any]) -> None:
                  number(r["length"]["mean"], 0) if r.get("length") else ""],
             ))  # fmt: skip
     head = [
-        "method",
-        "budget",
-        "solved",
-        "95 % interval",
-        "tokens right",
-        "first wrong token (median)",
-        "attended",
-        "read",
-        "loss, worst layer",
+        "method", "budget", "solved", "95 % interval", "tokens right", "first wrong token (median)", "attended", "read", "loss, worst layer",
         "tokens generated",
-    ]
+    ]  # fmt: skip
     page.add('<div class="card"><h3>The table</h3>' + _page.table(head, rows, "Comparison") + "</div>")
-    made = found.get("made") or {}
     if made.get("command"):
         page.add(
             f'<p class="soft">Made by <code>{escape(made["command"])}</code>, {escape(str(made.get("host", "")))}, {escape(str(made.get("cpu", "")))}.</p>'

@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=_options.positive, default=5, help="default 5")
     parser.add_argument("--steps", type=_options.positive, default=4, help="tokens per setting and round (default 4)")
     parser.add_argument("--plot", metavar="FILE", help="a picture of the table (needs matplotlib)")
-    _options.selection(parser)
+    _options.settings(parser)
 
 
 def command(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Find a model's selection layers by intervention, and keep them in a profile.
+"""Find a model's selection layers by ablation, and keep them in a profile.
 
 The model is walked through a text. At several places of it, and for each pair of layers, the next token's
 probabilities are computed with one layer alone on the token set of the other, all layers else dense; how far they are
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--positions", type=_options.positive, default=24, help="places that are tried (default 24)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the profile (default: the user's cache, for all hosts)")
     parser.add_argument("--threads", type=_options.positive, default=_options.cpus(), help="default: one per CPU")
-    _options.selection(parser, layers=False)
+    _options.settings(parser, without=("layers", "guard", "interval", "profile", "trace"))
 
 
 def command(options: argparse.Namespace) -> int:
@@ -85,7 +85,7 @@ def command(options: argparse.Namespace) -> int:
 
 
 class Found:
-    """What the interventions brought: per pair of layers (sparse, selecting), over the positions."""
+    """What the ablations brought: per pair of layers (sparse, selecting), over the positions."""
 
     def __init__(self, layers: int) -> None:
         self.at: list[int] = []  # tokens visible at each position
@@ -134,7 +134,7 @@ def _walk(
                     walked.step()  # measured
             if found is None:
                 found = Found(_layers(walked))
-            say("intervening", i)
+            say("ablating", i)
             _ablate(walked, found)
         while not os.path.exists(kept) and walked.length < end:
             walked.step()
@@ -267,7 +267,7 @@ def _tell(result: dict[str, Any], profile: dict[str, Any], nats: Matrix, error: 
     lines = [
         _show.table(head, table),
         "",
-        f"by intervention: layers {choice}, {result['nats']:.4f} nats over all sparse layers, "
+        f"by ablation: layers {choice}, {result['nats']:.4f} nats over all sparse layers, "
         f"{positions} positions up to {result['positions'][-1]} tokens",
         f"by measuring:    layers {result['measured_choice']}, {result['measured_choice_nats']:.4f} nats"
         + (": they agree" if result["agree"] else ""),

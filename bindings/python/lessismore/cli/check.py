@@ -50,8 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", choices=["f16", "bf16", "f32", "q8_0", "q4_0"], default="f16", help="GGUF: cache type (f16)")
     parser.add_argument("--out", metavar="FILE", help="the results as JSON, for `lessismore report --check`")
     parser.add_argument("--plot", metavar="FILE", help="a picture of the table (needs matplotlib)")
-    _options.selection(parser, budget=False)
-    _options.watching(parser, trace=False)
+    _options.settings(parser, without=("budget", "trace"))
 
 
 def command(options: argparse.Namespace) -> int:

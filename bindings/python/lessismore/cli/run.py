@@ -28,8 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--stock", action="store_true", help="the host alone, to compare with")
     parser.add_argument("--stats", metavar="FILE", help="keep the library's statistics here, for `lessismore report`")
-    _options.selection(parser)
-    _options.watching(parser)
+    _options.settings(parser)
 
 
 def command(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from .._errors import ArgumentError, Error
 from .._version import __version__
 from ..decoder import Decoder
 from ..engine import Engine
-from ..settings import POLICIES
+from ..settings import POLICIES, EngineParams
 from . import layers, memory, metrics, profile, rows, settings
 
 logger = logging.getLogger("vllm.lessismore")
@@ -119,9 +119,8 @@ class Context:
             if not choice.layers:
                 return self.refuse("every layer of this stage comes before the first selection layer")
         self.engine = Engine(
-            len(census.numbers), budget=own.budget, layers=choice.layers, recency=own.recency, sink_tokens=own.sink_tokens, policy=own.policy,
-            selections=own.selections, guard=own.guard, model=choice.model, profile=choice.profile, n_threads=1, logger=_log,
-        )  # fmt: skip
+            len(census.numbers), own, layers=choice.layers, profile=choice.profile, model=choice.model, n_threads=1, logger=_log
+        )
         if not self._allocate(census, torch.cuda.current_device() if device.index is None else device.index):
             return
         self.numbers = census.numbers
@@ -341,17 +340,8 @@ def _rank(parallel: Any) -> tuple[int, int]:
 
 def in_force(own: settings.Settings) -> dict[str, Any]:
     """The settings that a profile is for."""
-    params, lib = _library.EngineParams(), _library.library()
-    lib.lim_engine_default_params(params, ctypes.sizeof(params))
-    names = {number: name for name, number in POLICIES.items()}
-    given = {
-        "budget": own.budget,
-        "recency": own.recency,
-        "sink_tokens": own.sink_tokens,
-        "selections": own.selections,
-        "policy": own.policy,
-    }
-    return {
-        name: value if value is not None else names[params.policy] if name == "policy" else getattr(params, name)
-        for name, value in given.items()
-    }
+    params = EngineParams()
+    _library.library().lim_engine_default_params(params, ctypes.sizeof(params))
+    own.state(params)
+    numbers = {name: getattr(params, name) for name in ("budget", "recency", "sink_tokens", "selections")}
+    return {**numbers, "policy": next(name for name, number in POLICIES.items() if number == params.policy)}

@@ -55,9 +55,9 @@ def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: s
     Raises ArgumentError for a profile that was named and cannot be used.
     """
     if settings.layers is not None:
-        return Choice(layers=settings.layers, source="given")
-    named = settings.profile not in (None, "off")
-    path = settings.profile if named else None if settings.profile == "off" else _default(in_force, n_layers, model)
+        return Choice(layers=tuple(settings.layers), source="given")
+    named = settings.file is not None
+    path = os.fspath(settings.file) if settings.file is not None else None if settings.profile else _default(in_force, n_layers, model)
     found, problem = _read(path, in_force, n_layers) if path is not None else (None, None)
     if named and problem is not None:
         raise ArgumentError(f"profile {path}: {problem}")

@@ -6,27 +6,20 @@ import dataclasses
 import os
 from typing import Any, Callable, Mapping, Optional
 
-from .._errors import ArgumentError
+from .. import settings as common
+from .._errors import ArgumentError, Error
 from .._values import integer, real
 
-POLICIES = ("union", "mass")
 MOST_ROWS = 4096  # LIM_MAX_ROWS
 INTERVAL = 10.0  # seconds
+NOT_HERE = ("interval", "trace")  # a row is another sequence's from step to step, and what is attended to on a GPU is not kept
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Of one vLLM engine. None: the library's default."""
+class Settings(common.Settings):
+    """Of one vLLM engine: the library's, and these."""
 
     enabled: bool = True
-    budget: Optional[int] = None
-    layers: Optional[tuple[int, ...]] = None  # None: from a profile, or found by measuring where that is possible
-    recency: Optional[float] = None
-    sink_tokens: Optional[int] = None
-    policy: Optional[str] = None
-    selections: Optional[int] = None
-    guard: Optional[int] = None
-    profile: Optional[str] = None  # a file; "off": none; None: in the user's cache, by model
     split: bool = True  # decode rows of a step that computes prompts, too, are sparse
     max_rows: int = MOST_ROWS  # rows of a step, at most: vLLM attends to larger steps
     kv_tokens: Optional[int] = None  # that the rows of a sparse step see together, at most; None: what the K/V store can hold
@@ -37,14 +30,12 @@ class Settings:
     stats_interval: float = INTERVAL  # seconds between two readings of the statistics, 0: none
 
 
-def _number(least: int, most: int = (1 << 31) - 1) -> Callable[[str, Any], int]:
+Check = Callable[[str, Any], Any]
+
+
+def _number(least: int, most: int) -> Check:
     def check(name: str, value: Any) -> int:
-        if isinstance(value, bool):
-            raise ArgumentError(f"{name} = {value!r} is not a whole number")
-        try:
-            number = integer(name, value, 64)
-        except TypeError as e:
-            raise ArgumentError(str(e)) from None
+        number = integer(name, value, 64)
         if not least <= number <= most:
             raise ArgumentError(f"{name} = {value!r} is not in {least} .. {most}")
         return number
@@ -52,17 +43,11 @@ def _number(least: int, most: int = (1 << 31) - 1) -> Callable[[str, Any], int]:
     return check
 
 
-def _real(least: float, most: float) -> Callable[[str, Any], float]:
-    def check(name: str, value: Any) -> float:
-        try:
-            number = real(name, value)
-        except TypeError as e:
-            raise ArgumentError(str(e)) from None
-        if not least <= number <= most:
-            raise ArgumentError(f"{name} = {value!r} is not in {least:g} .. {most:g}")
-        return number
-
-    return check
+def _seconds(name: str, value: Any) -> float:
+    number = real(name, value)
+    if not 0 <= number <= 86400:
+        raise ArgumentError(f"{name} = {value!r} is not in 0 .. 86400")
+    return number
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -77,78 +62,48 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _policy(name: str, value: Any) -> str:
-    if not isinstance(value, str) or value not in POLICIES:
-        raise ArgumentError(f"{name} = {value!r} is none of {', '.join(POLICIES)}")
-    return value
+def _librarys(setting: str) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if setting == "layers" and value == "auto":
+            return None
+        try:
+            found = common.Settings(**{setting: value})
+            found.check()
+        except (ArgumentError, TypeError) as e:
+            raise ArgumentError(f"{name} = {value!r}: {e}") from None
+        return getattr(found, setting)
+
+    return check
 
 
-def _layers(name: str, value: Any) -> Optional[tuple[int, ...]]:
-    if value is None or value == "auto":
-        return None
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ArgumentError(f'{name} = {value!r} is neither a list of layers, such as [2, 12], nor "auto"')
-    numbers = tuple(_number(0, 4095)(name, layer) for layer in value)
-    if any(a >= b for a, b in zip(numbers, numbers[1:])):
-        raise ArgumentError(f"{name} = {value!r} is not ascending")
-    return numbers
-
-
-CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "enabled": _flag, "budget": _number(1, 1 << 24), "layers": _layers, "recency": _real(0, 1), "sink_tokens": _number(0), "policy": _policy,
-    "selections": _number(1, 64), "guard": _number(0, 1 << 20), "profile": _text, "split": _flag, "max_rows": _number(1, MOST_ROWS),
-    "kv_tokens": _number(1, 1 << 32), "work_bytes": _number(1, 1 << 62), "stats": _text, "stats_interval": _real(0, 86400),
+LIBRARYS = {field.name: field.metadata["kind"] for field in dataclasses.fields(common.Settings) if field.name not in NOT_HERE}
+CHECKS: dict[str, Check] = {
+    **{name: _librarys(name) for name in LIBRARYS}, "profile": _text, "enabled": _flag, "split": _flag, "max_rows": _number(1, MOST_ROWS),
+    "kv_tokens": _number(1, 1 << 32), "work_bytes": _number(1, 1 << 62), "stats": _text, "stats_interval": _seconds,
 }  # fmt: skip
 
 
-def _switch(name: str, text: str) -> bool:
-    if text not in ("on", "off"):
-        raise ArgumentError(f"{name} = {text!r} is neither on nor off")
-    return text == "on"
-
-
-def _whole(name: str, text: str) -> int:
+def _check(key: str, name: str, value: Any) -> Any:
     try:
-        return int(text)
-    except ValueError:
-        raise ArgumentError(f"{name} = {text!r} is not a whole number") from None
-
-
-def _fraction(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentError(f"{name} = {text!r} is not a number") from None
-
-
-def _numbers(name: str, text: str) -> Any:
-    return text if text == "auto" else [_whole(name, part) for part in text.split(",")]
-
-
-def _audits(name: str, text: str) -> Optional[int]:
-    return {"on": None, "off": 0}[text] if text in ("on", "off") else _whole(name, text)
-
-
-VARIABLES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
-    "LESSISMORE": ("enabled", _switch), "LESSISMORE_BUDGET": ("budget", _whole), "LESSISMORE_LAYERS": ("layers", _numbers),
-    "LESSISMORE_RECENCY": ("recency", _fraction), "LESSISMORE_SINK_TOKENS": ("sink_tokens", _whole),
-    "LESSISMORE_POLICY": ("policy", lambda name, text: text), "LESSISMORE_SELECTIONS": ("selections", _whole),
-    "LESSISMORE_GUARD": ("guard", _audits), "LESSISMORE_PROFILE": ("profile", lambda name, text: text),
-    "LESSISMORE_STATS": ("stats", lambda name, text: text),
-}  # fmt: skip
+        return CHECKS[key](name, value)
+    except TypeError as e:
+        raise ArgumentError(str(e)) from None
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """What the LESSISMORE_* variables set. Raises ArgumentError, which names the variable."""
     found: dict[str, Any] = {}
-    for variable, (key, read) in VARIABLES.items():
-        text = environment.get(variable, "")
-        if not text:
-            continue
-        value = read(variable, text)
-        found[key] = value if value is None else CHECKS[key](variable, value)
+    switch = environment.get("LESSISMORE", "") or "on"
+    if switch not in ("on", "off"):
+        raise ArgumentError(f"LESSISMORE = {switch!r} is neither on nor off")
+    found["enabled"] = switch == "on"
+    for key, kind in {**LIBRARYS, "stats": "file"}.items():
+        variable = common.variable(key)
+        if text := environment.get(variable, ""):
+            value = common.parse(key, kind, text)
+            found[key] = value if value is None else _check(key, variable, value)
     if environment.get("LESSISMORE_INTERVAL", "1") not in ("", "1"):
-        raise ArgumentError(f"LESSISMORE_INTERVAL = {environment['LESSISMORE_INTERVAL']!r}: on a GPU a token set serves one step")
+        raise ArgumentError(f"LESSISMORE_INTERVAL = {environment['LESSISMORE_INTERVAL']!r}: in vLLM a token set serves one step")
     return found
 
 
@@ -162,18 +117,23 @@ def from_config(additional: Any) -> dict[str, Any]:
     unknown = sorted(set(map(str, given)) - set(CHECKS))
     if unknown:
         raise ArgumentError(f"additional_config: lessismore has no {', '.join(unknown)}; there are {', '.join(CHECKS)}")
-    return {key: None if value is None else CHECKS[key](f"lessismore.{key}", value) for key, value in given.items()}
+    return {key: None if value is None else _check(key, f"lessismore.{key}", value) for key, value in given.items()}
 
 
 def read(additional: Any, environment: Optional[Mapping[str, str]] = None) -> tuple[Settings, Optional[str]]:
-    """The settings in force, and why the environment's are wrong: then nothing is sparse, as with every other host.
+    """The settings in force, and why the environment's are wrong, or cannot be told: then nothing is sparse, as with every other host.
 
     Raises ArgumentError for a wrong value in additional_config: the server was asked for something that does not exist.
     """
-    given = from_config(additional)
+    try:
+        given = from_config(additional)
+    except ArgumentError:
+        raise
+    except Error as e:
+        return Settings(enabled=False), str(e)
     try:
         found = from_environment(os.environ if environment is None else environment)
-    except ArgumentError as e:
+    except Error as e:
         return Settings(enabled=False), str(e)
     values = {**found, **given}
     return Settings(**{key: value for key, value in values.items() if value is not None}), None

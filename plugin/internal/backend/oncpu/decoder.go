@@ -220,8 +220,8 @@ func (d *Decoder) fill(a *backend.Attention) {
 	}
 }
 
-// Taken is a stride, or 0 where it is never taken.
-func Taken(stride, count int64) int64 {
+// StrideOf is a stride, or 0 where it is never taken.
+func StrideOf(stride, count int64) int64 {
 	if count == 1 {
 		return 0
 	}
@@ -230,13 +230,13 @@ func Taken(stride, count int64) int64 {
 
 func fillRows(t *cpu.Tensor, v *backend.RowView, a *backend.Attention) {
 	point(&t.Data, v.Data)
-	t.StreamStride, t.HeadStride, t.Type = Taken(v.RowStride, int64(a.Rows)), Taken(v.HeadStride, int64(a.Heads)), cpu.Type(v.Type)
+	t.StreamStride, t.HeadStride, t.Type = StrideOf(v.RowStride, int64(a.Rows)), StrideOf(v.HeadStride, int64(a.Heads)), cpu.Type(v.Type)
 }
 
 func fillStore(t *cpu.Tensor, v *backend.KVView, a *backend.Attention) {
 	point(&t.Data, v.Data)
-	t.StreamStride, t.TokenStride = Taken(v.PageStride, int64(a.Rows)), Taken(v.TokenStride, a.Slots)
-	t.HeadStride, t.Type = Taken(v.HeadStride, int64(a.KVHeads)), cpu.Type(v.Type)
+	t.StreamStride, t.TokenStride = StrideOf(v.PageStride, int64(a.Rows)), StrideOf(v.TokenStride, a.Slots)
+	t.HeadStride, t.Type = StrideOf(v.HeadStride, int64(a.KVHeads)), cpu.Type(v.Type)
 }
 
 // point stores a caller's address in C memory, as the number that it is to Go.

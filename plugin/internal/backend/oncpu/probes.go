@@ -48,7 +48,7 @@ func (p *Probes) Groups() int {
 func (p *Probes) Begin(st *steps.RowSets, heads int, counts *stats.Stats, sees func(row int, slot int32) bool, own func(row int) int32) {
 	p.Settle()
 	p.Steps++
-	if p.Source != selection.SourceNone && !p.Roles.Sparse() && p.Model.Ablation.Load() == nil { // no set would be read
+	if p.Source != selection.SourceNone && !p.ReadsSets() && p.Model.Ablation.Load() == nil {
 		st.Dense()
 	}
 	p.Seen = p.Seen[:0]
@@ -317,7 +317,7 @@ func (p *Probes) Record(st *steps.RowSets) {
 	case p.Kind == calibrate.StepMeasure:
 		s.What = "measured"
 	case p.Kind == calibrate.StepAblate:
-		s.What = "intervention"
+		s.What = "ablation"
 	case p.Kind != calibrate.StepDense && st.Chosen && row.SetLen > 0:
 		s.What = "sparse"
 		s.Layer = p.Roles.Selections()[p.Roles.Group(st.Layer)]

@@ -341,8 +341,8 @@ func (p *Probes) takeAudit() {
 	}
 }
 
-// chooses tells whether a set that a layer chooses is read by another one.
-func (p *Probes) chooses() bool { return p.Kind == calibrate.StepAblate || p.Roles.Sparse() }
+// chooses tells whether a set that a layer chooses in the step is read.
+func (p *Probes) chooses() bool { return p.Kind == calibrate.StepAblate || p.ReadsSets() }
 
 // bound is the budget that a step's rows are counted by.
 func (p *Probes) bound() int32 {
