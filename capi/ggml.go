@@ -91,6 +91,12 @@ func lim_go_ggml_open(kind C.int) (handle C.uintptr_t) {
 			return 0
 		}
 		return C.uintptr_t(cgo.NewHandle(c))
+	case C.LIM_GGML_GPU_REHEARSAL:
+		c, err := process.RehearseGPU(C.LIM_GGML_REHEARSED_BUDGET)
+		if err != nil {
+			return 0
+		}
+		return C.uintptr_t(cgo.NewHandle(c))
 	case C.LIM_GGML_GPU:
 		return C.uintptr_t(cgo.NewHandle(process.OpenGPU()))
 	}
@@ -119,6 +125,9 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 		Weights:   uint64(graph.weights),
 		Adapters:  uint64(graph.adapters),
 
+		Changes: unsafe.Slice((*ggml.Change)(unsafe.Pointer(graph.changes)), graph.n_changes),
+		Lost:    graph.lost != 0, Computed: graph.computed != 0,
+
 		FirstBlock: int32(graph.first_block), LastBlock: int32(graph.last_block), Ends: int32(graph.ends),
 	}
 	if graph.n_outputs >= 0 {
@@ -132,6 +141,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 	if g.KnowsWeights {
 		graph.knows_weights = 1
 	}
+	graph.followed, graph.later = C.uint64_t(g.Followed), number(g.Later)
 	graph.notes, graph.n_notes = (*C.lim_ggml_note)(unsafe.Pointer(unsafe.SliceData(g.Notes))), C.int64_t(len(g.Notes))
 	done = true
 }
@@ -140,7 +150,9 @@ func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
 func lim_go_ggml_attend(handle C.uintptr_t, node *C.lim_ggml_node, before, after unsafe.Pointer) (failed C.int) {
 	failed = 1 // a panic: the host computes the node itself
 	defer process.Guard("graph_compute")
-	s := cgo.Handle(handle).Value().(*ggml.GPUSession)
+	s := cgo.Handle(handle).Value().(interface {
+		Attend(n *ggml.Node, before, after uintptr) error
+	})
 	if s.Attend((*ggml.Node)(unsafe.Pointer(node)), uintptr(before), uintptr(after)) == nil {
 		failed = 0
 	}
@@ -162,6 +174,12 @@ func lim_go_ggml_problem(text *C.char) {
 	process.Problem(C.GoString(text))
 }
 
+//export lim_go_ggml_left_alone
+func lim_go_ggml_left_alone(text *C.char) {
+	defer process.Guard("left_alone")
+	process.LeftAlone(C.GoString(text))
+}
+
 //export lim_go_ggml_exit
 func lim_go_ggml_exit() {
 	defer process.Guard("exit")
@@ -178,7 +196,12 @@ var (
 	_ [C.sizeof_lim_ggml_shift - unsafe.Sizeof(ggml.Shift{})]struct{}
 	_ [unsafe.Sizeof(ggml.Note{}) - C.sizeof_lim_ggml_note]struct{}
 	_ [C.sizeof_lim_ggml_note - unsafe.Sizeof(ggml.Note{})]struct{}
+	_ [unsafe.Sizeof(ggml.Change{}) - C.sizeof_lim_ggml_change]struct{}
+	_ [C.sizeof_lim_ggml_change - unsafe.Sizeof(ggml.Change{})]struct{}
 
+	_ = [1]int{}[unsafe.Offsetof(ggml.Change{}.NPrints)-unsafe.Offsetof(C.lim_ggml_change{}.n_prints)]
+	_ = [1]int{}[unsafe.Offsetof(ggml.Change{}.Kind)-unsafe.Offsetof(C.lim_ggml_change{}.kind)]
+	_ = [1]int{}[ggml.Cleared-C.LIM_GGML_CLEARED]
 	_ = [1]int{}[unsafe.Offsetof(ggml.Store{}.Stride)-unsafe.Offsetof(C.lim_ggml_store{}.stride)]
 	_ = [1]int{}[unsafe.Offsetof(ggml.Store{}.Row)-unsafe.Offsetof(C.lim_ggml_store{}.row)]
 	_ = [1]int{}[unsafe.Offsetof(ggml.Note{}.Slots)-unsafe.Offsetof(C.lim_ggml_note{}.slots)]
@@ -186,6 +209,7 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Layer)-unsafe.Offsetof(C.lim_ggml_node{}.layer)]
 	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.NKV)-unsafe.Offsetof(C.lim_ggml_node{}.n_kv)]
 	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Scan)-unsafe.Offsetof(C.lim_ggml_node{}.scan)]
+	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Before)-unsafe.Offsetof(C.lim_ggml_node{}.before)]
 	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Mask)-unsafe.Offsetof(C.lim_ggml_node{}.mask)]
 	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.MaxBias)-unsafe.Offsetof(C.lim_ggml_node{}.max_bias)]
 	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "checks.h"
+#include "transfers.h"
 #include "weights.h"
 
 namespace lim::ggml {
@@ -32,9 +33,6 @@ lim_ggml_store store_of(const Tensor *store) {
 // The tensor whose memory a tensor is a view of; itself, where it is none.
 const Tensor *root_of(const Tensor *t) { return t->view_src != nullptr ? t->view_src : t; }
 
-// An input of the graph that can be read before the graph is computed.
-bool is_input(const Host &host, const Tensor *t) { return t != nullptr && t->op == host.none && t->view_src == nullptr && t->data != nullptr; }
-
 // The ROPE that a tensor comes from, through a few temporaries.
 const Tensor *rope_behind(const Host &host, const Tensor *t, int depth) {
     if (t == nullptr || depth == 0) return nullptr;
@@ -61,9 +59,51 @@ lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
             kernel_type(t->type)};
 }
 
+// The K store whose rows the host converts for an attention; null: its keys are not those of a store.
+const Tensor *converted_store(const Tensor *key) {
+    for (int depth = 0; key != nullptr && depth < 3; depth++, key = key->src[0]) {
+        if (key->view_src != nullptr && layer_of(key->view_src) >= 0) return key->view_src;
+    }
+    return nullptr;
+}
+
+} // namespace
+
+int k_store_layer(const Tensor *t) { return layer_of(t); }
+
+Extract::~Extract() {
+    if (memory == Memory::kDevice) leave_transfers(this);
+}
+
+lim_ggml_store Extract::described(const Tensor *store) {
+    lim_ggml_store s = store_of(store);
+    if (memory == Memory::kHost) return s;
+    if (store->buffer != seen_buffer) {
+        seen_buffer = store->buffer;
+        seen        = is_watched(store);
+    }
+    if (!seen) s.stride = 0;
+    return s;
+}
+
+const void *Extract::input(const Host &host, const Tensor *t) {
+    if (t == nullptr || t->op != host.none || t->view_src != nullptr || t->data == nullptr) return nullptr;
+    return memory == Memory::kHost ? t->data : given(t).data;
+}
+
+const Extract::Given &Extract::given(const Tensor *t) {
+    for (const Given &g : inputs) {
+        if (g.of == t) return g;
+    }
+    Given g = {t, nullptr, nullptr, 0};
+    g.data  = uploaded(t, g.serial, &g.before);
+    inputs.push_back(g);
+    return inputs.back();
+}
+
 // Describes what a node sees of its store: the layers of a model are told apart by that, also those that the kernels do
 // not take. Returns why the mask is one that they do not, or LIM_GGML_OFFLOADED.
-int describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
+int Extract::describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
     const Tensor *mask   = t->src[3];
     const int64_t tokens = t->src[0]->ne[1], streams = t->src[0]->ne[3], n_kv = t->src[1]->ne[1];
     if (n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX) return LIM_GGML_SHAPE;
@@ -87,29 +127,25 @@ int describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
             return LIM_GGML_SHAPE;
         }
     }
-    n.scan_type          = kernel_type(scan->type);
-    n.scan               = scan->data;
+    n.scan_type = kernel_type(scan->type);
+    n.scan      = scan->data;
+    if (memory == Memory::kDevice) {
+        const Given &g = given(scan);
+        n.scan = g.data, n.before = g.before;
+    }
     n.scan_token_stride  = static_cast<int64_t>(scan->nb[1]);
     n.scan_stream_stride = scan->ne[3] == 1 ? 0 : static_cast<int64_t>(scan->nb[3]);
     return LIM_GGML_OFFLOADED;
 }
 
-// The K store whose rows the host converts for an attention; null: its keys are not those of a store.
-const Tensor *converted_store(const Tensor *key) {
-    for (int depth = 0; key != nullptr && depth < 3; depth++, key = key->src[0]) {
-        if (key->view_src != nullptr && layer_of(key->view_src) >= 0) return key->view_src;
-    }
-    return nullptr;
-}
-
 // Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_OFFLOADED.
-int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
+int Extract::describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *sinks = t->src[4];
     const Tensor *store  = converted_store(k);
     const int     masked = describe_mask(host, t, n);
     n.layer              = layer_of(store);
     if (n.layer < 0) return LIM_GGML_NO_CACHE;
-    n.store = store_of(store);
+    n.store = described(store);
     if (k->view_src != store) return LIM_GGML_NO_CACHE; // but a layer, all the same
     if (v->view_src == store) return LIM_GGML_MLA;
     if (const int reason = check_types(host, t, n); reason != LIM_GGML_OFFLOADED) return reason;
@@ -145,14 +181,12 @@ int describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     return LIM_GGML_OFFLOADED;
 }
 
-} // namespace
-
 void Extract::find_operations(const Host &host) {
-    ops = {-1, -1, -1, -1, -1, -1};
+    ops = {-1, -1, -1, -1, -1, -1, -1, -1};
     const struct {
         const char *name;
         int        *number;
-    } wanted[] = {{"GET_ROWS", &ops.get_rows}, {"CPY", &ops.cpy}, {"VIEW", &ops.view}, {"RESHAPE", &ops.reshape}, {"PERMUTE", &ops.permute}, {"TRANSPOSE", &ops.transpose}};
+    } wanted[] = {{"GET_ROWS", &ops.get_rows}, {"CPY", &ops.cpy}, {"VIEW", &ops.view}, {"RESHAPE", &ops.reshape}, {"PERMUTE", &ops.permute}, {"TRANSPOSE", &ops.transpose}, {"MUL_MAT", &ops.mul_mat}, {"MUL_MAT_ID", &ops.mul_mat_id}};
     // The host's names end with its own count, which is not told; those of proven operations come before it.
     const int known[] = {host.flash_attn, host.custom, host.set_rows, host.rope, host.soft_max};
     int       last    = 0;
@@ -163,28 +197,45 @@ void Extract::find_operations(const Host &host) {
             if (name != nullptr && strcmp(name, w.name) == 0) *w.number = number;
         }
     }
+    for (int number : {host.none, ops.view, ops.reshape, ops.permute, ops.transpose, ops.mul_mat, ops.mul_mat_id}) {
+        if (number >= 0 && number < kMostOps) passed_over[number] = true;
+    }
     ops_known = true;
 }
 
 // A write of a batch's keys, one row to a slot.
 void Extract::read_write(const Host &host, const Tensor *t) {
     const Tensor *slots = t->src[1], *rows = t->src[0], *store = t->view_src;
-    const bool    plain = is_input(host, slots) && (slots->type == kI64 || slots->type == kI32) && rows != nullptr &&
+    const void   *data  = input(host, slots);
+    bool          plain = data != nullptr && (slots->type == kI64 || slots->type == kI32) && rows != nullptr &&
                           t->ne[0] == store->ne[0] && rows->ne[0] == store->ne[0] && rows->ne[1] == slots->ne[0] &&
                           slots->ne[1] * slots->ne[2] * slots->ne[3] == 1 && rows->ne[2] * rows->ne[3] == 1 && slots->ne[0] <= INT32_MAX;
+    if (plain && memory == Memory::kDevice) { // the same slots again would be an older batch's
+        const uint64_t serial = given(slots).serial;
+        const uint64_t id     = store_of(store).id;
+        bool           known  = false;
+        for (auto &of : slots_of) {
+            if (of.first != id) continue;
+            known     = true;
+            plain     = of.second != serial;
+            of.second = serial;
+        }
+        if (!known) slots_of.emplace_back(id, serial);
+    }
     if (!plain) {
         rewritten.push_back(store_of(store).id);
         return;
     }
-    writes.push_back({store_of(store), slots->data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
+    writes.push_back({described(store), data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
 }
 
 // A K-shift: what a store holds is rotated by each slot's delta and put back. False: it is not that.
 bool Extract::read_shift(const Host &host, const Tensor *rope, const Tensor *store) {
     if (rope == nullptr || store_behind(rope->src[0], kSteps) != store) return false;
     const Tensor *delta = rope->src[1];
-    if (!is_input(host, delta) || delta->type != kI32 || delta->ne[0] != store->ne[1] * store->ne[2] || delta->ne[0] > INT32_MAX) return false;
-    shifts.push_back({store_of(store).id, static_cast<const int32_t *>(delta->data), static_cast<int32_t>(delta->ne[0])});
+    const void   *data  = input(host, delta);
+    if (data == nullptr || delta->type != kI32 || delta->ne[0] != store->ne[1] * store->ne[2] || delta->ne[0] > INT32_MAX) return false;
+    shifts.push_back({store_of(store).id, static_cast<const int32_t *>(data), static_cast<int32_t>(delta->ne[0])});
     return true;
 }
 
@@ -203,11 +254,13 @@ void Extract::read_store(const Host &host, const Tensor *t) {
 // What a ROPE outside a K-shift rotates by. All of a graph's must agree, or they are not the batch's positions.
 void Extract::read_positions(const Host &host, const Tensor *from) {
     graph.n_rotations++;
-    if (!is_input(host, from) || from->type != kI32 || from->ne[0] > INT32_MAX || (positions != nullptr && positions != from)) {
+    const void *data = positions != nullptr && positions == from ? positions_data : input(host, from);
+    if (data == nullptr || from->type != kI32 || from->ne[0] > INT32_MAX || (positions != nullptr && positions != from)) {
         several_positions = true;
         return;
     }
-    positions = from;
+    positions      = from;
+    positions_data = data;
 }
 
 // Rows that a graph picks from what it has computed, by an input: those whose logits are wanted.
@@ -217,25 +270,53 @@ void Extract::read_outputs(const Host &host, const Tensor *t) {
         root_of(from)->op == host.none) {
         return;
     }
-    if ((numbers->data == nullptr && numbers->ne[0] > 0) || from->ne[1] > INT32_MAX || numbers->ne[0] > from->ne[1] ||
+    const void *data = numbers == outputs ? outputs_data : numbers->ne[0] > 0 ? input(host, numbers)
+                                                                              : nullptr;
+    if ((data == nullptr && numbers->ne[0] > 0) || from->ne[1] > INT32_MAX || numbers->ne[0] > from->ne[1] ||
         (outputs != nullptr && (outputs != numbers || graph.n_batch != from->ne[1]))) {
         several_outputs = true;
         return;
     }
     outputs       = numbers;
+    outputs_data  = data;
     graph.n_batch = static_cast<int32_t>(from->ne[1]);
 }
 
-void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
+void Extract::read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash) {
+    if (!hash && t->op >= 0 && t->op < kMostOps && passed_over[t->op]) return;
+    if (flagged && (t->flags & kFlagCompute) == 0) return;
+    read_weights(host, t, memory, hash, graph);
+    if (t->op == host.flash_attn) {
+        lim_ggml_node node = {};
+        node.reason        = describe(host, t, node);
+        nodes.push_back(node);
+        tensors.push_back(t);
+        places.push_back(place);
+    } else if (t->op == host.soft_max && t->src[1] != nullptr) {
+        graph.n_soft_max++;
+    } else if (layer_of(t->view_src) >= 0) {
+        read_store(host, t);
+    } else if (t->op == host.rope) { // a K-shift's may go through temporaries, and is not by the batch's positions
+        if (t->src[1] == positions || store_behind(t->src[0], kSteps) == nullptr) read_positions(host, t->src[1]);
+    } else if (t->op == ops.get_rows) {
+        read_outputs(host, t);
+    }
+}
+
+void Extract::read(const Host &host, Graph *from, Memory of, bool hash) {
+    memory = of;
     nodes.clear();
     tensors.clear();
     places.clear();
     writes.clear();
     shifts.clear();
     rewritten.clear();
+    inputs.clear();
+    seen_buffer       = nullptr;
     graph             = {};
     graph.first_block = -1;
     positions = outputs = nullptr;
+    positions_data = outputs_data = nullptr;
     several_positions = several_outputs = false;
     if (!ops_known) find_operations(host);
     const int n = host.graph_n_nodes(from);
@@ -243,27 +324,17 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     bool flagged = false;
     for (int i = 0; i < n && !flagged; i++) flagged = (host.graph_node(from, i)->flags & kFlagCompute) != 0;
 
-    for (int i = 0; i < n; i++) {
-        Tensor *t = host.graph_node(from, i);
-        if (flagged && (t->flags & kFlagCompute) == 0) continue;
-        read_weights(host, t, memory, hash, graph);
-        if (t->op == host.flash_attn) {
-            lim_ggml_node node = {};
-            node.reason        = describe(host, t, node);
-            nodes.push_back(node);
-            tensors.push_back(t);
-            places.push_back(i);
-        } else if (t->op == host.soft_max && t->src[1] != nullptr) {
-            graph.n_soft_max++;
-        } else if (memory == Memory::kDevice) {
-            continue; // slots and positions cannot be read without waiting for the device
-        } else if (layer_of(t->view_src) >= 0) {
-            read_store(host, t);
-        } else if (t->op == host.rope) { // a K-shift's may go through temporaries, and is not by the batch's positions
-            if (t->src[1] == positions || store_behind(t->src[0], kSteps) == nullptr) read_positions(host, t->src[1]);
-        } else if (t->op == ops.get_rows) {
-            read_outputs(host, t);
+    // A step of a few milliseconds may have thousands of nodes, and waits for this: they are fetched some nodes ahead.
+    constexpr int kAhead = 8;
+    all.resize(static_cast<size_t>(n));
+    for (int i = 0; i < n + kAhead; i++) {
+        if (i < n) {
+            all[static_cast<size_t>(i)] = host.graph_node(from, i);
+            __builtin_prefetch(&all[static_cast<size_t>(i)]->op);
+            __builtin_prefetch(&all[static_cast<size_t>(i)]->view_src);
         }
+        if (i < kAhead) continue;
+        read_node(host, all[static_cast<size_t>(i - kAhead)], i - kAhead, flagged, hash);
     }
     graph.nodes       = nodes.data();
     graph.writes      = writes.data();
@@ -275,14 +346,23 @@ void Extract::read(const Host &host, Graph *from, Memory memory, bool hash) {
     graph.n_rewritten = static_cast<int32_t>(rewritten.size());
     graph.n_outputs   = -1;
     if (positions != nullptr && !several_positions) {
-        graph.positions   = static_cast<const int32_t *>(positions->data);
+        graph.positions   = static_cast<const int32_t *>(positions_data);
         graph.n_positions = static_cast<int32_t>(positions->ne[0]);
     }
     if (outputs != nullptr && !several_outputs) {
-        graph.outputs   = static_cast<const int32_t *>(outputs->data);
+        graph.outputs   = static_cast<const int32_t *>(outputs_data);
         graph.n_outputs = static_cast<int32_t>(outputs->ne[0]);
     }
 }
+
+void Extract::read_changes() {
+    graph_writes(this, writes);
+    graph.lost      = changes_since(this, changes, prints) ? 0 : 1;
+    graph.changes   = changes.data();
+    graph.n_changes = static_cast<int64_t>(changes.size());
+}
+
+void Extract::follow() const { tell_rows(this, graph.followed); }
 
 void Extract::note() const {
     for (int64_t k = 0; k < graph.n_notes; k++) lim_cpu_prints_note(&graph.notes[k].prints, graph.notes[k].slots, graph.notes[k].n);

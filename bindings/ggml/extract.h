@@ -25,26 +25,65 @@ struct Extract {
     // With `hash`, the graph's weights are hashed as well.
     void read(const Host &host, Graph *from, Memory memory, bool hash);
 
+    // Of a graph on a GPU: what has happened to its stores since the last one.
+    void read_changes();
+
+    // The plan's answer to that.
+    void follow() const;
+
+    // Nothing more will be read.
+    ~Extract();
+
     // Takes the prints that the plan asked for. Once the graph has been computed, and only then.
     void note() const;
 
   private:
     struct Operations {
-        int get_rows, cpy, view, reshape, permute, transpose;
+        int get_rows, cpy, view, reshape, permute, transpose, mul_mat, mul_mat_id;
     };
-    Operations ops;
-    bool       ops_known = false;
+    static constexpr int kMostOps = 256;
+    Operations           ops;
+    bool                 passed_over[kMostOps] = {}; // operations that write nowhere else than to a tensor of their own, or nowhere
+    bool                 ops_known             = false;
+
+    Memory memory = Memory::kHost; // of this graph
+
+    std::vector<lim_ggml_change>               changes;
+    std::vector<uint64_t>                      prints;
+    std::vector<std::pair<uint64_t, uint64_t>> slots_of; // stores, and which upload's slots were written to them last
 
     void find_operations(const Host &host);
-    void read_store(const Host &host, const Tensor *t);
-    void read_positions(const Host &host, const Tensor *positions);
-    void read_outputs(const Host &host, const Tensor *t);
-    void read_write(const Host &host, const Tensor *t);
-    bool read_shift(const Host &host, const Tensor *rope, const Tensor *store);
+    // An input of the graph that can be read before the graph is computed; null: it is none, or cannot be.
+    const void *input(const Host &host, const Tensor *t);
+    // The same of a graph on a GPU, looked up once.
+    struct Given {
+        const Tensor *of;
+        const void   *data, *before;
+        uint64_t      serial;
+    };
+    const Given          &given(const Tensor *t);
+    std::vector<Given>    inputs;
+    std::vector<Tensor *> all; // of the graph
+    const void           *seen_buffer = nullptr; // the last one that a K store was seen to lie in …
+    bool                  seen        = false;   // … and whether what is moved there is seen
+    // A K store; one whose changes are not seen is as good as one without a layout.
+    lim_ggml_store described(const Tensor *store);
+    int            describe(const Host &host, Tensor *t, lim_ggml_node &n);
+    int            describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n);
+    void           read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash);
+    void           read_store(const Host &host, const Tensor *t);
+    void           read_positions(const Host &host, const Tensor *positions);
+    void           read_outputs(const Host &host, const Tensor *t);
+    void           read_write(const Host &host, const Tensor *t);
+    bool           read_shift(const Host &host, const Tensor *rope, const Tensor *store);
 
     const Tensor *positions; // of the batch
     const Tensor *outputs;   // the input that says whose logits are wanted
+    const void   *positions_data, *outputs_data;
     bool          several_positions, several_outputs;
 };
+
+// The number of the layer whose K store a tensor is; -1: it is none.
+int k_store_layer(const Tensor *t);
 
 } // namespace lim::ggml

@@ -45,6 +45,7 @@ typedef struct lim_ggml_node {
     int32_t        n_kv;         /* slots per stream that the node sees */
     int32_t        scan_type;    /* LIM_CPU_F16 or LIM_CPU_F32 */
     const void    *scan;         /* mask values that are there before the graph runs */
+    const void    *before;       /* the same of the host's mask before this one, laid out in the same way; NULL: not known */
     int64_t        scan_token_stride, scan_stream_stride;
     const void    *mask;         /* the f16 mask that the node reads when it runs */
     int64_t        mask_token_stride, mask_stream_stride;
@@ -79,25 +80,46 @@ typedef struct lim_ggml_note {
     int64_t        n;
 } lim_ggml_note;
 
+/* What a host did to a K store in a GPU's memory, behind its graphs. */
+enum { LIM_GGML_WRITTEN, /* rows were put there; by prints, if there are any, it may be told which */
+       LIM_GGML_COPIED,  /* rows of the same store */
+       LIM_GGML_READ,    /* rows were read out */
+       LIM_GGML_CLEARED /* all stores that lie in `n` bytes from address `store` on */ };
+typedef struct lim_ggml_change {
+    uint64_t        store;
+    int64_t         first, n; /* global slots */
+    int64_t         from;     /* of a copy */
+    const uint64_t *prints;   /* of the rows, or NULL */
+    int64_t         n_prints;
+    int32_t         kind;
+    int32_t         reserved;
+} lim_ggml_change;
+
 typedef struct lim_ggml_graph {
-    lim_ggml_node       *nodes;
-    lim_ggml_write      *writes;
-    lim_ggml_shift      *shifts;
-    const uint64_t      *rewritten; /* ids of K stores that the graph changes in a way that is not understood */
-    const int32_t       *positions; /* of the batch's tokens, or NULL where this part of the graph has none, or several */
-    const int32_t       *outputs;   /* ascending numbers of the batch's tokens that logits are wanted of */
-    int32_t              n_nodes, n_writes, n_shifts, n_rewritten, n_positions;
-    int32_t              n_outputs;    /* -1: this part of the graph does not tell */
-    int32_t              n_batch;      /* tokens of the batch that outputs counts in */
-    int32_t              n_rotations;  /* ROPE nodes, but for a K-shift's: the model has positions */
-    int32_t              n_soft_max; /* masked softmax nodes: attention without flash attention */
-    int32_t              knows_weights; /* out: the next graphs' weights need not be hashed */
-    uint64_t             weights;    /* hash of this graph's weights and adapters, a sum over them; 0: not asked for */
-    uint64_t             adapters;   /* which LoRA adapters are applied to them, and how much; 0: none */
-    int32_t              first_block, last_block; /* of the model, whose weights were hashed; first_block -1: of none */
-    int32_t              ends;       /* 1: so were those that follow the last block */
-    const lim_ggml_note *notes; /* out */
-    int64_t              n_notes;
+    lim_ggml_node         *nodes;
+    lim_ggml_write        *writes;
+    lim_ggml_shift        *shifts;
+    const uint64_t        *rewritten; /* ids of K stores that the graph changes in a way that is not understood */
+    const int32_t         *positions; /* of the batch's tokens, or NULL where this part of the graph has none, or several */
+    const int32_t         *outputs;   /* ascending numbers of the batch's tokens that logits are wanted of */
+    int32_t                n_nodes, n_writes, n_shifts, n_rewritten, n_positions;
+    int32_t                n_outputs;    /* -1: this part of the graph does not tell */
+    int32_t                n_batch;      /* tokens of the batch that outputs counts in */
+    int32_t                n_rotations;  /* ROPE nodes, but for a K-shift's: the model has positions */
+    int32_t                n_soft_max; /* masked softmax nodes: attention without flash attention */
+    int32_t                knows_weights; /* out: the next graphs' weights need not be hashed */
+    uint64_t               weights;    /* hash of this graph's weights and adapters, a sum over them; 0: not asked for */
+    uint64_t               adapters;   /* which LoRA adapters are applied to them, and how much; 0: none */
+    int32_t                first_block, last_block; /* of the model, whose weights were hashed; first_block -1: of none */
+    int32_t                ends;       /* 1: so were those that follow the last block */
+    const lim_ggml_note   *notes; /* out */
+    int64_t                n_notes;
+    const lim_ggml_change *changes; /* since the last graph, oldest first; on a GPU */
+    int64_t                n_changes;
+    int32_t                lost;     /* 1: there were more than is remembered */
+    uint64_t               followed; /* out, on a GPU: the store whose rows are to be told apart; 0: it may be any, 1: none */
+    int32_t                computed; /* 1: the host has computed it; nothing can be taken of it any more */
+    int32_t                later;    /* out, 1: the next graph may be computed before it is planned: nothing would be taken of it */
 } lim_ggml_graph;
 
 #ifdef __cplusplus

@@ -23,6 +23,7 @@
 #include "extract.h"
 #include "selftest.h"
 #include "symbols.h"
+#include "transfers.h"
 
 namespace lim::ggml {
 namespace {
@@ -49,6 +50,10 @@ struct Context {
     const Gpus *gpus;            // null: it is the CPU's
     Event      *before, *after;  // the host's stream has come to an offloaded node; the library's is done with it
     bool        divides;         // the host's views of graphs are proven
+    bool        later;           // the next graph is planned once the host has computed it
+    int         begun, nodes;    // the first attention that was taken of the last graph, 0: none, and the graph's nodes
+    int64_t     rows;            // of that attention
+    bool        indivisible;     // they are not what they have to be
 };
 
 // Graphs between two looks at the process's signal handlers: a few microseconds each.
@@ -66,6 +71,7 @@ struct Installed {
 // What the hook knows. Never destroyed: hosts free backends while the process ends.
 struct State {
     std::mutex               mutex;
+    std::mutex               rehearsing; // on a GPU: taken before the other one
     std::vector<Installed *> hosts;
     std::vector<Context *>   contexts;
 };
@@ -180,36 +186,63 @@ int compute_part(const Context *c, Graph *graph, int from, int to) {
     return c->compute(c->backend, reinterpret_cast<Graph *>(&part));
 }
 
-int compute_on_gpu(Backend *backend, Graph *graph) {
-    Context *c = find_context(backend);
-    if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
-    if (forked()) {
-        tell_forked();
-        return c->compute(backend, graph);
-    }
-    if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
+int64_t rows_of(const Tensor *attention) { return attention->src[0]->ne[1] * attention->src[0]->ne[3]; }
 
-    const int n = c->host->graph_n_nodes(graph);
+// Whether a node is an attention for as many rows as the first one that was taken of the last graph.
+bool is_like_last(const Context *c, const Tensor *t) { return t->op == c->host->flash_attn && rows_of(t) == c->rows; }
+
+int compute_rest(const Context *c, Graph *graph, int done, int n) {
+    if (done == 0) return c->compute(c->backend, graph);
+    return done < n ? compute_part(c, graph, done, n) : 0;
+}
+
+// Computes a graph on a GPU: what the plan takes by the library, in between parts that the host computes. `offloaded`: how
+// many attentions that were.
+int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
+    offloaded         = 0;
+    Backend  *backend = c->backend;
+    const int n       = c->host->graph_n_nodes(graph);
+    if (c->indivisible) return c->compute(backend, graph);
+    // What the plan costs the host's thread is hidden behind work of the device's, where that can be begun: all of a graph
+    // that nothing is expected to be taken of, and what comes before the first attention of one like the last.
+    int  done = 0;
+    bool all  = false;
+    if (c->later) {
+        const int status = c->compute(backend, graph);
+        if (status != 0) return status;
+        all = true;
+    } else if (c->begun > 0 && n == c->nodes && is_like_last(c, c->host->graph_node(graph, c->begun))) {
+        const int status = compute_part(c, graph, 0, c->begun);
+        if (status != 0) return status;
+        done = c->begun;
+    }
     try {
         c->extract.read(*c->host, graph, Memory::kDevice, !c->known);
+        c->extract.read_changes();
     } catch (const std::bad_alloc &) {
-        return c->compute(backend, graph);
+        return all ? 0 : compute_rest(c, graph, done, n);
     }
+    c->extract.graph.computed = all;
     lim_go_ggml_plan(c->session, &c->extract.graph);
+    c->extract.follow();
     c->known = c->extract.graph.knows_weights != 0;
-    int done = 0;
+    c->later = c->extract.graph.later != 0;
+    if (all) return 0;
+    c->begun = 0, c->nodes = n;
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         lim_ggml_node &node = c->extract.nodes[i];
         if (node.reason != LIM_GGML_OFFLOADED) continue;
         if (!c->divides) {
             if (n < 2 || !prove_view(*c->host, *c->gpus, graph)) {
                 static char problem[] = "this host's graphs cannot be computed in parts";
-                lim_go_ggml_problem(problem);
+                lim_go_ggml_left_alone(problem);
+                c->indivisible = true;
                 break;
             }
             c->divides = true;
         }
         const int place = c->extract.places[i];
+        if (place < done) continue; // the graph is not like the last one, after all
         if (place > done) {
             const int status = compute_part(c, graph, done, place);
             if (status != 0) return status;
@@ -218,10 +251,22 @@ int compute_on_gpu(Backend *backend, Graph *graph) {
         c->gpus->event_record(c->before, backend);
         if (lim_go_ggml_attend(c->session, &node, c->before[kEventHandle], c->after[kEventHandle]) != 0) break; // the host does the rest
         c->gpus->event_wait(backend, c->after);
+        if (offloaded++ == 0) c->begun = place, c->rows = rows_of(c->extract.tensors[i]);
         done = place + 1;
     }
-    if (done == 0) return c->compute(backend, graph);
-    return done < n ? compute_part(c, graph, done, n) : 0;
+    return compute_rest(c, graph, done, n);
+}
+
+int compute_on_gpu(Backend *backend, Graph *graph) {
+    Context *c = find_context(backend);
+    if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
+    if (forked()) {
+        tell_forked();
+        return c->compute(backend, graph);
+    }
+    if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
+    int offloaded;
+    return take_part_on_gpu(c, graph, offloaded);
 }
 
 // gpus: null where there are none, and no events then.
@@ -248,6 +293,7 @@ void free_backend(Backend *backend) {
     if (!forked()) {
         lim_go_ggml_close(c->session);
         free_events(c->gpus, c->before, c->after);
+        if (c->gpus != nullptr) forget_backend(backend);
     }
     delete c;
     original(backend);
@@ -261,6 +307,71 @@ Event *new_event(const Gpus &gpus, const Device *device) {
     return nullptr;
 }
 
+// Computes a small graph on a backend of its own on a GPU, by the host alone and as the hook would have it computed.
+// Returns "" if nothing differs, or what does.
+std::string rehearse_on(const Host &host, const Gpus &gpus, Device *device, InitFn init) {
+    const Symbols symbols(gpus.handle);
+    FreeFn        free_of_host;
+    void (*synchronize)(Backend *);
+    if (!symbols.get(free_of_host, "ggml_backend_free") || !symbols.get(synchronize, "ggml_backend_synchronize")) {
+        return symbols.missing() + ", which the self-test needs";
+    }
+    Backend *backend = init(device, nullptr);
+    if (backend == nullptr) return "the device makes no backend";
+    std::string problem;
+    const int   word = prove_backend(device, true, backend, problem);
+    if (word < 0) {
+        free_of_host(backend);
+        return "this host's CUDA backend is laid out in an unknown way: " + problem;
+    }
+    Context c{};
+    c.backend = backend;
+    c.host    = &host;
+    c.compute = reinterpret_cast<ComputeFn>(backend[word]);
+    c.gpus    = &gpus;
+    c.known   = true; // there are no weights
+    c.before  = new_event(gpus, device);
+    c.after   = new_event(gpus, device);
+    if (c.before == nullptr || c.after == nullptr) {
+        problem = "this host's CUDA backend has no events";
+    } else if ((c.session = lim_go_ggml_open(LIM_GGML_GPU_REHEARSAL)) == 0) {
+        problem = "the self-test cannot begin";
+    } else {
+        const auto alone = [&](Graph *graph) {
+            const int status = c.compute(backend, graph);
+            synchronize(backend);
+            return status;
+        };
+        const auto hooked = [&](Graph *graph, int &offloaded) {
+            const int status = take_part_on_gpu(&c, graph, offloaded);
+            synchronize(backend);
+            return status;
+        };
+        problem = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked});
+        lim_go_ggml_close(c.session);
+    }
+    free_events(&gpus, c.before, c.after);
+    free_of_host(backend);
+    return problem;
+}
+
+// Whether a GPU can be hooked: its buffers are seen, and the library computes on it what the host does. It is found
+// out once for each, when the host first makes a backend on it.
+bool is_fit(const Host &host, Gpus &gpus, Gpu &gpu) {
+    const std::lock_guard one(state().rehearsing);
+    if (gpu.fit < 0) {
+        std::string problem = watch_transfers(gpus.handle, gpu.device);
+        if (!problem.empty()) {
+            problem = "what this host moves to its GPU is not seen: " + problem;
+        } else {
+            problem = rehearse_on(host, gpus, gpu.device, gpu.init_backend);
+        }
+        gpu.fit = problem.empty() ? 1 : 0;
+        if (!problem.empty()) lim_go_ggml_left_alone(problem.data());
+    }
+    return gpu.fit == 1;
+}
+
 // Takes part in a backend that the host just made on the CPU (gpus: null) or on a GPU, if it looks as it should.
 void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend) {
     std::string differs;
@@ -270,7 +381,7 @@ void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend
     if (word < 0 || (gpus != nullptr && (before == nullptr || after == nullptr))) {
         const std::string name = gpus != nullptr ? "this host's CUDA backend " : "this host's CPU backend ";
         std::string       text = name + (word < 0 ? "is laid out in an unknown way: " + differs : "has no events");
-        lim_go_ggml_problem(text.data());
+        gpus != nullptr ? lim_go_ggml_left_alone(text.data()) : lim_go_ggml_problem(text.data());
         free_events(gpus, before, after);
         return;
     }
@@ -292,6 +403,7 @@ void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend
         std::lock_guard lock(state().mutex);
         state().contexts.push_back(c);
     }
+    if (gpus != nullptr) watch_backend(backend);
     backend[word]         = reinterpret_cast<void *>(gpus != nullptr ? compute_on_gpu : compute);
     backend[kBackendFree] = reinterpret_cast<void *>(free_backend);
 }
@@ -317,21 +429,21 @@ Backend *init_backend(Device *device, const char *params) {
 }
 
 Backend *init_gpu_backend(Device *device, const char *params) {
-    const Installed *of       = nullptr;
-    InitFn           original = nullptr;
+    Installed *of = nullptr;
+    Gpu       *on = nullptr;
     {
         const auto lock = lock_state();
-        for (const Installed *i : state().hosts) {
-            for (const Gpu &gpu : i->gpus.list) {
-                if (gpu.device == device) of = i, original = gpu.init_backend;
+        for (Installed *i : state().hosts) {
+            for (Gpu &gpu : i->gpus.list) {
+                if (gpu.device == device) of = i, on = &gpu;
             }
         }
     }
     if (of == nullptr) return nullptr; // unreachable: only devices in the list are hooked
-    Backend *backend = original(device, params);
+    Backend *backend = on->init_backend(device, params);
     if (forked()) {
         tell_forked();
-    } else if (backend != nullptr) {
+    } else if (backend != nullptr && is_fit(of->host, of->gpus, *on)) {
         attach(of->host, &of->gpus, device, backend);
     }
     return backend;

@@ -35,7 +35,11 @@ void lim_ggml_at_exit(void);
 /* What a context is for. */
 enum { LIM_GGML_CPU,
        LIM_GGML_GPU,
-       LIM_GGML_REHEARSAL /* the self-test's: counted and logged nowhere */ };
+       LIM_GGML_REHEARSAL /* the self-test's: counted and logged nowhere */,
+       LIM_GGML_GPU_REHEARSAL };
+
+/* Tokens that a row of the self-test on a GPU attends to in its second layer. */
+enum { LIM_GGML_REHEARSED_BUDGET = 192 };
 
 /* Implemented in Go (capi/ggml.go). */
 extern void     *lim_go_ggml_init(void *caller);              /* what ggml_backend_init returns */
@@ -45,6 +49,7 @@ extern void      lim_go_ggml_plan(uintptr_t session, lim_ggml_graph *graph); /* 
 extern int  lim_go_ggml_attend(uintptr_t session, lim_ggml_node *node, void *before, void *after);
 extern void lim_go_ggml_close(uintptr_t session);
 extern void lim_go_ggml_problem(char *text);             /* the hook cannot work; for the log */
+extern void lim_go_ggml_left_alone(char *text);          /* so are CUDA devices; for the log */
 extern void lim_go_ggml_exit(void);
 
 #ifdef __cplusplus

@@ -231,6 +231,7 @@ std::string prove_host(void *handle, Host &host) {
         return symbols.missing();
     }
     symbols.get(host.version, "ggml_version");
+    symbols.get(host.tensor_get, "ggml_backend_tensor_get");
     host.device = cpu_device(handle);
     if (host.device == nullptr) return kNoCpuDevice;
     std::string problem = find_operations(host);
@@ -246,6 +247,7 @@ std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
     size_t (*count)();
     Device *(*get)(size_t);
     const char *(*registry_name)(Registry *);
+    gpus.handle = handle;
     gpus.list.clear();
     gpus.names.clear();
     if (!functions.get(symbols) || !symbols.get(count, "ggml_backend_dev_count") || !symbols.get(get, "ggml_backend_dev_get") ||
@@ -262,7 +264,7 @@ std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
         const std::string differs = registry->api_version == host.api_version ? init_of(functions, device, kDeviceTypeGpu, init)
                                                                               : "its registry is of another API version";
         if (!differs.empty()) problem = std::string("this host's device ") + functions.name(device) + " is laid out in an unknown way: " + differs;
-        gpus.list.push_back({device, init});
+        gpus.list.push_back({device, init, -1});
     }
     if (gpus.list.empty() || !problem.empty()) return problem;
     if (!symbols.get(gpus.graph_view, "ggml_graph_view") || !symbols.get(gpus.event_new, "ggml_backend_event_new") ||

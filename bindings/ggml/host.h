@@ -16,6 +16,7 @@ struct Host {
     const char *(*op_name)(int);
     const char *(*type_name)(int);
     const char *(*version)(); // null in older hosts
+    void (*tensor_get)(const Tensor *, void *, size_t, size_t);
 
     // Operation numbers; they move from release to release.
     int flash_attn, custom, set_rows, rope, soft_max, scale, none;
@@ -29,10 +30,12 @@ struct Host {
 struct Gpu {
     Device *device;
     InitFn  init_backend; // the host's own
+    int     fit = -1;     // 1: the library computes there what the host does; 0: not; -1: not tried so far
 };
 
 // What it takes to compute a GPU's graph in parts, on the host's own terms.
 struct Gpus {
+    void *handle; // of the host
     Part (*graph_view)(Graph *, int, int);
     Event *(*event_new)(Device *);
     void (*event_free)(Event *);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "symbols.h"
@@ -204,6 +205,177 @@ std::string self_test(void *handle, const Ways &ways) {
     if (problem.empty()) problem = run(decode, ways, 2, kLayers, "one token");
     if (problem.empty()) problem = run(prompt, ways, 1, 0, "several tokens");
     return problem;
+}
+
+namespace {
+
+// What it takes besides to build a graph in a GPU's memory.
+struct DeviceBuilder : Builder {
+    void **(*type_of)(Device *);
+    void **(*alloc)(void **, size_t);
+    void (*free_buffer)(void **);
+    void *(*base)(void **);
+    int (*tensor_alloc)(void **, Tensor *, void *);
+    void (*set)(Tensor *, const void *, size_t, size_t);
+    void (*fetch)(const Tensor *, void *, size_t, size_t);
+
+    bool get(const Symbols &symbols) {
+        return Builder::get(symbols) && symbols.get(type_of, "ggml_backend_dev_buffer_type") && symbols.get(alloc, "ggml_backend_buft_alloc_buffer") &&
+               symbols.get(free_buffer, "ggml_backend_buffer_free") && symbols.get(base, "ggml_backend_buffer_get_base") &&
+               symbols.get(tensor_alloc, "ggml_backend_tensor_alloc") && symbols.get(set, "ggml_backend_tensor_set") &&
+               symbols.get(fetch, "ggml_backend_tensor_get");
+    }
+};
+
+// Two layers in a GPU's memory, and graphs for the tokens of one sequence: a prompt's, and one token's behind it.
+class DeviceTrial {
+  public:
+    static constexpr int kGpuDim = 128, kGpuHeads = 8, kGpuKvHeads = 2, kGpuWidth = kGpuDim * kGpuKvHeads;
+    static constexpr int kIrrelevant = 8, kFirstIrrelevant = 60; // tokens that next to nothing is left for
+
+    struct Inputs {
+        Graph                *graph;
+        Tensor               *slots, *mask;
+        std::vector<int64_t>  at;
+        std::vector<uint16_t> hides;
+        std::vector<Tensor *> outputs;
+    };
+
+    DeviceTrial(const DeviceBuilder &builder, Device *device) : b_(builder), device_(device) {}
+    ~DeviceTrial() {
+        if (context_ != nullptr) b_.free(context_);
+        if (buffer_ != nullptr) b_.free_buffer(buffer_);
+    }
+    DeviceTrial(const DeviceTrial &) = delete;
+
+    std::string build(Inputs &prompt, Inputs &decode) {
+        constexpr size_t kRoom = 8 << 20;
+        context_               = b_.init({256 * b_.tensor_overhead() + 2 * b_.graph_overhead(), nullptr, true});
+        buffer_                = b_.alloc(b_.type_of(device_), kRoom);
+        if (context_ == nullptr || buffer_ == nullptr) return "this host refused memory for the self-test";
+        for (int l = 0; l < kLayers; l++) {
+            for (const char *name : {"cache_k_l", "cache_v_l"}) {
+                char full[32];
+                snprintf(full, sizeof full, "%s%d", name, l);
+                Tensor *store = place(b_.new_tensor(context_, kF16, kGpuWidth, kSlots, 1, 1));
+                b_.set_name(store, full);
+                const std::vector<uint16_t> zeros(static_cast<size_t>(kGpuWidth) * kSlots);
+                b_.set(store, zeros.data(), 0, zeros.size() * 2);
+                stores_.push_back(store);
+            }
+        }
+        make(prompt, 0, kVisible - 1);
+        make(decode, kVisible - 1, 1);
+        return "";
+    }
+
+    // As a host does before each graph. What it computes is not there before it runs.
+    void upload(Inputs &in) {
+        b_.set(in.slots, in.at.data(), 0, in.at.size() * sizeof in.at[0]);
+        b_.set(in.mask, in.hides.data(), 0, in.hides.size() * sizeof in.hides[0]);
+        const std::vector<float> none(kGpuDim * kGpuHeads * static_cast<size_t>(in.slots->ne[0]), NAN);
+        for (Tensor *o : in.outputs) b_.set(o, none.data(), 0, none.size() * sizeof none[0]);
+    }
+
+    std::vector<float> output(const Inputs &in, size_t layer) const {
+        std::vector<float> values(kGpuDim * kGpuHeads);
+        b_.fetch(in.outputs[layer], values.data(), 0, values.size() * sizeof values[0]);
+        return values;
+    }
+
+  private:
+    Tensor *place(Tensor *t) {
+        constexpr size_t kAlign = 256;
+        b_.tensor_alloc(buffer_, t, static_cast<char *>(b_.base(buffer_)) + used_);
+        used_ += (t->nb[3] * static_cast<size_t>(t->ne[3]) + kAlign - 1) / kAlign * kAlign;
+        return t;
+    }
+    Tensor *view(Tensor *of, int64_t a, int64_t b, int64_t c, size_t nb1, size_t nb2, size_t nb3) {
+        Tensor *t = b_.view(context_, of, a, b, c, 1, nb1, nb2, nb3, 0);
+        t->buffer = of->buffer;
+        t->data   = of->data;
+        return t;
+    }
+    Tensor *filled(int64_t width, int64_t tokens, const std::function<float(int64_t token)> &value) {
+        Tensor            *t = place(b_.new_tensor(context_, kF32, width, tokens, 1, 1));
+        std::vector<float> values;
+        for (int64_t i = 0; i < tokens; i++) {
+            for (int64_t d = 0; d < width; d++) values.push_back(value(i));
+        }
+        b_.set(t, values.data(), 0, values.size() * sizeof values[0]);
+        return t;
+    }
+
+    void make(Inputs &in, int first, int tokens) {
+        in.graph            = b_.new_graph(context_);
+        const int mask_rows = (tokens + kMaskRows - 1) / kMaskRows * kMaskRows;
+        in.slots            = place(b_.new_tensor(context_, kI64, tokens, 1, 1, 1));
+        in.mask             = place(b_.new_tensor(context_, kF16, kSlots, mask_rows, 1, 1));
+        for (int i = 0; i < tokens; i++) in.at.push_back(first + i);
+        for (int row = 0; row < mask_rows; row++) {
+            for (int slot = 0; slot < kSlots; slot++) in.hides.push_back(row < tokens && slot <= first + row ? 0 : kHidden);
+        }
+        const auto irrelevant = [first](int64_t token) { return first + token >= kFirstIrrelevant && first + token < kFirstIrrelevant + kIrrelevant; };
+        for (int l = 0; l < kLayers; l++) {
+            Tensor *key = stores_[2 * static_cast<size_t>(l)], *value = stores_[2 * static_cast<size_t>(l) + 1];
+            Tensor *keys    = filled(kGpuWidth, tokens, [&](int64_t token) { return irrelevant(token) ? -1.5f : noise_.single() / 2; });
+            Tensor *values  = filled(kGpuWidth, tokens, [&](int64_t) { return noise_.single(); });
+            Tensor *queries = filled(kGpuDim * kGpuHeads, tokens, [&](int64_t) { return 1 + noise_.single() / 4; });
+            for (Tensor *write : {b_.set_rows(context_, key, keys, in.slots), b_.set_rows(context_, value, values, in.slots)}) {
+                write->buffer = buffer_;
+                write->data   = write->view_src->data;
+                b_.expand(in.graph, write);
+            }
+            constexpr size_t kRow  = 4 * kGpuDim * kGpuHeads;
+            Tensor          *query = view(queries, kGpuDim, tokens, kGpuHeads, kRow, 4 * kGpuDim, kRow * static_cast<size_t>(tokens));
+            const auto       heads = [&](Tensor *s) { return view(s, kGpuDim, kSlots, kGpuKvHeads, 2 * kGpuWidth, 2 * kGpuDim, 2 * kGpuWidth * kSlots); };
+            in.outputs.push_back(place(b_.flash(context_, query, heads(key), heads(value), in.mask, 0.088388f, 0, 0)));
+            b_.expand(in.graph, in.outputs.back());
+        }
+    }
+
+    const DeviceBuilder  &b_;
+    Device               *device_;
+    void                 *context_ = nullptr;
+    void                **buffer_  = nullptr;
+    size_t                used_    = 0;
+    Noise                 noise_;
+    std::vector<Tensor *> stores_;
+};
+
+} // namespace
+
+std::string self_test_gpu(void *handle, Device *device, int budget, const Ways &ways) {
+    static_assert(kVisible > DeviceTrial::kFirstIrrelevant + DeviceTrial::kIrrelevant, "the newest tokens are attended to");
+    const Symbols symbols(handle);
+    DeviceBuilder builder;
+    if (!builder.get(symbols)) return symbols.missing() + ", which the self-test needs";
+    if (kVisible - DeviceTrial::kIrrelevant != budget) return "the self-test is for another budget";
+    DeviceTrial         trial(builder, device);
+    DeviceTrial::Inputs prompt, decode;
+    std::string         problem = trial.build(prompt, decode);
+    if (!problem.empty()) return problem;
+    int offloaded = 0;
+    trial.upload(prompt);
+    if (ways.hooked(prompt.graph, offloaded) != 0) return "self-test: the host cannot compute a prompt";
+    trial.upload(decode);
+    if (ways.alone(decode.graph) != 0) return "self-test: the host cannot compute a token";
+    std::vector<std::vector<float>> host;
+    for (size_t l = 0; l < kLayers; l++) host.push_back(trial.output(decode, l));
+    trial.upload(decode);
+    if (ways.hooked(decode.graph, offloaded) != 0) return "self-test: the host cannot compute a token with the library";
+    if (offloaded != kLayers) return "self-test: " + std::to_string(offloaded) + " attentions are offloaded instead of " + std::to_string(kLayers);
+    for (size_t l = 0; l < kLayers; l++) {
+        const std::vector<float> ours = trial.output(decode, l);
+        for (size_t i = 0; i < ours.size(); i++) {
+            if (std::fabs(host[l][i] - ours[i]) <= kTolerance) continue; // false for NaN, too
+            char text[160];
+            snprintf(text, sizeof text, "self-test: layer %zu, value %zu: the host alone computes %g, with the library %g", l, i,
+                     static_cast<double>(host[l][i]), static_cast<double>(ours[i]));
+            return text;
+        }
+    }
+    return "";
 }
 
 } // namespace lim::ggml

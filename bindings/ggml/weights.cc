@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "transfers.h"
+
 namespace lim::ggml {
 namespace {
 
@@ -19,17 +21,26 @@ class Fnv { // FNV-1a
 };
 
 // Tells one model's weights from another's of the same shape: their names and shapes, and a few bytes of
-// each. What a graph on the CPU multiplies with lies where the CPU can read it.
-uint64_t hash_weight(const Tensor *t, Memory memory) {
+// each. What a graph on the CPU multiplies with lies where the CPU can read it; what one on a GPU does is read once, while
+// the first prompt is computed.
+uint64_t hash_weight(const Host &host, const Tensor *t, Memory memory) {
     constexpr size_t kSample = 64;
     Fnv              fnv;
     fnv.take_name(t);
     fnv.take(&t->type, sizeof t->type);
     fnv.take(t->ne, sizeof t->ne);
-    const size_t bytes = t->nb[3] * static_cast<size_t>(t->ne[3]);
-    if (memory == Memory::kHost && t->data != nullptr && bytes >= 2 * kSample) {
+    const size_t bytes  = t->nb[3] * static_cast<size_t>(t->ne[3]);
+    const size_t middle = bytes / 2 / kSample * kSample;
+    if (t->data == nullptr || bytes < 2 * kSample) return fnv.hash();
+    if (memory == Memory::kHost) {
         fnv.take(t->data, kSample);
-        fnv.take(static_cast<const char *>(t->data) + bytes / 2 / kSample * kSample, kSample);
+        fnv.take(static_cast<const char *>(t->data) + middle, kSample);
+    } else if (host.tensor_get != nullptr && is_plain(t)) {
+        char sample[kSample];
+        for (size_t at : {size_t{0}, middle}) {
+            host.tensor_get(t, sample, at, kSample);
+            fnv.take(sample, kSample);
+        }
     }
     return fnv.hash();
 }
@@ -79,9 +90,9 @@ void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash
         const Tensor *t = node->src[s];
         if (!is_leaf(host, t)) continue;
         if (ends_with(t, ".lora_a") || ends_with(t, ".lora_b")) {
-            graph.weights += hash_weight(t, memory);
+            graph.weights += hash_weight(host, t, memory);
         } else if (ends_with(t, ".weight")) {
-            graph.weights += hash_weight(t, memory);
+            graph.weights += hash_weight(host, t, memory);
             const int block = block_of(t);
             if (block >= 0 && (graph.first_block < 0 || block < graph.first_block)) graph.first_block = block;
             if (block > graph.last_block) graph.last_block = block;

@@ -155,10 +155,10 @@ func (h *autoHost) run(nodes []Node) {
 		kept := unsafe.Slice((*float32)(p.Kept), (p.Count+1)*call.Heads)
 		for s := range p.Count {
 			var i int
-			if h.session.cal.Kind == calibrate.StepMeasure {
-				i = h.session.cal.Layers[s]
+			if h.cal().Kind == calibrate.StepMeasure {
+				i = h.cal().Layers[s]
 			} else {
-				i = h.session.cal.Roles.Selections()[h.session.cal.Roles.Group(l)]
+				i = h.cal().Roles.Selections()[h.cal().Roles.Group(l)]
 			}
 			for head := range call.Heads {
 				kept[s*call.Heads+head] = 0.95
@@ -327,7 +327,7 @@ func TestAuditedStep(t *testing.T) {
 	for range 120 {
 		nodes := h.plan(token{0, h.next, 0, int32(h.next)})
 		h.next++
-		p := h.session.cal
+		p := h.cal()
 		if p.Kind == calibrate.StepAudit {
 			want := twoNine()
 			want[p.Layer] = cpu.Select
@@ -467,7 +467,7 @@ func TestProfileFilesAreHandledWithCare(t *testing.T) {
 	dir := t.TempDir()
 	h := newAutoHost(t, auto(16), selection.Profiles{Dir: dir}, 12)
 	h.decode(1)
-	name := h.session.engine.Profiles.File(selection.Fingerprint(h.session.cal.Model.About, selection.SettingsOf(&h.session.engine.Settings))).Path
+	name := h.session.engine.Profiles.File(selection.Fingerprint(h.cal().Model.About, selection.SettingsOf(&h.session.engine.Settings))).Path
 	// A link in its place is neither read nor written through.
 	target := filepath.Join(t.TempDir(), "target")
 	require.NoError(t, os.WriteFile(target, []byte("precious"), 0o600))
@@ -642,7 +642,7 @@ func TestIntervalIsGivenUpWhereItHurts(t *testing.T) {
 		nodes := h.plan(token{0, h.next, 0, int32(h.next)})
 		h.next++
 		h.run(nodes)
-		if p := h.session.cal; p.Kind == calibrate.StepAudit && p.Waiting && p.Layer == 9 {
+		if p := h.cal(); p.Kind == calibrate.StepAudit && p.Waiting && p.Layer == 9 {
 			kept := unsafe.Slice((*float32)(p.Probes[0].Kept), 2*h.heads)
 			kept[1] = 0.1 // an old set of layer 9 loses most
 		}

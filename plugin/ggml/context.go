@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"sync"
 
-	"lessismore/plugin/internal/backend/oncpu"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
@@ -21,12 +20,12 @@ type hostContext struct {
 	mu        sync.Mutex // Plan against a reader of the statistics
 	discovery discovery
 	graphs    int              // since the layers' weights are hashed
-	unhashed  bool             // the weights of the model that is served now were never seen
+	unhashed  bool             // the weights of the model that is served now were never hashed
 	weights   uint64           // hash of the model's weights, as far as the first pass shows them
 	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
 	blocks    blocks
-	ordinal   map[int32]int // model's layer number -> number among the layers that can take part
-	cal       *oncpu.Probes // once the layers are known
+	ordinal   map[int32]int    // model's layer number -> number among the layers that can take part
+	model     *selection.Model // once the layers are known
 	counts    stats.Stats
 	engaged   bool // a sparse layer was offloaded
 	attention bool // the host has shown attention that can be offloaded
@@ -71,7 +70,7 @@ func (b *blocks) elsewhere() string {
 // callbacks is what a host context asks of the session that it is a part of.
 type callbacks interface {
 	forget()                // the layers are not known any more
-	suits() error           // whether the layers that were found can be offloaded here
+	unlearn()               // what the layers did last, and what they were to do, is void
 	assigned(n *Node) error // they are, and have roles; an error keeps the library out of this context
 }
 
@@ -175,10 +174,7 @@ func (g *hostContext) place(n *Node, v callbacks) (int, stats.Reason) {
 		if !g.discovery.decided {
 			return 0, stats.ReasonUndecided
 		}
-		err := v.suits()
-		if err == nil {
-			err = g.assign(n)
-		}
+		err := g.assign(n)
 		if err == nil {
 			err = v.assigned(n)
 		}
@@ -212,7 +208,7 @@ func (g *hostContext) survey(graph *Graph) {
 
 // adapted tells whether a graph with attention applies other adapters than the same part of the model did before: to
 // the roles of its layers that is another model. The layers are forgotten then, and the next graph's weights asked for.
-func (g *hostContext) adapted(graph *Graph) bool {
+func (g *hostContext) adapted(graph *Graph, v callbacks) bool {
 	part := graph.Nodes[0].Layer
 	if was, ok := g.adapters[part]; !ok {
 		if g.adapters == nil {
@@ -223,7 +219,7 @@ func (g *hostContext) adapted(graph *Graph) bool {
 	} else if was == graph.Adapters {
 		return false
 	}
-	g.restart()
+	g.restart(v)
 	g.unhashed, g.weights, g.graphs = false, 0, 0
 	graph.KnowsWeights = false
 	return true
@@ -236,20 +232,16 @@ func (g *hostContext) asks(graph *Graph) {
 }
 
 // restart forgets the layers.
-func (g *hostContext) restart() {
-	g.discovery, g.ordinal, g.blocks = discovery{}, nil, blocks{}
+func (g *hostContext) restart(v callbacks) {
+	v.unlearn()
+	g.discovery, g.ordinal, g.blocks, g.model = discovery{}, nil, blocks{}, nil
 	clear(g.adapters)
-	if g.cal != nil {
-		g.cal.Settle()
-		g.cal.Free()
-		g.cal = nil
-	}
 	g.counts.Inert = ""
 }
 
 // rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
 func (g *hostContext) rediscover(v callbacks) {
-	g.restart()
+	g.restart(v)
 	g.unhashed = true
 	v.forget()
 }
@@ -260,18 +252,26 @@ func (g *hostContext) assign(n *Node) error {
 	if len(layers) == 0 {
 		return fmt.Errorf("the layers that see the whole context are left to the host (%s), and sliding-window layers gain nothing", g.discovery.kept())
 	}
-	model, err := g.engine.Model(g.identity(n, layers), g.log)
-	if err != nil {
+	var err error
+	part := partOf(&g.blocks, g.discovery.layers[0].layer, layers)
+	if g.model, err = g.engine.ModelWith(part.settings(g.engine.Settings), g.identity(n, layers), g.log); err != nil {
 		if where := g.blocks.elsewhere(); where != "" {
 			return fmt.Errorf("LESSISMORE_LAYERS: %w: %s", err, where)
 		}
 		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
 	}
-	g.cal, g.ordinal = oncpu.NewProbes(model), map[int32]int{}
+	if part.some {
+		g.model.Part(int(part.first))
+		g.log(settings.LogInfo, part.String())
+	}
+	g.ordinal = map[int32]int{}
 	for i, l := range layers {
 		g.ordinal[l] = i
 	}
-	g.log(settings.LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), g.cal.Roles.Selections(), g.cal.Source))
+	g.model.Mu.Lock()
+	choose, source := g.model.Roles.Selections(), g.model.Source
+	g.model.Mu.Unlock()
+	g.log(settings.LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), choose, source))
 	return nil
 }
 

@@ -32,6 +32,7 @@ type Node struct {
 	NKV              int32 // slots per stream that the node sees
 	ScanType         cpu.Type
 	Scan             unsafe.Pointer // mask values that are there before the graph runs
+	Before           unsafe.Pointer // the same of the host's mask before this one, laid out in the same way; nil: not known
 	ScanTokenStride  int64
 	ScanStreamStride int64
 	Mask             unsafe.Pointer // the f16 mask that the node reads when it runs
@@ -69,6 +70,34 @@ type Shift struct {
 	N     int32
 }
 
+// Change is what a host did to a K store in a GPU's memory, behind its graphs.
+type Change struct {
+	Store   uint64
+	First   int64 // global slot
+	N       int64
+	From    int64          // of a copy
+	Prints  unsafe.Pointer // [NPrints] uint64, of the rows; nil: they are not told apart
+	NPrints int64
+	Kind    ChangeKind
+	_       int32
+}
+
+// ChangeKind is what was done.
+type ChangeKind int32
+
+const (
+	Written ChangeKind = iota
+	Copied             // from the same store
+	ReadOut            // nothing has changed, but these rows may come back
+	Cleared            // all stores in the N bytes from address Store on
+)
+
+// Answers that are no store.
+const (
+	anyStore = 0
+	noStore  = 1
+)
+
 // Graph is what one compute call of the host consists of, as far as attention is concerned.
 type Graph struct {
 	Nodes     []Node
@@ -88,6 +117,12 @@ type Graph struct {
 
 	KnowsWeights bool           // the answer: no more hashes are wanted
 	Notes        []kvindex.Note // the answer, in C memory
+
+	Changes  []Change // of stores on a GPU since the last graph, oldest first
+	Lost     bool     // there were more than these
+	Computed bool     // by the host: nothing can be taken any more
+	Later    bool     // the answer: nothing would be taken of the next graph, it may be computed before it is planned
+	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, anyStore or noStore
 }
 
 // scan is the row of mask values of one query token.

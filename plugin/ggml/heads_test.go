@@ -11,17 +11,17 @@ import (
 )
 
 // A host with several GPUs, without any: nothing but the first pass is planned.
-func gpuPass(t *testing.T, engine *contexts.Engine, n int) (sessions []*GPUSession, lines *[]string) {
+func gpuPass(t *testing.T, engine *contexts.Engine, n int) (sessions []*Session, lines *[]string) {
 	lines = &[]string{}
 	for range n {
-		s := NewGPUSession(engine, func(_ settings.LogLevel, text string) { *lines = append(*lines, text) })
+		s := NewGPUSession(engine, func(_ settings.LogLevel, text string) { *lines = append(*lines, text) }, true)
 		t.Cleanup(s.Close)
 		sessions = append(sessions, s)
 	}
 	return sessions, lines
 }
 
-func gpuPart(s *GPUSession, from, to int) {
+func gpuPart(s *Session, from, to int) {
 	g := &Graph{}
 	for l := from; l < to; l++ {
 		g.Nodes = append(g.Nodes, Node{Layer: int32(l), Store: kvindex.Store{ID: uint64(l + 1), Slots: 256, Streams: 1}, Tokens: 1, Streams: 1, NKV: 256})

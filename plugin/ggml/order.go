@@ -15,6 +15,9 @@ import (
 // see fills row i of the step with what its mask leaves visible. Of a row with more tokens than the budget the newest
 // must be known: it attends to everything where they are not, and where it belongs to a prompt.
 func (s *Session) see(n *Node, i int, t *track) {
+	if s.seen.goesOn(s, n, i, t) {
+		return
+	}
 	stream, token := i/int(n.Tokens), i%int(n.Tokens)
 	scan, config := n.scan(stream, token), &s.engine.Settings
 	visible, flags := cpu.Visible(scan, n.ScanType, int(n.NKV), nil)
@@ -50,6 +53,7 @@ func (s *Session) see(n *Node, i int, t *track) {
 				slots = list[:visible]
 			}
 		}
+		s.seen.note(n, i, t, visible, slots, known)
 		if !s.decodes(i, t, storeStream, known, newest(slots, visible)) {
 			split = steps.Split{}
 		}

@@ -1,13 +1,9 @@
 package ggml
 
 import (
-	"fmt"
-	"math"
-	"runtime"
 	"slices"
 	"unsafe"
 
-	"lessismore/plugin/internal/calibrate"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
@@ -16,13 +12,6 @@ import (
 	"lessismore/plugin/internal/steps"
 )
 
-// maxWork bounds the kernels' work memory: logits of many rows over a long context. Beyond it the host
-// computes the batch itself.
-const maxWork = 1 << 30
-
-// maxThreads is how many threads of a host can share one call. A host with more leaves the rest idle.
-var maxThreads = max(16, runtime.NumCPU())
-
 // maxRows bounds the rows of a batch that is looked at closely; a larger one is a prompt.
 const maxRows = 256
 
@@ -30,11 +19,12 @@ const maxRows = 256
 // back after each node makes many; one whose attention never shows would hash for ever.
 const maxHashed = 4096
 
-// Session takes part in one context of a host that computes graphs (ggml). For each compute call, Plan
-// decides which attentions the library takes and what every row of them attends to; the host's own
-// threads then run the calls.
+// Session takes part in one context of a host that computes graphs (ggml), on the CPU or on a GPU. For each compute
+// call, Plan decides which attentions the library takes and what every row of them attends to; how that is computed is
+// the device's business.
 type Session struct {
 	hostContext
+	on device
 
 	tracks    map[uint64]*track // stores whose writes are followed; one, once the layers are known
 	followed  *track            // that one
@@ -46,22 +36,43 @@ type Session struct {
 	key       stepKey
 	own       []int64      // the rows' own slots in the step
 	reason    stats.Reason // why the step's batch is left to the host; Offloaded: it is not
-	work      cpu.Arena
-	slopes    cpu.Arena
 	distances distances
-	slopesFor struct {
-		heads int32
-		bias  float32
-	}
-	timings steps.Timings
+	seen      seen
 
 	// byCell makes recency go by slot number even where positions are known. Tests use it to show
 	// that the difference matters.
 	byCell bool
 }
 
+// device is what a session's context computes on.
+type device interface {
+	// index is that of a store whose writes are to be followed.
+	index(store Store) *kvindex.KVIndex
+	// groups is how many token sets a row of a step has.
+	groups() int
+	// assigned gets ready what attending takes, once the layers are known.
+	assigned(n *Node) error
+	// called is told of a compute call with attention before its nodes are decided about.
+	called(g *Graph)
+	// fits tells whether a node is of the kind that is computed here.
+	fits(n *Node) stats.Reason
+	// begins a step whose rows are known, or leaves it to the host.
+	begin(n *Node) stats.Reason
+	// direct states how a node of the step is computed.
+	direct(n *Node, layer int) stats.Reason
+	// planned has the last word on the nodes of a call that were taken, and counts them.
+	planned(g *Graph)
+	// left counts a node of a step that is left to the host.
+	left(n *Node)
+	// unlearn drops what the layers did and were to do.
+	unlearn()
+	report(to *stats.Stats)
+	close()
+}
+
 // track is what is known of one K store.
 type track struct {
+	id     uint64 // the store's
 	index  *kvindex.KVIndex
 	last   []int64 // global slots of the last batch that was written; none if there were more than maxRows
 	prompt []bool  // of these: no logits are wanted
@@ -79,11 +90,16 @@ type stepKey struct {
 	firstStream     int32
 }
 
-// NewSession starts taking part in a context. log may be nil.
+// NewSession starts taking part in a context whose graphs the CPU computes. log may be nil.
 func NewSession(e *contexts.Engine, log func(level settings.LogLevel, text string)) *Session {
-	s := &Session{hostContext: newHostContext(e, log), tracks: map[uint64]*track{}}
+	s := newSession(e, log)
+	s.on = &onCPU{Session: s}
 	e.Started(s)
 	return s
+}
+
+func newSession(e *contexts.Engine, log func(level settings.LogLevel, text string)) *Session {
+	return &Session{hostContext: newHostContext(e, log), tracks: map[uint64]*track{}}
 }
 
 // OrderByCell makes recency go by slot number; for tests.
@@ -97,27 +113,18 @@ func (s *Session) Close() {
 	s.engine.Finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cal != nil {
-		s.cal.Settle()
-		s.cal.Free()
-	}
+	s.on.close()
 	s.drop(nil)
 	s.step.Free()
 	s.notes.Free()
-	s.work.Free()
-	s.slopes.Free()
-	s.timings.Free()
 }
 
-// Stats is what the session has counted so far.
+// Stats is what the session has counted so far. On a GPU it waits for the device.
 func (s *Session) Stats() stats.Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := s.counts
-	if s.cal != nil {
-		s.cal.Report(&out)
-	}
-	s.timings.Read(&out)
+	s.on.report(&out)
 	return out
 }
 
@@ -137,8 +144,8 @@ func (s *Session) Plan(g *Graph) {
 		return
 	}
 	s.attention = true
-	if s.adapted(g) {
-		s.unlearn()
+	s.on.called(g)
+	if s.adapted(g, s) {
 		s.leave(g)
 		return
 	}
@@ -147,7 +154,6 @@ func (s *Session) Plan(g *Graph) {
 		s.tell(g)
 	}
 	fresh := false // the step was looked at in this compute call
-	need := 0
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
 		if n.Reason == stats.Offloaded {
@@ -155,35 +161,30 @@ func (s *Session) Plan(g *Graph) {
 		} else {
 			s.pass(n, s)
 		}
-		if n.Reason == stats.Offloaded {
-			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
-		}
 	}
 	s.untakable(g)
 	s.drafts(&g.Nodes[0], "a sequence (speculative decoding, or a prompt in small pieces)", func(n *Node) bool {
+		if n.Scan == nil {
+			return true // it is not known
+		}
 		visible, _ := cpu.Visible(n.scan(0, 0), n.ScanType, int(n.NKV), nil)
 		return visible <= 1
 	})
-	var work unsafe.Pointer
-	if need <= maxWork {
-		work = s.work.Bytes(need)
+	if s.ordinal == nil { // a later node of the graph showed that the layers were not known after all
+		for i := range g.Nodes {
+			if g.Nodes[i].Reason == stats.Offloaded {
+				g.Nodes[i].Reason = stats.ReasonDiscovery
+			}
+		}
 	}
+	s.on.planned(g)
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
-		switch {
-		case n.Reason != stats.Offloaded:
-		case s.ordinal == nil: // a later node of the graph showed that the layers were not known after all
-			n.Reason = stats.ReasonDiscovery
-		case work == nil:
-			n.Reason = stats.ReasonMemory
+		s.counts.Decline(n.Reason)
+		switch n.Reason {
+		case stats.ReasonWithin, stats.ReasonDense, stats.ReasonNoGain:
+			s.on.left(n)
 		}
-		if n.Reason != stats.Offloaded {
-			s.counts.Decline(n.Reason)
-			continue
-		}
-		n.Call.Work = work
-		layer := s.ordinal[n.Layer]
-		s.step.Planned(&s.counts, layer, s.cal.Role(layer), n.Call.Mode)
 	}
 }
 
@@ -196,6 +197,12 @@ func (s *Session) follow(g *Graph) {
 	}
 	for _, t := range s.tracks {
 		t.index.Learn()
+		if g.Lost {
+			t.index.Forget()
+		}
+	}
+	for i := range g.Changes {
+		s.changed(&g.Changes[i])
 	}
 	if len(g.Shifts)+len(g.Rewritten) > 0 {
 		s.step.Lasting.Drop()
@@ -223,14 +230,47 @@ func (s *Session) follow(g *Graph) {
 	}
 }
 
+// changed follows what the host did behind its graphs.
+func (s *Session) changed(c *Change) {
+	if c.Kind == Cleared {
+		for id, t := range s.tracks {
+			if id >= c.Store && id-c.Store < uint64(c.N) {
+				t.index.Forget()
+			}
+		}
+		return
+	}
+	t := s.tracks[c.Store]
+	if t == nil {
+		return
+	}
+	prints := unsafe.Slice((*uint64)(c.Prints), c.NPrints)
+	switch c.Kind {
+	case Written:
+		t.index.Wrote(c.First, c.N, prints)
+	case Copied:
+		t.index.Copied(c.First, c.From, c.N)
+	case ReadOut:
+		t.index.ReadOut(c.First, prints)
+	}
+}
+
 // idle tells whether nothing of the model will be offloaded: its stores are not followed.
 func (s *Session) idle() bool {
 	return s.counts.Inert != "" || s.engine.Inert() != "" ||
 		s.discovery.decided && !slices.ContainsFunc(s.discovery.layers, discovered.participates)
 }
 
-// note asks for the prints of what the graph writes to the stores that are followed.
+// note asks for the prints of what the graph writes to the stores that are followed, and says which these are.
 func (s *Session) note(g *Graph) {
+	switch {
+	case s.idle():
+		g.Followed = noStore
+	case s.followed != nil:
+		g.Followed = s.followed.id
+	default:
+		g.Followed = anyStore
+	}
 	notes, n := cpu.Slice[kvindex.Note](&s.notes, len(s.tracks)), 0
 	for _, t := range s.tracks {
 		if due, any := t.index.Due(); any && notes != nil {
@@ -263,7 +303,7 @@ func (s *Session) wrote(w *Write, g *Graph) {
 		if t != nil {
 			t.index.Free()
 		}
-		t = &track{index: kvindex.NewKVIndex(w.Store), last: make([]int64, 0, maxRows), prompt: make([]bool, 0, maxRows)}
+		t = &track{id: w.Store.ID, index: s.on.index(w.Store), last: make([]int64, 0, maxRows), prompt: make([]bool, 0, maxRows)}
 		s.tracks[w.Store.ID] = t
 	}
 	n := int(w.N)
@@ -311,6 +351,9 @@ func (s *Session) node(n *Node, fresh *bool) stats.Reason {
 	if reason != stats.Offloaded {
 		return reason
 	}
+	if reason := s.on.fits(n); reason != stats.Offloaded {
+		return reason
+	}
 	key := stepKey{uintptr(n.Mask), n.NKV, n.Tokens, n.Streams, n.FirstStream}
 	if *fresh && layer <= s.step.Layer {
 		return stats.ReasonShared
@@ -331,23 +374,7 @@ func (s *Session) node(n *Node, fresh *bool) stats.Reason {
 		s.step.Layer = layer
 		return s.reason
 	}
-	n.MaxThreads = int32(maxThreads)
-	call := &n.Call
-	s.cal.Direct(&s.step, layer, call)
-	call.Policy = cpu.Policy(s.engine.Settings.Policy)
-	call.Timing = unsafe.Pointer(s.timings.Of(call.Mode))
-	if n.MaxBias > 0 {
-		if call.Slopes = s.alibi(call.Heads, n.MaxBias); call.Slopes == nil {
-			return stats.ReasonMemory
-		}
-	}
-	if call.Mode == cpu.Sparse && !s.engaged {
-		s.engaged = true
-		row := slices.IndexFunc(s.step.Rows, func(r cpu.Row) bool { return r.SetLen > 0 })
-		s.log(settings.LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
-			s.step.Rows[row].SetLen, s.step.Rows[row].Visible, s.cal.Roles.Selections()))
-	}
-	return stats.Offloaded
+	return s.on.direct(n, layer)
 }
 
 // leave leaves a whole graph to the host: the layers are not known.
@@ -365,21 +392,18 @@ func (s *Session) leave(g *Graph) {
 func (s *Session) forget() {
 	s.followed = nil
 	s.drop(nil)
-	s.unlearn()
 }
 
 // unlearn drops what the layers did last. What is known of the store's tokens stays.
 func (s *Session) unlearn() {
+	s.on.unlearn()
 	s.step.Lasting.Drop()
 	s.step.Chosen, s.reason = false, stats.ReasonDiscovery
 }
 
-// suits: what the CPU computes of a model, its first layers where the others are off-loaded, is attended to for itself.
-func (s *Session) suits() error { return nil }
-
 // assigned keeps only the index that the rows are ordered by: that of the first of the layers that can take
 // part, which is written before any of them is read.
-func (s *Session) assigned(*Node) error {
+func (s *Session) assigned(n *Node) error {
 	s.step.Lasting.Interval = s.engine.Settings.Interval
 	first := s.discovery.layers[slices.IndexFunc(s.discovery.layers, discovered.participates)].store.ID
 	s.followed = s.tracks[first]
@@ -387,7 +411,7 @@ func (s *Session) assigned(*Node) error {
 	if s.followed != nil {
 		s.followed.index.Remember()
 	}
-	return nil
+	return s.on.assigned(n)
 }
 
 // look finds out what the rows of a batch see, and begins a step unless the batch continues one.
@@ -397,7 +421,7 @@ func (s *Session) look(n *Node, key stepKey, layer int) stats.Reason {
 		return stats.ReasonPrompt
 	}
 	t := s.followed
-	if t == nil || t.count != rows || len(t.last) != rows {
+	if t == nil || t.count != rows || len(t.last) != rows || n.Scan == nil {
 		return stats.ReasonUnknownRow
 	}
 	if s.continues(n, key, layer, t) {
@@ -414,26 +438,21 @@ func (s *Session) look(n *Node, key stepKey, layer int) stats.Reason {
 	}
 	t.fresh = false
 	s.trace()
-	if err := s.step.Begin(rows, int(n.NKV), s.engine.Settings.Budget, s.cal.Groups()); err != nil {
+	if err := s.step.Begin(rows, int(n.NKV), s.engine.Settings.Budget, s.on.groups()); err != nil {
 		return stats.ReasonMemory
 	}
 	s.own = append(s.own[:0], t.last...)
+	s.seen.step++
 	for i := range rows {
 		s.see(n, i, t)
 	}
-	s.cal.Begin(&s.step, int(n.Call.Heads), &s.counts, func(row int, slot int32) bool {
-		return n.sees(row/int(n.Tokens), row%int(n.Tokens), int64(slot))
-	}, func(row int) int32 {
-		return int32(t.last[row] - int64(n.FirstStream+int32(row/int(n.Tokens)))*n.Store.Slots)
-	})
-	s.step.Began(&s.counts, s.cal.Kind == calibrate.StepMeasure)
-	return stats.Offloaded
+	return s.on.begin(n)
 }
 
 // trace keeps the step that has ended, where its token sets are asked for.
 func (s *Session) trace() {
-	if s.engine.Settings.Trace > 0 && s.cal != nil {
-		s.cal.Record(&s.step)
+	if on, ok := s.on.(*onCPU); ok && s.engine.Settings.Trace > 0 && on.cal != nil {
+		on.cal.Record(&s.step)
 	}
 }
 
@@ -486,26 +505,4 @@ func classify(n *Node, t *track) stats.Reason {
 		return stats.ReasonPrompt
 	}
 	return stats.ReasonMixed
-}
-
-// alibi is the slope of each head's linear bias (ALiBi, arXiv 2108.12409), for any number of heads.
-func (s *Session) alibi(heads int32, bias float32) unsafe.Pointer {
-	slopes := cpu.Slice[float32](&s.slopes, int(heads))
-	if slopes == nil {
-		return nil
-	}
-	if s.slopesFor.heads != heads || s.slopesFor.bias != bias {
-		s.slopesFor.heads, s.slopesFor.bias = heads, bias
-		power := 1 << int(math.Floor(math.Log2(float64(heads)))) // the largest power of two within heads
-		base := math.Exp2(-float64(bias) / float64(power))
-		half := math.Exp2(-float64(bias) / 2 / float64(power))
-		for h := range slopes[:heads] {
-			if h < power {
-				slopes[h] = float32(math.Pow(base, float64(h+1)))
-			} else {
-				slopes[h] = float32(math.Pow(half, float64(2*(h-power)+1)))
-			}
-		}
-	}
-	return unsafe.Pointer(&slopes[0])
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/x448/float16"
 
+	"lessismore/plugin/internal/backend/oncpu"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
@@ -72,6 +73,9 @@ func newFakeHost(t *testing.T, config settings.Config, layers, slots, streams in
 	})
 	return h
 }
+
+// cal is the session's calibrator.
+func (h *fakeHost) cal() *oncpu.Probes { return h.session.on.(*onCPU).cal }
 
 func alloc[T any](h *fakeHost, n int) []T {
 	a := &cpu.Arena{}

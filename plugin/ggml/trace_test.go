@@ -64,7 +64,7 @@ func TestTraceKeepsWhatWasAttended(t *testing.T) {
 		h.next++
 		h.run(nodes)
 		text := ""
-		if r := rowsOf(&nodes[9])[0]; r.SetLen > 0 && h.session.cal.Kind != calibrate.StepMeasure {
+		if r := rowsOf(&nodes[9])[0]; r.SetLen > 0 && h.cal().Kind != calibrate.StepMeasure {
 			set := unsafe.Slice((*int32)(r.Set), r.SetLen)
 			for i, x := range rng.Perm(h.next)[:len(set)] {
 				set[i] = int32(x)
@@ -105,7 +105,7 @@ func TestTraceIsBounded(t *testing.T) {
 	}
 	require.Greater(t, trace.Steps[len(trace.Steps)-1].Step, uint64(400)-trace.Every-1)
 
-	p := h.session.cal
+	p := h.cal()
 	p.Model.Config.Trace = settings.MaxTrace
 	for range 4 * calibrate.MostTracedAudits {
 		p.Mu.Lock()
@@ -142,7 +142,7 @@ func TestNoTraceUnlessAsked(t *testing.T) {
 	h := newAutoHost(t, c, selection.Profiles{}, 12)
 	h.decode(40)
 	require.Nil(t, h.session.Stats().Trace)
-	require.Zero(t, h.session.cal.Traced.Steps.Turn)
+	require.Zero(t, h.cal().Traced.Steps.Turn)
 	require.NotContains(t, string(h.session.engine.Report().JSON()), `"every"`)
 	text, err := json.Marshal(h.session.Stats())
 	require.NoError(t, err)

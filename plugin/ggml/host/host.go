@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -24,7 +25,8 @@ type Process struct {
 	engine *contexts.Engine
 	env    settings.Environment
 	byCell bool
-	hooked bool // at least one host is hooked
+	hooked bool   // at least one host is hooked
+	said   string // by the last rehearsal
 
 	file sync.Mutex // orders the writers of the statistics: contexts may end on several threads
 }
@@ -140,18 +142,22 @@ func (p *Process) NotHooked(about string, early bool) {
 }
 
 // WantsGPUs tells whether the host's CUDA devices are to be hooked.
-func (p *Process) WantsGPUs() bool { return p.env.CUDA }
+func (p *Process) WantsGPUs() bool { return p.env.CUDA != settings.CUDAOff && p.env.NoCUDA == "" }
 
 // GPUs says what becomes of the host's CUDA devices: n of them are served, or could be; below zero: none can.
 func (p *Process) GPUs(n int, about string) {
 	switch {
-	case n > 0 && p.env.CUDA:
+	case n > 0 && p.env.NoCUDA != "":
+		p.log(settings.LogInfo, about+": left alone, what is computed there stays as it is: "+p.env.NoCUDA)
+	case n > 0 && p.env.CUDA == settings.CUDAOn:
 		p.log(settings.LogInfo, about+": hooked (LESSISMORE_CUDA=on)")
+	case n > 0 && p.env.CUDA == settings.CUDAAuto:
+		p.log(settings.LogInfo, about+": hooked where it pays (LESSISMORE_CUDA=auto)")
 	case n > 0:
-		p.log(settings.LogInfo, about+": left alone, what is computed there stays as it is (LESSISMORE_CUDA=on hooks it)")
+		p.log(settings.LogInfo, about+": left alone, what is computed there stays as it is (LESSISMORE_CUDA=auto hooks it where it pays)")
 	case n < 0:
 		p.log(settings.LogInfo, "CUDA devices are left alone: "+about)
-	case p.env.CUDA:
+	case p.env.CUDA == settings.CUDAOn:
 		p.log(settings.LogInfo, "LESSISMORE_CUDA=on, but this host has no CUDA device")
 	}
 }
@@ -178,6 +184,28 @@ func (p *Process) Rehearse() (Context, error) {
 	return rehearsal{ggml.NewSession(engine, nil)}, nil
 }
 
+// RehearseGPU begins a context of a GPU's self-test, with a budget of so many tokens: its first layer chooses.
+func (p *Process) RehearseGPU(budget int) (Context, error) {
+	config := settings.DefaultConfig()
+	config.Layers, config.Budget = []int{0}, budget
+	engine, err := contexts.NewEngine(config)
+	if err != nil {
+		return nil, err
+	}
+	return rehearsal{ggml.NewGPUSession(engine, p.rehearsed, true)}, nil
+}
+
+// rehearsed keeps what a rehearsal says, which is told where it fails.
+func (p *Process) rehearsed(_ settings.LogLevel, text string) { p.said = text }
+
+// LeftAlone says that a host's CUDA devices are left alone.
+func (p *Process) LeftAlone(why string) {
+	if p.said != "" && strings.Contains(why, "self-test") {
+		why += " (" + p.said + ")"
+	}
+	p.log(settings.LogInfo, "CUDA devices are left alone: "+why)
+}
+
 // Open begins a context whose graphs the CPU computes.
 func (p *Process) Open() Context {
 	s := ggml.NewSession(p.engine, p.log)
@@ -188,7 +216,13 @@ func (p *Process) Open() Context {
 }
 
 // OpenGPU begins a context whose graphs a GPU computes.
-func (p *Process) OpenGPU() Context { return ggml.NewGPUSession(p.engine, p.log) }
+func (p *Process) OpenGPU() Context {
+	s := ggml.NewGPUSession(p.engine, p.log, p.env.CUDA == settings.CUDAOn)
+	if p.byCell {
+		s.OrderByCell()
+	}
+	return s
+}
 
 // Close ends a context, and says what was done in it.
 func (p *Process) Close(c Context) {

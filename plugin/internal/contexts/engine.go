@@ -106,6 +106,11 @@ func (l *lines) Flush() {
 
 // Model is what the engine's contexts of one model share.
 func (e *Engine) Model(about selection.Identity, log func(settings.LogLevel, string)) (*selection.Model, error) {
+	return e.ModelWith(e.Settings, about, log)
+}
+
+// ModelWith is Model with settings of its own: the layers that are given may be other ones.
+func (e *Engine) ModelWith(config settings.Config, about selection.Identity, log func(settings.LogLevel, string)) (*selection.Model, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if m := e.Models[about]; m != nil {
@@ -116,7 +121,7 @@ func (e *Engine) Model(about selection.Identity, log func(settings.LogLevel, str
 	if unknown || about.Weights == "" && !file.Given {
 		file = selection.ProfileFile{}
 	}
-	m, err := selection.NewModel(e.Settings, about.Layers, about, file, log)
+	m, err := selection.NewModel(config, about.Layers, about, file, log)
 	if err != nil {
 		return nil, err
 	}

@@ -40,6 +40,9 @@ var fatbin string
 // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, which gorgonia.org/cu does not name.
 const maxSharedPerBlock cu.DeviceAttribute = 97
 
+// unknownBandwidth is taken for that of a device that does not tell.
+const unknownBandwidth = 1e12
+
 // Device is a GPU with the kernels loaded into its primary context, which it shares with the host's own CUDA
 // code. It lives as long as the process.
 type Device struct {
@@ -48,6 +51,7 @@ type Device struct {
 	context cu.CUContext
 	module  cu.Module
 	limits  C.lim_cuda_device
+	reads   float64 // bytes a second that its memory can at most
 
 	mu        sync.Mutex
 	functions map[string]unsafe.Pointer
@@ -111,6 +115,12 @@ func open(ordinal int) (*Device, error) {
 		*a.to = C.int32_t(v)
 	}
 	d.limits.capability = 10*major + minor
+	d.reads = unknownBandwidth
+	clock, noClock := device.Attribute(cu.MemoryClockRate) // in kHz, of memory that moves twice in each
+	width, noWidth := device.Attribute(cu.GlobalMemoryBusWidth)
+	if noClock == nil && noWidth == nil && clock > 0 && width > 0 {
+		d.reads = 2 * 1e3 * float64(clock) * float64(width) / 8
+	}
 	if d.context, err = device.RetainPrimaryCtx(); err != nil {
 		return nil, fmt.Errorf("CUDA device %d (%s): primary context: %w", ordinal, d.name, err)
 	}
@@ -174,6 +184,9 @@ func OrdinalOf(address uint64) (int, error) {
 
 // Name is the driver's name for the GPU.
 func (d *Device) Name() string { return d.name }
+
+// Bandwidth is how many bytes a second the device's memory can at most.
+func (d *Device) Bandwidth() float64 { return d.reads }
 
 // Ordinal is the GPU's number.
 func (d *Device) Ordinal() int { return d.ordinal }

@@ -33,6 +33,12 @@ CUresult lim_fetch(CUcontext ours, void *to, CUdeviceptr from, size_t n, CUevent
     return r == CUDA_SUCCESS ? cuEventRecord(e, (CUstream)stream) : r;
 }
 
+CUresult lim_put(CUcontext ours, CUdeviceptr to, const void *from, size_t n, CUevent e, uintptr_t stream) {
+    CUresult r = (CUresult)lim_cuda_enter(ours);
+    if (r == CUDA_SUCCESS) r = cuMemcpyHtoDAsync(to, from, n, (CUstream)stream);
+    return r == CUDA_SUCCESS ? cuEventRecord(e, (CUstream)stream) : r;
+}
+
 CUresult lim_clear(CUcontext ours, CUdeviceptr at, size_t n, uintptr_t stream) {
     const CUresult r = (CUresult)lim_cuda_enter(ours);
     return r == CUDA_SUCCESS ? cuMemsetD8Async(at, 0, n, (CUstream)stream) : r;

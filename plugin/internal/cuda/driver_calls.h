@@ -19,6 +19,9 @@ int lim_foreign(CUcontext ours, int device, const CUdeviceptr *addresses, int n)
 /* Queues a copy to pinned memory, and an event behind it. */
 CUresult lim_fetch(CUcontext ours, void *to, CUdeviceptr from, size_t n, CUevent e, uintptr_t stream);
 
+/* The same the other way. */
+CUresult lim_put(CUcontext ours, CUdeviceptr to, const void *from, size_t n, CUevent e, uintptr_t stream);
+
 /* Queues the zeroing of n bytes. */
 CUresult lim_clear(CUcontext ours, CUdeviceptr at, size_t n, uintptr_t stream);
 

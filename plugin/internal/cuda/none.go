@@ -28,6 +28,7 @@ func Open(int) (*Device, error)                  { return nil, errNotBuilt }
 func OrdinalOf(uint64) (int, error)              { return 0, errNotBuilt }
 func (*Device) Name() string                     { return "" }
 func (*Device) Ordinal() int                     { return 0 }
+func (*Device) Bandwidth() float64               { return 1 }
 func (*Device) Check(*Call) error                { return errNotBuilt }
 func (*Device) WorkSize(*Call) int               { return 0 }
 func (*Device) Overfull(*Call) uint64            { return 0 }

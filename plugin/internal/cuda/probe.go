@@ -140,6 +140,11 @@ func (f *Fetch) Start(address uint64, n int, stream uintptr) error {
 	return driverError("fetching results", C.lim_fetch(f.pinned.device.handle(), f.pinned.data, C.CUdeviceptr(address), C.size_t(n), f.handle(), C.uintptr_t(stream)))
 }
 
+// Put queues the copy of n bytes the other way, from an offset of Bytes on, which may be overwritten once Ready says so.
+func (f *Fetch) Put(address uint64, offset, n int, stream uintptr) error {
+	return driverError("a copy to the device", C.lim_put(f.pinned.device.handle(), C.CUdeviceptr(address), unsafe.Add(f.pinned.data, offset), C.size_t(n), f.handle(), C.uintptr_t(stream)))
+}
+
 // Ready tells whether what was started has arrived.
 func (f *Fetch) Ready() (bool, error) {
 	r := C.lim_ready(f.handle())

@@ -17,6 +17,7 @@ func (*ProbePlan) Free()                                                {}
 func (*Device) Clear(uint64, int, uintptr) error                        { return errNotBuilt }
 func (*Device) Capturing(uintptr) bool                                  { return false }
 func (*Fetch) Start(uint64, int, uintptr) error                         { return errNotBuilt }
+func (*Fetch) Put(uint64, int, int, uintptr) error                      { return errNotBuilt }
 func (*Fetch) Ready() (bool, error)                                     { return false, errNotBuilt }
 func (*Fetch) Bytes() []byte                                            { return nil }
 func (*Fetch) Free()                                                    {}

@@ -8,6 +8,7 @@ import (
 	"lessismore/plugin/internal/backend/oncuda"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/fault"
+	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/stats"
 )
 
@@ -39,16 +40,30 @@ func Build(engine *contexts.Engine, layers int, workers *oncpu.Workers, params b
 	if err := params.Check(); err != nil {
 		return nil, err
 	}
-	d := &Decoder{engine: engine, layers: layers, Params: params}
+	var on backend.Backend
 	var err error
 	if params.Device == backend.CPU {
-		d.on, err = oncpu.NewDecoder(engine, layers, workers, params)
+		on, err = oncpu.NewDecoder(engine, layers, workers, params)
 	} else {
-		d.on, err = oncuda.NewDecoder(engine, layers, params)
+		on, err = oncuda.NewDecoder(engine, layers, nil, params)
 	}
+	return finish(engine, layers, params, on, err)
+}
+
+// BuildOf is Build on a GPU, for a model that others know, too.
+func BuildOf(engine *contexts.Engine, model *selection.Model, params backend.Params) (*Decoder, error) {
+	if err := params.Check(); err != nil {
+		return nil, err
+	}
+	on, err := oncuda.NewDecoder(engine, model.Layers, model, params)
+	return finish(engine, model.Layers, params, on, err)
+}
+
+func finish(engine *contexts.Engine, layers int, params backend.Params, on backend.Backend, err error) (*Decoder, error) {
 	if err != nil {
 		return nil, err
 	}
+	d := &Decoder{engine: engine, layers: layers, Params: params, on: on}
 	d.on.Counted(&d.published)
 	engine.Said.Flush()
 	return d, nil

@@ -34,6 +34,9 @@ type Note struct {
 // in the keys: each row that a graph wrote has a print, and a place counts for a row that still has the print. Places
 // are positions, or, of a model that has none in its graphs, numbers of writes.
 //
+// A store on a device cannot be read; there the host's own writes, copies and reads are seen instead (NewWatched). What
+// is written is unknown, unless it was read before; a copy takes its places along.
+//
 // A store may consist of several streams of equal size, one after the other; a slot's number is then
 // stream*size + index.
 type KVIndex struct {
@@ -44,6 +47,9 @@ type KVIndex struct {
 	byWrites  bool   // places are numbers of writes
 	writes    int32
 	Tied      bool // tokens may share a position: those of an image do
+
+	changes uint64 // of places in other ways than by a graph's writes
+	watched bool   // changes behind the graphs are told: what was written holds until then
 
 	prints cpu.Prints
 	noted  []uint64 // prints of the rows that graphs wrote
@@ -62,11 +68,7 @@ type KVIndex struct {
 // NewKVIndex is an index of a store none of whose tokens is known. Without a layout that shows its rows, or without
 // memory, none ever will be.
 func NewKVIndex(store Store) *KVIndex {
-	n := int(store.Slots) * int(store.Streams)
-	x := &KVIndex{positions: make([]int32, n), prompt: make([]bool, n), size: int(store.Slots), linear: make([]int, store.Streams)}
-	for i := range x.positions {
-		x.positions[i] = Unknown
-	}
+	n, x := int(store.Slots)*int(store.Streams), newIndex(store)
 	x.noted, x.due = cpu.Slice[uint64](&x.notedMemory, n), cpu.Slice[int64](&x.dueMemory, n)
 	if store.Stride > 0 && store.ID != 0 && x.noted != nil && x.due != nil {
 		x.prints = cpu.Prints{
@@ -77,11 +79,39 @@ func NewKVIndex(store Store) *KVIndex {
 	return x
 }
 
+// NewWatched is an index of a store of which every change is told: by Write and its kind what graphs do, by Wrote, Copied
+// and ReadOut what the host does behind them. Without a layout that tells its slots apart, none will be known.
+func NewWatched(store Store) *KVIndex {
+	x := newIndex(store)
+	x.watched = store.Stride > 0 && store.ID != 0
+	return x
+}
+
+func newIndex(store Store) *KVIndex {
+	n := int(store.Slots) * int(store.Streams)
+	x := &KVIndex{positions: make([]int32, n), prompt: make([]bool, n), size: int(store.Slots), linear: make([]int, store.Streams)}
+	for i := range x.positions {
+		x.positions[i] = Unknown
+	}
+	return x
+}
+
+// proves tells whether there is anything that places are proven by.
+func (x *KVIndex) proves() bool { return x.watched || x.prints.Rows != nil }
+
+// hold is how many of n slots, counted from the first one, hold what was written to them.
+func (x *KVIndex) hold(base int, list []int32, n int) int {
+	if x.watched {
+		return n
+	}
+	return x.prints.Hold(base, list, n)
+}
+
 // Free gives the index's memory back.
 func (x *KVIndex) Free() {
 	x.notedMemory.Free()
 	x.dueMemory.Free()
-	x.prints = cpu.Prints{}
+	x.prints, x.watched = cpu.Prints{}, false
 }
 
 // Fits tells whether the index was made for such a store.
@@ -109,11 +139,15 @@ func (x *KVIndex) WriteNext(slot int64, prompt bool) {
 }
 
 func (x *KVIndex) write(slot int64, position int32, prompt bool) {
-	if slot < 0 || slot >= int64(len(x.positions)) || x.prints.Rows == nil {
+	if slot < 0 || slot >= int64(len(x.positions)) || !x.proves() {
 		return
 	}
-	x.noted[slot], x.prompt[slot] = cpu.NoPrint, prompt
+	x.prompt[slot] = prompt
 	x.place(int(slot), position)
+	if x.watched {
+		return
+	}
+	x.noted[slot] = cpu.NoPrint
 	if position != Unknown && x.nDue < len(x.due) {
 		x.due[x.nDue] = slot
 		x.nDue++
@@ -162,8 +196,49 @@ func (x *KVIndex) Remember() {
 	if x.told.now == nil {
 		x.told.make(min(max(2*len(x.positions), minPrints/2), maxPrints/2))
 	}
+	if x.watched { // by what the host reads out of it
+		return
+	}
 	for slot := range x.positions {
 		x.remember(slot)
+	}
+}
+
+// Wrote notes that a host has put rows of these prints into slots from `first` on, behind its graphs. No prints: it is not
+// known what they are.
+func (x *KVIndex) Wrote(first, n int64, prints []uint64) {
+	x.changes++
+	for i := max(-first, 0); i < n && first+i < int64(len(x.positions)); i++ {
+		position, prompt := int32(Unknown), false
+		if i < int64(len(prints)) && !x.byWrites {
+			if p, of, ok := x.told.get(prints[i]); ok {
+				position, prompt = p, of
+			}
+		}
+		x.prompt[first+i] = prompt
+		x.place(int(first+i), position)
+	}
+}
+
+// Copied notes that a host has copied slots.
+func (x *KVIndex) Copied(first, from, n int64) {
+	x.changes++
+	if x.byWrites || from < 0 || from+n > int64(len(x.positions)) || first < 0 {
+		x.Wrote(first, n, nil)
+		return
+	}
+	for i := int64(0); i < n && first+i < int64(len(x.positions)); i++ {
+		x.prompt[first+i] = x.prompt[from+i]
+		x.place(int(first+i), x.positions[from+i])
+	}
+}
+
+// ReadOut notes that a host has read rows of these prints: it may put them back, wherever it likes.
+func (x *KVIndex) ReadOut(first int64, prints []uint64) {
+	for i, print := range prints {
+		if slot := first + int64(i); slot >= 0 && slot < int64(len(x.positions)) && x.positions[slot] != Unknown && !x.byWrites {
+			x.told.put(print, x.positions[slot], x.prompt[slot])
+		}
 	}
 }
 
@@ -176,16 +251,22 @@ func (x *KVIndex) remember(slot int) {
 // Shift adds a delta to each known slot's position (the host's K-shift). Shorter or longer lists than
 // the store are not understood: everything is forgotten.
 func (x *KVIndex) Shift(delta []int32) {
-	if len(delta) != len(x.positions) || x.byWrites || x.prints.Rows == nil {
+	x.changes++
+	if len(delta) != len(x.positions) || x.byWrites || !x.proves() {
 		x.Forget()
 		return
 	}
 	x.renew(0, nil, len(delta), -1)
 	x.nDue = 0
 	for i, d := range delta {
-		x.noted[i] = cpu.NoPrint // every row is written
 		if x.positions[i] != Unknown {
 			x.positions[i] += d
+		}
+		if x.watched {
+			continue
+		}
+		x.noted[i] = cpu.NoPrint // every row is written
+		if x.positions[i] != Unknown {
 			x.due[x.nDue] = int64(i)
 			x.nDue++
 		}
@@ -197,6 +278,7 @@ func (x *KVIndex) Shift(delta []int32) {
 
 // Forget drops what is known of the slots.
 func (x *KVIndex) Forget() {
+	x.changes++
 	for i := range x.positions {
 		x.positions[i] = Unknown
 	}
@@ -207,6 +289,9 @@ func (x *KVIndex) Forget() {
 // renew looks at n slots' rows, slots base + list[i] or base + i, but for one, and corrects the places of those that
 // have changed.
 func (x *KVIndex) renew(base int, list []int32, n, but int) {
+	if x.watched {
+		return
+	}
 	x.read = slices.Grow(x.read[:0], n)[:n]
 	x.prints.Read(base, list, x.read)
 	for i, print := range x.read {
@@ -236,14 +321,14 @@ type Window struct {
 
 // Prefix tells whether slots 0 .. n-1 of a stream are in the order of their tokens as they are, the row's own last.
 func (x *KVIndex) Prefix(stream, n int, w Window) bool {
-	if stream >= len(x.linear) || n == 0 || n > x.linear[stream] || int(w.Own) != n-1 || x.prints.Rows == nil {
+	if stream >= len(x.linear) || n == 0 || n > x.linear[stream] || int(w.Own) != n-1 || !x.proves() {
 		return false
 	}
 	if x.byWrites { // nothing tells that no other token is among the newest, but that all are known
-		return x.prints.Hold(stream*x.size, nil, n-1) == n-1
+		return x.hold(stream*x.size, nil, n-1) == n-1
 	}
 	base, before, sinks := stream*x.size, max(min(w.Recent, n)-1, 0), min(w.SinkTokens, n-1)
-	return x.prints.Hold(base+n-1-before, nil, before) == before && x.prints.Hold(base, nil, sinks) == sinks
+	return x.hold(base+n-1-before, nil, before) == before && x.hold(base, nil, sinks) == sinks
 }
 
 // Order writes the slots that a row sees, given ascending, to out in the order of their tokens: those of unknown
@@ -251,7 +336,7 @@ func (x *KVIndex) Prefix(stream, n int, w Window) bool {
 // positions up to the row's own without a gap, no other slot holds one of these, and each row is what was written for
 // that position; or if all of that is true of every slot, with gaps. out may be slots itself.
 func (x *KVIndex) Order(stream int, slots []int32, w Window, out []int32) bool {
-	if stream >= len(x.linear) || len(slots) == 0 || x.prints.Rows == nil || x.positions[stream*x.size+int(w.Own)] == Unknown {
+	if stream >= len(x.linear) || len(slots) == 0 || !x.proves() || x.positions[stream*x.size+int(w.Own)] == Unknown {
 		return false
 	}
 	for range 2 {
@@ -284,7 +369,7 @@ func (x *KVIndex) proven(stream int, order []int32, w Window) bool {
 		sinks = sinks[1:]
 	}
 	base := stream * x.size
-	return x.prints.Hold(base, check, len(check)) == len(check) && x.prints.Hold(base, sinks, len(sinks)) == len(sinks)
+	return x.hold(base, check, len(check)) == len(check) && x.hold(base, sinks, len(sinks)) == len(sinks)
 }
 
 // contiguous tells whether the last tokens of a sorted list hold consecutive positions, which no other one holds.
@@ -375,5 +460,13 @@ func (x *KVIndex) sort(stream int, slots []int32, own int32) {
 // Prompt tells whether a slot holds a token that no logits were wanted of.
 func (x *KVIndex) Prompt(stream int, slot int32) bool {
 	i := stream*x.size + int(slot)
-	return i < len(x.prompt) && x.prompt[i] && x.prints.Rows != nil && x.prints.Hold(i, nil, 1) == 1
+	return i < len(x.prompt) && x.prompt[i] && x.proves() && x.hold(i, nil, 1) == 1
+}
+
+// Place is the place of a slot's token, or Unknown; changes grows where places change in other ways than by a graph's writes.
+func (x *KVIndex) Place(stream int, slot int32) (place int32, changes uint64) {
+	if i := stream*x.size + int(slot); slot >= 0 && i < len(x.positions) {
+		return x.positions[i], x.changes
+	}
+	return Unknown, x.changes
 }

@@ -231,3 +231,106 @@ func TestPrintsRemember(t *testing.T) {
 	_, _, ok = p.get(words + 1)
 	require.False(t, ok, "what prints say of positions is not true")
 }
+
+// A host on a GPU whose every move is told: what the index says of a slot is true, or nothing.
+func TestWatchedIndexFollowsAHost(t *testing.T) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewSource(seed))
+	known := 0
+	for range 200 {
+		size, streams := 1+rng.Intn(30), 1+rng.Intn(3)
+		n := size * streams
+		x := NewWatched(Store{ID: 4096, Slots: int64(size), Streams: int32(streams), Stride: 8, Row: 8})
+		x.Remember()
+		type row struct {
+			text     uint64 // 0: nobody knows what lies there
+			position int32
+		}
+		rows := make([]row, n)
+		saved := map[uint64]row{}
+		print := func(r row) uint64 { return r.text<<32 | uint64(uint32(r.position))<<1 | 1 }
+		texts := uint64(1)
+		for range 200 {
+			first := rng.Intn(n)
+			some := 1 + rng.Intn(n-first)
+			switch rng.Intn(7) {
+			case 0, 1, 2: // a graph writes a token
+				r := row{texts, int32(rng.Intn(100))}
+				texts++
+				rows[first] = r
+				x.Write(int64(first), r.position, false)
+			case 3: // rows are read out; those of texts will be known again
+				prints := make([]uint64, some)
+				for i := range prints {
+					prints[i] = print(rows[first+i])
+					if rows[first+i].text != 0 {
+						saved[prints[i]] = rows[first+i]
+					}
+				}
+				x.ReadOut(int64(first), prints)
+			case 4: // rows that were read out are put back, among others
+				prints := make([]uint64, some)
+				for i := range prints {
+					rows[first+i] = row{}
+					prints[i] = rng.Uint64() &^ 1
+					for p, r := range saved {
+						if rng.Intn(2) == 0 {
+							rows[first+i], prints[i] = r, p
+						}
+						break
+					}
+				}
+				if rng.Intn(4) == 0 {
+					prints = nil
+				}
+				x.Wrote(int64(first), int64(some), prints)
+			case 5: // a copy
+				from := rng.Intn(n - some + 1)
+				moved := slices.Clone(rows[from : from+some])
+				copy(rows[first:], moved)
+				if from+some <= first || first+some <= from { // no host copies a range over itself
+					x.Copied(int64(first), int64(from), int64(some))
+				} else {
+					x.Wrote(int64(first), int64(some), nil)
+				}
+			case 6: // a K-shift: the rows' keys are turned, those that were read out are not
+				delta := make([]int32, n)
+				for i := range delta {
+					delta[i] = int32(rng.Intn(5))
+					rows[i].position += delta[i]
+				}
+				x.Shift(delta)
+			}
+			for slot := range rows {
+				if p := x.positions[slot]; p != Unknown {
+					known++
+					require.Equal(t, rows[slot].position, p, "slot %d", slot)
+				}
+			}
+		}
+	}
+	require.Positive(t, known)
+}
+
+// In a store whose changes are told nothing is read: the index's memory is its own alone.
+func TestWatchedIndexOrders(t *testing.T) {
+	x := NewWatched(Store{ID: 4096, Slots: 64, Streams: 1, Stride: 8, Row: 8})
+	for i := range 40 {
+		x.Write(int64(i), int32(i), false)
+	}
+	require.True(t, x.Prefix(0, 40, Window{Own: 39, SinkTokens: 4, Recent: 10}))
+	_, any := x.Due()
+	require.False(t, any)
+	x.Wrote(35, 1, nil)
+	require.False(t, x.Prefix(0, 40, Window{Own: 39, SinkTokens: 4, Recent: 10}))
+	slots := make([]int32, 40)
+	for i := range slots {
+		slots[i] = int32(i)
+	}
+	out := make([]int32, 40)
+	require.False(t, x.Order(0, slots, Window{Own: 39, SinkTokens: 4, Recent: 10}, out), "one of the newest is not known")
+	require.True(t, x.Order(0, slots, Window{Own: 39, SinkTokens: 4, Recent: 4}, out))
+	require.EqualValues(t, 35, out[0], "an unknown one counts as the oldest")
+	require.False(t, NewWatched(Store{ID: 4096, Slots: 64, Streams: 1}).proves(), "a store whose changes are not seen")
+}

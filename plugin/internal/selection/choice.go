@@ -23,11 +23,12 @@ type Losses struct {
 	layers int
 	Loss   []float32 // a triangle: layer j's losses begin at j*(j-1)/2
 	err    []float32 // standard error of each
+	before int       // layers that come before these, on another device
 }
 
 func NewLosses(layers int) Losses {
 	n := layers * (layers - 1) / 2
-	return Losses{layers, make([]float32, n), make([]float32, n)}
+	return Losses{layers: layers, Loss: make([]float32, n), err: make([]float32, n)}
 }
 
 // Pair is where the loss of layer j on the set of layer i < j is kept.
@@ -65,7 +66,7 @@ func (l *Losses) Choose(selections int) []int {
 		loss   float64
 	}
 	var all []candidate
-	for first := FirstSelection; first < l.layers-1; first++ {
+	for first := max(FirstSelection-l.before, 0); first < l.layers-1; first++ {
 		for count, c := range l.from(first, selections) {
 			if c == nil || first+count+1 > DenseCap(l.layers, selections) {
 				continue

@@ -53,6 +53,7 @@ type Model struct {
 	Layers   int
 	About    Identity
 	File     ProfileFile
+	before   int // layers that come before the model's, where it is a part of one that is spread over devices
 
 	Mu       sync.Mutex
 	Heads    int
@@ -68,6 +69,13 @@ type Model struct {
 	Sums     *Sums        // of the measurement under way
 	Guard    guard
 	Interval int // steps that token sets serve; 1 once the guard has objected
+}
+
+// Part makes the model one of the later layers of another one, of which so many come before.
+func (m *Model) Part(before int) {
+	m.Mu.Lock()
+	defer m.Mu.Unlock()
+	m.before, m.measured.before = before, before
 }
 
 // measurement is what came of a number of measured steps.
@@ -257,6 +265,7 @@ func (m *Model) Finish(tokens, budget int) *Profile {
 		m.rule("the host never showed all of its layers in one step")
 		return nil
 	}
+	found.before = m.before
 	m.measured, m.truth = measurement{found, steps, tokens, budget}, nil
 	m.Reach = max(m.Reach, reach)
 	choice, old := found.Choose(m.Config.Selections), m.Roles.Selections()

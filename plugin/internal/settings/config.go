@@ -134,8 +134,18 @@ type Environment struct {
 	StatsPath string // "" : none is written
 	Profiles  bool   // what is learned about models is kept in files
 	Profile   string // in this file; "": in the user's cache directory
-	CUDA      bool   // the host's CUDA devices are hooked, too
+	CUDA      CUDAUse
+	NoCUDA    string // why CUDA devices are left alone, though that was not asked for; "": they are not
 }
+
+// CUDAUse is when a host's CUDA devices are hooked.
+type CUDAUse int
+
+const (
+	CUDAOff  CUDAUse = iota
+	CUDAAuto         // where the library's kernels have passed a test on the card, in steps that gain by it
+	CUDAOn           // in all steps with rows beyond the budget
+)
 
 // FromEnvironment reads the LESSISMORE_* variables through lookup. A wrong value gives an error that
 // names the variable and the value: the library then stays inert, it never guesses. hasCUDA tells whether this build has
@@ -156,9 +166,14 @@ func FromEnvironment(lookup func(name string) (string, bool), hasCUDA bool) (Env
 			}
 		}
 	}
-	if first == nil && env.CUDA {
-		if err := env.onCUDA(hasCUDA); err != nil {
-			first = fmt.Errorf("LESSISMORE_CUDA=\"on\": %w", err)
+	if err := env.onCUDA(hasCUDA); err != nil {
+		switch env.CUDA {
+		case CUDAOn:
+			if first == nil {
+				first = fmt.Errorf("LESSISMORE_CUDA=\"on\": %w", err)
+			}
+		case CUDAAuto:
+			env.NoCUDA = err.Error()
 		}
 	}
 	return env, first
@@ -169,8 +184,6 @@ func (env *Environment) onCUDA(built bool) error {
 	switch {
 	case !built:
 		return errors.New("this build of the library has no CUDA engine")
-	case env.Layers == nil:
-		return errors.New("name the layers that choose, such as LESSISMORE_LAYERS=2,12: on a GPU they are not found by measuring")
 	case env.Interval > 1:
 		return fmt.Errorf("LESSISMORE_INTERVAL=%d: on a GPU, a token set serves one step", env.Interval)
 	case env.Trace > 0:
@@ -198,7 +211,7 @@ var variables = append(numbers(), []variable{
 		return err
 	}},
 	{"LESSISMORE_CUDA", func(env *Environment, s string) (err error) {
-		env.CUDA, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
+		env.CUDA, err = choice(s, map[string]CUDAUse{"auto": CUDAAuto, "on": CUDAOn, "1": CUDAOn, "off": CUDAOff, "0": CUDAOff}, "auto, on or off")
 		return err
 	}},
 	{"LESSISMORE_LAYERS", func(env *Environment, s string) (err error) {

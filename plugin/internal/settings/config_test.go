@@ -90,7 +90,7 @@ func TestEnvironmentCUDA(t *testing.T) {
 	}{
 		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2,12"}, ""},
 		{[]string{"LESSISMORE_CUDA", "1", "LESSISMORE_LAYERS", "2,12"}, ""},
-		{[]string{"LESSISMORE_CUDA", "on"}, "LESSISMORE_LAYERS=2,12"},
+		{[]string{"LESSISMORE_CUDA", "on"}, ""},
 		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2", "LESSISMORE_INTERVAL", "2"}, "LESSISMORE_INTERVAL=2"},
 		{[]string{"LESSISMORE_CUDA", "on", "LESSISMORE_LAYERS", "2", "LESSISMORE_TRACE", "on"}, "LESSISMORE_TRACE"},
 	} {
@@ -102,18 +102,23 @@ func TestEnvironmentCUDA(t *testing.T) {
 			require.ErrorContains(t, err, c.want)
 		default:
 			require.NoError(t, err)
-			require.True(t, env.CUDA)
+			require.Equal(t, CUDAOn, env.CUDA)
 		}
 	}
 	env, err := FromEnvironment(environment("LESSISMORE_CUDA", "off"), cuda.Built)
 	require.NoError(t, err)
-	require.False(t, env.CUDA)
+	require.Equal(t, CUDAOff, env.CUDA)
+	require.Empty(t, env.NoCUDA)
+	env, err = FromEnvironment(environment("LESSISMORE_CUDA", "auto", "LESSISMORE_INTERVAL", "2"), cuda.Built)
+	require.NoError(t, err, "what a GPU cannot do is asked for, a GPU need not be")
+	require.Equal(t, CUDAAuto, env.CUDA)
+	require.NotEmpty(t, env.NoCUDA)
 }
 
 func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
 	for name, values := range map[string][]string{
 		"LESSISMORE":             {"2", "yes", " on", "true"},
-		"LESSISMORE_CUDA":        {"auto", "yes", "2"},
+		"LESSISMORE_CUDA":        {"yes", "2"},
 		"LESSISMORE_BUDGET":      {"0", "-1", "16777217", "2k", "1.5", "1e3", " 5", "99999999999999999999", "0x10", "none"},
 		"LESSISMORE_LAYERS":      {"-1", "4096", "2,", ",2", "12,2", "2,2", "2;12", "a", "1.0", ",", "0,0,1"},
 		"LESSISMORE_RECENCY":     {"-0.1", "1.01", "NaN", "nan", "inf", "-Inf", "25%", "a"},

@@ -34,12 +34,16 @@ const (
 	ReasonMemory                   // no memory for the plan
 	ReasonFailed                   // planning failed: a fault of the library
 	ReasonShared                   // a layer that reads the store of another one
+	ReasonWithin                   // on a GPU: no row sees more tokens than the budget, and the host's graph is faster whole
+	ReasonNoGain                   // on a GPU: rows do, but not by so much that a graph in parts would be faster
+	ReasonDense                    // on a GPU: a row has to attend to everything, and the host's graph is faster whole
 	Reasons
 )
 
 var reasonNames = [Reasons]string{
 	"", "prompt", "mixed", "discovery", "no_cache", "sliding_window", "mla", "type", "shape",
 	"sparse_hint", "unknown_rows", "undecided", "inert", "memory", "failed", "shared_store",
+	"within_budget", "no_gain", "dense_rows",
 }
 
 // String is the reason's name in the statistics.
@@ -67,6 +71,9 @@ var Meanings = [Reasons]string{
 	ReasonMemory:     "no memory",
 	ReasonFailed:     "a fault of the library: please report it",
 	ReasonShared:     "a layer that reads another one's K/V cache",
+	ReasonWithin:     "no row sees more tokens than the budget: the GPU's graph is left whole",
+	ReasonNoGain:     "so few tokens beyond the budget that the GPU's graph is faster whole (LESSISMORE_CUDA=on takes them all the same)",
+	ReasonDense:      "rows that attend to everything, because their newest tokens are not known, a prompt ends there, or the layers are not measured: the GPU's graph is left whole",
 }
 
 // Stats counts what was done. Tokens are counted per row and layer.

@@ -37,16 +37,20 @@ static void note(const char *format, ...) {
     pthread_mutex_unlock(&mutex);
 }
 
-/* LIM_STANDIN_FAIL=name:code makes that function fail. */
+/* LIM_STANDIN_FAIL=name:code makes that function fail, LIM_STANDIN_FAIL=name:code:n once it has been called n times. */
 static int fails(const char *name) {
+    static int   calls;
     const char  *what = getenv("LIM_STANDIN_FAIL");
     const size_t n = strlen(name);
-    return what != NULL && strncmp(what, name, n) == 0 && what[n] == ':' ? atoi(what + n + 1) : 0;
+    if (what == NULL || strncmp(what, name, n) != 0 || what[n] != ':') return 0;
+    const char *after = strchr(what + n + 1, ':');
+    return after != NULL && __sync_fetch_and_add(&calls, 1) < atoi(after + 1) ? 0 : atoi(what + n + 1);
 }
 
-#define BEGIN(name, mark, ...)        \
-    note(mark #name " " __VA_ARGS__); \
-    if (fails(#name) != 0) return fails(#name)
+#define BEGIN(name, mark, ...)              \
+    note(mark #name " " __VA_ARGS__);       \
+    const int standin_fails = fails(#name); \
+    if (standin_fails != 0) return standin_fails
 
 EXPORT int cuInit(unsigned flags) {
     BEGIN(cuInit, "!", "%u", flags);
@@ -75,6 +79,8 @@ EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
     (void)d;
     switch (which) {
     case 16: *v = 132; break;     /* multiprocessors */
+    case 36: *v = 3201000; break; /* memory clock, kHz */
+    case 37: *v = 6144; break;    /* memory bus, bits */
     case 75: *v = 9; break;       /* compute capability */
     case 81: *v = 233472; break;  /* shared memory of each */
     case 97: *v = 232448; break;  /* of a block, opting in */
@@ -165,6 +171,11 @@ EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *s) {
     memcpy(to, (void *)(uintptr_t)from, n);
     return 0;
 }
+EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *s) {
+    BEGIN(cuMemcpyHtoDAsync_v2, "", "%zu stream %p", n, s);
+    memcpy((void *)(uintptr_t)to, from, n);
+    return 0;
+}
 EXPORT int cuEventCreate(void **e, unsigned flags) {
     BEGIN(cuEventCreate, "!", "%u", flags);
     *e = (void *)0x3000;
@@ -253,6 +264,50 @@ static void count(const lim_cuda_tally *t) {
     c[LIM_CUDA_TOKENS_ATTENDED] += visible * (uint64_t)(t->dense + t->select) + held * (uint64_t)t->sparse;
 }
 
+static float from_half(uint16_t h) {
+    const uint32_t exponent = h >> 10 & 31, bits = (uint32_t)(h & 0x8000) << 16 | (exponent + 112) << 23 | (uint32_t)(h & 0x3FF) << 13;
+    float          f;
+    memcpy(&f, &bits, sizeof f);
+    return exponent == 0 ? 0 : f;
+}
+
+static float exponential(float x) { /* without the mathematics library */
+    const float t = x / 64;
+    float       e = 1 + t * (1 + t / 2 * (1 + t / 3 * (1 + t / 4 * (1 + t / 5 * (1 + t / 6)))));
+    for (int i = 0; i < 6; i++) e *= e;
+    return e;
+}
+
+/* LIM_STANDIN_ATTEND: attention over f16 in tokens' rows that a table lists, each row to all that it sees. Where the sets that
+ * layers choose hold all that matters, sparse attention is that, too. */
+static void attend(const lim_cuda_call *c) {
+    const char *wanted = getenv("LIM_STANDIN_ATTEND");
+    if (wanted == NULL || *wanted == 0 || c->lengths != visibility.lengths || c->kv_type != 1 || c->query.type != 0) return;
+    const char *key = (const char *)(uintptr_t)c->key.data, *value = (const char *)(uintptr_t)c->value.data;
+    float      *share = malloc((size_t)c->capacity * sizeof *share);
+    for (int32_t row = 0; row < c->n_rows; row++) {
+        const int32_t  n = ((const int32_t *)(uintptr_t)c->lengths)[row];
+        const int32_t *slots = (const int32_t *)(uintptr_t)c->table + row * c->table_stride;
+        for (int32_t h = 0; h < c->heads; h++) {
+            const int32_t kv = h / (c->heads / c->kv_heads);
+            const float  *q = (const float *)((const char *)(uintptr_t)c->query.data + row * c->query.row_stride + h * c->query.head_stride);
+            float        *out = (float *)((char *)(uintptr_t)c->output.data + row * c->output.row_stride + h * c->output.head_stride), sum = 0;
+            for (int32_t i = 0; i < n; i++) {
+                const uint16_t *k = (const uint16_t *)(key + slots[i] * c->key.page_stride + kv * c->key.head_stride);
+                float           logit = 0;
+                for (int32_t d = 0; d < c->dim; d++) logit += q[d] * from_half(k[d]);
+                share[i] = exponential(logit * c->scale), sum += share[i];
+            }
+            for (int32_t d = 0; d < c->dim; d++) out[d] = 0;
+            for (int32_t i = 0; i < n; i++) {
+                const uint16_t *v = (const uint16_t *)(value + slots[i] * c->value.page_stride + kv * c->value.head_stride);
+                for (int32_t d = 0; d < c->dim; d++) out[d] += share[i] / sum * from_half(v[d]);
+            }
+        }
+    }
+    free(share);
+}
+
 /* What a launch is remembered by, and what the kernel does as far as the host sees it. */
 static const char *kernel_arguments(const char *name, void **params) {
     static _Thread_local char more[160];
@@ -268,6 +323,8 @@ static void run_kernel(const char *name, void **params) {
     if (strcmp(name, LIM_CUDA_VISIBLE) == 0) {
         visibility = *(const lim_cuda_visible *)params[0];
         look();
+    } else if (strncmp(name, "lim_attend", 10) == 0 || strncmp(name, "lim_short", 9) == 0) {
+        attend(&((const lim_cuda_args *)params[0])->call);
     } else if (strcmp(name, LIM_CUDA_TALLY) == 0) {
         count((const lim_cuda_tally *)params[0]);
     }

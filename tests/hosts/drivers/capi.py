@@ -229,7 +229,7 @@ def load(where) -> Api:
         return Api(_module(where))
     base, ggml, llama = (_library(where, name) for name in ("ggml-base", "ggml", "llama"))
     api = Api(llama, ggml, base)
-    if sorted(where.glob("libggml-cpu-*.so")):  # run-time loaded backends: the host's own call
+    if sorted(where.glob("libggml-cpu*.so")):  # run-time loaded backends: the host's own call
         api.ggml_backend_load_all_from_path(os.fsencode(where))
     return api
 

@@ -12,10 +12,10 @@ import capi
 
 
 class Model:
-    def __init__(self, api: capi.Api, path: str):
+    def __init__(self, api: capi.Api, path: str, gpu_layers: int = 0):
         self.api = api
         params = api.model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = gpu_layers
         self.ptr = api.model_load_from_file(path.encode(), params)
         if not self.ptr:
             raise RuntimeError(f"the host cannot load {path}")

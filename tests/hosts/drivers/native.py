@@ -3,7 +3,7 @@
 Job: {"host": "llama-cpp-python" | folder or file with llama.cpp's libraries,
       "library": path of liblessismore.so or null, "environ": {set before loading},
       "loads": how often the library is loaded, "early": how often before the host's own backends (a folder's),
-      "scenario": name, "model": path, ...arguments of the scenario}
+      "scenario": name, "model": path, "gpu_layers": how many are on GPUs, ...arguments of the scenario}
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def main():
     job = protocol.job()
     api = open_host(job.pop("host"), job.pop("library", None), job.pop("environ", {}), job.pop("loads", 1), job.pop("early", 0))
     job_log = engine.quiet(api, job.pop("log_level", 3))
-    model = engine.Model(api, job.pop("model"))
+    model = engine.Model(api, job.pop("model"), job.pop("gpu_layers", 0))
     getattr(scenarios, job.pop("scenario"))(model, **job)
     model.free()
+    api.log_set(capi.LogCallback(), None)  # a CUDA backend logs at the process's end
     del job_log
 
 

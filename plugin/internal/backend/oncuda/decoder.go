@@ -27,6 +27,7 @@ const WorkAlign = 256 // of work memory, in bytes
 // what changes from step to step is read by the kernels, so that a captured step can be replayed while the sequences grow.
 type Decoder struct {
 	engine  *contexts.Engine
+	model   *selection.Model // nil: it is told by what the engine's decoders are of
 	params  backend.Params
 	count   int // layers
 	Cal     Probes
@@ -62,9 +63,9 @@ type cudaVisibility struct {
 	pageShift   int32
 }
 
-// newCUDADecoder makes a decoder that the engine's report does not know.
-func NewDecoder(engine *contexts.Engine, layers int, params backend.Params) (*Decoder, error) {
-	d := &Decoder{engine: engine, params: params}
+// NewDecoder makes a decoder that the engine's report does not know. A model of nil is the engine's own.
+func NewDecoder(engine *contexts.Engine, layers int, model *selection.Model, params backend.Params) (*Decoder, error) {
+	d := &Decoder{engine: engine, model: model, params: params}
 	size, err := d.size(layers)
 	if err != nil {
 		return nil, err
@@ -100,9 +101,11 @@ func (d *Decoder) make(size uint64) (err error) {
 		}
 		_, _ = d.place(d.memory.Address())
 	}
-	m, err := d.engine.Model(selection.Identity{Layers: d.count, Weights: d.engine.About}, d.engine.Said.Add)
-	if err != nil {
-		return err
+	m := d.model
+	if m == nil {
+		if m, err = d.engine.Model(selection.Identity{Layers: d.count, Weights: d.engine.About}, d.engine.Said.Add); err != nil {
+			return err
+		}
 	}
 	if err = d.Cal.open(m, d.Device, &d.params); err != nil {
 		return err
@@ -182,8 +185,10 @@ func (d *Decoder) shape(layers int) error {
 	if config.Interval > 1 {
 		return fault.NotSupported("interval = %d: on a GPU, a token set serves one step", config.Interval)
 	}
-	if _, err := selection.NewRoles(layers, *config); err != nil {
-		return err
+	if d.model == nil {
+		if _, err := selection.NewRoles(layers, *config); err != nil {
+			return err
+		}
 	}
 	d.count = layers
 	d.selects = int(p.Capacity) > config.Budget

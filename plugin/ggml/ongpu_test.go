@@ -18,11 +18,16 @@ import (
 	"lessismore/plugin/internal/stats"
 )
 
-// gpuHost is a host's model on a GPU whose memory is the heap.
+// gpuHost is a host's model on a GPU whose memory is the heap: a stream of as many tokens for each row.
 type gpuHost struct {
-	nodes []Node
-	mask  []float16.Float16
-	pins  runtime.Pinner
+	nodes     []Node
+	mask      []float16.Float16
+	pins      runtime.Pinner
+	rows      int
+	visible   int
+	writes    []Write
+	slots     []int64
+	positions []int32
 }
 
 const gpuLayers, gpuSlots = 6, 4096
@@ -39,9 +44,13 @@ func gpuEngine(t *testing.T, change func(*settings.Config)) *contexts.Engine {
 }
 
 func newGPUHost(t *testing.T, rows int, visible int) *gpuHost {
-	h := &gpuHost{mask: make([]float16.Float16, rows*gpuSlots+8)}
+	h := &gpuHost{
+		mask: make([]float16.Float16, rows*gpuSlots+8), rows: rows, visible: visible,
+		slots: make([]int64, rows*visible), positions: make([]int32, rows*visible),
+	}
 	t.Cleanup(h.pins.Unpin)
 	h.pins.Pin(&h.mask[0])
+	h.pins.Pin(&h.slots[0])
 	mask := unsafe.Pointer(&h.mask[0])
 	mask = unsafe.Add(mask, -uintptr(mask)&15)
 	values := unsafe.Slice((*float16.Float16)(mask), rows*gpuSlots)
@@ -64,15 +73,45 @@ func newGPUHost(t *testing.T, rows int, visible int) *gpuHost {
 				Query: rowsOf(0), Output: rowsOf(1 << 24), Key: store(1 << 26), Value: store(1 << 30),
 				Heads: 16, KVHeads: 8, DimK: 128, DimV: 128, Scale: 0.088,
 			},
-			Store: kvindex.Store{ID: base, Slots: gpuSlots, Streams: int32(rows)}, Layer: int32(l), Tokens: 1, Streams: int32(rows),
+			Store: kvindex.Store{ID: base, Slots: gpuSlots, Stride: 2048, Streams: int32(rows), Row: 2048}, Layer: int32(l), Tokens: 1, Streams: int32(rows),
 			NKV: gpuSlots, Mask: mask, MaskTokenStride: 2 * gpuSlots, MaskStreamStride: 2 * gpuSlots,
+			Scan: mask, ScanType: cpu.F16, ScanTokenStride: 2 * gpuSlots, ScanStreamStride: 2 * gpuSlots,
 		})
 	}
+	h.writes = []Write{{Store: h.nodes[0].Store, Slots: unsafe.Pointer(&h.slots[0]), Wide: 1}}
 	return h
 }
 
+// writing has a graph write tokens [from, to) of each stream; at says where.
+func (h *gpuHost) writing(g *Graph, from, to int, at func(i int) int) {
+	n := 0
+	for row := range h.rows {
+		for i := from; i < to; i++ {
+			h.slots[n], h.positions[n] = int64(row*gpuSlots+at(i)), int32(i)
+			n++
+		}
+	}
+	h.writes[0].N = int32(n)
+	g.Writes, g.Positions, g.Rotations = h.writes, h.positions[:n], 1
+}
+
+// inOrder: a token lies in the slot of its position.
+func inOrder(i int) int { return i }
+
+// prompt has all but the last tokens computed.
+func (h *gpuHost) prompt(s *Session) {
+	g := &Graph{}
+	h.writing(g, 0, h.visible-1, inOrder)
+	s.Plan(g)
+}
+
 // step plans a compute call and attends to what was offloaded, as the hook does. It tells how many that were.
-func (h *gpuHost) step(t *testing.T, s *GPUSession, g *Graph) int {
+func (h *gpuHost) step(t *testing.T, s *Session, g *Graph) int {
+	h.writing(g, h.visible-1, h.visible, inOrder)
+	return h.attend(t, s, g)
+}
+
+func (h *gpuHost) attend(t *testing.T, s *Session, g *Graph) int {
 	for i := range h.nodes {
 		h.nodes[i].Reason = stats.Offloaded
 	}
@@ -95,8 +134,9 @@ func TestGPUSession(t *testing.T) {
 		standin.Again(t)
 		return
 	}
-	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget = 100 }), nil)
+	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
 	h, g := newGPUHost(t, 3, 300), &Graph{}
+	h.prompt(s)
 	require.Zero(t, h.step(t, s, g), "the first pass is the host's")
 	for range 4 {
 		require.Equal(t, gpuLayers, h.step(t, s, g))
@@ -109,7 +149,6 @@ func TestGPUSession(t *testing.T) {
 		func(n *Node) { n.MaxBias = 8 },
 		func(n *Node) { n.NKV -= 4 },
 		func(n *Node) { n.Mask = unsafe.Add(n.Mask, 2) },
-		func(n *Node) { n.Tokens = 2 },
 		func(n *Node) { n.Call.Key.StreamStride += 2 },
 		func(n *Node) { n.Call.Softcap = -1 },
 		func(n *Node) { n.Layer = h.nodes[0].Layer; n.Store = h.nodes[0].Store },
@@ -120,9 +159,10 @@ func TestGPUSession(t *testing.T) {
 		h.nodes[3] = was
 	}
 	c := s.Stats()
-	require.EqualValues(t, 4*3, c.CellOrder-10*3)
-	require.EqualValues(t, 14, c.Steps)
-	require.EqualValues(t, 14*3, c.RowsSparse)
+	require.Zero(t, c.CellOrder)
+	require.EqualValues(t, 13*3, c.PositionOrder)
+	require.EqualValues(t, 13, c.Steps)
+	require.EqualValues(t, 13*3, c.RowsSparse)
 	s.Close()
 	require.Equal(t, c.Steps, s.Stats().Steps, "what was counted outlives the device's memory")
 }
@@ -132,8 +172,9 @@ func TestGPUAllocatesNothing(t *testing.T) {
 		standin.Again(t, "LIM_STANDIN_LOG=")
 		return
 	}
-	s := NewGPUSession(gpuEngine(t, nil), nil)
+	s := NewGPUSession(gpuEngine(t, nil), nil, true)
 	h, g := newGPUHost(t, 1, 3000), &Graph{}
+	h.prompt(s)
 	h.step(t, s, g)
 	h.step(t, s, g)
 	require.Zero(t, testing.AllocsPerRun(100, func() { h.step(t, s, g) }))
@@ -152,8 +193,9 @@ func TestGPUSessionForgetsWithinACall(t *testing.T) {
 		standin.Again(t)
 		return
 	}
-	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget, c.Layers = 100, []int{0} }), nil)
+	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget, c.Layers = 100, []int{0} }), nil, true)
 	h, g := newGPUHost(t, 1, 300), &Graph{}
+	h.prompt(s)
 	h.step(t, s, g)
 	require.Equal(t, gpuLayers, h.step(t, s, g))
 	for i := 3; i < gpuLayers; i++ {
@@ -161,4 +203,55 @@ func TestGPUSessionForgetsWithinACall(t *testing.T) {
 	}
 	require.Zero(t, h.step(t, s, g))
 	require.NotNil(t, s.ordinal, "the other model is known")
+}
+
+// A row whose tokens are not in the order of slots has its own put on the device, oldest token first.
+func TestGPUOrder(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t)
+		return
+	}
+	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
+	h, g := newGPUHost(t, 1, 300), &Graph{}
+	back := func(i int) int { return 299 - i } // the newest token lies in slot 0
+	h.writing(g, 0, 299, back)
+	s.Plan(g)
+	one := func() int {
+		h.writing(g, 299, 300, back)
+		return h.attend(t, s, g)
+	}
+	require.Zero(t, one(), "the first pass is the host's")
+	for range 5 {
+		require.Equal(t, gpuLayers, one())
+		d := s.on.(*onGPU)
+		require.Equal(t, []ordered{{0, 0, 300}}, d.ordered)
+		at := d.visibility.Table
+		table := unsafe.Slice(*(**int32)(unsafe.Pointer(&at)), 300)
+		for i, slot := range table {
+			require.EqualValues(t, 299-i, slot)
+		}
+	}
+	require.EqualValues(t, 5, s.Stats().RowsSparse)
+}
+
+// Steps that gain nothing are left to the host whole, and counted.
+func TestGPULeavesShortRows(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t)
+		return
+	}
+	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget = 300 }), nil, true)
+	h, g := newGPUHost(t, 2, 300), &Graph{}
+	h.prompt(s)
+	h.step(t, s, g)
+	for range 3 {
+		require.Zero(t, h.step(t, s, g))
+	}
+	c := s.Stats()
+	require.EqualValues(t, 3, c.Steps)
+	require.EqualValues(t, 6, c.RowsFull)
+	require.EqualValues(t, 3*gpuLayers, c.Left[stats.ReasonWithin])
+	require.EqualValues(t, 3*gpuLayers*2*300, c.TokensAttended)
+	require.Equal(t, c.TokensVisible, c.TokensAttended)
+	require.EqualValues(t, 3*2*2*300, c.SparseTokensAttended, "two of six layers choose, and two come before them")
 }

@@ -1,0 +1,538 @@
+package ggml
+
+import (
+	"fmt"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"lessismore/plugin/internal/backend"
+	"lessismore/plugin/internal/backend/oncuda"
+	"lessismore/plugin/internal/contexts"
+	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/cuda"
+	"lessismore/plugin/internal/decode"
+	"lessismore/plugin/internal/kvindex"
+	"lessismore/plugin/internal/selection"
+	"lessismore/plugin/internal/settings"
+	"lessismore/plugin/internal/stats"
+)
+
+// onGPU has a session's attentions queued on a stream of the library's, between two events of the host's. What rows
+// see and in which order is known before the graph runs, as on the CPU, for the host's inputs are seen on their way to
+// the device; lengths and slots are made there from the same masks. Nothing of a step is ever waited for.
+//
+// A step that gains nothing, or whose rows have to attend to everything, is left to the host as a whole: its own graph is
+// faster than one in parts.
+type onGPU struct {
+	*Session
+
+	decoder    *decode.Decoder
+	device     *cuda.Device
+	bridge     *cuda.Bridge
+	memory     *cuda.Memory // the rows' lengths and slots
+	odd        *cuda.Pinned // set by the device: a mask is not what the kernels take it for
+	visibility cuda.Visibility
+	call       backend.Attention // of the node that is being looked at
+
+	always bool    // also in steps that do not gain by it
+	reads  float64 // bytes a second that the host's attention is taken to read
+
+	orders  [2]*cuda.Fetch // slots of rows whose tokens are not in the order of slots, on their way to the device
+	turn    int            // the one of this step
+	ordered []ordered      // rows of this step in it
+
+	visible      uint64 // tokens that the rows of the step see
+	sparseLayers []bool // by the roles of a revision of the model's
+	revision     uint64
+
+	stride   contexts.Stride // through the first pass
+	computed bool            // the graph was, by the host
+	later    bool            // the next one may be, before it is planned
+	unseen   bool            // the step's masks have not been looked at
+	forgot   bool            // the layers were not known after all: what was decided before holds no more
+	rejected bool            // why layers are left to the host was said
+}
+
+// ordered is one row's slots in the order of their tokens, in pinned memory.
+type ordered struct{ row, offset, n int }
+
+// mostGPURows bounds the rows of a step: a larger batch is taken for a prompt, and its masks are not kept
+// (bindings/ggml/transfers.cc). Memory for them is got as they come, by powers of two.
+const mostGPURows = 64
+
+// NewGPUSession starts taking part in a context whose graphs a GPU computes; always: in every step with rows beyond the
+// budget, also where the host alone would be faster. log may be nil.
+func NewGPUSession(e *contexts.Engine, log func(level settings.LogLevel, text string), always bool) *Session {
+	s := newSession(e, log)
+	s.on = &onGPU{Session: s, always: always}
+	e.Started(s)
+	return s
+}
+
+func (d *onGPU) index(store Store) *kvindex.KVIndex { return kvindex.NewWatched(store) }
+
+func (d *onGPU) groups() int { return 1 }
+
+func (d *onGPU) close() {
+	d.engine.Lockstep.Leave(&d.stride)
+	d.free()
+}
+
+func (d *onGPU) report(to *stats.Stats) { d.counted(to) }
+
+// counted adds what was counted on the device.
+func (d *onGPU) counted(to *stats.Stats) {
+	if d.decoder == nil {
+		return
+	}
+	c, err := d.decoder.Read()
+	if err != nil { // the process ends, or the device is lost
+		c = d.decoder.Stats()
+	}
+	c.PositionOrder = 0
+	to.Add(&c)
+	to.Device, to.Layers, to.SelectionLayers, to.LayersFrom = c.Device, c.Layers, c.SelectionLayers, c.LayersFrom
+	to.Audited, to.Events = c.Audited, c.Events
+}
+
+// called looks, in the first pass, for other devices that compute a share of the same layers.
+func (d *onGPU) called(g *Graph) {
+	d.forgot, d.computed, d.later = false, g.Computed, false
+	if d.odd != nil && d.counts.Inert == "" && atomic.LoadUint32((*uint32)(unsafe.Pointer(&d.odd.Bytes()[0]))) != 0 {
+		d.refuse("a mask holds other values than 0 and -inf, which the kernels for GPUs do not add; earlier steps went without them")
+	}
+	first, last := g.Nodes[0].Layer, g.Nodes[len(g.Nodes)-1].Layer
+	if first < 0 || last < first {
+		return
+	}
+	if !d.discovery.begins(first) {
+		if d.stride.Call != 0 {
+			d.engine.Lockstep.Leave(&d.stride)
+		}
+		return
+	}
+	const why = "its heads are spread over several GPUs (-sm tensor), which is left to the host"
+	if spread, news := d.engine.Lockstep.See(&d.stride, syscall.Gettid(), first, last); news {
+		d.refuse(why)
+	} else if spread {
+		d.counts.Inert = why
+	}
+}
+
+// fits tells whether a node is of the kind that the session was made for.
+func (d *onGPU) fits(n *Node) stats.Reason {
+	c, p := &n.Call, &d.decoder.Params
+	rows := n.Tokens * n.Streams
+	switch {
+	case rows > mostGPURows, n.Tokens > 1 && n.Streams > 1: // several tokens of one sequence: the rows of a sequence's own stream
+		return stats.ReasonPrompt
+	case int32(c.Key.Type) != p.KVType || c.Value.Type != c.Key.Type:
+		return d.reject(stats.ReasonType, n, "another element type than the first layer's")
+	case c.Heads != p.Heads || c.KVHeads != p.KVHeads || c.DimK != p.KeyDim || c.DimV != p.KeyDim:
+		return d.reject(stats.ReasonShape, n, "other heads than the first layer's")
+	case n.MaxBias != 0:
+		return d.reject(stats.ReasonShape, n, "a bias by distance (ALiBi)")
+	case uintptr(n.Mask)%cuda.VisibilityAlign != 0 || apartBy(n, n.MaskTokenStride, n.MaskStreamStride)%cuda.VisibilityAlign != 0 || n.NKV%cuda.VisibilityStep != 0:
+		return d.reject(stats.ReasonShape, n, "a mask that is not laid out in whole groups of 8 slots")
+	case n.NKV > p.Capacity:
+		return d.reject(stats.ReasonShape, n, "a store with more slots than the first layer's")
+	case apart(n.Streams, &c.Key) < 0 || apart(n.Streams, &c.Key) != apart(n.Streams, &c.Value):
+		return d.reject(stats.ReasonShape, n, "streams that are no whole number of tokens apart")
+	}
+	return stats.Offloaded
+}
+
+// apartBy is how far rows lie apart: those of a batch with one token to a stream, or of one with one stream.
+func apartBy(n *Node, token, stream int64) int64 {
+	if n.Streams > 1 {
+		return stream
+	}
+	return token
+}
+
+// begin looks whether a step is worth it, and gets ready what its rows see.
+func (d *onGPU) begin(n *Node) stats.Reason {
+	s := d.Session
+	reason := stats.ReasonWithin
+	for i := range s.step.Rows {
+		if r := &s.step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
+			reason = stats.Offloaded
+		} else if r.SetLen == 0 && int(r.Visible) > d.engine.Settings.Budget {
+			reason = stats.ReasonDense
+		}
+	}
+	d.sumUp()
+	if reason == stats.Offloaded && !d.always && d.saved(n) < d.price() {
+		reason = stats.ReasonNoGain
+	}
+	d.later = reason == stats.ReasonWithin || reason == stats.ReasonNoGain // as the next step will, most probably
+	switch {
+	case reason != stats.Offloaded:
+	case d.computed: // it was not foreseen
+		reason = stats.ReasonNoGain
+	default:
+		reason = d.taken(n)
+	}
+	if reason != stats.Offloaded {
+		d.counts.Steps++
+		d.counts.Rows += uint64(len(s.step.Rows))
+		d.counts.RowsFull += uint64(len(s.step.Rows))
+	}
+	return reason
+}
+
+// What a graph in parts costs, and how fast a host's own attention reads, as a share of what the card's memory can: from
+// two H200s with llama.cpp (tests/gpu/host/bench.py), of which one took 5 and the other 10 microseconds for each layer.
+const (
+	pricePerLayer = 10e-6 // seconds
+	hostReads     = 0.5
+)
+
+// price is how many seconds a step takes longer because the host computes its graph in parts.
+func (d *onGPU) price() float64 { return pricePerLayer * float64(len(d.ordinal)) }
+
+// saved is about how many seconds of the host's attention a step saves.
+func (d *onGPU) saved(n *Node) float64 {
+	beyond := 0
+	for i := range d.step.Rows {
+		beyond += max(int(d.step.Rows[i].Visible)-d.engine.Settings.Budget, 0)
+	}
+	sparse := 0
+	for _, is := range d.sparseLayers {
+		if is {
+			sparse++
+		}
+	}
+	if sparse == 0 { // not measured so far
+		sparse = max(len(d.ordinal)-selection.FirstSelection-d.engine.Settings.Selections, 0)
+	}
+	c := &n.Call
+	token := float64(c.KVHeads) * (rowBytes(c.Key.Type, c.DimK) + rowBytes(c.Value.Type, c.DimV))
+	return float64(beyond) * float64(sparse) * token / d.reads
+}
+
+// rowBytes is the size of a token's keys or values in one head.
+func rowBytes(t cpu.Type, dim int32) float64 {
+	switch t {
+	case cpu.F32:
+		return 4 * float64(dim)
+	case cpu.Q8_0:
+		return 34.0 / 32 * float64(dim)
+	case cpu.Q4_0:
+		return 18.0 / 32 * float64(dim)
+	}
+	return 2 * float64(dim)
+}
+
+// sumUp takes note of what the step's rows see together, and of the layers' roles.
+func (d *onGPU) sumUp() {
+	d.visible = 0
+	for i := range d.step.Rows {
+		d.visible += uint64(d.step.Rows[i].Visible)
+	}
+	m := d.model
+	m.Mu.Lock()
+	defer m.Mu.Unlock()
+	if d.sparseLayers != nil && d.revision == m.Revision {
+		return
+	}
+	d.revision, d.sparseLayers = m.Revision, make([]bool, len(d.ordinal))
+	for l := range d.sparseLayers {
+		d.sparseLayers[l] = m.Roles.Role(l) == selection.RoleSparse
+	}
+}
+
+// taken tells whether a step that has sparse rows is taken, and gets it ready.
+func (d *onGPU) taken(n *Node) stats.Reason {
+	rows := len(d.step.Rows)
+	if rows > int(d.decoder.Params.MaxRows) {
+		if err := d.grow(n, rows); err != nil {
+			d.refuse(err.Error())
+			return stats.ReasonInert
+		}
+	}
+	_, eager, err := d.decoder.Poll()
+	if err != nil {
+		d.refuse(err.Error())
+		return stats.ReasonInert
+	}
+	if !eager && !d.sparse() {
+		d.counts.DenseSteps++
+		return stats.ReasonDense
+	}
+	if !d.arrange() {
+		return stats.ReasonDense
+	}
+	d.decoder.Reset()
+	v := &d.visibility
+	v.Mask, v.MaskStride = uint64(uintptr(n.Mask)), apartBy(n, n.MaskTokenStride, n.MaskStreamStride)
+	v.NRows, v.NSlots, v.SlotsApart = int32(rows), n.NKV, apart(n.Streams, &n.Call.Key)
+	d.bridge.Look(v)
+	d.unseen = true
+	return stats.Offloaded
+}
+
+// sparse tells whether a layer of the model would attend to a token set now.
+func (d *onGPU) sparse() bool {
+	m := d.model
+	if m.Ablation.Load() != nil {
+		return true
+	}
+	m.Mu.Lock()
+	defer m.Mu.Unlock()
+	return m.Known && !m.Again && m.Roles.Sparse()
+}
+
+// arrange puts the slots of rows whose tokens are not in the order of slots where the device can get them; false: it has
+// not got the last ones yet.
+func (d *onGPU) arrange() bool {
+	d.ordered = d.ordered[:0]
+	used := 0
+	for i := range d.step.Rows {
+		r := &d.step.Rows[i]
+		if r.Slots == nil || r.SetLen == 0 {
+			continue
+		}
+		slots := unsafe.Slice((*int32)(r.Slots), r.Visible)
+		if d.seen.inOrderOfSlots(i, slots) {
+			continue
+		}
+		if used == 0 {
+			d.turn = 1 - d.turn
+			if free, err := d.orders[d.turn].Ready(); err != nil || !free {
+				return false
+			}
+		}
+		apart := d.visibility.SlotsApart * int32(i)
+		to := unsafe.Slice((*int32)(unsafe.Pointer(&d.orders[d.turn].Bytes()[used])), len(slots))
+		for k, slot := range slots {
+			to[k] = slot + apart
+		}
+		d.ordered = append(d.ordered, ordered{i, used, len(slots)})
+		used += 4 * len(slots)
+	}
+	return true
+}
+
+func (d *onGPU) direct(n *Node, layer int) stats.Reason {
+	d.step.Layer = layer
+	if d.computed {
+		return stats.ReasonNoGain
+	}
+	d.state(n, layer)
+	if err := d.decoder.Check(&d.call); err != nil {
+		return d.reject(stats.ReasonShape, n, err.Error())
+	}
+	return stats.Offloaded
+}
+
+func (d *onGPU) planned(g *Graph) {
+	g.Later = d.later
+	if !d.forgot {
+		return
+	}
+	for i := range g.Nodes { // decided before the layers were forgotten
+		if n := &g.Nodes[i]; n.Reason == stats.Offloaded {
+			n.Reason = stats.ReasonDiscovery
+		}
+	}
+}
+
+// left counts a node of a decode step that the host computes: it attends to everything.
+func (d *onGPU) left(n *Node) {
+	layer, ok := d.ordinal[n.Layer]
+	if !ok {
+		return
+	}
+	d.counts.TokensVisible += d.visible
+	d.counts.TokensAttended += d.visible
+	if layer < len(d.sparseLayers) && d.sparseLayers[layer] {
+		d.counts.SparseTokensVisible += d.visible
+		d.counts.SparseTokensAttended += d.visible
+	}
+}
+
+// reject says once why a layer is left to the host.
+func (d *onGPU) reject(reason stats.Reason, n *Node, why string) stats.Reason {
+	if !d.rejected {
+		d.rejected = true
+		c := &n.Call
+		d.log(settings.LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, K %s, V %s, %d slots)",
+			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, backend.Types[c.Key.Type].Name, backend.Types[c.Value.Type].Name, n.NKV))
+	}
+	return reason
+}
+
+// apart is how many slots there are from a stream of the store to the next; -1: no whole number.
+func apart(streams int32, t *cpu.Tensor) int32 {
+	switch {
+	case streams == 1:
+		return 0
+	case t.StreamStride%t.TokenStride != 0 || t.StreamStride/t.TokenStride > backend.MaxSlots:
+		return -1
+	}
+	return int32(t.StreamStride / t.TokenStride)
+}
+
+// state says what a node attends to: pages of one token, numbered through all streams.
+func (d *onGPU) state(n *Node, layer int) {
+	c := &n.Call
+	rows := func(t *cpu.Tensor) backend.RowView {
+		return backend.RowView{Data: uintptr(t.Data), RowStride: apartBy(n, t.TokenStride, t.StreamStride), HeadStride: t.HeadStride, Type: int32(t.Type)}
+	}
+	store := func(t *cpu.Tensor) backend.KVView {
+		return backend.KVView{Data: uintptr(t.Data), TokenStride: t.TokenStride, HeadStride: t.HeadStride, PageStride: t.TokenStride}
+	}
+	d.call = backend.Attention{
+		Layer: int32(layer), Rows: n.Tokens * n.Streams, Slots: int64(n.NKV),
+		Query: rows(&c.Query), Output: rows(&c.Output), Key: store(&c.Key), Value: store(&c.Value),
+		Lengths: uintptr(d.visibility.Lengths), Table: uintptr(d.visibility.Table), TableStride: d.visibility.TableStride, PageSize: 1,
+		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: d.bridge.Stream(),
+	}
+}
+
+// Attend queues an offloaded node of a GPU's between two events of the driver's: what the host queued before the first one
+// is done when it runs, and it is done when the second one is. After an error nothing is under way any more.
+func (s *Session) Attend(n *Node, before, after uintptr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.on.(*onGPU)
+	err := d.attend(n, before, after)
+	if err != nil {
+		_ = d.bridge.Wait()
+		if s.counts.Inert == "" {
+			s.refuse(err.Error())
+		}
+	}
+	return err
+}
+
+func (d *onGPU) attend(n *Node, before, after uintptr) error {
+	if err := d.bridge.Begin(before, d.unseen); err != nil {
+		return oncuda.DeviceError(err)
+	}
+	if d.unseen {
+		d.unseen = false
+		for _, o := range d.ordered {
+			to := d.visibility.Table + uint64(o.row)*uint64(d.visibility.TableStride)*4
+			if err := d.orders[d.turn].Put(to, o.offset, 4*o.n, d.bridge.Stream()); err != nil {
+				return oncuda.DeviceError(err)
+			}
+		}
+	}
+	d.state(n, d.ordinal[n.Layer])
+	if err := d.decoder.Attend(&d.call); err != nil {
+		return err
+	}
+	if !d.engaged && d.decoder.Sparse() {
+		d.engaged = true
+		d.model.Mu.Lock()
+		choose := d.model.Roles.Selections()
+		d.model.Mu.Unlock()
+		d.log(settings.LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
+			d.device.Name(), d.engine.Settings.Budget, n.NKV, choose))
+	}
+	if err := d.bridge.End(after); err != nil {
+		return oncuda.DeviceError(err)
+	}
+	return nil
+}
+
+// assigned gets ready what decoding needs, for as many slots as the host's store has and rows as it has streams: nothing
+// is allocated later, but for more rows.
+func (d *onGPU) assigned(n *Node) error { return d.grow(n, int(n.Store.Streams)) }
+
+// grow makes the decoder for so many rows, rounded up.
+func (d *onGPU) grow(n *Node, rows int) error {
+	d.free()
+	c, most := &n.Call, int32(1)
+	for int(most) < rows {
+		most *= 2
+	}
+	if c.DimK != c.DimV {
+		return fmt.Errorf("head_dim = %d for keys and %d for values: kernels for GPUs want the same", c.DimK, c.DimV)
+	}
+	ordinal, err := cuda.OrdinalOf(uint64(uintptr(c.Key.Data)))
+	if err != nil {
+		return err
+	}
+	slots := (n.Store.Slots + cuda.VisibilityStep - 1) / cuda.VisibilityStep * cuda.VisibilityStep
+	if slots > backend.MaxSlots {
+		return fmt.Errorf("a store of %d slots is more than %d", n.Store.Slots, backend.MaxSlots)
+	}
+	params := backend.Params{
+		Device: int32(ordinal), MaxRows: most, Capacity: int32(slots),
+		Heads: c.Heads, KVHeads: c.KVHeads, KeyDim: c.DimK, ValueDim: c.DimV, KVType: int32(c.Key.Type),
+	}
+	if d.decoder, err = decode.BuildOf(d.engine, d.model, params); err != nil {
+		return err
+	}
+	if d.device, err = oncuda.OpenDevice(ordinal); err != nil {
+		return err
+	}
+	d.reads = hostReads * d.device.Bandwidth()
+	if err := d.allocate(int(most), int(slots)); err != nil {
+		d.free()
+		return err
+	}
+	return nil
+}
+
+func (d *onGPU) allocate(rows, slots int) (err error) {
+	if d.bridge, err = d.device.NewBridge(); err != nil {
+		return err
+	}
+	if d.odd, err = d.device.Pin(oncuda.WorkAlign); err != nil {
+		return err
+	}
+	clear(d.odd.Bytes())
+	for i := range d.orders {
+		if d.orders[i], err = d.device.NewFetch(4 * rows * slots); err != nil {
+			return err
+		}
+	}
+	d.ordered = make([]ordered, 0, rows)
+	lengths := (rows*4 + oncuda.WorkAlign - 1) / oncuda.WorkAlign * oncuda.WorkAlign
+	if d.memory, err = d.device.Zeroed(lengths + rows*slots*4); err != nil {
+		return err
+	}
+	d.visibility = cuda.Visibility{
+		Lengths: d.memory.Address(), Table: d.memory.Address() + uint64(lengths), TableStride: int64(slots),
+		Odd: uint64(uintptr(unsafe.Pointer(&d.odd.Bytes()[0]))),
+	}
+	return nil
+}
+
+func (d *onGPU) unlearn() {
+	d.forgot, d.sparseLayers = true, nil
+	d.free()
+}
+
+// free gives back what was got for the layers that were known, once the device is done with it.
+func (d *onGPU) free() {
+	if d.bridge != nil {
+		d.bridge.Free()
+		d.bridge = nil
+	}
+	if d.memory != nil {
+		d.memory.Free()
+		d.memory = nil
+	}
+	for i := range d.orders {
+		if d.orders[i] != nil {
+			d.orders[i].Free()
+			d.orders[i] = nil
+		}
+	}
+	if d.odd != nil {
+		d.odd.Free()
+		d.odd = nil
+	}
+	if d.decoder != nil {
+		d.counted(&d.counts)
+		d.decoder.Close()
+		d.decoder = nil
+	}
+	d.key = stepKey{}
+}

@@ -1,0 +1,55 @@
+package ggml
+
+import (
+	"fmt"
+
+	"lessismore/plugin/internal/settings"
+)
+
+// part is the layers of a model that one device computes, where others are computed elsewhere: a model that is spread over
+// several GPUs (llama.cpp's -sm layer) or off-loaded in part. No token set comes from another device: the first layer of a
+// part that may be sparse chooses one itself.
+type part struct {
+	some        bool
+	first, last int32 // layers of the model that can take part
+	even        bool  // none between them is left out: a layer's number in the model is its number in the part and first
+	where       string
+}
+
+// partOf tells what a device has of a model: its blocks as far as weights have shown them, its first attention, and the layers
+// that can take part.
+func partOf(b *blocks, attention int32, layers []int32) part {
+	p := part{first: layers[0], last: layers[len(layers)-1], where: b.elsewhere()}
+	p.even = int(p.last-p.first) == len(layers)-1
+	p.some = p.where != ""
+	if !b.shown && attention > 0 {
+		p.some, p.where = true, fmt.Sprintf("the first attention on this device is of layer %d", attention)
+	}
+	if b.shown && b.first == 0 { // the model's first layers may have no attention
+		p.even = p.even && p.first == 0
+	}
+	return p
+}
+
+// settings are those of the part: of the layers that were given, those that it has, by their numbers in it. Where they have
+// begun before it, its first one chooses, too.
+func (p *part) settings(config settings.Config) settings.Config {
+	if !p.some || !p.even || len(config.Layers) == 0 {
+		return config
+	}
+	given := []int{}
+	for _, l := range config.Layers {
+		if l >= int(p.first) && l <= int(p.last) {
+			given = append(given, l-int(p.first))
+		}
+	}
+	if config.Layers[0] < int(p.first) && (len(given) == 0 || given[0] != 0) {
+		given = append([]int{0}, given...)
+	}
+	config.Layers = given
+	return config
+}
+
+func (p *part) String() string {
+	return p.where + ": token sets are chosen on each of them"
+}

@@ -1,0 +1,115 @@
+package ggml
+
+import (
+	"bytes"
+	"unsafe"
+
+	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/kvindex"
+	"lessismore/plugin/internal/steps"
+)
+
+// seen is what the rows of the step before saw. A decode step adds one token to each row: where a row's mask differs from
+// the one before in that token alone, its order is the old one with that token behind. On a GPU, where the masks before are
+// kept and changes of the store are told, that is proof; many rows in a long store then cost next to nothing.
+type seen struct {
+	rows    []seenRow
+	step    uint64 // number of the one that is looked at
+	nkv     int32  // of all rows
+	tokens  int32
+	streams int32
+}
+
+type seenRow struct {
+	known     bool
+	step      uint64 // that this is of
+	visible   int
+	own       int32 // slot of the newest token
+	stream    int   // of the store
+	place     int32 // of the newest token
+	changes   uint64
+	listed    bool // the row has a list, in the step's memory
+	ascending bool // the order is that of slots
+	index     *kvindex.KVIndex
+}
+
+// note keeps what was found out of row i.
+func (s *seen) note(n *Node, i int, t *track, visible int, slots []int32, known bool) {
+	if n.Before == nil && len(s.rows) == 0 {
+		return
+	}
+	rows := int(n.Tokens) * int(n.Streams)
+	if s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || len(s.rows) != rows {
+		s.nkv, s.tokens, s.streams = n.NKV, n.Tokens, n.Streams
+		if cap(s.rows) < rows {
+			s.rows = make([]seenRow, rows, maxRows)
+		}
+		s.rows = s.rows[:rows]
+		clear(s.rows)
+	}
+	stream := int(n.FirstStream) + i/int(n.Tokens)
+	own := int32(t.last[i] - int64(stream)*n.Store.Slots)
+	place, changes := t.index.Place(stream, own)
+	s.rows[i] = seenRow{
+		known: known, step: s.step, visible: visible, own: own, stream: stream, place: place, changes: changes,
+		listed: slots != nil, ascending: slots == nil || ascending(slots), index: t.index,
+	}
+}
+
+// goesOn fills row i of the step, if it is the one of the step before with one token more.
+func (s *seen) goesOn(session *Session, n *Node, i int, t *track) bool {
+	if n.Before == nil || n.ScanType != cpu.F16 || s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || i >= len(s.rows) {
+		return false
+	}
+	r := &s.rows[i]
+	stream := int(n.FirstStream) + i/int(n.Tokens)
+	own := int32(t.last[i] - int64(stream)*n.Store.Slots)
+	place, changes := t.index.Place(stream, own)
+	if !r.known || r.step+1 != s.step || r.index != t.index || r.stream != stream || r.changes != changes || place == kvindex.Unknown || place != r.place+1 ||
+		own < 0 || own >= n.NKV || r.visible >= int(n.NKV) || t.index.Tied {
+		return false
+	}
+	if !r.listed && int(own) != r.visible {
+		return false // the row needs a list from now on
+	}
+	row, token := i/int(n.Tokens), i%int(n.Tokens)
+	now := unsafe.Slice((*byte)(n.scan(row, token)), 2*n.NKV)
+	before := unsafe.Slice((*byte)(unsafe.Add(n.Before, int64(row)*n.ScanStreamStride+int64(token)*n.ScanTokenStride)), 2*n.NKV)
+	hidden := *(*[2]byte)(before[2*own:]) == [2]byte{0x00, 0xfc} && *(*[2]byte)(now[2*own:]) == [2]byte{}
+	if !hidden || !bytes.Equal(now[:2*own], before[:2*own]) || !bytes.Equal(now[2*own+2:], before[2*own+2:]) {
+		return false
+	}
+	last := r.own
+	r.step, r.visible, r.own, r.place = s.step, r.visible+1, own, place
+	var slots []int32
+	if r.listed {
+		list := session.step.List(i)
+		list[r.visible-1] = own
+		slots = list[:r.visible]
+		r.ascending = r.ascending && own > last
+	}
+	config := &session.engine.Settings
+	split := steps.SplitBudget(r.visible, config.Budget, config.Recency, config.SinkTokens)
+	if !session.decodes(i, t, stream, true, last) {
+		split = steps.Split{}
+	}
+	session.step.See(i, token, row, r.visible, slots, nil, split)
+	return true
+}
+
+// inOrderOfSlots tells whether row i of the step, which has a list, sees its tokens in the order of slots.
+func (s *seen) inOrderOfSlots(i int, slots []int32) bool {
+	if i < len(s.rows) && s.rows[i].known && s.rows[i].visible == len(slots) && s.rows[i].listed {
+		return s.rows[i].ascending
+	}
+	return ascending(slots)
+}
+
+func ascending(slots []int32) bool {
+	for i := 1; i < len(slots); i++ {
+		if slots[i] < slots[i-1] {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Tokens a second of an unmodified llama.cpp on a GPU, alone and with the library, side by side on one card.
+
+    python3 bench.py OUT.json [--depths 2048,8192,32768,65536] [--kv f16] [--layers 2,12 | auto] [--ngl 99] [--model FILE]
+
+llama-bench decodes 64 tokens behind each depth of a random-weight model of Qwen3-8B's shape in Q4_0 (4.5 GB, made where it is not there).
+Of each depth the two sides run one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "tests" / "hosts"))
+import hostlib  # noqa: E402
+
+
+def bench(args, depth: int, settings: dict | None) -> dict:
+    with tempfile.TemporaryDirectory() as tmp:
+        stats = Path(tmp) / "stats.json"
+        env = hostlib.environment("cuda-server", hostlib.library_path() if settings else None, settings or {}, stats if settings else None)
+        env["XDG_CACHE_HOME"] = tmp
+        cmd = [
+            hostlib.cuda_libs() / "llama-bench",
+            "-m",
+            args.model,
+            "-p",
+            "0",
+            "-n",
+            str(args.tokens),
+            "-d",
+            str(depth),
+            "-fa",
+            "1",
+            "-r",
+            "2",
+        ]
+        cmd += ["-ngl", str(args.ngl), "-ctk", args.kv, "-ctv", args.kv, "-o", "json", *args.more]
+        child = subprocess.run([str(c) for c in cmd], env=env, capture_output=True, text=True, timeout=300)
+        if child.returncode:
+            return {"error": child.stderr[-800:]}
+        out = {"tokens_s": round(json.loads(child.stdout)[0]["avg_ts"], 1)}
+        if stats.exists():
+            t = json.loads(stats.read_text())["total"]
+            out |= {
+                k: t[k]
+                for k in (
+                    "rows",
+                    "rows_sparse",
+                    "cell_order",
+                    "selection_layers",
+                    "layers_from",
+                    "measured_steps",
+                    "dense_steps",
+                    "declined",
+                )
+            }
+            out["log"] = [line for line in child.stderr.splitlines() if "lessismore" in line][-6:]
+        return out
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument("out", type=Path)
+    ap.add_argument("--depths", default="2048,8192,32768,65536")
+    ap.add_argument("--kv", default="f16")
+    ap.add_argument("--layers", default="2,12")
+    ap.add_argument("--budget", default="2048")
+    ap.add_argument("--cuda", default="auto", help="LESSISMORE_CUDA: on is also where it does not pay")
+    ap.add_argument("--ngl", type=int, default=99)
+    ap.add_argument("--tokens", type=int, default=64)
+    ap.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "qwen3-8b.gguf")
+    ap.add_argument("more", nargs="*", help="further arguments of llama-bench")
+    args = ap.parse_args()
+    if not args.model.exists():
+        subprocess.run([sys.executable, ROOT / "tests/hosts/make_model.py", args.model, "--preset", "qwen3-8b"], check=True)
+    name = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True).stdout.splitlines()
+    settings = {"LESSISMORE_BUDGET": args.budget, "LESSISMORE_CUDA": args.cuda}
+    if args.layers != "auto":
+        settings["LESSISMORE_LAYERS"] = args.layers
+    report = {"gpu": name[:1], "cores": os.cpu_count(), "kv": args.kv, "ngl": args.ngl, "settings": settings, "depths": {}}
+    for depth in map(int, args.depths.split(",")):
+        alone, ours = bench(args, depth, None), bench(args, depth, settings)
+        report["depths"][depth] = {"alone": alone, "library": ours}
+        if "tokens_s" in alone and "tokens_s" in ours:
+            report["depths"][depth]["ratio"] = round(ours["tokens_s"] / alone["tokens_s"], 3)
+        print(depth, json.dumps(report["depths"][depth]), flush=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
