@@ -231,7 +231,7 @@ done
 gpu buffers-old "engaged on stand-in" yes
 counted "buffers without two-dimensional copies" '"rows_sparse": 3,'
 gpu buffers-moved "CUDA devices are left alone: what this host moves to its GPU is not seen: .*word 4 is not set_tensor" no
-gpu unseen "context freed: nothing was taken; .*unknown_rows 16" no
+gpu unseen "context freed: nothing was offloaded; .*unknown_rows 16" no
 
 gpu bf16 "engaged on stand-in" yes
 gpu other-model "engaged on stand-in" yes
