@@ -10,7 +10,7 @@
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
 # make gpu-test, make gpu-bench, make gpu-decode, make gpu-vllm   on a machine with a GPU, torch, transformers and gcc, after make library
 #              cuda (there or elsewhere: no Go is needed)
-# make wheels  build/dist: wheels for manylinux_2_28, x86_64 and aarch64, and the source distribution
+# make wheels  build/dist: wheels for manylinux_2_28, x86_64 and aarch64, the source distribution, the wheel of lessismore demo
 # make wheels-test   tries them on old and new systems of both architectures: docs/platforms.md; SHORT=1, a part of make test: on two
 # make dist    build/dist: the library as a file, for people without Python
 # make clean
