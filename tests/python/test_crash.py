@@ -24,8 +24,7 @@ if {"lessismore.cli._chat", "lessismore.cli._worker", "lessismore.compare._worke
 COMMANDS = {
     "run": ["run", reasoner.GGUF, "-p", ";qa:7;?qa>qa;", "-n", 3, *SETTINGS],
     "bench": ["bench", reasoner.GGUF, "--contexts", 256, "--rounds", 1, "--steps", 1, *SETTINGS],
-    "check": ["check", reasoner.GGUF, "--text", reasoner.FOLDER / "README.md", "--contexts", 64, "--budgets", 32, "--steps", 1,
-              "--threads", 1],
+    "check": [*"check --contexts 64 --budgets 32 --steps 1 --threads 1 --text".split(), reasoner.FOLDER / "README.md", reasoner.GGUF],
     "compare": ["compare", reasoner.FOLDER, "--methods", "lim-host", "--problems", 1, "--steps", 3, "--budgets", 64],
 }
 

@@ -202,8 +202,8 @@ def _measure(
         tally.piece(text[i:end], text[i + 1 : end + 1])
         progress(f"{context} tokens: going on with the text", (end - i) * len(crew.members))
     after = {name: member.report() for name, member in crew.members.items() if member.served}
-    known: dict[Name, list[bool]] = {}
-    for name, member in crew.members.items():
+    known: dict[Name, list[bool]] = {name: [] for name in crew.members}
+    for name, member in crew.members.items() if needles else ():
         progress(f"{context} tokens: asking for {len(needles)} facts")
         known[name] = _ask(member, needles)
     results = []
