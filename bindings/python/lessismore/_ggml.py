@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterator, Optional
 
 from . import _library
 from ._errors import ArgumentError, Error, UnsupportedError
+from .engine import check
 from .settings import Path, Settings, changed
 
 LOG = ("off", "info", "debug")
@@ -20,7 +21,7 @@ _in_force: Optional[dict[str, str]] = None  # a process has one configuration
 def variables(settings: Optional[Settings], changes: dict[str, Any], log: Optional[str], stats: Optional[Path]) -> dict[str, str]:
     """The environment variables that state these values. Raises ArgumentError, TypeError."""
     chosen = changed(settings, changes)
-    chosen.check()
+    check(chosen)
     found = chosen.variables()
     if stats is not None:
         found["LESSISMORE_STATS"] = os.fsdecode(stats)

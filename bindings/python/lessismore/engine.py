@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from .decoder import _Shape
 
+MAX_LAYERS = 4096
+
 
 class Engine(Handle):
     """A configuration, its threads, and what was counted under it.
@@ -100,6 +102,11 @@ class Engine(Handle):
         Raises BusyError while it has open decoders.
         """
         super().close()
+
+
+def check(settings: Settings) -> None:
+    """Asks the library what is wrong with settings. Raises as Engine does."""
+    Engine(MAX_LAYERS, settings, n_threads=1).close()
 
 
 class HostEngine:

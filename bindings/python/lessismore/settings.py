@@ -13,7 +13,6 @@ from ._errors import ArgumentError
 from ._values import integer, real, text
 
 POLICIES = {"union": 0, "mass": 1}
-MAX_LAYERS = 4096
 Path = Union[str, "os.PathLike[str]"]
 
 Logger = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
@@ -96,17 +95,6 @@ class Settings:
                 raise ArgumentError("layers = [] names no layer; None stands for the default")
             params.layers = (c_int32 * len(numbers))(*numbers)
             params.layers_count = len(numbers)
-
-    def check(self) -> None:
-        """Asks the library what is wrong with the values. Raises ArgumentError, TypeError, LibraryError."""
-        from . import _library  # which has the structure from here
-
-        lib, params, handle = _library.library(), EngineParams(), c_void_p()
-        lib.lim_engine_default_params(params, ctypes.sizeof(params))
-        params.n_layers = MAX_LAYERS
-        self.state(params)
-        lib.lim_engine_create(params, handle)
-        lib.lim_engine_free(handle)
 
     def variables(self) -> dict[str, str]:
         """The environment variables that state the settings to ggml hosts."""

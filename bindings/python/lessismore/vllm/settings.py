@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import Any, Callable, Mapping, Optional
 
+from .. import engine
 from .. import settings as common
 from .._errors import ArgumentError, Error
 from .._values import integer, real
@@ -68,7 +69,7 @@ def _librarys(setting: str) -> Check:
             return None
         try:
             found = common.Settings(**{setting: value})
-            found.check()
+            engine.check(found)
         except (ArgumentError, TypeError) as e:
             raise ArgumentError(f"{name} = {value!r}: {e}") from None
         return getattr(found, setting)
