@@ -94,7 +94,7 @@ BAD = [
     ({"query_positions": 1 << 70}, ["query_positions = 1180591620717411303424"]),
     ({"query_positions": "3"}, ["query_positions = '3'"]),
     ({"mask": np.zeros(SLOTS, np.float32)}, ["mask", "float32"]),
-    ({"mask": np.zeros((1, SLOTS), np.float16)}, ["mask", "(1, 40)"]),
+    ({"mask": np.zeros((2, SLOTS), np.float16)}, ["mask", "(2, 40)"]),
     ({"alibi_slopes": f32(HEADS)}, ["alibi_slopes", "mask = NULL"]),
     ({"alibi_slopes": f32(HEADS - 1), "mask": np.zeros(SLOTS, np.float16)}, ["alibi_slopes", "(3,)"]),
     ({"sinks": np.full(HEADS, np.nan, np.float32)}, ["sinks[0] = NaN"]),
