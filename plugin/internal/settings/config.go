@@ -172,7 +172,7 @@ func (env *Environment) onCUDA(built bool) error {
 	case env.Layers == nil:
 		return errors.New("name the layers that choose, such as LESSISMORE_LAYERS=2,12: on a GPU they are not found by measuring")
 	case env.Interval > 1:
-		return fmt.Errorf("LESSISMORE_INTERVAL=%d: on a GPU, a token set serves one step", env.Interval)
+		return fmt.Errorf("LESSISMORE_INTERVAL=%d: on a host's GPU a token set serves one step", env.Interval)
 	case env.Trace > 0:
 		return errors.New("LESSISMORE_TRACE: what is attended to on a GPU is not kept")
 	}
