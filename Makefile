@@ -118,8 +118,8 @@ cuda: $(CUDA_BUILD)/kernels.fatbin $(CUDA_BUILD)/read.fatbin
 # The report is written by one compilation at a time, or its lines would mix.
 $(CUDA_BUILD)/kernels.fatbin: $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/*.h)
 	@mkdir -p $(CUDA_BUILD)
-	"$$(scripts/cuda-toolchain.sh)/bin/nvcc" -std=c++17 -O3 --compress-mode=size -Xptxas -v $(CUDA_TARGETS) \
-	  -fatbin -o $@ kernels/cuda/kernels.cu 2> $(CUDA_BUILD)/resources.log || { cat $(CUDA_BUILD)/resources.log; rm -f $@; exit 1; }
+	scripts/fatbin.sh $@ -std=c++17 -O3 --compress-mode=size -Xptxas -v $(CUDA_TARGETS) \
+	  2> $(CUDA_BUILD)/resources.log || { cat $(CUDA_BUILD)/resources.log; rm -f $@; exit 1; }
 
 $(CUDA_BUILD)/read.fatbin: tests/gpu/read.cu
 	@mkdir -p $(CUDA_BUILD)
