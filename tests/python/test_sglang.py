@@ -178,7 +178,7 @@ def test_a_runner_is_opened_by_what_its_model_and_store_are(backend, version, mo
     monkeypatch.setenv("LESSISMORE_BUDGET", "128")
     monkeypatch.setenv("LESSISMORE_POLICY", "mass")
     monkeypatch.setenv("LESSISMORE_GUARD", "off")
-    monkeypatch.setattr(context, "Decoder", Decoder)
+    monkeypatch.setattr(context.serving, "Decoder", Decoder)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: stand_in.Object(total_memory=64 * 7500))
     zeros = torch.zeros

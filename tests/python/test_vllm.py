@@ -619,8 +619,10 @@ def test_without_layers_or_profile_nothing_is_sparse_and_the_log_says_how(monkey
 def engines(monkeypatch, c, names):
     """What the library's engine would be made with, for layers of these numbers. No device is touched."""
     made = []
-    monkeypatch.setattr(context, "Engine", lambda n, *_, **given: made.append((n, given["layers"])) or stand_in.Object(close=lambda: None))
-    monkeypatch.setattr(context.Context, "_allocate", lambda self, census, number: False)
+    monkeypatch.setattr(
+        context.serving, "Engine", lambda n, *_, **given: made.append((n, given["layers"])) or stand_in.Object(close=lambda: None)
+    )
+    monkeypatch.setattr(context.Context, "_fit", lambda self, census, number: False)
     for i in names:
         c.compilation_config.static_forward_context[f"model.layers.{i}.attn"] = stand_in.Attention("", impl())
     d = context.Context(c)

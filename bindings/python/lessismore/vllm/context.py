@@ -1,13 +1,11 @@
-"""What the layers of one vLLM engine in one process share: the library's engine, its decoder, and what was counted."""
+"""What the layers of one vLLM engine in one process share."""
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import dataclasses
 import logging
 import weakref
-from collections import Counter
 from typing import Any, Optional
 
 import torch
@@ -16,58 +14,36 @@ from .. import _library
 from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from ..decoder import Decoder
-from ..engine import Engine
-from ..settings import POLICIES, EngineParams
-from . import layers, memory, metrics, profile, rows, settings
+from . import layers, memory, metrics, profile, rows, serving, settings
 
 logger = logging.getLogger("vllm.lessismore")
-LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
-class Context:
+class Context(serving.Serving):
     """Opened once, in the run that measures memory, so that vLLM leaves the work memory out of the K/V store's share."""
+
+    logger = logger
 
     def __init__(self, config: Any) -> None:
         """Reads the settings. Raises ArgumentError for a wrong one in additional_config."""
+        own, wrong = settings.read(config.additional_config)
+        super().__init__(own)
         self.config = config
-        self.settings, wrong = settings.read(config.additional_config)
-        self.reason: Optional[str] = None  # why nothing is sparse
         if wrong is not None:
             self.refuse(wrong, logging.ERROR)
-        elif not self.settings.enabled:
+        elif not own.enabled:
             self.refuse("switched off")
         elif (against := layers.whole(config)) is not None:
             self.refuse(against)
         self.opened = False
-        self.census: Optional[layers.Census] = None
-        self.engine: Optional[Engine] = None
-        self.decoder: Optional[Decoder] = None
-        self.work: Optional[torch.Tensor] = None
-        self.numbers: dict[str, int] = {}
-        self.choice = profile.Choice()
-        self.max_rows = self.capacity = self.kv_tokens = 0
         self.most_tokens = 1  # of a request that decodes, in a step
         self.measures = False  # finds the selection layers while serving
-        self.counts: Counter[str] = Counter()
-        self.declined: Counter[str] = Counter()  # rows, by reason
-        self.reporter: Optional[metrics.Reporter] = None
         self.counting: Any = None  # the builder whose steps are counted
 
     @property
-    def active(self) -> bool:
-        """Whether steps may have rows that are ours."""
-        return self.decoder is not None and self.reason is None
-
-    @property
     def hopeful(self) -> bool:
-        """Whether that may still become so."""
+        """Whether steps may still come to have rows that are ours."""
         return self.reason is None
-
-    def refuse(self, reason: str, level: int = logging.INFO) -> None:
-        """From now on vLLM attends to everything."""
-        self.reason = reason
-        logger.log(level, "lessismore: nothing is sparse: %s", reason)
 
     # ---- opening ----
 
@@ -79,8 +55,8 @@ class Context:
         self.opened = True
         most = layers.total(self.config)
         self.census = census = layers.Census(self.config.compilation_config.static_forward_context, ours, most)
-        for reason, names in _by_reason(census.others).items():
-            logger.info("lessismore: %d layers are vLLM's: %s", len(names), reason)
+        for reason, n in self.others().items():
+            logger.info("lessismore: %d layers are vLLM's: %s", n, reason)
         if not census.numbers:
             return self.refuse("no layer takes part")
         try:
@@ -98,7 +74,7 @@ class Context:
         # A graph keeps the layers' roles: where layers are measured, vLLM is told to leave attention out of its graphs.
         whole = graphs is not None and graphs.has_full_cudagraphs() and not graphs.has_piecewise_cudagraphs()
         measures = not whole and ranks == 1 and stages == 1 and layers.most_tokens(config) == 1
-        force, n_layers, first = in_force(own), len(census.numbers), 0
+        force, n_layers, first = serving.in_force(own), len(census.numbers), 0
         if stages > 1:
             n_layers = layers.total(config) or 0
             try:
@@ -118,71 +94,38 @@ class Context:
             )  # fmt: skip
             if not choice.layers:
                 return self.refuse("every layer of this stage comes before the first selection layer")
-        self.engine = Engine(
-            len(census.numbers), own, layers=choice.layers, profile=choice.profile, model=choice.model, n_threads=1, logger=_log
-        )
-        if not self._allocate(census, torch.cuda.current_device() if device.index is None else device.index):
+        self.make_engine(len(census.numbers))
+        if not self._fit(census, torch.cuda.current_device() if device.index is None else device.index):
             return
         self.numbers = census.numbers
         heads = census.first.num_heads
         logger.info(
             "lessismore %s: %d layers take part, selection layers %s; budget %d; query heads %d of %d; up to %d of %d rows in a step, work memory %.0f MB",
-            __version__, len(self.numbers), f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source, force["budget"],
-            heads, heads * ranks, self.max_rows, config.scheduler_config.max_num_seqs * self.most_tokens, self.work_bytes / 1e6,
+            __version__, len(self.numbers), self.chosen(), force["budget"], heads, heads * ranks, self.max_rows, config.scheduler_config.max_num_seqs * self.most_tokens, self.work_bytes / 1e6,
         )  # fmt: skip
         if self.measures and graphs is not None and graphs.has_full_cudagraphs():
             logger.info(
                 "lessismore: vLLM's graphs leave attention out while the selection layers are measured; the next start has them in a profile"
             )
-        self.reporter = metrics.Reporter(self, *_rank(config.parallel_config), own.stats_interval, own.stats)
-        atexit.register(_at_exit, weakref.ref(self))
+        self.report_by(metrics.Reporter(self, *_rank(config.parallel_config), own.stats_interval, own.stats))
 
-    def _allocate(self, census: layers.Census, number: int) -> bool:
-        """The decoder and its work memory on a device; False: there is not enough for a row."""
-        config, own, impl, engine = self.config, self.settings, census.first, self.engine
-        assert engine is not None
-        self.capacity = config.model_config.max_model_len
+    def _fit(self, census: layers.Census, number: int) -> bool:
+        """The decoder for what vLLM may ask of a step; False: there is not enough work memory for a row."""
+        config, impl = self.config, census.first
         shape: dict[str, Any] = dict(
-            device=number, capacity=self.capacity, heads=impl.num_heads, kv_heads=impl.num_kv_heads, head_dim=impl.head_size,
+            device=number, capacity=config.model_config.max_model_len, heads=impl.num_heads, kv_heads=impl.num_kv_heads, head_dim=impl.head_size,
             dtype="fp8" if impl.kv_cache_dtype in layers.FP8 else layers.DTYPES[str(config.model_config.dtype)],
         )  # fmt: skip
         total = torch.cuda.get_device_properties(number).total_memory
         token_bytes = len(census.numbers) * 2 * impl.num_kv_heads * impl.head_size * (1 if shape["dtype"] == "fp8" else 2)
         # Rows that share pages of a prefix may see more together than the store holds: the step is then dense, and counted.
         # The tokens of a request that speculates see nearly the same, and each is a row.
-        tokens = own.kv_tokens or self.most_tokens * memory.kv_tokens(config, token_bytes, total, torch.cuda.memory_allocated(number))
+        tokens = self.settings.kv_tokens or self.most_tokens * memory.kv_tokens(
+            config, token_bytes, total, torch.cuda.memory_allocated(number)
+        )
         if self.choice.layers is None:
             tokens = 0  # measuring has room for each row
-
-        def size(rows: int) -> int:
-            return Decoder.work_size(engine, rows, **shape, kv_tokens=min(tokens, rows * self.capacity))
-
-        limit = own.work_bytes or total // memory.SHARE
-        self.max_rows = memory.rows_within(size, min(config.scheduler_config.max_num_seqs * self.most_tokens, own.max_rows), limit)
-        if self.max_rows == 0:
-            self.refuse(f"a row of {self.capacity} tokens needs {size(1)} bytes, more than work_bytes = {limit}", logging.WARNING)
-            return False
-        self.kv_tokens = min(tokens, self.max_rows * self.capacity)
-        self.work = torch.zeros(size(self.max_rows), dtype=torch.uint8, device=f"cuda:{number}")
-        self.decoder = Decoder(engine, self.max_rows, **shape, kv_tokens=self.kv_tokens, work=self.work)
-        return True
-
-    @property
-    def work_bytes(self) -> int:
-        return 0 if self.work is None else self.work.numel()
-
-    def close(self) -> None:
-        """Gives the library's memory back."""
-        for handle in (self.decoder, self.engine):
-            if handle is not None:
-                handle.close()
-        self.decoder = self.engine = self.work = None
-        self.numbers = {}
-
-    def fail(self, error: Error) -> None:
-        """A layer was refused in the middle of a step: vLLM computes it, and everything from the next step on."""
-        self.declined["refused by the library"] += 1
-        self.refuse(str(error), logging.ERROR)
+        return self.allocate(shape, tokens, config.scheduler_config.max_num_seqs * self.most_tokens)
 
     # ---- steps ----
 
@@ -197,19 +140,7 @@ class Context:
         self.counts["rows"] += found.rows
         if found.reason is not None:
             self.declined[found.reason] += n_rows
-        if self.reporter is not None:
-            self.reporter.tick()
-
-    def report(self) -> dict[str, Any]:
-        """What was counted. Waits for the GPU."""
-        library = None if self.decoder is None else self.decoder.stats()
-        census = self.census
-        return {
-            "reason": self.reason, "layers": None if self.choice.layers is None else list(self.choice.layers), "source": self.choice.source,
-            "taking_part": len(self.numbers), "others": {r: len(n) for r, n in _by_reason(census.others).items()} if census else {},
-            "max_rows": self.max_rows, "kv_tokens": self.kv_tokens, "work_bytes": self.work_bytes, "counts": dict(self.counts),
-            "declined": dict(self.declined), "library": library,
-        }  # fmt: skip
+        self.tick()
 
 
 class Call:
@@ -243,12 +174,8 @@ class Call:
     def refresh(self) -> None:
         """Takes the weights over again: they were loaded, or loaded anew."""
         self.store = 0  # the scales of K/V are among them
-        sinks = self.impl.sinks
-        if sinks is None:
-            return
-        if self.sinks is None:
-            self.sinks = torch.empty(sinks.shape, dtype=torch.float32, device=sinks.device)
-        self.sinks.copy_(sinks)
+        if self.impl.sinks is not None:
+            self.sinks = serving.as_float32(self.sinks, self.impl.sinks)
 
     def _prepare(
         self, query: torch.Tensor, kv_cache: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, output: torch.Tensor
@@ -277,9 +204,7 @@ class Call:
                 or tensor.dtype != output.dtype
             ):
                 raise ArgumentError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}")
-        for name, tensor in (("seq_lens", lengths), ("block_table", table)):
-            if tensor.dtype != torch.int32 or tensor.stride(-1) != 1:
-                raise ArgumentError(f"{name} is {tensor.dtype} with strides {tensor.stride()}")
+        serving.check_int32(seq_lens=lengths, block_table=table)
         a.key, a.value = kv_cache.data_ptr(), kv_cache.data_ptr() + size * impl.head_size
         a.key_page_stride, a.key_head_stride, a.key_token_stride = (size * n for n in kv_cache.stride()[:3])
         a.value_page_stride, a.value_head_stride, a.value_token_stride = a.key_page_stride, a.key_head_stride, a.key_token_stride
@@ -315,33 +240,7 @@ def of(config: Any) -> Context:
     return found
 
 
-def _at_exit(of_context: "weakref.ref[Context]") -> None:
-    context = of_context()
-    if context is not None and context.reporter is not None:
-        context.reporter.write()
-
-
-def _log(level: int, text: str) -> None:
-    logger.log(LEVELS[level], "lessismore: %s", text)
-
-
-def _by_reason(others: dict[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, reason in others.items():
-        found.setdefault(reason, []).append(name)
-    return found
-
-
 def _rank(parallel: Any) -> tuple[int, int]:
     """This process's number among all that compute, and how many there are."""
     world, replica = parallel.world_size, getattr(parallel, "data_parallel_rank", 0) or 0
     return replica * world + getattr(parallel, "rank", 0), world * (getattr(parallel, "data_parallel_size", 1) or 1)
-
-
-def in_force(own: settings.Settings) -> dict[str, Any]:
-    """The settings that a profile is for."""
-    params = EngineParams()
-    _library.library().lim_engine_default_params(params, ctypes.sizeof(params))
-    own.state(params)
-    numbers = {name: getattr(params, name) for name in ("budget", "recency", "sink_tokens", "selections")}
-    return {**numbers, "policy": next(name for name, number in POLICIES.items() if number == params.policy)}
