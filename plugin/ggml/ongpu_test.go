@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/x448/float16"
 
-	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/settings"
@@ -31,17 +30,6 @@ type gpuHost struct {
 }
 
 const gpuLayers, gpuSlots = 6, 4096
-
-func gpuEngine(t *testing.T, change func(*settings.Config)) *contexts.Engine {
-	config := settings.DefaultConfig()
-	config.Layers = []int{2, 4}
-	if change != nil {
-		change(&config)
-	}
-	e, err := contexts.NewEngine(config)
-	require.NoError(t, err)
-	return e
-}
 
 func newGPUHost(t *testing.T, rows int, visible int) *gpuHost {
 	h := &gpuHost{
@@ -134,7 +122,7 @@ func TestGPUSession(t *testing.T) {
 		standin.Again(t)
 		return
 	}
-	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
+	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
 	h, g := newGPUHost(t, 3, 300), &Graph{}
 	h.prompt(s)
 	require.Zero(t, h.step(t, s, g), "the first pass is the host's")
@@ -172,7 +160,7 @@ func TestGPUAllocatesNothing(t *testing.T) {
 		standin.Again(t, "LIM_STANDIN_LOG=")
 		return
 	}
-	s := NewGPUSession(gpuEngine(t, nil), nil, true)
+	s := NewGPUSession(standin.Engine(t, nil), nil, true)
 	h, g := newGPUHost(t, 1, 3000), &Graph{}
 	h.prompt(s)
 	h.step(t, s, g)
@@ -193,7 +181,7 @@ func TestGPUSessionForgetsWithinACall(t *testing.T) {
 		standin.Again(t)
 		return
 	}
-	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget, c.Layers = 100, []int{0} }), nil, true)
+	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget, c.Layers = 100, []int{0} }), nil, true)
 	h, g := newGPUHost(t, 1, 300), &Graph{}
 	h.prompt(s)
 	h.step(t, s, g)
@@ -211,7 +199,7 @@ func TestGPUOrder(t *testing.T) {
 		standin.Again(t)
 		return
 	}
-	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
+	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
 	h, g := newGPUHost(t, 1, 300), &Graph{}
 	back := func(i int) int { return 299 - i } // the newest token lies in slot 0
 	h.writing(g, 0, 299, back)
@@ -240,7 +228,7 @@ func TestGPULeavesShortRows(t *testing.T) {
 		standin.Again(t)
 		return
 	}
-	s := NewGPUSession(gpuEngine(t, func(c *settings.Config) { c.Budget = 300 }), nil, true)
+	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 300 }), nil, true)
 	h, g := newGPUHost(t, 2, 300), &Graph{}
 	h.prompt(s)
 	h.step(t, s, g)

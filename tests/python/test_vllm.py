@@ -1,5 +1,6 @@
 """lessismore.vllm without vLLM and without a GPU: against what is recorded of vLLM's interfaces, and in a stand-in of them."""
 
+import contextlib
 import ctypes
 import inspect
 import json
@@ -29,19 +30,25 @@ HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
 # ---- vLLM's interfaces ----
 
 
-@pytest.fixture
-def backend(monkeypatch):
-    """The backend's module in the stand-in; backend.current[0] is the configuration."""
+@contextlib.contextmanager
+def installed(patch):
+    """The backend's module in the stand-in; its current[0] is the configuration."""
     current = [None]
-    stand_in.install(monkeypatch, current)
-    monkeypatch.delitem(sys.modules, "lessismore.vllm.backend", raising=False)
+    stand_in.install(patch, current)
+    patch.delitem(sys.modules, "lessismore.vllm.backend", raising=False)
     import lessismore.vllm.backend as module
 
     module.current = current
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stand_in.Object(cuda_stream=0))
+    patch.setattr(torch.cuda, "current_stream", lambda: stand_in.Object(cuda_stream=0))
     yield module
     context._contexts.clear()
     sys.modules.pop("lessismore.vllm.backend", None)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    with installed(monkeypatch) as module:
+        yield module
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -353,14 +360,7 @@ def test_padded_rows_leave_zeros(model):
 @given(data=st.data())
 @hypothesis_settings(max_examples=15, deadline=None)
 def test_any_step_gives_what_vllm_alone_gives(data):
-    with pytest.MonkeyPatch.context() as patch:
-        current = [None]
-        stand_in.install(patch, current)
-        patch.delitem(sys.modules, "lessismore.vllm.backend", raising=False)
-        import lessismore.vllm.backend as module
-
-        module.current = current
-        patch.setattr(torch.cuda, "current_stream", lambda: stand_in.Object(cuda_stream=0))
+    with pytest.MonkeyPatch.context() as patch, installed(patch) as module:
         model = Model(module, data.draw(st.sampled_from(VERSIONS)), patch)
         queries = data.draw(st.lists(st.sampled_from([1, 1, 1, 2, 5, 30]), min_size=1, max_size=8))
         queries.sort()
@@ -373,7 +373,6 @@ def test_any_step_gives_what_vllm_alone_gives(data):
         assert (metadata.lessismore.rest is not None) == (0 < ours < len(queries))
         for layer in model.layers:
             assert layer.impl.calls == (ours < len(queries)) + 1  # the comparison is the last
-        sys.modules.pop("lessismore.vllm.backend", None)
 
 
 def test_a_prompt_among_the_first_rows_ends_ours(model):
@@ -438,20 +437,12 @@ def test_speculation_wants_graphs_of_several_tokens_and_rows_for_them(speculatin
 @given(data=st.data())
 @hypothesis_settings(max_examples=15, deadline=None)
 def test_any_speculating_step_gives_what_vllm_alone_gives(data):
-    with pytest.MonkeyPatch.context() as patch:
-        current = [None]
-        stand_in.install(patch, current)
-        patch.delitem(sys.modules, "lessismore.vllm.backend", raising=False)
-        import lessismore.vllm.backend as module
-
-        module.current = current
-        patch.setattr(torch.cuda, "current_stream", lambda: stand_in.Object(cuda_stream=0))
+    with pytest.MonkeyPatch.context() as patch, installed(patch) as module:
         model = Model(module, data.draw(st.sampled_from(VERSIONS)), patch, drafts=3)
         queries = sorted(data.draw(st.lists(st.sampled_from([1, 2, 3, 4, 5, 30]), min_size=1, max_size=6)))
         metadata = model.step(queries, [q + data.draw(st.integers(0, 100)) for q in queries])
         close(*model.attend(metadata))
         assert metadata.lessismore.rows == sum(q for q in queries if q <= 4)
-        sys.modules.pop("lessismore.vllm.backend", None)
 
 
 @pytest.mark.parametrize(("queries", "more", "reason"), [

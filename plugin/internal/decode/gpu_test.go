@@ -11,7 +11,6 @@ import (
 
 	"lessismore/plugin/internal/backend"
 	"lessismore/plugin/internal/backend/oncuda"
-	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/fault"
 	"lessismore/plugin/internal/settings"
 	"lessismore/plugin/internal/standin"
@@ -22,17 +21,6 @@ const gpuLayers = 6
 
 var gpuShape = backend.Params{MaxRows: 8, Capacity: 32768, Heads: 32, KVHeads: 8, KeyDim: 128, ValueDim: 128, KVType: 1}
 
-func gpuEngine(t *testing.T, change func(*settings.Config)) *contexts.Engine {
-	config := settings.DefaultConfig()
-	config.Layers = []int{2, 4}
-	if change != nil {
-		change(&config)
-	}
-	e, err := contexts.NewEngine(config)
-	require.NoError(t, err)
-	return e
-}
-
 // cuda is what a decoder attends on.
 func (d *Decoder) cuda() *oncuda.Decoder { return d.on.(*oncuda.Decoder) }
 
@@ -41,7 +29,7 @@ func makeDecoder(t *testing.T, change func(*backend.Params)) *Decoder {
 	if change != nil {
 		change(&params)
 	}
-	b, err := NewDecoder(gpuEngine(t, nil), gpuLayers, nil, params)
+	b, err := NewDecoder(standin.Engine(t, nil), gpuLayers, nil, params)
 	require.NoError(t, err)
 	return b
 }
@@ -270,20 +258,20 @@ func TestGPURefusals(t *testing.T) {
 		params := gpuShape
 		bad.change(&params)
 		var refusal *fault.Error
-		_, err := NewDecoder(gpuEngine(t, nil), gpuLayers, nil, params)
+		_, err := NewDecoder(standin.Engine(t, nil), gpuLayers, nil, params)
 		require.True(t, errors.As(err, &refusal), "%v: %v", bad.text, err)
 		require.Contains(t, refusal.Text, bad.text)
 		require.Equal(t, bad.kind, refusal.Kind, refusal.Text)
 	}
-	_, err = NewDecoder(gpuEngine(t, func(c *settings.Config) { c.Budget = 30000 }), gpuLayers, nil, gpuShape)
+	_, err = NewDecoder(standin.Engine(t, func(c *settings.Config) { c.Budget = 30000 }), gpuLayers, nil, gpuShape)
 	require.ErrorContains(t, err, "top_k = 22500 is more than")
 	shared := gpuShape
 	shared.KVTokens = 10000
-	_, err = NewDecoder(gpuEngine(t, func(c *settings.Config) { c.Layers = nil }), gpuLayers, nil, shared)
+	_, err = NewDecoder(standin.Engine(t, func(c *settings.Config) { c.Layers = nil }), gpuLayers, nil, shared)
 	require.ErrorContains(t, err, "kv_tokens = 10000: name the layers that choose")
-	apart, err := WorkSize(gpuEngine(t, nil), gpuLayers, gpuShape)
+	apart, err := WorkSize(standin.Engine(t, nil), gpuLayers, gpuShape)
 	require.NoError(t, err)
-	together, err := WorkSize(gpuEngine(t, nil), gpuLayers, shared)
+	together, err := WorkSize(standin.Engine(t, nil), gpuLayers, shared)
 	require.NoError(t, err)
 	require.Less(t, 4*together, apart)
 }
@@ -317,7 +305,7 @@ func TestGPUMapThatFails(t *testing.T) {
 		standin.Again(t, "LIM_STANDIN_FAIL=cuTensorMapEncodeTiled:700")
 		return
 	}
-	_, err := NewDecoder(gpuEngine(t, nil), gpuLayers, nil, gpuShape)
+	_, err := NewDecoder(standin.Engine(t, nil), gpuLayers, nil, gpuShape)
 	requireKind(t, fault.DeviceFailed, err)
 	require.ErrorContains(t, err, "making the tensor maps of K and V: CUDA_ERROR (700)")
 }
@@ -327,7 +315,7 @@ func TestGPUOutOfMemory(t *testing.T) {
 		standin.Again(t, "LIM_STANDIN_FAIL=cuMemAlloc_v2:2")
 		return
 	}
-	_, err := NewDecoder(gpuEngine(t, nil), gpuLayers, nil, gpuShape)
+	_, err := NewDecoder(standin.Engine(t, nil), gpuLayers, nil, gpuShape)
 	requireKind(t, fault.NoMemory, err)
 	require.ErrorContains(t, err, "CUDA_ERROR_OUT_OF_MEMORY")
 }

@@ -11,6 +11,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"lessismore/plugin/internal/contexts"
+	"lessismore/plugin/internal/settings"
 )
 
 // Child tells whether this process is one that Again has started.
@@ -31,4 +34,17 @@ func Again(t *testing.T, env ...string) (log []string) {
 	require.NoError(t, err, "%s", out)
 	text, _ := os.ReadFile(path)
 	return strings.Split(strings.TrimSpace(string(text)), "\n")
+}
+
+// Engine is one whose layers 2 and 4 choose, or as change has it.
+func Engine(t *testing.T, change func(*settings.Config)) *contexts.Engine {
+	t.Helper()
+	config := settings.DefaultConfig()
+	config.Layers = []int{2, 4}
+	if change != nil {
+		change(&config)
+	}
+	e, err := contexts.NewEngine(config)
+	require.NoError(t, err)
+	return e
 }

@@ -6,7 +6,6 @@ python3 record.py DIR/sglang-*.whl        writes VERSION.json beside this file f
 """
 
 import ast
-import json
 import pathlib
 import re
 import sys
@@ -37,13 +36,7 @@ def record(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())
         for path, wanted in MODULES.items():
-            module = found["modules"].setdefault(path, {})
-            for node in ast.parse(z.read(SRT + path)).body:
-                name = getattr(node, "name", None) or (
-                    node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None
-                )
-                if name in wanted:
-                    module[name] = vllm.about(node)
+            found["modules"][path] = vllm.named(z.read(SRT + path), wanted)
         for path in sorted(names):  # ServerArgs, which later versions spread over files
             if path == SRT + "server_args.py" or re.fullmatch(SRT + r"arg_groups/fields/\w+\.py", path):
                 for node in ast.parse(z.read(path)).body:
@@ -77,8 +70,4 @@ def record(wheel):
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        recorded = record(pathlib.Path(argument))
-        path = HERE / f"{recorded['version']}.json"
-        path.write_text(json.dumps(recorded, sort_keys=True) + "\n")
-        print(path, path.stat().st_size)
+    vllm.main(record, HERE)

@@ -78,24 +78,35 @@ def about(node):
     return found
 
 
+def named(source, names):
+    """What about() tells of those classes, functions and constants of a module, by name."""
+    found = {}
+    for node in ast.parse(source).body:
+        name = getattr(node, "name", None) or (
+            node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None
+        )
+        if name in names:
+            found[name] = about(node)
+    return found
+
+
 def record(wheel):
     version = re.match(r"vllm-([\d.]+(?:post\d+)?)", wheel.name)[1]
     found = {"version": version, "modules": {}}
     with zipfile.ZipFile(wheel) as z:
         for path, names in MODULES.items():
-            module = found["modules"].setdefault(path, {})
-            for node in ast.parse(z.read(path)).body:
-                name = getattr(node, "name", None) or (
-                    node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None
-                )
-                if name in names:
-                    module[name] = about(node)
+            found["modules"][path] = named(z.read(path), names)
     return found
 
 
-if __name__ == "__main__":
+def main(record, folder):
+    """Writes VERSION.json into the folder for each wheel that the command line names."""
     for argument in sys.argv[1:]:
         recorded = record(pathlib.Path(argument))
-        path = HERE / f"{recorded['version']}.json"
+        path = folder / f"{recorded['version']}.json"
         path.write_text(json.dumps(recorded, sort_keys=True) + "\n")
         print(path, path.stat().st_size)
+
+
+if __name__ == "__main__":
+    main(record, HERE)
