@@ -169,7 +169,8 @@ int take_part(Context *c, Graph *graph) {
     return status;
 }
 
-int compute(Backend *backend, Graph *graph) {
+// The way into a hooked backend's graph.
+int enter(Backend *backend, Graph *graph, int (*take)(Context *, Graph *)) {
     Context *c = find_context(backend);
     if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
     if (forked()) {
@@ -177,8 +178,10 @@ int compute(Backend *backend, Graph *graph) {
         return c->compute(backend, graph);
     }
     if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
-    return take_part(c, graph);
+    return take(c, graph);
 }
+
+int compute(Backend *backend, Graph *graph) { return enter(backend, graph, take_part); }
 
 // Nodes [from, to) of a graph, computed by the host.
 int compute_part(const Context *c, Graph *graph, int from, int to) {
@@ -258,15 +261,10 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
 }
 
 int compute_on_gpu(Backend *backend, Graph *graph) {
-    Context *c = find_context(backend);
-    if (c == nullptr) return 1; // unreachable: only backends in the list are hooked
-    if (forked()) {
-        tell_forked();
-        return c->compute(backend, graph);
-    }
-    if (c->computed++ % kSignalCheck == 0) give_handlers_their_stack();
-    int offloaded;
-    return take_part_on_gpu(c, graph, offloaded);
+    return enter(backend, graph, [](Context *c, Graph *whole) {
+        int offloaded;
+        return take_part_on_gpu(c, whole, offloaded);
+    });
 }
 
 // gpus: null where there are none, and no events then.
