@@ -16,7 +16,7 @@ import (
 	"sync"
 	"unsafe"
 
-	"lessismore/plugin/ggml"
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/ggml/host"
 )
 
@@ -104,45 +104,45 @@ func lim_go_ggml_open(kind C.int) (handle C.uintptr_t) {
 }
 
 //export lim_go_ggml_plan
-func lim_go_ggml_plan(handle C.uintptr_t, graph *C.lim_ggml_graph) {
-	nodes := unsafe.Slice((*ggml.Node)(unsafe.Pointer(graph.nodes)), graph.n_nodes)
+func lim_go_ggml_plan(handle C.uintptr_t, from *C.lim_ggml_graph) {
+	nodes := unsafe.Slice((*graph.Node)(unsafe.Pointer(from.nodes)), from.n_nodes)
 	done := false
 	defer func() {
 		if !done { // a panic: the host keeps everything
 			for i := range nodes {
-				nodes[i].Reason = ggml.Failed
+				nodes[i].Reason = graph.Failed
 			}
 		}
 	}()
 	defer process.Guard("graph_compute")
-	g := ggml.Graph{
+	g := graph.Graph{
 		Nodes:     nodes,
-		Writes:    unsafe.Slice((*ggml.Write)(unsafe.Pointer(graph.writes)), graph.n_writes),
-		Shifts:    unsafe.Slice((*ggml.Shift)(unsafe.Pointer(graph.shifts)), graph.n_shifts),
-		Rewritten: unsafe.Slice((*uint64)(graph.rewritten), graph.n_rewritten),
-		Rotations: int(graph.n_rotations),
-		SoftMax:   int(graph.n_soft_max),
-		Weights:   uint64(graph.weights),
-		Adapters:  uint64(graph.adapters),
+		Writes:    unsafe.Slice((*graph.Write)(unsafe.Pointer(from.writes)), from.n_writes),
+		Shifts:    unsafe.Slice((*graph.Shift)(unsafe.Pointer(from.shifts)), from.n_shifts),
+		Rewritten: unsafe.Slice((*uint64)(from.rewritten), from.n_rewritten),
+		Rotations: int(from.n_rotations),
+		SoftMax:   int(from.n_soft_max),
+		Weights:   uint64(from.weights),
+		Adapters:  uint64(from.adapters),
 
-		Changes: unsafe.Slice((*ggml.Change)(unsafe.Pointer(graph.changes)), graph.n_changes),
-		Lost:    graph.lost != 0, Computed: graph.computed != 0,
+		Changes: unsafe.Slice((*graph.Change)(unsafe.Pointer(from.changes)), from.n_changes),
+		Lost:    from.lost != 0, Computed: from.computed != 0,
 
-		FirstBlock: int32(graph.first_block), LastBlock: int32(graph.last_block), Ends: int32(graph.ends),
+		FirstBlock: int32(from.first_block), LastBlock: int32(from.last_block), Ends: int32(from.ends),
 	}
-	if graph.n_outputs >= 0 {
-		g.Batch = int(graph.n_batch)
-		g.Outputs = unsafe.Slice((*int32)(graph.outputs), graph.n_outputs)
+	if from.n_outputs >= 0 {
+		g.Batch = int(from.n_batch)
+		g.Outputs = unsafe.Slice((*int32)(from.outputs), from.n_outputs)
 	}
-	if graph.positions != nil {
-		g.Positions = unsafe.Slice((*int32)(graph.positions), graph.n_positions)
+	if from.positions != nil {
+		g.Positions = unsafe.Slice((*int32)(from.positions), from.n_positions)
 	}
 	cgo.Handle(handle).Value().(host.Context).Plan(&g)
 	if g.KnowsWeights {
-		graph.knows_weights = 1
+		from.knows_weights = 1
 	}
-	graph.followed, graph.later = C.uint64_t(g.Followed), number(g.Later)
-	graph.notes, graph.n_notes = (*C.lim_ggml_note)(unsafe.Pointer(unsafe.SliceData(g.Notes))), C.int64_t(len(g.Notes))
+	from.followed, from.later = C.uint64_t(g.Followed), number(g.Later)
+	from.notes, from.n_notes = (*C.lim_ggml_note)(unsafe.Pointer(unsafe.SliceData(g.Notes))), C.int64_t(len(g.Notes))
 	done = true
 }
 
@@ -151,9 +151,9 @@ func lim_go_ggml_attend(handle C.uintptr_t, node *C.lim_ggml_node, before, after
 	failed = 1 // a panic: the host computes the node itself
 	defer process.Guard("graph_compute")
 	s := cgo.Handle(handle).Value().(interface {
-		Attend(n *ggml.Node, before, after uintptr) error
+		Attend(n *graph.Node, before, after uintptr) error
 	})
-	if s.Attend((*ggml.Node)(unsafe.Pointer(node)), uintptr(before), uintptr(after)) == nil {
+	if s.Attend((*graph.Node)(unsafe.Pointer(node)), uintptr(before), uintptr(after)) == nil {
 		failed = 0
 	}
 	return failed
@@ -188,41 +188,41 @@ func lim_go_ggml_exit() {
 
 // Both sides of what crosses the edge agree, or this does not compile.
 var (
-	_ [unsafe.Sizeof(ggml.Node{}) - C.sizeof_lim_ggml_node]struct{}
-	_ [C.sizeof_lim_ggml_node - unsafe.Sizeof(ggml.Node{})]struct{}
-	_ [unsafe.Sizeof(ggml.Write{}) - C.sizeof_lim_ggml_write]struct{}
-	_ [C.sizeof_lim_ggml_write - unsafe.Sizeof(ggml.Write{})]struct{}
-	_ [unsafe.Sizeof(ggml.Shift{}) - C.sizeof_lim_ggml_shift]struct{}
-	_ [C.sizeof_lim_ggml_shift - unsafe.Sizeof(ggml.Shift{})]struct{}
-	_ [unsafe.Sizeof(ggml.Note{}) - C.sizeof_lim_ggml_note]struct{}
-	_ [C.sizeof_lim_ggml_note - unsafe.Sizeof(ggml.Note{})]struct{}
-	_ [unsafe.Sizeof(ggml.Change{}) - C.sizeof_lim_ggml_change]struct{}
-	_ [C.sizeof_lim_ggml_change - unsafe.Sizeof(ggml.Change{})]struct{}
+	_ [unsafe.Sizeof(graph.Node{}) - C.sizeof_lim_ggml_node]struct{}
+	_ [C.sizeof_lim_ggml_node - unsafe.Sizeof(graph.Node{})]struct{}
+	_ [unsafe.Sizeof(graph.Write{}) - C.sizeof_lim_ggml_write]struct{}
+	_ [C.sizeof_lim_ggml_write - unsafe.Sizeof(graph.Write{})]struct{}
+	_ [unsafe.Sizeof(graph.Shift{}) - C.sizeof_lim_ggml_shift]struct{}
+	_ [C.sizeof_lim_ggml_shift - unsafe.Sizeof(graph.Shift{})]struct{}
+	_ [unsafe.Sizeof(graph.Note{}) - C.sizeof_lim_ggml_note]struct{}
+	_ [C.sizeof_lim_ggml_note - unsafe.Sizeof(graph.Note{})]struct{}
+	_ [unsafe.Sizeof(graph.Change{}) - C.sizeof_lim_ggml_change]struct{}
+	_ [C.sizeof_lim_ggml_change - unsafe.Sizeof(graph.Change{})]struct{}
 
-	_ = [1]int{}[unsafe.Offsetof(ggml.Change{}.NPrints)-unsafe.Offsetof(C.lim_ggml_change{}.n_prints)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Change{}.Kind)-unsafe.Offsetof(C.lim_ggml_change{}.kind)]
-	_ = [1]int{}[ggml.Cleared-C.LIM_GGML_CLEARED]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Store{}.Stride)-unsafe.Offsetof(C.lim_ggml_store{}.stride)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Store{}.Row)-unsafe.Offsetof(C.lim_ggml_store{}.row)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Note{}.Slots)-unsafe.Offsetof(C.lim_ggml_note{}.slots)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Store)-unsafe.Offsetof(C.lim_ggml_node{}.store)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Layer)-unsafe.Offsetof(C.lim_ggml_node{}.layer)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.NKV)-unsafe.Offsetof(C.lim_ggml_node{}.n_kv)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Scan)-unsafe.Offsetof(C.lim_ggml_node{}.scan)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Before)-unsafe.Offsetof(C.lim_ggml_node{}.before)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Mask)-unsafe.Offsetof(C.lim_ggml_node{}.mask)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.MaxBias)-unsafe.Offsetof(C.lim_ggml_node{}.max_bias)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.What)-unsafe.Offsetof(C.lim_ggml_node{}.what)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Remedy)-unsafe.Offsetof(C.lim_ggml_node{}.remedy)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Node{}.Value)-unsafe.Offsetof(C.lim_ggml_node{}.value)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Write{}.Slots)-unsafe.Offsetof(C.lim_ggml_write{}.slots)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Write{}.N)-unsafe.Offsetof(C.lim_ggml_write{}.n)]
-	_ = [1]int{}[unsafe.Offsetof(ggml.Shift{}.Delta)-unsafe.Offsetof(C.lim_ggml_shift{}.delta)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Change{}.NPrints)-unsafe.Offsetof(C.lim_ggml_change{}.n_prints)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Change{}.Kind)-unsafe.Offsetof(C.lim_ggml_change{}.kind)]
+	_ = [1]int{}[graph.Cleared-C.LIM_GGML_CLEARED]
+	_ = [1]int{}[unsafe.Offsetof(graph.Store{}.Stride)-unsafe.Offsetof(C.lim_ggml_store{}.stride)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Store{}.Row)-unsafe.Offsetof(C.lim_ggml_store{}.row)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Note{}.Slots)-unsafe.Offsetof(C.lim_ggml_note{}.slots)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Store)-unsafe.Offsetof(C.lim_ggml_node{}.store)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Layer)-unsafe.Offsetof(C.lim_ggml_node{}.layer)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.NKV)-unsafe.Offsetof(C.lim_ggml_node{}.n_kv)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Scan)-unsafe.Offsetof(C.lim_ggml_node{}.scan)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Before)-unsafe.Offsetof(C.lim_ggml_node{}.before)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Mask)-unsafe.Offsetof(C.lim_ggml_node{}.mask)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.MaxBias)-unsafe.Offsetof(C.lim_ggml_node{}.max_bias)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.What)-unsafe.Offsetof(C.lim_ggml_node{}.what)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Remedy)-unsafe.Offsetof(C.lim_ggml_node{}.remedy)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Value)-unsafe.Offsetof(C.lim_ggml_node{}.value)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Write{}.Slots)-unsafe.Offsetof(C.lim_ggml_write{}.slots)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Write{}.N)-unsafe.Offsetof(C.lim_ggml_write{}.n)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Shift{}.Delta)-unsafe.Offsetof(C.lim_ggml_shift{}.delta)]
 
-	_ = [1]int{}[ggml.NoCache-C.LIM_GGML_NO_CACHE]
-	_ = [1]int{}[ggml.MLA-C.LIM_GGML_MLA]
-	_ = [1]int{}[ggml.Type-C.LIM_GGML_TYPE]
-	_ = [1]int{}[ggml.Shape-C.LIM_GGML_SHAPE]
-	_ = [1]int{}[ggml.SparseHint-C.LIM_GGML_SPARSE_HINT]
+	_ = [1]int{}[graph.NoCache-C.LIM_GGML_NO_CACHE]
+	_ = [1]int{}[graph.MLA-C.LIM_GGML_MLA]
+	_ = [1]int{}[graph.Type-C.LIM_GGML_TYPE]
+	_ = [1]int{}[graph.Shape-C.LIM_GGML_SHAPE]
+	_ = [1]int{}[graph.SparseHint-C.LIM_GGML_SPARSE_HINT]
 )

@@ -1,7 +1,7 @@
 /* What the hook reads out of one compute call of a ggml host, and what the plan answers.
  *
- * The shim (C++) describes, Go decides (plugin/session.go), the host's threads run. The structures are
- * mirrored in plugin/graph.go; both sides prove at build time that they agree.
+ * The shim (C++) describes, Go decides (plugin/ggml/session.go), the host's threads run. The structures are
+ * mirrored in plugin/ggml/graph; both sides prove at build time that they agree.
  */
 #ifndef LESSISMORE_GGML_GRAPH_H
 #define LESSISMORE_GGML_GRAPH_H

@@ -23,12 +23,12 @@ func TestAblationIsDenseButForOneLayer(t *testing.T) {
 			before := h.session.Stats()
 			want := repeated(cpu.Full, 12)
 			want[2], want[9] = cpu.Select, cpu.Sparse
-			h.session.engine.Ablate(&selection.Ablation{Select: 2, Sparse: 9})
+			h.session.layers.Engine.Ablate(&selection.Ablation{Select: 2, Sparse: 9})
 			for _, m := range h.decode(5) {
 				require.Equal(t, want, m)
 			}
 			want[9] = cpu.Full
-			h.session.engine.Ablate(&selection.Ablation{Select: 2, Sparse: -1})
+			h.session.layers.Engine.Ablate(&selection.Ablation{Select: 2, Sparse: -1})
 			for _, m := range h.decode(5) {
 				require.Equal(t, want, m)
 			}
@@ -37,7 +37,7 @@ func TestAblationIsDenseButForOneLayer(t *testing.T) {
 			require.Equal(t, before.MeasuredSteps, s.MeasuredSteps)
 			require.Equal(t, before.NoSetCalls, s.NoSetCalls)
 			require.LessOrEqual(t, s.Audits, before.Audits+1, "one was under way")
-			h.session.engine.Ablate(nil)
+			h.session.layers.Engine.Ablate(nil)
 			h.decode(200)
 			require.EqualValues(t, 10, h.session.Stats().Ablations)
 			if name == "auto" {
@@ -69,7 +69,7 @@ func TestCalibratedProfileIsTrusted(t *testing.T) {
 	require.NotZero(t, s.Audits)
 	require.Zero(t, s.MeasuredSteps)
 	require.Equal(t, []int{2, 6}, s.SelectionLayers)
-	require.NotNil(t, h.session.engine.Report().Models[0].Calibrated)
+	require.NotNil(t, h.session.layers.Engine.Report().Models[0].Calibrated)
 
 	h = newAutoHost(t, auto(16), selection.Profiles{Path: path}, 12)
 	h.loss = func(i, j int) float64 { return min(1, reasonerLoss(i, j)+0.3) }

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/x448/float16"
 
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/calibrate"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
@@ -142,7 +143,7 @@ func newAutoHostOf(t *testing.T, engine *contexts.Engine, layers int) *autoHost 
 }
 
 // run plays the kernels of a step.
-func (h *autoHost) run(nodes []Node) {
+func (h *autoHost) run(nodes []graph.Node) {
 	for l := range nodes {
 		call := &nodes[l].Call
 		if nodes[l].Reason != stats.Offloaded || call.Probe == nil {
@@ -467,7 +468,7 @@ func TestProfileFilesAreHandledWithCare(t *testing.T) {
 	dir := t.TempDir()
 	h := newAutoHost(t, auto(16), selection.Profiles{Dir: dir}, 12)
 	h.decode(1)
-	name := h.session.engine.Profiles.File(selection.Fingerprint(h.cal().Model.About, selection.SettingsOf(&h.session.engine.Settings))).Path
+	name := h.session.layers.Engine.Profiles.File(selection.Fingerprint(h.cal().Model.About, selection.SettingsOf(&h.session.layers.Engine.Settings))).Path
 	// A link in its place is neither read nor written through.
 	target := filepath.Join(t.TempDir(), "target")
 	require.NoError(t, os.WriteFile(target, []byte("precious"), 0o600))
@@ -540,7 +541,7 @@ func TestAutoAllocatesNothingPerToken(t *testing.T) {
 		h := newAutoHost(t, c, selection.Profiles{}, 12)
 		h.loss = func(i, j int) float64 { return 0 }
 		h.decode(300)
-		var graphs []*Graph
+		var graphs []*graph.Graph
 		for range 101 {
 			graphs = append(graphs, h.graph([]token{{0, h.next, 0, int32(h.next)}}, 0, 12))
 			h.next++
@@ -574,12 +575,12 @@ func TestIntervalReusesSets(t *testing.T) {
 	c.Layers, c.Interval, c.Guard = []int{2, 9}, 3, 0
 	h := newAutoHost(t, c, selection.Profiles{}, 12)
 	h.decode(16)
-	set := func(nodes []Node, layer int) []int32 {
+	set := func(nodes []graph.Node, layer int) []int32 {
 		r := rowsOf(&nodes[layer])[0]
 		return unsafe.Slice((*int32)(r.Set), r.SetLen)
 	}
 	reused := append(repeated(cpu.Full, 2), repeated(cpu.Sparse, 10)...)
-	step := func() []Node {
+	step := func() []graph.Node {
 		nodes := h.plan(token{0, h.next, 0, int32(h.next)})
 		h.next++
 		for _, l := range []int{2, 9} { // the kernels choose: the newest, and for layer 9 the first

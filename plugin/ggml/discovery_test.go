@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/x448/float16"
 
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/settings"
@@ -43,23 +44,23 @@ func discoveredIn(t *testing.T, config settings.Config, layers []kind) (*Session
 	slot := alloc[int64](h, 1)
 	slot[0] = 199
 	for range 3 {
-		g := &Graph{Positions: []int32{199}}
+		g := &graph.Graph{Positions: []int32{199}}
 		for l, k := range layers {
-			n := Node{Layer: int32(l), Store: kvindex.Store{ID: uint64(1000 + l), Slots: k.slots, Streams: 1}, Tokens: 1, Streams: 1, NKV: nkv,
+			n := graph.Node{Layer: int32(l), Store: kvindex.Store{ID: uint64(1000 + l), Slots: k.slots, Streams: 1}, Tokens: 1, Streams: 1, NKV: nkv,
 				ScanType: cpu.F16, Reason: k.reason, Call: cpu.Call{Heads: 4, KVHeads: 2, DimK: 32, DimV: 32, Scale: 1}}
 			n.Mask = unsafe.Pointer(&masks[k.mask][0])
 			n.Scan = n.Mask
 			if k.reason == stats.ReasonNoCache {
 				n.Layer, n.Store = -1, kvindex.Store{}
 			} else {
-				g.Writes = append(g.Writes, Write{Store: n.Store, Slots: unsafe.Pointer(&slot[0]), Wide: 1, N: 1})
+				g.Writes = append(g.Writes, graph.Write{Store: n.Store, Slots: unsafe.Pointer(&slot[0]), Wide: 1, N: 1})
 			}
 			g.Nodes = append(g.Nodes, n)
 		}
 		h.session.Plan(g)
 	}
-	require.True(t, h.session.discovery.complete)
-	return h.session, h.session.discovery.participants()
+	require.True(t, h.session.layers.Surveyed())
+	return h.session, h.session.layers.Participants()
 }
 
 func TestDiscovery(t *testing.T) {
@@ -110,7 +111,7 @@ func TestAdaptersChange(t *testing.T) {
 	config.Budget, config.Layers = 16, []int{0}
 	h := newFakeHost(t, config, 4, 128, 1)
 	position, asked := int32(0), false
-	step := func(adapters uint64) []Node {
+	step := func(adapters uint64) []graph.Node {
 		position++
 		g := h.graph([]token{{0, int(position), 1, position}}, 0, 4)
 		g.Adapters, g.Weights = adapters, 7

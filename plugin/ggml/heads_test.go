@@ -5,6 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/settings"
@@ -22,9 +23,9 @@ func gpuPass(t *testing.T, engine *contexts.Engine, n int) (sessions []*Session,
 }
 
 func gpuPart(s *Session, from, to int) {
-	g := &Graph{}
+	g := &graph.Graph{}
 	for l := from; l < to; l++ {
-		g.Nodes = append(g.Nodes, Node{Layer: int32(l), Store: kvindex.Store{ID: uint64(l + 1), Slots: 256, Streams: 1}, Tokens: 1, Streams: 1, NKV: 256})
+		g.Nodes = append(g.Nodes, graph.Node{Layer: int32(l), Store: kvindex.Store{ID: uint64(l + 1), Slots: 256, Streams: 1}, Tokens: 1, Streams: 1, NKV: 256})
 	}
 	s.Plan(g)
 }

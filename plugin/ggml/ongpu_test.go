@@ -10,6 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/x448/float16"
 
+	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/ggml/ongpu"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/settings"
@@ -19,12 +21,12 @@ import (
 
 // gpuHost is a host's model on a GPU whose memory is the heap: a stream of as many tokens for each row.
 type gpuHost struct {
-	nodes     []Node
+	nodes     []graph.Node
 	mask      []float16.Float16
 	pins      runtime.Pinner
 	rows      int
 	visible   int
-	writes    []Write
+	writes    []graph.Write
 	slots     []int64
 	positions []int32
 }
@@ -56,7 +58,7 @@ func newGPUHost(t *testing.T, rows int, visible int) *gpuHost {
 		store := func(place uint64) cpu.Tensor {
 			return cpu.Tensor{Data: at(base + place), TokenStride: 2048, HeadStride: 256, StreamStride: 2048 * gpuSlots, Type: cpu.F16}
 		}
-		h.nodes = append(h.nodes, Node{
+		h.nodes = append(h.nodes, graph.Node{
 			Call: cpu.Call{
 				Query: rowsOf(0), Output: rowsOf(1 << 24), Key: store(1 << 26), Value: store(1 << 30),
 				Heads: 16, KVHeads: 8, DimK: 128, DimV: 128, Scale: 0.088,
@@ -66,12 +68,12 @@ func newGPUHost(t *testing.T, rows int, visible int) *gpuHost {
 			Scan: mask, ScanType: cpu.F16, ScanTokenStride: 2 * gpuSlots, ScanStreamStride: 2 * gpuSlots,
 		})
 	}
-	h.writes = []Write{{Store: h.nodes[0].Store, Slots: unsafe.Pointer(&h.slots[0]), Wide: 1}}
+	h.writes = []graph.Write{{Store: h.nodes[0].Store, Slots: unsafe.Pointer(&h.slots[0]), Wide: 1}}
 	return h
 }
 
 // writing has a graph write tokens [from, to) of each stream; at says where.
-func (h *gpuHost) writing(g *Graph, from, to int, at func(i int) int) {
+func (h *gpuHost) writing(g *graph.Graph, from, to int, at func(i int) int) {
 	n := 0
 	for row := range h.rows {
 		for i := from; i < to; i++ {
@@ -88,18 +90,18 @@ func inOrder(i int) int { return i }
 
 // prompt has all but the last tokens computed.
 func (h *gpuHost) prompt(s *Session) {
-	g := &Graph{}
+	g := &graph.Graph{}
 	h.writing(g, 0, h.visible-1, inOrder)
 	s.Plan(g)
 }
 
 // step plans a compute call and attends to what was offloaded, as the hook does. It tells how many that were.
-func (h *gpuHost) step(t *testing.T, s *Session, g *Graph) int {
+func (h *gpuHost) step(t *testing.T, s *Session, g *graph.Graph) int {
 	h.writing(g, h.visible-1, h.visible, inOrder)
 	return h.attend(t, s, g)
 }
 
-func (h *gpuHost) attend(t *testing.T, s *Session, g *Graph) int {
+func (h *gpuHost) attend(t *testing.T, s *Session, g *graph.Graph) int {
 	for i := range h.nodes {
 		h.nodes[i].Reason = stats.Offloaded
 	}
@@ -123,23 +125,23 @@ func TestGPUSession(t *testing.T) {
 		return
 	}
 	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
-	h, g := newGPUHost(t, 3, 300), &Graph{}
+	h, g := newGPUHost(t, 3, 300), &graph.Graph{}
 	h.prompt(s)
 	require.Zero(t, h.step(t, s, g), "the first pass is the host's")
 	for range 4 {
 		require.Equal(t, gpuLayers, h.step(t, s, g))
 	}
 	// What this context cannot take, node by node; the others are offloaded all the same.
-	for _, change := range []func(*Node){
-		func(n *Node) { n.Call.DimV = 64 },
-		func(n *Node) { n.Call.Heads = 8 },
-		func(n *Node) { n.Call.Key.Type = cpu.BF16 },
-		func(n *Node) { n.MaxBias = 8 },
-		func(n *Node) { n.NKV -= 4 },
-		func(n *Node) { n.Mask = unsafe.Add(n.Mask, 2) },
-		func(n *Node) { n.Call.Key.StreamStride += 2 },
-		func(n *Node) { n.Call.Softcap = -1 },
-		func(n *Node) { n.Layer = h.nodes[0].Layer; n.Store = h.nodes[0].Store },
+	for _, change := range []func(*graph.Node){
+		func(n *graph.Node) { n.Call.DimV = 64 },
+		func(n *graph.Node) { n.Call.Heads = 8 },
+		func(n *graph.Node) { n.Call.Key.Type = cpu.BF16 },
+		func(n *graph.Node) { n.MaxBias = 8 },
+		func(n *graph.Node) { n.NKV -= 4 },
+		func(n *graph.Node) { n.Mask = unsafe.Add(n.Mask, 2) },
+		func(n *graph.Node) { n.Call.Key.StreamStride += 2 },
+		func(n *graph.Node) { n.Call.Softcap = -1 },
+		func(n *graph.Node) { n.Layer = h.nodes[0].Layer; n.Store = h.nodes[0].Store },
 	} {
 		was := h.nodes[3]
 		change(&h.nodes[3])
@@ -161,7 +163,7 @@ func TestGPUAllocatesNothing(t *testing.T) {
 		return
 	}
 	s := NewGPUSession(standin.Engine(t, nil), nil, true)
-	h, g := newGPUHost(t, 1, 3000), &Graph{}
+	h, g := newGPUHost(t, 1, 3000), &graph.Graph{}
 	h.prompt(s)
 	h.step(t, s, g)
 	h.step(t, s, g)
@@ -182,7 +184,7 @@ func TestGPUSessionForgetsWithinACall(t *testing.T) {
 		return
 	}
 	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget, c.Layers = 100, []int{0} }), nil, true)
-	h, g := newGPUHost(t, 1, 300), &Graph{}
+	h, g := newGPUHost(t, 1, 300), &graph.Graph{}
 	h.prompt(s)
 	h.step(t, s, g)
 	require.Equal(t, gpuLayers, h.step(t, s, g))
@@ -190,7 +192,7 @@ func TestGPUSessionForgetsWithinACall(t *testing.T) {
 		h.nodes[i].Layer, h.nodes[i].Store.ID = 0, 1
 	}
 	require.Zero(t, h.step(t, s, g))
-	require.NotNil(t, s.ordinal, "the other model is known")
+	require.NotNil(t, s.layers.Ordinal, "the other model is known")
 }
 
 // A row whose tokens are not in the order of slots has its own put on the device, oldest token first.
@@ -200,7 +202,7 @@ func TestGPUOrder(t *testing.T) {
 		return
 	}
 	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
-	h, g := newGPUHost(t, 1, 300), &Graph{}
+	h, g := newGPUHost(t, 1, 300), &graph.Graph{}
 	back := func(i int) int { return 299 - i } // the newest token lies in slot 0
 	h.writing(g, 0, 299, back)
 	s.Plan(g)
@@ -211,9 +213,7 @@ func TestGPUOrder(t *testing.T) {
 	require.Zero(t, one(), "the first pass is the host's")
 	for range 5 {
 		require.Equal(t, gpuLayers, one())
-		d := s.on.(*onGPU)
-		require.Equal(t, []ordered{{0, 0, 300}}, d.ordered)
-		at := d.visibility.Table
+		at := s.on.(*ongpu.Device).Table()
 		table := unsafe.Slice(*(**int32)(unsafe.Pointer(&at)), 300)
 		for i, slot := range table {
 			require.EqualValues(t, 299-i, slot)
@@ -229,7 +229,7 @@ func TestGPULeavesShortRows(t *testing.T) {
 		return
 	}
 	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 300 }), nil, true)
-	h, g := newGPUHost(t, 2, 300), &Graph{}
+	h, g := newGPUHost(t, 2, 300), &graph.Graph{}
 	h.prompt(s)
 	h.step(t, s, g)
 	for range 3 {

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/x448/float16"
 
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/stats"
 )
@@ -184,7 +185,7 @@ func TestSparseRowsKnowTheirNewest(t *testing.T) {
 					}
 				}
 				next[s][q] -= drop
-				h.run(&Graph{Shifts: []Shift{
+				h.run(&graph.Graph{Shifts: []graph.Shift{
 					{Store: h.store(0).ID, Delta: unsafe.Pointer(&delta[0]), N: int32(len(delta))},
 				}})
 			case op == 5 && len(h.cells) > 1: // a stream is copied
@@ -234,7 +235,7 @@ func TestSessionFollowsAKShift(t *testing.T) {
 	for i := 2; i < 5; i++ {
 		h.cells[0][i].sequence = -1
 	}
-	h.run(&Graph{Shifts: []Shift{{Store: h.store(0).ID, Delta: unsafe.Pointer(&delta[0]), N: 32}}})
+	h.run(&graph.Graph{Shifts: []graph.Shift{{Store: h.store(0).ID, Delta: unsafe.Pointer(&delta[0]), N: 32}}})
 	nodes := h.plan(token{0, 3, 0, 7})
 	require.Equal(t, []int32{0, 1, 5, 6, 7, 8, 9, 3}, slotsOf(&rowsOf(&nodes[2])[0]))
 	require.Zero(t, h.session.Stats().CellOrder)
@@ -242,10 +243,10 @@ func TestSessionFollowsAKShift(t *testing.T) {
 
 // A store that is changed in a way that is not understood, and a shift of another length.
 func TestRewrittenStoresAreNotKnown(t *testing.T) {
-	for _, change := range []func(h *fakeHost, g *Graph){
-		func(h *fakeHost, g *Graph) { g.Rewritten = []uint64{h.store(0).ID} },
-		func(h *fakeHost, g *Graph) {
-			g.Shifts = []Shift{{Store: h.store(0).ID, Delta: unsafe.Pointer(&alloc[int32](h, 8)[0]), N: 8}}
+	for _, change := range []func(h *fakeHost, g *graph.Graph){
+		func(h *fakeHost, g *graph.Graph) { g.Rewritten = []uint64{h.store(0).ID} },
+		func(h *fakeHost, g *graph.Graph) {
+			g.Shifts = []graph.Shift{{Store: h.store(0).ID, Delta: unsafe.Pointer(&alloc[int32](h, 8)[0]), N: 8}}
 		},
 	} {
 		h := newFakeHost(t, small(8, 1), 3, 32, 1)
@@ -254,7 +255,7 @@ func TestRewrittenStoresAreNotKnown(t *testing.T) {
 			h.plan(token{0, i, 0, int32(i)})
 		}
 		require.Zero(t, h.session.Stats().CellOrder)
-		g := &Graph{}
+		g := &graph.Graph{}
 		change(h, g)
 		h.session.Plan(g)
 		require.Zero(t, h.rowOf(token{0, 12, 0, 12}).SetLen)
@@ -275,10 +276,10 @@ func TestFailedGraphsWriteNothing(t *testing.T) {
 
 // Positions that are not the batch's: of another number of tokens, several in a graph, or an earlier batch's.
 func TestPositionsAreTheBatchs(t *testing.T) {
-	for _, change := range []func(g *Graph){
-		func(g *Graph) { g.Positions = nil },
-		func(g *Graph) { g.Positions = append(slices.Clone(g.Positions), 7) },
-		func(g *Graph) { g.Positions, g.Rotations = nil, 0 },
+	for _, change := range []func(g *graph.Graph){
+		func(g *graph.Graph) { g.Positions = nil },
+		func(g *graph.Graph) { g.Positions = append(slices.Clone(g.Positions), 7) },
+		func(g *graph.Graph) { g.Positions, g.Rotations = nil, 0 },
 	} {
 		h := newFakeHost(t, small(8, 1), 3, 32, 1)
 		h.discover()
@@ -386,7 +387,7 @@ func TestOrderOfDistances(t *testing.T) {
 func TestOrderBehindAnImage(t *testing.T) {
 	h := newFakeHost(t, small(8, 1), 3, 64, 1)
 	h.discover()
-	four := func(g *Graph) *Graph {
+	four := func(g *graph.Graph) *graph.Graph {
 		n := len(g.Positions)
 		p := alloc[int32](h, 4*n)
 		for i := range p {

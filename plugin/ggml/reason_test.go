@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/ggml/layers"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/settings"
 	"lessismore/plugin/internal/stats"
@@ -15,7 +17,7 @@ import (
 // listen keeps what a fake host's session says.
 func listen(h *fakeHost) func() string {
 	var said []string
-	h.session.log = func(level settings.LogLevel, text string) {
+	h.session.layers.Log = func(level settings.LogLevel, text string) {
 		if level <= settings.LogInfo {
 			said = append(said, text)
 		}
@@ -38,8 +40,8 @@ func TestEveryReasonHasAMeaning(t *testing.T) {
 	for r := stats.Reason(1); r < stats.Reasons; r++ {
 		require.NotEmpty(t, r.String())
 		require.NotEmpty(t, stats.Meanings[r], r.String())
-		n := Node{Reason: r}
-		require.Equal(t, r.String()+": "+stats.Meanings[r], n.why())
+		n := graph.Node{Reason: r}
+		require.Equal(t, r.String()+": "+stats.Meanings[r], n.Why())
 	}
 }
 
@@ -113,12 +115,12 @@ func TestDraftsAreSaid(t *testing.T) {
 		}
 		h.plan(batch...)
 	}
-	for range shortCalls - 1 {
+	for range layers.ShortCalls - 1 {
 		next(2)
 	}
 	next(1)
 	require.NotContains(t, said(), "speculative")
-	for range shortCalls + 8 {
+	for range layers.ShortCalls + 8 {
 		next(2)
 	}
 	require.Equal(t, 1, strings.Count(said(), "speculative decoding"))
@@ -130,7 +132,7 @@ func TestShortPromptsAreNoDrafts(t *testing.T) {
 	h := newFakeHost(t, small(8, 1), 3, 256, 1)
 	said := listen(h)
 	h.discover()
-	for i := range int32(2 * shortCalls) {
+	for i := range int32(2 * layers.ShortCalls) {
 		h.plan(token{0, int(2 * i), int(i), 0}, token{0, int(2*i + 1), int(i), 1})
 	}
 	require.Empty(t, said())

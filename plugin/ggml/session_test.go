@@ -10,7 +10,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/x448/float16"
 
-	"lessismore/plugin/internal/backend/oncpu"
+	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/ggml/oncpu"
+	probes "lessismore/plugin/internal/backend/oncpu"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
@@ -75,7 +77,7 @@ func newFakeHost(t *testing.T, config settings.Config, layers, slots, streams in
 }
 
 // cal is the session's calibrator.
-func (h *fakeHost) cal() *oncpu.Probes { return h.session.on.(*onCPU).cal }
+func (h *fakeHost) cal() *probes.Probes { return h.session.on.(*oncpu.Device).Probes }
 
 func alloc[T any](h *fakeHost, n int) []T {
 	a := &cpu.Arena{}
@@ -92,7 +94,7 @@ type token struct {
 
 // graph is what the hook reads out of one compute call: layers [from, to) of a batch of tokens, the
 // same number for every stream. firstStream is that of the batch.
-func (h *fakeHost) graph(tokens []token, from, to int) *Graph {
+func (h *fakeHost) graph(tokens []token, from, to int) *graph.Graph {
 	streams := 0
 	for _, tk := range tokens {
 		streams = max(streams, tk.stream-tokens[0].stream+1)
@@ -115,7 +117,7 @@ func (h *fakeHost) graph(tokens []token, from, to int) *Graph {
 			h.mask[i*h.nkv+c] = v
 		}
 	}
-	g := &Graph{SoftMax: h.softMax}
+	g := &graph.Graph{SoftMax: h.softMax}
 	if h.ropes {
 		g.Positions, g.Rotations = positions, 2*h.layers
 	}
@@ -124,8 +126,8 @@ func (h *fakeHost) graph(tokens []token, from, to int) *Graph {
 	}
 	for l := from; l < to; l++ {
 		store := h.store(l)
-		g.Writes = append(g.Writes, Write{Store: store, Slots: unsafe.Pointer(&slots[0]), Wide: 1, N: int32(len(tokens))})
-		g.Nodes = append(g.Nodes, Node{
+		g.Writes = append(g.Writes, graph.Write{Store: store, Slots: unsafe.Pointer(&slots[0]), Wide: 1, N: int32(len(tokens))})
+		g.Nodes = append(g.Nodes, graph.Node{
 			Store: store, Layer: int32(l), FirstStream: int32(tokens[0].stream), Tokens: int32(perStream), Streams: int32(streams),
 			NKV: int32(h.nkv), ScanType: cpu.F16, Scan: unsafe.Pointer(&h.mask[0]), ScanTokenStride: int64(2 * h.nkv),
 			ScanStreamStride: int64(2 * h.nkv * perStream), Mask: unsafe.Pointer(&h.mask[0]), MaskTokenStride: int64(2 * h.nkv),
@@ -145,12 +147,12 @@ func (h *fakeHost) store(layer int) kvindex.Store {
 }
 
 // run plans a compute call and computes it: the keys are written, then the hook takes the prints.
-func (h *fakeHost) run(g *Graph) {
+func (h *fakeHost) run(g *graph.Graph) {
 	h.session.Plan(g)
 	for i := range g.Writes {
 		for l := range h.keys {
 			for k := range int(g.Writes[i].N) {
-				if slot := int(g.Writes[i].slot(k)); h.store(l).ID == g.Writes[i].Store.ID && slot < h.slots*h.streams {
+				if slot := int(g.Writes[i].Slot(k)); h.store(l).ID == g.Writes[i].Store.ID && slot < h.slots*h.streams {
 					c := h.cells[slot/h.slots][slot%h.slots]
 					h.keys[l][slot] = h.keyOf(c)
 				}
@@ -189,7 +191,7 @@ func (h *fakeHost) restore(stream, at int, c cell) {
 }
 
 // plan runs a whole pass and returns the nodes.
-func (h *fakeHost) plan(tokens ...token) []Node {
+func (h *fakeHost) plan(tokens ...token) []graph.Node {
 	g := h.graph(tokens, 0, h.layers)
 	h.run(g)
 	return g.Nodes
@@ -203,7 +205,7 @@ func (h *fakeHost) discover() {
 	h.cells[0][h.slots-1].sequence = -1
 }
 
-func rowsOf(n *Node) []cpu.Row { return unsafe.Slice((*cpu.Row)(n.Call.Rows), n.Call.NRows) }
+func rowsOf(n *graph.Node) []cpu.Row { return unsafe.Slice((*cpu.Row)(n.Call.Rows), n.Call.NRows) }
 
 func slotsOf(r *cpu.Row) []int32 {
 	if r.Slots == nil {
@@ -216,7 +218,7 @@ func slotsOf(r *cpu.Row) []int32 {
 	return slices.Clone(unsafe.Slice((*int32)(r.Slots), r.Visible))
 }
 
-func modes(nodes []Node) (out []cpu.Mode) {
+func modes(nodes []graph.Node) (out []cpu.Mode) {
 	for _, n := range nodes {
 		out = append(out, n.Call.Mode)
 	}
@@ -337,7 +339,7 @@ func TestSessionKeepsTheSetAcrossSplitCalls(t *testing.T) {
 	g := h.graph([]token{{0, 9, 0, 9}}, 0, 6)
 	var got []cpu.Mode
 	for l := range 6 { // one layer a call, as with an evaluation callback
-		part := &Graph{Nodes: g.Nodes[l : l+1], Writes: g.Writes[l : l+1]}
+		part := &graph.Graph{Nodes: g.Nodes[l : l+1], Writes: g.Writes[l : l+1]}
 		if l == 0 {
 			part.Positions, part.Rotations = g.Positions, g.Rotations
 		}
@@ -352,7 +354,7 @@ func TestSessionKeepsTheSetAcrossSplitCalls(t *testing.T) {
 
 	// The next step skips the selection layers: no set of an earlier step may serve.
 	g = h.graph([]token{{0, 10, 0, 10}}, 0, 6)
-	h.run(&Graph{Nodes: g.Nodes[4:5], Writes: g.Writes[0:1], Positions: g.Positions, Rotations: 1})
+	h.run(&graph.Graph{Nodes: g.Nodes[4:5], Writes: g.Writes[0:1], Positions: g.Positions, Rotations: 1})
 	require.Equal(t, cpu.Full, g.Nodes[4].Call.Mode)
 	require.EqualValues(t, 1, h.session.Stats().NoSetCalls)
 }
@@ -360,7 +362,7 @@ func TestSessionKeepsTheSetAcrossSplitCalls(t *testing.T) {
 func TestSessionTellsSlidingLayers(t *testing.T) {
 	for _, smaller := range []bool{true, false} {
 		h := newFakeHost(t, small(4, 0), 6, 32, 1)
-		slide := func(g *Graph) {
+		slide := func(g *graph.Graph) {
 			window := alloc[float16.Float16](h, len(h.mask))
 			copy(window, h.mask)
 			seen := 0 // only the newest six are
@@ -428,7 +430,7 @@ func TestSessionRefusesLayersThatAreNotThere(t *testing.T) {
 	require.Contains(t, h.session.Stats().Inert, "LESSISMORE_LAYERS")
 	require.Contains(t, h.session.Stats().Inert, "layer 7")
 	require.Contains(t, h.session.Stats().Inert, "5 layers")
-	require.Empty(t, h.session.engine.Inert(), "other contexts go on")
+	require.Empty(t, h.session.layers.Engine.Inert(), "other contexts go on")
 }
 
 // Where nothing will be taken, no store is followed: that takes memory, and time in every step.
@@ -442,7 +444,7 @@ func TestSessionFollowsNothingInVain(t *testing.T) {
 			}
 			h.run(g)
 		}
-		require.Empty(t, h.session.tracks)
+		require.Zero(t, h.session.rows.Len())
 	}
 }
 
@@ -453,7 +455,7 @@ func TestSessionSaysThatFlashAttentionIsOff(t *testing.T) {
 	s := NewSession(engine, func(_ settings.LogLevel, text string) { lines = append(lines, text) })
 	defer s.Close()
 	slot := int64(0)
-	g := &Graph{SoftMax: 28, Writes: []Write{{Store: kvindex.Store{ID: 1, Slots: 8, Streams: 1}, Slots: unsafe.Pointer(&slot), Wide: 1, N: 1}}}
+	g := &graph.Graph{SoftMax: 28, Writes: []graph.Write{{Store: kvindex.Store{ID: 1, Slots: 8, Streams: 1}, Slots: unsafe.Pointer(&slot), Wide: 1, N: 1}}}
 	s.Plan(g)
 	s.Plan(g)
 	require.Len(t, lines, 1)
@@ -488,13 +490,13 @@ func TestReportWhileSessionsPlan(t *testing.T) {
 	go func() {
 		defer close(done)
 		for range 2000 {
-			h.session.engine.Report()
-			h.session.engine.Disable("")
+			h.session.layers.Engine.Report()
+			h.session.layers.Engine.Disable("")
 		}
 	}()
 	for i := range 2000 {
-		h.session.Plan(&Graph{Nodes: []Node{{Reason: stats.ReasonMLA, Layer: int32(i)}}})
-		h.session.engine.Inert()
+		h.session.Plan(&graph.Graph{Nodes: []graph.Node{{Reason: stats.ReasonMLA, Layer: int32(i)}}})
+		h.session.layers.Engine.Inert()
 	}
 	select {
 	case <-done:
@@ -516,5 +518,5 @@ func TestSessionStartsOverWithAStoreOfAnotherShape(t *testing.T) {
 	}
 	require.Zero(t, h.rowOf(token{0, 13, 0, 13}).SetLen, "the token before was not followed")
 	require.NotZero(t, h.rowOf(token{0, 14, 0, 14}).SetLen)
-	require.True(t, h.session.followed.index.Fits(h.store(0)), "of the new shape")
+	require.True(t, h.session.rows.Followed.Index.Fits(h.store(0)), "of the new shape")
 }

@@ -97,7 +97,7 @@ func TestTraceIsBounded(t *testing.T) {
 	h := newAutoHost(t, c, selection.Profiles{}, 12)
 	h.decode(400)
 	h.session.Close()
-	trace := h.session.engine.Report().Contexts[0].Trace
+	trace := h.session.layers.Engine.Report().Contexts[0].Trace
 	require.LessOrEqual(t, len(trace.Steps), 20)
 	require.GreaterOrEqual(t, len(trace.Steps), 10)
 	for i, s := range trace.Steps {
@@ -143,7 +143,7 @@ func TestNoTraceUnlessAsked(t *testing.T) {
 	h.decode(40)
 	require.Nil(t, h.session.Stats().Trace)
 	require.Zero(t, h.cal().Traced.Steps.Turn)
-	require.NotContains(t, string(h.session.engine.Report().JSON()), `"every"`)
+	require.NotContains(t, string(h.session.layers.Engine.Report().JSON()), `"every"`)
 	text, err := json.Marshal(h.session.Stats())
 	require.NoError(t, err)
 	require.NotContains(t, string(text), "trace")

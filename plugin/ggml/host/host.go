@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"lessismore/plugin/ggml"
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cuda"
 	"lessismore/plugin/internal/files"
@@ -33,7 +34,7 @@ type Process struct {
 
 // Context is what takes part in one context of a host.
 type Context interface {
-	Plan(*ggml.Graph)
+	Plan(*graph.Graph)
 	Stats() stats.Stats
 	Close()
 }

@@ -1,4 +1,4 @@
-package ggml
+package rows
 
 import (
 	"math"
@@ -7,6 +7,7 @@ import (
 
 	"github.com/x448/float16"
 
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/steps"
@@ -14,17 +15,17 @@ import (
 
 // see fills row i of the step with what its mask leaves visible. Of a row with more tokens than the budget the newest
 // must be known: it attends to everything where they are not, and where it belongs to a prompt.
-func (s *Session) see(n *Node, i int, t *track) {
-	if s.seen.goesOn(s, n, i, t) {
+func (r *Rows) see(n *graph.Node, i int, t *Track) {
+	if r.seen.goesOn(r, n, i, t) {
 		return
 	}
 	stream, token := i/int(n.Tokens), i%int(n.Tokens)
-	scan, config := n.scan(stream, token), &s.engine.Settings
+	scan, config := n.Values(stream, token), r.config
 	visible, flags := cpu.Visible(scan, n.ScanType, int(n.NKV), nil)
 	prefix := flags&cpu.Prefix != 0
 	var list, slots []int32 // slots nil: 0 .. visible-1
 	if !prefix || visible > config.Budget {
-		list = s.step.List(i)
+		list = r.Step.List(i)
 	}
 	if !prefix {
 		cpu.Visible(scan, n.ScanType, int(n.NKV), unsafe.Pointer(&list[0]))
@@ -35,26 +36,26 @@ func (s *Session) see(n *Node, i int, t *track) {
 		split = steps.SplitBudget(visible, config.Budget, config.Recency, config.SinkTokens)
 		storeStream := int(n.FirstStream) + stream
 		w := kvindex.Window{Own: int32(t.last[i] - int64(storeStream)*n.Store.Slots), SinkTokens: split.SinkTokens, Recent: split.Recent}
-		known := s.byCell
+		known := r.ByCell
 		switch {
 		case known:
-		case prefix && n.MaxBias == 0 && t.index.Prefix(storeStream, visible, w):
+		case prefix && n.MaxBias == 0 && t.Index.Prefix(storeStream, visible, w):
 			known = true
 		default:
 			if prefix {
 				cpu.Visible(scan, n.ScanType, int(n.NKV), unsafe.Pointer(&list[0]))
 			}
 			if n.MaxBias > 0 {
-				known = s.distances.order(scan, n.ScanType, list[:visible], w)
+				known = r.distances.order(scan, n.ScanType, list[:visible], w)
 			} else {
-				known = t.index.Order(storeStream, list[:visible], w, list)
+				known = t.Index.Order(storeStream, list[:visible], w, list)
 			}
 			if known {
 				slots = list[:visible]
 			}
 		}
-		s.seen.note(n, i, t, visible, slots, known)
-		if !s.decodes(i, t, storeStream, known, newest(slots, visible)) {
+		r.seen.note(n, i, t, visible, slots, known)
+		if !r.decodes(i, t, storeStream, known, newest(slots, visible)) {
 			split = steps.Split{}
 		}
 	}
@@ -62,7 +63,7 @@ func (s *Session) see(n *Node, i int, t *track) {
 	if flags&cpu.Plain == 0 {
 		mask = unsafe.Add(n.Mask, int64(stream)*n.MaskStreamStride+int64(token)*n.MaskTokenStride)
 	}
-	s.step.See(i, token, stream, visible, slots, mask, split)
+	r.Step.See(i, token, stream, visible, slots, mask, split)
 }
 
 // newest is the slot of the token before a row's own.
@@ -75,21 +76,21 @@ func newest(slots []int32, visible int) int32 {
 
 // decodes tells whether a row may attend to a part of its tokens, and counts why not. A token that logits are wanted
 // of, behind one that they were not wanted of, is the last one of a prompt.
-func (s *Session) decodes(i int, t *track, stream int, known bool, before int32) bool {
+func (r *Rows) decodes(i int, t *Track, stream int, known bool, before int32) bool {
 	switch {
-	case s.byCell:
-		s.counts.CellOrder++
+	case r.ByCell:
+		r.counts.CellOrder++
 		return true
 	case !known:
-		s.counts.CellOrder++
+		r.counts.CellOrder++
 		return false
 	}
-	s.counts.PositionOrder++
+	r.counts.PositionOrder++
 	if !t.told {
-		s.counts.UntoldRows++
+		r.counts.UntoldRows++
 	}
-	if t.told && t.prompt[i] || before >= 0 && t.index.Prompt(stream, before) {
-		s.counts.PromptRows++
+	if t.told && t.prompt[i] || before >= 0 && t.Index.Prompt(stream, before) {
+		r.counts.PromptRows++
 		return false
 	}
 	return true

@@ -1,8 +1,9 @@
-package ggml
+package layers
 
 import (
 	"slices"
 
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/stats"
 )
@@ -38,10 +39,12 @@ type scope struct {
 	streams int32
 }
 
-func scopeOf(n *Node) scope { return scope{uintptr(n.Mask), n.NKV, n.Store.Slots, n.Store.Streams} }
+func scopeOf(n *graph.Node) scope {
+	return scope{uintptr(n.Mask), n.NKV, n.Store.Slots, n.Store.Streams}
+}
 
 // observe takes note of one attention over a K/V cache. It returns true once the first pass is over.
-func (d *discovery) observe(n *Node) bool {
+func (d *discovery) observe(n *graph.Node) bool {
 	if d.complete {
 		return true
 	}
@@ -55,7 +58,7 @@ func (d *discovery) observe(n *Node) bool {
 }
 
 // knows tells whether a complete pass had this layer, with this store.
-func (d *discovery) knows(n *Node) bool {
+func (d *discovery) knows(n *graph.Node) bool {
 	for _, l := range d.layers {
 		if l.layer == n.Layer {
 			return l.store == n.Store

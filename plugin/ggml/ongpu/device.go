@@ -1,4 +1,5 @@
-package ggml
+// Package ongpu has the attentions of a host's GPU graphs queued on a stream of the library's.
+package ongpu
 
 import (
 	"fmt"
@@ -6,26 +7,29 @@ import (
 	"syscall"
 	"unsafe"
 
+	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/ggml/layers"
+	"lessismore/plugin/ggml/rows"
 	"lessismore/plugin/internal/backend"
 	"lessismore/plugin/internal/backend/oncuda"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/cuda"
 	"lessismore/plugin/internal/decode"
-	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
 	"lessismore/plugin/internal/stats"
 )
 
-// onGPU has a session's attentions queued on a stream of the library's, between two events of the host's. What rows
+// Device is a GPU, for one context: attentions are queued on a stream of the library's, between two events of the host's. What rows
 // see and in which order is known before the graph runs, as on the CPU, for the host's inputs are seen on their way to
 // the device; lengths and slots are made there from the same masks. Nothing of a step is ever waited for.
 //
 // A step that gains nothing, or whose rows have to attend to everything, is left to the host as a whole: its own graph is
 // faster than one in parts.
-type onGPU struct {
-	*Session
+type Device struct {
+	layers *layers.Context
+	rows   *rows.Rows
 
 	decoder    *decode.Decoder
 	device     *cuda.Device
@@ -61,28 +65,23 @@ type ordered struct{ row, offset, n int }
 // (bindings/ggml/transfers.cc). Memory for them is got as they come, by powers of two.
 const mostGPURows = 64
 
-// NewGPUSession starts taking part in a context whose graphs a GPU computes; always: in every step with rows beyond the
-// budget, also where the host alone would be faster. log may be nil.
-func NewGPUSession(e *contexts.Engine, log func(level settings.LogLevel, text string), always bool) *Session {
-	s := newSession(e, log)
-	s.on = &onGPU{Session: s, always: always}
-	e.Started(s)
-	return s
+// New is the GPU for a context's layers and rows; always: steps are taken wherever rows are beyond the budget, also where the
+// host alone would be faster.
+func New(l *layers.Context, r *rows.Rows, always bool) *Device {
+	return &Device{layers: l, rows: r, always: always}
 }
 
-func (d *onGPU) index(store Store) *kvindex.KVIndex { return kvindex.NewWatched(store) }
+func (d *Device) Groups() int { return 1 }
 
-func (d *onGPU) groups() int { return 1 }
-
-func (d *onGPU) close() {
-	d.engine.Lockstep.Leave(&d.stride)
+func (d *Device) Close() {
+	d.layers.Engine.Lockstep.Leave(&d.stride)
 	d.free()
 }
 
-func (d *onGPU) report(to *stats.Stats) { d.counted(to) }
+func (d *Device) Report(to *stats.Stats) { d.counted(to) }
 
 // counted adds what was counted on the device.
-func (d *onGPU) counted(to *stats.Stats) {
+func (d *Device) counted(to *stats.Stats) {
 	if d.decoder == nil {
 		return
 	}
@@ -96,32 +95,32 @@ func (d *onGPU) counted(to *stats.Stats) {
 	to.Audited, to.Events = c.Audited, c.Events
 }
 
-// called looks, in the first pass, for other devices that compute a share of the same layers.
-func (d *onGPU) called(g *Graph) {
+// Called looks, in the first pass, for other devices that compute a share of the same layers.
+func (d *Device) Called(g *graph.Graph) {
 	d.forgot, d.computed, d.later = false, g.Computed, false
-	if d.odd != nil && d.counts.Inert == "" && atomic.LoadUint32((*uint32)(unsafe.Pointer(&d.odd.Bytes()[0]))) != 0 {
-		d.refuse("a mask holds other values than 0 and -inf, which the kernels for GPUs do not add; earlier steps went without them")
+	if d.odd != nil && d.layers.Counts.Inert == "" && atomic.LoadUint32((*uint32)(unsafe.Pointer(&d.odd.Bytes()[0]))) != 0 {
+		d.layers.Refuse("a mask holds other values than 0 and -inf, which the kernels for GPUs do not add; earlier steps went without them")
 	}
 	first, last := g.Nodes[0].Layer, g.Nodes[len(g.Nodes)-1].Layer
 	if first < 0 || last < first {
 		return
 	}
-	if !d.discovery.begins(first) {
+	if !d.layers.Begins(first) {
 		if d.stride.Call != 0 {
-			d.engine.Lockstep.Leave(&d.stride)
+			d.layers.Engine.Lockstep.Leave(&d.stride)
 		}
 		return
 	}
 	const why = "its heads are spread over several GPUs (-sm tensor), which is left to the host"
-	if spread, news := d.engine.Lockstep.See(&d.stride, syscall.Gettid(), first, last); news {
-		d.refuse(why)
+	if spread, news := d.layers.Engine.Lockstep.See(&d.stride, syscall.Gettid(), first, last); news {
+		d.layers.Refuse(why)
 	} else if spread {
-		d.counts.Inert = why
+		d.layers.Counts.Inert = why
 	}
 }
 
-// fits tells whether a node is of the kind that the session was made for.
-func (d *onGPU) fits(n *Node) stats.Reason {
+// Fits tells whether a node is of the kind that the session was made for.
+func (d *Device) Fits(n *graph.Node) stats.Reason {
 	c, p := &n.Call, &d.decoder.Params
 	rows := n.Tokens * n.Streams
 	switch {
@@ -144,21 +143,21 @@ func (d *onGPU) fits(n *Node) stats.Reason {
 }
 
 // apartBy is how far rows lie apart: those of a batch with one token to a stream, or of one with one stream.
-func apartBy(n *Node, token, stream int64) int64 {
+func apartBy(n *graph.Node, token, stream int64) int64 {
 	if n.Streams > 1 {
 		return stream
 	}
 	return token
 }
 
-// begin looks whether a step is worth it, and gets ready what its rows see.
-func (d *onGPU) begin(n *Node) stats.Reason {
-	s := d.Session
+// Begin looks whether a step is worth it, and gets ready what its rows see.
+func (d *Device) Begin(n *graph.Node) stats.Reason {
+	s := d.rows
 	reason := stats.ReasonWithin
-	for i := range s.step.Rows {
-		if r := &s.step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
+	for i := range s.Step.Rows {
+		if r := &s.Step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
 			reason = stats.Offloaded
-		} else if r.SetLen == 0 && int(r.Visible) > d.engine.Settings.Budget {
+		} else if r.SetLen == 0 && int(r.Visible) > d.layers.Engine.Settings.Budget {
 			reason = stats.ReasonDense
 		}
 	}
@@ -175,9 +174,9 @@ func (d *onGPU) begin(n *Node) stats.Reason {
 		reason = d.taken(n)
 	}
 	if reason != stats.Offloaded {
-		d.counts.Steps++
-		d.counts.Rows += uint64(len(s.step.Rows))
-		d.counts.RowsFull += uint64(len(s.step.Rows))
+		d.layers.Counts.Steps++
+		d.layers.Counts.Rows += uint64(len(s.Step.Rows))
+		d.layers.Counts.RowsFull += uint64(len(s.Step.Rows))
 	}
 	return reason
 }
@@ -190,13 +189,13 @@ const (
 )
 
 // price is how many seconds a step takes longer because the host computes its graph in parts.
-func (d *onGPU) price() float64 { return pricePerLayer * float64(len(d.ordinal)) }
+func (d *Device) price() float64 { return pricePerLayer * float64(len(d.layers.Ordinal)) }
 
 // saved is about how many seconds of the host's attention a step saves.
-func (d *onGPU) saved(n *Node) float64 {
+func (d *Device) saved(n *graph.Node) float64 {
 	beyond := 0
-	for i := range d.step.Rows {
-		beyond += max(int(d.step.Rows[i].Visible)-d.engine.Settings.Budget, 0)
+	for i := range d.rows.Step.Rows {
+		beyond += max(int(d.rows.Step.Rows[i].Visible)-d.layers.Engine.Settings.Budget, 0)
 	}
 	sparse := 0
 	for _, is := range d.sparseLayers {
@@ -205,7 +204,7 @@ func (d *onGPU) saved(n *Node) float64 {
 		}
 	}
 	if sparse == 0 { // not measured so far
-		sparse = max(len(d.ordinal)-selection.FirstSelection-d.engine.Settings.Selections, 0)
+		sparse = max(len(d.layers.Ordinal)-selection.FirstSelection-d.layers.Engine.Settings.Selections, 0)
 	}
 	c := &n.Call
 	token := float64(c.KVHeads) * (rowBytes(c.Key.Type, c.DimK) + rowBytes(c.Value.Type, c.DimV))
@@ -226,39 +225,39 @@ func rowBytes(t cpu.Type, dim int32) float64 {
 }
 
 // sumUp takes note of what the step's rows see together, and of the layers' roles.
-func (d *onGPU) sumUp() {
+func (d *Device) sumUp() {
 	d.visible = 0
-	for i := range d.step.Rows {
-		d.visible += uint64(d.step.Rows[i].Visible)
+	for i := range d.rows.Step.Rows {
+		d.visible += uint64(d.rows.Step.Rows[i].Visible)
 	}
-	m := d.model
+	m := d.layers.Model
 	m.Mu.Lock()
 	defer m.Mu.Unlock()
 	if d.sparseLayers != nil && d.revision == m.Revision {
 		return
 	}
-	d.revision, d.sparseLayers = m.Revision, make([]bool, len(d.ordinal))
+	d.revision, d.sparseLayers = m.Revision, make([]bool, len(d.layers.Ordinal))
 	for l := range d.sparseLayers {
 		d.sparseLayers[l] = m.Roles.Role(l) == selection.RoleSparse
 	}
 }
 
 // taken tells whether a step that has sparse rows is taken, and gets it ready.
-func (d *onGPU) taken(n *Node) stats.Reason {
-	rows := len(d.step.Rows)
+func (d *Device) taken(n *graph.Node) stats.Reason {
+	rows := len(d.rows.Step.Rows)
 	if rows > int(d.decoder.Params.MaxRows) {
 		if err := d.grow(n, rows); err != nil {
-			d.refuse(err.Error())
+			d.layers.Refuse(err.Error())
 			return stats.ReasonInert
 		}
 	}
 	_, eager, err := d.decoder.Poll()
 	if err != nil {
-		d.refuse(err.Error())
+		d.layers.Refuse(err.Error())
 		return stats.ReasonInert
 	}
 	if !eager && !d.sparse() {
-		d.counts.DenseSteps++
+		d.layers.Counts.DenseSteps++
 		return stats.ReasonDense
 	}
 	if !d.arrange() {
@@ -274,8 +273,8 @@ func (d *onGPU) taken(n *Node) stats.Reason {
 }
 
 // sparse tells whether a layer of the model would attend to a token set now.
-func (d *onGPU) sparse() bool {
-	m := d.model
+func (d *Device) sparse() bool {
+	m := d.layers.Model
 	if m.Ablation.Load() != nil {
 		return true
 	}
@@ -286,16 +285,16 @@ func (d *onGPU) sparse() bool {
 
 // arrange puts the slots of rows whose tokens are not in the order of slots where the device can get them; false: it has
 // not got the last ones yet.
-func (d *onGPU) arrange() bool {
+func (d *Device) arrange() bool {
 	d.ordered = d.ordered[:0]
 	used := 0
-	for i := range d.step.Rows {
-		r := &d.step.Rows[i]
+	for i := range d.rows.Step.Rows {
+		r := &d.rows.Step.Rows[i]
 		if r.Slots == nil || r.SetLen == 0 {
 			continue
 		}
 		slots := unsafe.Slice((*int32)(r.Slots), r.Visible)
-		if d.seen.inOrderOfSlots(i, slots) {
+		if d.rows.InOrderOfSlots(i, slots) {
 			continue
 		}
 		if used == 0 {
@@ -315,8 +314,8 @@ func (d *onGPU) arrange() bool {
 	return true
 }
 
-func (d *onGPU) direct(n *Node, layer int) stats.Reason {
-	d.step.Layer = layer
+func (d *Device) Direct(n *graph.Node, layer int) stats.Reason {
+	d.rows.Step.Layer = layer
 	if d.computed {
 		return stats.ReasonNoGain
 	}
@@ -327,7 +326,10 @@ func (d *onGPU) direct(n *Node, layer int) stats.Reason {
 	return stats.Offloaded
 }
 
-func (d *onGPU) planned(g *Graph) {
+// Ended has nothing to keep: token sets are on the device.
+func (d *Device) Ended() {}
+
+func (d *Device) Planned(g *graph.Graph) {
 	g.Later = d.later
 	if !d.forgot {
 		return
@@ -339,26 +341,26 @@ func (d *onGPU) planned(g *Graph) {
 	}
 }
 
-// left counts a node of a decode step that the host computes: it attends to everything.
-func (d *onGPU) left(n *Node) {
-	layer, ok := d.ordinal[n.Layer]
+// Left counts a node of a decode step that the host computes: it attends to everything.
+func (d *Device) Left(n *graph.Node) {
+	layer, ok := d.layers.Ordinal[n.Layer]
 	if !ok {
 		return
 	}
-	d.counts.TokensVisible += d.visible
-	d.counts.TokensAttended += d.visible
+	d.layers.Counts.TokensVisible += d.visible
+	d.layers.Counts.TokensAttended += d.visible
 	if layer < len(d.sparseLayers) && d.sparseLayers[layer] {
-		d.counts.SparseTokensVisible += d.visible
-		d.counts.SparseTokensAttended += d.visible
+		d.layers.Counts.SparseTokensVisible += d.visible
+		d.layers.Counts.SparseTokensAttended += d.visible
 	}
 }
 
 // reject says once why a layer is left to the host.
-func (d *onGPU) reject(reason stats.Reason, n *Node, why string) stats.Reason {
+func (d *Device) reject(reason stats.Reason, n *graph.Node, why string) stats.Reason {
 	if !d.rejected {
 		d.rejected = true
 		c := &n.Call
-		d.log(settings.LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, K %s, V %s, %d slots)",
+		d.layers.Log(settings.LogInfo, fmt.Sprintf("layer %d is left to the host: %s (%d heads, %d KV heads of %d and %d, K %s, V %s, %d slots)",
 			n.Layer, why, c.Heads, c.KVHeads, c.DimK, c.DimV, backend.Types[c.Key.Type].Name, backend.Types[c.Value.Type].Name, n.NKV))
 	}
 	return reason
@@ -376,7 +378,7 @@ func apart(streams int32, t *cpu.Tensor) int32 {
 }
 
 // state says what a node attends to: pages of one token, numbered through all streams.
-func (d *onGPU) state(n *Node, layer int) {
+func (d *Device) state(n *graph.Node, layer int) {
 	c := &n.Call
 	rows := func(t *cpu.Tensor) backend.RowView {
 		return backend.RowView{Data: uintptr(t.Data), RowStride: apartBy(n, t.TokenStride, t.StreamStride), HeadStride: t.HeadStride, Type: int32(t.Type)}
@@ -392,23 +394,23 @@ func (d *onGPU) state(n *Node, layer int) {
 	}
 }
 
-// Attend queues an offloaded node of a GPU's between two events of the driver's: what the host queued before the first one
-// is done when it runs, and it is done when the second one is. After an error nothing is under way any more.
-func (s *Session) Attend(n *Node, before, after uintptr) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d := s.on.(*onGPU)
+// Table is where the device has the slots that the rows see.
+func (d *Device) Table() uint64 { return d.visibility.Table }
+
+// Attend queues an offloaded node between two events of the driver's: what the host queued before the first one is done when it
+// runs, and it is done when the second one is. After an error nothing is under way any more.
+func (d *Device) Attend(n *graph.Node, before, after uintptr) error {
 	err := d.attend(n, before, after)
 	if err != nil {
 		_ = d.bridge.Wait()
-		if s.counts.Inert == "" {
-			s.refuse(err.Error())
+		if d.layers.Counts.Inert == "" {
+			d.layers.Refuse(err.Error())
 		}
 	}
 	return err
 }
 
-func (d *onGPU) attend(n *Node, before, after uintptr) error {
+func (d *Device) attend(n *graph.Node, before, after uintptr) error {
 	if err := d.bridge.Begin(before, d.unseen); err != nil {
 		return oncuda.DeviceError(err)
 	}
@@ -421,17 +423,17 @@ func (d *onGPU) attend(n *Node, before, after uintptr) error {
 			}
 		}
 	}
-	d.state(n, d.ordinal[n.Layer])
+	d.state(n, d.layers.Ordinal[n.Layer])
 	if err := d.decoder.Attend(&d.call); err != nil {
 		return err
 	}
-	if !d.engaged && d.decoder.Sparse() {
-		d.engaged = true
-		d.model.Mu.Lock()
-		choose := d.model.Roles.Selections()
-		d.model.Mu.Unlock()
-		d.log(settings.LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
-			d.device.Name(), d.engine.Settings.Budget, n.NKV, choose))
+	if !d.layers.Engaged && d.decoder.Sparse() {
+		d.layers.Engaged = true
+		d.layers.Model.Mu.Lock()
+		choose := d.layers.Model.Roles.Selections()
+		d.layers.Model.Mu.Unlock()
+		d.layers.Log(settings.LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
+			d.device.Name(), d.layers.Engine.Settings.Budget, n.NKV, choose))
 	}
 	if err := d.bridge.End(after); err != nil {
 		return oncuda.DeviceError(err)
@@ -439,12 +441,12 @@ func (d *onGPU) attend(n *Node, before, after uintptr) error {
 	return nil
 }
 
-// assigned gets ready what decoding needs, for as many slots as the host's store has and rows as it has streams: nothing
+// Assigned gets ready what decoding needs, for as many slots as the host's store has and rows as it has streams: nothing
 // is allocated later, but for more rows.
-func (d *onGPU) assigned(n *Node) error { return d.grow(n, int(n.Store.Streams)) }
+func (d *Device) Assigned(n *graph.Node) error { return d.grow(n, int(n.Store.Streams)) }
 
 // grow makes the decoder for so many rows, rounded up.
-func (d *onGPU) grow(n *Node, rows int) error {
+func (d *Device) grow(n *graph.Node, rows int) error {
 	d.free()
 	c, most := &n.Call, int32(1)
 	for int(most) < rows {
@@ -465,7 +467,7 @@ func (d *onGPU) grow(n *Node, rows int) error {
 		Device: int32(ordinal), MaxRows: most, Capacity: int32(slots),
 		Heads: c.Heads, KVHeads: c.KVHeads, KeyDim: c.DimK, ValueDim: c.DimV, KVType: int32(c.Key.Type),
 	}
-	if d.decoder, err = decode.BuildOf(d.engine, d.model, params); err != nil {
+	if d.decoder, err = decode.BuildOf(d.layers.Engine, d.layers.Model, params); err != nil {
 		return err
 	}
 	if d.device, err = oncuda.OpenDevice(ordinal); err != nil {
@@ -479,7 +481,7 @@ func (d *onGPU) grow(n *Node, rows int) error {
 	return nil
 }
 
-func (d *onGPU) allocate(rows, slots int) (err error) {
+func (d *Device) allocate(rows, slots int) (err error) {
 	if d.bridge, err = d.device.NewBridge(); err != nil {
 		return err
 	}
@@ -504,13 +506,13 @@ func (d *onGPU) allocate(rows, slots int) (err error) {
 	return nil
 }
 
-func (d *onGPU) unlearn() {
+func (d *Device) Unlearn() {
 	d.forgot, d.sparseLayers = true, nil
 	d.free()
 }
 
 // free gives back what was got for the layers that were known, once the device is done with it.
-func (d *onGPU) free() {
+func (d *Device) free() {
 	if d.bridge != nil {
 		d.bridge.Free()
 		d.bridge = nil
@@ -530,9 +532,9 @@ func (d *onGPU) free() {
 		d.odd = nil
 	}
 	if d.decoder != nil {
-		d.counted(&d.counts)
+		d.counted(&d.layers.Counts)
 		d.decoder.Close()
 		d.decoder = nil
 	}
-	d.key = stepKey{}
+	d.rows.Abandon()
 }

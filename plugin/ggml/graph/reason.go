@@ -1,4 +1,4 @@
-package ggml
+package graph
 
 import (
 	"fmt"
@@ -7,8 +7,8 @@ import (
 	"lessismore/plugin/internal/stats"
 )
 
-// why tells in the user's terms what the shim refuses of a node.
-func (n *Node) why() string {
+// Why tells in the user's terms what the shim refuses of a node.
+func (n *Node) Why() string {
 	what := cstring(n.What)
 	if what == "" {
 		return n.Reason.String() + ": " + stats.Meanings[n.Reason]

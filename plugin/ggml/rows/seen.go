@@ -1,9 +1,10 @@
-package ggml
+package rows
 
 import (
 	"bytes"
 	"unsafe"
 
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/steps"
@@ -34,7 +35,7 @@ type seenRow struct {
 }
 
 // note keeps what was found out of row i.
-func (s *seen) note(n *Node, i int, t *track, visible int, slots []int32, known bool) {
+func (s *seen) note(n *graph.Node, i int, t *Track, visible int, slots []int32, known bool) {
 	if n.Before == nil && len(s.rows) == 0 {
 		return
 	}
@@ -42,38 +43,38 @@ func (s *seen) note(n *Node, i int, t *track, visible int, slots []int32, known 
 	if s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || len(s.rows) != rows {
 		s.nkv, s.tokens, s.streams = n.NKV, n.Tokens, n.Streams
 		if cap(s.rows) < rows {
-			s.rows = make([]seenRow, rows, maxRows)
+			s.rows = make([]seenRow, rows, Most)
 		}
 		s.rows = s.rows[:rows]
 		clear(s.rows)
 	}
 	stream := int(n.FirstStream) + i/int(n.Tokens)
 	own := int32(t.last[i] - int64(stream)*n.Store.Slots)
-	place, changes := t.index.Place(stream, own)
+	place, changes := t.Index.Place(stream, own)
 	s.rows[i] = seenRow{
 		known: known, step: s.step, visible: visible, own: own, stream: stream, place: place, changes: changes,
-		listed: slots != nil, ascending: slots == nil || ascending(slots), index: t.index,
+		listed: slots != nil, ascending: slots == nil || ascending(slots), index: t.Index,
 	}
 }
 
 // goesOn fills row i of the step, if it is the one of the step before with one token more.
-func (s *seen) goesOn(session *Session, n *Node, i int, t *track) bool {
+func (s *seen) goesOn(of *Rows, n *graph.Node, i int, t *Track) bool {
 	if n.Before == nil || n.ScanType != cpu.F16 || s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || i >= len(s.rows) {
 		return false
 	}
 	r := &s.rows[i]
 	stream := int(n.FirstStream) + i/int(n.Tokens)
 	own := int32(t.last[i] - int64(stream)*n.Store.Slots)
-	place, changes := t.index.Place(stream, own)
-	if !r.known || r.step+1 != s.step || r.index != t.index || r.stream != stream || r.changes != changes || place == kvindex.Unknown || place != r.place+1 ||
-		own < 0 || own >= n.NKV || r.visible >= int(n.NKV) || t.index.Tied {
+	place, changes := t.Index.Place(stream, own)
+	if !r.known || r.step+1 != s.step || r.index != t.Index || r.stream != stream || r.changes != changes || place == kvindex.Unknown || place != r.place+1 ||
+		own < 0 || own >= n.NKV || r.visible >= int(n.NKV) || t.Index.Tied {
 		return false
 	}
 	if !r.listed && int(own) != r.visible {
 		return false // the row needs a list from now on
 	}
 	row, token := i/int(n.Tokens), i%int(n.Tokens)
-	now := unsafe.Slice((*byte)(n.scan(row, token)), 2*n.NKV)
+	now := unsafe.Slice((*byte)(n.Values(row, token)), 2*n.NKV)
 	before := unsafe.Slice((*byte)(unsafe.Add(n.Before, int64(row)*n.ScanStreamStride+int64(token)*n.ScanTokenStride)), 2*n.NKV)
 	hidden := *(*[2]byte)(before[2*own:]) == [2]byte{0x00, 0xfc} && *(*[2]byte)(now[2*own:]) == [2]byte{}
 	if !hidden || !bytes.Equal(now[:2*own], before[:2*own]) || !bytes.Equal(now[2*own+2:], before[2*own+2:]) {
@@ -83,22 +84,23 @@ func (s *seen) goesOn(session *Session, n *Node, i int, t *track) bool {
 	r.step, r.visible, r.own, r.place = s.step, r.visible+1, own, place
 	var slots []int32
 	if r.listed {
-		list := session.step.List(i)
+		list := of.Step.List(i)
 		list[r.visible-1] = own
 		slots = list[:r.visible]
 		r.ascending = r.ascending && own > last
 	}
-	config := &session.engine.Settings
+	config := of.config
 	split := steps.SplitBudget(r.visible, config.Budget, config.Recency, config.SinkTokens)
-	if !session.decodes(i, t, stream, true, last) {
+	if !of.decodes(i, t, stream, true, last) {
 		split = steps.Split{}
 	}
-	session.step.See(i, token, row, r.visible, slots, nil, split)
+	of.Step.See(i, token, row, r.visible, slots, nil, split)
 	return true
 }
 
-// inOrderOfSlots tells whether row i of the step, which has a list, sees its tokens in the order of slots.
-func (s *seen) inOrderOfSlots(i int, slots []int32) bool {
+// InOrderOfSlots tells whether row i of the step, which has a list, sees its tokens in the order of slots.
+func (r *Rows) InOrderOfSlots(i int, slots []int32) bool {
+	s := &r.seen
 	if i < len(s.rows) && s.rows[i].known && s.rows[i].visible == len(slots) && s.rows[i].listed {
 		return s.rows[i].ascending
 	}

@@ -1,4 +1,5 @@
-package ggml
+// Package graph is what the hook reads out of one compute call of a ggml host, and what the plan answers.
+package graph
 
 import (
 	"unsafe"
@@ -55,8 +56,8 @@ type Write struct {
 	N     int32
 }
 
-// slot is the i-th global slot that is written.
-func (w *Write) slot(i int) int64 {
+// Slot is the i-th global slot that is written.
+func (w *Write) Slot(i int) int64 {
 	if w.Wide != 0 {
 		return *(*int64)(unsafe.Add(w.Slots, 8*i))
 	}
@@ -94,8 +95,8 @@ const (
 
 // Answers that are no store.
 const (
-	anyStore = 0
-	noStore  = 1
+	AnyStore = 0
+	NoStore  = 1
 )
 
 // Graph is what one compute call of the host consists of, as far as attention is concerned.
@@ -122,17 +123,17 @@ type Graph struct {
 	Lost     bool     // there were more than these
 	Computed bool     // by the host: nothing can be taken any more
 	Later    bool     // the answer: nothing would be taken of the next graph, it may be computed before it is planned
-	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, anyStore or noStore
+	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, AnyStore or NoStore
 }
 
-// scan is the row of mask values of one query token.
-func (n *Node) scan(stream, token int) unsafe.Pointer {
+// Values is the row of mask values of one query token.
+func (n *Node) Values(stream, token int) unsafe.Pointer {
 	return unsafe.Add(n.Scan, int64(stream)*n.ScanStreamStride+int64(token)*n.ScanTokenStride)
 }
 
-// sees tells whether a query token's mask leaves a slot visible.
-func (n *Node) sees(stream, token int, slot int64) bool {
-	row := n.scan(stream, token)
+// Sees tells whether a query token's mask leaves a slot visible.
+func (n *Node) Sees(stream, token int, slot int64) bool {
+	row := n.Values(stream, token)
 	if n.ScanType == cpu.F16 {
 		return *(*float16.Float16)(unsafe.Add(row, 2*slot)) != steps.MinusInfinity
 	}

@@ -1,0 +1,339 @@
+// Package layers finds out which layers of a host's model can take part, by what its graphs show in a first pass, and with
+// what roles.
+package layers
+
+import (
+	"fmt"
+	"slices"
+
+	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/internal/contexts"
+	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/selection"
+	"lessismore/plugin/internal/settings"
+	"lessismore/plugin/internal/stats"
+)
+
+// Context is what all sessions with a host that computes graphs have in common, wherever it computes: which of
+// the model's layers can take part and with what roles, and what was counted.
+type Context struct {
+	Engine  *contexts.Engine
+	Log     func(level settings.LogLevel, text string)
+	Ordinal map[int32]int    // model's layer number -> number among the layers that can take part; nil: not known
+	Model   *selection.Model // once the layers are known
+	Counts  stats.Stats
+	Engaged bool // a sparse layer was offloaded
+
+	then      Then
+	number    uint64 // of all the engine's contexts with hosts: an address would come again
+	discovery discovery
+	graphs    int              // since the layers' weights are hashed
+	unhashed  bool             // the weights of the model that is served now were never hashed
+	weights   uint64           // hash of the model's weights, as far as the first pass shows them
+	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
+	blocks    blocks
+	attention bool // the host has shown attention that can be offloaded
+	warned    bool // why layers are refused was said
+	short     int  // calls of several query tokens, one after another
+	drafted   bool // that there are no others was said
+}
+
+// A call that may check a draft has at most so many query tokens of a sequence, and so many calls are no accident.
+const (
+	mostDrafted = 32
+	ShortCalls  = 32
+)
+
+// maxHashed is how many compute calls are waited for the model's layers, hashing weights. A host that calls
+// back after each node makes many; one whose attention never shows would hash for ever.
+const maxHashed = 4096
+
+// blocks are those of the model whose weights this device's graphs have shown; none before any has.
+type blocks struct {
+	shown       bool
+	first, last int32
+	ends        bool // what follows the last block is computed here, too
+}
+
+func (b *blocks) add(g *graph.Graph) {
+	b.ends = b.ends || g.Ends != 0
+	switch {
+	case g.Weights == 0 || g.FirstBlock < 0:
+	case !b.shown:
+		b.shown, b.first, b.last = true, g.FirstBlock, g.LastBlock
+	default:
+		b.first, b.last = min(b.first, g.FirstBlock), max(b.last, g.LastBlock)
+	}
+}
+
+// elsewhere says which layers this device computes, where it shows that others are computed elsewhere: a model that is
+// spread over several GPUs, or off-loaded in part.
+func (b *blocks) elsewhere() string {
+	if !b.shown || b.first == 0 && b.ends {
+		return ""
+	}
+	return fmt.Sprintf("this device computes layers %d to %d of the model, the others are on another device", b.first, b.last)
+}
+
+// Then is what follows for those who use the layers.
+type Then struct {
+	Forget   func()                    // the layers are not known any more
+	Unlearn  func()                    // what the layers did last, and what they were to do, is void
+	Assigned func(n *graph.Node) error // they are, and have roles; an error keeps the library out of this context
+}
+
+// Init begins a context. log may be nil.
+func (c *Context) Init(e *contexts.Engine, log func(level settings.LogLevel, text string), then Then) {
+	if log == nil {
+		log = func(settings.LogLevel, string) {}
+	}
+	c.Engine, c.number, c.Log, c.then = e, e.Hosted.Add(1), log, then
+}
+
+// Flashless says once that the host computes attention in a way that the library cannot take part in.
+func (c *Context) Flashless(g *graph.Graph) bool {
+	if c.attention || c.warned || g.SoftMax == 0 {
+		return false
+	}
+	c.warned = true
+	c.Log(settings.LogInfo, "nothing is offloaded: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
+		"llama-cpp-python flash_attn=True, node-llama-cpp flashAttention: true, xllamacpp flash_attn_type enabled")
+	return true
+}
+
+// Untakable says once which layers of a graph can never be offloaded, and why: of the whole graph, or of the first layer
+// that is refused where others are offloaded.
+func (c *Context) Untakable(g *graph.Graph) {
+	if c.warned {
+		return
+	}
+	var refused *graph.Node
+	all, settled := true, true
+	for i := range g.Nodes {
+		n := &g.Nodes[i]
+		switch n.Reason {
+		case stats.ReasonNoCache, stats.ReasonMLA, stats.ReasonType, stats.ReasonShape, stats.ReasonSparseHint:
+			if refused == nil {
+				refused = n
+			}
+		case stats.ReasonSliding:
+		case stats.Offloaded:
+			all = false
+		default:
+			settled = false // what becomes of it will show
+		}
+	}
+	switch {
+	case refused == nil || !settled:
+	case all:
+		c.warned = true
+		c.Log(settings.LogInfo, "nothing is offloaded in this context: "+refused.Why())
+	case refused.Reason != stats.ReasonNoCache: // attention to an encoder's output is not the text's
+		c.warned = true
+		c.Log(settings.LogInfo, fmt.Sprintf("layer %d is left to the host: %s", refused.Layer, refused.Why()))
+	}
+}
+
+// Drafts says once that each call of a context has several query tokens, as of a host that checks drafts: it looks as
+// if the library did nothing. begins tells whether a text may begin with the call's tokens; of is what they are of.
+func (c *Context) Drafts(n *graph.Node, of string, begins func(n *graph.Node) bool) {
+	switch {
+	case c.drafted:
+	case n.Reason == stats.Offloaded:
+		c.short = 0
+	case n.Reason != stats.ReasonPrompt || n.Tokens < 2 || n.Tokens > mostDrafted || begins(n):
+	default:
+		if c.short++; c.short == ShortCalls {
+			c.drafted = true
+			c.Log(settings.LogInfo, fmt.Sprintf("nothing is offloaded: %d calls one after another had several query tokens of %s, which the host attends to",
+				ShortCalls, of))
+		}
+	}
+}
+
+// learn takes note of an attention, whether the kernels take it or not. It returns true once the model's layers are
+// known, this one among them.
+func (c *Context) learn(n *graph.Node) bool {
+	if c.discovery.observe(n) && !c.discovery.knows(n) {
+		c.rediscover()
+		c.discovery.observe(n)
+	}
+	return c.discovery.complete
+}
+
+// Pass takes note of an attention that the kernels do not take: it is one of the model's layers all the same.
+func (c *Context) Pass(n *graph.Node) {
+	if n.Layer >= 0 && c.Engine.Inert() == "" {
+		c.learn(n)
+	}
+}
+
+// Place is the number of a node's layer among those that can take part, once the first pass has shown them.
+func (c *Context) Place(n *graph.Node) (int, stats.Reason) {
+	if c.Engine.Inert() != "" {
+		return 0, stats.ReasonInert
+	}
+	if !c.learn(n) {
+		return 0, stats.ReasonDiscovery
+	}
+	if c.Counts.Inert != "" {
+		return 0, stats.ReasonInert
+	}
+	if c.Ordinal == nil {
+		if !c.discovery.decided {
+			return 0, stats.ReasonUndecided
+		}
+		err := c.assign(n)
+		if err == nil {
+			err = c.then.Assigned(n)
+		}
+		if err != nil { // another model in the process, such as the one that it drafts for, may fit
+			c.Refuse(err.Error())
+			return 0, stats.ReasonInert
+		}
+	}
+	layer, ok := c.Ordinal[n.Layer]
+	if !ok {
+		return 0, c.discovery.apart(n.Layer)
+	}
+	return layer, stats.Offloaded
+}
+
+// Refuse keeps the library out of this context.
+func (c *Context) Refuse(why string) {
+	c.Counts.Inert = why
+	c.Log(settings.LogInfo, "inert in this context: "+why)
+}
+
+// Survey takes note of what a graph with attention shows of the model as a whole.
+func (c *Context) Survey(g *graph.Graph) {
+	if first := g.Nodes[0].Layer; first >= 0 && c.discovery.begins(first) {
+		c.weights += g.Weights
+		c.blocks.add(g)
+	}
+	if c.discovery.complete && !c.discovery.decided {
+		c.tell(g)
+	}
+}
+
+// tell decides which layers slide by comparing what they see in this graph.
+func (c *Context) tell(g *graph.Graph) {
+	c.discovery.compare(func(store uint64) (int, bool) {
+		for i := range g.Nodes {
+			if n := &g.Nodes[i]; n.Store.ID == store && n.Scan != nil {
+				visible, _ := cpu.Visible(n.Values(0, 0), n.ScanType, int(n.NKV), nil)
+				return visible, true
+			}
+		}
+		return 0, false
+	})
+}
+
+// Begins tells whether a graph whose first attention is of that layer belongs to the first pass.
+func (c *Context) Begins(layer int32) bool { return c.discovery.begins(layer) }
+
+// Idle tells whether nothing of the model will be offloaded: its stores need not be followed.
+func (c *Context) Idle() bool {
+	return c.Counts.Inert != "" || c.Engine.Inert() != "" ||
+		c.discovery.decided && !slices.ContainsFunc(c.discovery.layers, discovered.participates)
+}
+
+// Deaf tells whether flash attention is off in the host: nothing will ask what its stores hold.
+func (c *Context) Deaf() bool { return c.warned && !c.attention }
+
+// Shown notes that the host has attention that can be offloaded.
+func (c *Context) Shown() { c.attention = true }
+
+// First is the store of the first of the layers that can take part.
+func (c *Context) First() uint64 {
+	return c.discovery.layers[slices.IndexFunc(c.discovery.layers, discovered.participates)].store.ID
+}
+
+// Surveyed tells whether the first pass is over.
+func (c *Context) Surveyed() bool { return c.discovery.complete }
+
+// Participants are the model's numbers of the layers that can take part, ascending, as far as the first pass has shown them.
+func (c *Context) Participants() []int32 { return c.discovery.participants() }
+
+// Adapted tells whether a graph with attention applies other adapters than the same part of the model did before: to
+// the roles of its layers that is another model. The layers are forgotten then, and the next graph's weights asked for.
+func (c *Context) Adapted(g *graph.Graph) bool {
+	part := g.Nodes[0].Layer
+	if was, ok := c.adapters[part]; !ok {
+		if c.adapters == nil {
+			c.adapters = map[int32]uint64{}
+		}
+		c.adapters[part] = g.Adapters
+		return false
+	} else if was == g.Adapters {
+		return false
+	}
+	c.restart()
+	c.unhashed, c.weights, c.graphs = false, 0, 0
+	g.KnowsWeights = false
+	return true
+}
+
+// Asks tells whether the next graphs' weights are to be hashed.
+func (c *Context) Asks(g *graph.Graph) {
+	c.graphs++
+	g.KnowsWeights = c.discovery.complete || c.graphs > maxHashed
+}
+
+// restart forgets the layers.
+func (c *Context) restart() {
+	c.then.Unlearn()
+	c.discovery, c.Ordinal, c.blocks, c.Model = discovery{}, nil, blocks{}, nil
+	clear(c.adapters)
+	c.Counts.Inert = ""
+}
+
+// rediscover starts over: the first pass was not the whole model, or the backend serves another one now.
+func (c *Context) rediscover() {
+	c.restart()
+	c.unhashed = true
+	c.then.Forget()
+}
+
+// assign gives the layers that can take part their numbers and roles.
+func (c *Context) assign(n *graph.Node) error {
+	layers := c.discovery.participants()
+	if len(layers) == 0 {
+		return fmt.Errorf("the layers that see the whole context are left to the host (%s), and sliding-window layers gain nothing", c.discovery.kept())
+	}
+	var err error
+	part := partOf(&c.blocks, c.discovery.layers[0].layer, layers)
+	if c.Model, err = c.Engine.ModelWith(part.settings(c.Engine.Settings), c.identity(n, layers), c.Log); err != nil {
+		if where := c.blocks.elsewhere(); where != "" {
+			return fmt.Errorf("LESSISMORE_LAYERS: %w: %s", err, where)
+		}
+		return fmt.Errorf("LESSISMORE_LAYERS: %w", err)
+	}
+	if part.some {
+		c.Model.Part(int(part.first))
+		c.Log(settings.LogInfo, part.String())
+	}
+	c.Ordinal = map[int32]int{}
+	for i, l := range layers {
+		c.Ordinal[l] = i
+	}
+	c.Model.Mu.Lock()
+	choose, source := c.Model.Roles.Selections(), c.Model.Source
+	c.Model.Mu.Unlock()
+	c.Log(settings.LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), choose, source))
+	return nil
+}
+
+// identity is what the graphs show of the model.
+func (c *Context) identity(n *graph.Node, layers []int32) selection.Identity {
+	call := &n.Call
+	weights := fmt.Sprintf("%016x", c.weights)
+	if c.unhashed { // this context alone knows the model
+		weights = fmt.Sprintf("%s %d", selection.UnknownWeights, c.number)
+	}
+	return selection.Identity{
+		Layers: len(layers), First: layers[0], Last: layers[len(layers)-1], Heads: call.Heads, KVHeads: call.KVHeads,
+		KeyDim: call.DimK, ValueDim: call.DimV, Scale: call.Scale, Softcap: call.Softcap, MaxBias: n.MaxBias,
+		Weights: weights,
+	}
+}

@@ -1,0 +1,167 @@
+// Package oncpu has the attentions of a host's CPU graphs run on the host's own threads.
+package oncpu
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"unsafe"
+
+	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/ggml/layers"
+	"lessismore/plugin/ggml/rows"
+	"lessismore/plugin/internal/backend/oncpu"
+	"lessismore/plugin/internal/calibrate"
+	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/settings"
+	"lessismore/plugin/internal/stats"
+	"lessismore/plugin/internal/steps"
+)
+
+// maxWork bounds the kernels' work memory: logits of many rows over a long context. Beyond it the host
+// computes the batch itself.
+const maxWork = 1 << 30
+
+// maxThreads is how many threads of a host can share one call. A host with more leaves the rest idle.
+var maxThreads = max(16, runtime.NumCPU())
+
+// Device is the CPU, for one context.
+type Device struct {
+	Probes *oncpu.Probes // once the layers are known
+
+	layers    *layers.Context
+	rows      *rows.Rows
+	work      cpu.Arena
+	slopes    cpu.Arena
+	slopesFor struct {
+		heads int32
+		bias  float32
+	}
+	timings steps.Timings
+}
+
+// New is the CPU for a context's layers and rows.
+func New(l *layers.Context, r *rows.Rows) *Device { return &Device{layers: l, rows: r} }
+
+func (c *Device) Groups() int { return c.Probes.Groups() }
+
+func (c *Device) Assigned(*graph.Node) error {
+	c.Probes = oncpu.NewProbes(c.layers.Model)
+	return nil
+}
+
+func (c *Device) Called(*graph.Graph) {}
+
+func (c *Device) Fits(*graph.Node) stats.Reason { return stats.Offloaded }
+
+func (c *Device) Left(*graph.Node) {}
+
+func (c *Device) Begin(n *graph.Node) stats.Reason {
+	r := c.rows
+	c.Probes.Begin(&r.Step, int(n.Call.Heads), &c.layers.Counts,
+		func(row int, slot int32) bool { return r.Sees(n, row, slot) },
+		func(row int) int32 { return r.Own(n, row) })
+	r.Step.Began(&c.layers.Counts, c.Probes.Kind == calibrate.StepMeasure)
+	return stats.Offloaded
+}
+
+// Ended keeps the step that has ended, where its token sets are asked for.
+func (c *Device) Ended() {
+	if c.layers.Engine.Settings.Trace > 0 && c.Probes != nil {
+		c.Probes.Record(&c.rows.Step)
+	}
+}
+
+func (c *Device) Direct(n *graph.Node, layer int) stats.Reason {
+	n.MaxThreads = int32(maxThreads)
+	call := &n.Call
+	c.Probes.Direct(&c.rows.Step, layer, call)
+	call.Policy = cpu.Policy(c.layers.Engine.Settings.Policy)
+	call.Timing = unsafe.Pointer(c.timings.Of(call.Mode))
+	if n.MaxBias > 0 {
+		if call.Slopes = c.alibi(call.Heads, n.MaxBias); call.Slopes == nil {
+			return stats.ReasonMemory
+		}
+	}
+	if call.Mode == cpu.Sparse && !c.layers.Engaged {
+		c.layers.Engaged = true
+		row := slices.IndexFunc(c.rows.Step.Rows, func(r cpu.Row) bool { return r.SetLen > 0 })
+		c.layers.Log(settings.LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
+			c.rows.Step.Rows[row].SetLen, c.rows.Step.Rows[row].Visible, c.Probes.Roles.Selections()))
+	}
+	return stats.Offloaded
+}
+
+// Planned gives the calls their common work memory.
+func (c *Device) Planned(g *graph.Graph) {
+	need := 0
+	for i := range g.Nodes {
+		if n := &g.Nodes[i]; n.Reason == stats.Offloaded {
+			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
+		}
+	}
+	var work unsafe.Pointer
+	if need <= maxWork {
+		work = c.work.Bytes(need)
+	}
+	for i := range g.Nodes {
+		n := &g.Nodes[i]
+		switch {
+		case n.Reason != stats.Offloaded:
+		case work == nil:
+			n.Reason = stats.ReasonMemory
+		default:
+			n.Call.Work = work
+			layer := c.layers.Ordinal[n.Layer]
+			c.rows.Step.Planned(&c.layers.Counts, layer, c.Probes.Role(layer), n.Call.Mode)
+		}
+	}
+}
+
+func (c *Device) Unlearn() {
+	if c.Probes != nil {
+		c.Probes.Settle()
+		c.Probes.Free()
+		c.Probes = nil
+	}
+}
+
+func (c *Device) Report(to *stats.Stats) {
+	if c.Probes != nil {
+		c.Probes.Report(to)
+	}
+	c.timings.Read(to)
+}
+
+func (c *Device) Close() {
+	if c.Probes != nil {
+		c.Probes.Settle()
+		c.Probes.Free()
+	}
+	c.work.Free()
+	c.slopes.Free()
+	c.timings.Free()
+}
+
+// alibi is the slope of each head's linear bias (ALiBi, arXiv 2108.12409), for any number of heads.
+func (c *Device) alibi(heads int32, bias float32) unsafe.Pointer {
+	slopes := cpu.Slice[float32](&c.slopes, int(heads))
+	if slopes == nil {
+		return nil
+	}
+	if c.slopesFor.heads != heads || c.slopesFor.bias != bias {
+		c.slopesFor.heads, c.slopesFor.bias = heads, bias
+		power := 1 << int(math.Floor(math.Log2(float64(heads)))) // the largest power of two within heads
+		base := math.Exp2(-float64(bias) / float64(power))
+		half := math.Exp2(-float64(bias) / 2 / float64(power))
+		for h := range slopes[:heads] {
+			if h < power {
+				slopes[h] = float32(math.Pow(base, float64(h+1)))
+			} else {
+				slopes[h] = float32(math.Pow(half, float64(2*(h-power)+1)))
+			}
+		}
+	}
+	return unsafe.Pointer(&slopes[0])
+}

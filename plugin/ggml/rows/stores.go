@@ -1,0 +1,189 @@
+// Package rows finds out what the rows of a host's batch are: where their tokens' keys lie, what each of them sees, in
+// position order, and which of them are decode rows.
+package rows
+
+import (
+	"unsafe"
+
+	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/kvindex"
+)
+
+// Most bounds the rows of a batch that is looked at closely; a larger one is a prompt.
+const Most = 256
+
+// Stores is what is known of the K stores that a context's graphs write to: of all of them while the model's layers are not
+// known, then of the one that the rows are ordered by.
+type Stores struct {
+	Followed *Track // that one, once it is known
+
+	index     func(store kvindex.Store) *kvindex.KVIndex
+	tracks    map[uint64]*Track
+	positions []int32 // of the batch
+	batch     int     // number of the batch that they are of
+	rotates   bool    // the model's graphs have positions
+	notes     cpu.Arena
+}
+
+// Track is what is known of one K store.
+type Track struct {
+	Index *kvindex.KVIndex
+	last  []int64 // global slots of the last batch that was written; none if there were more than Most
+
+	id     uint64 // the store's
+	prompt []bool // of the last batch's tokens: no logits are wanted
+	told   bool   // prompt is known
+	count  int    // tokens of that batch
+	batch  int    // the last one whose positions went to the index
+	fresh  bool   // no step has begun since that batch was written
+}
+
+// Len is the number of stores that are followed.
+func (s *Stores) Len() int { return len(s.tracks) }
+
+// Follow keeps the K/V index up to date: what the last graph wrote, then this one's shifts, positions and writes. Stores
+// that are not followed so far are where they are new; deaf: nothing will ask what is written. moved: tokens have changed
+// their places.
+func (s *Stores) Follow(g *graph.Graph, news, deaf bool) (moved bool) {
+	for _, t := range s.tracks {
+		t.Index.Learn()
+		if g.Lost {
+			t.Index.Forget()
+		}
+	}
+	for i := range g.Changes {
+		s.changed(&g.Changes[i])
+	}
+	for _, id := range g.Rewritten {
+		if t := s.tracks[id]; t != nil {
+			t.Index.Forget()
+		}
+	}
+	for i := range g.Shifts {
+		if t := s.tracks[g.Shifts[i].Store]; t != nil {
+			t.Index.Shift(unsafe.Slice((*int32)(g.Shifts[i].Delta), g.Shifts[i].N))
+		}
+	}
+	if g.Rotations > 0 {
+		s.rotates = true
+		s.positions = append(s.positions[:0], g.Positions...)
+		s.batch++
+	}
+	for i := range g.Writes {
+		if !deaf {
+			s.wrote(&g.Writes[i], g, news)
+		}
+	}
+	if len(g.Writes) > 0 { // a later call's writes may be of the next batch
+		s.positions = s.positions[:0]
+	}
+	return len(g.Shifts)+len(g.Rewritten) > 0
+}
+
+// changed follows what the host did behind its graphs.
+func (s *Stores) changed(c *graph.Change) {
+	if c.Kind == graph.Cleared {
+		for id, t := range s.tracks {
+			if id >= c.Store && id-c.Store < uint64(c.N) {
+				t.Index.Forget()
+			}
+		}
+		return
+	}
+	t := s.tracks[c.Store]
+	if t == nil {
+		return
+	}
+	prints := unsafe.Slice((*uint64)(c.Prints), c.NPrints)
+	switch c.Kind {
+	case graph.Written:
+		t.Index.Wrote(c.First, c.N, prints)
+	case graph.Copied:
+		t.Index.Copied(c.First, c.From, c.N)
+	case graph.ReadOut:
+		t.Index.ReadOut(c.First, prints)
+	}
+}
+
+// Note asks for the prints of what the graph writes to the stores that are followed, and says which these are; idle: none.
+func (s *Stores) Note(g *graph.Graph, idle bool) {
+	switch {
+	case idle:
+		g.Followed = graph.NoStore
+	case s.Followed != nil:
+		g.Followed = s.Followed.id
+	default:
+		g.Followed = graph.AnyStore
+	}
+	notes, n := cpu.Slice[kvindex.Note](&s.notes, len(s.tracks)), 0
+	for _, t := range s.tracks {
+		if due, any := t.Index.Due(); any && notes != nil {
+			notes[n] = due
+			n++
+		}
+	}
+	g.Notes = notes[:n]
+}
+
+// Keep stops following stores, but for one: that of the layer that the rows are ordered by.
+func (s *Stores) Keep(id uint64) {
+	s.Followed = s.tracks[id]
+	s.drop(s.Followed)
+	if s.Followed != nil {
+		s.Followed.Index.Remember()
+	}
+}
+
+// Drop stops following stores.
+func (s *Stores) Drop() {
+	s.Followed = nil
+	s.drop(nil)
+}
+
+func (s *Stores) drop(but *Track) {
+	for id, t := range s.tracks {
+		if t != but {
+			t.Index.Free()
+			delete(s.tracks, id)
+		}
+	}
+}
+
+func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
+	t := s.tracks[w.Store.ID]
+	if t == nil || !t.Index.Fits(w.Store) {
+		if !news {
+			return // the layers are known, and this one's store is not the one that is followed
+		}
+		if t != nil {
+			t.Index.Free()
+		}
+		t = &Track{id: w.Store.ID, Index: s.index(w.Store), last: make([]int64, 0, Most), prompt: make([]bool, 0, Most)}
+		s.tracks[w.Store.ID] = t
+	}
+	n := int(w.N)
+	t.count, t.last, t.prompt, t.told, t.fresh = n, t.last[:0], t.prompt[:0], g.Batch == n, true
+	// M-RoPE has four positions per token; the first one is its place in the text.
+	known := t.batch != s.batch && (len(s.positions) == n || len(s.positions) == 4*n)
+	t.batch = s.batch
+	outputs := g.Outputs
+	for i := range n {
+		slot, prompt := w.Slot(i), t.told
+		if len(outputs) > 0 && int(outputs[0]) == i {
+			outputs, prompt = outputs[1:], false
+		}
+		switch {
+		case known:
+			t.Index.Write(slot, s.positions[i], prompt)
+		case s.rotates:
+			t.Index.Write(slot, kvindex.Unknown, prompt)
+		default:
+			t.Index.WriteNext(slot, prompt)
+		}
+		if n <= Most {
+			t.last, t.prompt = append(t.last, slot), append(t.prompt, prompt)
+		}
+	}
+	t.Index.Tied = t.Index.Tied || known && len(s.positions) > n
+}
