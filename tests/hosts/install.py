@@ -120,6 +120,30 @@ def make_venv(path: Path, log: Path, packages, *, options=(), env=None) -> Path:
     return python
 
 
+def source_package(folder: Path, log: Path, package: str, version: str) -> None:
+    """A source distribution from the package index: as it comes, and unpacked in folder/source."""
+    python = make_venv(folder / "tools", log, [])  # Debian's python3 has no pip of its own
+    options = ["--disable-pip-version-check", "--no-deps", "--no-binary", package]
+    sh([python, "-m", "pip", "download", *options, "-d", folder, f"{package}=={version}"], log)
+    shutil.rmtree(folder / "tools")
+    name = package.replace("-", "_")
+    with tarfile.open(next(folder.glob(f"{name}-*.tar.gz"))) as tar:
+        tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    (folder / f"{name}-{version}").rename(folder / "source")
+
+
+def cmake_build(folder: Path, log: Path, source: Path, options: dict, targets, jobs: int) -> Path:
+    """Builds the targets in folder/build."""
+    cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+    build = folder / "build"
+    if not (cmake and ninja):
+        tools = make_venv(folder / "tools", log, BUILD_TOOLS).parent
+        cmake, ninja = tools / "cmake", tools / "ninja"
+    sh([cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", build, *(f"-D{k}={v}" for k, v in options.items())], log)
+    sh([ninja, "-C", build, "-j", str(jobs), *targets], log)
+    return build
+
+
 class Part:
     """One thing in the cache: name, recipe (its change means a rebuild), needs, build."""
 
@@ -234,28 +258,7 @@ class Sdist(Part):
             (tmp / "source" / "vendor" / "llama.cpp").mkdir(parents=True)
             sh(["tar", "-xf", opts.source, "-C", tmp / "source" / "vendor" / "llama.cpp"], log)
             return {"llama-cpp-python": LLAMA_CPP_PYTHON}
-        python = make_venv(tmp / "tools", log, [])  # Debian's python3 has no pip of its own
-        sh(
-            [
-                python,
-                "-m",
-                "pip",
-                "download",
-                "--disable-pip-version-check",
-                "--no-deps",
-                "--no-binary",
-                "llama-cpp-python",
-                "-d",
-                tmp,
-                f"llama-cpp-python=={LLAMA_CPP_PYTHON}",
-            ],
-            log,
-        )
-        shutil.rmtree(tmp / "tools")
-        archive = next(iter(tmp.glob("llama_cpp_python-*.tar.gz")))
-        with tarfile.open(archive) as tar:
-            tar.extractall(tmp, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-        (tmp / f"llama_cpp_python-{LLAMA_CPP_PYTHON}").rename(tmp / "source")
+        source_package(tmp, log, "llama-cpp-python", LLAMA_CPP_PYTHON)
         return {"llama-cpp-python": LLAMA_CPP_PYTHON}
 
 
@@ -306,16 +309,35 @@ class XLlamaCpp(Part):
 
 
 class IkLlama(Part):
-    """ik_llama.cpp, a neighbour of the benchmark's, by ik-llama-cpp-python. Built here for this CPU: its wheel stops at AVX2."""
+    """ik_llama.cpp, a neighbour of the benchmark's, by ik-llama-cpp-python. Built here for this CPU: its wheel stops at AVX2.
+
+    Only its libraries: the source distribution lacks a file that its programs are built with, so that pip cannot build it.
+    """
 
     name = "ik-llama"
     asked = True
+    options = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "BUILD_SHARED_LIBS": "ON",
+        "LLAMA_BUILD_TESTS": "OFF",
+        "LLAMA_BUILD_EXAMPLES": "OFF",
+        "LLAMA_BUILD_SERVER": "OFF",
+    }
 
     def recipe(self):
-        return {"ik-llama-cpp-python": IK_LLAMA, "numpy": NUMPY}
+        return {"ik-llama-cpp-python": IK_LLAMA, "numpy": NUMPY, "options": self.options}
 
     def build(self, cache, tmp, log, opts):
-        make_venv(tmp, log, [NUMPY, f"ik-llama-cpp-python=={IK_LLAMA}"], options=["--no-binary", "ik-llama-cpp-python", "--no-cache-dir"])
+        python = make_venv(tmp, log, [NUMPY])
+        source_package(tmp, log, "ik-llama-cpp-python", IK_LLAMA)
+        build = cmake_build(tmp, log, tmp / "source" / "vendor" / "ik_llama.cpp", self.options, ["llama"], opts.jobs)
+        package = next(python.parent.parent.glob("lib/python*/site-packages")) / "ik_llama_cpp"
+        (tmp / "source" / "ik_llama_cpp").rename(package)
+        (package / "lib").mkdir(exist_ok=True)
+        for library in build.rglob("*.so"):
+            shutil.copy(library, package / "lib")
+        shutil.rmtree(build)
+        shutil.rmtree(tmp / "source")
         return {"ik-llama-cpp-python": IK_LLAMA}
 
 
@@ -341,27 +363,7 @@ class LlamaServer(Part):
         return {"source": LLAMA_CPP_PYTHON, "options": self.options(), "targets": self.targets}
 
     def build(self, cache, tmp, log, opts):
-        cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
-        build = tmp / "build"
-        if not (cmake and ninja):
-            tools = make_venv(tmp / "tools", log, BUILD_TOOLS).parent
-            cmake, ninja = tools / "cmake", tools / "ninja"
-        source = cache / "sdist" / "source" / "vendor" / "llama.cpp"
-        sh(
-            [
-                cmake,
-                "-G",
-                "Ninja",
-                f"-DCMAKE_MAKE_PROGRAM={ninja}",
-                "-S",
-                source,
-                "-B",
-                build,
-                *(f"-D{k}={v}" for k, v in self.options().items()),
-            ],
-            log,
-        )
-        sh([ninja, "-C", build, "-j", str(opts.jobs), *self.targets], log)
+        build = cmake_build(tmp, log, cache / "sdist" / "source" / "vendor" / "llama.cpp", self.options(), self.targets, opts.jobs)
         (build / "bin").rename(tmp / "bin")
         shutil.rmtree(build)
         shutil.rmtree(tmp / "tools", ignore_errors=True)
