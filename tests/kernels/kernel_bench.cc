@@ -12,29 +12,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <random>
 #include <string>
-#include <time.h>
 #include <vector>
 
 #include "dispatch.h"
 #include "kernels.h"
+#include "layer.h"
 
 namespace {
 
-constexpr int    kKvHeads = 8, kDim = 128, kBudget = 2048;
-constexpr size_t kArena = (size_t)288 << 20;
-
-double Now() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
-}
-
-double Median(std::vector<double> v) {
-    std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
-    return v[v.size() / 2];
-}
+using namespace lim_bench;
 
 lim_cpu_pool *pool;
 
@@ -71,42 +58,6 @@ const Reader kReaders[] = {
 };
 const Reader *in_sequence[3], *in_any_order[3]; /* the fastest, by threads */
 
-struct Type {
-    const char *name;
-    int         type;
-    size_t      row; /* bytes of one head's row */
-};
-const Type kTypes[] = {
-    {"f16", LIM_CPU_F16, kDim * 2},
-    {"bf16", LIM_CPU_BF16, kDim * 2},
-    {"q8_0", LIM_CPU_Q8_0, kDim / 32 * 34},
-    {"q4_0", LIM_CPU_Q4_0, kDim / 32 * 18},
-};
-
-uint8_t *arena;
-
-/* Fills the arena with rows of the type, of modest random values. */
-void Fill(const Type &type) {
-    uint64_t state = 88172645463325252u;
-    auto     next = [&] {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        return state;
-    };
-    if (type.type == LIM_CPU_F16 || type.type == LIM_CPU_BF16) {
-        /* Sign and fraction at random, exponents around one. */
-        const uint64_t keep = type.type == LIM_CPU_F16 ? 0x87ff87ff87ff87ffu : 0x80ff80ff80ff80ffu;
-        const uint64_t set = type.type == LIM_CPU_F16 ? 0x3800380038003800u : 0x3f003f003f003f00u;
-        for (size_t i = 0; i < kArena / 8; i++) ((uint64_t *)arena)[i] = (next() & keep) | set;
-        return;
-    }
-    for (size_t i = 0; i < kArena / 8; i++) ((uint64_t *)arena)[i] = next();
-    const size_t   block = type.type == LIM_CPU_Q8_0 ? 34 : 18;
-    const uint16_t scale = type.type == LIM_CPU_Q8_0 ? 0x2000 : 0x3000;
-    for (size_t i = 0; i + block <= kArena; i += block) memcpy(arena + i, &scale, 2);
-}
-
 struct Result {
     std::string name, type, baseline;
     int         heads, context, budget, threads;
@@ -115,85 +66,33 @@ struct Result {
 };
 std::vector<Result> results;
 
-/* One layer of a model at a context length, over as many stores as fit into the arena. */
-struct Layer {
-    Type                 type;
-    int                  heads, context, stores;
-    size_t               token;  /* bytes of K, and of V, per token */
-    std::vector<float>   query, output;
-    std::vector<int32_t> set;
-    lim_cpu_row          row = {};
-    lim_cpu_call         call = {};
-    void                *work = nullptr;
+void Attend(Layer &layer, int mode, int threads) {
+    layer.call.mode = mode;
+    OnThreads(threads, [&](int ith, int nth) { lim_cpu_attend(&layer.call, ith, nth); });
+}
 
-    Layer(const Type &t, int h, int n) : type(t), heads(h), context(n) {
-        token = type.row * kKvHeads;
-        stores = (int)(kArena / (2 * token * context));
-        query.resize((size_t)heads * kDim);
-        output.resize((size_t)heads * kDim);
-        std::mt19937                    random(7);
-        std::normal_distribution<float> normal;
-        for (float &x : query) x = normal(random);
-        row.n = context;
-        row.set_n = std::min(kBudget, context / 2);
-        row.recent = row.set_n / 4 - 4;
-        row.sink_tokens = 4;
-        row.top_k = row.set_n - row.recent - row.sink_tokens;
-        set.resize(row.set_n);
-        row.set = set.data();
-        call.query = {query.data(), (int64_t)query.size() * 4, kDim * 4, 0, LIM_CPU_F32};
-        call.output = {output.data(), (int64_t)output.size() * 4, kDim * 4, 0, LIM_CPU_F32};
-        call.heads = heads;
-        call.kv_heads = kKvHeads;
-        call.dim_k = call.dim_v = kDim;
-        call.scale = 0.0883883f;
-        call.rows = &row;
-        call.n_rows = 1;
-        Use(0);
-        const size_t size = lim_cpu_work_size(&call, 2);
-        work = aligned_alloc(64, (size + 63) / 64 * 64);
-        memset(work, 0, size);
-        call.work = work;
-    }
-    ~Layer() { free(work); }
+void Read(const Layer &layer, const Reader &reader, int threads) {
+    OnThreads(threads, [&](int ith, int nth) {
+        const size_t half = layer.token * layer.context / nth / 64 * 64;
+        sink = reader.read((uint8_t *)layer.call.key.data + half * ith, half) + reader.read((uint8_t *)layer.call.value.data + half * ith, half);
+    });
+}
 
-    void Use(int store) {
-        uint8_t *k = arena + (size_t)(store % stores) * 2 * token * context;
-        call.key = {k, (int64_t)token, (int64_t)type.row, 0, type.type};
-        call.value = {k + token * context, (int64_t)token, (int64_t)type.row, 0, type.type};
-    }
-    /* The i-th of the disjoint spread-out lists: one token at random from each span of the context. */
-    void UseList(int i) {
-        const int    step = context / row.set_n;
-        std::mt19937 random(i / step);
-        for (int t = 0; t < row.set_n; t++) set[t] = t * step + (int)((random() + (unsigned)i) % (unsigned)step);
-        Use(i / step);
-    }
-    void Attend(int mode, int threads) {
-        call.mode = mode;
-        OnThreads(threads, [&](int ith, int nth) { lim_cpu_attend(&call, ith, nth); });
-    }
-    void Read(const Reader &r, int threads) {
-        OnThreads(threads, [&](int ith, int nth) {
-            const size_t half = token * context / nth / 64 * 64;
-            sink = r.read((uint8_t *)call.key.data + half * ith, half) + r.read((uint8_t *)call.value.data + half * ith, half);
-        });
-    }
-    void ReadList(int threads) {
-        OnThreads(threads, [&](int ith, int nth) {
-            const int end = row.set_n * (ith + 1) / nth;
-            uint64_t  sum = 0;
-            for (int t = row.set_n * ith / nth; t < end; t++) {
-                for (const lim_cpu_tensor *x : {&call.key, &call.value}) {
-                    const uint8_t *ahead = (const uint8_t *)x->data + token * set[std::min(t + 4, end - 1)];
-                    for (size_t i = 0; i < token; i += 64) __builtin_prefetch(ahead + i, 0, 2);
-                    sum += ReadLines<1, 0>((const uint8_t *)x->data + token * set[t], token);
-                }
+void ReadList(const Layer &layer, int threads) {
+    const std::vector<int32_t> &set = layer.set;
+    OnThreads(threads, [&](int ith, int nth) {
+        const size_t begin = set.size() * ith / nth, end = set.size() * (ith + 1) / nth, token = layer.token;
+        uint64_t     sum = 0;
+        for (size_t t = begin; t < end; t++) {
+            for (const lim_cpu_tensor *x : {&layer.call.key, &layer.call.value}) {
+                const uint8_t *ahead = (const uint8_t *)x->data + token * set[std::min(t + 4, end - 1)];
+                for (size_t i = 0; i < token; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+                sum += ReadLines<1, 0>((const uint8_t *)x->data + token * set[t], token);
             }
-            sink = sum;
-        });
-    }
-};
+        }
+        sink = sum;
+    });
+}
 
 /* Runs them in turns, preparing each on data that is out of the caches; their medians, in ms. */
 std::vector<double> Turns(int rounds, std::function<void(int)> prepare, const std::vector<std::function<void()>> &all) {
@@ -210,12 +109,12 @@ std::vector<double> Turns(int rounds, std::function<void(int)> prepare, const st
         }
     }
     std::vector<double> medians;
-    for (const std::vector<double> &t : times) medians.push_back(Median(t));
+    for (const std::vector<double> &t : times) medians.push_back(Quantile(t, 0.5));
     return medians;
 }
 
 /* Finds the fastest readers for so many threads, over the whole arena. */
-void ChooseReaders(int threads) {
+void ChooseReaders(const uint8_t *arena, int threads) {
     double best[2] = {};
     for (int round = 0; round < 5; round++) {
         for (const Reader &reader : kReaders) {
@@ -273,26 +172,27 @@ int main(int argc, char **argv) {
         return 1;
     }
     pool = lim_cpu_pool_create(2);
-    arena = (uint8_t *)aligned_alloc(4096, kArena);
+    uint8_t *arena = (uint8_t *)aligned_alloc(4096, kArena);
     if (pool == nullptr || arena == nullptr) return 1;
     printf("target %s; ratio is the baseline's time over ours\n", lim_cpu_target());
-    Fill(kTypes[0]); /* memory that was never written is not read from memory */
-    for (int threads : {1, 2}) ChooseReaders(threads);
+    Fill(arena, kTypes[0]); /* memory that was never written is not read from memory */
+    for (int threads : {1, 2}) ChooseReaders(arena, threads);
 
     for (const Type &type : kTypes) {
         if (*filter != 0 && strstr(filter, type.name) == nullptr) continue;
-        Fill(type);
+        Fill(arena, type);
         const bool f16 = type.type == LIM_CPU_F16;
         for (int context : {4096, 16384, 32768}) {
             for (int heads : {16, 32}) {
                 if (heads == 32 && (!f16 || context < 32768)) continue;
                 for (int threads : {1, 2}) {
-                    Layer        layer(type, heads, context);
+                    Layer layer(arena, type, heads, context);
+                    layer.MakeWork(lim_cpu_work_size(&layer.call, 2));
                     const double bytes = 2.0 * layer.token * context;
                     const int    rounds = context > 10000 ? 15 : 41;
                     auto         cold = [&](int i) { layer.Use(i); };
-                    auto         attend = [&](int mode) { return [&layer, mode, threads] { layer.Attend(mode, threads); }; };
-                    auto         read = [&](const Reader *r) { return [&layer, r, threads] { layer.Read(*r, threads); }; };
+                    auto         attend = [&](int mode) { return [&layer, mode, threads] { Attend(layer, mode, threads); }; };
+                    auto         read = [&](const Reader *r) { return [&layer, r, threads] { Read(layer, *r, threads); }; };
 
                     const auto   full = Turns(rounds, cold, {attend(LIM_CPU_FULL), read(in_sequence[threads]), read(in_any_order[threads])});
                     const double bandwidth = bytes / full[1], any_bandwidth = bytes / std::min(full[1], full[2]);
@@ -301,7 +201,7 @@ int main(int argc, char **argv) {
                                 read_bytes / ms[0] / bandwidth, read_bytes / ms[0] / any_bandwidth});
                     };
                     report("full", "sequential read", context, full, bytes);
-                    const auto list = Turns(61, [&](int i) { layer.UseList(i); }, {attend(LIM_CPU_SPARSE), [&] { layer.ReadList(threads); }});
+                    const auto list = Turns(61, [&](int i) { layer.UseList(i); }, {attend(LIM_CPU_SPARSE), [&] { ReadList(layer, threads); }});
                     report("list", "read of the same rows", layer.row.set_n, list, 2.0 * layer.token * layer.row.set_n);
                     if (!f16) continue;
                     for (int policy : {LIM_CPU_UNION, LIM_CPU_MASS}) {
