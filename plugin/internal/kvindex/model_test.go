@@ -366,7 +366,7 @@ func TestIndexAgainstAModel(t *testing.T) {
 			}
 			t.Logf("%d asked, %d proven, %d of them sure", asked, proven, sure)
 			require.Greater(t, asked, *modelSteps/8)
-			require.Greater(t, sure, *modelSteps/40)
+			require.Greater(t, sure, *modelSteps/100)
 			require.Greater(t, proven, sure)
 		})
 	}
