@@ -183,7 +183,7 @@ func attention(args *C.lim_attention) plugin.Attention {
 		Mask: address(&args.mask), MaskStride: int64(args.mask_row_stride),
 		Slopes: address(&args.alibi_slopes), Sinks: address(&args.sinks),
 		Scale: float32(args.scale), Softcap: float32(args.softcap), KeyScale: float32(args.key_scale), ValueScale: float32(args.value_scale),
-		Stream: address(&args.stream),
+		Stream: address(&args.stream), Sequences: address(&args.sequences), Pages: int64(args.n_pages),
 	}
 }
 

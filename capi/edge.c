@@ -146,7 +146,8 @@ void edge_log(lim_logger logger, void *user, int32_t level, const char *text) { 
 
 /* What the structures of the oldest version that is still served have. */
 enum { OLDEST_PARAMS = offsetof(lim_engine_params, selections),
-       OLDEST_STATS = offsetof(lim_stats, measured_steps) };
+       OLDEST_STATS = offsetof(lim_stats, measured_steps),
+       OLDEST_ATTENTION = offsetof(lim_attention, sequences) };
 
 lim_status lim_engine_default_params(lim_engine_params *params, size_t struct_size) {
     CHECK(check_process(__func__));
@@ -250,7 +251,8 @@ lim_status lim_decoder_reset(lim_decoder *decoder) {
 lim_status lim_decoder_attend(lim_decoder *decoder, const lim_attention *attention) {
     CHECK(check_process(__func__));
     lim_attention copy;
-    CHECK(copy_in(__func__, "attention", &copy, sizeof copy, sizeof copy, attention));
+    memset(&copy, 0, sizeof copy);
+    CHECK(copy_in(__func__, "attention", &copy, sizeof copy, OLDEST_ATTENTION, attention));
     return (lim_status)limgo_decoder_attend((char *)__func__, number(decoder), &copy);
 }
 

@@ -189,7 +189,8 @@ typedef struct lim_engine_params {
     /* Steps that a token set serves, 1 (default) to LIM_MAX_INTERVAL: new tokens join it, and the selection layers
      * attend to their own last set in between. More reads less and loses more; the guard watches that too, also
      * where layers are given. Not on a GPU. A step goes on with the sets of the one before if it sees one token more and all that
-     * they hold, in the same slots; lim_decoder_reset() where the keys in these slots are another text's. */
+     * they hold, in the same slots; lim_attention's `sequences`, or lim_decoder_reset(), where the keys in these slots are
+     * another text's. */
     int32_t interval;
 
     /* Steps of a decoder whose token sets (of its first row) lim_engine_stats_json() shows, at most, up to LIM_MAX_TRACE; 0 (default):
@@ -305,7 +306,8 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  * afresh, one for each row, and used by the layers after the one that chose them. A layer whose rows see other tokens
  * than those of the layer that chose (other positions, mask, n_slots; on a GPU other n_rows, lengths, table, table_stride
  * or page_size) attends to everything, and so do the ones after it up to the next selection layer; stats count them as
- * no_set_calls. What lengths and table point to must not change within a step.
+ * no_set_calls. What lengths and table point to must not change within a step; on the CPU, where a set is one of slots, each
+ * layer may have a table of its own.
  *
  * Addresses are in the decoder's memory: the CPU's or its GPU's. On the CPU everything is read, and the output is
  * complete on return. On a GPU the call queues kernels on the caller's stream and returns: it allocates nothing, waits
@@ -319,6 +321,14 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  * each row is one page: page r, place t; with a page stride of 0 (on the CPU) the rows share one, as several query tokens
  * of one sequence do. The key of KV head h is at
  *     key + page * key_page_stride + place * key_token_stride + h * key_head_stride.
+ *
+ * Sequences. The library keeps no keys, values or pages, so what a host does to its sequences is said by the next step:
+ *     append           a longer length, or a later query position
+ *     truncate         a shorter length, or an earlier query position
+ *     fork             two rows whose tables begin with the same pages, of two numbers in `sequences`
+ *     free             the row is left out
+ *     reuse of a slot  the row's number in `sequences` is another one
+ *     move, defragment another table, or other positions
  *
  * Strides are in bytes, not negative, and at least as large as what they step over; one that would never be taken (a
  * single head, row or slot) is ignored. The elements of a row are contiguous. Addresses and strides are multiples of the
@@ -369,7 +379,8 @@ typedef struct lim_attention {
     /* [heads] a further logit in the softmax's denominator (attention sinks; not sink_tokens). NULL: none. */
     const float *sinks;
 
-    /* On a GPU: [n_rows][table_stride] pages in position order. NULL: none. */
+    /* [n_rows][table_stride] pages of each row in the order of its slots, which on a GPU is that of positions. Rows may share
+     * pages. Entries of pages in which a row sees no token may be anything. NULL: none. */
     const int32_t *table;
     int64_t        table_stride; /* in elements: from row to row */
     int32_t        page_size;    /* tokens, a power of two; read with a table only */
@@ -395,6 +406,17 @@ typedef struct lim_attention {
 
     float key_scale;   /* on a GPU: what keys are multiplied by; 0: 1 */
     float value_scale; /* on a GPU: what values are multiplied by; 0: 1 */
+
+    /* What follows is on the CPU; on a GPU it is not read. */
+
+    /* [n_rows] which text each row is of: any number that stays with a text, and that no other text gets. NULL: a row of
+     * one step is of the text that the row of that number was of in the step before. A step whose texts are others, or in
+     * other rows, has nothing from the step before: so a host with an interval that gives a slot or a row to another text
+     * need not call lim_decoder_reset(). */
+    const uint64_t *sequences;
+
+    /* With a table: pages in key and value, any number above that is refused. 0: not stated. */
+    int64_t n_pages;
 } lim_attention;
 
 /* Computes one layer of a step, see lim_attention; on a GPU: queues it. The output of a row that sees no token is zero.

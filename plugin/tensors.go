@@ -20,7 +20,8 @@ type View struct {
 	Tokens, Heads, Dim      int
 	TokenStride, HeadStride int64 // bytes, from one to the next
 
-	// Of a key or value: 1, all rows read the same store; or a store of Tokens slots for each row.
+	// Of a key or value: 1, all rows read the same store; or a store of Tokens slots for each row. With a table: any number of
+	// pages of Tokens slots.
 	Pages      int
 	PageStride int64 // bytes; read with several pages only
 
@@ -49,7 +50,8 @@ func view(data unsafe.Pointer, size int, typ int32, tokens, heads, dim int) View
 		Pages: 1, PageStride: row * int64(heads) * int64(tokens), data: data, size: int64(size)}
 }
 
-// check names a view whose slice is too short for it. Strides that are too small are left to the decoder.
+// check names a view whose slice is too short for it; pages: how many it may have besides one, 0: any number. Strides that are
+// too small are left to the decoder.
 func (v *View) check(name string, pages int) error {
 	for _, x := range [...]struct {
 		name  string
@@ -59,7 +61,7 @@ func (v *View) check(name string, pages int) error {
 			return fault.Bad("%s has %d %s, which is not in 1 .. %d", name, x.count, x.name, MaxSlots)
 		}
 	}
-	if v.Pages != 1 && v.Pages != pages {
+	if v.Pages != 1 && v.Pages != pages && (pages != 0 || v.Pages < 1) {
 		return fault.Bad("%s has %d pages, which is neither 1 nor %d", name, v.Pages, pages)
 	}
 	left := v.size - backend.RowSize(v.Type, int32(v.Dim))
@@ -93,6 +95,8 @@ type Tensors struct {
 	Query, Output View  // [row][head][dim]; the output's dim is the value's
 	Key, Value    View  // [slot][head][dim]
 
+	Table          []int32           // [rows][any] each row's pages in the order of its slots, of Key.Tokens tokens, a power of two
+	Sequences      []uint64          // [rows] which text each row is of: any number that no other text gets
 	Lengths        []int32           // [rows] a row sees slots 0 .. its length - 1
 	QueryPositions []int32           // [rows] instead: the query tokens' positions; a row sees no token after its own
 	Positions      []int32           // [slots], or [rows][slots]: which position each slot holds, -1 for none; empty: its number
@@ -126,11 +130,15 @@ func (t *Tensors) Attend(d *Decoder) error {
 // check names the first view that is too short, or of another shape than those before it.
 func (t *Tensors) check() error {
 	rows := t.Query.Tokens
+	stores := rows
+	if len(t.Table) > 0 {
+		stores = 0
+	}
 	for _, x := range [...]struct {
 		name  string
 		view  *View
 		pages int
-	}{{"query", &t.Query, 1}, {"output", &t.Output, 1}, {"key", &t.Key, rows}, {"value", &t.Value, rows}} {
+	}{{"query", &t.Query, 1}, {"output", &t.Output, 1}, {"key", &t.Key, stores}, {"value", &t.Value, stores}} {
 		if err := x.view.check(x.name, x.pages); err != nil {
 			return err
 		}
@@ -148,6 +156,12 @@ func (t *Tensors) check() error {
 			return fault.Bad("%s has %d %s, but %s has %d", x.name, x.count, x.what, x.other, x.others)
 		}
 	}
+	switch {
+	case len(t.Table)%rows != 0:
+		return fault.Bad("table has %d elements, not as many for each of %d rows", len(t.Table), rows)
+	case len(t.Table) > 0 && t.Value.Pages != t.Key.Pages:
+		return fault.Bad("value has %d pages, but key has %d", t.Value.Pages, t.Key.Pages)
+	}
 	return nil
 }
 
@@ -159,7 +173,15 @@ func (t *Tensors) state(pins *runtime.Pinner) error {
 		Heads: int32(heads), KVHeads: int32(t.Key.Heads), KeyDim: int32(t.Key.Dim), ValueDim: int32(t.Value.Dim),
 		Query: t.Query.rows(pins), Output: t.Output.rows(pins), Key: t.Key.store(pins), Value: t.Value.store(pins),
 		Scale: t.Scale, Softcap: t.Softcap}
+	if len(t.Table) > 0 {
+		width := len(t.Table) / rows
+		slots *= width
+		a.Slots, a.TableStride, a.PageSize, a.Pages = int64(slots), int64(width), int32(t.Key.Tokens), int64(t.Key.Pages)
+		a.Key.PageStride, a.Value.PageStride = t.Key.PageStride, t.Value.PageStride
+	}
 	return cmp.Or(
+		list(pins, &a.Table, "table", t.Table, len(t.Table)),
+		list(pins, &a.Sequences, "sequences", t.Sequences, rows),
 		list(pins, &a.Lengths, "lengths", t.Lengths, rows),
 		list(pins, &a.QueryPositions, "query_positions", t.QueryPositions, rows),
 		bySlot(pins, &a.Positions, &a.PositionsStride, "positions", t.Positions, rows, slots),

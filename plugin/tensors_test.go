@@ -2,7 +2,9 @@ package plugin_test
 
 import (
 	"math"
+	"math/rand"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/x448/float16"
@@ -23,6 +25,16 @@ func newDecoder(t *testing.T, layers int, maxRows int32) *plugin.Decoder {
 		workers.Free()
 	})
 	return decoder
+}
+
+// pagedRows is twoRows with its slots in pages of eight, of which the rows share the first.
+func pagedRows() *plugin.Tensors {
+	c := twoRows()
+	c.Key = plugin.Float16View(make([]float16.Float16, 5*8*64), 8, 2, 32)
+	c.Value = plugin.BytesView(make([]byte, 5*8*2*34), plugin.Q8_0, 8, 2, 32)
+	c.Key.Pages, c.Value.Pages = 5, 5
+	c.Table, c.Sequences = []int32{4, 0, 2, 4, 3, 1}, []uint64{7, 9}
+	return c
 }
 
 // twoRows is a call of two rows of four heads, over 24 slots of two heads of 32.
@@ -89,7 +101,67 @@ func TestTensorsNameWhatIsWrong(t *testing.T) {
 		require.ErrorContains(t, err, x.text)
 		require.ErrorAs(t, err, &refused)
 	}
+	require.NoError(t, pagedRows().Attend(decoder))
+	for _, x := range []struct {
+		change func(c *plugin.Tensors)
+		text   string
+	}{
+		{func(c *plugin.Tensors) { c.Table = c.Table[:5] }, "table has 5 elements, not as many for each of 2 rows"},
+		{func(c *plugin.Tensors) { c.Table[4] = 5 }, "table[1][1] = 5 is not in 0 .. 4"},
+		{func(c *plugin.Tensors) { c.Table[0] = -1 }, "table[0][0] = -1 is not in 0 .. 4"},
+		{func(c *plugin.Tensors) { c.Value.Pages = 4 }, "value has 4 pages, but key has 5"},
+		{func(c *plugin.Tensors) { c.Key.Pages = 6 }, "key has 5120 bytes, which is too short for 6 pages"},
+		{func(c *plugin.Tensors) { c.Key.PageStride = 8 }, "key_page_stride = 8 is less than a row of 64 bytes"},
+		{func(c *plugin.Tensors) { c.Key.Tokens, c.Value.Tokens = 7, 7 }, "page_size = 7 is not a power of two"},
+		{func(c *plugin.Tensors) { c.Lengths[0] = 25 }, "lengths[0] = 25 is not in 0 .. n_slots = 24"},
+		{func(c *plugin.Tensors) { c.Sequences = c.Sequences[:1] }, "sequences has 1 elements, not 2"},
+	} {
+		c := pagedRows()
+		x.change(c)
+		require.ErrorContains(t, c.Attend(decoder), x.text)
+	}
 	require.ErrorContains(t, twoRows().Attend(newDecoder(t, 3, 1)), "n_rows = 2 is not in 1 .. 1")
+}
+
+// What rows read in pages is, bit for bit, what they read in one piece.
+func TestTensorsInPages(t *testing.T) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewSource(seed))
+	paged, plain := newDecoder(t, 3, 2), newDecoder(t, 3, 2)
+	key, value := make([]float16.Float16, 5*8*64), make([]float32, 5*8*64)
+	keys, values := make([]float16.Float16, 2*24*64), make([]float32, 2*24*64)
+	for step := range 20 {
+		c, one := pagedRows(), twoRows()
+		c.Lengths = []int32{int32(1 + rng.Intn(24)), int32(1 + rng.Intn(24))}
+		one.Lengths = c.Lengths
+		rng.Shuffle(len(c.Table), func(i, j int) { c.Table[i], c.Table[j] = c.Table[j], c.Table[i] })
+		for i := range key {
+			key[i], value[i] = float16.Fromfloat32(float32(rng.NormFloat64())), float32(rng.NormFloat64())
+		}
+		for i, page := range c.Table {
+			copy(keys[i*8*64:], key[page*8*64:][:8*64])
+			copy(values[i*8*64:], value[page*8*64:][:8*64])
+		}
+		query, out, want := make([]float32, 256), make([]float32, 256), make([]float32, 256)
+		c.Key, c.Value = plugin.Float16View(key, 8, 2, 32), plugin.Float32View(value, 8, 2, 32)
+		c.Key.Pages, c.Value.Pages = 5, 5
+		one.Key, one.Value = plugin.Float16View(keys, 24, 2, 32), plugin.Float32View(values, 24, 2, 32)
+		one.Key.Pages, one.Value.Pages = 2, 2
+		c.Query = plugin.Float32View(query, 2, 4, 32)
+		one.Query = c.Query
+		c.Output, one.Output = plugin.Float32View(out, 2, 4, 32), plugin.Float32View(want, 2, 4, 32)
+		for layer := range int32(3) {
+			for i := range query {
+				query[i] = float32(rng.NormFloat64())
+			}
+			c.Layer, one.Layer = layer, layer
+			require.NoError(t, c.Attend(paged))
+			require.NoError(t, one.Attend(plain))
+			require.Equal(t, want, out, "step %d, layer %d", step, layer)
+		}
+	}
+	require.NotZero(t, paged.Stats().SparseCalls)
 }
 
 // A call of up to five slices allocates nothing; of more, what runtime.Pinner lists them in.

@@ -369,13 +369,27 @@ AddFn AddOf(int32_t type) {
 }
 
 /* Where the rows from `begin` on begin; past the KV chunk's end, those of the next one. */
-HWY_INLINE void FindRows(const lim_cpu_tensor &tensor, const KvChunk &chunk, int32_t begin, Rows *rows) {
-    const uint8_t *base = (const uint8_t *)tensor.data + chunk.row->stream * tensor.stream_stride;
+HWY_INLINE void FindRows(const lim_cpu_call &call, const KvChunk &chunk, int32_t begin, Rows *keys, Rows *values) {
+    const lim_cpu_tensor &k = call.key, &v = call.value;
+    const int32_t        *table = call.table != nullptr ? call.table + chunk.row->stream * call.table_stride : nullptr;
+    const int32_t         place = ((int32_t)1 << call.page_shift) - 1;
+    const uint8_t        *key = (const uint8_t *)k.data, *value = (const uint8_t *)v.data;
+    if (table == nullptr) {
+        key += chunk.row->stream * k.stream_stride;
+        value += chunk.row->stream * v.stream_stride;
+    }
     for (int t = 0; t < kTile + kAhead; t++) {
         int32_t i = begin + t;
         if (i >= chunk.end) i = chunk.next >= 0 ? chunk.next + (i - chunk.end) : chunk.end - 1;
         if (i >= chunk.length) i = chunk.length - 1;
-        rows->at[t] = base + (int64_t)(chunk.slots != nullptr ? chunk.slots[i] : i) * tensor.token_stride;
+        int32_t slot = chunk.slots != nullptr ? chunk.slots[i] : i;
+        int64_t page = 0;
+        if (table != nullptr) {
+            page = table[slot >> call.page_shift];
+            slot &= place;
+        }
+        keys->at[t] = key + page * k.stream_stride + slot * k.token_stride;
+        values->at[t] = value + page * v.stream_stride + slot * v.token_stride;
     }
 }
 
@@ -397,8 +411,7 @@ void Attend(const KvChunk &chunk, const float *query, float *scratch, const Part
     Rows keys, values;
     for (int32_t begin = chunk.begin; begin < chunk.end; begin += kTile) {
         const int now = HWY_MIN(kTile, chunk.end - begin);
-        FindRows(call.key, chunk, begin, &keys);
-        FindRows(call.value, chunk, begin, &values);
+        FindRows(call, chunk, begin, &keys, &values);
         score(call, keys, (now + 3) & ~3, query, logits);
         if (row.mask != nullptr) {
             uint16_t bits[kTile];

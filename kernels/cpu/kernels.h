@@ -52,7 +52,7 @@ typedef struct lim_cpu_tensor {
     void   *data;
     int64_t token_stride;  /* query, output: from one query token to the next; K, V: from slot to slot */
     int64_t head_stride;   /* from head to head (K, V: KV head to KV head) */
-    int64_t stream_stride; /* from stream to stream (parallel K/V stores of one host tensor) */
+    int64_t stream_stride; /* from stream to stream (parallel K/V stores of one host tensor); with a table, from page to page */
     int32_t type;          /* LIM_CPU_F32 ... ; query and output: F32, F16 or BF16 */
 } lim_cpu_tensor;
 
@@ -112,6 +112,11 @@ typedef struct lim_cpu_call {
     void                *work;    /* 64-byte aligned; see lim_cpu_work_size */
     lim_cpu_timing      *timing;  /* or NULL */
     const lim_cpu_probe *probe; /* SELECT only; or NULL */
+    /* [stream][table_stride] pages, or NULL: then a stream's store is one piece. Slot t of a stream is at place
+     * t % (1 << page_shift) of page table[t >> page_shift]; K and V then have no stream but pages, of any number. */
+    const int32_t *table;
+    int64_t        table_stride; /* in elements */
+    int32_t        page_shift;
 } lim_cpu_call;
 
 /* Bytes of work memory that `call` needs when up to `nth` threads run it. The memory must be zero when

@@ -18,12 +18,15 @@ typedef struct attention_case {
 #define SPOIL(code, ...) \
     static void spoil_##code(lim_attention *a) { __VA_ARGS__; }
 
+enum { MINUS_INFINITY = 0xfc00 }; /* in f16 */
+
 static int32_t positions[SMALL_SLOTS], numbers_of[2];
+static float   two_rows[2 * SMALL_HEADS * SMALL_DIM];
 static float   numbers[SMALL_HEADS];
 static char    quantised[SMALL_SLOTS * SMALL_KV_HEADS * 68];
 
 SPOIL(size_0, a->struct_size = 0)
-SPOIL(size_small, a->struct_size -= 4)
+SPOIL(size_small, a->struct_size = offsetof(lim_attention, sequences) - 4)
 SPOIL(size_huge, a->struct_size = (size_t)-1)
 SPOIL(reserved, a->reserved = 5)
 SPOIL(layer_low, a->layer = -1)
@@ -54,8 +57,33 @@ SPOIL(both_seen, a->lengths = numbers_of)
 SPOIL(length_negative, a->query_positions = NULL; numbers_of[0] = -1; a->lengths = numbers_of)
 SPOIL(length_huge, a->query_positions = NULL; numbers_of[0] = SMALL_SLOTS + 1; a->lengths = numbers_of)
 SPOIL(positions_alone, a->query_positions = NULL; a->lengths = numbers_of; a->positions = positions)
-SPOIL(table, a->table = numbers_of; a->page_size = 16)
-SPOIL(page_size, a->table = numbers_of; a->page_size = 24)
+/* Pages: the store as four of them. */
+static int32_t pages[2][4];
+static void    in_pages(lim_attention *a) {
+    a->query_positions = NULL, a->lengths = numbers_of, a->page_size = 16, a->table = pages[0], a->table_stride = 4;
+    a->key_page_stride = 16 * a->key_token_stride, a->value_page_stride = 16 * a->value_token_stride;
+}
+SPOIL(page_size, in_pages(a); a->page_size = 24)
+SPOIL(page_size_0, in_pages(a); a->page_size = 0)
+SPOIL(page_size_negative, in_pages(a); a->page_size = INT32_MIN)
+SPOIL(page_size_huge, in_pages(a); a->page_size = 1 << 25)
+SPOIL(table_odd, in_pages(a); a->table = (const int32_t *)(const void *)odd(pages))
+SPOIL(table_low, in_pages(a); a->table = (const int32_t *)16)
+SPOIL(page_negative, in_pages(a); pages[0][3] = -1)
+SPOIL(page_high, in_pages(a); pages[0][2] = 4; a->n_pages = 4)
+SPOIL(page_far, in_pages(a); pages[0][1] = INT32_MAX; a->key_page_stride = (int64_t)1 << 40)
+SPOIL(pages_negative, in_pages(a); a->n_pages = -1)
+SPOIL(pages_huge, in_pages(a); a->n_pages = (int64_t)1 << 31)
+SPOIL(pages_alone, a->n_pages = 4)
+SPOIL(page_stride_0, in_pages(a); a->key_page_stride = 0)
+SPOIL(page_stride_negative, in_pages(a); a->value_page_stride = -8192)
+SPOIL(page_stride_odd, in_pages(a); a->key_page_stride = 8193)
+SPOIL(page_token_stride, in_pages(a); a->key_token_stride = 8)
+SPOIL(page_overlap, in_pages(a); a->output = (char *)a->key + 32768 - 256)
+SPOIL(page_masked, in_pages(a); pages[0][2] = -7; s.mask[40] = 0; a->mask = s.mask)
+SPOIL(page_placed, in_pages(a); pages[0][0] = -3; a->lengths = NULL; numbers_of[0] = 63; a->query_positions = numbers_of; a->positions = positions)
+SPOIL(sequences_odd, a->sequences = (const uint64_t *)(const void *)odd(pages))
+SPOIL(sequences_low, a->sequences = (const uint64_t *)8)
 SPOIL(stream, a->stream = (void *)2)
 SPOIL(key_scale, a->key_scale = 2)
 SPOIL(value_scale, a->value_scale = 0.5f)
@@ -141,8 +169,27 @@ static const attention_case attention_cases[] = {
     CASE(LIM_ERROR_ARGUMENT, "lengths[0]", "= -1", length_negative),
     CASE(LIM_ERROR_ARGUMENT, "lengths[0]", "= 65 is not in 0 .. n_slots = 64", length_huge),
     CASE(LIM_ERROR_ARGUMENT, "positions", "query_positions = NULL", positions_alone),
-    CASE(LIM_ERROR_UNSUPPORTED, "table", "pages are for GPUs only", table),
     CASE(LIM_ERROR_ARGUMENT, "page_size", "= 24", page_size),
+    CASE(LIM_ERROR_ARGUMENT, "page_size", "= 0 is not a power of two", page_size_0),
+    CASE(LIM_ERROR_ARGUMENT, "page_size", "= -2147483648", page_size_negative),
+    CASE(LIM_ERROR_ARGUMENT, "page_size", "= 33554432", page_size_huge),
+    CASE(LIM_ERROR_ARGUMENT, "table", "multiple of 4", table_odd),
+    CASE(LIM_ERROR_ARGUMENT, "table", "= 0x10", table_low),
+    CASE(LIM_ERROR_ARGUMENT, "table[0][3]", "= -1 is negative", page_negative),
+    CASE(LIM_ERROR_ARGUMENT, "table[0][2]", "= 4 is not in 0 .. 3", page_high),
+    CASE(LIM_ERROR_ARGUMENT, "key_page_stride", "= 1099511627776 times 2147483648 pages", page_far),
+    CASE(LIM_ERROR_ARGUMENT, "n_pages", "= -1", pages_negative),
+    CASE(LIM_ERROR_ARGUMENT, "n_pages", "= 2147483648", pages_huge),
+    CASE(LIM_ERROR_ARGUMENT, "n_pages", "= 4, but table = NULL", pages_alone),
+    CASE(LIM_ERROR_ARGUMENT, "key_page_stride", "= 0", page_stride_0),
+    CASE(LIM_ERROR_ARGUMENT, "value_page_stride", "= -8192", page_stride_negative),
+    CASE(LIM_ERROR_ARGUMENT, "key_page_stride", "= 8193", page_stride_odd),
+    CASE(LIM_ERROR_ARGUMENT, "key_token_stride", "= 8", page_token_stride),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps key = 0x", page_overlap),
+    CASE(LIM_ERROR_ARGUMENT, "table[0][2]", "= -7", page_masked),
+    CASE(LIM_ERROR_ARGUMENT, "table[0][0]", "= -3", page_placed),
+    CASE(LIM_ERROR_ARGUMENT, "sequences", "multiple of 8", sequences_odd),
+    CASE(LIM_ERROR_ARGUMENT, "sequences", "= 0x8", sequences_low),
     CASE(LIM_ERROR_UNSUPPORTED, "stream", "= 0x2 is for GPUs only", stream),
     CASE(LIM_ERROR_UNSUPPORTED, "key_scale", "= 2 is for GPUs only", key_scale),
     CASE(LIM_ERROR_UNSUPPORTED, "value_scale", "= 0.5 is for GPUs only", value_scale),
@@ -211,6 +258,7 @@ static void attention(void) {
         const attention_case *c = &attention_cases[i];
         lim_attention         a = good;
         memcpy(positions, s.positions, sizeof positions);
+        for (int i = 0; i < 8; i++) pages[i / 4][i % 4] = i % 4;
         for (int h = 0; h < SMALL_HEADS; h++) numbers[h] = 0;
         numbers_of[0] = SMALL_SLOTS;
         memcpy(output, s.output, sizeof output);
@@ -230,6 +278,35 @@ static void attention(void) {
     one.key_token_stride = one.value_token_stride = INT64_MIN;
     OK(lim_decoder_attend(decoder, &one));
     CHECK(s.output[0] == s.value[0], "%g", s.output[0]);
+
+    /* Pages in which nothing is seen may be anything; each row has its own part of the table. */
+    one = good;
+    in_pages(&one);
+    numbers_of[0] = numbers_of[1] = 33, pages[0][3] = -5;
+    OK(lim_decoder_attend(decoder, &one));
+    s.mask[40] = MINUS_INFINITY, pages[0][2] = -5, numbers_of[0] = 48;
+    for (int i = 32; i < 48; i++) s.mask[i] = MINUS_INFINITY;
+    one.mask = s.mask;
+    OK(lim_decoder_attend(decoder, &one));
+    for (int i = 32; i < 48; i++) s.mask[i] = 0;
+
+    lim_decoder_params two = one_row;
+    lim_decoder       *both = NULL;
+    two.max_rows = 2;
+    OK(lim_decoder_create(engine, &two, &both));
+    one = good;
+    in_pages(&one);
+    for (int i = 0; i < 8; i++) pages[i / 4][i % 4] = i % 4;
+    numbers_of[0] = numbers_of[1] = 64, one.n_rows = 2, one.output = two_rows, one.output_row_stride = sizeof s.output;
+    one.table_stride = 3;
+    expect(lim_decoder_attend(both, &one), LIM_ERROR_ARGUMENT, "table_stride", "= 3 is not in 4 .. ");
+    one.table_stride = 4, pages[1][1] = -2;
+    one.query_row_stride = SMALL_DIM * 4; /* rows may overlap */
+    one.heads = 2;
+    expect(lim_decoder_attend(both, &one), LIM_ERROR_ARGUMENT, "table[1][1]", "= -2");
+    pages[1][1] = 1;
+    OK(lim_decoder_attend(both, &one));
+    OK(lim_decoder_free(both));
 
     expect(lim_decoder_attend(decoder, NULL), LIM_ERROR_ARGUMENT, "attention", "NULL");
     expect(lim_decoder_attend(NULL, &good), LIM_ERROR_HANDLE, "decoder", "NULL");

@@ -1,4 +1,4 @@
-/* The smallest test harness: CHECK notes a failure and goes on. */
+/* The smallest test harness: CHECK notes a failure and goes on; the first ones are told. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -6,14 +6,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static int checks, failures;
 
 #define CHECK(condition, ...)                                               \
     do {                                                                    \
         checks++;                                                           \
-        if (!(condition)) {                                                 \
-            failures++;                                                     \
+        if (!(condition) && ++failures <= 20) {                             \
             fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
             fprintf(stderr, __VA_ARGS__);                                   \
             fputc('\n', stderr);                                            \
@@ -25,6 +25,13 @@ static int checks, failures;
 static inline int finish(const char *name) {
     printf("%-10s %6d checks, %d failed\n", name, checks, failures);
     return failures != 0;
+}
+
+/* A seed that is another one each time, to be printed. */
+static inline uint64_t seed_of_now(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 /* Numbers that are the same on every machine, from a seed. */

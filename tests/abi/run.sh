@@ -15,7 +15,7 @@ export LD_LIBRARY_PATH
 
 ${CXX:-c++} -std=c++11 $flags "$include" "$here/header.cc" "$library" -o "$build/header"
 "$build/header"
-for test in lifecycle arguments numerics misuse; do
+for test in lifecycle arguments numerics paged misuse; do
     ${CC:-cc} -std=c11 $flags -D_POSIX_C_SOURCE=200809L "$include" "$here/$test.c" "$here/reference.c" "$library" -pthread -lm -o "$build/$test"
     "$build/$test" "$@"
 done

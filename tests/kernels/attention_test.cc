@@ -16,6 +16,7 @@ struct Problem {
     std::vector<std::vector<int32_t>>  slots, sets;
     std::vector<std::vector<uint16_t>> masks;
     std::vector<float>                 slopes, sinks;
+    std::vector<int32_t>               table;
     std::vector<std::vector<double>>   expected; /* outputs, once known */
     std::string                        text;
     size_t                             output_bytes = 0;
@@ -69,11 +70,24 @@ void Make(Random *random, Problem *p, bool exact, bool specials = false) {
     p->n_tokens = random->Int(1, 3);
     p->n_slots = random->Chance(0.1) ? random->Int(300, 1200) : random->Chance(0.3) ? random->Int(1, 12)
                                                                                     : random->Int(1, 250);
+    /* A store for each stream, or pages that any stream may have, also several times, as rows share a prefix. */
+    int stores = p->n_streams, size = p->n_slots;
+    if (random->Chance(0.4)) {
+        call.page_shift = random->Int(0, 8);
+        size = 1 << call.page_shift;
+        const int used = (p->n_slots + size - 1) / size;
+        stores = used + random->Int(0, 5);
+        call.table_stride = used + random->Int(0, 3);
+        for (int64_t i = 0; i < p->n_streams * call.table_stride; i++) {
+            p->table.push_back(i % call.table_stride < used ? random->Int(0, stores - 1) : INT32_MIN); /* never read */
+        }
+        call.table = p->table.data();
+    }
     call.scale = exact ? 0.5f : 1 / std::sqrt((float)call.dim_k) * random->Pick({0.5f, 1.0f, 3.0f});
     if (!exact && random->Chance(0.3)) call.softcap = random->Pick({5.0f, 30.0f, 50.0f});
     p->query = Guarded(FillTensor(random, &call.query, p->n_streams, call.heads, p->n_tokens, call.dim_k, exact, specials));
-    p->key = Guarded(FillTensor(random, &call.key, p->n_streams, call.kv_heads, p->n_slots, call.dim_k, exact, specials));
-    p->value = Guarded(FillTensor(random, &call.value, p->n_streams, call.kv_heads, p->n_slots, call.dim_v, false, specials));
+    p->key = Guarded(FillTensor(random, &call.key, stores, call.kv_heads, size, call.dim_k, exact, specials));
+    p->value = Guarded(FillTensor(random, &call.value, stores, call.kv_heads, size, call.dim_v, false, specials));
     p->output_bytes = Layout(random, &call.output, p->n_streams, call.heads, p->n_tokens, TypeBytes(call.output.type, call.dim_v), Unit(call.output.type));
     p->output = Guarded(p->output_bytes);
     call.output.data = p->output.data();
@@ -135,9 +149,9 @@ void Make(Random *random, Problem *p, bool exact, bool specials = false) {
     call.rows = p->rows.data();
     call.n_rows = n_rows;
     char text[256];
-    snprintf(text, sizeof text, "heads %d/%d dims %d/%d K %s V %s Q %s out %s slots %d rows %d mode %d policy %d cap %g%s%s", call.heads,
+    snprintf(text, sizeof text, "heads %d/%d dims %d/%d K %s V %s Q %s out %s slots %d page %d rows %d mode %d policy %d cap %g%s%s", call.heads,
              call.kv_heads, call.dim_k, call.dim_v, TypeName(call.key.type), TypeName(call.value.type), TypeName(call.query.type),
-             TypeName(call.output.type), p->n_slots, n_rows, call.mode, call.policy, call.softcap, p->slopes.empty() ? "" : " slopes",
+             TypeName(call.output.type), p->n_slots, call.table != nullptr ? 1 << call.page_shift : 0, n_rows, call.mode, call.policy, call.softcap, p->slopes.empty() ? "" : " slopes",
              p->sinks.empty() ? "" : " sinks");
     p->text = text;
 }
@@ -355,7 +369,7 @@ TEST(Attention, NanStaysInItsHead) {
             do {
                 p = Problem();
                 Make(&random, &p, true);
-            } while (p.call.kv_heads < 2 || p.n_slots < 5);
+            } while (p.call.kv_heads < 2 || p.n_slots < 5 || p.call.table != nullptr);
             lim_cpu_call &call = p.call;
             call.mode = LIM_CPU_FULL;
             call.output.type = LIM_CPU_F32;

@@ -66,7 +66,8 @@ struct Result {
 };
 std::vector<Result> results;
 
-void Attend(Layer &layer, int mode, int threads) {
+void Attend(Layer &layer, int mode, int threads, int page = 0, bool scattered = false) {
+    layer.Page(page, scattered);
     layer.call.mode = mode;
     OnThreads(threads, [&](int ith, int nth) { lim_cpu_attend(&layer.call, ith, nth); });
 }
@@ -88,6 +89,27 @@ void ReadList(const Layer &layer, int threads) {
                 const uint8_t *ahead = (const uint8_t *)x->data + token * set[std::min(t + 4, end - 1)];
                 for (size_t i = 0; i < token; i += 64) __builtin_prefetch(ahead + i, 0, 2);
                 sum += ReadLines<1, 0>((const uint8_t *)x->data + token * set[t], token);
+            }
+        }
+        sink = sum;
+    });
+}
+
+/* A plain read of scattered pages where they are. */
+void ReadPages(Layer &layer, int page, int threads) {
+    layer.Page(page, true);
+    const std::vector<int32_t> &table = layer.table;
+    OnThreads(threads, [&](int ith, int nth) {
+        const size_t begin = table.size() * ith / nth, end = table.size() * (ith + 1) / nth, bytes = layer.token * (size_t)page;
+        uint64_t     sum = 0;
+        for (const lim_cpu_tensor *x : {&layer.call.key, &layer.call.value}) {
+            for (size_t i = begin; i < end; i++) {
+                const uint8_t *now = (const uint8_t *)x->data + bytes * table[i];
+                const uint8_t *ahead = (const uint8_t *)x->data + bytes * table[std::min(i + 1, end - 1)];
+                for (size_t b = 0; b < bytes; b += 64) {
+                    __builtin_prefetch(ahead + b, 0, 2);
+                    sum += *(const uint64_t *)(now + b);
+                }
             }
         }
         sink = sum;
@@ -162,6 +184,27 @@ void WriteJson(const char *path) {
     fclose(file);
 }
 
+using Tell = std::function<void(const std::string &, const char *, int, const std::vector<double> &, double)>;
+
+/* A store in pages against the same one in one piece. */
+void ComparePages(Layer &layer, int threads, const Tell &report) {
+    const double bytes = 2.0 * layer.token * layer.context, list_bytes = 2.0 * layer.token * layer.row.set_n;
+    const auto   cold = [&](int i) { layer.Use(i); };
+    const auto   cold_list = [&](int i) { layer.UseList(i); };
+    for (int page : {1, 16, 64, 256}) {
+        const auto        paged = [&](int mode, bool scattered) { return [&, mode, scattered] { Attend(layer, mode, threads, page, scattered); }; };
+        const auto        whole = [&](int mode) { return [&, mode] { Attend(layer, mode, threads); }; };
+        const std::string pages = "pages of " + std::to_string(page);
+        report("full, " + pages, "in one piece", layer.context, Turns(41, cold, {paged(LIM_CPU_FULL, false), whole(LIM_CPU_FULL)}), bytes);
+        report("full, scattered " + pages, "in one piece", layer.context, Turns(41, cold, {paged(LIM_CPU_FULL, true), whole(LIM_CPU_FULL)}), bytes);
+        report("full, scattered " + pages, "read of the same pages", layer.context,
+               Turns(41, cold, {paged(LIM_CPU_FULL, true), [&] { ReadPages(layer, page, threads); }}), bytes);
+        report("list, scattered " + pages, "in one piece", layer.row.set_n,
+               Turns(61, cold_list, {paged(LIM_CPU_SPARSE, true), whole(LIM_CPU_SPARSE)}), list_bytes);
+    }
+    layer.Page(0, false);
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -196,13 +239,14 @@ int main(int argc, char **argv) {
 
                     const auto   full = Turns(rounds, cold, {attend(LIM_CPU_FULL), read(in_sequence[threads]), read(in_any_order[threads])});
                     const double bandwidth = bytes / full[1], any_bandwidth = bytes / std::min(full[1], full[2]);
-                    auto         report = [&](const char *name, const char *baseline, int budget, const std::vector<double> &ms, double read_bytes) {
+                    const Tell   report = [&](const std::string &name, const char *baseline, int budget, const std::vector<double> &ms, double read_bytes) {
                         Report({name, type.name, baseline, heads, context, budget, threads, ms[0], ms[1], read_bytes,
                                 read_bytes / ms[0] / bandwidth, read_bytes / ms[0] / any_bandwidth});
                     };
                     report("full", "sequential read", context, full, bytes);
                     const auto list = Turns(61, [&](int i) { layer.UseList(i); }, {attend(LIM_CPU_SPARSE), [&] { ReadList(layer, threads); }});
                     report("list", "read of the same rows", layer.row.set_n, list, 2.0 * layer.token * layer.row.set_n);
+                    if (context == 16384) ComparePages(layer, threads, report);
                     if (!f16) continue;
                     for (int policy : {LIM_CPU_UNION, LIM_CPU_MASS}) {
                         layer.call.policy = policy;

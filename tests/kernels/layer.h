@@ -60,7 +60,7 @@ struct Layer {
     int                  heads, context, stores;
     size_t               token; /* bytes of K, and of V, per token */
     std::vector<float>   query, output;
-    std::vector<int32_t> set;
+    std::vector<int32_t> set, table;
     lim_cpu_row          row = {};
     lim_cpu_call         call = {};
 
@@ -107,6 +107,18 @@ struct Layer {
         std::mt19937 random(i / step);
         for (int t = 0; t < row.set_n; t++) set[t] = t * step + (int)((random() + (unsigned)i) % (unsigned)step);
         Use(i / step);
+    }
+    /* The stores in pages of so many tokens, one after the other or, as a server leaves them, anywhere; 0: in one piece. */
+    void Page(int tokens, bool scattered) {
+        call.table = nullptr;
+        if (tokens == 0) return;
+        table.resize((size_t)(context / tokens));
+        for (size_t i = 0; i < table.size(); i++) table[i] = (int32_t)i;
+        if (scattered) std::shuffle(table.begin(), table.end(), std::mt19937(11));
+        call.table = table.data();
+        call.table_stride = (int64_t)table.size();
+        call.page_shift = __builtin_ctz((unsigned)tokens);
+        call.key.stream_stride = call.value.stream_stride = (int64_t)token * tokens;
     }
 
   private:

@@ -273,6 +273,16 @@ std::string CheckMassSet(const std::vector<double> &mass, int n, const Split &sp
     return why.str();
 }
 
+const uint8_t *KvRow(const lim_cpu_call &call, const lim_cpu_tensor &tensor, const lim_cpu_row &row, int kv_head, int32_t slot) {
+    int64_t stream = row.stream, place = slot;
+    if (call.table != nullptr) {
+        const int32_t page = 1 << call.page_shift;
+        stream = call.table[row.stream * call.table_stride + slot / page];
+        place = slot % page;
+    }
+    return (const uint8_t *)tensor.data + stream * tensor.stream_stride + kv_head * tensor.head_stride + place * tensor.token_stride;
+}
+
 std::vector<double> ReferenceLogits(const lim_cpu_call &call, const lim_cpu_row &row, int h, const int32_t *slots, int n) {
     const int           g = h / (call.heads / call.kv_heads);
     const uint8_t      *query = (const uint8_t *)call.query.data + row.stream * call.query.stream_stride +
@@ -281,8 +291,7 @@ std::vector<double> ReferenceLogits(const lim_cpu_call &call, const lim_cpu_row 
     for (int i = 0; i < call.dim_k; i++) q[i] = Load(call.query.type, query, i);
     for (int t = 0; t < n; t++) {
         const int32_t  slot = slots != nullptr ? slots[t] : t;
-        const uint8_t *key = (const uint8_t *)call.key.data + row.stream * call.key.stream_stride +
-                             g * call.key.head_stride + slot * call.key.token_stride;
+        const uint8_t *key = KvRow(call, call.key, row, g, slot);
         double         x = 0;
         for (int i = 0; i < call.dim_k; i++) x += q[i] * Load(call.key.type, key, i);
         x *= call.scale;
@@ -304,8 +313,7 @@ std::vector<double> ReferenceOutput(const lim_cpu_call &call, const lim_cpu_row 
     for (size_t t = 0; t < logits.size(); t++) {
         const double   weight = std::exp(logits[t] - top);
         const int32_t  slot = slots != nullptr ? slots[t] : (int32_t)t;
-        const uint8_t *value = (const uint8_t *)call.value.data + row.stream * call.value.stream_stride +
-                               g * call.value.head_stride + slot * call.value.token_stride;
+        const uint8_t *value = KvRow(call, call.value, row, g, slot);
         sum += weight;
         for (int i = 0; i < call.dim_v; i++) out[i] += weight * Load(call.value.type, value, i);
     }

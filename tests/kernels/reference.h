@@ -89,6 +89,8 @@ std::vector<double> Mass(const std::vector<std::vector<float>> &logits, int n, c
 /* Is `set` the split's mass set, up to tokens within 1e-5 of the cut? Otherwise says why not. */
 std::string CheckMassSet(const std::vector<double> &mass, int n, const Split &split, const std::vector<int32_t> &set);
 
+/* Where a token's key or value of a KV head lies, in pages or not. */
+const uint8_t *KvRow(const lim_cpu_call &call, const lim_cpu_tensor &tensor, const lim_cpu_row &row, int kv_head, int32_t slot);
 /* Logits of head h for the row, in float64, as the softmax sees them. */
 std::vector<double> ReferenceLogits(const lim_cpu_call &call, const lim_cpu_row &row, int h, const int32_t *slots, int n);
 /* The head's output over those slots. */

@@ -189,3 +189,80 @@ def test_positions_and_mask_of_all_rows():
                     want = alone.attend(0, query[row], key[0], value[0], query_positions=39, positions=positions, mask=mask)
                     assert np.array_equal(out[row], want)
                 alone.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_pages(data):
+    """Rows of several sequences in pages: what the same tokens give in one piece, bit for bit, and what NumPy gives."""
+    draw = lambda s: data.draw(s)  # noqa: E731
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, kv_heads, group, dim = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 4)), 32
+    page_size, most = 1 << draw(st.integers(0, 8)), draw(st.integers(1, 150))
+    key_type, value_type = (draw(st.sampled_from(["f32", "f16", "bf16", "q8_0", "q4_0"])) for _ in range(2))
+    lengths = rng.integers(1, most + 1, rows).astype(np.int32)
+    width = -(-int(lengths.max()) // page_size) + draw(st.integers(0, 2))
+    pages = draw(st.integers(1, rows * width + 3))
+    table = rng.integers(0, pages, (rows, width)).astype(np.int32)  # rows share pages as they like, their own as well
+    for row, n in enumerate(lengths):
+        table[row, -(-int(n) // page_size) :] = draw(st.sampled_from([-1, pages, 2**31 - 1]))
+    grid = lambda *shape: rng.integers(-8, 8, shape) / 4  # noqa: E731
+    slots = width * page_size
+    gather = np.clip(table, 0, pages - 1)
+    with lessismore.Engine(4, budget=draw(st.integers(1, 40)), layers=[1], n_threads=2) as engine:
+        with engine.decoder(rows) as decoder, engine.decoder(rows) as plain:
+            for layer in range(4):
+                q = grid(rows, kv_heads * group, dim).astype(np.float32)
+                k, v = grid(pages, page_size, kv_heads, dim), grid(pages, page_size, kv_heads, 64)
+                stores, names = [], {}
+                for name, x, dtype in (("key_dtype", k, key_type), ("value_dtype", v, value_type)):
+                    flat = x.reshape(-1, kv_heads, x.shape[-1])
+                    stored_as, names[name] = stored(flat, dtype, "plain", rng)
+                    y = stored_as.reshape(pages, page_size, *stored_as.shape[1:])
+                    if draw(st.booleans()):  # heads before tokens, as some servers have them
+                        y = np.ascontiguousarray(y.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+                    stores.append(y)
+                one_piece = [y[gather].reshape(rows, slots, kv_heads, -1) for y in stores]
+                args = {"lengths": lengths, "scale": 0.125, **names}
+                out = decoder.attend(layer, q, *stores, table=table, **args)
+                np.testing.assert_array_equal(out, plain.attend(layer, q, *one_piece, **args))
+                for row, n in enumerate(lengths):
+                    chosen = decoder.token_set(row)
+                    np.testing.assert_array_equal(chosen, plain.token_set(row))
+                    at = chosen if layer > 1 and chosen.size else np.arange(n)
+                    k_row, v_row = (x[gather[row]].reshape(slots, kv_heads, -1)[at] for x in (k, v))
+                    want = reference.attend(reference.logits(q[row], k_row, 0.125), v_row)
+                    np.testing.assert_allclose(out[row], want, atol=2e-5, rtol=0)
+
+
+def test_pages_of_one_row_placed_and_masked():
+    """Positions and mask go along the table; pages in which nothing is seen are not read."""
+    rng = np.random.default_rng()
+    query, key = rng.standard_normal((4, 32)).astype(np.float32), rng.standard_normal((9, 16, 2, 32)).astype(np.float32)
+    table = np.array([7, -1, 2, 5], np.int32)
+    positions = rng.permutation(64).astype(np.int32)
+    positions[16:32] = -1
+    mask = np.where(rng.random(64) < 0.2, -np.inf, 0).astype(np.float16)
+    args = {"positions": positions, "mask": mask, "query_positions": 70}
+    piece = key[[7, 0, 2, 5]].reshape(64, 2, 32)
+    with lessismore.Engine(2, budget=8, layers=[0]) as engine, engine.decoder() as paged, engine.decoder() as plain:
+        for layer in range(2):
+            got = paged.attend(layer, query, key, key, table=table, **args)
+            np.testing.assert_array_equal(got, plain.attend(layer, query, piece, piece, **args))
+
+
+def test_sequences_tell_texts_apart():
+    """With an interval, a step goes on with the sets of the one before for the same texts only."""
+    rng = np.random.default_rng()
+    query, key = rng.standard_normal((2, 4, 32)).astype(np.float32), rng.standard_normal((2, 60, 2, 32)).astype(np.float32)
+    with lessismore.Engine(2, budget=8, layers=[0], interval=4, guard=0) as engine, engine.decoder(2) as decoder:
+
+        def step(n, *texts):
+            before = decoder.stats()["reused_steps"]
+            for layer in range(2):
+                sequences = np.array(texts, np.uint64) if texts else None
+                decoder.attend(layer, query, key, key, lengths=np.array([n, n], np.int32), sequences=sequences)
+            return decoder.stats()["reused_steps"] - before
+
+        assert [step(40, 1, 2), step(41, 1, 2), step(42, 1, 3), step(43, 1, 3), step(44, 3, 1)] == [0, 1, 0, 1, 0]
+        assert [step(45, 3, 1), step(46), step(47), step(48, 3, 1)] == [1, 0, 1, 0]

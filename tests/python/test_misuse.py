@@ -110,6 +110,33 @@ BAD = [
 ]
 
 
+def paged(**change):
+    """The same, in pages of 8."""
+    args = good()
+    pages = {name: args[name].reshape(5, 8, KV_HEADS, DIM) for name in ("key", "value")}
+    return {**pages, "table": np.arange(5, dtype=np.int32), "lengths": np.array([SLOTS], np.int32), **change}
+
+
+BAD += [
+    (paged(table=[0, 1, 2, 3, 4]), ["table", "list"]),
+    (paged(table=np.arange(5)), ["table", "int64"]),
+    (paged(table=np.zeros((1, 5), np.int32)), ["table", "(1, 5)"]),
+    (paged(table=np.zeros(0, np.int32)), ["table", "(0,)"]),
+    (paged(table=np.zeros(10, np.int32)[::2]), ["table", "contiguous"]),
+    (paged(table=np.array([0, 1, 2, 3, 5], np.int32)), ["table[0][4] = 5 is not in 0 .. 4"]),
+    (paged(table=np.array([0, -1, 2, 3, 4], np.int32)), ["table[0][1] = -1"]),
+    (paged(lengths=None), ["lengths = None", "table"]),
+    (paged(lengths=np.array([41], np.int32)), ["lengths[0] = 41"]),
+    (paged(key=f32(SLOTS, KV_HEADS, DIM)), ["key", "(40, 2, 64)", "4 dimensions"]),
+    (paged(value=f32(5, 4, KV_HEADS, DIM)), ["value", "(5, 4, 2, 64)", "pages"]),
+    (paged(key=f32(2, 20, KV_HEADS, DIM), value=f32(2, 20, KV_HEADS, DIM)), ["page_size = 20"]),
+    (paged(key=f32(0, 8, KV_HEADS, DIM), value=f32(0, 8, KV_HEADS, DIM)), ["key", "(0, 8, 2, 64)"]),
+    (paged(key=f32(5, 0, KV_HEADS, DIM), value=f32(5, 0, KV_HEADS, DIM)), ["key", "(5, 0, 2, 64)"]),
+    ({"sequences": np.array([1], np.int64)}, ["sequences", "int64"]),
+    ({"sequences": np.array([1, 2], np.uint64)}, ["sequences", "(2,)"]),
+]
+
+
 @pytest.mark.parametrize("change, texts", BAD, ids=[str(i) for i in range(len(BAD))])
 def test_wrong_arguments(decoder, change, texts):
     before = decoder.stats()

@@ -29,26 +29,33 @@ def state(
     out: Optional[Array],
     key_dtype: Optional[str],
     value_dtype: Optional[str],
+    table: Optional[Array] = None,
 ) -> Array:
-    """States query, key, value and output of a call. Returns the output. Raises TypeError, ArgumentError."""
+    """States query, key, value, output and block table of a call. Returns the output. Raises TypeError, ArgumentError."""
     rows = isinstance(query, np.ndarray) and query.ndim == 3  # else there is one, and it is not a dimension
     a.query_dtype = _dtype("query", query, 2 + rows, None)
     a.n_rows = _dimension("query", query, 0) if rows else 1
     a.heads, a.head_dim = _dimension("query", query, -2), _dimension("query", query, -1)
     a.query, a.query_head_stride, a.query_row_stride = _address(query), query.strides[-2], query.strides[0]
 
-    a.key_dtype, a.value_dtype = _dtype("key", key, 3 + rows, key_dtype), _dtype("value", value, 3 + rows, value_dtype)
+    stores = 3 + (rows or table is not None)
+    a.key_dtype, a.value_dtype = _dtype("key", key, stores, key_dtype), _dtype("value", value, stores, value_dtype)
     if value.shape[:-1] != key.shape[:-1]:
-        raise ArgumentError(f"value has shape {value.shape}, but key has {key.shape}: rows, slots or KV heads differ")
-    if rows and key.shape[0] not in (1, a.n_rows):
+        which = "rows, slots" if table is None else "pages, their size"
+        raise ArgumentError(f"value has shape {value.shape}, but key has {key.shape}: {which} or KV heads differ")
+    if table is not None:
+        _pages(a, table, rows, key)
+    elif rows and key.shape[0] not in (1, a.n_rows):
         raise ArgumentError(f"key has shape {key.shape}, but query has {query.shape}: rows differ")
     if _elements("key", key, a.key_dtype) != a.head_dim:
         raise ArgumentError(f"key has shape {key.shape}, but query has {query.shape}: head_dim differs")
-    a.n_slots, a.kv_heads = key.shape[-3], _dimension("key", key, -2)
+    a.kv_heads = _dimension("key", key, -2)
+    if table is None:
+        a.n_slots = key.shape[-3]
     a.value_dim = integer("value_dim", _elements("value", value, a.value_dtype), 32)
     if a.value_dim == 0 or a.head_dim == 0:  # to the library, that is the same as nothing
         raise ArgumentError(f"head_dim = {a.head_dim}, value_dim = {a.value_dim}: a head without elements")
-    shared = not rows or key.shape[0] == 1
+    shared = table is None and (not rows or key.shape[0] == 1)
     for name, array in (("key", key), ("value", value)):
         setattr(a, name, _address(array))
         setattr(a, f"{name}_page_stride", 0 if shared else array.strides[0])
@@ -69,6 +76,19 @@ def state(
     return out
 
 
+def _pages(a: _library.Attention, table: Array, rows: bool, key: Array) -> None:
+    """States a block table, [rows, any], or of one row [any]: how many pages each row has at most."""
+    if not isinstance(table, np.ndarray):
+        raise TypeError(f"table is a {type(table).__name__}, not a numpy.ndarray")
+    if table.ndim != 1 + rows or table.shape[-1] == 0:
+        raise ArgumentError(f"table has shape {table.shape}, not {'[rows, pages of a row]' if rows else '[pages of the row]'}")
+    a.table = _checked("table", table, np.int32, (a.n_rows, table.shape[-1])[not rows :])
+    a.n_pages, a.page_size = key.shape[0], _dimension("key", key, 1)
+    if a.n_pages == 0 or a.page_size == 0:  # to the library, the one is the same as nothing
+        raise ArgumentError(f"key has shape {key.shape}: no pages, or pages of nothing")
+    a.table_stride, a.n_slots = table.shape[-1], table.shape[-1] * a.page_size
+
+
 def visible(
     a: _library.Attention, lengths: Any, query_positions: Any, positions: Optional[Array], mask: Optional[Array]
 ) -> tuple[Any, Any]:
@@ -76,6 +96,8 @@ def visible(
     if query_positions is None:
         if positions is not None:
             raise ArgumentError("query_positions = None needs a value where positions are given")
+        if lengths is None and a.table:
+            raise ArgumentError("lengths = None, query_positions = None: with a table one of them has to say what the rows see")
         if lengths is None:
             lengths = np.full(a.n_rows, a.n_slots, np.int32)
     elif not isinstance(query_positions, np.ndarray):

@@ -80,6 +80,8 @@ class Attention(ctypes.Structure):
         ("alibi_slopes", c_void_p),
         ("key_scale", c_float),
         ("value_scale", c_float),
+        ("sequences", c_void_p),
+        ("n_pages", c_int64),
     ]
 
 

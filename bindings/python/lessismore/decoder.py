@@ -96,6 +96,7 @@ class Decoder(Handle):
         mask: Any = None,
         alibi_slopes: Any = None,
         table: Any = None,
+        sequences: Any = None,
         sinks: Any = None,
         scale: Optional[float] = None,
         softcap: float = 0.0,
@@ -117,12 +118,12 @@ class Decoder(Handle):
             layer: 0 to n_layers - 1.
             query: [rows, heads, head_dim]; float32, float16 or bfloat16.
             key, value: [rows, slots, kv_heads, head_dim], the new tokens' own included; with a table [pages, page_size,
-                kv_heads, head_dim], page_size a power of two. On the CPU [1, slots, ...] is for all rows: query tokens of
+                kv_heads, head_dim], also of one row, page_size a power of two. On the CPU [1, slots, ...] is for all rows: query tokens of
                 one sequence; value may have another head_dim; float32, float16, bfloat16, or uint8 blocks with a
                 key_dtype. On a GPU of the decoder's dtype: q8_0 as uint8 with 34 bytes for each 32 elements, fp8 as
                 float8_e4m3fn or uint8. For a store with another order of dimensions hand over a transposed view.
-            lengths: [rows] int32: tokens that each row sees, its own included. Needed on a GPU; on the CPU the default is
-                all slots, unless query_positions are given.
+            lengths: [rows] int32: tokens that each row sees, its own included. Needed on a GPU and with a table; else the
+                default on the CPU is all slots, unless query_positions are given.
             out: [rows, heads, head_dim of value]; float32, float16 or bfloat16. Default, on the CPU: a new array of
                 query's dtype.
             query_positions: on the CPU: [rows] int32, or a number for one row: logical position of the query tokens;
@@ -131,7 +132,10 @@ class Decoder(Handle):
                 slot i holds i.
             mask: on the CPU: [rows or 1, slots] float16, added to the logits; -inf hides a slot.
             alibi_slopes: on the CPU: [heads] float32, factors of the mask.
-            table: on a GPU: [rows, any] int32: each row's pages, in position order.
+            table: [rows, any] int32: each row's pages, in the order of its slots, which on a GPU is that of positions. Rows
+                may share pages; entries beyond what a row sees may be anything. Slots are then counted along the table.
+            sequences: on the CPU: [rows] uint64: which text each row is of, any number that no other text gets. With an
+                engine's interval, a row that another text gets is told by it, without reset().
             sinks: [heads] float32, a further logit in each head's softmax.
             scale: of the logits. Default: head_dim ** -0.5.
             softcap: c > 0: logits become c * tanh(logit / c).
@@ -155,15 +159,16 @@ class Decoder(Handle):
         handle, a = self._use(), _library.Attention(struct_size=ctypes.sizeof(_library.Attention))
         a.layer = integer("layer", layer, 32)
         if self._on_cpu:
-            if table is not None or stream is not None:
-                raise ArgumentError("table and stream are for decoders on a GPU")
-            out = _arrays.state(a, query, key, value, out, key_dtype, value_dtype)
+            if stream is not None:
+                raise ArgumentError("stream is for decoders on a GPU")
+            out = _arrays.state(a, query, key, value, out, key_dtype, value_dtype, table)
             kept = _arrays.visible(a, lengths, query_positions, positions, mask)
             a.alibi_slopes = _arrays.vector("alibi_slopes", alibi_slopes, np.float32, a.heads)
             a.sinks = _arrays.vector("sinks", sinks, np.float32, a.heads)
+            a.sequences = _arrays.vector("sequences", sequences, np.uint64, a.n_rows)
         else:
             for name, given in (("query_positions", query_positions), ("positions", positions), ("mask", mask),
-                                ("alibi_slopes", alibi_slopes), ("key_dtype", key_dtype), ("value_dtype", value_dtype)):  # fmt: skip
+                                ("alibi_slopes", alibi_slopes), ("sequences", sequences), ("key_dtype", key_dtype), ("value_dtype", value_dtype)):  # fmt: skip
                 if given is not None:
                     raise ArgumentError(f"{name} is for decoders on the CPU")
             kept = None

@@ -46,6 +46,12 @@ type Attention struct {
 	KeyScale         float32
 	ValueScale       float32
 	Stream           uintptr
+
+	// On the CPU.
+	Pages     int64   // of key and value; 0: as many as the table names
+	Sequences uintptr // uint64 [Rows]: which text each row is of, or 0
+
+	pages int64 // those that there are at least, once CheckTable has looked
 }
 
 // RowView is a query or output [row][head][dim]; strides in bytes.
@@ -165,21 +171,21 @@ func (s span) Overlaps(o span) bool { return s.first < o.End && o.first < s.End 
 type Views struct{ Query, Key, Value, Output span }
 
 // CheckViews names the first wrong address or stride, and returns where the views are. A K/V store is taken to have a page
-// for each row, or at least one where a table says which there are.
+// for each row, or those that a table names, of which on a GPU nothing is known.
 func (a *Attention) CheckViews() (v Views, err error) {
 	rows, heads, kvHeads := int64(a.Rows), int64(a.Heads), int64(a.KVHeads)
 	pages, tokens := rows, a.Slots
 	if a.Table != 0 {
-		pages, tokens = 1, int64(a.PageSize)
+		pages, tokens = max(a.pages, 1), int64(a.PageSize)
 	}
 	if v.Query, err = checkView("query", a.Query.Data, a.Query.Type, a.KeyDim, [3]extent{
 		{"_row_stride", "rows", a.Query.RowStride, rows}, {"_head_stride", "heads", a.Query.HeadStride, heads}}); err != nil {
 		return v, err
 	}
-	if v.Key, err = checkStore("key", &a.Key, a.KeyDim, pages, tokens, kvHeads); err != nil {
+	if v.Key, err = checkStore("key", &a.Key, a.KeyDim, a.Table != 0, pages, tokens, kvHeads); err != nil {
 		return v, err
 	}
-	if v.Value, err = checkStore("value", &a.Value, a.ValueDim, pages, tokens, kvHeads); err != nil {
+	if v.Value, err = checkStore("value", &a.Value, a.ValueDim, a.Table != 0, pages, tokens, kvHeads); err != nil {
 		return v, err
 	}
 	if v.Output, err = checkView("output", a.Output.Data, a.Output.Type, a.ValueDim, [3]extent{
@@ -192,8 +198,8 @@ func (a *Attention) CheckViews() (v Views, err error) {
 	return v, nil
 }
 
-func checkStore(name string, s *KVView, elements int32, pages, tokens, heads int64) (span, error) {
-	if s.PageStride == 0 { // rows share one store
+func checkStore(name string, s *KVView, elements int32, paged bool, pages, tokens, heads int64) (span, error) {
+	if s.PageStride == 0 && !paged { // rows share one store
 		pages = 1
 	}
 	return checkView(name, s.Data, s.Type, elements, [3]extent{
@@ -279,7 +285,7 @@ func (a *Attention) CheckVisible() error {
 		data, align uintptr
 	}{
 		{"lengths", a.Lengths, 4}, {"query_positions", a.QueryPositions, 4}, {"positions", a.Positions, 4}, {"mask", a.Mask, 2},
-		{"alibi_slopes", a.Slopes, 4}, {"sinks", a.Sinks, 4},
+		{"alibi_slopes", a.Slopes, 4}, {"sinks", a.Sinks, 4}, {"table", a.Table, 4}, {"sequences", a.Sequences, 8},
 	} {
 		switch {
 		case v.data == 0:

@@ -36,6 +36,8 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Work)-unsafe.Offsetof(C.lim_cpu_call{}.work)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Timing)-unsafe.Offsetof(C.lim_cpu_call{}.timing)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Probe)-unsafe.Offsetof(C.lim_cpu_call{}.probe)]
+	_ = [1]int{}[unsafe.Offsetof(Call{}.Table)-unsafe.Offsetof(C.lim_cpu_call{}.table)]
+	_ = [1]int{}[unsafe.Offsetof(Call{}.PageShift)-unsafe.Offsetof(C.lim_cpu_call{}.page_shift)]
 	_ = [1]int{}[unsafe.Offsetof(Probe{}.Sets)-unsafe.Offsetof(C.lim_cpu_probe{}.sets)]
 	_ = [1]int{}[unsafe.Offsetof(Probe{}.Own)-unsafe.Offsetof(C.lim_cpu_probe{}.own)]
 	_ = [1]int{}[unsafe.Offsetof(Probe{}.Kept)-unsafe.Offsetof(C.lim_cpu_probe{}.kept)]

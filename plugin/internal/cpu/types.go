@@ -86,6 +86,9 @@ type Call struct {
 	Work                      unsafe.Pointer
 	Timing                    unsafe.Pointer // *Timing, or nil
 	Probe                     unsafe.Pointer // *Probe, or nil
+	Table                     unsafe.Pointer // *int32 [stream][TableStride]: K's and V's pages, or nil
+	TableStride               int64          // elements
+	PageShift                 int32
 }
 
 // Probe is what a Select call measures besides, for one of its rows.

@@ -41,8 +41,19 @@ type Sees struct {
 	Mask      uintptr // [Slots] f16, or 0
 }
 
-// prefix is how many of the slots are visible when slot i holds position i.
-func (s *Sees) prefix() int { return int(min(int64(s.Slots), s.Query+1)) }
+// Prefix is how many of the slots are visible when slot i holds position i.
+func (s *Sees) Prefix() int { return int(min(int64(s.Slots), s.Query+1)) }
+
+// Any tells whether a token in one of the slots first .. end-1 is visible, by the positions and the mask, of which either
+// may be nil.
+func (s *Sees) Any(positions []int32, mask []float16.Float16, first, end int) bool {
+	for i := first; i < end; i++ {
+		if (positions == nil || positions[i] >= 0 && int64(positions[i]) <= s.Query) && (mask == nil || mask[i] != MinusInfinity) {
+			return true
+		}
+	}
+	return false
+}
 
 // Same tells whether a row of a call sees exactly what v holds. Without positions and mask it costs nothing.
 func (v *Visibility) Same(a Sees) bool {
@@ -50,7 +61,7 @@ func (v *Visibility) Same(a Sees) bool {
 		return false
 	}
 	if !v.placed && !v.masked {
-		return v.Visible == a.prefix()
+		return v.Visible == a.Prefix()
 	}
 	return v.n == a.Slots &&
 		bytes.Equal(raw(v.positions), raw(At[int32](a.Positions, v.n))) &&
@@ -62,7 +73,7 @@ func (v *Visibility) Look(a Sees) error {
 	v.query, v.placed, v.masked = a.Query, a.Positions != 0, a.Mask != 0
 	v.Slots, v.Plain = nil, true
 	if !v.placed && !v.masked {
-		v.Visible = a.prefix()
+		v.Visible = a.Prefix()
 		v.n = v.Visible
 		return nil
 	}
@@ -74,7 +85,7 @@ func (v *Visibility) Look(a Sees) error {
 		return &fault.Error{Kind: fault.NoMemory, Text: "no memory for the list of visible slots"}
 	}
 	if !v.placed {
-		v.lookByMask(a.Mask, a.prefix(), list)
+		v.lookByMask(a.Mask, a.Prefix(), list)
 		return nil
 	}
 	return v.lookByPosition(list)

@@ -2,6 +2,8 @@ package oncpu
 
 import (
 	"math"
+	"math/bits"
+	"slices"
 	"unsafe"
 
 	"lessismore/plugin/internal/backend"
@@ -23,7 +25,8 @@ type Decoder struct {
 	workers *Workers
 
 	step      steps.RowSets
-	positions []int64 // of the rows' query tokens in the current step; none: there is no step
+	positions []int64  // of the rows' query tokens in the current step; none: there is no step
+	sequences []uint64 // which texts the rows were of in the last step; none: nobody said
 	seen      []steps.Visibility
 	next      []steps.Visibility
 
@@ -45,7 +48,7 @@ func NewDecoder(engine *contexts.Engine, layers int, workers *Workers, params ba
 	rows := int(params.MaxRows)
 	d := &Decoder{
 		engine: engine, Cal: NewProbes(m), workers: workers,
-		positions: make([]int64, 0, rows), seen: make([]steps.Visibility, rows), next: make([]steps.Visibility, rows),
+		positions: make([]int64, 0, rows), sequences: make([]uint64, 0, rows), seen: make([]steps.Visibility, rows), next: make([]steps.Visibility, rows),
 	}
 	calls := cpu.Slice[cpu.Call](&d.memory, 1)
 	if calls == nil || d.timings.Of(cpu.Full) == nil {
@@ -68,8 +71,6 @@ func (d *Decoder) Check(a *backend.Attention) error {
 		return fault.NotSupported("key_dtype = %d (fp8) is for GPUs only", backend.FP8)
 	case a.Value.Type == backend.FP8:
 		return fault.NotSupported("value_dtype = %d (fp8) is for GPUs only", backend.FP8)
-	case a.Table != 0:
-		return fault.NotSupported("table = %#x: pages are for GPUs only", a.Table)
 	case a.Stream != 0:
 		return fault.NotSupported("stream = %#x is for GPUs only", a.Stream)
 	case backend.OrOne(a.KeyScale) != 1:
@@ -80,6 +81,12 @@ func (d *Decoder) Check(a *backend.Attention) error {
 	if a.Scale == 0 {
 		a.Scale = float32(1 / math.Sqrt(float64(a.KeyDim)))
 	}
+	if err := a.CheckVisible(); err != nil {
+		return err
+	}
+	if err := a.CheckTable(); err != nil {
+		return err
+	}
 	v, err := a.CheckViews()
 	switch {
 	case err != nil:
@@ -89,7 +96,7 @@ func (d *Decoder) Check(a *backend.Attention) error {
 	case v.Output.Overlaps(v.Value):
 		return fault.Bad("output = %#x overlaps value = %#x", a.Output.Data, a.Value.Data)
 	}
-	return a.CheckVisible()
+	return nil
 }
 
 // Accepts: check has named it.
@@ -128,6 +135,7 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 		for row := range int(a.Rows) {
 			d.positions = append(d.positions, a.QueryPosition(row))
 		}
+		d.sequences = append(d.sequences[:0], steps.At[uint64](a.Sequences, int(a.Rows))...)
 		d.step.Began(&d.Counts, d.Cal.Kind == calibrate.StepMeasure)
 		d.Counts.PositionOrder += uint64(a.Rows)
 	}
@@ -135,9 +143,14 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	return false, nil
 }
 
+// sameTexts tells whether the rows of a call are of the texts that they were of in the last step.
+func (d *Decoder) sameTexts(a *backend.Attention) bool {
+	return slices.Equal(d.sequences, steps.At[uint64](a.Sequences, int(a.Rows)))
+}
+
 // moved tells whether a call is for other query tokens than the step.
 func (d *Decoder) moved(a *backend.Attention) bool {
-	if len(d.positions) != int(a.Rows) {
+	if len(d.positions) != int(a.Rows) || !d.sameTexts(a) {
 		return true
 	}
 	for row, p := range d.positions {
@@ -173,6 +186,9 @@ func (d *Decoder) see(a *backend.Attention) (lost bool, err error) {
 	if err := d.step.Begin(rows, min(most, config.Budget), config.Budget, d.Cal.Groups()); err != nil {
 		return true, &fault.Error{Kind: fault.NoMemory, Text: "no memory for the token sets"}
 	}
+	if !d.sameTexts(a) { // a set of another text's keys is none
+		d.step.Lasting.Drop()
+	}
 	d.seen, d.next = d.next, d.seen
 	for row := range rows {
 		v := &d.seen[row]
@@ -207,6 +223,10 @@ func (d *Decoder) fill(a *backend.Attention) {
 	c.Scale, c.Softcap = a.Scale, a.Softcap
 	point(&c.Slopes, a.Slopes)
 	point(&c.Sinks, a.Sinks)
+	point(&c.Table, a.Table)
+	if c.TableStride = a.TableStride; a.Table != 0 {
+		c.PageShift = int32(bits.TrailingZeros32(uint32(a.PageSize)))
+	}
 	c.Policy = cpu.Policy(d.engine.Settings.Policy)
 	for _, rows := range [...][]cpu.Row{d.step.Rows, d.step.More, d.Cal.copies()} {
 		for i := range rows {
@@ -235,7 +255,8 @@ func fillRows(t *cpu.Tensor, v *backend.RowView, a *backend.Attention) {
 
 func fillStore(t *cpu.Tensor, v *backend.KVView, a *backend.Attention) {
 	point(&t.Data, v.Data)
-	t.StreamStride, t.TokenStride = StrideOf(v.PageStride, int64(a.Rows)), StrideOf(v.TokenStride, a.Slots)
+	pages, slots := a.Stores()
+	t.StreamStride, t.TokenStride = StrideOf(v.PageStride, pages), StrideOf(v.TokenStride, slots)
 	t.HeadStride, t.Type = StrideOf(v.HeadStride, int64(a.KVHeads)), cpu.Type(v.Type)
 }
 
