@@ -319,9 +319,8 @@ class IkLlama(Part):
     options = {
         "CMAKE_BUILD_TYPE": "Release",
         "BUILD_SHARED_LIBS": "ON",
-        "LLAMA_BUILD_TESTS": "OFF",
-        "LLAMA_BUILD_EXAMPLES": "OFF",
-        "LLAMA_BUILD_SERVER": "OFF",
+        "GGML_IQK_FA_ALL_QUANTS": "OFF",  # f16 and q8_0 caches are compared; more take half an hour to compile
+        **{f"LLAMA_BUILD_{name}": "OFF" for name in ("TESTS", "EXAMPLES", "SERVER")},
     }
 
     def recipe(self):
