@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include <vector>
 
+#include "divide.h"
 #include "extract.h"
 #include "selftest.h"
 #include "symbols.h"
@@ -27,12 +28,6 @@
 
 namespace lim::ggml {
 namespace {
-
-// A node's own words, while it is a CUSTOM node.
-struct Saved {
-    Tensor *tensor;
-    int32_t params[sizeof(CustomParams) / sizeof(int32_t)];
-};
 
 // One backend of the host, that is one context of its user. One thread at a time computes on it.
 struct Context {
@@ -43,6 +38,7 @@ struct Context {
     uintptr_t          session;
     Extract            extract;
     std::vector<Saved> saved;
+    std::vector<Rest>  rests;
     uint32_t           computed; // graphs
     bool               known;    // the model's weights are
 
@@ -139,12 +135,21 @@ void run(Tensor *, int ith, int nth, void *user) {
     if (ith < node->max_threads) lim_cpu_attend(&node->call, ith, nth < node->max_threads ? nth : node->max_threads);
 }
 
+bool divides(const Extract &extract) {
+    for (const lim_ggml_node &n : extract.nodes) {
+        if (n.divides != 0) return true;
+    }
+    return false;
+}
+
 // Computes a graph on the CPU: what the plan takes by the library, on the host's threads, the rest by the host.
 int take_part(Context *c, Graph *graph) {
     c->saved.clear();
+    c->rests.clear();
     try {
         c->extract.read(*c->host, graph, Memory::kHost, !c->known);
-        c->saved.reserve(c->extract.nodes.size());
+        c->saved.reserve(2 * c->extract.nodes.size());
+        if (divides(c->extract)) c->rests.reserve(c->extract.nodes.size());
     } catch (const std::bad_alloc &) {
         return c->compute(c->backend, graph);
     }
@@ -153,19 +158,20 @@ int take_part(Context *c, Graph *graph) {
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         if (c->extract.nodes[i].reason != LIM_GGML_OFFLOADED) continue;
         Tensor *t = c->extract.tensors[i];
-        Saved   saved{t, {}};
-        memcpy(saved.params, t->op_params, sizeof saved.params);
-        c->saved.push_back(saved);
+        c->saved.emplace_back(t);
+        if (c->extract.nodes[i].rest_tokens > 0) {
+            c->rests.emplace_back();
+            leave_rest(t, c->extract.nodes[i], c->rests.back());
+            t = c->extract.spares[i];
+            c->saved.emplace_back(t);
+        }
         const CustomParams params{run, -1, &c->extract.nodes[i]};
         memcpy(t->op_params, &params, sizeof params);
         t->op = c->host->custom;
     }
     const int status = c->compute(c->backend, graph);
     if (status == 0) c->extract.note();
-    for (const Saved &saved : c->saved) {
-        memcpy(saved.tensor->op_params, saved.params, sizeof saved.params);
-        saved.tensor->op = c->host->flash_attn;
-    }
+    for (const Saved &saved : c->saved) saved.restore();
     return status;
 }
 
