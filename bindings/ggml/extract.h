@@ -72,7 +72,7 @@ struct Extract {
     int            describe(const Host &host, Tensor *t, lim_ggml_node &n);
     int            describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n);
     void           read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash);
-    void           find_spares(bool flagged);
+    void           find_spares(const Host &host, bool flagged);
     void           read_store(const Host &host, const Tensor *t);
     void           read_positions(const Host &host, const Tensor *positions);
     void           read_outputs(const Host &host, const Tensor *t);

@@ -458,8 +458,9 @@ void hook_device(Device *device, InitFn with) {
 }
 
 // Computes a small graph on a backend of its own, by the host alone and as the hook would have it computed.
-// Returns "" if nothing differs, or what does. One thread computes: no pool of the host's is left behind.
-std::string rehearse(void *handle, const Host &host) {
+// Returns "" if nothing differs, or what does. One thread computes: no pool of the host's is left behind. Finds out as well
+// whether the host computes a part of an attention.
+std::string rehearse(void *handle, Host &host) {
     const Symbols symbols(handle);
     Registry *(*registry_of)(Device *);
     void *(*get_proc_address)(Registry *, const char *);
@@ -494,10 +495,12 @@ std::string rehearse(void *handle, const Host &host) {
     const auto alone  = [&](Graph *graph) { return c.compute(backend, graph); };
     const auto hooked = [&](Graph *graph, int &offloaded) {
         const int status = take_part(&c, graph);
-        offloaded        = static_cast<int>(c.saved.size());
+        offloaded        = 0;
+        for (const lim_ggml_node &n : c.extract.nodes) offloaded += n.reason == LIM_GGML_OFFLOADED;
         return status;
     };
     problem = self_test(handle, {alone, hooked});
+    if (problem.empty()) host.indivisible = self_test_divided(handle, {alone, hooked});
     lim_go_ggml_close(c.session);
     free_of_host(backend);
     return problem;
@@ -534,8 +537,10 @@ extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found,
         std::lock_guard lock(state().mutex);
         state().hosts.push_back(installed);
     }
-    const Host &host = installed->host;
-    snprintf(text, size, "ggml %s, API %d", host.version != nullptr ? host.version() : "of unknown version", host.api_version);
+    const Host &host  = installed->host;
+    const bool  whole = !host.indivisible.empty();
+    snprintf(text, size, "ggml %s, API %d%s%s", host.version != nullptr ? host.version() : "of unknown version", host.api_version,
+             whole ? ", mixed batches are left to the host: " : "", host.indivisible.c_str());
     *found = installed->hooked ? LIM_GGML_AGAIN : LIM_GGML_NEW;
     // The registry carries the host's own API version, so the host is sure to keep the library: hooks may be set.
     if (hook != 0 && !installed->hooked) {

@@ -132,9 +132,9 @@ func TestSpeculationChoosesInEachStep(t *testing.T) {
 
 // part is a sequence's share of a random batch.
 type part struct {
-	sequence, stream int
-	from, to         int32
-	logits           bool // of all its tokens
+	sequence int
+	from, to int32
+	logits   bool // of all its tokens
 }
 
 // Random batches of prompts, drafts and decode rows in one stream: the rows that are taken are decode rows and drafts, each with

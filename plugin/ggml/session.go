@@ -82,6 +82,9 @@ func (s *Session) start(e *contexts.Engine, log func(level settings.LogLevel, te
 	return s
 }
 
+// DivideAlways has mixed batches taken apart also where that gains nothing; for the self-test.
+func (s *Session) DivideAlways() { s.rows.Always = true }
+
 // OrderByCell makes recency go by slot number; for tests.
 func (s *Session) OrderByCell() { s.rows.ByCell = true }
 

@@ -15,6 +15,7 @@ import (
 type Rows struct {
 	Stores
 	Step   steps.RowSets
+	Always bool // the batch is taken apart also where no row of the step has a token set: the self-test's
 	ByCell bool // recency goes by slot number even where positions are known: tests show that the difference matters
 
 	config    *settings.Config
@@ -132,7 +133,7 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 		}
 	}
 	if r.rest.Tokens > 0 {
-		if !r.Step.Sparse() { // the host may as well compute all of them
+		if !r.Step.Sparse() && !r.Always { // the host may as well compute all of them
 			return stats.ReasonMixed
 		}
 		r.counts.MixedSteps++
