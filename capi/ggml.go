@@ -215,6 +215,8 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.What)-unsafe.Offsetof(C.lim_ggml_node{}.what)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Remedy)-unsafe.Offsetof(C.lim_ggml_node{}.remedy)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Divides)-unsafe.Offsetof(C.lim_ggml_node{}.divides)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Rest.Tokens)+unsafe.Offsetof(graph.Node{}.Rest)-unsafe.Offsetof(C.lim_ggml_node{}.rest_tokens)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Value)-unsafe.Offsetof(C.lim_ggml_node{}.value)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Write{}.Slots)-unsafe.Offsetof(C.lim_ggml_write{}.slots)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Write{}.N)-unsafe.Offsetof(C.lim_ggml_write{}.n)]

@@ -303,6 +303,23 @@ void Extract::read_node(const Host &host, Tensor *t, int place, bool flagged, bo
     }
 }
 
+// An attention of several rows can be left to the host in part if a node behind it computes nothing: ours takes that one's
+// place, while the host's own computes the rest. What reads the attention's rows comes later than both, or is that node.
+void Extract::find_spares(const Host &host, bool flagged) {
+    spares.assign(nodes.size(), nullptr);
+    if (memory != Memory::kHost || !host.indivisible.empty()) return; // a device's graph is computed in parts anyway
+    for (size_t i = 0; i < nodes.size(); i++) {
+        const size_t   next = static_cast<size_t>(places[i]) + 1;
+        lim_ggml_node &n    = nodes[i];
+        if (n.reason != LIM_GGML_OFFLOADED || n.tokens * n.streams < 2 || next >= all.size()) continue;
+        Tensor *t = all[next];
+        if (t->op != ops.view && t->op != ops.reshape && t->op != ops.permute && t->op != ops.transpose) continue;
+        if ((flagged && (t->flags & kFlagCompute) == 0) || t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] == 0) continue; // the host passes over it
+        spares[i] = t;
+        n.divides = 1;
+    }
+}
+
 void Extract::read(const Host &host, Graph *from, Memory of, bool hash) {
     memory = of;
     nodes.clear();
@@ -336,6 +353,7 @@ void Extract::read(const Host &host, Graph *from, Memory of, bool hash) {
         if (i < kAhead) continue;
         read_node(host, all[static_cast<size_t>(i - kAhead)], i - kAhead, flagged, hash);
     }
+    find_spares(host, flagged);
     graph.nodes       = nodes.data();
     graph.writes      = writes.data();
     graph.shifts      = shifts.data();

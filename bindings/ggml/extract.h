@@ -17,6 +17,7 @@ struct Extract {
     std::vector<lim_ggml_node>  nodes;
     std::vector<Tensor *>       tensors; // of nodes
     std::vector<int>            places;  // of nodes: their numbers in the graph
+    std::vector<Tensor *>       spares;  // of nodes: what follows in the graph and computes nothing; null: nothing such
     std::vector<lim_ggml_write> writes;
     std::vector<lim_ggml_shift> shifts;
     std::vector<uint64_t>       rewritten;
@@ -71,6 +72,7 @@ struct Extract {
     int            describe(const Host &host, Tensor *t, lim_ggml_node &n);
     int            describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n);
     void           read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash);
+    void           find_spares(const Host &host, bool flagged);
     void           read_store(const Host &host, const Tensor *t);
     void           read_positions(const Host &host, const Tensor *positions);
     void           read_outputs(const Host &host, const Tensor *t);

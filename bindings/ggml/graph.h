@@ -51,11 +51,15 @@ typedef struct lim_ggml_node {
     int64_t        mask_token_stride, mask_stream_stride;
     float          max_bias;     /* ALiBi */
     int32_t        max_threads;  /* out: how many of the host's threads may share the call */
+    int32_t        divides;      /* 1: the host can be left a part of the rows, see rest_tokens */
     int32_t        reason;       /* in and out: LIM_GGML_OFFLOADED, or why the host keeps the node */
     /* For the log, of a node that the shim refuses: what is refused, of which type (the host's name) or else of which
      * value, and what would be taken. Texts that stay; NULL: the reason alone tells. */
     const char *what, *type, *remedy;
     int64_t     value;
+    /* out: rows of an offloaded node that the host computes itself, of these tokens and streams; 0 tokens: none. All tokens of
+     * a stream, if there are several streams. */
+    int32_t rest_token, rest_tokens, rest_stream, rest_streams;
 } lim_ggml_node;
 
 /* One write into a K store. */

@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include <vector>
 
+#include "divide.h"
 #include "extract.h"
 #include "selftest.h"
 #include "symbols.h"
@@ -27,12 +28,6 @@
 
 namespace lim::ggml {
 namespace {
-
-// A node's own words, while it is a CUSTOM node.
-struct Saved {
-    Tensor *tensor;
-    int32_t params[sizeof(CustomParams) / sizeof(int32_t)];
-};
 
 // One backend of the host, that is one context of its user. One thread at a time computes on it.
 struct Context {
@@ -43,6 +38,7 @@ struct Context {
     uintptr_t          session;
     Extract            extract;
     std::vector<Saved> saved;
+    std::vector<Rest>  rests;
     uint32_t           computed; // graphs
     bool               known;    // the model's weights are
 
@@ -139,12 +135,21 @@ void run(Tensor *, int ith, int nth, void *user) {
     if (ith < node->max_threads) lim_cpu_attend(&node->call, ith, nth < node->max_threads ? nth : node->max_threads);
 }
 
+bool divides(const Extract &extract) {
+    for (const lim_ggml_node &n : extract.nodes) {
+        if (n.divides != 0) return true;
+    }
+    return false;
+}
+
 // Computes a graph on the CPU: what the plan takes by the library, on the host's threads, the rest by the host.
 int take_part(Context *c, Graph *graph) {
     c->saved.clear();
+    c->rests.clear();
     try {
         c->extract.read(*c->host, graph, Memory::kHost, !c->known);
-        c->saved.reserve(c->extract.nodes.size());
+        c->saved.reserve(2 * c->extract.nodes.size());
+        if (divides(c->extract)) c->rests.reserve(c->extract.nodes.size());
     } catch (const std::bad_alloc &) {
         return c->compute(c->backend, graph);
     }
@@ -153,19 +158,20 @@ int take_part(Context *c, Graph *graph) {
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         if (c->extract.nodes[i].reason != LIM_GGML_OFFLOADED) continue;
         Tensor *t = c->extract.tensors[i];
-        Saved   saved{t, {}};
-        memcpy(saved.params, t->op_params, sizeof saved.params);
-        c->saved.push_back(saved);
+        c->saved.emplace_back(t);
+        if (c->extract.nodes[i].rest_tokens > 0) {
+            c->rests.emplace_back();
+            leave_rest(t, c->extract.nodes[i], c->rests.back());
+            t = c->extract.spares[i];
+            c->saved.emplace_back(t);
+        }
         const CustomParams params{run, -1, &c->extract.nodes[i]};
         memcpy(t->op_params, &params, sizeof params);
         t->op = c->host->custom;
     }
     const int status = c->compute(c->backend, graph);
     if (status == 0) c->extract.note();
-    for (const Saved &saved : c->saved) {
-        memcpy(saved.tensor->op_params, saved.params, sizeof saved.params);
-        saved.tensor->op = c->host->flash_attn;
-    }
+    for (const Saved &saved : c->saved) saved.restore();
     return status;
 }
 
@@ -452,8 +458,9 @@ void hook_device(Device *device, InitFn with) {
 }
 
 // Computes a small graph on a backend of its own, by the host alone and as the hook would have it computed.
-// Returns "" if nothing differs, or what does. One thread computes: no pool of the host's is left behind.
-std::string rehearse(void *handle, const Host &host) {
+// Returns "" if nothing differs, or what does. One thread computes: no pool of the host's is left behind. Finds out as well
+// whether the host computes a part of an attention.
+std::string rehearse(void *handle, Host &host) {
     const Symbols symbols(handle);
     Registry *(*registry_of)(Device *);
     void *(*get_proc_address)(Registry *, const char *);
@@ -488,10 +495,12 @@ std::string rehearse(void *handle, const Host &host) {
     const auto alone  = [&](Graph *graph) { return c.compute(backend, graph); };
     const auto hooked = [&](Graph *graph, int &offloaded) {
         const int status = take_part(&c, graph);
-        offloaded        = static_cast<int>(c.saved.size());
+        offloaded        = 0;
+        for (const lim_ggml_node &n : c.extract.nodes) offloaded += n.reason == LIM_GGML_OFFLOADED;
         return status;
     };
     problem = self_test(handle, {alone, hooked});
+    if (problem.empty()) host.indivisible = self_test_divided(handle, {alone, hooked});
     lim_go_ggml_close(c.session);
     free_of_host(backend);
     return problem;
@@ -528,8 +537,10 @@ extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found,
         std::lock_guard lock(state().mutex);
         state().hosts.push_back(installed);
     }
-    const Host &host = installed->host;
-    snprintf(text, size, "ggml %s, API %d", host.version != nullptr ? host.version() : "of unknown version", host.api_version);
+    const Host &host  = installed->host;
+    const bool  whole = !host.indivisible.empty();
+    snprintf(text, size, "ggml %s, API %d%s%s", host.version != nullptr ? host.version() : "of unknown version", host.api_version,
+             whole ? ", mixed batches are left to the host: " : "", host.indivisible.c_str());
     *found = installed->hooked ? LIM_GGML_AGAIN : LIM_GGML_NEW;
     // The registry carries the host's own API version, so the host is sure to keep the library: hooks may be set.
     if (hook != 0 && !installed->hooked) {

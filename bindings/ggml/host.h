@@ -21,6 +21,9 @@ struct Host {
     // Operation numbers; they move from release to release.
     int flash_attn, custom, set_rows, rope, soft_max, scale, none;
 
+    // Why no attention is left to the host in part; "": it computes what it is left, as the self-test has shown.
+    std::string indivisible;
+
     int     api_version;
     Device *device;
     InitFn  init_backend; // the host's own

@@ -14,7 +14,7 @@ namespace {
 // The host rounds queries and weights to 16 bits; values are of the order of 1, their weighted means of 0.2.
 constexpr float kTolerance = 0.01f;
 
-constexpr int      kLayers = 2, kDim = 64, kHeads = 4, kKvHeads = 2, kSlots = 256, kVisible = 200, kPrompt = 8;
+constexpr int      kLayers = 2, kDim = 64, kHeads = 4, kKvHeads = 2, kSlots = 256, kVisible = 200, kPrompt = 8, kStrangers = 40;
 constexpr int      kWidth    = kDim * kKvHeads; // of a token's keys in all heads
 constexpr int      kMaskRows = 64;              // older hosts pad them
 constexpr uint16_t kHidden   = 0xFC00;        // -inf
@@ -38,6 +38,7 @@ struct Builder {
     size_t (*graph_overhead)();
     Graph *(*new_graph)(void *);
     void (*expand)(Graph *, Tensor *);
+    Tensor *(*reshape)(void *, Tensor *, int64_t, int64_t) = nullptr; // of a divided graph
 
     bool get(const Symbols &symbols) {
         return symbols.get(init, "ggml_init") && symbols.get(free, "ggml_free") && symbols.get(new_tensor, "ggml_new_tensor_4d") &&
@@ -63,10 +64,11 @@ class Noise {
     uint32_t state_ = 17;
 };
 
-// A graph of two layers for `tokens` tokens of one sequence, the last ones of kVisible.
+// A graph of two layers for `tokens` tokens of one sequence, the last ones of kVisible. With a stranger the last one is another
+// sequence's.
 class Trial {
   public:
-    Trial(const Builder &builder, int tokens) : b_(builder), tokens_(tokens) {}
+    Trial(const Builder &builder, int tokens, bool stranger = false) : b_(builder), tokens_(tokens), stranger_(stranger) {}
     ~Trial() {
         if (context_ != nullptr) b_.free(context_);
     }
@@ -91,6 +93,7 @@ class Trial {
             query = b_.view(context_, query, kDim, tokens_, kHeads, 1, 4 * kDim * kHeads, 4 * kDim, 4 * kDim * kHeads * static_cast<size_t>(tokens_), 0);
             outputs.push_back(b_.flash(context_, query, heads_of(key), heads_of(value), mask_, 0.125f, 0, 0));
             b_.expand(graph, outputs.back());
+            if (b_.reshape != nullptr) b_.expand(graph, b_.reshape(context_, outputs.back(), kDim * kHeads, tokens_)); // as llama.cpp does
         }
         return "";
     }
@@ -123,7 +126,9 @@ class Trial {
         auto *mask = static_cast<uint16_t *>(mask_->data);
         for (int row = 0; row < kMaskRows; row++) {
             for (int slot = 0; slot < kSlots; slot++) {
-                mask[row * kSlots + slot] = row < tokens_ && slot <= static_cast<int>(first()) + row ? 0 : kHidden;
+                const int  own            = static_cast<int>(first()) + row;
+                const bool visible        = stranger_ && row == tokens_ - 1 ? slot <= kStrangers || slot == own : slot <= own;
+                mask[row * kSlots + slot] = row < tokens_ && visible ? 0 : kHidden;
             }
         }
     }
@@ -148,6 +153,7 @@ class Trial {
 
     const Builder        &b_;
     const int             tokens_;
+    const bool            stranger_;
     void                 *context_ = nullptr;
     Noise                 noise_;
     Tensor               *slots_ = nullptr, *mask_ = nullptr;
@@ -205,6 +211,15 @@ std::string self_test(void *handle, const Ways &ways) {
     if (problem.empty()) problem = run(decode, ways, 2, kLayers, "one token");
     if (problem.empty()) problem = run(prompt, ways, 1, 0, "several tokens");
     return problem;
+}
+
+std::string self_test_divided(void *handle, const Ways &ways) {
+    const Symbols symbols(handle);
+    Builder       builder;
+    if (!builder.get(symbols) || !symbols.get(builder.reshape, "ggml_reshape_2d")) return symbols.missing() + ", which the self-test needs";
+    Trial             batch(builder, kPrompt, true);
+    const std::string problem = batch.build();
+    return problem.empty() ? run(batch, ways, 2, kLayers, "tokens of two sequences") : problem;
 }
 
 namespace {

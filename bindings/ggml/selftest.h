@@ -18,6 +18,9 @@ struct Ways {
 // Returns "" if both ways agree and the library took what it has to take; otherwise what differed.
 std::string self_test(void *handle, const Ways &ways);
 
+// The same for tokens of two sequences in one batch, of which the library takes the one and leaves the other's to the host.
+std::string self_test_divided(void *handle, const Ways &ways);
+
 // The same on a GPU, for one token behind a prompt: the first of two layers chooses `budget` tokens, and what the second one then
 // leaves out is next to nothing. Both ways wait for the device.
 std::string self_test_gpu(void *handle, Device *device, int budget, const Ways &ways);

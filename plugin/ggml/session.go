@@ -23,6 +23,7 @@ type Session struct {
 	layers layers.Context
 	rows   rows.Rows
 	on     device
+	remedy string // for drafts that the host attends to
 }
 
 // device is what a session's context computes on.
@@ -54,7 +55,8 @@ type device interface {
 // NewSession starts taking part in a context whose graphs the CPU computes. log may be nil.
 func NewSession(e *contexts.Engine, log func(level settings.LogLevel, text string)) *Session {
 	s := &Session{}
-	s.on = oncpu.New(&s.layers, &s.rows)
+	s.on, s.rows.Speculates = oncpu.New(&s.layers, &s.rows), e.Settings.Speculation
+	s.remedy = ": LESSISMORE_SPECULATION=on decodes them sparsely"
 	return s.start(e, log, kvindex.NewKVIndex)
 }
 
@@ -79,6 +81,9 @@ func (s *Session) start(e *contexts.Engine, log func(level settings.LogLevel, te
 	e.Started(s)
 	return s
 }
+
+// DivideAlways has mixed batches taken apart also where that gains nothing; for the self-test.
+func (s *Session) DivideAlways() { s.rows.Always = true }
 
 // OrderByCell makes recency go by slot number; for tests.
 func (s *Session) OrderByCell() { s.rows.ByCell = true }
@@ -141,7 +146,7 @@ func (s *Session) Plan(g *graph.Graph) {
 		}
 	}
 	l.Untakable(g)
-	l.Drafts(&g.Nodes[0], "a sequence (speculative decoding, or a prompt in small pieces)", func(n *graph.Node) bool {
+	l.Drafts(&g.Nodes[0], s.remedy, func(n *graph.Node) bool {
 		if n.Scan == nil {
 			return true // it is not known
 		}
@@ -184,6 +189,9 @@ func (s *Session) node(n *graph.Node, fresh *bool) stats.Reason {
 	}
 	if reason != stats.Offloaded {
 		return reason
+	}
+	if !s.rows.Divide(n) {
+		return stats.ReasonMixed
 	}
 	return s.on.Direct(n, layer)
 }

@@ -41,6 +41,7 @@ type fakeHost struct {
 	ropes   bool    // the model's graphs have positions
 	wants   []int32 // numbers of a batch's tokens that logits are wanted of
 	wanting bool    // the graphs show wants
+	divides bool    // nodes can be left to the host in part
 }
 
 // key is what a host computes for a token: it follows from the token and its position, as the keys of a first layer do.
@@ -124,6 +125,10 @@ func (h *fakeHost) graph(tokens []token, from, to int) *graph.Graph {
 	if h.wanting {
 		g.Outputs, g.Batch = h.wants, len(tokens)
 	}
+	divides := int32(0)
+	if h.divides {
+		divides = 1
+	}
 	for l := from; l < to; l++ {
 		store := h.store(l)
 		g.Writes = append(g.Writes, graph.Write{Store: store, Slots: unsafe.Pointer(&slots[0]), Wide: 1, N: int32(len(tokens))})
@@ -131,8 +136,8 @@ func (h *fakeHost) graph(tokens []token, from, to int) *graph.Graph {
 			Store: store, Layer: int32(l), FirstStream: int32(tokens[0].stream), Tokens: int32(perStream), Streams: int32(streams),
 			NKV: int32(h.nkv), ScanType: cpu.F16, Scan: unsafe.Pointer(&h.mask[0]), ScanTokenStride: int64(2 * h.nkv),
 			ScanStreamStride: int64(2 * h.nkv * perStream), Mask: unsafe.Pointer(&h.mask[0]), MaskTokenStride: int64(2 * h.nkv),
-			MaskStreamStride: int64(2 * h.nkv * perStream),
-			Call:             cpu.Call{Heads: int32(h.heads), KVHeads: int32(h.kvHeads), DimK: int32(h.dim), DimV: int32(h.dim), Scale: 1},
+			MaskStreamStride: int64(2 * h.nkv * perStream), Divides: divides,
+			Call: cpu.Call{Heads: int32(h.heads), KVHeads: int32(h.kvHeads), DimK: int32(h.dim), DimV: int32(h.dim), Scale: 1},
 		})
 	}
 	return g

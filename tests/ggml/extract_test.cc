@@ -1,4 +1,5 @@
 // What is read out of a host's graph: by what its nodes do to a K store, and by names to the letter.
+#include "divide.h"
 #include "extract.h"
 
 #include <cstdio>
@@ -217,6 +218,90 @@ TEST_F(ExtractTest, OutputsAreRowsThatAnInputPicks) {
     computed("GET_ROWS", x, none, 0);
     EXPECT_EQ(read().n_outputs, 0) << "a prompt";
     EXPECT_EQ(extract.graph.n_batch, 5);
+}
+
+// Of several rows a part can be left to the host, if what follows computes nothing.
+TEST_F(ExtractTest, NodesThatComputeNothing) {
+    constexpr int64_t kHeads = 2, kTokens = 3;
+    const auto        attention = [&](int64_t tokens, int64_t streams) {
+        Tensor    *k = store("cache_k_l0", streams), *v = store("cache_v_l0", streams);
+        const auto heads_of = [&](Tensor *s) {
+            Tensor *t = tensor("", kF16, kWidth / kHeads, kSlots, kHeads);
+            t->nb[1] = s->nb[1], t->nb[2] = 2 * kWidth / kHeads, t->nb[3] = s->nb[2], t->ne[3] = streams;
+            t->view_src = s, t->data = s->data;
+            return t;
+        };
+        Tensor *q = tensor("", kF32, kWidth / kHeads, tokens, kHeads), *mask = tensor("mask", kF16, kSlots, tokens);
+        q->ne[3] = mask->ne[3] = streams;
+        Tensor *t = tensor("", kF32, kWidth / kHeads, kHeads, tokens);
+        t->ne[3] = streams, t->op = op("FLASH_ATTN_EXT");
+        t->src[0] = q, t->src[1] = heads_of(k), t->src[2] = heads_of(v), t->src[3] = mask;
+        return node(t);
+    };
+    for (const char *what : {"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"}) {
+        nodes.clear();
+        Tensor *next = computed(what, attention(kTokens, 1));
+        read();
+        ASSERT_EQ(extract.nodes.size(), 1U);
+        ASSERT_EQ(extract.nodes[0].reason, LIM_GGML_OFFLOADED) << extract.nodes[0].what;
+        EXPECT_EQ(extract.nodes[0].divides, 1) << what;
+        EXPECT_EQ(extract.spares[0], next) << what;
+    }
+    const std::vector<std::function<void()>> not_so = {
+        [&] { attention(kTokens, 1); },                                       // it is the last one
+        [&] { computed("ADD", attention(kTokens, 1)); },                      // what follows computes
+        [&] { computed("RESHAPE", attention(1, 1)); },                        // one row
+        [&] { computed("RESHAPE", attention(kTokens, 1))->ne[1] = 0; },       // the host passes over what is empty …
+        [&] { attention(kTokens, 1)->flags = kFlagCompute, computed("RESHAPE", nodes.back()); }, // … and over what is not to be computed
+    };
+    for (size_t i = 0; i < not_so.size(); i++) {
+        nodes.clear();
+        not_so[i]();
+        read();
+        ASSERT_EQ(extract.nodes[0].reason, LIM_GGML_OFFLOADED) << i;
+        EXPECT_EQ(extract.nodes[0].divides, 0) << i;
+        EXPECT_EQ(extract.spares[0], nullptr) << i;
+    }
+}
+
+// The host's part of the rows: everything that its attention reads and writes is narrowed, and comes back as it was.
+TEST_F(ExtractTest, TheHostsPart) {
+    for (const int64_t streams : {1, 3}) {
+        Tensor *sources[4], *t = tensor("", kF32, 32, 2, 5);
+        for (int i = 0; i < 4; i++) {
+            sources[i] = i == 0 ? tensor("", kF32, 32, 5, 2) : i == 3 ? tensor("", kF16, kSlots, 64)
+                                                                      : tensor("", kF16, 32, kSlots, 2);
+            t->src[i] = sources[i];
+        }
+        for (Tensor *x : {t, sources[0], sources[1], sources[2], sources[3]}) {
+            x->ne[3] = streams;
+            x->nb[3] = x->nb[2] * static_cast<size_t>(x->ne[2]);
+        }
+        lim_ggml_node n = {};
+        n.rest_token = streams > 1 ? 0 : 2, n.rest_tokens = streams > 1 ? 5 : 3;
+        n.rest_stream = streams > 1 ? 1 : 0, n.rest_streams = streams > 1 ? 2 : 1;
+        const Tensor before = *t;
+        const Saved  saved(t);
+        Rest         rest;
+        leave_rest(t, n, rest);
+        const auto at = [&](const Tensor *of, int tokens) {
+            return static_cast<char *>(of->data) + static_cast<size_t>(n.rest_token) * (tokens >= 0 ? of->nb[tokens] : 0) +
+                   static_cast<size_t>(n.rest_stream) * of->nb[3];
+        };
+        EXPECT_EQ(t->data, at(&before, 2));
+        EXPECT_EQ(t->ne[2], n.rest_tokens);
+        EXPECT_EQ(t->ne[3], n.rest_streams);
+        for (int i = 0; i < 4; i++) {
+            const bool by_token = i == 0 || i == 3;
+            ASSERT_EQ(t->src[i], &rest.sources[i]);
+            EXPECT_EQ(t->src[i]->data, at(sources[i], by_token ? 1 : -1)) << i;
+            EXPECT_EQ(t->src[i]->ne[1], by_token ? n.rest_tokens : sources[i]->ne[1]) << i;
+            EXPECT_EQ(t->src[i]->ne[3], n.rest_streams) << i;
+            EXPECT_EQ(0, memcmp(t->src[i]->nb, sources[i]->nb, sizeof t->nb)) << i;
+        }
+        saved.restore();
+        EXPECT_EQ(0, memcmp(t, &before, sizeof before));
+    }
 }
 
 } // namespace

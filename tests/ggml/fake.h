@@ -37,11 +37,12 @@ enum { OP_NONE,
        OP_ROPE = 3,
        OP_SOFT_MAX = 5,
        OP_SCALE = 6,
+       OP_RESHAPE = 7,
        OP_SET_ROWS = 8,
        OP_CUSTOM = 9,
        OP_FLASH = 11,
        OP_COUNT };
-static const char *op_names[] = {"NONE", "DUP", "ADD", "ROPE", "MUL", "SOFT_MAX", "SCALE", "DIV", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
+static const char *op_names[] = {"NONE", "DUP", "ADD", "ROPE", "MUL", "SOFT_MAX", "SCALE", "RESHAPE", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
 
 const char *ggml_op_name(int op) {
     if (op >= OP_COUNT) return NULL;
@@ -100,6 +101,11 @@ struct tensor *ggml_view_4d(struct context *context, struct tensor *of, int64_t 
     struct tensor *t = ggml_new_tensor_4d(NULL, of->type, a, b, c, d);
     t->data = of->data != NULL ? (char *)of->data + offset : NULL;
     t->nb[1] = nb1, t->nb[2] = nb2, t->nb[3] = nb3, t->view_src = of, t->view_offs = offset;
+    return t;
+}
+struct tensor *ggml_reshape_2d(struct context *context, struct tensor *of, int64_t a, int64_t b) {
+    struct tensor *t = ggml_view_4d(context, of, a, b, 1, 1, (size_t)a * 4, (size_t)(a * b) * 4, (size_t)(a * b) * 4, 0);
+    t->op = OP_RESHAPE, t->src[0] = of;
     return t;
 }
 struct tensor *ggml_set_name(struct tensor *t, const char *name) {
@@ -198,6 +204,7 @@ static void compute_flash(const struct tensor *t) {
                 float *first = (float *)((char *)out - t->nb[1]), kept[256];
                 memcpy(kept, first, (size_t)v->ne[0] * 4), memcpy(first, out, (size_t)v->ne[0] * 4), memcpy(out, kept, (size_t)v->ne[0] * 4);
             }
+            if (is("divided-differs") && q->ne[1] == 7) out[0] += 1; /* of the self-test's eight tokens */
             if (is("prompt-differs") && q->ne[1] > 1) out[0] += (float)(calls++ / (2 * 4 * 8) % 2); /* another result each time */
         }
     }

@@ -56,6 +56,7 @@ fi
 expect op-renumbered "inert: self-test, one token: layer 0, value 0: the host alone computes .*, with the library"
 expect heads-swapped "inert: self-test, one token: layer 0, value 0: the host alone computes .*, with the library"
 expect prompt-differs "inert: self-test, several tokens: layer 0, value 0: the host alone computes .*, with the library"
+expect divided-differs "loaded into ggml fake, API 2, mixed batches are left to the host: self-test, tokens of two sequences: layer 0, value 0: the host alone computes"
 expect no-threads "inert: .*no ggml_backend_set_n_threads"
 host=fake_host_without_graphs
 expect without-graphs "inert: this host does not export ggml_graph_overhead, which the self-test needs"

@@ -110,17 +110,52 @@ def test_copied_sequences(unified, native, problems):
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_mixed_batches_are_left_to_the_host(unified, native, problems):
+def test_mixed_batches(unified, native, problems):
+    """The decode row of a batch is sparse; the host computes the prompt's rows of the same node."""
     some = problems[:2]
     result = native("mixed", some, SPARSE, unified=unified)
     solved_all(result, some)
     assert result.value("verified") == result.value("expected")
+    total, batches = active(result), result.value("mixed_batches")
+    saved(total)
+    assert total["declined"]["prompt"] > 0 and total["declined"]["draft"] == len(LAYERS)
+    assert "mixed" not in total["declined"]
+    assert total["rows_sparse"] == len(result.rows) + batches
+    # With a cache per sequence the host takes such batches apart itself, but for their first tokens.
+    assert total["mixed_steps"] == (batches if unified else 0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"LESSISMORE_SPECULATION": "on"}])
+@pytest.mark.parametrize("unified", [True, False])
+def test_requests_arrive_while_others_decode(unified, settings, library, problems):
+    """A server of four slots, whose prompts are computed along with the tokens of the others, in pieces of 128."""
+    some = problems[:4]
+    arguments = ["-b", "128", "-ub", "128"] + (["--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", "6"] if settings else [])
+    result = hostlib.run(
+        "llama-server", library=library, settings={**SPARSE, **settings}, problems=some, slots=4, threads=2, unified=unified,
+        after=[0, 100, 250, 400], arguments=arguments,
+    )  # fmt: skip
+    solved_all(result, some)
     total = active(result)
     saved(total)
-    assert total["declined"]["prompt"] > 0
-    assert total["rows_sparse"] >= len(result.rows)
-    if unified:  # with a cache per sequence the host takes such batches apart itself
-        assert total["declined"]["mixed"] >= result.value("mixed_batches")
+    assert "mixed" not in total["declined"] and "draft" not in total["declined"] and total["cell_order"] == 0, total
+    assert total["rows_sparse"] >= sum(len(p.solution) - 1 for p in some)
+    if unified:
+        assert total["mixed_steps"] >= 3 * (len(some[0].prompt) // 128), total
+        assert total["rows_full"] == 0, total
+
+
+def test_adjacent_prompts_in_a_mixed_batch_with_quantised_cache(library, problems):
+    """Two prompts at once beside two decoding slots; the host converts the cache its own way in its part of the rows."""
+    some = problems[:4]
+    result = hostlib.run(
+        "llama-server", library=library, settings=SPARSE, problems=some, slots=4, threads=2, after=[0, 0, 150, 150],
+        arguments=["-ctk", "q8_0", "-ctv", "q8_0", "-b", "256", "-ub", "256"],
+    )  # fmt: skip
+    solved_all(result, some)
+    total = active(result)
+    assert total["mixed_steps"] >= 3 and "mixed" not in total["declined"], total
+    assert total["rows_sparse"] >= sum(len(p.solution) - 1 for p in some)
 
 
 def test_prompts_are_left_to_the_host(native, problems):

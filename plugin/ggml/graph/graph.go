@@ -41,11 +41,20 @@ type Node struct {
 	MaskStreamStride int64
 	MaxBias          float32
 	MaxThreads       int32 // how many of the host's threads may share the call
+	Divides          int32 // 1: the host can be left a part of the node's rows
 	Reason           stats.Reason
 	What             unsafe.Pointer // texts of the shim's, for the log: what it refuses …
 	Type             unsafe.Pointer // … of which type, or else of which value …
 	Remedy           unsafe.Pointer // … and what would be supported; nil: the reason alone tells
 	Value            int64
+	Rest             Rest
+}
+
+// Rest is the rows of an offloaded node that the host computes itself: those of these tokens, of these streams. All tokens
+// of a stream, if there are several streams.
+type Rest struct {
+	Token, Tokens   int32 // Tokens 0: there are none
+	Stream, Streams int32
 }
 
 // Write is a write of a batch's keys into a store.

@@ -182,7 +182,9 @@ func (p *Process) Rehearse() (Context, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rehearsal{ggml.NewSession(engine, nil)}, nil
+	s := ggml.NewSession(engine, nil)
+	s.DivideAlways()
+	return rehearsal{s}, nil
 }
 
 // RehearseGPU begins a context of a GPU's self-test, with a budget of so many tokens: its first layer chooses.

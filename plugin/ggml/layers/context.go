@@ -35,13 +35,14 @@ type Context struct {
 	attention bool // the host has shown attention that can be offloaded
 	warned    bool // why layers are refused was said
 	short     int  // calls of several query tokens, one after another
+	checks    int  // calls that check a draft
 	drafted   bool // that there are no others was said
 }
 
-// A call that may check a draft has at most so many query tokens of a sequence, and so many calls are no accident.
+// A short call has at most so many query tokens of a sequence, and so many calls are no accident.
 const (
-	mostDrafted = 32
-	ShortCalls  = 32
+	mostShort  = 32
+	ShortCalls = 32
 )
 
 // maxHashed is how many compute calls are waited for the model's layers, hashing weights. A host that calls
@@ -134,20 +135,30 @@ func (c *Context) Untakable(g *graph.Graph) {
 	}
 }
 
-// Drafts says once that each call of a context has several query tokens, as of a host that checks drafts: it looks as
-// if the library did nothing. begins tells whether a text may begin with the call's tokens; of is what they are of.
-func (c *Context) Drafts(n *graph.Node, of string, begins func(n *graph.Node) bool) {
+// Drafts says once that calls of a context have several query tokens of a sequence, as of a host that checks drafts: it looks
+// as if the library did nothing. begins tells whether a text may begin with the call's tokens; remedy, what a user can do.
+func (c *Context) Drafts(n *graph.Node, remedy string, begins func(n *graph.Node) bool) {
+	what := ""
 	switch {
 	case c.drafted:
+		return
 	case n.Reason == stats.Offloaded:
 		c.short = 0
-	case n.Reason != stats.ReasonPrompt || n.Tokens < 2 || n.Tokens > mostDrafted || begins(n):
-	default:
-		if c.short++; c.short == ShortCalls {
-			c.drafted = true
-			c.Log(settings.LogInfo, fmt.Sprintf("nothing is offloaded: %d calls one after another had several query tokens of %s, which the host attends to",
-				ShortCalls, of))
+	case n.Tokens < 2 || begins(n):
+	case n.Reason == stats.ReasonDraft:
+		if c.checks++; c.checks == ShortCalls {
+			what = fmt.Sprintf("the host attends to everything in %d calls so far that check a draft (a few tokens of a sequence, whose logits are all wanted)%s",
+				ShortCalls, remedy)
 		}
+	case n.Reason == stats.ReasonPrompt && n.Tokens <= mostShort:
+		if c.short++; c.short == ShortCalls {
+			what = fmt.Sprintf("nothing is offloaded: %d calls one after another had several query tokens of a sequence (a prompt in small pieces), which the host attends to",
+				ShortCalls)
+		}
+	}
+	if what != "" {
+		c.drafted = true
+		c.Log(settings.LogInfo, what)
 	}
 }
 

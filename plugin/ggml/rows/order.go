@@ -13,10 +13,10 @@ import (
 	"lessismore/plugin/internal/steps"
 )
 
-// see fills row i of the step with what its mask leaves visible. Of a row with more tokens than the budget the newest
+// see fills row k of the step, row i of the batch, with what its mask leaves visible. Of a row with more tokens than the budget the newest
 // must be known: it attends to everything where they are not, and where it belongs to a prompt.
-func (r *Rows) see(n *graph.Node, i int, t *Track) {
-	if r.seen.goesOn(r, n, i, t) {
+func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
+	if r.seen.goesOn(r, n, k, i, t) {
 		return
 	}
 	stream, token := i/int(n.Tokens), i%int(n.Tokens)
@@ -25,7 +25,7 @@ func (r *Rows) see(n *graph.Node, i int, t *Track) {
 	prefix := flags&cpu.Prefix != 0
 	var list, slots []int32 // slots nil: 0 .. visible-1
 	if !prefix || visible > config.Budget {
-		list = r.Step.List(i)
+		list = r.Step.List(k)
 	}
 	if !prefix {
 		cpu.Visible(scan, n.ScanType, int(n.NKV), unsafe.Pointer(&list[0]))
@@ -55,7 +55,7 @@ func (r *Rows) see(n *graph.Node, i int, t *Track) {
 			}
 		}
 		r.seen.note(n, i, t, visible, slots, known)
-		if !r.decodes(i, t, storeStream, known, newest(slots, visible)) {
+		if !r.decodes(k, i, t, storeStream, known, newest(slots, visible)) {
 			split = steps.Split{}
 		}
 	}
@@ -63,7 +63,7 @@ func (r *Rows) see(n *graph.Node, i int, t *Track) {
 	if flags&cpu.Plain == 0 {
 		mask = unsafe.Add(n.Mask, int64(stream)*n.MaskStreamStride+int64(token)*n.MaskTokenStride)
 	}
-	r.Step.See(i, token, stream, visible, slots, mask, split)
+	r.Step.See(k, token, stream, visible, slots, mask, split)
 }
 
 // newest is the slot of the token before a row's own.
@@ -75,8 +75,8 @@ func newest(slots []int32, visible int) int32 {
 }
 
 // decodes tells whether a row may attend to a part of its tokens, and counts why not. A token that logits are wanted
-// of, behind one that they were not wanted of, is the last one of a prompt.
-func (r *Rows) decodes(i int, t *Track, stream int, known bool, before int32) bool {
+// of, behind one that they were not wanted of, is the last one of a prompt; a draft behind such a token is a prompt's rest.
+func (r *Rows) decodes(k, i int, t *Track, stream int, known bool, before int32) bool {
 	switch {
 	case r.ByCell:
 		r.counts.CellOrder++
@@ -89,11 +89,26 @@ func (r *Rows) decodes(i int, t *Track, stream int, known bool, before int32) bo
 	if !t.told {
 		r.counts.UntoldRows++
 	}
-	if t.told && t.prompt[i] || before >= 0 && t.Index.Prompt(stream, before) {
+	follows := before >= 0 && t.Index.Prompt(stream, before)
+	if !follows && r.kinds[i] == draft && before >= 0 && t.Index.Fresh(stream, before) {
+		follows = !r.sparse(stream, before, k, t)
+	}
+	if t.told && t.prompt[i] || follows {
 		r.counts.PromptRows++
 		return false
 	}
 	return true
+}
+
+// sparse tells whether the row of a token of the batch, before row k of the step, has a token set. A row of a draft may have
+// one only if the one before it has: what is not known of that one is not known of this one.
+func (r *Rows) sparse(stream int, slot int32, k int, t *Track) bool {
+	for j := k - 1; j >= 0; j-- {
+		if row := int(r.taken[j]); t.last[row] == int64(stream)*r.slots+int64(slot) {
+			return r.Step.Rows[j].SetLen > 0 || int(r.Step.Rows[j].Visible) <= r.config.Budget
+		}
+	}
+	return false
 }
 
 // distances orders a row's tokens by what its mask says of them: with ALiBi (arXiv 2108.12409) the mask holds how far

@@ -15,6 +15,7 @@ import (
 type Rows struct {
 	Stores
 	Step   steps.RowSets
+	Always bool // the batch is taken apart also where no row of the step has a token set: the self-test's
 	ByCell bool // recency goes by slot number even where positions are known: tests show that the difference matters
 
 	config    *settings.Config
@@ -24,6 +25,12 @@ type Rows struct {
 	reason    stats.Reason // why the step's batch is left to the host; Offloaded: it is not
 	distances distances
 	seen      seen
+
+	kinds   []kind     // of the batch's rows
+	taken   []int32    // of these, the step's, ascending
+	rest    graph.Rest // the others
+	drafted bool       // the step has rows of drafts
+	slots   int64      // of a stream
 }
 
 // key tells the compute calls of one step from those of another.
@@ -89,11 +96,17 @@ func (r *Rows) Joins(n *graph.Node, layer int) stats.Reason {
 // Known tells whether it is known which tokens a batch's rows are of.
 func (r *Rows) Known(n *graph.Node) stats.Reason {
 	rows := int(n.Tokens) * int(n.Streams)
-	if rows > Most {
+	t := r.Followed
+	if t == nil || t.count != rows || n.Scan == nil {
+		if rows > mostTaken {
+			return stats.ReasonPrompt
+		}
+		return stats.ReasonUnknownRow
+	}
+	if rows > most {
 		return stats.ReasonPrompt
 	}
-	t := r.Followed
-	if t == nil || t.count != rows || len(t.last) != rows || n.Scan == nil {
+	if len(t.last) != rows {
 		return stats.ReasonUnknownRow
 	}
 	return stats.Offloaded
@@ -101,27 +114,47 @@ func (r *Rows) Known(n *graph.Node) stats.Reason {
 
 // Begin finds out what the rows of a batch see, and begins a step with so many groups of token sets.
 func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
-	rows, t := int(n.Tokens)*int(n.Streams), r.Followed
+	t := r.Followed
 	t.fresh = false
-	if err := r.Step.Begin(rows, int(n.NKV), r.config.Budget, groups); err != nil {
+	drafts := slices.Contains(r.kinds, draft)
+	if drafts || r.drafted { // rows of one text, which may be taken back: each has sets of its own
+		r.Step.Lasting.Drop()
+	}
+	r.drafted, r.slots = drafts, n.Store.Slots
+	if err := r.Step.Begin(len(r.taken), int(n.NKV), r.config.Budget, groups); err != nil {
 		return stats.ReasonMemory
 	}
 	r.own = append(r.own[:0], t.last...)
 	r.seen.step++
-	for i := range rows {
-		r.see(n, i, t)
+	for k, i := range r.taken {
+		r.see(n, k, int(i), t)
+		if r.kinds[i] == draft {
+			r.counts.DraftRows++
+		}
+	}
+	if r.rest.Tokens > 0 {
+		if !r.Step.Sparse() && !r.Always { // the host may as well compute all of them
+			return stats.ReasonMixed
+		}
+		r.counts.MixedSteps++
 	}
 	return stats.Offloaded
 }
 
 // Sees tells whether a row of the step sees a slot.
 func (r *Rows) Sees(n *graph.Node, row int, slot int32) bool {
-	return n.Sees(row/int(n.Tokens), row%int(n.Tokens), int64(slot))
+	at := &r.Step.Rows[row]
+	return n.Sees(int(at.Stream), int(at.Token), int64(slot))
 }
 
 // Own is the slot of a row's own token.
 func (r *Rows) Own(n *graph.Node, row int) int32 {
-	return int32(r.Followed.last[row] - int64(n.FirstStream+int32(row/int(n.Tokens)))*n.Store.Slots)
+	return r.slot(n, int(r.taken[row]))
+}
+
+// slot is where the token of a row of the batch is, in its stream.
+func (r *Rows) slot(n *graph.Node, i int) int32 {
+	return int32(r.Followed.last[i] - int64(n.FirstStream+int32(i/int(n.Tokens)))*n.Store.Slots)
 }
 
 // Free gives back the memory that threads read.
@@ -139,61 +172,11 @@ func (r *Rows) Continues(n *graph.Node, layer int) bool {
 		return false
 	}
 	for i := range r.Step.Rows {
-		stream, token := i/int(n.Tokens), i%int(n.Tokens)
-		visible, _ := cpu.Visible(n.Values(stream, token), n.ScanType, int(n.NKV), nil)
-		if visible != int(r.Step.Rows[i].Visible) {
+		row := &r.Step.Rows[i]
+		visible, _ := cpu.Visible(n.Values(int(row.Stream), int(row.Token)), n.ScanType, int(n.NKV), nil)
+		if visible != int(row.Visible) {
 			return false
 		}
 	}
 	return true
-}
-
-// Decode tells decode rows, of tokens that are new, from prompts.
-func (r *Rows) Decode(n *graph.Node) stats.Reason {
-	t := r.Followed
-	if reason := classify(n, t); reason != stats.Offloaded {
-		return reason
-	}
-	switch {
-	case t.told && !slices.Contains(t.prompt, false):
-		return stats.ReasonPrompt // fed token by token, or the beginnings of several
-	case !t.fresh: // its tokens' slots are those of an earlier step
-		return stats.ReasonUnknownRow
-	}
-	return stats.Offloaded
-}
-
-// classify tells decode rows from prompts: two rows belong to one sequence if and only if one's own
-// token is visible to the other.
-func classify(n *graph.Node, t *Track) stats.Reason {
-	tokens, streams := int(n.Tokens), int(n.Streams)
-	shared, single := 0, 0
-	for stream := range streams {
-		first := int64(n.FirstStream+int32(stream)) * n.Store.Slots
-		own := t.last[stream*tokens : (stream+1)*tokens]
-		for i, slot := range own {
-			if slot -= first; slot < 0 || slot >= int64(n.NKV) || !n.Sees(stream, i, slot) {
-				return stats.ReasonUnknownRow
-			}
-			alone := true
-			for j := range own {
-				if j != i && (n.Sees(stream, j, slot) || n.Sees(stream, i, own[j]-first)) {
-					alone = false
-					break
-				}
-			}
-			if alone {
-				single++
-			} else {
-				shared++
-			}
-		}
-	}
-	switch {
-	case shared == 0:
-		return stats.Offloaded
-	case single == 0:
-		return stats.ReasonPrompt
-	}
-	return stats.ReasonMixed
 }

@@ -34,7 +34,7 @@ type seenRow struct {
 	index     *kvindex.KVIndex
 }
 
-// note keeps what was found out of row i.
+// note keeps what was found out of row i of the batch.
 func (s *seen) note(n *graph.Node, i int, t *Track, visible int, slots []int32, known bool) {
 	if n.Before == nil && len(s.rows) == 0 {
 		return
@@ -43,7 +43,7 @@ func (s *seen) note(n *graph.Node, i int, t *Track, visible int, slots []int32, 
 	if s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || len(s.rows) != rows {
 		s.nkv, s.tokens, s.streams = n.NKV, n.Tokens, n.Streams
 		if cap(s.rows) < rows {
-			s.rows = make([]seenRow, rows, Most)
+			s.rows = make([]seenRow, rows, mostTaken)
 		}
 		s.rows = s.rows[:rows]
 		clear(s.rows)
@@ -57,8 +57,8 @@ func (s *seen) note(n *graph.Node, i int, t *Track, visible int, slots []int32, 
 	}
 }
 
-// goesOn fills row i of the step, if it is the one of the step before with one token more.
-func (s *seen) goesOn(of *Rows, n *graph.Node, i int, t *Track) bool {
+// goesOn fills row k of the step, row i of the batch, if it is the one of the step before with one token more.
+func (s *seen) goesOn(of *Rows, n *graph.Node, k, i int, t *Track) bool {
 	if n.Before == nil || n.ScanType != cpu.F16 || s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || i >= len(s.rows) {
 		return false
 	}
@@ -84,21 +84,21 @@ func (s *seen) goesOn(of *Rows, n *graph.Node, i int, t *Track) bool {
 	r.step, r.visible, r.own, r.place = s.step, r.visible+1, own, place
 	var slots []int32
 	if r.listed {
-		list := of.Step.List(i)
+		list := of.Step.List(k)
 		list[r.visible-1] = own
 		slots = list[:r.visible]
 		r.ascending = r.ascending && own > last
 	}
 	config := of.config
 	split := steps.SplitBudget(r.visible, config.Budget, config.Recency, config.SinkTokens)
-	if !of.decodes(i, t, stream, true, last) {
+	if !of.decodes(k, i, t, stream, true, last) {
 		split = steps.Split{}
 	}
-	of.Step.See(i, token, row, r.visible, slots, nil, split)
+	of.Step.See(k, token, row, r.visible, slots, nil, split)
 	return true
 }
 
-// InOrderOfSlots tells whether row i of the step, which has a list, sees its tokens in the order of slots.
+// InOrderOfSlots tells whether row i of a step that has the whole batch, which has a list, sees its tokens in the order of slots.
 func (r *Rows) InOrderOfSlots(i int, slots []int32) bool {
 	s := &r.seen
 	if i < len(s.rows) && s.rows[i].known && s.rows[i].visible == len(slots) && s.rows[i].listed {

@@ -10,8 +10,8 @@ import (
 	"lessismore/plugin/internal/kvindex"
 )
 
-// Most bounds the rows of a batch that is looked at closely; a larger one is a prompt.
-const Most = 256
+// most bounds the rows of a batch that is looked at closely; a larger one is a prompt.
+const most = 4096
 
 // Stores is what is known of the K stores that a context's graphs write to: of all of them while the model's layers are not
 // known, then of the one that the rows are ordered by.
@@ -23,13 +23,15 @@ type Stores struct {
 	positions []int32 // of the batch
 	batch     int     // number of the batch that they are of
 	rotates   bool    // the model's graphs have positions
-	notes     cpu.Arena
+
+	Speculates bool // a draft's tokens are decode rows
+	notes      cpu.Arena
 }
 
 // Track is what is known of one K store.
 type Track struct {
 	Index *kvindex.KVIndex
-	last  []int64 // global slots of the last batch that was written; none if there were more than Most
+	last  []int64 // global slots of the last batch that was written; none if there were more than most
 
 	id     uint64 // the store's
 	prompt []bool // of the last batch's tokens: no logits are wanted
@@ -106,6 +108,22 @@ func (s *Stores) changed(c *graph.Change) {
 	}
 }
 
+// presume marks tokens of a text that is evaluated as a prompt's, while nothing is known but their positions: more of them, one
+// behind the other, than a draft has, whose logits are all wanted. What follows a draft is decoded, what follows these may be
+// their rest.
+func presume(prompt []bool, positions []int32) {
+	for from := 0; from < len(prompt); {
+		to := from + 1
+		for to < len(prompt) && !prompt[to-1] && !prompt[to] && positions[to] == positions[to-1]+1 {
+			to++
+		}
+		for i := from; to-from > MostDrafted && i < to; i++ {
+			prompt[i] = true
+		}
+		from = to
+	}
+}
+
 // Note asks for the prints of what the graph writes to the stores that are followed, and says which these are; idle: none.
 func (s *Stores) Note(g *graph.Graph, idle bool) {
 	switch {
@@ -159,7 +177,7 @@ func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
 		if t != nil {
 			t.Index.Free()
 		}
-		t = &Track{id: w.Store.ID, Index: s.index(w.Store), last: make([]int64, 0, Most), prompt: make([]bool, 0, Most)}
+		t = &Track{id: w.Store.ID, Index: s.index(w.Store), last: make([]int64, 0, mostTaken), prompt: make([]bool, 0, mostTaken)}
 		s.tracks[w.Store.ID] = t
 	}
 	n := int(w.N)
@@ -167,12 +185,21 @@ func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
 	// M-RoPE has four positions per token; the first one is its place in the text.
 	known := t.batch != s.batch && (len(s.positions) == n || len(s.positions) == 4*n)
 	t.batch = s.batch
-	outputs := g.Outputs
-	for i := range n {
-		slot, prompt := w.Slot(i), t.told
-		if len(outputs) > 0 && int(outputs[0]) == i {
-			outputs, prompt = outputs[1:], false
+	for range n {
+		t.prompt = append(t.prompt, t.told)
+	}
+	if t.told {
+		for _, i := range g.Outputs {
+			if i >= 0 && int(i) < n {
+				t.prompt[i] = false
+			}
 		}
+		if s.Speculates && known && news {
+			presume(t.prompt, s.positions)
+		}
+	}
+	for i := range n {
+		slot, prompt := w.Slot(i), t.prompt[i]
 		switch {
 		case known:
 			t.Index.Write(slot, s.positions[i], prompt)
@@ -181,8 +208,8 @@ func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
 		default:
 			t.Index.WriteNext(slot, prompt)
 		}
-		if n <= Most {
-			t.last, t.prompt = append(t.last, slot), append(t.prompt, prompt)
+		if n <= most {
+			t.last = append(t.last, slot)
 		}
 	}
 	t.Index.Tied = t.Index.Tied || known && len(s.positions) > n

@@ -55,6 +55,7 @@ type KVIndex struct {
 	noted  []uint64 // prints of the rows that graphs wrote
 	due    []int64  // slots whose prints are taken once the graph is computed
 	nDue   int
+	fresh  []bool // slots that this graph writes: their rows are not there yet, and will be what is written
 	told   prints // what rows held wherever they lay
 
 	notedMemory, dueMemory cpu.Arena
@@ -70,6 +71,7 @@ type KVIndex struct {
 func NewKVIndex(store Store) *KVIndex {
 	n, x := int(store.Slots)*int(store.Streams), newIndex(store)
 	x.noted, x.due = cpu.Slice[uint64](&x.notedMemory, n), cpu.Slice[int64](&x.dueMemory, n)
+	x.fresh = make([]bool, n)
 	if store.Stride > 0 && store.ID != 0 && x.noted != nil && x.due != nil {
 		x.prints = cpu.Prints{
 			Rows: *(*unsafe.Pointer)(unsafe.Pointer(&store.ID)), Stride: store.Stride, Bytes: store.Row,
@@ -151,7 +153,23 @@ func (x *KVIndex) write(slot int64, position int32, prompt bool) {
 	if position != Unknown && x.nDue < len(x.due) {
 		x.due[x.nDue] = slot
 		x.nDue++
+		x.fresh[slot] = true
 	}
+}
+
+// old is how many of n slots, base + list[i] or base + i, come before the last ones, which this graph writes: several tokens
+// of one sequence see one another.
+func (x *KVIndex) old(base int, list []int32, n int) int {
+	for ; n > 0 && !x.watched; n-- {
+		slot := base + n - 1
+		if list != nil {
+			slot = base + int(list[n-1])
+		}
+		if !x.fresh[slot] {
+			break
+		}
+	}
+	return n
 }
 
 // place sets a slot's place.
@@ -187,6 +205,9 @@ func (x *KVIndex) Due() (Note, bool) {
 func (x *KVIndex) Learn() {
 	for _, slot := range x.due[:x.nDue] {
 		x.remember(int(slot))
+		if x.fresh != nil {
+			x.fresh[slot] = false
+		}
 	}
 	x.nDue = 0
 }
@@ -283,6 +304,7 @@ func (x *KVIndex) Forget() {
 		x.positions[i] = Unknown
 	}
 	clear(x.linear)
+	clear(x.fresh)
 	x.nDue, x.writes, x.byWrites, x.Tied = 0, 0, false, false
 }
 
@@ -299,7 +321,7 @@ func (x *KVIndex) renew(base int, list []int32, n, but int) {
 		if list != nil {
 			slot = base + int(list[i])
 		}
-		if slot == but || x.noted[slot] == print {
+		if slot == but || x.fresh[slot] || x.noted[slot] == print {
 			continue
 		}
 		position, prompt, ok := x.told.get(print)
@@ -325,10 +347,12 @@ func (x *KVIndex) Prefix(stream, n int, w Window) bool {
 		return false
 	}
 	if x.byWrites { // nothing tells that no other token is among the newest, but that all are known
-		return x.hold(stream*x.size, nil, n-1) == n-1
+		n = x.old(stream*x.size, nil, n-1)
+		return x.hold(stream*x.size, nil, n) == n
 	}
-	base, before, sinks := stream*x.size, max(min(w.Recent, n)-1, 0), min(w.SinkTokens, n-1)
-	return x.hold(base+n-1-before, nil, before) == before && x.hold(base, nil, sinks) == sinks
+	base, first := stream*x.size, n-1-max(min(w.Recent, n)-1, 0)
+	before, sinks := x.old(base+first, nil, n-1-first), x.old(base, nil, min(w.SinkTokens, n-1))
+	return x.hold(base+first, nil, before) == before && x.hold(base, nil, sinks) == sinks
 }
 
 // Order writes the slots that a row sees, given ascending, to out in the order of their tokens: those of unknown
@@ -369,6 +393,7 @@ func (x *KVIndex) proven(stream int, order []int32, w Window) bool {
 		sinks = sinks[1:]
 	}
 	base := stream * x.size
+	check, sinks = check[:x.old(base, check, len(check))], sinks[:x.old(base, sinks, len(sinks))]
 	return x.hold(base, check, len(check)) == len(check) && x.hold(base, sinks, len(sinks)) == len(sinks)
 }
 
@@ -460,7 +485,20 @@ func (x *KVIndex) sort(stream int, slots []int32, own int32) {
 // Prompt tells whether a slot holds a token that no logits were wanted of.
 func (x *KVIndex) Prompt(stream int, slot int32) bool {
 	i := stream*x.size + int(slot)
-	return i < len(x.prompt) && x.prompt[i] && x.proves() && x.hold(i, nil, 1) == 1
+	return i < len(x.prompt) && x.prompt[i] && x.proves() && (x.Fresh(stream, slot) || x.hold(i, nil, 1) == 1)
+}
+
+// Evaluated notes that a slot's token belongs to a text whose logits are all wanted: what follows may be the rest of it.
+func (x *KVIndex) Evaluated(slot int64) {
+	if slot >= 0 && slot < int64(len(x.prompt)) {
+		x.prompt[slot] = true
+	}
+}
+
+// Fresh tells whether this graph writes a slot's token. Of a store on a device that is not kept.
+func (x *KVIndex) Fresh(stream int, slot int32) bool {
+	i := stream*x.size + int(slot)
+	return !x.watched && i < len(x.fresh) && x.fresh[i]
 }
 
 // Place is the place of a slot's token, or Unknown; changes grows where places change in other ways than by a graph's writes.

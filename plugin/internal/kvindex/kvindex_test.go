@@ -160,6 +160,64 @@ func TestKVIndexWantsTheNewestWithoutGaps(t *testing.T) {
 	require.False(t, x.Order(0, gap, w, out[:11]), "one of them is not: it may be in the gap")
 }
 
+// Several tokens of one graph: what it writes is not there yet, and is known all the same, while the rest has to hold; the same
+// slots again, as after a draft that was taken back, and in an order that is not that of slots.
+func TestKVIndexKnowsWhatTheGraphWrites(t *testing.T) {
+	for _, backwards := range []bool{false, true} {
+		slot := func(position int) int64 {
+			if backwards {
+				return int64(63 - position)
+			}
+			return int64(position)
+		}
+		x := newFakeStore(t, 64, 1)
+		for i := range 20 {
+			x.token(slot(i), int32(i), 1)
+		}
+		sees := func(position int) bool {
+			w := Window{Own: int32(slot(position)), SinkTokens: 2, Recent: 6}
+			if !backwards {
+				return x.Prefix(0, position+1, w)
+			}
+			var slots []int32
+			for i := range position + 1 {
+				slots = append(slots, int32(slot(i)))
+			}
+			slices.Sort(slots)
+			want := make([]int32, position+1)
+			for i := range want {
+				want[i] = int32(slot(i))
+			}
+			newest := position + 1 - w.Recent // what has changed may come first
+			return x.Order(0, slots, w, slots) && slices.Equal(want[newest:], slots[newest:])
+		}
+		for text := range uint64(3) { // slots of what was taken back hold other keys until the graph is computed
+			for i := 20; i < 28; i++ {
+				x.Write(slot(i), int32(i), i == 21)
+			}
+			for i := 20; i < 28; i++ {
+				require.True(t, sees(i), "text %d, position %d, backwards %t", text, i, backwards)
+				require.True(t, x.Fresh(0, int32(slot(i))))
+				require.Equal(t, i == 21, x.Prompt(0, int32(slot(i))))
+			}
+			require.False(t, x.Fresh(0, int32(slot(19))))
+			was := x.rows[slot(19)]
+			x.rows[slot(19)] = 99 // behind the graphs
+			require.False(t, sees(20))
+			require.True(t, sees(27), "of the newest six")
+			x.rows[slot(19)] = was
+			for i := 20; i < 28; i++ {
+				x.rows[slot(i)] = (text+7)<<32 | uint64(i)
+			}
+			x.computed()
+			require.False(t, x.Fresh(0, int32(slot(20))))
+			require.True(t, sees(27))
+		}
+		x.rows[slot(26)] = 99
+		require.False(t, sees(27), "once it is computed, it has to hold")
+	}
+}
+
 func TestKVIndexRecognisesWhatMoves(t *testing.T) {
 	x := newFakeStore(t, 64, 2)
 	for i := range 20 {

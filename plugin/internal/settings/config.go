@@ -67,6 +67,8 @@ type Config struct {
 	Guard      int     `json:"guard"`      // steps between two audits of a choice; 0: none
 	Interval   int     `json:"interval"`   // steps that a token set serves; 1: it is chosen afresh in each
 	Trace      int     `json:"trace"`      // steps of a context whose token sets the statistics keep, at most; 0: none
+
+	Speculation bool `json:"speculation"` // in a ggml host: the tokens of a draft are decode rows; callers of the C ABI say what their rows are
 }
 
 // whole are the settings that are whole numbers: their names, what they count, and their bounds. usual is what "on" stands
@@ -212,6 +214,10 @@ var variables = append(numbers(), []variable{
 	}},
 	{"LESSISMORE_CUDA", func(env *Environment, s string) (err error) {
 		env.CUDA, err = choice(s, map[string]CUDAUse{"auto": CUDAAuto, "on": CUDAOn, "1": CUDAOn, "off": CUDAOff, "0": CUDAOff}, "auto, on or off")
+		return err
+	}},
+	{"LESSISMORE_SPECULATION", func(env *Environment, s string) (err error) {
+		env.Speculation, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
 		return err
 	}},
 	{"LESSISMORE_LAYERS", func(env *Environment, s string) (err error) {

@@ -37,13 +37,14 @@ const (
 	ReasonWithin                   // on a GPU: no row sees more tokens than the budget, and the host's graph is faster whole
 	ReasonNoGain                   // on a GPU: rows do, but not by so much that a graph in parts would be faster
 	ReasonDense                    // on a GPU: a row has to attend to everything, and the host's graph is faster whole
+	ReasonDraft                    // few query tokens of one sequence, whose logits are all wanted, and LESSISMORE_SPECULATION is off
 	Reasons
 )
 
 var reasonNames = [Reasons]string{
 	"", "prompt", "mixed", "discovery", "no_cache", "sliding_window", "mla", "type", "shape",
 	"sparse_hint", "unknown_rows", "undecided", "inert", "memory", "failed", "shared_store",
-	"within_budget", "no_gain", "dense_rows",
+	"within_budget", "no_gain", "dense_rows", "draft",
 }
 
 // String is the reason's name in the statistics.
@@ -56,8 +57,9 @@ func (r Reason) String() string {
 
 // Meanings say what a user can make of a reason.
 var Meanings = [Reasons]string{
-	ReasonPrompt:     "several query tokens of one sequence: a prompt, or speculation",
-	ReasonMixed:      "prompt and decode rows in one batch",
+	ReasonPrompt:     "several query tokens of one sequence: a prompt",
+	ReasonMixed:      "prompt and decode rows in one batch, which could not be taken apart",
+	ReasonDraft:      "a few tokens of one sequence whose logits are all wanted, as of a draft: LESSISMORE_SPECULATION=on decodes them sparsely on a CPU",
 	ReasonDiscovery:  "the model's layers were being counted",
 	ReasonNoCache:    "keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32; f16, bf16, q8_0 and q4_0 are supported)",
 	ReasonSliding:    "a sliding-window layer",
@@ -108,6 +110,8 @@ type Stats struct {
 	PositionOrder uint64 `json:"position_order"` // rows beyond the budget whose newest tokens are known
 	CellOrder     uint64 `json:"cell_order"`     // rows beyond it that attend to everything: they are not; on a GPU: recency by slot number
 	PromptRows    uint64 `json:"prompt_rows"`    // rows beyond it that attend to everything: they belong to a prompt
+	DraftRows     uint64 `json:"draft_rows"`     // decode rows that share their sequence with others of the step (LESSISMORE_SPECULATION)
+	MixedSteps    uint64 `json:"mixed_steps"`    // whose batch had other rows, too, which the host computed
 	UntoldRows    uint64 `json:"untold_rows"`    // rows beyond it whose graph does not tell that logits are wanted
 
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers

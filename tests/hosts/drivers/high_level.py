@@ -17,12 +17,19 @@ def main():
         load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
         if not load(job["library"].encode()):
             raise RuntimeError(f"the host refused {job['library']}")
+    draft = None
+    if job.get("lookup"):
+        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+        draft = LlamaPromptLookupDecoding(max_ngram_size=4, num_pred_tokens=job["lookup"])
     llm = llama_cpp.Llama(
         job["model"],
         n_ctx=job.get("context", 2048),
         n_threads=job.get("threads", 1),
         n_threads_batch=job.get("threads", 1),
         flash_attn=job.get("flash", True),
+        draft_model=draft,
+        logits_all=draft is not None,  # a draft needs them, but the host makes room for n_batch alone
         verbose=False,
     )
     for i, (ids, n) in enumerate(zip(job["prompts"], job["lengths"])):

@@ -231,6 +231,15 @@ def mixed(model, prompts, lengths, chunk=64, context=8192, unified=True, **optio
     ctx.free()
 
 
+def evaluate(model, prompts, lengths, tokens, chunk, context=4096, **options):
+    """All logits of a text, in batches of `chunk` tokens."""
+    ctx = Context(model, context, **options)
+    for i in range(0, len(tokens), chunk):
+        ctx.decode([(t, i + j, [0], True) for j, t in enumerate(tokens[i : i + chunk])])
+    emit(tokens=len(tokens))
+    ctx.free()
+
+
 def forced(model, tokens, prompt, output, context=4096, **options):
     """Given tokens one by one; the logits of every step as an array in `output`."""
     ctx = Context(model, context, **options)

@@ -1,7 +1,8 @@
-"""Driver for llama-server: starts it, sends all prompts at once, stops it.
+"""Driver for llama-server: starts it, sends all prompts at once (or, with "after", each one once the first request has got so
+many tokens), stops it.
 
 Job: {"server": path, "model", "prompts", "lengths", "slots", "context", "threads",
-      "flash": "on" | "off" | "auto", "unified", "arguments": [...], "stream"}
+      "flash": "on" | "off" | "auto", "unified", "arguments": [...], "stream", "after": [...]}
 "defaults": nothing is said to the server about slots, the cache and attention.
 The library comes in through the environment alone: GGML_BACKEND_PATH.
 """
@@ -79,7 +80,24 @@ def stop(server) -> int:
         raise RuntimeError("llama-server did not end within 60 s of SIGINT")
 
 
-def complete(port, slot, prompt, length, stream):
+class Progress:
+    """How many tokens the first request has got."""
+
+    def __init__(self):
+        self._tokens, self._more = 0, threading.Condition()
+
+    def add(self, tokens: int):
+        with self._more:
+            self._tokens += tokens
+            self._more.notify_all()
+
+    def wait(self, tokens: int):
+        with self._more:
+            if not self._more.wait_for(lambda: self._tokens >= tokens, timeout=200):
+                raise RuntimeError(f"the first request got {self._tokens} tokens in 200 s, not {tokens}")
+
+
+def complete(port, slot, prompt, length, stream, progress):
     body = {
         "prompt": prompt,
         "n_predict": length,
@@ -97,8 +115,13 @@ def complete(port, slot, prompt, length, stream):
     out = []
     for raw in response:
         if raw.startswith(b"data: "):
-            tokens = json.loads(raw[6:]).get("tokens", [])
+            line = json.loads(raw[6:])
+            tokens = line.get("tokens", [])
             out += tokens
+            if slot == 0:
+                progress.add(len(tokens))
+            if "timings" in line:
+                protocol.emit(slot=slot, timings=line["timings"])
             if stream:
                 for t in tokens:
                     protocol.emit(prompt=slot, token=t)
@@ -109,10 +132,13 @@ def main():
     job = protocol.job()
     server, port = start(job)
     errors = []
+    progress, after = Progress(), job.get("after", [0] * len(job.get("prompts", [])))
 
     def work(i):
         try:
-            protocol.emit(prompt=i, tokens=complete(port, i, job["prompts"][i], job["lengths"][i], job.get("stream")))
+            progress.wait(after[i])
+            tokens = complete(port, i, job["prompts"][i], job["lengths"][i], job.get("stream"), progress)
+            protocol.emit(prompt=i, tokens=tokens)
         except Exception as error:  # noqa: BLE001 (raised below, on the main thread)
             errors.append(error)
 
