@@ -144,9 +144,10 @@ void edge_log(lim_logger logger, void *user, int32_t level, const char *text) { 
 
 /* ---- Engine ---- */
 
-/* What the structures of the oldest version that is still served have. */
+/* What the structures of the oldest version that is still served have: these never grow. */
 enum { OLDEST_PARAMS = offsetof(lim_engine_params, selections),
        OLDEST_STATS = offsetof(lim_stats, measured_steps),
+       OLDEST_DECODER = offsetof(lim_decoder_params, reserved) + sizeof(uint64_t),
        OLDEST_ATTENTION = offsetof(lim_attention, sequences) };
 
 lim_status lim_engine_default_params(lim_engine_params *params, size_t struct_size) {
@@ -221,7 +222,8 @@ lim_status lim_engine_stats_json(lim_engine *engine, char *buffer, size_t size, 
 lim_status lim_decoder_work_size(lim_engine *engine, const lim_decoder_params *params, uint64_t *size) {
     CHECK(check_process(__func__));
     lim_decoder_params copy;
-    CHECK(copy_in(__func__, "params", &copy, sizeof copy, sizeof copy, params));
+    memset(&copy, 0, sizeof copy);
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, OLDEST_DECODER, params));
     CHECK(check_pointer(__func__, "size", size));
     return (lim_status)limgo_decoder_work_size((char *)__func__, number(engine), &copy, size);
 }
@@ -229,7 +231,8 @@ lim_status lim_decoder_work_size(lim_engine *engine, const lim_decoder_params *p
 lim_status lim_decoder_create(lim_engine *engine, const lim_decoder_params *params, lim_decoder **decoder) {
     CHECK(check_process(__func__));
     lim_decoder_params copy;
-    CHECK(copy_in(__func__, "params", &copy, sizeof copy, sizeof copy, params));
+    memset(&copy, 0, sizeof copy);
+    CHECK(copy_in(__func__, "params", &copy, sizeof copy, OLDEST_DECODER, params));
     CHECK(check_pointer(__func__, "decoder", decoder));
     uint64_t handle = 0;
     CHECK((lim_status)limgo_decoder_create((char *)__func__, number(engine), &copy, &handle));

@@ -4,8 +4,7 @@
  * that set only (LessIsMore, arXiv 2508.07101). An engine calls lim_decoder_attend() in place of its own attention,
  * once per layer and decode step, for K/V in the CPU's memory or in a GPU's. K/V stay where the engine keeps them.
  *
- * EXPERIMENTAL: functions and fields may change with the minor version. Compare lim_version_number() with
- * LIM_VERSION_NUMBER.
+ * This header is a promise, see "What may change" below.
  *
  * A step in short:
  *
@@ -44,6 +43,27 @@
  *   ones; except in lim_engine_params, zero is the neutral value of every field that is not required. A structure that
  *   is larger than the library knows is accepted if the unknown rest is zero; one of an older version has the defaults
  *   in what it lacks; a smaller one than the oldest is refused.
+ *
+ * What may change
+ *   A program that was compiled against this header works with every later library, without being compiled again; its source
+ *   compiles against every later header. Programs compiled against the headers since then are kept, and run on each library.
+ *
+ *   Never, in a library that has this version of the table (LIM_API_VERSION, lim_get_api()):
+ *   - a function's name, arguments, result and place in the table; that it is exported
+ *   - a field's name, type and place; what a value that was accepted means; that zero is neutral, or the default
+ *   - the numbers of statuses, types, policies and log levels
+ *   - the rules about threads, handles, errors and memory above; who owns what, and until when
+ *   - which structure sizes are accepted
+ *
+ *   At any time:
+ *   - functions join the end of the table, fields the end of structures, numbers the enumerations
+ *   - what was refused is accepted: types, shapes, greater limits (LIM_MAX_*)
+ *   - defaults become better ones: a program that needs a value sets it
+ *   - results within rounding: the last bits of outputs, and with them which of two tokens that score the same is chosen
+ *   - texts: of errors, log lines, and JSON, which gains keys
+ *
+ *   What cannot be done so gets a table of a new version, beside this one. A program that needs what a library may lack compares
+ *   lim_version_number(), or struct_size of the table.
  */
 #ifndef LESSISMORE_H
 #define LESSISMORE_H

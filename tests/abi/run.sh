@@ -15,8 +15,8 @@ export LD_LIBRARY_PATH
 
 ${CXX:-c++} -std=c++11 $flags "$include" "$here/header.cc" "$library" -o "$build/header"
 "$build/header"
-for test in lifecycle arguments numerics paged misuse; do
-    ${CC:-cc} -std=c11 $flags -D_POSIX_C_SOURCE=200809L "$include" "$here/$test.c" "$here/reference.c" "$library" -pthread -lm -o "$build/$test"
+for test in lifecycle sizes arguments numerics paged misuse; do
+    ${CC:-cc} -std=c11 $flags -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE "$include" "$here/$test.c" "$here/reference.c" "$library" -pthread -lm -o "$build/$test"
     "$build/$test" "$@"
 done
 
@@ -27,3 +27,5 @@ ${CC:-cc} -O1 -shared -fPIC -o "$build/libcuda.so.1" "$root/tests/gpu/standin/st
 LESSISMORE_LIBCUDA="$build/nothing.so" "$build/device"
 rm -f "$build/driver.log"
 LESSISMORE_LIBCUDA="$build/libcuda.so.1" LIM_STANDIN_LOG="$build/driver.log" "$build/device" standin "$build/driver.log"
+
+"$here/promised/run.sh"
