@@ -130,8 +130,8 @@ def cuda_libs() -> Path:
     return installed("llama-server-cuda") / "bin"
 
 
-def command(host: str, scenario: bool) -> list[str]:
-    """How the driver of a host is started."""
+def command(host: str, scenario: str | bool) -> list[str]:
+    """How the driver of a host is started; a scenario, where it has a driver for some."""
     if host == "node":
         root = installed("node")
         entry = root / "node_modules" / "node-llama-cpp" / "dist" / "index.js"
@@ -139,7 +139,7 @@ def command(host: str, scenario: bool) -> list[str]:
     if host == "xllamacpp":
         return [python("xllamacpp"), str(DRIVERS / "xllamacpp_host.py")]
     if host == "llama-server":
-        return [python("venv"), str(DRIVERS / ("soak.py" if scenario else "server.py"))]
+        return [python("venv"), str(DRIVERS / f"{scenario or 'server'}.py")]
     if host == "llama-cpp-python":
         return [python("llama-cpp-python"), str(DRIVERS / ("native.py" if scenario else "high_level.py"))]
     if host == "cuda":  # a libllama with the CUDA backend, on a machine with a GPU, whose Python is the one at hand
@@ -206,7 +206,9 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
         if host == "cuda":  # where the compiler links libstdc++ into each library, std::regex crashes in Python, which has none loaded
             env.setdefault("LD_PRELOAD", "libstdc++.so.6")
         with open(Path(tmp) / "log", "w+") as log:
-            child = subprocess.Popen(command(host, scenario), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+            child = subprocess.Popen(
+                command(host, scenario and job["scenario"]), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
             timer = threading.Timer(timeout, child.kill)
             timer.start()
             try:

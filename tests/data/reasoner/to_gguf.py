@@ -56,12 +56,16 @@ def path() -> Path:
     return OUTPUT
 
 
-def convert() -> bytes:
-    """Matrices stay float16, norms become float32, as llama.cpp wants them."""
+def convert(tied: bool = True) -> bytes:
+    """Matrices stay float16, norms become float32, as llama.cpp wants them. Not tied: the output matrix is a tensor of its own."""
     config = json.loads((FOLDER / "config.json").read_text())
     tensors = read_tensors(FOLDER / "model.safetensors")
     infos, data = [], bytearray()
-    for name, source in names(config["num_hidden_layers"]):
+    wanted = list(names(config["num_hidden_layers"]))
+    if not tied:
+        tensors["output"] = tensors["model.embed_tokens.weight"]
+        wanted.append(("output.weight", "output"))
+    for name, source in wanted:
         shape, raw = tensors.pop(source)
         kind = F16
         if len(shape) == 1:

@@ -6,8 +6,9 @@ Whatever the host itself prints goes to stderr, so stdout stays parseable.
 import json
 import os
 import sys
+import threading
 
-_out = None
+_out, _lock = None, threading.Lock()
 
 
 def job() -> dict:
@@ -18,8 +19,10 @@ def job() -> dict:
 
 
 def emit(**fields) -> None:
-    _out.write(json.dumps(fields) + "\n")
-    _out.flush()
+    line = json.dumps(fields) + "\n"
+    with _lock:
+        _out.write(line)
+        _out.flush()
 
 
 def commands():

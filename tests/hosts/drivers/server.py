@@ -32,6 +32,13 @@ def request(port, method, path, body=None, timeout=300):
     return c.getresponse()
 
 
+def stream(port, body, timeout=300):
+    """A streamed completion: the connection, whose response is still to be read; who closes it cancels the request."""
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    c.request("POST", "/completion", json.dumps(body | {"stream": True}), {"Content-Type": "application/json"})
+    return c
+
+
 def start(job) -> tuple[subprocess.Popen, int]:
     port = free_port()
     threads = str(job.get("threads", 1))
