@@ -53,7 +53,11 @@ struct Extract {
     std::vector<uint64_t>                      prints;
     std::vector<std::pair<uint64_t, uint64_t>> slots_of; // stores, and which upload's slots were written to them last
 
+    std::vector<std::pair<uint64_t, uint64_t>> witnesses;  // weights that graphs have begun with: name, and what they hold
+    uint64_t                                   models = 0; // how often another model was seen in the place of one
+
     void find_operations(const Host &host);
+    void tell_models(const Host &host);
     // An input of the graph that can be read before the graph is computed; null: it is none, or cannot be.
     const void *input(const Host &host, const Tensor *t);
     // The same of a graph on a GPU, looked up once.

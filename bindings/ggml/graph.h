@@ -113,7 +113,7 @@ typedef struct lim_ggml_graph {
     int32_t                n_soft_max; /* masked softmax nodes: attention without flash attention */
     int32_t                knows_weights; /* out: the next graphs' weights need not be hashed */
     uint64_t               weights;    /* hash of this graph's weights and adapters, a sum over them; 0: not asked for */
-    uint64_t               adapters;   /* which LoRA adapters are applied to them, and how much; 0: none */
+    uint64_t               adapters;   /* which LoRA adapters are applied to them, and how much, and to which of the models that this backend has served */
     int32_t                first_block, last_block; /* of the model, whose weights were hashed; first_block -1: of none */
     int32_t                ends;       /* 1: so were those that follow the last block */
     const lim_ggml_note   *notes; /* out */

@@ -131,7 +131,7 @@ func (s *Session) Plan(g *graph.Graph) {
 	}
 	l.Shown()
 	s.on.Called(g)
-	if l.Adapted(g) {
+	if l.Anew(g) || l.Adapted(g) {
 		s.leave(g)
 		return
 	}

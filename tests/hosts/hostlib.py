@@ -138,6 +138,8 @@ def command(host: str, scenario: str | bool) -> list[str]:
         return [str(root / "node"), str(DRIVERS / "node.mjs"), str(entry)]
     if host == "xllamacpp":
         return [python("xllamacpp"), str(DRIVERS / "xllamacpp_host.py")]
+    if host == "llama-server-rpc":  # the client of RPC servers
+        return [python("venv"), str(DRIVERS / "server.py")]
     if host == "llama-server":
         return [python("venv"), str(DRIVERS / f"{scenario or 'server'}.py")]
     if host == "llama-cpp-python":
@@ -193,8 +195,8 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
     if scenario and host != "llama-server":
         where = {"node-libs": node_libs, "cuda": cuda_libs}.get(host)
         job["host"] = str(where()) if where else host
-    if host in ("llama-server", "cuda-server"):
-        job["server"] = str((installed("llama-server") / "bin" if host == "llama-server" else cuda_libs()) / "llama-server")
+    if host in ("llama-server", "llama-server-rpc", "cuda-server"):
+        job["server"] = str((cuda_libs() if host == "cuda-server" else installed(host) / "bin") / "llama-server")
     if library and host not in ENVIRONMENT:
         job["library"] = str(library)
     with tempfile.TemporaryDirectory(prefix="lessismore-") as tmp:

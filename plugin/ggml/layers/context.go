@@ -29,6 +29,7 @@ type Context struct {
 	discovery discovery
 	graphs    int              // since the layers' weights are hashed
 	unhashed  bool             // the weights of the model that is served now were never hashed
+	asked     bool             // they are asked for, since the layers turned out to be others
 	weights   uint64           // hash of the model's weights, as far as the first pass shows them
 	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
 	blocks    blocks
@@ -279,10 +280,29 @@ func (c *Context) Adapted(g *graph.Graph) bool {
 	} else if was == g.Adapters {
 		return false
 	}
+	c.again(g)
+	return true
+}
+
+// Anew tells whether a graph with attention begins with a layer that the first pass did not have: the backend serves another
+// model or another part of one, as an RPC server's does when its next client comes. The layers are forgotten then, and the next
+// graph's weights asked for; once, for a host may compute its graphs in pieces of any size.
+func (c *Context) Anew(g *graph.Graph) bool {
+	n := &g.Nodes[0]
+	if n.Layer < 0 || !c.discovery.complete || c.asked || c.discovery.knows(n) {
+		return false
+	}
+	c.asked = true
+	c.again(g)
+	c.then.Forget()
+	return true
+}
+
+// again forgets the layers, and asks for the next graph's weights.
+func (c *Context) again(g *graph.Graph) {
 	c.restart()
 	c.unhashed, c.weights, c.graphs = false, 0, 0
 	g.KnowsWeights = false
-	return true
 }
 
 // Asks tells whether the next graphs' weights are to be hashed.
@@ -324,7 +344,7 @@ func (c *Context) assign(n *graph.Node) error {
 		c.Model.Part(int(part.first))
 		c.Log(settings.LogInfo, part.String())
 	}
-	c.Ordinal = map[int32]int{}
+	c.Ordinal, c.asked = map[int32]int{}, false
 	for i, l := range layers {
 		c.Ordinal[l] = i
 	}
