@@ -11,31 +11,16 @@ import sys
 import time
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-import installed  # noqa: E402
+import engines  # noqa: E402
+from engines import keep, say  # noqa: E402, F401  for the parts
 
-ROOT = installed.ROOT
-installed.install("vllm.general_plugins")
+ROOT = engines.ROOT
+engines.install("vllm.general_plugins")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # nothing is sampled here, and a pack has no FlashInfer
 import torch  # noqa: E402
-
-BEGIN = time.time()
-
-
-def say(*words):
-    print("##", f"[{time.time() - BEGIN:6.1f}]", *words, flush=True)
-
-
-def keep(part, **found):
-    """What a part has found so far, as PART.json in the folder that RESULTS names: a part that is cut off leaves what it had."""
-    folder = os.environ.get("RESULTS")
-    if folder:
-        path = pathlib.Path(folder, f"{part}.json")
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), **found}))
-        new.replace(path)
 
 
 def arguments(model, settings, **more):

@@ -1,12 +1,15 @@
-"""What `pip install` would leave of the package, for hosts that look for entry points, without installing anything."""
+"""What the suites of vLLM and SGLang share: the package as `pip install` would leave it, without installing anything; what is said and kept."""
 
+import json
 import os
 import pathlib
 import re
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+BEGIN = time.time()
 PACKAGE = pathlib.Path(os.environ.get("LESSISMORE_PACKAGE", ROOT / "bindings" / "python"))
 
 
@@ -27,3 +30,19 @@ def install(group, beside="", path=()):
     sys.path[:0] = found
     os.environ["PYTHONPATH"] = os.pathsep.join([*found, os.environ.get("PYTHONPATH", "")])
     os.environ.setdefault("LESSISMORE_LIBRARY", str(ROOT / "build" / "liblessismore.so"))
+
+
+def say(*words):
+    print("##", f"[{time.time() - BEGIN:6.1f}]", *words, flush=True)
+
+
+def keep(part, **found):
+    """What a part has found so far, as PART.json in the folder that RESULTS names: a part that is cut off leaves what it had."""
+    folder = os.environ.get("RESULTS")
+    if folder:
+        import torch
+
+        path = pathlib.Path(folder, f"{part}.json")
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), **found}))
+        new.replace(path)
