@@ -319,6 +319,7 @@ class IkLlama(Part):
     options = {
         "CMAKE_BUILD_TYPE": "Release",
         "BUILD_SHARED_LIBS": "ON",
+        "CMAKE_BUILD_RPATH": "$ORIGIN",
         "GGML_IQK_FA_ALL_QUANTS": "OFF",  # f16 and q8_0 caches are compared; more take half an hour to compile
         **{f"LLAMA_BUILD_{name}": "OFF" for name in ("TESTS", "EXAMPLES", "SERVER")},
     }
