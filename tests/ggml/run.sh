@@ -351,6 +351,7 @@ gpu spread "this device computes layers 5 to 8" yes LESSISMORE_LAYERS=2,7
 counted "a later part: its first layer, and the one that is given" '"tokens_attended": 1786,'
 gpu spread "this device computes layers 5 to 8" yes LESSISMORE_LAYERS=6
 counted "a later part: the layer that is given, which is above its first" '"tokens_attended": 1786,'
+gpu spread "inert in this context: LESSISMORE_LAYERS: layers names layer 11, but the model's last one is 8: this device computes layers 5 to 8" no LESSISMORE_LAYERS=2,11
 gpu first-part "this device computes layers 0 to 3 of the model, the others are on another device" no LESSISMORE_LAYERS=7
 counted "a first part, whose layers none is given of" '"dense_rows": 12,'
 gpu hybrid "engaged on stand-in" yes # its first layers have no attention
