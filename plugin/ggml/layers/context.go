@@ -334,6 +334,9 @@ func (c *Context) assign(n *graph.Node) error {
 	}
 	var err error
 	part := partOf(&c.blocks, c.discovery.layers[0].layer, layers)
+	if l, missing := part.missing(c.Engine.Settings.Layers, &c.blocks); missing {
+		return fmt.Errorf("LESSISMORE_LAYERS: layers names layer %d, but the model's last one is %d: %s", l, c.blocks.last, part.where)
+	}
 	if c.Model, err = c.Engine.ModelWith(part.settings(c.Engine.Settings), c.identity(n, layers), c.Log); err != nil {
 		if where := c.blocks.elsewhere(); where != "" {
 			return fmt.Errorf("LESSISMORE_LAYERS: %w: %s", err, where)
