@@ -11,10 +11,10 @@
 
 typedef struct lim_cuda_join {
     lim_cuda_call call;    /* rows, lengths and table; the first group's sets and positions; budget: tokens of a set, the new one included */
-    uint64_t kept;         /* lim_cuda_tally's, of the last finished step */
-    uint64_t no_sets;      /* lim_cuda_no_sets */
-    int64_t  group_stride; /* elements from a group of sets to the next one's: each selection layer's are a group */
-    int32_t  groups, reserved;
+    uint64_t      kept;         /* lim_cuda_tally's, of the last finished step */
+    uint64_t      no_sets;      /* lim_cuda_no_sets */
+    int64_t       group_stride; /* elements from a group of sets to the next one's: each selection layer's are a group */
+    int32_t       groups, reserved;
 } lim_cuda_join;
 
 #define LIM_CUDA_JOIN "lim_join"
