@@ -17,7 +17,9 @@ extern "C" __global__ void __launch_bounds__(LIM_CUDA_JOIN_THREADS) lim_join(con
         if (row == 0 && blockIdx.y == 0 && threadIdx.x == 0) *(uint32_t *)join.no_sets = 1;
         return;
     }
-    const int     n = lengths[row], last = min(n, call.budget) - 1; /* a row that sees less has all of it as its set */
+    const int n = lengths[row];
+    if (n <= 0) return;
+    const int     last = min(n, call.budget) - 1; /* a row that sees less has all of it as its set */
     const int64_t first = (int64_t)blockIdx.y * join.group_stride + row * call.set_stride;
     int32_t      *positions = (int32_t *)call.positions + first, *set = (int32_t *)call.set + first;
     for (int i = (call.table == 0 ? last : 0) + (int)threadIdx.x; i <= last; i += threads) {
