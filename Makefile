@@ -144,6 +144,7 @@ gpu-test:
 	$(PYTHON) tests/gpu/test_logit_filter.py
 	$(PYTHON) tests/gpu/test_probe.py
 	$(PYTHON) tests/gpu/test_library.py
+	$(PYTHON) tests/gpu/test_interval.py
 	$(PYTHON) tests/gpu/test_auto.py
 	$(PYTHON) tests/gpu/test_transformers.py
 	$(PYTHON) tests/gpu/test_visible.py
