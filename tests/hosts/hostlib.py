@@ -291,6 +291,11 @@ class Worker:
         self._send({"steps": steps})
         return self._receive()["ms"]
 
+    def batches(self, rows: int, prompt: int) -> dict[str, float]:
+        """Milliseconds of a prompt, of as many decode rows behind the context, and of both in one batch."""
+        self._send({"rows": rows, "prompt": prompt})
+        return self._receive()
+
     def close(self):
         """Ends the worker and reads the library's stats."""
         try:
