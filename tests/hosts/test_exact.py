@@ -2,7 +2,7 @@
 
 import hostlib
 import pytest
-from checks import BUDGET, HOSTS, LAYERS, ROOMY, SPARSE, WRONG_LAYERS, active, full_only, saved, solved_all, sparse_only
+from checks import BUDGET, HOSTS, LAYERS, NGRAMS, ROOMY, SPARSE, WRONG_LAYERS, active, full_only, saved, solved_all, sparse_only
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -130,7 +130,7 @@ def test_mixed_batches(unified, native, problems):
 def test_requests_arrive_while_others_decode(unified, settings, library, problems):
     """A server of four slots, whose prompts are computed along with the tokens of the others, in pieces of 128."""
     some = problems[:4]
-    arguments = ["-b", "128", "-ub", "128"] + (["--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", "6"] if settings else [])
+    arguments = ["-b", "128", "-ub", "128"] + (NGRAMS if settings else [])
     result = hostlib.run(
         "llama-server", library=library, settings={**SPARSE, **settings}, problems=some, slots=4, threads=2, unified=unified,
         after=[0, 100, 250, 400], arguments=arguments,
@@ -140,6 +140,7 @@ def test_requests_arrive_while_others_decode(unified, settings, library, problem
     saved(total)
     assert "mixed" not in total["declined"] and "draft" not in total["declined"] and total["cell_order"] == 0, total
     assert total["rows_sparse"] >= sum(len(p.solution) - 1 for p in some)
+    assert (total["draft_rows"] > 0) == bool(settings)
     if unified:
         assert total["mixed_steps"] >= 3 * (len(some[0].prompt) // 128), total
         assert total["rows_full"] == 0, total

@@ -145,13 +145,13 @@ func (c *Context) Drafts(n *graph.Node, remedy string, begins func(n *graph.Node
 		return
 	case n.Reason == stats.Offloaded:
 		c.short = 0
-	case n.Tokens < 2 || begins(n):
+	case n.Tokens < 2 || n.Tokens > mostShort || begins(n):
 	case n.Reason == stats.ReasonDraft:
 		if c.checks++; c.checks == ShortCalls {
 			what = fmt.Sprintf("the host attends to everything in %d calls so far that check a draft (a few tokens of a sequence, whose logits are all wanted)%s",
 				ShortCalls, remedy)
 		}
-	case n.Reason == stats.ReasonPrompt && n.Tokens <= mostShort:
+	case n.Reason == stats.ReasonPrompt:
 		if c.short++; c.short == ShortCalls {
 			what = fmt.Sprintf("nothing is offloaded: %d calls one after another had several query tokens of a sequence (a prompt in small pieces), which the host attends to",
 				ShortCalls)
