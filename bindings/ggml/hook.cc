@@ -75,7 +75,7 @@ struct Installed {
 struct State {
     std::mutex               mutex;
     std::mutex               rehearsing; // on a GPU: taken before the other one
-    std::mutex               capturing;  // a host's backend must not be freed meanwhile
+    std::mutex               capturing;  // a step; no context ends meanwhile
     std::vector<Installed *> hosts;
     std::vector<Context *>   contexts;
 };
@@ -427,14 +427,16 @@ void free_backend(Backend *backend) {
             }
         }
     }
+    // What a context counted is read once its device is done, and a host gives back more than its own: neither may happen while
+    // another one's step is captured.
+    std::unique_lock alone(state().capturing, std::defer_lock);
     if (!forked()) {
+        alone.lock();
         lim_go_ggml_close(c->session);
         free_events(c->gpus, c->before, c->after);
         if (c->gpus != nullptr) forget_backend(backend);
     }
     delete c;
-    std::unique_lock alone(state().capturing, std::defer_lock);
-    if (!forked()) alone.lock();
     original(backend);
 }
 
