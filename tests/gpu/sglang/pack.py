@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Packs SGLang 0.5.15 for a machine with a Hopper GPU, Python 3.12, torch 2.11 (CUDA 13), nvcc and ninja, but no network: about 68 MB.
+"""Packs SGLang 0.5.15 for a machine with a Hopper GPU, Python 3.12, torch 2.11 (CUDA 13), nvcc and ninja, but no network: about 66 MB in three archives.
 
     python3 pack.py FOLDER          there: mkdir p && for f in FOLDER/*.tar.xz; do tar xJf $f -C p; done && export PYTHONPATH=$PWD/p
 
@@ -24,12 +24,17 @@ sys.path.insert(0, str(HERE.parent / "vllm"))
 import pack as vllm_pack  # noqa: E402
 
 SGLANG = ["sglang==0.5.15.post1", "sglang-kernel==0.4.4"]
-NEEDS = """transformers==5.12.1 tokenizers==0.22.2 flashinfer_python==0.6.12 apache-tvm-ffi==0.1.11 compressed-tensors fastapi starlette uvicorn
-uvloop orjson msgspec partial_json_parser prometheus-client pybase64 pydantic pydantic-core typing-inspection annotated-types annotated-doc
-python-multipart pyzmq setproctitle watchfiles zstandard interegular IPython traitlets stack_data asttokens executing pure_eval
-matplotlib_inline prompt_toolkit wcwidth pexpect ptyprocess jedi parso decorator gguf distro build blobfile openai==2.6.1 openai-harmony==0.0.4
-jiter httpx httpcore h11 sniffio anyio llguidance dill ml-dtypes loguru nvidia-ml-py opentelemetry-api einops aiohttp aiosignal aiohappyeyeballs
-frozenlist multidict propcache yarl attrs sentencepiece tiktoken regex huggingface_hub safetensors pyyaml""".split()
+NEEDS = """transformers==5.12.1 tokenizers==0.22.2 flashinfer_python==0.6.12 apache-tvm-ffi==0.1.11 compressed-tensors==0.20.0 fastapi==0.165.0
+starlette==1.10.0 uvicorn==0.54.0 uvloop==0.23.0 orjson==3.13.0 msgspec==0.22.0 partial_json_parser==0.2.1.1.post7 prometheus-client==0.26.0
+pybase64==1.5.1 pydantic==2.14.4 pydantic-core==2.50.5 typing-inspection==0.4.5 annotated-types==0.8.0 annotated-doc==0.0.7
+python-multipart==0.0.34 pyzmq==27.3.0 setproctitle==1.3.8 watchfiles==1.3.0 zstandard==0.25.0 interegular==0.3.3 IPython==9.18.1
+traitlets==5.16.1 stack_data==0.6.3 asttokens==3.0.2 executing==2.3.0 pure_eval==0.2.4 matplotlib_inline==0.2.2 prompt_toolkit==3.0.53
+wcwidth==0.9.4 pexpect==4.9.0 ptyprocess==0.7.0 jedi==0.20.1 parso==0.8.7 gguf==0.19.0 distro==1.9.0 build==1.6.1 blobfile==3.0.0
+openai==2.6.1 openai-harmony==0.0.4 jiter==0.19.0 httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 sniffio==1.3.1 anyio==4.16.0 llguidance==1.9.1
+dill==0.4.1 ml-dtypes==0.6.0 loguru==0.7.3 nvidia-ml-py==13.615.71 opentelemetry-api==1.45.2 einops==0.8.2 aiohttp==3.14.5 aiosignal==1.4.0
+aiohappyeyeballs==2.7.1 frozenlist==1.8.0 multidict==7.2.1 propcache==0.5.4 yarl==1.25.1 attrs==26.1.0 sentencepiece==0.2.2
+regex==2026.11.19 huggingface_hub==1.33.0 safetensors==0.8.0 pyyaml==6.0.4 certifi==2026.10.19.post1 click==8.5.1 idna==3.20
+pygments==2.21.0 rich==15.0.0""".split()
 LEFT_OUT = re.compile(
     r"sglang/(multimodal_gen|test)/|sgl_kernel/(sm100/|flashmla_ops)|flashinfer/data/(cccl|cutlass)/|(^|/)tests/|/__pycache__/|\.data/"
 )
