@@ -1,6 +1,7 @@
 """Greedy decoding with the library must give the one right solution, in every host."""
 
 import hostlib
+import numpy as np
 import pytest
 from checks import BUDGET, HOSTS, LAYERS, NGRAMS, ROOMY, SPARSE, WRONG_LAYERS, active, full_only, saved, solved_all, sparse_only
 
@@ -180,3 +181,38 @@ def test_a_prompt_that_leaves_one_token_over(native, problems):
     total = active(result)
     assert total["prompt_rows"] == 1
     assert total["rows_sparse"] == len(result.rows)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_is_declined_is_the_host(host, library, short_problems):
+    """Without flash attention nothing is offloaded: the same text, whatever the budget."""
+    job = {"problems": short_problems[:1], "flash": "off" if host == "llama-server" else False}
+    result = hostlib.run(host, library=library, settings=SPARSE, **job)
+    assert result.stats["state"] == "active" and result.stats["total"]["rows"] == 0
+    assert result.tokens == hostlib.run(host, **job).tokens and result.exact(short_problems[:1]) == [True]
+
+
+@pytest.mark.parametrize(
+    "host, declined", [("llama-cpp-python", {"kv": "f32"}), ("llama-cpp-python", {"kv": "q5_1"}), ("node-libs", {"flash": False})]
+)
+def test_what_is_declined_is_the_host_to_the_bit(host, declined, library, short_problems, tmp_path):
+    """Logits of a prompt and of every step behind it, each bit of them."""
+    p = short_problems[0]
+    job = {"scenario": "forced", "tokens": p.prompt + p.solution[:60], "prompt": len(p.prompt), **declined}
+    logits = []
+    for what in (library, None):
+        result = hostlib.run(host, library=what, settings=SPARSE if what else {}, output=str(tmp_path / "logits.npy"), **job)
+        assert not what or result.stats["total"]["rows"] == 0, result.stats["total"]
+        logits.append(np.load(tmp_path / "logits.npy"))
+    assert logits[0].shape[0] == 61 and np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))
+
+
+def test_prompts_are_the_host_to_the_bit(library, short_problems, tmp_path):
+    """Prompts are left to the host: the logits behind one are its own."""
+    p = short_problems[0]
+    job = {"scenario": "forced", "tokens": p.prompt, "prompt": len(p.prompt), "output": str(tmp_path / "logits.npy")}
+    logits = []
+    for what in (library, None):
+        hostlib.run("llama-cpp-python", library=what, settings=SPARSE if what else {}, **job)
+        logits.append(np.load(tmp_path / "logits.npy"))
+    assert np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))
