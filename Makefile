@@ -6,6 +6,7 @@
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
 # make soak    the KV index through a million random operations, a server through ten scripts of them; takes an hour
 # make fuzz    libFuzzer on the C ABI's structures, Go's fuzzing on settings and profiles, FUZZ=600 seconds each; needs clang
+# make sanitize  kernels, shim and C ABI under sanitizers: addresses and undefined behaviour, data races
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
@@ -94,7 +95,7 @@ soak: library hosts
 
 # What one of them finds stays in build/fuzz, or in a package's testdata/fuzz: commit it there, and it is tried by `go test`.
 FUZZ := 600
-.PHONY: fuzz fuzz-go fuzz-abi
+.PHONY: fuzz fuzz-go fuzz-abi sanitize sanitize-abi
 fuzz: fuzz-go fuzz-abi
 
 fuzz-go: kernels
@@ -103,6 +104,12 @@ fuzz-go: kernels
 
 fuzz-abi: kernels
 	tests/abi/fuzz.sh $(FUZZ)
+
+sanitize: sanitize-abi
+
+sanitize-abi: deps
+	scripts/sanitize.sh address
+	scripts/sanitize.sh thread
 
 hosts: deps
 	$(PYTHON) tests/hosts/install.py
