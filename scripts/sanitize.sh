@@ -35,4 +35,4 @@ echo "-- kernels, $kind"
 LIM_TEST_SHARE=$share "$build/cmake/tests/kernels/kernel_tests" --gtest_brief=1 --gtest_filter=-Pool.OutOfThreads
 "$build/cmake/tests/ggml/extract_tests" --gtest_brief=1
 echo "-- C ABI, $kind"
-CC="${CC:-cc} $flags" CXX="${CXX:-c++} $flags" LESSISMORE_LIBRARY="$build/liblessismore.so" BUILD="$build/abi" tests/abi/run.sh
+SANITIZED=$kind CC="${CC:-cc} $flags" CXX="${CXX:-c++} $flags" LESSISMORE_LIBRARY="$build/liblessismore.so" BUILD="$build/abi" tests/abi/run.sh
