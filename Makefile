@@ -5,6 +5,8 @@
 # make format  lays the files out as make check wants them
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
 # make soak    the KV index through a million random operations, a server through ten scripts of them; takes an hour
+# make fuzz    libFuzzer on the C ABI's structures, Go's fuzzing on settings and profiles, FUZZ=600 seconds each; needs clang
+# make sanitize  kernels, shim and C ABI under sanitizers: addresses and undefined behaviour, data races
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
@@ -90,6 +92,24 @@ test-accuracy: library hosts
 soak: library hosts
 	go test -count=1 ./plugin/internal/kvindex -run Model -args -steps=1000000
 	$(VENV) -m pytest -q -s --long tests/hosts/test_soak.py
+
+# What one of them finds stays in build/fuzz, or in a package's testdata/fuzz: commit it there, and it is tried by `go test`.
+FUZZ := 600
+.PHONY: fuzz fuzz-go fuzz-abi sanitize sanitize-abi
+fuzz: fuzz-go fuzz-abi
+
+fuzz-go: kernels
+	go test ./plugin/internal/settings -run none -fuzz . -fuzztime $(FUZZ)s -fuzzminimizetime 5s
+	go test ./plugin/internal/selection -run none -fuzz . -fuzztime $(FUZZ)s -fuzzminimizetime 5s
+
+fuzz-abi: kernels
+	tests/abi/fuzz.sh $(FUZZ)
+
+sanitize: sanitize-abi
+
+sanitize-abi: deps
+	scripts/sanitize.sh address
+	scripts/sanitize.sh thread
 
 hosts: deps
 	$(PYTHON) tests/hosts/install.py

@@ -21,10 +21,12 @@ struct Target {
 
 /* Best first; the last one always works. */
 const Target kTargets[] = {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LIM_CPU_FEW_TARGETS)
     {HWY_AVX3, "AVX3"},
     {HWY_AVX2, "AVX2"},
     {HWY_SSE4, "SSE4"},
+#elif defined(__x86_64__)
+    {HWY_AVX2, "AVX2"},
 #endif
 #if HWY_STATIC_TARGET == HWY_NEON
     {HWY_NEON, "NEON"},

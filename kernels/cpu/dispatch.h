@@ -24,7 +24,10 @@ const char *lim_cpu_target_at(int i);
 
 /* In the HWY_ONCE part of a SIMD source: defines `const type *name(int64_t target)`, which returns the
  * target's own `kTable`, an object of that type. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(LIM_CPU_FEW_TARGETS)
+#define LIM_CPU_TABLES(type, name) \
+    const type *name(int64_t target) { return target == HWY_AVX2 ? &N_AVX2::kTable : &HWY_STATIC_NAMESPACE::kTable; }
+#elif defined(__x86_64__)
 #define LIM_CPU_TABLES(type, name)                     \
     const type *name(int64_t target) {                 \
         switch (target) {                              \

@@ -20,6 +20,10 @@ for test in lifecycle sizes arguments numerics paged misuse; do
     "$build/$test" "$@"
 done
 
+# The structures at the hands of chance, for some seconds; for longer: fuzz.sh.
+${CC:-cc} -std=gnu11 $flags -Wno-pedantic "$include" "$here/fuzz.c" "$library" -lm -o "$build/fuzz"
+"$build/fuzz" 4
+
 # Decoders on a GPU, without a driver and with the stand-in.
 flags="$flags -D_POSIX_C_SOURCE=200809L"
 ${CC:-cc} -std=c11 $flags "$include" "$here/device.c" "$library" -pthread -o "$build/device"
@@ -28,4 +32,5 @@ LESSISMORE_LIBCUDA="$build/nothing.so" "$build/device"
 rm -f "$build/driver.log"
 LESSISMORE_LIBCUDA="$build/libcuda.so.1" LIM_STANDIN_LOG="$build/driver.log" "$build/device" standin "$build/driver.log"
 
-"$here/promised/run.sh"
+# Not under a sanitizer, without which the executables of then were made.
+[ -n "${SANITIZED:-}" ] || "$here/promised/run.sh"
