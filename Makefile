@@ -4,7 +4,7 @@
 # make test    make check and everything else: CUDA without a GPU, NEON, Python, real hosts, whole comparisons
 # make format  lays the files out as make check wants them
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
-# make soak    the KV index through a million random operations, a server through ten scripts of them; takes an hour
+# make soak    the KV index through a million random operations, a server through scripts of them and at full slots; takes two hours
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
