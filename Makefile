@@ -4,7 +4,7 @@
 # make test    make check and everything else: CUDA without a GPU, NEON, Python, real hosts, whole comparisons
 # make format  lays the files out as make check wants them
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
-# make soak    the KV index through a million random operations, a server through ten scripts of them; takes an hour
+# make soak    the KV index through a million random operations, a server through scripts of them and at full slots; takes two hours
 # make fuzz    libFuzzer on the C ABI's structures, Go's fuzzing on settings and profiles, FUZZ=600 seconds each; needs clang
 # make sanitize  kernels, shim and C ABI under sanitizers: addresses and undefined behaviour, data races
 # make bench   build/bench.json

@@ -12,6 +12,7 @@ LESSISMORE_SOAK_SECONDS is how long the last one takes.
 
 import os
 import random
+import resource
 
 import hostlib
 import make_swap
@@ -22,6 +23,7 @@ from checks import BUDGET, SPARSE, active
 
 OPERATIONS, SHORT = 200, 24
 SECONDS = float(os.environ.get("LESSISMORE_SOAK_SECONDS", 1200))
+PAIRS = 3
 MIB = 1 << 20
 
 # What a server may be told of its slots, its cache and what else it serves; none: its own defaults.
@@ -82,6 +84,40 @@ def test_full_slots_for_long(library):
         grown = growth(samples, what)
         print(f"{what}: {samples[len(samples) // 4][what]:,} after a quarter, {samples[-1][what]:,} at the end, fitted growth {grown:,.1f}")
         assert grown <= most, what
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("slots", [1, 4, 16])
+def test_load_held(slots, library):
+    """All slots decode long texts, with the library and without it in turn. Tokens a second, prompts included, and processor time a
+    token: that one is what is judged, as it does not depend on what else the machine does."""
+    problems = [hostlib.Problem.make(seed, 40) for seed in range(slots)]
+    body = {"temperature": 0.0, "top_k": 1, "return_tokens": True, "ignore_eos": True, "cache_prompt": False}
+    step = [{"path": "/completion", "body": body | {"prompt": p.prompt, "n_predict": len(p.solution)}} for p in problems]
+    job = {"scenario": "script", "runs": [[step] * max(1, 4 // slots)], "slots": slots, "context": 1536, "flash": "on", "timeout": 900}
+    ratios = []
+    for _ in range(PAIRS):
+        ours, alone = (spent(library=what, settings=SPARSE if what else {}, **job) for what in (library, None))
+        ratios.append(ours[1] / alone[1])
+        print(
+            f"{slots} slots: {ours[0]:.0f} tokens a second and {ours[1]:.2f} ms of a processor a token, "
+            f"{alone[0]:.0f} and {alone[1]:.2f} without the library: {ratios[-1]:.2f} of the time"
+        )
+    assert np.median(ratios) <= 1.05, ratios
+
+
+def spent(**job):
+    """Tokens a second, and processor time a token."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = hostlib.run("llama-server", **job)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    steps = {}
+    for line in result.lines:
+        if "step" in line:
+            steps.setdefault(line["step"], []).append(line["answer"]["timings"])
+    took = sum(max(t["prompt_ms"] + t["predicted_ms"] for t in step) for step in steps.values())
+    tokens = sum(t["predicted_n"] for step in steps.values() for t in step)
+    return tokens / took * 1e3, (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / tokens * 1e3
 
 
 def growth(samples, what):
