@@ -65,7 +65,7 @@ int check_types(const Host &host, const Tensor *t, lim_ggml_node &n) {
 }
 
 int check_shape(const Tensor *t, lim_ggml_node &n) {
-    const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *mask = t->src[3], *sinks = t->src[4], *store = k->view_src;
+    const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *mask = t->src[3], *sinks = t->src[4];
     const int64_t dim_k = q->ne[0], tokens = q->ne[1], heads = q->ne[2], streams = q->ne[3];
     const int64_t n_kv = k->ne[1], kv_heads = k->ne[2], dim_v = v->ne[0];
     const struct {
@@ -81,10 +81,11 @@ int check_shape(const Tensor *t, lim_ggml_node &n) {
         {k->ne[0] != dim_k, "head_dim of K, unlike the query's,", k->ne[0], kOdd},
         {v->ne[1] != n_kv || v->ne[2] != kv_heads, "tokens or heads of V, unlike K's,", v->ne[1], kOdd},
         {k->ne[3] != streams || v->ne[3] != streams, "streams of K/V, unlike the query's,", k->ne[3], kOdd},
-        {n_kv < 1 || n_kv > INT32_MAX || store->ne[1] < n_kv, "tokens of K", n_kv, kOdd},
+        {n_kv < 1 || n_kv > INT32_MAX || n.store.slots < n_kv, "tokens of K", n_kv, kOdd},
         {tokens * streams > INT32_MAX, "query tokens", tokens, kOdd},
         {q->nb[0] != 4 || t->nb[0] != 4, "stride of query or output", static_cast<int64_t>(q->nb[0]), kOdd},
         {k->nb[0] != element_size(k->type), "stride of K", static_cast<int64_t>(k->nb[0]), kOdd},
+        {k->nb[1] != static_cast<size_t>(n.store.row), "stride of K from token to token", static_cast<int64_t>(k->nb[1]), kOdd},
         {v->nb[0] != element_size(v->type), "stride of V", static_cast<int64_t>(v->nb[0]), kOdd},
         {mask->nb[0] != 2 || mask->ne[0] != n_kv || mask->ne[1] < tokens || (mask->ne[3] != streams && mask->ne[3] != 1), "tokens of the mask",
          mask->ne[0], kOdd},

@@ -5,6 +5,7 @@
 
 #include "graph.h"
 #include "host.h"
+#include "stores.h"
 
 namespace lim::ggml {
 
@@ -54,6 +55,7 @@ struct Extract {
     std::vector<std::pair<uint64_t, uint64_t>> slots_of; // stores, and which upload's slots were written to them last
 
     void find_operations(const Host &host);
+    bool is_view(const Tensor *t) const { return t->op == ops.view || t->op == ops.reshape || t->op == ops.permute || t->op == ops.transpose; }
     // An input of the graph that can be read before the graph is computed; null: it is none, or cannot be.
     const void *input(const Host &host, const Tensor *t);
     // The same of a graph on a GPU, looked up once.
@@ -65,27 +67,31 @@ struct Extract {
     const Given          &given(const Tensor *t);
     std::vector<Given>    inputs;
     std::vector<Tensor *> all; // of the graph
+    Stores                stores;
+    std::vector<Tensor *> unclear;               // nodes that write into what may turn out to be a K store
     const void           *seen_buffer = nullptr; // the last one that a K store was seen to lie in …
     bool                  seen        = false;   // … and whether what is moved there is seen
     // A K store; one whose changes are not seen is as good as one without a layout.
     lim_ggml_store described(const Tensor *store);
-    int            describe(const Host &host, Tensor *t, lim_ggml_node &n);
-    int            describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n);
-    void           read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash);
-    void           find_spares(const Host &host, bool flagged);
-    void           read_store(const Host &host, const Tensor *t);
-    void           read_positions(const Host &host, const Tensor *positions);
-    void           read_outputs(const Host &host, const Tensor *t);
-    void           read_write(const Host &host, const Tensor *t);
-    bool           read_shift(const Host &host, const Tensor *rope, const Tensor *store);
+    // The store that an attention reads its keys from. What the graph was seen to do with it before is read, now that it is one.
+    const Tensor *store_of(const Host &host, const Tensor *key);
+    // The K store that a tensor is made of, within a few steps; null: there is none.
+    const Tensor *store_behind(const Tensor *t, int depth) const;
+    int           find_stream(const Tensor *key, const Tensor *store, lim_ggml_node &n) const;
+    int           describe(const Host &host, Tensor *t, lim_ggml_node &n);
+    int           describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n);
+    void          read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash);
+    void          find_spares(const Host &host, bool flagged);
+    void          read_store(const Host &host, const Tensor *t);
+    void          read_positions(const Host &host, const Tensor *positions);
+    void          read_outputs(const Host &host, const Tensor *t);
+    void          read_write(const Host &host, const Tensor *t);
+    bool          read_shift(const Host &host, const Tensor *rope, const Tensor *store);
 
     const Tensor *positions; // of the batch
     const Tensor *outputs;   // the input that says whose logits are wanted
     const void   *positions_data, *outputs_data;
     bool          several_positions, several_outputs;
 };
-
-// The number of the layer whose K store a tensor is; -1: it is none.
-int k_store_layer(const Tensor *t);
 
 } // namespace lim::ggml

@@ -34,7 +34,9 @@ struct tensor {
 
 /* The numbers of operations are the host's own business. */
 enum { OP_NONE,
+       OP_CPY = 1,
        OP_ROPE = 3,
+       OP_MUL_MAT = 4,
        OP_SOFT_MAX = 5,
        OP_SCALE = 6,
        OP_RESHAPE = 7,
@@ -42,7 +44,7 @@ enum { OP_NONE,
        OP_CUSTOM = 9,
        OP_FLASH = 11,
        OP_COUNT };
-static const char *op_names[] = {"NONE", "DUP", "ADD", "ROPE", "MUL", "SOFT_MAX", "SCALE", "RESHAPE", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
+static const char *op_names[] = {"NONE", "CPY", "ADD", "ROPE", "MUL_MAT", "SOFT_MAX", "SCALE", "RESHAPE", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
 
 const char *ggml_op_name(int op) {
     if (op >= OP_COUNT) return NULL;
@@ -179,6 +181,15 @@ static void compute_set_rows(const struct tensor *t) {
     }
 }
 
+static void compute_copy(const struct tensor *t) { /* one row's, from f32 to f16 or as it is */
+    const struct tensor *from = t->src[0];
+    const int64_t        n = from->ne[0] * from->ne[1] * from->ne[2];
+    for (int64_t i = 0; i < n; i++) {
+        if (from->type == 0) ((uint16_t *)t->data)[i] = to_half(((const float *)from->data)[i]);
+        if (from->type == 1) ((uint16_t *)t->data)[i] = ((const uint16_t *)from->data)[i];
+    }
+}
+
 static void compute_flash(const struct tensor *t) {
     const struct tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *mask = t->src[3];
     float                params[3], *share = malloc((size_t)k->ne[1] * sizeof *share);
@@ -221,6 +232,7 @@ static int compute_all(struct graph *g) {
     for (int i = 0; i < g->n; i++) {
         struct tensor *t = g->nodes[i];
         if (t->op == OP_SET_ROWS) compute_set_rows(t);
+        if (t->op == OP_CPY) compute_copy(t);
         if (t->op == OP_FLASH) compute_flash(t);
         if (t->op == (is("op-renumbered") ? OP_CUSTOM + 1 : OP_CUSTOM)) {
             struct custom_params p;

@@ -191,7 +191,7 @@ static void make_model(struct model *m, int streams) {
     for (int l = 0; l < LAYERS; l++) {
         m->key[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), 2 * (size_t)l * size);
         m->value[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), (2 * (size_t)l + 1) * size);
-        snprintf(m->key[l]->name, 64, "cache_k_l%d", m->first + l);
+        snprintf(m->key[l]->name, 64, is("other-names") ? "k_cache.%d" : "cache_k_l%d", m->first + l);
         snprintf(m->value[l]->name, 64, "cache_v_l%d", m->first + l);
     }
 }
