@@ -82,7 +82,7 @@ const Extract::Given &Extract::given(const Tensor *t) {
 int Extract::describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
     const Tensor *mask   = t->src[3];
     const int64_t tokens = t->src[0]->ne[1], streams = t->src[0]->ne[3], n_kv = t->src[1]->ne[1];
-    if (n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX) return LIM_GGML_SHAPE;
+    if (n_kv < 1 || n_kv > INT32_MAX || tokens < 1 || streams < 1 || tokens > INT32_MAX / streams) return LIM_GGML_SHAPE;
     n.tokens  = static_cast<int32_t>(tokens);
     n.streams = static_cast<int32_t>(streams);
     n.n_kv    = static_cast<int32_t>(n_kv);
@@ -128,6 +128,8 @@ int Extract::find_stream(const Tensor *key, const Tensor *store, lim_ggml_node &
 // Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_OFFLOADED.
 int Extract::describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *sinks = t->src[4];
+    n.layer = -1;
+    if (q == nullptr || k == nullptr || v == nullptr) return refuse(n, LIM_GGML_SHAPE, "inputs of attention", 0, "a query, keys and values are supported");
     const Tensor *store  = store_of(host, k);
     const int     masked = describe_mask(host, t, n);
     n.layer              = store != nullptr ? stores.layer_of(store) : -1;
@@ -194,7 +196,8 @@ void Extract::read_write(const Host &host, const Tensor *t) {
     const void   *data  = input(host, slots);
     bool          plain = data != nullptr && (slots->type == kI64 || slots->type == kI32) && rows != nullptr &&
                           t->ne[0] == stores.width(store) && rows->ne[0] == t->ne[0] && rows->ne[1] == slots->ne[0] &&
-                          slots->ne[1] * slots->ne[2] * slots->ne[3] == 1 && rows->ne[2] * rows->ne[3] == 1 && slots->ne[0] <= INT32_MAX;
+                          slots->ne[1] == 1 && slots->ne[2] == 1 && slots->ne[3] == 1 && rows->ne[2] == 1 && rows->ne[3] == 1 && slots->ne[0] >= 0 &&
+                          slots->ne[0] <= INT32_MAX;
     if (plain && memory == Memory::kDevice) { // the same slots again would be an older batch's
         const uint64_t serial = given(slots).serial;
         const uint64_t id     = stores.describe(store).id;
@@ -220,7 +223,10 @@ bool Extract::read_shift(const Host &host, const Tensor *rope, const Tensor *sto
     const Tensor        *delta = rope->src[1];
     const void          *data  = input(host, delta);
     const lim_ggml_store s     = stores.describe(store);
-    if (data == nullptr || delta->type != kI32 || delta->ne[0] != s.slots * s.streams || delta->ne[0] > INT32_MAX) return false;
+    if (data == nullptr || delta->type != kI32 || delta->ne[0] < 0 || delta->ne[0] > INT32_MAX || s.streams < 1 || delta->ne[0] % s.streams != 0 ||
+        delta->ne[0] / s.streams != s.slots) {
+        return false;
+    }
     shifts.push_back({s.id, static_cast<const int32_t *>(data), static_cast<int32_t>(delta->ne[0])});
     return true;
 }
@@ -241,7 +247,7 @@ void Extract::read_store(const Host &host, const Tensor *t) {
 void Extract::read_positions(const Host &host, const Tensor *from) {
     graph.n_rotations++;
     const void *data = positions != nullptr && positions == from ? positions_data : input(host, from);
-    if (data == nullptr || from->type != kI32 || from->ne[0] > INT32_MAX || (positions != nullptr && positions != from)) {
+    if (data == nullptr || from->type != kI32 || from->ne[0] < 0 || from->ne[0] > INT32_MAX || (positions != nullptr && positions != from)) {
         several_positions = true;
         return;
     }
@@ -258,7 +264,7 @@ void Extract::read_outputs(const Host &host, const Tensor *t) {
     }
     const void *data = numbers == outputs ? outputs_data : numbers->ne[0] > 0 ? input(host, numbers)
                                                                               : nullptr;
-    if ((data == nullptr && numbers->ne[0] > 0) || from->ne[1] > INT32_MAX || numbers->ne[0] > from->ne[1] ||
+    if ((data == nullptr && numbers->ne[0] > 0) || numbers->ne[0] < 0 || from->ne[1] > INT32_MAX || numbers->ne[0] > from->ne[1] ||
         (outputs != nullptr && (outputs != numbers || graph.n_batch != from->ne[1]))) {
         several_outputs = true;
         return;

@@ -198,7 +198,7 @@ int compute_part(const Context *c, Graph *graph, int from, int to) {
 int64_t rows_of(const Tensor *attention) { return attention->src[0]->ne[1] * attention->src[0]->ne[3]; }
 
 // Whether a node is an attention for as many rows as the first one that was taken of the last graph.
-bool is_like_last(const Context *c, const Tensor *t) { return t->op == c->host->flash_attn && rows_of(t) == c->rows; }
+bool is_like_last(const Context *c, const Tensor *t) { return t->op == c->host->flash_attn && t->src[0] != nullptr && rows_of(t) == c->rows; }
 
 int compute_rest(const Context *c, Graph *graph, int done, int n) {
     if (done == 0) return c->compute(c->backend, graph);
@@ -242,7 +242,8 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
         lim_ggml_node &node = c->extract.nodes[i];
         if (node.reason != LIM_GGML_OFFLOADED) continue;
         if (!c->divides) {
-            if (n < 2 || !prove_view(*c->host, *c->gpus, graph)) {
+            if (n < 2) break; // nothing to prove it by
+            if (!prove_view(*c->host, *c->gpus, graph)) {
                 static char problem[] = "this host's graphs cannot be computed in parts";
                 lim_go_ggml_left_alone(problem);
                 c->indivisible = true;

@@ -94,7 +94,10 @@ lim_ggml_store Stores::describe(const Tensor *root) const {
             static_cast<int32_t>(row)};
 }
 
-int64_t Stores::width(const Tensor *root) const { return tokens_of(root) == 2 ? root->ne[0] * root->ne[1] : root->ne[0]; }
+int64_t Stores::width(const Tensor *root) const {
+    int64_t width = root->ne[0];
+    return tokens_of(root) == 2 && __builtin_mul_overflow(root->ne[0], root->ne[1], &width) ? -1 : width;
+}
 
 size_t Stores::stream_stride(const Tensor *root) const { return root->nb[tokens_of(root) + 1]; }
 

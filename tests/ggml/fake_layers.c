@@ -33,7 +33,7 @@ const char *ggml_backend_reg_name(void *r) { return cpu_name(r); }
 static uint32_t state = 17;
 static float    noise(void) { return (float)((int)((state = state * 1664525 + 1013904223) >> 20) - 2048) / 1024; }
 
-static struct context with_data = {false};
+static struct context with_data;
 static struct tensor *new_tensor(int type, int64_t a, int64_t b, int64_t c) {
     struct tensor *t = ggml_new_tensor_4d(&with_data, type, a, b, c, 1);
     memset(t->data, 0, t->nb[3]);
