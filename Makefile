@@ -5,6 +5,7 @@
 # make format  lays the files out as make check wants them
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
 # make soak    the KV index through a million random operations, a server through ten scripts of them; takes an hour
+# make fuzz    hosts' graphs made of chance against the hook, by libFuzzer, SECONDS=600; what it found stays in build/fuzz
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
@@ -25,7 +26,7 @@ PYTHON  := python3
 export LESSISMORE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lessismore/hosts
 VENV := $(LESSISMORE_CACHE)/venv/bin/python
 
-.PHONY: build deps kernels library check test lint format test-kernels test-neon test-go test-abi test-dist test-ggml test-python test-hosts test-accuracy test-platforms soak hosts demo bench clean
+.PHONY: build deps kernels library check test lint format test-kernels test-neon test-go test-abi test-dist test-ggml test-python test-hosts test-accuracy test-platforms soak fuzz hosts demo bench clean
 
 build: library
 
@@ -75,6 +76,8 @@ test-dist: library
 
 test-ggml: library
 	tests/ggml/run.sh
+	tests/ggml/faults.sh
+	tests/ggml/sanitize.sh
 
 test-python: library hosts
 	$(PYTHON) tests/python/install.py
@@ -90,6 +93,11 @@ test-accuracy: library hosts
 soak: library hosts
 	go test -count=1 ./plugin/internal/kvindex -run Model -args -steps=1000000
 	$(VENV) -m pytest -q -s --long tests/hosts/test_soak.py
+	$(VENV) -m pytest -q -s --long tests/hosts/test_releases.py tests/hosts/test_faults.py
+
+SECONDS := 600
+fuzz: deps
+	tests/ggml/sanitize.sh fuzz $(SECONDS)
 
 hosts: deps
 	$(PYTHON) tests/hosts/install.py

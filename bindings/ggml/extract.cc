@@ -10,6 +10,8 @@
 namespace lim::ggml {
 namespace {
 
+bool is_empty(const Tensor *t) { return t->ne[0] == 0 || t->ne[1] == 0 || t->ne[2] == 0 || t->ne[3] == 0; }
+
 // The ROPE that a tensor comes from, through a few temporaries.
 const Tensor *rope_behind(const Host &host, const Tensor *t, int depth) {
     if (t == nullptr || depth == 0) return nullptr;
@@ -307,8 +309,8 @@ void Extract::find_spares(const Host &host, bool flagged) {
         lim_ggml_node &n    = nodes[i];
         if (n.reason != LIM_GGML_OFFLOADED || n.tokens * n.streams < 2 || next >= all.size()) continue;
         Tensor *t = all[next];
-        if (t->op != ops.view && t->op != ops.reshape && t->op != ops.permute && t->op != ops.transpose) continue;
-        if ((flagged && (t->flags & kFlagCompute) == 0) || t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] == 0) continue; // the host passes over it
+        if (!is_view(t)) continue;
+        if ((flagged && (t->flags & kFlagCompute) == 0) || is_empty(t)) continue; // the host passes over it
         spares[i] = t;
         n.divides = 1;
     }

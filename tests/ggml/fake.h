@@ -272,10 +272,10 @@ static void        cpu_free(void **b) {
     backends_freed++;
     free(b);
 }
-static void       *plan_create(void *b, void *g) { return (void)b, (void)g, NULL; }
-static void        plan_free(void *b, void *p) { (void)b, (void)p; }
-static int         plan_compute(void *b, void *p) { return (void)b, (void)p, 0; }
-static int         cpu_compute(void **b, struct graph *g) { return (void)b, g->n == 0 ? 42 : compute_graph(g); }
+static void *plan_create(void *b, void *g) { return (void)b, (void)g, NULL; }
+static void  plan_free(void *b, void *p) { (void)b, (void)p; }
+static int   plan_compute(void *b, void *p) { return (void)b, (void)p, 0; }
+static int   cpu_compute(void **b, struct graph *g) { return (void)b, g->n == 0 ? 42 : compute_graph(g); }
 
 /* The backend: a GUID, thirteen functions of API version 2 and later, three more, the device. Two functions fewer before the plans
  * until May 2026; one more, as it might come. */

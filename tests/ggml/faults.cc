@@ -28,7 +28,7 @@ std::atomic<bool> failed;
 // Read once, before the first call counts.
 struct Order {
     int  kind = -1;
-    long at   = 0;
+    long at = 0;
     Order() {
         const char *text = getenv("LIM_FAULT"), *colon = text != nullptr ? strchr(text, ':') : nullptr;
         for (int k = 0; colon != nullptr && k < kMost; k++) {

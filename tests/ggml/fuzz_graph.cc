@@ -20,12 +20,13 @@ namespace {
 
 // Numbers of operations and types, as in fake.h.
 enum { kNone = 0,
+       kCpy = 1,
        kAdd = 2,
        kRope = 3,
        kMulMat = 4,
        kSoftMax = 5,
        kScale = 6,
-       kCpy = 7,
+       kReshape = 7,
        kSetRows = 8,
        kCustom = 9,
        kFlash = 11 };
@@ -219,6 +220,9 @@ void make_batch(const Model &m, Bytes &in) {
         const float params[] = {0.125f, in.one_in(6) ? 8.0f : 0.0f, 0};
         memcpy(node->op_params, params, sizeof params);
         node->op_params[4] = in.one_in(12);
+        if (!in.one_in(3)) {
+            host.node(kReshape, host.view(node, node->ne[0] * node->ne[1], tokens * streams, 1, 1, node->nb[2], node->nb[3], node->nb[3], 0), node);
+        }
     }
 }
 
@@ -352,6 +356,13 @@ void on_plan(lim_ggml_graph *g) {
         } else {
             n.max_threads = 0;
             host.offloaded++;
+            if (n.divides != 0 && (host.taken >> 40 & 1) != 0) { // a mixed batch: the host keeps the last rows
+                require(n.tokens * n.streams > 1, "a divided attention of one row");
+                n.rest_token = n.tokens > 1 ? n.tokens - 1 : 0;
+                n.rest_tokens = 1;
+                n.rest_stream = n.tokens > 1 ? 0 : n.streams - 1;
+                n.rest_streams = n.tokens > 1 ? n.streams : 1;
+            }
         }
     }
     for (int32_t i = 0; i < g->n_writes; i++) {
@@ -374,7 +385,7 @@ int on_compute(void **nodes, int n) {
         auto       *t = static_cast<Tensor *>(nodes[i]);
         const auto *was = &host.before[t - host.tensors];
         if (t->op == was->op) continue;
-        require(was->op == kFlash && t->op == kCustom, "a node that is no attention was changed");
+        require((was->op == kFlash || was->op == kReshape) && t->op == kCustom, "a node that is no attention, nor one behind it, was changed");
         lim::ggml::CustomParams params;
         memcpy(&params, t->op_params, sizeof params);
         for (int ith = 0; ith < 2; ith++) params.run(t, ith, 2, params.user);

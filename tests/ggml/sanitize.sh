@@ -4,7 +4,6 @@
 #   tests/ggml/sanitize.sh                  what once found something, then some thousand hosts of chance: addresses and undefined
 #                                           behaviour, then threads
 #   tests/ggml/sanitize.sh fuzz SECONDS     libFuzzer, from what it has found before in build/fuzz/graph; needs clang
-#   tests/ggml/sanitize.sh coverage         which branches of the shim no test takes; needs clang and llvm
 set -eu
 cd "$(dirname "$0")/../.."
 out=$PWD/build/sanitize
@@ -33,7 +32,6 @@ fuzz)
     exec "$out/fuzz_graph" build/fuzz/graph tests/ggml/seeds -max_len=2048 -len_control=0 -rss_limit_mb=8000 -max_total_time="${2:-600}" \
         -artifact_prefix=build/fuzz/graph- -print_final_stats=1
     ;;
-coverage) exec python3 tests/ggml/coverage.py ;;
 esac
 shim address tests/ggml/fuzz_seeds.cc "${CC:-cc}" "${CXX:-c++}" -fsanitize=address,undefined -fno-sanitize-recover=undefined
 "$out/address" 2000 1 0 tests/ggml/seeds/*

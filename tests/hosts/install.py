@@ -465,7 +465,19 @@ class Debian(Part):
 OLD = (*map(Node, OLD_NODE), *map(XLlamaCpp, OLD_XLLAMACPP))
 PARTS = {
     p.name: p
-    for p in (Venv(), Node(), XLlamaCpp(), Sdist(), LlamaCppPython(), LlamaServer(), LlamaServerCUDA(), SmolLM2(), Debian(), IkLlama(), *OLD)
+    for p in (
+        Venv(),
+        Node(),
+        XLlamaCpp(),
+        Sdist(),
+        LlamaCppPython(),
+        LlamaServer(),
+        LlamaServerCUDA(),
+        SmolLM2(),
+        Debian(),
+        IkLlama(),
+        *OLD,
+    )
 }
 
 
