@@ -5,7 +5,6 @@ Calls of the library's own that fail are in tests/ggml/faults.sh; `--long` has t
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import sys
 import hostlib
 import pytest
 from checks import BUDGET, SPARSE, log_lines
-from hostlib import Problem
 from test_process import python
 
 AUTO = {"LESSISMORE_BUDGET": BUDGET}
@@ -38,10 +36,9 @@ def test_files_that_cannot_be_written(what, library, problems, tmp_path):
         mounted.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mounted], check=True)
         (mounted / "lessismore" / "profiles").mkdir(parents=True)
-        with (mounted / "filler").open("wb") as f, pytest.raises(OSError, match="No space left"):
+        with (mounted / "filler").open("wb", buffering=0) as f, pytest.raises(OSError, match="No space left"):
             while True:
                 f.write(bytes(4096))
-                f.flush()
         settings |= {"XDG_CACHE_HOME": str(mounted)}
         says = "profile is not saved: "
     else:
@@ -57,7 +54,7 @@ def test_files_that_cannot_be_written(what, library, problems, tmp_path):
     assert tokens == problems[0].solution[: len(tokens)] and len(tokens) == 700
     assert "selection layers [2 9]: measured" in log, log[-2000:]
     assert says in log if says else "is not saved" not in log, log[-2000:]
-    assert not says or log.count(says) <= log.count(": measured in"), log[-2000:]  # one line for each try
+    assert log.count(says) <= 3 or not says, log[-2000:]  # one line for each try to write it
 
 
 def run_with(library, settings, problem, **more):
@@ -116,13 +113,16 @@ def test_interrupt_in_mid_decode(library):
         library,
         """
         import threading
+        import llama_cpp
         def interrupt():
-            time.sleep(1.5)
-            os.kill(os.getpid(), signal.SIGINT)
+            while signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # one in a callback of the host's log is lost
+                time.sleep(1)
+                os.kill(os.getpid(), signal.SIGINT)
         threading.Thread(target=interrupt, daemon=True).start()
         try:
             decode(contexts=1000, steps=150)
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             print("interrupted")
         decode(steps=150)
         print("lives")
