@@ -9,7 +9,7 @@
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
-# make gpu-test, make gpu-bench, make gpu-decode, make gpu-vllm   on a machine with a GPU, torch, transformers and gcc, after make library
+# make gpu-test, make gpu-bench, make gpu-decode, make gpu-vllm, make gpu-sglang   on a machine with a GPU, torch, transformers and gcc, after make library
 #              cuda (there or elsewhere: no Go is needed)
 # make wheels  build/dist: wheels for manylinux_2_28, x86_64 and aarch64, the source distribution, the wheel of lessismore demo
 # make wheels-test   tries them on old and new systems of both architectures: docs/platforms.md; SHORT=1, a part of make test: on two
@@ -121,7 +121,7 @@ CUDA_CFLAGS  := -O2 -g '-I$(CURDIR)/plugin/internal/cudrv/include'
 EMBEDDED     := plugin/internal/cuda/kernels.fatbin
 EMBED        := { cmp -s $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED) || cp $(CUDA_BUILD)/kernels.fatbin $(EMBEDDED); }
 
-.PHONY: cuda test-cuda gpu-test gpu-bench gpu-decode gpu-vllm gpu-sanitize
+.PHONY: cuda test-cuda gpu-test gpu-bench gpu-decode gpu-vllm gpu-sglang gpu-sanitize
 
 cuda: $(CUDA_BUILD)/kernels.fatbin $(CUDA_BUILD)/read.fatbin
 
@@ -152,6 +152,7 @@ gpu-test:
 	$(PYTHON) tests/gpu/test_logit_filter.py
 	$(PYTHON) tests/gpu/test_probe.py
 	$(PYTHON) tests/gpu/test_library.py
+	$(PYTHON) tests/gpu/test_interval.py
 	$(PYTHON) tests/gpu/test_auto.py
 	$(PYTHON) tests/gpu/test_transformers.py
 	$(PYTHON) tests/gpu/test_visible.py
@@ -167,6 +168,9 @@ gpu-decode:
 
 gpu-vllm:
 	PYTHON=$(PYTHON) tests/gpu/vllm/run.sh $(BUILD)/vllm
+
+gpu-sglang:
+	PYTHON=$(PYTHON) tests/gpu/sglang/run.sh $(BUILD)/sglang
 
 # Plain allocations, so that the checker sees every array's end. Errors of driver calls are no finding: the library asks
 # the driver about addresses that may be the host's. Torch's own kernels would take racecheck minutes.

@@ -208,9 +208,10 @@ typedef struct lim_engine_params {
 
     /* Steps that a token set serves, 1 (default) to LIM_MAX_INTERVAL: new tokens join it, and the selection layers
      * attend to their own last set in between. More reads less and loses more; the guard watches that too, also
-     * where layers are given. Not on a GPU. A step goes on with the sets of the one before if it sees one token more and all that
-     * they hold, in the same slots; lim_attention's `sequences`, or lim_decoder_reset(), where the keys in these slots are
-     * another text's. */
+     * where layers are given (on a GPU only where they are measured). A step goes on with the sets of the one before if each
+     * row sees one token more and, on the CPU, all that they hold, in the same slots; lim_attention's `sequences`, or
+     * lim_decoder_reset(), where the keys in these slots are another text's. On a GPU the device looks at the lengths: if they are
+     * others, the step attends to everything, up to the next one that chooses. A captured step always chooses. */
     int32_t interval;
 
     /* Steps of a decoder whose token sets (of its first row) lim_engine_stats_json() shows, at most, up to LIM_MAX_TRACE; 0 (default):

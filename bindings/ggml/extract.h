@@ -27,6 +27,10 @@ struct Extract {
     // With `hash`, the graph's weights are hashed as well.
     void read(const Host &host, Graph *from, Memory memory, bool hash);
 
+    // Of a graph on a GPU that is equal to the last one that was read: only its inputs are read anew. False: that cannot be
+    // told, it has to be read.
+    bool read_inputs();
+
     // Of a graph on a GPU: what has happened to its stores since the last one.
     void read_changes();
 
@@ -54,8 +58,12 @@ struct Extract {
     std::vector<uint64_t>                      prints;
     std::vector<std::pair<uint64_t, uint64_t>> slots_of; // stores, and which upload's slots were written to them last
 
+    std::vector<std::pair<uint64_t, uint64_t>> witnesses;  // weights that graphs have begun with: name, and what they hold
+    uint64_t                                   models = 0; // how often another model was seen in the place of one
+
     void find_operations(const Host &host);
     bool is_view(const Tensor *t) const { return t->op == ops.view || t->op == ops.reshape || t->op == ops.permute || t->op == ops.transpose; }
+    void tell_models(const Host &host);
     // An input of the graph that can be read before the graph is computed; null: it is none, or cannot be.
     const void *input(const Host &host, const Tensor *t);
     // The same of a graph on a GPU, looked up once.
@@ -64,13 +72,18 @@ struct Extract {
         const void   *data, *before;
         uint64_t      serial;
     };
-    const Given          &given(const Tensor *t);
-    std::vector<Given>    inputs;
-    std::vector<Tensor *> all; // of the graph
-    Stores                stores;
-    std::vector<Tensor *> unclear;               // nodes that write into what may turn out to be a K store
-    const void           *seen_buffer = nullptr; // the last one that a K store was seen to lie in …
-    bool                  seen        = false;   // … and whether what is moved there is seen
+    const Given       &given(const Tensor *t);
+    std::vector<Given> inputs;
+    // What was read of the last graph, before the plan, and the inputs that it is to be completed by.
+    std::vector<lim_ggml_node>  nodes_read;
+    lim_ggml_graph              graph_read;
+    const Tensor               *scanned = nullptr; // of the node that is described
+    std::vector<const Tensor *> masks, slots;      // of nodes, of writes
+    std::vector<Tensor *>       all; // of the graph
+    Stores                      stores;
+    std::vector<Tensor *>       unclear;               // nodes that write into what may turn out to be a K store
+    const void                 *seen_buffer = nullptr; // the last one that a K store was seen to lie in …
+    bool                        seen        = false;   // … and whether what is moved there is seen
     // A K store; one whose changes are not seen is as good as one without a layout.
     lim_ggml_store described(const Tensor *store);
     // The store that an attention reads its keys from. What the graph was seen to do with it before is read, now that it is one.
@@ -86,6 +99,8 @@ struct Extract {
     void          read_positions(const Host &host, const Tensor *positions);
     void          read_outputs(const Host &host, const Tensor *t);
     void          read_write(const Host &host, const Tensor *t);
+    uint64_t     *last_slots(uint64_t store);
+    void          complete();
     bool          read_shift(const Host &host, const Tensor *rope, const Tensor *store);
 
     const Tensor *positions; // of the batch

@@ -113,7 +113,7 @@ typedef struct lim_ggml_graph {
     int32_t                n_soft_max; /* masked softmax nodes: attention without flash attention */
     int32_t                knows_weights; /* out: the next graphs' weights need not be hashed */
     uint64_t               weights;    /* hash of this graph's weights and adapters, a sum over them; 0: not asked for */
-    uint64_t               adapters;   /* which LoRA adapters are applied to them, and how much; 0: none */
+    uint64_t               adapters;   /* which LoRA adapters are applied to them, and how much, and to which of the models that this backend has served */
     int32_t                first_block, last_block; /* of the model, whose weights were hashed; first_block -1: of none */
     int32_t                ends;       /* 1: so were those that follow the last block */
     const lim_ggml_note   *notes; /* out */
@@ -122,7 +122,9 @@ typedef struct lim_ggml_graph {
     int64_t                n_changes;
     int32_t                lost;     /* 1: there were more than is remembered */
     uint64_t               followed; /* out, on a GPU: the store whose rows are to be told apart; 0: it may be any, 1: none */
+    uint64_t               form;     /* out, on a GPU: equal graphs of equal forms queue the same; 0: this one is like no other */
     int32_t                computed; /* 1: the host has computed it; nothing can be taken of it any more */
+    int32_t                records;  /* 1: on a GPU, steps that are alike are recorded and replayed */
     int32_t                later;    /* out, 1: the next graph may be computed before it is planned: nothing would be taken of it */
 } lim_ggml_graph;
 

@@ -106,4 +106,17 @@ void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash
     }
 }
 
+bool find_witness(const Host &host, const std::vector<Tensor *> &nodes, int mul_mat, Witness *found) {
+    constexpr size_t kSoon = 16;
+    for (size_t i = 0; i < nodes.size() && i < kSoon; i++) {
+        const Tensor *t = nodes[i]->op == mul_mat ? nodes[i]->src[0] : nullptr;
+        if (!is_leaf(host, t) || !ends_with(t, ".weight")) continue;
+        Fnv name;
+        name.take_name(t);
+        *found = {name.hash(), hash_weight(host, t, Memory::kHost)};
+        return true;
+    }
+    return false;
+}
+
 } // namespace lim::ggml

@@ -3,4 +3,5 @@
 #include "select.cu"
 #include "probe.cu"
 #include "tally.cu"
+#include "join.cu"
 #include "visible.cu"

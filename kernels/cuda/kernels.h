@@ -102,6 +102,8 @@ typedef struct lim_cuda_call {
      * Rows with no more take all their tokens as their set. */
     int32_t budget;
     int32_t sink_tokens, top_k, recent;
+    int32_t lasting;   /* 1: token sets may serve later steps, too (lim_cuda_join); the same in all calls of a decoder */
+    int32_t reserved;
 } lim_cuda_call;
 
 /* Names the first argument that the kernels cannot take, with its value, in text; returns 0 if there is none,
@@ -114,8 +116,9 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *call, cha
  * n_rows, capacity, top_k and heads. */
 size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *call);
 
-/* Where calls of this shape leave a uint32, 1: the last selection had no room in kv_tokens and chose nothing; 0: without kv_tokens. */
-uint64_t lim_cuda_overfull(const lim_cuda_device *device, const lim_cuda_call *call);
+/* Where a selection leaves a uint32: 0, or 1 where it had no room in kv_tokens and chose nothing. At 1, SPARSE attends to everything.
+ * Returns 0 with neither kv_tokens nor lasting: then there are always sets. */
+uint64_t lim_cuda_no_sets(const lim_cuda_device *device, const lim_cuda_call *call);
 
 /* ---- launching ---- */
 
@@ -163,10 +166,10 @@ typedef struct lim_cuda_args {
     uint32_t              need;     /* ranks of each head that are found first: see RanksNeeded in order.h */
     int64_t               room_stride; /* floats from a head's room for logits to the next one's: two for a token, which filtered ones need */
     uint64_t              survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
-    uint64_t              overfull; /* uint32: 1 where the last selection had no room, with kv_tokens */
+    uint64_t              no_sets;  /* uint32: see lim_cuda_no_sets */
     uint64_t              again;    /* uint32 [n_rows][heads]: 1 where logits were computed once more, and lie in the head's room */
     uint32_t              floats;   /* of a head's room for a token: room_stride over logit_stride */
-    uint32_t              reserved[13];
+    uint32_t              reserved[11];
     LIM_CUDA_MAP uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;
 

@@ -33,3 +33,9 @@ int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream) {
     }
     return result;
 }
+
+int lim_cuda_start_join(void *function, void *context, const lim_cuda_join *join, void *stream) {
+    void     *params[1] = {(void *)join};
+    const int result = lim_cuda_enter(context);
+    return result != 0 ? result : cuLaunchKernel(function, (uint32_t)join->call.n_rows, (uint32_t)join->groups, 1, LIM_CUDA_JOIN_THREADS, 1, 1, 0, stream, params, 0);
+}

@@ -2,6 +2,7 @@
 #ifndef LESSISMORE_CUDA_LAUNCH_H
 #define LESSISMORE_CUDA_LAUNCH_H
 
+#include "join.h"
 #include "kernels.h"
 #include "tally.h"
 
@@ -27,6 +28,9 @@ int lim_cuda_start(const lim_cuda_launch *launch, void *function, void *stream, 
 
 /* Queues the plan's kernels on the stream. Nothing is allocated, copied or waited for. Returns a CUresult. */
 int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream);
+
+/* Queues a join. Returns a CUresult. */
+int lim_cuda_start_join(void *function, void *context, const lim_cuda_join *join, void *stream);
 
 #ifdef __cplusplus
 }

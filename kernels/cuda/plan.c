@@ -275,7 +275,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
     a->gathered = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * 4);
     a->parts = take(&used, 2 * three * part);
     a->floats = (uint32_t)(a->room_stride / a->logit_stride);
-    if (c->kv_tokens > 0) a->overfull = take(&used, 4);
+    if (c->kv_tokens > 0 || c->lasting) a->no_sets = take(&used, 4);
     a->sums = take(&used, (int64_t)c->n_rows * c->heads * 4);
     if (c->budget > 0) { /* both policies' parts, so that the size does not depend on it */
         /* Tokens that there is room for, and rankings. In a pool each row has whole rooms, and more than the budget: room.cuh. */
@@ -298,11 +298,11 @@ size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *ca
     return carve(device, &c, &args);
 }
 
-uint64_t lim_cuda_overfull(const lim_cuda_device *device, const lim_cuda_call *call) {
+uint64_t lim_cuda_no_sets(const lim_cuda_device *device, const lim_cuda_call *call) {
     lim_cuda_args args;
     memset(&args, 0, sizeof args);
     carve(device, call, &args);
-    return args.overfull;
+    return args.no_sets;
 }
 
 /* ---- plans ---- */

@@ -50,6 +50,7 @@ void lim_cuda_plan_probe(const lim_cuda_device *device, const lim_cuda_call *cal
 
     /* The row as a call of its own. Without a table a slot is the position, and positions are what is wanted. */
     *select = *attend;
+    select->no_sets = 0; /* of the call's own sets */
     select->call.n_rows = 1;
     select->call.lengths += row * 4;
     select->call.table = select->call.positions = 0;

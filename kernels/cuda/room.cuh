@@ -66,9 +66,9 @@ struct RowRoom {
     }
 };
 
-/* Whether rows attend to their token sets: the selection had room. */
+/* Whether rows attend to their token sets. */
 __device__ __forceinline__ bool HasSets(const lim_cuda_args &args) {
-    return args.call.mode == LIM_CUDA_SPARSE && (args.call.kv_tokens == 0 || __ldg((const uint32_t *)args.overfull) == 0);
+    return args.call.mode == LIM_CUDA_SPARSE && (args.no_sets == 0 || __ldg((const uint32_t *)args.no_sets) == 0);
 }
 
 }  // namespace lessismore

@@ -257,10 +257,10 @@ static __device__ __noinline__ void RankAndWalk(const lim_cuda_args &args, int r
 
 /* Finds the row's room. False: no row has any, which the layers up to the next selection are told. */
 static __device__ __forceinline__ bool FindRoom(const lim_cuda_args &args, int row, int n) {
-    const bool tells = args.call.kv_tokens != 0 && blockIdx.x == 0 && blockIdx.y == 0;
+    const bool tells = args.no_sets != 0 && blockIdx.x == 0 && blockIdx.y == 0;
     if (n <= args.call.budget && !tells) return true; /* needs none */
     const bool found = ComeToRow(args, row);
-    if (tells && threadIdx.x == 0) *(uint32_t *)args.overfull = !found;
+    if (tells && threadIdx.x == 0) *(uint32_t *)args.no_sets = !found;
     return found;
 }
 

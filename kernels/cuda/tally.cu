@@ -30,10 +30,11 @@ extern "C" __global__ void __launch_bounds__(LIM_CUDA_TALLY_THREADS) lim_tally(c
     __syncthreads();
     if (threadIdx.x != 0) return;
     kept[0] = step.n_rows;
-    const bool    overfull = step.select > 0 && step.overfull != 0 && *(const uint32_t *)step.overfull != 0;
-    const int32_t sparse_layers = overfull ? 0 : step.sparse, no_set = step.no_set + (overfull ? step.sparse : 0);
-    const int32_t dense = step.dense + (overfull ? step.sparse : 0);
-    kept[1] = step.select > 0 && !overfull;
+    const bool    chosen = step.select > 0 || step.reused != 0;
+    const bool    without = chosen && step.no_sets != 0 && *(const uint32_t *)step.no_sets != 0;
+    const int32_t sparse_layers = without ? 0 : step.sparse, no_set = step.no_set + (without ? step.sparse : 0);
+    const int32_t dense = step.dense + (without ? step.sparse : 0);
+    kept[1] = chosen && !without ? step.budget : 0;
     /* One step of a batch at a time: nobody else adds. */
     uint64_t *c = (uint64_t *)step.counters;
     c[LIM_CUDA_STEPS] += 1;
@@ -47,4 +48,5 @@ extern "C" __global__ void __launch_bounds__(LIM_CUDA_TALLY_THREADS) lim_tally(c
     c[LIM_CUDA_SELECT_CALLS] += (uint64_t)step.select;
     c[LIM_CUDA_SPARSE_CALLS] += (uint64_t)sparse_layers;
     c[LIM_CUDA_NO_SET_CALLS] += sums[2] > 0 ? (uint64_t)no_set : 0;
+    c[LIM_CUDA_REUSED_STEPS] += step.reused != 0 && !without;
 }

@@ -18,6 +18,7 @@ enum {
     LIM_CUDA_SELECT_CALLS,
     LIM_CUDA_SPARSE_CALLS,
     LIM_CUDA_NO_SET_CALLS, /* of dense_calls: should have been sparse, with a row above the budget */
+    LIM_CUDA_REUSED_STEPS, /* with the token sets of the step before */
     LIM_CUDA_COUNTERS,
 };
 
@@ -25,10 +26,11 @@ enum {
 typedef struct lim_cuda_tally {
     uint64_t lengths;  /* int32 [n_rows] */
     uint64_t counters; /* uint64 [LIM_CUDA_COUNTERS], added to */
-    uint64_t kept;     /* int32 [2 + n_rows]: n_rows, whether a set was chosen, lengths */
-    uint64_t overfull; /* uint32, 1: nothing was chosen, the sparse layers were dense (lim_cuda_overfull); 0: none */
-    int32_t  n_rows, budget;
+    uint64_t kept;     /* int32 [2 + n_rows]: n_rows, tokens of a set (0: there are none), lengths */
+    uint64_t no_sets;  /* uint32, 1: the sparse layers were dense (lim_cuda_no_sets); 0: none */
+    int32_t  n_rows, budget; /* budget: tokens of a set */
     int32_t  dense, select, sparse, no_set; /* its layers, by what they did; dense counts no_set's too */
+    int32_t  reused, reserved;              /* 1: with the token sets of the step before */
 } lim_cuda_tally;
 
 #define LIM_CUDA_TALLY "lim_tally"

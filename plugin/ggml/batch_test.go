@@ -279,3 +279,16 @@ func TestLargeMixedBatch(t *testing.T) {
 	require.Equal(t, graph.Rest{Token: 1, Tokens: 1000, Streams: 1}, n.Rest)
 	require.Equal(t, []int{8}, lengths(&n))
 }
+
+// Once its memory is there, a step of drafts beside a prompt allocates nothing.
+func TestBatchesAllocateNothing(t *testing.T) {
+	h := speculating(t, 3, 1024, 1)
+	h.divides = true
+	feed(h, 0, 40, false)
+	h.wants = []int32{0, 1, 2, 3}
+	g := h.graph(append(text(0, 40, 0, 40, 44), text(0, 100, 1, 0, 500)...), 0, 3)
+	h.run(g)
+	require.Equal(t, graph.Rest{Token: 4, Tokens: 500, Streams: 1}, g.Nodes[2].Rest)
+	require.Zero(t, testing.AllocsPerRun(50, func() { h.session.Plan(g) }))
+	require.Equal(t, stats.Offloaded, g.Nodes[2].Reason)
+}

@@ -10,6 +10,7 @@ import (
 	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
+	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
 	"lessismore/plugin/internal/stats"
 )
@@ -132,5 +133,35 @@ func TestAdaptersChange(t *testing.T) {
 		require.Equal(t, cpu.Sparse, step(adapters)[3].Call.Mode)
 		require.Equal(t, before+1, h.session.Stats().PositionOrder)
 		step(adapters)
+	}
+}
+
+// An RPC server's backend serves one client after another. The next one's layers are learned from its own graphs, with its weights.
+func TestNextClientOfAServer(t *testing.T) {
+	config := settings.DefaultConfig()
+	config.Budget, config.Layers = 16, []int{0}
+	h := newFakeHost(t, config, 4, 128, 1)
+	position, asked := int32(0), false
+	step := func(first int32) stats.Reason {
+		position++
+		g := h.graph([]token{{0, int(position), 1, position}}, 0, 4)
+		for i := range g.Nodes {
+			g.Nodes[i].Layer += first
+		}
+		g.Weights, g.FirstBlock, g.LastBlock = 7, first, first+3
+		h.run(g)
+		asked = !g.KnowsWeights
+		return g.Nodes[3].Reason
+	}
+	for _, first := range []int32{4, 8, 4} {
+		if position > 0 {
+			require.Equal(t, stats.ReasonDiscovery, step(first), "noticed")
+			require.True(t, asked, "the next graph's weights are hashed")
+		}
+		require.Equal(t, stats.ReasonDiscovery, step(first), "learned")
+		require.Equal(t, stats.Offloaded, step(first))
+		require.Equal(t, stats.Offloaded, step(first))
+		require.False(t, asked)
+		require.NotContains(t, h.session.layers.Model.About.Weights, selection.UnknownWeights)
 	}
 }

@@ -217,6 +217,21 @@ static int slots(struct model *m) {
     return 0;
 }
 
+/* A host that keeps its graph from step to step. */
+static int keeps(struct model *m) {
+    enum { N_KV = 512 };
+    struct batch b = make_text(m, 308, 309, N_KV);
+    uint16_t    *mask = b.values[0];
+    for (int i = 308; i < 316; i++) {
+        mask[i] = 0, *(int64_t *)b.values[1] = i, *(int32_t *)b.values[2] = i;
+        note("step %d", i);
+        upload(&b);
+        CHECK(compute(backend, &b.graph) == 0);
+        if (i == 312) b.graph.nodes[PER_LAYER * LAYERS]->op_params[0]++; /* it changes once */
+    }
+    return 0;
+}
+
 /* What a host does to its cells behind the graphs: rows that are read out, cleared and put back are known again; others
  * are not, until they are written anew. */
 static int behind(struct model *m) {
@@ -301,6 +316,7 @@ int main(int argc, char **argv) {
         }
     }
     if (is("behind") && behind(&m) != 0) return 1;
+    if ((is("graphs") || is("graphs-parts")) && keeps(&m) != 0) return 1;
     note("end");
     if (is("not-freed")) return 0;
     ggml_backend_free(backend);

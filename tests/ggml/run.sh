@@ -99,7 +99,7 @@ for same in other-names no-names leaves by-heads parts parts-named; do
 done
 # Of a graph that comes node by node the first batch is not seen to be written: rows attend to everything until that does not matter.
 layers by-node 4 '"rows_sparse": 1,' "engaged: 64 tokens of 211"
-layers other-model 12 '"rows_sparse": 12,' "engaged: 64 tokens of 200"
+layers other-model 12 '"rows_sparse": 1[23],' "engaged: 64 tokens of 200"
 # Below the budget nothing but who computes.
 for same in named no-names by-heads parts by-node other-model; do
     layers $same '[0-9]*' '"rows_sparse": 0,' "loaded into ggml" LESSISMORE_BUDGET=512
@@ -226,6 +226,83 @@ counted "the others" '"cell_order": 0,'
 counted "the first pass" '"discovery": 4,'
 counted "prompts" '"prompt": 8'
 
+# A host that keeps its graph, and makes graphs of the driver's only of what it computes again: a step that is like the one before is
+# captured, the host's parts with ours, and then replayed. The first layer, which attends to everything, is the host's.
+gpu graphs "engaged on stand-in" yes
+happened "a step is captured and replayed" "step 309" "step 310" <<'EOF'
+host computes qkv0 to write1
+cuStreamBeginCapture_v2 stream 0x52 mode 2
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 1 rows 1 capacity 512 page 1 sees what was looked at
+cuLaunchKernel lim_select_union stream 0x52
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 page 1 sees what was looked at
+cuLaunchKernel lim_tally stream 0x52
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuStreamEndCapture stream 0x52
+cuGraphInstantiateWithFlags 0
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_visible stream 0x52
+row 0 sees 310 slots from 0 to 309
+cuGraphLaunch of 8 stream 0x52
+host's mlp1 to write2 run
+host's mlp2 to write3 run
+host's mlp3 to logits0 run
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
+EOF
+happened "the next one is replayed" "step 310" "step 311" <<'EOF'
+host computes qkv0 to write1
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_visible stream 0x52
+row 0 sees 311 slots from 0 to 310
+cuGraphLaunch of 8 stream 0x52
+host's mlp1 to write2 run
+host's mlp2 to write3 run
+host's mlp3 to logits0 run
+cuEventRecord 0xe4 stream 0x52
+host waits for 0xe4
+EOF
+if [ "$(between 'step 313' 'step 314' | grep -c -e Capture -e GraphLaunch)$(between 'step 314' 'step 315' | grep -c -e BeginCapture -e GraphLaunch)" = 02 ]; then
+    passed=$((passed + 1)) # the host's graph has changed: once in parts, then captured again
+else
+    fail "gpu graphs, changed: $(between 'step 313' 'step 315')"
+fi
+counted "replayed" '"replayed_steps": 6,'
+counted "replayed steps are counted as any" '"rows_sparse": 11,'
+# Where a part cannot be captured, or the driver refuses, steps go on in parts, and nothing is lost.
+gpu graphs-parts "engaged on stand-in" yes
+counted "parts that cannot be captured" '"rows_sparse": 11,'
+counted "none is replayed" '"replayed_steps": 0,'
+for call in cuStreamBeginCapture_v2:900:1 cuStreamEndCapture:900:1 cuGraphInstantiateWithFlags:900:1; do # behind the self-test's
+    gpu graphs "engaged on stand-in" yes LIM_STANDIN_FAIL=$call
+    counted "$call fails" '"rows_sparse": 11,'
+    counted "$call fails: none is replayed" '"replayed_steps": 0,'
+done
+gpu graphs "inert in this context: a recording: CUDA_ERROR (900)" yes LIM_STANDIN_FAIL=cuGraphLaunch:900:3
+if [ "$(between 'step 309' 'step 310' | sed -n '/cuGraphLaunch/,$p' | tail -n +2)" = "!cuStreamSynchronize 0x52
+host computes attention1 to logits0" ] && [ "$(between 'step 310' 'step 311')" = "host computes qkv0 to logits0" ]; then
+    passed=$((passed + 1))
+else
+    fail "gpu graphs, a replay fails: $(between 'step 309' 'step 311')"
+fi
+for call in cuStreamBeginCapture_v2 cuStreamEndCapture cuGraphInstantiateWithFlags; do # in the self-test
+    gpu graphs "engaged on stand-in" yes LIM_STANDIN_FAIL=$call:900
+    counted "$call fails in the self-test" '"replayed_steps": 0,'
+done
+
 # Two streams of a store: one row each, whose slots are numbered through both.
 gpu streams "engaged on stand-in" yes
 if [ "$(between 'second step' 'more of the prompt' | grep -e ^row -e lim_attend | head -3)" = "row 0 sees 201 slots from 0 to 200
@@ -280,7 +357,7 @@ gpu unseen "context freed: nothing was offloaded; .*unknown_rows 16" no
 gpu other-names "nothing is offloaded in this context: no_cache: on a GPU, a K store of another name than llama.cpp's (cache_k_l0), of slots 1024" no
 gpu bf16 "engaged on stand-in" yes
 gpu other-model "engaged on stand-in" yes
-counted "both models" '"steps": 5,'
+counted "both models, but for the graph that shows the second one" '"steps": 4,'
 gpu not-freed "engaged on stand-in" yes
 counted "a context that was not freed" '"steps": 3,'
 gpu sound "engaged on stand-in" yes LESSISMORE_POLICY=mass
@@ -318,6 +395,7 @@ gpu spread "this device computes layers 5 to 8" yes LESSISMORE_LAYERS=2,7
 counted "a later part: its first layer, and the one that is given" '"tokens_attended": 1786,'
 gpu spread "this device computes layers 5 to 8" yes LESSISMORE_LAYERS=6
 counted "a later part: the layer that is given, which is above its first" '"tokens_attended": 1786,'
+gpu spread "inert in this context: LESSISMORE_LAYERS: layers names layer 11, but the model's last one is 8: this device computes layers 5 to 8" no LESSISMORE_LAYERS=2,11
 gpu first-part "this device computes layers 0 to 3 of the model, the others are on another device" no LESSISMORE_LAYERS=7
 counted "a first part, whose layers none is given of" '"dense_rows": 12,'
 gpu hybrid "engaged on stand-in" yes # its first layers have no attention

@@ -64,6 +64,8 @@ class Call(C.Structure):
         ("sink_tokens", i32),
         ("top_k", i32),
         ("recent", i32),
+        ("lasting", i32),
+        ("reserved", i32),
     ]
 
 
@@ -88,10 +90,10 @@ class Args(C.Structure):
         ("need", u32),
         ("room_stride", i64),
         ("survivors", u64),
-        ("overfull", u64),
+        ("no_sets", u64),
         ("again", u64),
         ("floats", u32),
-        ("reserved", u32 * 13),
+        ("reserved", u32 * 11),
         ("key_map", u64 * 16),
         ("value_map", u64 * 16),
     ]

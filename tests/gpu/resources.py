@@ -5,7 +5,7 @@ blocks that fit a multiprocessor by registers, per target."""
 import re
 import sys
 
-THREADS = {"attend": 128, "short": 256, "select": 512, "probe": 256, "tally": 128, "visible": 1024}
+THREADS = {"attend": 128, "short": 256, "select": 512, "probe": 256, "tally": 128, "join": 256, "visible": 1024}
 # Spills that are known and judged harmless. The largest tile of the type that is not tuned:
 ALLOWED = {
     "lim_attend_q8_0_256_16_direct": 80,
@@ -20,7 +20,7 @@ def wanted_blocks(name):
     """What plan.c counts on (attend_shape) and __launch_bounds__ states."""
     if name in ("lim_select_union", "lim_select_filtered"):
         return 2
-    if name in ("lim_select_mass", "lim_tally", "lim_visible"):
+    if name in ("lim_select_mass", "lim_tally", "lim_join", "lim_visible"):
         return 1
     if name == "lim_probe":
         return 6

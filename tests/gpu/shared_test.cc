@@ -388,11 +388,11 @@ TEST(Plan, SharedRoomGrowsWithTheTokens) {
     lim_cuda_args   a;
     lim_cuda_launch l[2];
     lim_cuda_plan(&kH200, &c, &a, l);
-    EXPECT_EQ(a.overfull, lim_cuda_overfull(&kH200, &c));
-    EXPECT_NE(a.overfull, 0u);
-    const uint64_t in_one_room = a.overfull; /* in the same place for any rows: the sparse layers find it */
+    EXPECT_EQ(a.no_sets, lim_cuda_no_sets(&kH200, &c));
+    EXPECT_NE(a.no_sets, 0u);
+    const uint64_t in_one_room = a.no_sets; /* in the same place for any rows: the sparse layers find it */
     c.n_rows = 3, c.mode = LIM_CUDA_SPARSE;
-    EXPECT_EQ(lim_cuda_overfull(&kH200, &c), in_one_room);
+    EXPECT_EQ(lim_cuda_no_sets(&kH200, &c), in_one_room);
     /* More rows than the budget lets in: the last ranking and the last logits are inside. */
     const int64_t each = RoomsOf(c.budget + 1), rows = c.kv_tokens / (c.budget + 1), rooms = rows * each;
     EXPECT_LE(a.ranks + (RankingAfter(rooms - each, rows - 1, c.budget) + 1) * c.heads * RankStride(c.top_k) * 4, a.mass);

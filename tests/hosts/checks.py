@@ -8,6 +8,7 @@ BUDGET = 128
 SPARSE = {"LESSISMORE_BUDGET": BUDGET, "LESSISMORE_LAYERS": "2,9"}
 WRONG_LAYERS = {"LESSISMORE_BUDGET": BUDGET, "LESSISMORE_LAYERS": "2,6"}
 ROOMY = {"LESSISMORE_BUDGET": 1 << 20, "LESSISMORE_LAYERS": "2,9"}
+NGRAMS = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "4", "--spec-ngram-simple-size-m", "8"]  # llama-server's
 HOSTS = ("node", "llama-cpp-python", "llama-server", "xllamacpp")
 LAYERS = list(range(12))  # of the reasoner
 

@@ -144,6 +144,8 @@ def command(host: str, scenario: str | bool) -> list[str]:
         return [str(root / "node"), str(DRIVERS / "node.mjs"), str(entry)]
     if kind(host) == "xllamacpp":
         return [python(host), str(DRIVERS / "xllamacpp_host.py")]
+    if host == "llama-server-rpc":  # the client of RPC servers
+        return [python("venv"), str(DRIVERS / "server.py")]
     if host == "llama-server":
         return [python("venv"), str(DRIVERS / f"{scenario or 'server'}.py")]
     if host == "llama-cpp-python":
@@ -199,8 +201,8 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
     if scenario and host != "llama-server":
         where = {"node-libs": node_libs, "cuda": cuda_libs}.get(host)
         job["host"] = str(where()) if where else host
-    if host in ("llama-server", "cuda-server"):
-        job["server"] = str((installed("llama-server") / "bin" if host == "llama-server" else cuda_libs()) / "llama-server")
+    if host in ("llama-server", "llama-server-rpc", "cuda-server"):
+        job["server"] = str((cuda_libs() if host == "cuda-server" else installed(host) / "bin") / "llama-server")
     if library and kind(host) not in ENVIRONMENT:
         job["library"] = str(library)
     with tempfile.TemporaryDirectory(prefix="lessismore-") as tmp:
@@ -294,6 +296,11 @@ class Worker:
         """Milliseconds of each of `steps` tokens, always behind the same context."""
         self._send({"steps": steps})
         return self._receive()["ms"]
+
+    def batches(self, rows: int, prompt: int) -> dict[str, float]:
+        """Milliseconds of a prompt, of as many decode rows behind the context, and of both in one batch."""
+        self._send({"rows": rows, "prompt": prompt})
+        return self._receive()
 
     def close(self):
         """Ends the worker and reads the library's stats."""

@@ -331,6 +331,7 @@ class IkLlama(Part):
     options = {
         "CMAKE_BUILD_TYPE": "Release",
         "BUILD_SHARED_LIBS": "ON",
+        "CMAKE_BUILD_RPATH": "$ORIGIN",
         "GGML_IQK_FA_ALL_QUANTS": "OFF",  # f16 and q8_0 caches are compared; more take half an hour to compile
         **{f"LLAMA_BUILD_{name}": "OFF" for name in ("TESTS", "EXAMPLES", "SERVER")},
     }
@@ -379,6 +380,24 @@ class LlamaServer(Part):
         shutil.rmtree(build)
         shutil.rmtree(tmp / "tools", ignore_errors=True)
         return {"llama.cpp": f"as in llama-cpp-python {LLAMA_CPP_PYTHON}"}
+
+
+class LlamaServerRPC(LlamaServer):
+    """The same with llama.cpp's RPC backend, and the server of its other end. Only these two are built; the rest is llama-server's."""
+
+    name = "llama-server-rpc"
+    needs = ("sdist", "llama-server")
+    targets = ["ggml-rpc", "ggml-rpc-server"]
+
+    def options(self):
+        return {**super().options(), "GGML_RPC": "ON"}
+
+    def build(self, cache, tmp, log, opts):
+        versions = super().build(cache, tmp, log, opts)
+        for file in (cache / "llama-server" / "bin").iterdir():
+            if not (tmp / "bin" / file.name).exists():
+                shutil.copy2(file, tmp / "bin" / file.name, follow_symlinks=False)
+        return versions
 
 
 class SmolLM2(Part):
@@ -472,6 +491,7 @@ PARTS = {
         Sdist(),
         LlamaCppPython(),
         LlamaServer(),
+        LlamaServerRPC(),
         LlamaServerCUDA(),
         SmolLM2(),
         Debian(),

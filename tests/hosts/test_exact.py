@@ -1,8 +1,9 @@
 """Greedy decoding with the library must give the one right solution, in every host."""
 
 import hostlib
+import numpy as np
 import pytest
-from checks import BUDGET, HOSTS, LAYERS, ROOMY, SPARSE, WRONG_LAYERS, active, full_only, saved, solved_all, sparse_only
+from checks import BUDGET, HOSTS, LAYERS, NGRAMS, ROOMY, SPARSE, WRONG_LAYERS, active, full_only, saved, solved_all, sparse_only
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -130,7 +131,7 @@ def test_mixed_batches(unified, native, problems):
 def test_requests_arrive_while_others_decode(unified, settings, library, problems):
     """A server of four slots, whose prompts are computed along with the tokens of the others, in pieces of 128."""
     some = problems[:4]
-    arguments = ["-b", "128", "-ub", "128"] + (["--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", "6"] if settings else [])
+    arguments = ["-b", "128", "-ub", "128"] + (NGRAMS if settings else [])
     result = hostlib.run(
         "llama-server", library=library, settings={**SPARSE, **settings}, problems=some, slots=4, threads=2, unified=unified,
         after=[0, 100, 250, 400], arguments=arguments,
@@ -140,6 +141,7 @@ def test_requests_arrive_while_others_decode(unified, settings, library, problem
     saved(total)
     assert "mixed" not in total["declined"] and "draft" not in total["declined"] and total["cell_order"] == 0, total
     assert total["rows_sparse"] >= sum(len(p.solution) - 1 for p in some)
+    assert (total["draft_rows"] > 0) == bool(settings)
     if unified:
         assert total["mixed_steps"] >= 3 * (len(some[0].prompt) // 128), total
         assert total["rows_full"] == 0, total
@@ -179,3 +181,38 @@ def test_a_prompt_that_leaves_one_token_over(native, problems):
     total = active(result)
     assert total["prompt_rows"] == 1
     assert total["rows_sparse"] == len(result.rows)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_is_declined_is_the_host(host, library, short_problems):
+    """Without flash attention nothing is offloaded: the same text, whatever the budget."""
+    job = {"problems": short_problems[:1], "flash": "off" if host == "llama-server" else False}
+    result = hostlib.run(host, library=library, settings=SPARSE, **job)
+    assert result.stats["state"] == "active" and result.stats["total"]["rows"] == 0
+    assert result.tokens == hostlib.run(host, **job).tokens and result.exact(short_problems[:1]) == [True]
+
+
+@pytest.mark.parametrize(
+    "host, declined", [("llama-cpp-python", {"kv": "f32"}), ("llama-cpp-python", {"kv": "q5_1"}), ("node-libs", {"flash": False})]
+)
+def test_what_is_declined_is_the_host_to_the_bit(host, declined, library, short_problems, tmp_path):
+    """Logits of a prompt and of every step behind it, each bit of them."""
+    p = short_problems[0]
+    job = {"scenario": "forced", "tokens": p.prompt + p.solution[:60], "prompt": len(p.prompt), **declined}
+    logits = []
+    for what in (library, None):
+        result = hostlib.run(host, library=what, settings=SPARSE if what else {}, output=str(tmp_path / "logits.npy"), **job)
+        assert not what or result.stats["total"]["rows"] == 0, result.stats["total"]
+        logits.append(np.load(tmp_path / "logits.npy"))
+    assert logits[0].shape[0] == 61 and np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))
+
+
+def test_prompts_are_the_host_to_the_bit(library, short_problems, tmp_path):
+    """Prompts are left to the host: the logits behind one are its own."""
+    p = short_problems[0]
+    job = {"scenario": "forced", "tokens": p.prompt, "prompt": len(p.prompt), "output": str(tmp_path / "logits.npy")}
+    logits = []
+    for what in (library, None):
+        hostlib.run("llama-cpp-python", library=what, settings=SPARSE if what else {}, **job)
+        logits.append(np.load(tmp_path / "logits.npy"))
+    assert np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))

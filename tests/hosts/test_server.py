@@ -58,7 +58,7 @@ def test_slots(slots, unified, kv, library, texts):
     for i, p in enumerate(texts):
         exact(answers[0, 0, i], p, 0, 60)
     total = sparse(result, 0.8)  # with streams the host sends first tokens of prompts along as single rows
-    assert total["rows_sparse"] >= (0.2 if slots == 16 else 0.5) * 59 * len(texts), "batches with prompts in them are the host's"
+    assert total["rows_sparse"] >= 59 * len(texts) and "mixed" not in total["declined"], "also beside prompts"
 
 
 def test_conversations_come_back_from_memory(library, texts):

@@ -70,9 +70,10 @@ def test_random_operations(arrangement, kv, seed, library, swaps, request):
 
 @pytest.mark.long
 def test_full_slots_for_long(library):
-    """All slots busy all the time. The RAM cache is full after a minute, and stays so."""
+    """All slots busy all the time. The RAM cache is full after a minute, and stays so. No embeddings and no adapters: as long as
+    other slots decode, the server lets requests wait that cannot be in one batch with theirs."""
     seed = random.SystemRandom().randrange(1 << 32)
-    job = {"scenario": "soak", "seed": seed, "kv": "f16", "slots": 16, "workers": 16, "pooling": "mean", "arguments": ["-cram", "32"]}
+    job = {"scenario": "soak", "seed": seed, "kv": "f16", "slots": 16, "workers": 16, "arguments": ["-cram", "32"]}
     result = hostlib.run("llama-server", library=library, settings=SPARSE, seconds=SECONDS, timeout=SECONDS + 600, **job)
     job |= {"operations": max(result.value("operations")), "timeout": SECONDS + 3600}
     judge(f"{SECONDS:.0f} s at full slots, seed {seed}", result, lambda: hostlib.run("llama-server", **job))

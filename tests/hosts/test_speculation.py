@@ -5,11 +5,10 @@ from __future__ import annotations
 import hostlib
 import numpy as np
 import pytest
-from checks import BUDGET, SPARSE, active, log_lines, saved, solved_all
+from checks import BUDGET, NGRAMS, SPARSE, active, log_lines, saved, solved_all
 
 SPECULATING = {**SPARSE, "LESSISMORE_SPECULATION": "on"}
 MODEL = str(hostlib.REASONER)
-NGRAMS = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "4", "--spec-ngram-simple-size-m", "8"]
 
 
 def drafting(model: str) -> list[str]:

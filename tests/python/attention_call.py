@@ -4,17 +4,22 @@ import ctypes
 
 import numpy as np
 
+from lessismore._errors import ArgumentError
+
 
 class Library:
     """Attends as the C header says, from the addresses that it is given: float16, pages of a table, sinks."""
 
-    def __init__(self, heads, kv_heads, head_dim, page_size):
+    def __init__(self, heads, kv_heads, head_dim, page_size, capacity=0):
+        self.capacity = capacity
         self.heads, self.kv_heads, self.head_dim, self.page_size = heads, kv_heads, head_dim, page_size
         self.rows, self.layers, self.error = [], [], None
 
     def __call__(self, handle, a):
         if self.error is not None:
             raise self.error
+        if a.n_rows > 1 and a.table_stride < -(-self.capacity // self.page_size):
+            raise ArgumentError(f"table_stride = {a.table_stride} is less than the pages of the capacity")
         self.rows.append(a.n_rows)
         self.layers.append(a.layer)
         assert a.page_size == self.page_size and a.query_dtype == a.output_dtype == 1 and a.struct_size == ctypes.sizeof(a)

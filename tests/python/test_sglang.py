@@ -63,7 +63,7 @@ def test_what_is_read_is_there(version):
     assert {"server_args", "is_draft_worker", "use_mla_backend", "page_size", "model_config", "model"} <= set(runner)
     assert found["pools"] == ["token_to_kv_pool", "req_to_token_pool"]
     flash = modules[FLASH]["FlashAttentionBackend"]
-    assert {"is_encoder_decoder", "page_size", "forward_metadata"} <= set(flash["sets"])
+    assert {"is_encoder_decoder", "page_size", "forward_metadata", "max_context_len"} <= set(flash["sets"])
     assert {"cache_seqlens_int32", "page_table", "max_seq_len_q"} <= set(modules[FLASH]["FlashAttentionMetadata"]["fields"])
     assert {"get_kv_buffer", "set_kv_buffer"} <= set(modules["mem_cache/memory_pool.py"]["KVCache"]["methods"])
     assert "_attn_output" in json.dumps(found["reads"])
@@ -109,6 +109,20 @@ def test_importing_the_package_imports_neither_sglang_nor_torch():
 ])  # fmt: skip
 def test_a_layer_that_cannot_take_part_says_why(given, reason):
     assert reason in layers.single(stand_in.RadixAttention(0, **given)) and layers.single(stand_in.RadixAttention(0)) is None
+
+
+def test_graphs_are_switched_off_as_a_whole_or_for_decode_steps(version):
+    assert ("cuda_graph_config" in stand_in.recorded(version)["arguments"]) or version in (stand_in.FIRST, "0.5.15")
+
+    def arguments(off, **more):
+        return stand_in.Object(disable_cuda_graph=off, **more)
+
+    def decode(backend):
+        return stand_in.Object(decode=stand_in.Object(backend=backend))
+
+    assert layers.without_graphs(arguments(True)) and not layers.without_graphs(arguments(False))
+    assert layers.without_graphs(arguments(False, cuda_graph_config=decode("disabled")))
+    assert not layers.without_graphs(arguments(False, cuda_graph_config=decode("full")))
 
 
 def test_layers_are_numbered_by_their_id_and_others_are_left():
@@ -210,11 +224,11 @@ class Model:
 
     def __init__(self, backend, version, monkeypatch, page_size):
         def open(self, runner, backend):
-            self.numbers, self.max_rows = {0: 0, 1: 1}, 4
+            self.numbers, self.max_rows, self.capacity = {0: 0, 1: 1}, 4, stand_in.CONTEXT
             self.decoder = stand_in.Object(_use=lambda: 1, stats=lambda: {}, close=lambda: None)
 
         monkeypatch.setattr(context.Context, "_open", open)
-        self.library = Library(HEADS, KV_HEADS, DIM, page_size)
+        self.library = Library(HEADS, KV_HEADS, DIM, page_size, stand_in.CONTEXT)
         monkeypatch.setattr(context._library, "library", lambda: stand_in.Object(lim_decoder_attend=self.library))
         self.layers = [stand_in.RadixAttention(i) for i in range(2)]
         self.runner = stand_in.runner(version, self.layers, page_size)
@@ -224,6 +238,8 @@ class Model:
         """Both layers' outputs of rows that see so many tokens, and SGLang's own."""
         n, pool = len(seen), self.runner.token_to_kv_pool
         pages = torch.randperm(pool.size // self.page_size)[: n * 256 // self.page_size].view(n, -1).to(torch.int32)
+        if more.pop("narrow", False):  # without graphs SGLang's table ends with the longest row
+            pages = pages[:, : -(-max(seen) // self.page_size)].contiguous()
         last = torch.tensor(seen) - 1
         loc = pages[torch.arange(n), last // self.page_size].long() * self.page_size + last % self.page_size
         batch = stand_in.Object(spec_info=None, out_cache_loc=loc, pool=pool, token_to_kv_pool=pool)
@@ -258,6 +274,15 @@ def test_decode_rows_are_ours(backend, version, monkeypatch, page_size):
     close(*model.step([5, 200, 17]))
     assert model.library.rows == [3, 3] and model.library.layers == [0, 1] and model.backend.calls == 2  # the comparison's
     assert model.runner.token_to_kv_pool.writes == 2
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_a_table_that_ends_with_the_longest_row_is_ours_too(backend, version, monkeypatch, page_size):
+    torch.manual_seed(1)
+    model = Model(backend, version, monkeypatch, page_size)
+    for seen in ([5, 200, 17], [6, 201, 18], [33], [40, 7]):
+        close(*model.step(seen, narrow=True))
+    assert model.library.rows == [3, 3, 3, 3, 1, 1, 2, 2] and model.backend.shared.reason is None
 
 
 @of_each_kind

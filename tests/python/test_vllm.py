@@ -209,11 +209,17 @@ def test_layers_whose_names_do_not_tell_their_order_are_left():
     (dict(attn_type="encoder_only"), "attention of type"), (dict(sliding_window=64), "sliding-window"), (dict(alibi_slopes=[1.0]), "ALiBi"),
     (dict(kv_sharing_target_layer_name="x"), "another layer's K/V"), (dict(kv_cache_dtype="int8_per_token_head"), "K/V of type int8"),
     (dict(kv_cache_dtype="fp8_e5m2"), "K/V of type"), (dict(head_size=80), "heads of 80"), (dict(num_heads=34), "34 query heads for 2"),
-    (dict(sinks=torch.ones(HEADS)), "attention sinks"), (dict(logits_soft_cap=20.0), "soft-capped logits"),
 ])  # fmt: skip
 def test_a_layer_that_cannot_take_part_says_why(given, reason):
     assert reason in layers.single(impl(**given), stand_in.Attention("", None))
     assert layers.single(impl(), stand_in.Attention("", None)) is None
+
+
+@pytest.mark.parametrize(
+    "given", [dict(sinks=torch.ones(HEADS)), dict(logits_soft_cap=20.0), dict(kv_cache_dtype="fp8", logits_soft_cap=50.0)]
+)
+def test_a_layer_with_sinks_or_a_soft_cap_takes_part(given):
+    assert layers.single(impl(**given), stand_in.Attention("", None)) is None
 
 
 def test_fp8_takes_part_with_one_scale_for_a_layer():

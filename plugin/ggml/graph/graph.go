@@ -120,7 +120,7 @@ type Graph struct {
 	Batch     int      // tokens of the batch that Outputs counts in; 0: this part of the graph does not tell
 	SoftMax   int      // masked softmax nodes: attention that runs without flash attention
 	Weights   uint64   // hash of the weights and adapters in this part of the graph; a sum over them, so parts add up
-	Adapters  uint64   // which adapters are applied to them, and how much; 0: none
+	Adapters  uint64   // which adapters are applied to them, and how much, and to which of the models that were served
 
 	FirstBlock, LastBlock int32 // of the model, whose weights were hashed; FirstBlock -1: of none
 	Ends                  int32 // 1: so were those that follow the last block
@@ -131,6 +131,8 @@ type Graph struct {
 	Changes  []Change // of stores on a GPU since the last graph, oldest first
 	Lost     bool     // there were more than these
 	Computed bool     // by the host: nothing can be taken any more
+	Records  bool     // on a GPU, steps that are alike are recorded and replayed
+	Form     uint64   // the answer, on a GPU: equal graphs of equal forms queue the same; 0: this one is like no other
 	Later    bool     // the answer: nothing would be taken of the next graph, it may be computed before it is planned
 	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, AnyStore or NoStore
 }

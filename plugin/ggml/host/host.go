@@ -3,12 +3,15 @@
 package host
 
 import (
+	"bytes"
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"lessismore/plugin/ggml"
 	"lessismore/plugin/ggml/graph"
@@ -29,8 +32,18 @@ type Process struct {
 	hooked bool   // at least one host is hooked
 	said   string // by the last rehearsal
 
-	file sync.Mutex // orders the writers of the statistics: contexts may end on several threads
+	file    sync.Mutex // orders the writers of the statistics: contexts may end on several threads
+	written []byte     // to that file, last
+	once    sync.Once  // keeps the statistics current
+	gpus    atomic.Int32
 }
+
+// Where contexts live as long as their process, and that is ended by a signal (an RPC server's), the statistics that are
+// written at the end never are. So they are kept current, at this distance; a trace makes them long.
+const (
+	current       = 2 * time.Second
+	currentTraced = 30 * time.Second
+)
 
 // Context is what takes part in one context of a host.
 type Context interface {
@@ -212,6 +225,9 @@ func (p *Process) LeftAlone(why string) {
 // Open begins a context whose graphs the CPU computes.
 func (p *Process) Open() Context {
 	s := ggml.NewSession(p.engine, p.log)
+	if p.env.StatsPath != "" {
+		p.once.Do(func() { go p.keepCurrent() })
+	}
 	if p.byCell {
 		s.OrderByCell()
 	}
@@ -220,6 +236,7 @@ func (p *Process) Open() Context {
 
 // OpenGPU begins a context whose graphs a GPU computes.
 func (p *Process) OpenGPU() Context {
+	p.gpus.Add(1)
 	s := ggml.NewGPUSession(p.engine, p.log, p.env.CUDA == settings.CUDAOn)
 	if p.byCell {
 		s.OrderByCell()
@@ -253,7 +270,34 @@ func (p *Process) WriteStats() {
 	}
 	p.file.Lock()
 	defer p.file.Unlock()
-	if err := files.WriteFile(p.env.StatsPath, p.engine.Report().JSON()); err != nil {
+	p.writeStats(p.engine.Report().JSON())
+}
+
+func (p *Process) writeStats(text []byte) (ok bool) {
+	p.written = text
+	err := files.WriteFile(p.env.StatsPath, text)
+	if err != nil {
 		p.log(settings.LogInfo, "LESSISMORE_STATS: "+err.Error())
+	}
+	return err == nil
+}
+
+// keepCurrent writes the statistics again and again, where they have changed, as long as that works. Not once a GPU has been
+// used: what it has counted is waited for.
+func (p *Process) keepCurrent() {
+	defer p.Guard("statistics")
+	every := current
+	if p.env.Trace > 0 {
+		every = currentTraced
+	}
+	for ok := true; ok; {
+		time.Sleep(every)
+		p.file.Lock()
+		if ok = p.gpus.Load() == 0; ok {
+			if text := p.engine.Report().JSON(); !bytes.Equal(text, p.written) {
+				ok = p.writeStats(text)
+			}
+		}
+		p.file.Unlock()
 	}
 }

@@ -29,6 +29,7 @@ type Context struct {
 	discovery discovery
 	graphs    int              // since the layers' weights are hashed
 	unhashed  bool             // the weights of the model that is served now were never hashed
+	asked     bool             // they are asked for, since the layers turned out to be others
 	weights   uint64           // hash of the model's weights, as far as the first pass shows them
 	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
 	blocks    blocks
@@ -144,13 +145,13 @@ func (c *Context) Drafts(n *graph.Node, remedy string, begins func(n *graph.Node
 		return
 	case n.Reason == stats.Offloaded:
 		c.short = 0
-	case n.Tokens < 2 || begins(n):
+	case n.Tokens < 2 || n.Tokens > mostShort || begins(n):
 	case n.Reason == stats.ReasonDraft:
 		if c.checks++; c.checks == ShortCalls {
 			what = fmt.Sprintf("the host attends to everything in %d calls so far that check a draft (a few tokens of a sequence, whose logits are all wanted)%s",
 				ShortCalls, remedy)
 		}
-	case n.Reason == stats.ReasonPrompt && n.Tokens <= mostShort:
+	case n.Reason == stats.ReasonPrompt:
 		if c.short++; c.short == ShortCalls {
 			what = fmt.Sprintf("nothing is offloaded: %d calls one after another had several query tokens of a sequence (a prompt in small pieces), which the host attends to",
 				ShortCalls)
@@ -279,10 +280,29 @@ func (c *Context) Adapted(g *graph.Graph) bool {
 	} else if was == g.Adapters {
 		return false
 	}
+	c.again(g)
+	return true
+}
+
+// Anew tells whether a graph with attention begins with a layer that the first pass did not have: the backend serves another
+// model or another part of one, as an RPC server's does when its next client comes. The layers are forgotten then, and the next
+// graph's weights asked for; once, for a host may compute its graphs in pieces of any size.
+func (c *Context) Anew(g *graph.Graph) bool {
+	n := &g.Nodes[0]
+	if n.Layer < 0 || !c.discovery.complete || c.asked || c.discovery.knows(n) {
+		return false
+	}
+	c.asked = true
+	c.again(g)
+	c.then.Forget()
+	return true
+}
+
+// again forgets the layers, and asks for the next graph's weights.
+func (c *Context) again(g *graph.Graph) {
 	c.restart()
 	c.unhashed, c.weights, c.graphs = false, 0, 0
 	g.KnowsWeights = false
-	return true
 }
 
 // Asks tells whether the next graphs' weights are to be hashed.
@@ -314,6 +334,9 @@ func (c *Context) assign(n *graph.Node) error {
 	}
 	var err error
 	part := partOf(&c.blocks, c.discovery.layers[0].layer, layers)
+	if l, missing := part.missing(c.Engine.Settings.Layers, &c.blocks); missing {
+		return fmt.Errorf("LESSISMORE_LAYERS: layers names layer %d, but the model's last one is %d: %s", l, c.blocks.last, part.where)
+	}
 	if c.Model, err = c.Engine.ModelWith(part.settings(c.Engine.Settings), c.identity(n, layers), c.Log); err != nil {
 		if where := c.blocks.elsewhere(); where != "" {
 			return fmt.Errorf("LESSISMORE_LAYERS: %w: %s", err, where)
@@ -324,7 +347,7 @@ func (c *Context) assign(n *graph.Node) error {
 		c.Model.Part(int(part.first))
 		c.Log(settings.LogInfo, part.String())
 	}
-	c.Ordinal = map[int32]int{}
+	c.Ordinal, c.asked = map[int32]int{}, false
 	for i, l := range layers {
 		c.Ordinal[l] = i
 	}

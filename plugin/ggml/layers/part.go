@@ -50,6 +50,20 @@ func (p *part) settings(config settings.Config) settings.Config {
 	return config
 }
 
+// missing is the first of the layers that were given that no part of the model has. Only the part that the model ends with can tell:
+// earlier ones do not see how many follow.
+func (p *part) missing(given []int, b *blocks) (layer int, is bool) {
+	if !p.some || !p.even || !b.shown || !b.ends {
+		return 0, false
+	}
+	for _, l := range given {
+		if l > int(b.last) {
+			return l, true
+		}
+	}
+	return 0, false
+}
+
 func (p *part) String() string {
 	return p.where + ": token sets are chosen on each of them"
 }

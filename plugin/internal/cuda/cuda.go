@@ -8,11 +8,16 @@ package cuda
 #include <stdlib.h>
 #include "context.h"
 #include "driver_calls.h"
+#include "join.h"
 #include "launch.h"
 
 // A stream's handle can be a small number, which Go takes for no pointer.
 static int lim_run(const lim_cuda_plan_t *plan, uintptr_t stream) { return lim_cuda_run(plan, (void *)stream); }
+static int lim_join_run(void *function, void *context, const lim_cuda_join *join, uintptr_t stream) {
+    return lim_cuda_start_join(function, context, join, (void *)stream);
+}
 static const char *lim_tally_name(void) { return LIM_CUDA_TALLY; }
+static const char *lim_join_name(void) { return LIM_CUDA_JOIN; }
 */
 import "C"
 
@@ -207,8 +212,8 @@ func (d *Device) Check(call *Call) error {
 // WorkSize is the work memory that calls of this shape need.
 func (d *Device) WorkSize(call *Call) int { return int(C.lim_cuda_work_size(&d.limits, call.c())) }
 
-// Overfull is where calls of this shape leave that the last selection had no room; 0: with room for all, nowhere.
-func (d *Device) Overfull(call *Call) uint64 { return uint64(C.lim_cuda_overfull(&d.limits, call.c())) }
+// NoSets is where calls of this shape leave whether token sets are of no use; 0: nowhere, they always are.
+func (d *Device) NoSets(call *Call) uint64 { return uint64(C.lim_cuda_no_sets(&d.limits, call.c())) }
 
 // Memory is device memory of our own: work memory for callers that bring none.
 type Memory struct {
@@ -377,6 +382,23 @@ func (p *Plan) Tally(d *Device, t *Tally) error {
 	p.plan.tally = *(*C.lim_cuda_tally)(unsafe.Pointer(t))
 	p.plan.tally_function = f
 	return nil
+}
+
+var joinName = C.lim_join_name()
+
+// LoadJoin finds what Join needs, which is then not looked up on the decode path.
+func (d *Device) LoadJoin() error {
+	_, err := d.function(joinName)
+	return err
+}
+
+// Join has each row's new token join its token sets, on a stream.
+func (d *Device) Join(j *Join, stream uintptr) error {
+	f, err := d.function(joinName)
+	if err != nil {
+		return err
+	}
+	return driverError("launching lim_join", C.CUresult(C.lim_join_run(f, unsafe.Pointer(d.handle()), (*C.lim_cuda_join)(unsafe.Pointer(j)), C.uintptr_t(stream))))
 }
 
 // function finds an entry point, once, and allows it all the shared memory that the device has.

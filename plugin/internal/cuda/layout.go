@@ -2,6 +2,7 @@
 
 package cuda
 
+// #include "join.h"
 // #include "kernels.h"
 // #include "tally.h"
 import "C"
@@ -20,8 +21,12 @@ var (
 	_ [unsafe.Sizeof(Tally{}) - C.sizeof_lim_cuda_tally]struct{}
 	_ [C.sizeof_lim_cuda_tally - unsafe.Sizeof(Tally{})]struct{}
 
+	_ [unsafe.Sizeof(Join{}) - C.sizeof_lim_cuda_join]struct{}
+	_ [C.sizeof_lim_cuda_join - unsafe.Sizeof(Join{})]struct{}
+
 	_ = [1]int{}[Counters-C.LIM_CUDA_COUNTERS]
 	_ = [1]int{}[NoSetCalls-C.LIM_CUDA_NO_SET_CALLS]
+	_ = [1]int{}[ReusedSteps-C.LIM_CUDA_REUSED_STEPS]
 	_ = [1]int{}[SparseTokensVisible-C.LIM_CUDA_SPARSE_TOKENS_VISIBLE]
 	_ = [1]int{}[MaxHeads-C.LIM_CUDA_MAX_HEADS]
 	_ = [1]int{}[MaxGroup-C.LIM_CUDA_MAX_GROUP]
@@ -29,10 +34,13 @@ var (
 
 	_ = [1]int{}[unsafe.Offsetof(Tally{}.Kept)-unsafe.Offsetof(C.lim_cuda_tally{}.kept)]
 	_ = [1]int{}[unsafe.Offsetof(Tally{}.NoSet)-unsafe.Offsetof(C.lim_cuda_tally{}.no_set)]
+	_ = [1]int{}[unsafe.Offsetof(Tally{}.Reused)-unsafe.Offsetof(C.lim_cuda_tally{}.reused)]
+	_ = [1]int{}[unsafe.Offsetof(Join{}.NoSets)-unsafe.Offsetof(C.lim_cuda_join{}.no_sets)]
+	_ = [1]int{}[unsafe.Offsetof(Join{}.Groups)-unsafe.Offsetof(C.lim_cuda_join{}.groups)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Lengths)-unsafe.Offsetof(C.lim_cuda_call{}.lengths)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Set)-unsafe.Offsetof(C.lim_cuda_call{}.set)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Positions)-unsafe.Offsetof(C.lim_cuda_call{}.positions)]
-	_ = [1]int{}[unsafe.Offsetof(Tally{}.Overfull)-unsafe.Offsetof(C.lim_cuda_tally{}.overfull)]
+	_ = [1]int{}[unsafe.Offsetof(Tally{}.NoSets)-unsafe.Offsetof(C.lim_cuda_tally{}.no_sets)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.KVTokens)-unsafe.Offsetof(C.lim_cuda_call{}.kv_tokens)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Work)-unsafe.Offsetof(C.lim_cuda_call{}.work)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Dim)-unsafe.Offsetof(C.lim_cuda_call{}.dim)]
@@ -40,4 +48,5 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Scale)-unsafe.Offsetof(C.lim_cuda_call{}.scale)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Mode)-unsafe.Offsetof(C.lim_cuda_call{}.mode)]
 	_ = [1]int{}[unsafe.Offsetof(Call{}.Recent)-unsafe.Offsetof(C.lim_cuda_call{}.recent)]
+	_ = [1]int{}[unsafe.Offsetof(Call{}.Lasting)-unsafe.Offsetof(C.lim_cuda_call{}.lasting)]
 )

@@ -31,11 +31,13 @@ func (*Device) Ordinal() int                     { return 0 }
 func (*Device) Bandwidth() float64               { return 1 }
 func (*Device) Check(*Call) error                { return errNotBuilt }
 func (*Device) WorkSize(*Call) int               { return 0 }
-func (*Device) Overfull(*Call) uint64            { return 0 }
+func (*Device) NoSets(*Call) uint64              { return 0 }
 func (*Device) Zeroed(int) (*Memory, error)      { return nil, errNotBuilt }
 func (*Device) Pin(int) (*Pinned, error)         { return nil, errNotBuilt }
 func (*Device) Load(*Call) error                 { return errNotBuilt }
 func (*Device) Plan(*Call, *Plan) (*Plan, error) { return nil, errNotBuilt }
+func (*Device) LoadJoin() error                  { return errNotBuilt }
+func (*Device) Join(*Join, uintptr) error        { return errNotBuilt }
 func (*Device) Foreign([]uint64) int             { return -1 }
 func (*Device) Read(uint64, []byte) error        { return errNotBuilt }
 func NewPlan() (*Plan, error)                    { return nil, errNotBuilt }

@@ -82,13 +82,26 @@ type Call struct {
 	Policy                   Policy
 	Budget                   int32
 	SinkTokens, TopK, Recent int32
+	Lasting                  int32 // 1: token sets may serve later steps, too; the same in all calls of a decoder
+	_                        int32
+}
+
+// Join has each row's new token join its token sets, field by field lim_cuda_join.
+type Join struct {
+	Call         Call // the first group's sets; Budget: tokens of a set, the new one included
+	Kept, NoSets uint64
+	GroupStride  int64 // elements from a group of sets to the next one's
+	Groups       int32
+	_            int32
 }
 
 // Tally is a finished step to be counted, field by field lim_cuda_tally.
 type Tally struct {
-	Lengths, Counters, Kept, Overfull uint64
-	NRows, Budget                     int32
-	Dense, Select, Sparse, NoSet      int32
+	Lengths, Counters, Kept, NoSets uint64
+	NRows, Budget                   int32 // Budget: tokens of a set
+	Dense, Select, Sparse, NoSet    int32
+	Reused                          int32 // 1: with the token sets of the step before
+	_                               int32
 }
 
 // What a tally's counters are, in their order (kernels/cuda/tally.h).
@@ -104,6 +117,7 @@ const (
 	SelectCalls
 	SparseCalls
 	NoSetCalls
+	ReusedSteps
 	Counters
 )
 

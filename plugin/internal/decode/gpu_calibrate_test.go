@@ -85,6 +85,8 @@ func (p *calibrated) step() []string {
 					what = append(what, "select")
 				case words[1] == "lim_probe":
 					what = append(what, "probe")
+				case words[1] == "lim_join":
+					what = append(what, "join")
 				}
 			case "cuMemcpyDtoHAsync_v2":
 				require.Contains(p.t, line, "stream "+p.stream())

@@ -187,7 +187,7 @@ func (env *Environment) onCUDA(built bool) error {
 	case !built:
 		return errors.New("this build of the library has no CUDA engine")
 	case env.Interval > 1:
-		return fmt.Errorf("LESSISMORE_INTERVAL=%d: on a GPU, a token set serves one step", env.Interval)
+		return fmt.Errorf("LESSISMORE_INTERVAL=%d: on a host's GPU a token set serves one step", env.Interval)
 	case env.Trace > 0:
 		return errors.New("LESSISMORE_TRACE: what is attended to on a GPU is not kept")
 	}

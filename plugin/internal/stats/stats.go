@@ -35,7 +35,7 @@ const (
 	ReasonFailed                   // planning failed: a fault of the library
 	ReasonShared                   // a layer that reads the store of another one
 	ReasonWithin                   // on a GPU: no row sees more tokens than the budget, and the host's graph is faster whole
-	ReasonNoGain                   // on a GPU: rows do, but not by so much that a graph in parts would be faster
+	ReasonNoGain                   // on a GPU: rows do, but not by so much that taking the step would be faster; or a layer is as good with the host
 	ReasonDense                    // on a GPU: a row has to attend to everything, and the host's graph is faster whole
 	ReasonDraft                    // few query tokens of one sequence, whose logits are all wanted, and LESSISMORE_SPECULATION is off
 	Reasons
@@ -74,7 +74,7 @@ var Meanings = [Reasons]string{
 	ReasonFailed:     "a fault of the library: please report it",
 	ReasonShared:     "a layer that reads another one's K/V cache",
 	ReasonWithin:     "no row sees more tokens than the budget: the GPU's graph is left whole",
-	ReasonNoGain:     "so few tokens beyond the budget that the GPU's graph is faster whole (LESSISMORE_CUDA=on takes them all the same)",
+	ReasonNoGain:     "so few tokens beyond the budget that the GPU's graph is faster whole (LESSISMORE_CUDA=on takes them all the same), or a first layer that attends to everything",
 	ReasonDense:      "rows that attend to everything, because their newest tokens are not known, a prompt ends there, or the layers are not measured: the GPU's graph is left whole",
 }
 
@@ -116,6 +116,7 @@ type Stats struct {
 
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
 	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
+	ReplayedSteps uint64      `json:"replayed_steps"` // of a host's GPU: like the one before, and queued as one graph with the host's work
 	ReusedSteps   uint64      `json:"reused_steps"`   // with the token sets of the step before (LESSISMORE_INTERVAL)
 	Ablations     uint64      `json:"ablation_steps,omitempty"`
 	Audits        uint64      `json:"audits"` // of a sparse layer by the guard

@@ -4,7 +4,6 @@
 auto.py [ROWS] [CONTEXT]      8 rows of 32,768 tokens
 """
 
-import json
 import os
 import statistics
 import sys
@@ -12,7 +11,7 @@ import sys
 import random_model
 import torch
 from bench import Bench, arguments
-from engine import say, short
+from engine import keep, say, short
 
 STEPS = 900
 MOST = 1.5  # times a dense step
@@ -33,9 +32,10 @@ def main(rows, context):
     ordered = sorted(times[5:])
     say(f"auto, {rows} x {context}, {bench.config.compilation_config.cudagraph_mode}: dense steps {first:.2f} ms, afterwards {final:.2f} ms, {len(times)} steps;",
         f"99 % {ordered[len(ordered) * 99 // 100]:.2f}, the three longest {', '.join(f'{t:.2f}' for t in ordered[-3:])} ms;",
-        f"{library['measured_steps']} measured, chosen {bench.context.engine.report().get('choice')}")  # fmt: skip
+        f"{library['measured_steps']} measured")  # fmt: skip
     say(f"    {short(report)}")
-    say(json.dumps([round(t, 2) for t in times]))
+    keep("auto", **bench.about(), rows=rows, context=context, times_ms=[round(t, 2) for t in times], library=library,
+         contexts=bench.context.engine.report()["contexts"])  # fmt: skip
     checks = {
         "measured": library["measured_steps"] > 0,
         "sparse": library["sparse_calls"] > 0,

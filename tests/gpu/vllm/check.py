@@ -6,6 +6,7 @@ that the library names: computed prompts, prefix cache on, decode rows alone and
 """
 
 import copy
+import inspect
 import os
 import statistics
 import sys
@@ -13,7 +14,7 @@ import sys
 import numpy as np
 import random_model
 import torch
-from engine import Served, say, short
+from engine import Served, keep, say, short
 
 LAYERS = 6
 CHOOSE = [1, 3]
@@ -23,13 +24,15 @@ CLOSE = 4e-3  # relative: bf16 rounds by 2 ** -9 at each of two engines
 QUANTIZED = 6e-2  # FlashAttention 3 has the softmax's weights in fp8, too
 DRAFTS = 3
 
-# vLLM's arguments, changes of the model's configuration, changes of each attention layer
+# vLLM's arguments, changes of the model's configuration, what each attention layer is made with
 VARIANTS = {
     "bf16": ({}, {}, {}),
     "f16": ({"dtype": "float16"}, {}, {}),
     "fp8": ({"kv_cache_dtype": "fp8"}, {}, {}),
-    "sinks": ({}, {}, {"sinks": True}),
-    "softcap": ({}, {}, {"softcap": 20.0}),
+    "sinks": ({}, {}, {"sinks": (4.0, 2.0)}),  # mean and deviation
+    "softcap": ({}, {}, {"logits_soft_cap": 20.0}),
+    "softcap-dim256": ({}, {"head_dim": 256, "num_attention_heads": 16, "num_key_value_heads": 4}, {"logits_soft_cap": 5.0}),
+    "sinks-dim64": ({}, {"head_dim": 64, "num_attention_heads": 64, "num_key_value_heads": 8}, {"sinks": (2.0, 2.0)}),
     "dim64": ({}, {"head_dim": 64}, {}),
     "dim256": ({}, {"head_dim": 256, "num_attention_heads": 16, "num_key_value_heads": 4}, {}),
     "gqa16": ({}, {"num_attention_heads": 32, "num_key_value_heads": 2}, {}),
@@ -109,6 +112,25 @@ class Watch:
         self.differences.setdefault(key, []).append(error)
 
 
+def make_with(changes):
+    """Has vLLM make its attention layers with sinks or a soft-cap, where a model that has them would say so."""
+    import vllm  # noqa: F401  first, as in a server
+
+    from lessismore.vllm import backend
+
+    made, parameters = backend.Impl.__init__, inspect.signature(backend.FlashAttentionImpl.__init__)
+
+    def init(impl, *args, **kwargs):
+        given = parameters.bind(impl, *args, **kwargs)
+        given.arguments.update(changes)
+        if "sinks" in changes:
+            mean, deviation = changes["sinks"]
+            given.arguments["sinks"] = torch.randn(given.arguments["num_heads"], device="cuda", dtype=torch.bfloat16) * deviation + mean
+        made(*given.args, **given.kwargs)
+
+    backend.Impl.__init__ = init
+
+
 def spread(values):
     return f"most {max(values):.2e}, median {statistics.median(values):.2e}, {len(values)} rows or layers" if values else "none"
 
@@ -125,18 +147,17 @@ def draft(runner, seed=5):
 
 def main(budget, variant):
     arguments, shape, changes = VARIANTS[variant]
+    torch.manual_seed(2)
+    if changes:
+        make_with(changes)
     served = Served(
         random_model.folder(LAYERS, **shape), {"budget": budget, "layers": CHOOSE}, load_format="dummy", max_model_len=16384, max_num_seqs=8,
         max_num_batched_tokens=2048, gpu_memory_utilization=0.1, kv_cache_memory_bytes=2 << 30, enable_prefix_caching=True, enforce_eager=True,
         **arguments,
     )  # fmt: skip
     random_model.randomize(served.runner.model)
-    torch.manual_seed(2)
     for layer in served.config.compilation_config.static_forward_context.values():
-        if changes.get("sinks"):
-            layer.impl.sinks = torch.randn(layer.impl.num_heads, device="cuda", dtype=torch.bfloat16) * 2 + 4
-        layer.impl.logits_soft_cap = changes.get("softcap", layer.impl.logits_soft_cap)
-        layer.impl.call = None  # which vLLM's own warming up may have filled in
+        assert (layer.impl.sinks is not None) == ("sinks" in changes) and layer.impl.logits_soft_cap == changes.get("logits_soft_cap", 0)
     if variant == "drafts":
         draft(served.runner)
     watch = Watch(served, variant == "fp8")
@@ -171,6 +192,10 @@ def main(budget, variant):
         )
         say(f"check {variant}, budget {budget}: {kind}, layers {what}: {spread(errors)}")
     say(f"    steps {served.kinds()}, {short(report)}")
+    keep(f"check-{variant}-{budget}", differences=[
+        dict(kind=kind, sees_all=sees_all, most=max(errors), median=statistics.median(errors), n=len(errors))
+        for (kind, sees_all), errors in sorted(found.items())
+    ])  # fmt: skip
     most = {kind: QUANTIZED if variant == "fp8" and kind != "set" else CLOSE for kind, _ in found}
     checks = {
         "close": all(max(errors) < most[kind] for (kind, sees_all), errors in found.items() if sees_all),

@@ -8,15 +8,13 @@ Contexts are put in place: bench.py says how.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 
 import random_model
-import torch
 from bench import Bench, arguments
-from engine import say, short
+from engine import keep, say, short
 
 p = argparse.ArgumentParser()
 p.add_argument(
@@ -31,8 +29,17 @@ p.add_argument("--max-num-seqs", type=int, default=64)
 p.add_argument("--steps", type=int, default=40)
 p.add_argument("--modes", default="on,off")
 p.add_argument("--graphs", default="1,8,16,24,32,64")
-p.add_argument("--json")
+p.add_argument("--name", default="decode", help="of the JSON file")
 a = p.parse_args()
+
+
+def table(results):
+    rows = []
+    for text, by in results.items():
+        times = {f"{mode}_ms": statistics.median(r["step_ms"] for r in found) for mode, found in by.items()}
+        both = dict(faster=round(times["off_ms"] / times["on_ms"], 3)) if len(times) == 2 else {}
+        rows.append(dict(case=text, rows=next(iter(by.values()))[0]["rows"], **times, **both, results=by))
+    return rows
 
 
 def main():
@@ -48,26 +55,14 @@ def main():
             captured = mode
         for text in a.cases.split(","):
             results.setdefault(text, {}).setdefault(mode, []).append(bench.case(text, mode, a.steps))
-    table = []
-    for text, by in results.items():
-        if len(by) == 2:
-            on, off = (statistics.median(r["step_ms"] for r in by[m]) for m in ("on", "off"))
-            table.append(dict(case=text, rows=by["on"][0]["rows"], on_ms=on, off_ms=off, faster=round(off / on, 3), results=by))
-            say(
-                f"{by['on'][0]['rows']} x {text.split('x')[1]}: FlashAttention {off:.2f} ms, lessismore {on:.2f} ms a step: {off / on:.2f}x"
-            )
+            keep(a.name, **bench.about(), table=table(results))
+    for row in table(results):
+        say(
+            f"{row['rows']} x {row['case'].split('x')[1]}: FlashAttention {row['off_ms']:.2f} ms, lessismore {row['on_ms']:.2f} ms a step: {row['off_ms'] / row['on_ms']:.2f}x"
+            if "faster" in row
+            else row
+        )
     say(short(bench.report()))
-    if a.json:
-        with open(a.json, "w") as f:
-            json.dump(
-                dict(
-                    gpu=torch.cuda.get_device_name(),
-                    work_bytes=bench.context.work.numel(),
-                    kv_tokens=bench.blocks * bench.block,
-                    table=table,
-                ),
-                f,
-            )
     say("done")
 
 

@@ -8,40 +8,18 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
-PACKAGE = pathlib.Path(os.environ.get("LESSISMORE_PACKAGE", ROOT / "bindings" / "python"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import engines  # noqa: E402
+from engines import keep, say  # noqa: E402, F401  for the parts
+
+ROOT = engines.ROOT
+engines.install("vllm.general_plugins")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # nothing is sampled here, and a pack has no FlashInfer
-os.environ.setdefault("LESSISMORE_LIBRARY", str(ROOT / "build" / "liblessismore.so"))
-
-BEGIN = time.time()
-
-
-def say(*words):
-    print("##", f"[{time.time() - BEGIN:6.1f}]", *words, flush=True)
-
-
-def install():
-    """What `pip install` would leave: the package on the path, and its entry points."""
-    text = (PACKAGE / "pyproject.toml").read_text()
-    group = text.split('[project.entry-points."vllm.general_plugins"]', 1)[1].split("[", 1)[0]
-    points = "".join(f"{line}\n".replace('"', "") for line in group.splitlines() if "=" in line)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="lessismore-site-"))
-    about = folder / "lessismore-0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: lessismore\nVersion: 0\n")
-    (about / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{points}")
-    for path in (str(PACKAGE), str(folder)):
-        sys.path.insert(0, path)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), str(folder), os.environ.get("PYTHONPATH", "")])
-
-
-install()
 import torch  # noqa: E402
 
 
@@ -129,25 +107,33 @@ class Served:
         self.engine.add_request(name, {"prompt_token_ids": ids}, params)
 
     def switch(self, on):
-        """Captures the decode graphs again, with one attention or the other: both in one process, with one K/V store."""
-        from vllm.config.compilation import CUDAGraphMode
-
-        self.context.reason = None if on else "switched off for comparison"
         begin = time.time()
-        torch.cuda.synchronize()
-        manager = self.runner.cudagraph_manager
-        descs = manager._capture_descs
-        kept = descs.pop(CUDAGraphMode.PIECEWISE, None)
-        manager.graphs.clear()
-        manager.pool = torch.cuda.graph_pool_handle()  # an emptied pool is not taken up again
-        gc.collect()
-        self.runner.capture_model()
-        if kept is not None:
-            descs[CUDAGraphMode.PIECEWISE] = kept
+        switch(self.runner, self.context, on)
         say(f"lessismore {'on' if on else 'off'}: graphs captured in {time.time() - begin:.1f} s")
 
     def report(self):
         return {} if self.context is None else self.context.report()
+
+    def about(self):
+        """What its times depend on, for keep()."""
+        return dict(kv_tokens=self.blocks * self.block, work_bytes=0 if self.context is None else self.context.work_bytes)
+
+
+def switch(runner, context, on):
+    """Captures the decode graphs again, with one attention or the other: both in one process, with one K/V store."""
+    from vllm.config.compilation import CUDAGraphMode
+
+    context.reason = None if on else "switched off for comparison"
+    torch.cuda.synchronize()
+    manager = runner.cudagraph_manager
+    descs = manager._capture_descs
+    kept = descs.pop(CUDAGraphMode.PIECEWISE, None)
+    manager.graphs.clear()
+    manager.pool = torch.cuda.graph_pool_handle()  # an emptied pool is not taken up again
+    gc.collect()
+    runner.capture_model()
+    if kept is not None:
+        descs[CUDAGraphMode.PIECEWISE] = kept
 
 
 def short(report):

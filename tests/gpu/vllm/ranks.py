@@ -2,7 +2,7 @@
 """vLLM over several GPUs, its own executor: the reasoner, or decode steps of Qwen3-8B's shape.
 
 ranks.py reasoner TP PP [wrong]     16 problems, 6 rows; wrong: layers that cannot do it
-ranks.py decode TP on|off [CASES]   milliseconds a step, at the engine's output
+ranks.py decode TP [CASES]          milliseconds a step, at the engine's output: FlashAttention's and ours, in one engine
 """
 
 import glob
@@ -19,15 +19,22 @@ import engine
 import numpy as np
 import random_model
 from bench import arguments
-from engine import ROOT, say
+from engine import ROOT, keep, say
 
 DATA = ROOT / "tests" / "data" / "reasoner"
 sys.path.insert(0, str(DATA))
 import task  # noqa: E402
 
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")  # a machine may have no network
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+os.environ.setdefault("VLLM_ALLREDUCE_USE_SYMM_MEM", "0")  # NCCL sums, on both sides
 RIGHT, WRONG = [2, 9], [2, 6]
-CASES = "8x32768,32x32768,64x8192"
+CONTROL = 64  # tokens of each answer that the control gets: its first ones are wrong
+CASES = "8x32768,32x32768,64x8192,fitx32768"
+GRAPHS = [8, 16, 24, 32, 40, 48, 56, 64]
+started = []
 
 
 def start(model, settings, **more):
@@ -35,14 +42,16 @@ def start(model, settings, **more):
 
     begin = time.time()
     llm = LLM(**engine.arguments(model, settings, disable_custom_all_reduce=True, **more))
-    say(f"engine in {time.time() - begin:.1f} s, {llm.llm_engine.vllm_config.parallel_config.world_size} ranks")
-    return llm.llm_engine
+    served = llm.llm_engine
+    started.append(served)
+    say(f"engine in {time.time() - begin:.1f} s, {served.vllm_config.parallel_config.world_size} ranks")
+    return served
 
 
-def add(engine, name, ids, tokens):
+def add(served, name, ids, tokens):
     from vllm import SamplingParams
 
-    engine.add_request(name, {"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False))
+    served.add_request(name, {"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False))
 
 
 def reasoner(tensor, pipeline, layers):
@@ -54,12 +63,13 @@ def reasoner(tensor, pipeline, layers):
     wanted, given, begin = [], {}, time.time()
     for i in range(16):
         prompt, solution = task.problem(random.Random(960000 + i), task.steps_for(2048))
-        wanted.append(task.encode(solution))
-        add(served, str(i), [task.BOS] + task.encode(prompt), min(len(solution), 2047 - len(prompt)))
+        tokens = min(len(solution), 2047 - len(prompt))
+        wanted.append(task.encode(solution)[: tokens if layers == RIGHT else CONTROL])
+        add(served, str(i), [task.BOS] + task.encode(prompt), len(wanted[-1]))
     while served.has_unfinished_requests():
         for out in served.step():
             given[int(out.request_id.split("-")[0])] = list(out.outputs[0].token_ids)
-    exact = sum(given[i] == w[: len(given[i])] and len(given[i]) > 100 for i, w in enumerate(wanted))
+    exact = sum(given[i] == w for i, w in enumerate(wanted))
     say(
         f"reasoner, tensor parallel {tensor}, pipeline parallel {pipeline}, layers {layers}: exact {exact} of 16 in {time.time() - begin:.1f} s"
     )
@@ -68,43 +78,69 @@ def reasoner(tensor, pipeline, layers):
         library = r["library"]
         say(f"    rank {r['rank']}: {r['reason'] or 'on'}, layers {r['layers']} of {r['taking_part']}, {r['counts']},",
             f"{library['tokens_attended'] / max(library['tokens_visible'], 1):.1%} attended, {library['rows_sparse']} rows sparse, no_set {library['no_set_calls']}")  # fmt: skip
+    keep(f"ranks-tensor{tensor}-pipeline{pipeline}{'' if layers == RIGHT else '-wrong'}", exact=exact, layers=layers, ranks=reports)
     sparse = len(reports) == tensor * pipeline and all(
-        r["library"]["rows_sparse"] > 1000 and not r["library"]["no_set_calls"] for r in reports
+        r["library"]["rows_sparse"] > (10000 if layers == RIGHT else 0) and not r["library"]["no_set_calls"] for r in reports
     )
     return sparse and exact == (16 if layers == RIGHT else 0)
 
 
-def decode(tensor, mode, cases):
-    served = start(
-        random_model.folder(), {"budget": 2048, "layers": [2, 12]} if mode == "on" else None, tensor_parallel_size=tensor,
-        **arguments(33792, 64, [8, 32, 64]),
-    )  # fmt: skip
-    for case in cases.split(","):
-        rows, context = (int(x) for x in case.split("x"))
-        rng = np.random.default_rng(3)
-        for i in range(rows):
-            add(served, f"{case}n{i}", rng.integers(10, 150000, context).tolist(), 56)
-        stamps = []
-        while served.has_unfinished_requests():
-            out = served.step()
-            if out:
-                stamps.append((time.perf_counter(), len(out)))
-        full = [y[0] - x[0] for x, y in zip(stamps, stamps[1:]) if x[1] == rows and y[1] == rows][6:-2]
+def randomize(worker):
+    random_model.randomize(worker.model_runner.model)
+
+
+def attend(worker, on):
+    """One attention or the other, in a rank's process."""
+    from lessismore.vllm import context
+
+    engine.switch(worker.model_runner, context.of(worker.vllm_config), on)
+
+
+def decode(tensor, cases):
+    served = start(random_model.folder(), {"budget": 2048, "layers": [2, 12]}, tensor_parallel_size=tensor, **arguments(33792, 64, GRAPHS))
+    served.collective_rpc(randomize)
+    tokens = served.vllm_config.cache_config.num_gpu_blocks * served.vllm_config.cache_config.block_size
+    cases = cases.replace("fit", str(min(GRAPHS[-1], tokens // (33792 + 16))))
+    found = {}
+    for mode in ("on", "off"):
+        if mode == "off":
+            served.collective_rpc(attend, args=(False,))
+        for case in cases.split(","):
+            found.setdefault(case, {})[mode] = time_case(served, case, mode)
+            keep(f"ranks-decode{tensor}", ranks=tensor, kv_tokens=tokens, cases=found)
+    for case, by in found.items():
+        on, off = (by[mode]["step_ms"] for mode in ("on", "off"))
         say(
-            f"decode, tensor parallel {tensor}, {mode}: {case}: {statistics.median(full) * 1e3:.2f} ms a step (median of {len(full)})"
-            if full
-            else f"{case}: no step of all rows"
+            f"decode, tensor parallel {tensor}, K/V of {tokens} tokens: {case}: FlashAttention {off:.2f} ms, lessismore {on:.2f} ms a step: {off / on:.2f}x"
         )
     return True
+
+
+def time_case(served, case, mode):
+    rows, context = (int(x) for x in case.split("x"))
+    rng = np.random.default_rng(3)
+    for i in range(rows):
+        add(served, f"{case}{mode}n{i}", rng.integers(10, 150000, context).tolist(), 56)
+    stamps = []
+    while served.has_unfinished_requests():
+        out = served.step()
+        if out:
+            stamps.append((time.perf_counter(), len(out)))
+    full = [y[0] - x[0] for x, y in zip(stamps, stamps[1:]) if x[1] == rows and y[1] == rows][6:-2]
+    step = statistics.median(full) * 1e3
+    say(f"{case}, {mode}: {step:.2f} ms a step (median of {len(full)}), {rows / step * 1e3:.0f} tokens a second")
+    return dict(step_ms=round(step, 3), n=len(full))
 
 
 def main(what, *rest):
     if what == "reasoner":
         good = reasoner(int(rest[0]), int(rest[1]), WRONG if "wrong" in rest else RIGHT)
     else:
-        good = decode(int(rest[0]), rest[1], rest[2] if len(rest) > 2 else CASES)
+        good = decode(int(rest[0]), rest[1] if len(rest) > 1 else CASES)
     say(f"ranks {what} {' '.join(rest)}: {'ok' if good else 'FAILED'}")
     sys.stdout.flush()
+    for served in started:
+        served.engine_core.shutdown()  # its ranks give their memory back before another part begins
     os._exit(0 if good else 1)
 
 

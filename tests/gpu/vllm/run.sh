@@ -1,15 +1,16 @@
 #!/bin/sh
 # Everything of tests/gpu/vllm, each step in its own process and with its own limit; logs in a folder (default build/vllm).
-#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto decode serving ranks ranks-decode; default: all that one GPU can do
+#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-128k serving ranks ranks-decode; default: all that one GPU can do
 # vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks and ranks-decode want two GPUs, or RANKS of them.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 logs=${1:-$here/../../../build/vllm}
 [ $# -gt 0 ] && shift
-parts=${*:-reasoner check load server sanitize auto decode serving}
+parts=${*:-reasoner check load server sanitize auto room decode decode-128k serving}
 python=${PYTHON:-python3}
 export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$(mktemp -d)}" # profiles of this run only
 mkdir -p "$logs"
+RESULTS=$(cd "$logs" && pwd) && export RESULTS # each part's figures as JSON
 
 # one NAME SECONDS COMMAND...
 one() {
@@ -46,34 +47,41 @@ for part in $parts; do
         wait
         check sinks softcap dim64 dim256
         wait
-        check gqa16 mha
+        check sinks-dim64 softcap-dim256 gqa16 mha
         one check-dense 200 "$python" "$here/check.py" 32768 &
         wait
         ;;
     check-*) one "$part" 200 "$python" "$here/check.py" 1024 "${part#check-}" ;;
-    load) one load 300 "$python" "$here/load.py" ;;
+    load) # the model alone beside it, on another GPU where there is one
+        seed=${SEED:-$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}
+        one load 300 "$python" "$here/load.py" 4 "$seed" &
+        CUDA_VISIBLE_DEVICES=${OTHER_GPU:-${CUDA_VISIBLE_DEVICES:-0}} one load-stock 300 "$python" "$here/load.py" 4 "$seed" stock &
+        wait
+        one load-compared 60 "$python" "$here/load.py" compare "$logs/load.json" "$logs/load-stock.json"
+        ;;
     server) one server 240 "$python" "$here/server.py" "$logs" ;;
     auto) one auto 200 "$python" "$here/auto.py" ;;
-    decode)
-        one decode 400 "$python" "$here/decode.py" --json "$logs/decode.json"
-        one decode-128k 300 "$python" "$here/decode.py" --max-model-len 135168 --max-num-seqs 1024 --graphs 1,4,5,6 --cases 1x131072,fitx131072 --json "$logs/decode-128k.json"
+    room)
+        one room-stock 150 "$python" "$here/room.py" 131072 stock
+        for longest in 131072 40960; do one "room-$longest" 150 "$python" "$here/room.py" "$longest"; done
         ;;
-    serving) one serving 560 "$python" "$here/serving.py" --json "$logs/serving.json" ;;
+    decode) one decode 400 "$python" "$here/decode.py" ;;
+    decode-128k)
+        one decode-128k 300 "$python" "$here/decode.py" --max-model-len 135168 --max-num-seqs 1024 --graphs 1,4,5,6 --cases 1x131072,fitx131072 --name decode-128k
+        ;;
+    serving) one serving 560 "$python" "$here/serving.py" ;;
     sanitize) # of the library's kernels only: vLLM's take minutes
         # Plain allocations, so that the checker sees every array's end. Errors of driver calls are no finding: see the Makefile. Not
         # racecheck: it fails in a kernel of vLLM's, before any of ours; make gpu-sanitize has it for each kernel.
         LENGTHS=100,1500,2500,600 PYTORCH_NO_CUDA_MEMORY_CACHING=1 one sanitize-memcheck 300 compute-sanitizer --error-exitcode 1 \
             --kernel-name kns=lim_ --tool memcheck --report-api-errors no "$python" "$here/check.py" 1024 bf16
         ;;
-    ranks)
-        one ranks-tensor2 200 "$python" "$here/ranks.py" reasoner 2 1 &
-        one ranks-pipeline2 200 "$python" "$here/ranks.py" reasoner 1 2 &
-        one ranks-control 200 "$python" "$here/ranks.py" reasoner 2 1 wrong &
-        wait
+    ranks) # one after the other: two engines on the same GPUs wait for each other's turns in every sum over the ranks
+        one ranks-tensor2 200 "$python" "$here/ranks.py" reasoner 2 1
+        one ranks-control 200 "$python" "$here/ranks.py" reasoner 2 1 wrong
+        one ranks-pipeline2 200 "$python" "$here/ranks.py" reasoner 1 2
         ;;
-    ranks-decode)
-        for mode in off on; do one "ranks-decode-$mode" 200 "$python" "$here/ranks.py" decode "${RANKS:-2}" $mode; done
-        ;;
+    ranks-decode) one ranks-decode 300 "$python" "$here/ranks.py" decode "${RANKS:-2}" ;;
     *) echo "no part $part" && exit 2 ;;
     esac
 done

@@ -2,7 +2,7 @@
 """A server's load: requests arrive at random (Poisson), each with a context of 8K to 28K tokens that is in place, a prompt of 1K to 4K tokens
 that is computed, and an answer of 1K to 4K tokens. FlashAttention and lessismore in one process, one engine, the same requests.
 
-    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--cases ROWSxCONTEXT,...] [--json FILE]
+    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--cases ROWSxCONTEXT,...]
 
 RATE: requests a second; BEGUN: requests that are there at the beginning, somewhere in their answers. What finishes within SECONDS counts.
 cases: decode steps alone, as decode.py has them, in each mode before its first side.
@@ -20,7 +20,7 @@ import numpy as np
 import random_model
 import torch
 from bench import Bench, arguments
-from engine import say, short
+from engine import keep, say, short
 from placed import CONNECTOR
 
 CONTEXT, PROMPT, ANSWER = (8192, 28672), (1024, 4096), (1024, 4096)
@@ -122,7 +122,6 @@ def main():
     p.add_argument("--cases", default="1x32768,8x32768,fitx32768,64x8192")
     p.add_argument("--budget", type=int, default=2048)
     p.add_argument("--layers", default="2,12")
-    p.add_argument("--json")
     a = p.parse_args()
     more = arguments(LONGEST, 64, GRAPHS)
     more["kv_transfer_config"] = CONNECTOR
@@ -137,6 +136,7 @@ def main():
         if mode not in cases:
             cases[mode] = [bench.case(case, mode, 40) for case in a.cases.split(",") if case]
         found.append(side(bench, mode, float(rate), float(seconds), int(begun)))
+        keep("serving", **bench.about(), sides=found, cases=cases)
     for f in found:
         say(f"{'lessismore' if f['mode'] == 'on' else 'FlashAttention'}, {f['rate']} a second: {f['tokens_per_s']} tokens/s, {f['finished']} finished,",
             f"ms a token {f['tpot_ms'][50]} (median), {f['tpot_ms'][99]} (99 %); steps {f['steps']}; {f['preempted']} preempted")  # fmt: skip
@@ -145,18 +145,6 @@ def main():
             f"{on['rows']} x {on['context']}: FlashAttention {off['step_ms']:.2f} ms, lessismore {on['step_ms']:.2f} ms a step: {off['step_ms'] / on['step_ms']:.2f}x"
         )
     say(short(bench.report()))
-    if a.json:
-        with open(a.json, "w") as out:
-            json.dump(
-                dict(
-                    gpu=torch.cuda.get_device_name(),
-                    kv_tokens=bench.blocks * bench.block,
-                    work_bytes=bench.context.work_bytes,
-                    sides=found,
-                    cases=cases,
-                ),
-                out,
-            )
     say("done")
 
 

@@ -2,7 +2,8 @@
 
 Job: as native.py's, and {"context": tokens, "flash", "threads", "kv"}; answers
 {"event": "filled", …} once, then to every line {"steps": m} on stdin {"ms": [...]}.
-Each answer begins at the same position again, so all measure the same length.
+Each answer begins at the same position again, so all measure the same length. To {"rows": r, "prompt": m}
+{"prompt": ms, "decode": ms, "mixed": ms}: a prompt, r rows, and both in one batch. "sequences": as many as that takes.
 """
 
 import time
@@ -21,7 +22,14 @@ def main():
     model = engine.Model(api, job["model"])
     n = job["context"]
     ctx = engine.Context(
-        model, n + 2 * BLOCK, n_seq=2, threads=job["threads"], flash=job["flash"], unified=True, kv=job.get("kv", "f16"), n_batch=BLOCK
+        model,
+        n + 2 * BLOCK,
+        n_seq=job.get("sequences", 2),
+        threads=job["threads"],
+        flash=job["flash"],
+        unified=True,
+        kv=job.get("kv", "f16"),
+        n_batch=BLOCK,
     )
     start = time.perf_counter()
     end = engine.fill_context(ctx, n, block=BLOCK, progress=lambda k: protocol.emit(event="filling", tokens=k))
@@ -29,6 +37,9 @@ def main():
     ctx.remove(0, end)
     protocol.emit(event="filled", tokens=end, seconds=time.perf_counter() - start)
     for command in protocol.commands():
+        if "rows" in command:
+            protocol.emit(**engine.timed_batches(ctx, end, command["rows"], command["prompt"]))
+            continue
         if "steps" not in command:
             break
         ms, tokens = engine.timed_steps(ctx, end, command["steps"])

@@ -193,6 +193,29 @@ def timed_steps(ctx: Context, pos: int, steps: int, token=3) -> tuple[list[float
     return ms, out
 
 
+def timed_batches(ctx: Context, pos: int, rows: int, prompt: int) -> dict[str, float]:
+    """Milliseconds of three calls of one llama_decode each, behind sequence 0, which ends before pos: a prompt of another
+    sequence; one token each of `rows` sequences like it; both together, as a server with continuous batching has them."""
+    decoding = range(2, 2 + rows)
+    for s in decoding:
+        ctx.copy(0, s)
+    beside = [(3 + i % 40, i, [1], i == prompt - 1) for i in range(prompt)]
+    out, turn = {}, 0
+    for name, text, tokens in (("prompt", beside, 0), ("decode", [], 3), ("mixed", beside, 1)):
+        times = []
+        for _ in range(max(tokens, 1)):
+            batch = [(3, pos + turn, [s], True) for s in decoding] if tokens else []
+            start = time.perf_counter()
+            ctx.decode(batch + text)
+            times.append((time.perf_counter() - start) * 1e3)
+            turn += bool(tokens)
+        out[name] = min(times)
+        ctx.remove(1)
+    for s in decoding:
+        ctx.remove(s)
+    return out
+
+
 def quiet(api: capi.Api, level=None):
     """Sends the host's log to stderr from `level` up (2 info, 3 warn, 4 error); none: all."""
     last = [0]

@@ -1,6 +1,6 @@
 """Driver for xllamacpp, whose module has all of llama.cpp linked in statically.
 
-Job: {"model", "prompts", "lengths", "context", "threads", "library", "environ", "stream"}.
+Job: {"model", "prompts", "lengths", "context", "threads", "flash": false, "library", "environ", "stream"}.
 The module exports ggml's functions, so the library is handed to the very copy of
 ggml that runs the model.
 """
@@ -28,6 +28,8 @@ def main():
     params.n_parallel = 1
     params.warmup = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = job.get("threads", 1)
+    if job.get("flash") is False:
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     for i, (ids, n) in enumerate(zip(job["prompts"], job["lengths"])):
         text, out = [], []

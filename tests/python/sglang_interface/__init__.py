@@ -16,6 +16,7 @@ import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
 VERSIONS = sorted(path.stem for path in HERE.glob("*.json"))
+CONTEXT = 256  # tokens of a request, at most
 FIRST = "0.5.11"  # keys and values go where forward_batch says, and a replayed graph is told so by a method of its own
 
 
@@ -85,6 +86,7 @@ class FlashAttentionBackend:
 
     def __init__(self, model_runner, skip_prefill=False):
         self.page_size, self.prepared, self.calls = model_runner.page_size, 0, 0
+        self.max_context_len = model_runner.model_config.context_len
         self.forward_metadata = None
         if model_runner.version != FIRST:
             self.token_to_kv_pool = model_runner.token_to_kv_pool
@@ -122,8 +124,8 @@ def runner(version, layers, page_size=1, slots=2048, **arguments):
     return Object(
         version=version, server_args=Object(**{**given, **arguments}), page_size=page_size, model=torch.nn.ModuleList(layers), is_draft_worker=False,
         use_mla_backend=False, kv_cache_dtype=torch.float16, tp_rank=0, token_to_kv_pool=Pool(slots, len(layers)),
-        req_to_token_pool=Object(req_to_token=torch.zeros(8, 256, dtype=torch.int32), size=8),
-        model_config=Object(hf_config=hf, model_path="some/model", revision=None, quantization=None),
+        req_to_token_pool=Object(req_to_token=torch.zeros(8, CONTEXT + 4, dtype=torch.int32), size=8),  # SGLang has some to spare
+        model_config=Object(context_len=CONTEXT, hf_config=hf, model_path="some/model", revision=None, quantization=None),
     )  # fmt: skip
 
 

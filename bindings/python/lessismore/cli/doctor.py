@@ -141,6 +141,14 @@ def _gpus(count: int) -> Optional[str]:
     return None
 
 
+# What LESSISMORE_CUDA has the library do in a llama.cpp host's graphs on a GPU.
+CUDA = {
+    "off": "left to llama.cpp (LESSISMORE_CUDA=auto: steps that gain by it are taken)",
+    "auto": "steps that gain by it are taken, on cards that pass a test when the host loads the library",
+    "on": "every step beyond the budget is taken, on cards that pass a test when the host loads the library",
+}
+
+
 def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, str]:
     try:
         done = subprocess.run(
@@ -233,6 +241,14 @@ def _text(found: dict[str, Any]) -> str:
         ),
         ("driver", ", ".join(filter(None, [driver["version"], *driver["gpus"], driver["why"]])), driver["why"] is None),
     ]
+    if driver["gpus"] and driver["why"] is None:
+        lines.append(
+            (
+                "llama.cpp on GPUs",
+                CUDA.get((found["environment"].get("LESSISMORE_CUDA") or "off").lower(), "LESSISMORE_CUDA is auto, on or off"),
+                True,
+            )
+        )
     lines += [("environment", f"{name}={value}", True) for name, value in found["environment"].items()]
     for host in found["hosts"]:
         version: Optional[str] = host["version"]

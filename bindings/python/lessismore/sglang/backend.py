@@ -62,9 +62,8 @@ class Backend(FlashAttentionBackend):
         given = getattr(forward_batch, "_attn_output", None)
         output = q.new_empty(rows, layer.tp_q_head_num * layer.v_head_dim) if given is None else given
         try:
-            call.run(
-                query, keys, values, m.cache_seqlens_int32, m.page_table, output.view(rows, layer.tp_q_head_num, layer.v_head_dim), sinks
-            )
+            table = self.shared.table(m.page_table, self.page_size)
+            call.run(query, keys, values, m.cache_seqlens_int32, table, output.view(rows, layer.tp_q_head_num, layer.v_head_dim), sinks)
         except Error as e:
             self.calls_by_layer[layer.layer_id] = None
             self.shared.fail(e)

@@ -28,6 +28,7 @@ class Context(serving.Serving):
     def __init__(self, runner: Any, backend: Any) -> None:
         own, wrong = settings.read(None)
         super().__init__(own)
+        self.widened: tuple[Any, Any] = (None, None)  # a step's page table, and the same as wide as the library wants it
         if wrong is not None:
             return self.refuse(wrong, logging.ERROR)
         if not self.settings.enabled:
@@ -48,12 +49,12 @@ class Context(serving.Serving):
             logger.info("lessismore: %d layers are SGLang's: %s", n, reason)
         if not census.numbers:
             return self.refuse("no layer takes part")
-        force, measures = serving.in_force(own), bool(arguments.disable_cuda_graph) and arguments.tp_size == 1
+        force, measures = serving.in_force(own), layers.without_graphs(arguments) and arguments.tp_size == 1
         self.choice = choice = profile.choose(own, force, len(census.numbers), profile.about(_described(runner)), measures)
         if choice.reason is not None:
             return self.refuse(f"the selection layers are not known: {HOW}", logging.WARNING)
         self.make_engine(len(census.numbers))
-        first, capacity = census.first, int(runner.req_to_token_pool.req_to_token.shape[1])
+        first, capacity = census.first, int(backend.max_context_len)  # as wide as the page tables of graphs are; the pool's rows are wider
         shape: dict[str, Any] = dict(
             device=torch.cuda.current_device(), capacity=capacity, heads=first.tp_q_head_num, kv_heads=first.tp_k_head_num,
             head_dim=first.head_dim, dtype=DTYPES[str(runner.kv_cache_dtype)],
@@ -69,6 +70,17 @@ class Context(serving.Serving):
         )  # fmt: skip
         rank = int(getattr(runner, "tp_rank", 0) or 0)
         self.report_by(metrics.Reporter(self, rank, int(arguments.tp_size), own.stats_interval, own.stats, "sglang"))
+
+    def table(self, given: torch.Tensor, page_size: int) -> torch.Tensor:
+        """A step's pages. Without graphs SGLang's table ends with the longest row; the library wants rows that could hold the capacity."""
+        pages = -(-self.capacity // page_size)
+        if len(given) == 1 or given.stride(0) >= pages:
+            return given
+        if self.widened[0] is not given:  # by the first layer of a step
+            wide = given.new_zeros(len(given), pages)
+            wide[:, : given.shape[1]] = given
+            self.widened = given, wide
+        return self.widened[1]
 
 
 HOW = (

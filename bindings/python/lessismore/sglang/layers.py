@@ -45,6 +45,12 @@ def whole(runner: Any, backend: Any) -> Optional[str]:
     return None
 
 
+def without_graphs(arguments: Any) -> bool:
+    """Whether decode steps run without CUDA graphs. arguments: SGLang's ServerArgs; later versions say so for each phase."""
+    decode = getattr(getattr(arguments, "cuda_graph_config", None), "decode", None)
+    return bool(arguments.disable_cuda_graph) or getattr(decode, "backend", None) == "disabled"
+
+
 def single(layer: Any) -> Optional[str]:
     """Why a layer does not take part. layer: SGLang's RadixAttention."""
     if layer.is_cross_attention or str(getattr(layer.attn_type, "value", layer.attn_type)) != DECODER:

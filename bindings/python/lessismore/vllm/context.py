@@ -105,7 +105,7 @@ class Context(serving.Serving):
         )  # fmt: skip
         if self.measures and graphs is not None and graphs.has_full_cudagraphs():
             logger.info(
-                "lessismore: vLLM's graphs leave attention out while the selection layers are measured; the next start has them in a profile"
+                "lessismore: vLLM's graphs leave attention out, since layers are measured and audited while serving; where layers are given, graphs have everything"
             )
         self.report_by(metrics.Reporter(self, *_rank(config.parallel_config), own.stats_interval, own.stats))
 

@@ -46,11 +46,6 @@ def single(impl: Any, layer: Any) -> Optional[str]:
         return "sliding-window layers"
     if impl.alibi_slopes is not None:
         return "ALiBi"
-    # The kernels take both, but no run beside FlashAttention has shown that they come through this way in.
-    if impl.sinks is not None:
-        return "attention sinks"
-    if impl.logits_soft_cap:
-        return "soft-capped logits"
     if impl.kv_sharing_target_layer_name is not None:
         return "layers that read another layer's K/V"
     if impl.kv_cache_dtype in FP8:

@@ -104,7 +104,9 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             value = common.parse(key, kind, text)
             found[key] = value if value is None else _check(key, variable, value)
     if environment.get("LESSISMORE_INTERVAL", "1") not in ("", "1"):
-        raise ArgumentError(f"LESSISMORE_INTERVAL = {environment['LESSISMORE_INTERVAL']!r}: in vLLM a token set serves one step")
+        raise ArgumentError(
+            f"LESSISMORE_INTERVAL = {environment['LESSISMORE_INTERVAL']!r}: here a token set serves one step, since a row is another request's in the next"
+        )
     return found
 
 

@@ -23,7 +23,7 @@ const HasCUDA = cuda.Built
 
 const WorkAlign = 256 // of work memory, in bytes
 
-// cudaDecoder attends on a GPU. What it computes is queued on the caller's stream; nothing is copied or waited for, and
+// Decoder attends on a GPU. What it computes is queued on the caller's stream; nothing is copied or waited for, and
 // what changes from step to step is read by the kernels, so that a captured step can be replayed while the sequences grow.
 type Decoder struct {
 	engine  *contexts.Engine
@@ -36,9 +36,11 @@ type Decoder struct {
 	Device  *cuda.Device
 	memory  *cuda.Memory // nil: the caller's
 
-	work, sets, positions, kept, counters, overfull uint64
+	work, sets, positions, kept, counters, noSets uint64
 
 	layers    []cudaLayer
+	lasting   lasting
+	join      cuda.Join
 	call      cuda.Call  // of the attention that is being looked at
 	places    [12]uint64 // and its addresses
 	tally     cuda.Tally
@@ -61,6 +63,14 @@ type cudaVisibility struct {
 	table       uint64
 	tableStride int64
 	pageShift   int32
+}
+
+func visibility(a *backend.Attention) cudaVisibility {
+	v := cudaVisibility{rows: a.Rows, lengths: uint64(a.Lengths), table: uint64(a.Table), tableStride: a.TableStride}
+	if a.Table != 0 {
+		v.pageShift = int32(bits.TrailingZeros32(uint32(a.PageSize)))
+	}
+	return v
 }
 
 // NewDecoder makes a decoder that the engine's report does not know. A model of nil is the engine's own.
@@ -137,10 +147,15 @@ func (d *Decoder) load() error {
 	if err := plan.Tally(d.Device, &d.tally); err != nil {
 		return err
 	}
+	if d.lasting.spare > 0 {
+		if err := d.Device.LoadJoin(); err != nil {
+			return err
+		}
+	}
 	return plan.Tally(d.Device, nil)
 }
 
-// cudaWorkSize is the device memory that a decoder needs beside keys and values.
+// WorkSize is the device memory that a decoder needs beside keys and values.
 func WorkSize(engine *contexts.Engine, layers int, params backend.Params) (uint64, error) {
 	d := &Decoder{engine: engine, params: params}
 	return d.size(layers)
@@ -182,9 +197,6 @@ func (d *Decoder) shape(layers int) error {
 	default:
 		return fault.Bad("kv_dtype = %d is unknown", p.KVType)
 	}
-	if config.Interval > 1 {
-		return fault.NotSupported("interval = %d: on a GPU, a token set serves one step", config.Interval)
-	}
 	if d.model == nil {
 		if _, err := selection.NewRoles(layers, *config); err != nil {
 			return err
@@ -193,6 +205,7 @@ func (d *Decoder) shape(layers int) error {
 	d.count = layers
 	d.selects = int(p.Capacity) > config.Budget
 	d.split = steps.SplitBudget(config.Budget, config.Budget, config.Recency, config.SinkTokens)
+	d.lasting = newLasting(config, d.selects)
 	return nil
 }
 
@@ -202,7 +215,7 @@ func (d *Decoder) place(base uint64) (uint64, error) {
 	c, p := &d.call, &d.params
 	d.sets = backend.Lowest
 	d.positions, d.work = d.sets, d.sets
-	d.fill(c, &backend.Attention{Rows: p.MaxRows, Slots: int64(p.Capacity), Lengths: backend.Lowest})
+	d.fill(c, &backend.Attention{Rows: p.MaxRows, Slots: int64(p.Capacity), Lengths: backend.Lowest}, 0)
 	row := int64(p.KeyDim) * WorkAlign // at least a row, and a multiple of what it has to be, for every type
 	c.Query = cuda.Rows{Data: backend.Lowest, RowStride: row * int64(p.Heads), HeadStride: row, Type: cuda.F32}
 	c.Output = c.Query
@@ -227,17 +240,18 @@ func (d *Decoder) place(base uint64) (uint64, error) {
 	}
 	d.work = take(d.Device.WorkSize(c))
 	c.Work = d.work
-	d.overfull = d.Device.Overfull(c)
-	d.sets = take(rows * budget * 4)
-	d.positions = take(rows * budget * 4)
+	d.noSets = d.Device.NoSets(c)
+	sets := d.lasting.groups * rows * (budget + d.lasting.spare) * 4
+	d.sets = take(sets)
+	d.positions = take(sets)
 	d.kept = take((2 + rows) * 4)
 	d.counters = take(cuda.Counters * 8)
 	d.Cal.place(&d.engine.Settings, d.count, p, take)
 	return used - base, nil
 }
 
-// fill states an attention for the kernels, all but its mode.
-func (d *Decoder) fill(c *cuda.Call, a *backend.Attention) {
+// fill states an attention for the kernels, all but its mode. So many tokens have joined the token sets since they were chosen.
+func (d *Decoder) fill(c *cuda.Call, a *backend.Attention, joined int32) {
 	p := &d.params
 	scale := a.Scale
 	if scale == 0 {
@@ -251,14 +265,13 @@ func (d *Decoder) fill(c *cuda.Call, a *backend.Attention) {
 		Capacity: int32(a.Slots), Scale: scale * backend.OrOne(a.KeyScale), Softcap: a.Softcap, ValueScale: backend.OrOne(a.ValueScale),
 		Policy: cuda.Policy(d.engine.Settings.Policy),
 	}
-	if a.Table != 0 {
-		c.PageShift = int32(bits.TrailingZeros32(uint32(a.PageSize)))
-	}
+	c.PageShift = visibility(a).pageShift
 	if d.selects { // also in calls that cannot outgrow the budget: the work memory's layout is one
-		budget := int32(d.engine.Settings.Budget)
-		c.Set, c.Positions, c.SetStride = d.sets, d.positions, int64(budget)
+		budget, first := int32(d.engine.Settings.Budget), uint64(4*d.setAt(d.group(int(a.Layer)), 0))
+		c.Set, c.Positions, c.SetStride = d.sets+first, d.positions+first, d.setStride()
 		c.KVTokens = d.params.KVTokens
-		c.Budget, c.SinkTokens, c.TopK, c.Recent = budget, int32(d.split.SinkTokens), int32(d.split.TopK), int32(d.split.Recent)
+		c.Budget, c.SinkTokens, c.TopK, c.Recent = budget+joined, int32(d.split.SinkTokens), int32(d.split.TopK), int32(d.split.Recent)+joined
+		c.Lasting = int32(min(d.lasting.spare, 1))
 	}
 }
 
@@ -286,7 +299,7 @@ func (d *Decoder) Check(a *backend.Attention) error {
 
 // Accepts names what the kernels cannot take.
 func (d *Decoder) Accepts(a *backend.Attention) error {
-	d.fill(&d.call, a)
+	d.fill(&d.call, a, 0)
 	if d.call.Mode = cuda.Full; d.selects {
 		d.call.Mode = cuda.Select
 	}
@@ -297,17 +310,21 @@ func (d *Decoder) Progress() *steps.Step { return &d.Step }
 
 // Attend queues a layer.
 func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
-	layer, s := int(a.Layer), d.Step
-	if layer <= s.Layer || s.Layer < 0 {
+	layer, s, last := int(a.Layer), d.Step, d.lasting
+	fresh := layer <= s.Layer || s.Layer < 0
+	sees := visibility(a)
+	switch {
+	case fresh:
 		s = steps.Step{}
-		if err := d.Cal.begin(a, d.params.Heads); err != nil {
+		if last, err = d.begin(a); err != nil {
 			return false, DeviceError(err)
 		}
+		s.Resumed = last.joined > 0
+	case sees != d.sees: // no layer goes on with the sets
+		s.Chosen, s.Resumed, last.joined = false, false, 0
 	}
 	c, l := &d.call, &d.layers[layer]
-	d.fill(c, a)
-	sees := cudaVisibility{a.Rows, c.Lengths, c.Table, a.TableStride, c.PageShift}
-	s.Chosen = s.Chosen && sees == d.sees
+	d.fill(c, a, last.joined)
 	mode := d.Cal.Mode(&s, layer, d.selects && d.Cal.chooses() && int(c.Capacity) > d.engine.Settings.Budget)
 	c.Mode = cuda.Mode(mode)
 	if !l.ready || l.call != *c {
@@ -327,11 +344,17 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	}
 	if layer == len(d.layers)-1 {
 		d.tally = cuda.Tally{
-			Lengths: c.Lengths, Counters: d.counters, Kept: d.kept, NRows: a.Rows, Budget: d.Cal.bound(),
-			Overfull: d.overfull, Dense: s.Did.Dense, Select: s.Did.Chose, Sparse: s.Did.Sparse, NoSet: s.Did.Without,
+			Lengths: c.Lengths, Counters: d.counters, Kept: d.kept, NRows: a.Rows, Budget: d.Cal.bound(last.joined),
+			NoSets: d.noSets, Dense: s.Did.Dense, Select: s.Did.Chose, Sparse: s.Did.Sparse, NoSet: s.Did.Without,
+			Reused: min(last.joined, 1),
 		}
 		if err := l.plan.Tally(d.Device, &d.tally); err != nil {
 			return false, DeviceError(err)
+		}
+	}
+	if fresh && s.Resumed {
+		if err := d.goOn(c, a.Stream); err != nil {
+			return true, DeviceError(err)
 		}
 	}
 	if probed {
@@ -346,10 +369,11 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	if err != nil {
 		return true, DeviceError(err) // some of it may be under way
 	}
-	if mode == steps.Select {
+	if mode == steps.Select || s.Resumed {
 		d.sees = sees
 	}
-	d.Step = s
+	last.whole = layer == len(d.layers)-1 && d.hasAll(&s)
+	d.Step, d.lasting = s, last
 	d.offloaded.Add(layer)
 	return false, nil
 }
@@ -401,8 +425,8 @@ func (d *Decoder) look(c *cuda.Call, v *backend.Views) error {
 	return nil
 }
 
-// Reset forgets the current step: the next call starts a new one.
-func (d *Decoder) Reset() { d.Step = steps.Step{Layer: -1} }
+// Reset forgets the current step: the next call starts a new one, with token sets of its own.
+func (d *Decoder) Reset() { d.Step, d.lasting.whole = steps.Step{Layer: -1}, false }
 
 // TokenSet is that of the last finished step, as positions. It waits for the device.
 func (d *Decoder) TokenSet(row int) ([]int32, error) {
@@ -416,12 +440,11 @@ func (d *Decoder) TokenSet(row int) ([]int32, error) {
 	if err := d.fetch(d.kept+uint64(2+row)*4, length); err != nil {
 		return nil, err
 	}
-	budget := d.engine.Settings.Budget
-	if head[1] == 0 || int(length[0]) <= budget {
+	if head[1] == 0 || length[0] <= head[1] {
 		return nil, nil
 	}
-	set := make([]int32, budget)
-	return set, d.fetch(d.positions+uint64(row)*uint64(budget)*4, set)
+	set := make([]int32, head[1])
+	return set, d.fetch(d.positions+uint64(4*d.setAt(d.group(d.count-1), row)), set)
 }
 
 func (d *Decoder) fetch(from uint64, to []int32) error {
@@ -441,7 +464,7 @@ func (d *Decoder) Read(s *stats.Stats) error {
 	s.TokensVisible, s.TokensAttended = counter(cuda.TokensVisible), counter(cuda.TokensAttended)
 	s.SparseTokensVisible, s.SparseTokensAttended = counter(cuda.SparseTokensVisible), counter(cuda.SparseTokensAttended)
 	s.DenseCalls, s.SelectCalls = counter(cuda.DenseCalls), counter(cuda.SelectCalls)
-	s.SparseCalls, s.NoSetCalls = counter(cuda.SparseCalls), counter(cuda.NoSetCalls)
+	s.SparseCalls, s.NoSetCalls, s.ReusedSteps = counter(cuda.SparseCalls), counter(cuda.NoSetCalls), counter(cuda.ReusedSteps)
 	return nil
 }
 

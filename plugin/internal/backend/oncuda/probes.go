@@ -13,7 +13,7 @@ import (
 	"lessismore/plugin/internal/steps"
 )
 
-// cudaProbes is a calibrator that drives a GPU: what a step brings is left on the device. Measured losses are added up
+// Probes is a calibrator that drives a GPU: what a step brings is left on the device. Measured losses are added up
 // there and fetched once, at the end; the shares of an audit are fetched by themselves. A fetch is a copy into pinned memory
 // and an event; whoever comes by next asks for it, nobody waits.
 //
@@ -74,7 +74,7 @@ func (p *Probes) place(config *settings.Config, layers int, params *backend.Para
 	p.sets = take(4 * layers * p.Most)
 	p.stamps = take(4 * layers)
 	p.Sums = take(p.sumBytes)
-	p.own = take(4 * config.Budget)
+	p.own = take(4 * (config.Budget + config.Interval - 1))
 	p.Shares = take(4 * 2 * heads)
 }
 
@@ -124,8 +124,8 @@ func (p *Probes) wantsLook(unknown, audit bool) bool {
 	return audit || !p.Looking && p.lookIn <= 0 && (unknown || p.Model.Reach < 1<<selection.ProbeRatios)
 }
 
-// begin decides what a step is for, whose first layer has been asked for.
-func (p *Probes) begin(a *backend.Attention, heads int32) error {
+// begin decides what a step is for, whose first layer has been asked for. resumes: it may go on with the sets of the one before.
+func (p *Probes) begin(a *backend.Attention, heads int32, resumes bool) error {
 	p.look, p.counter = false, nil
 	again := p.opening // the step's first layer was refused: it has been counted
 	p.opening = true
@@ -163,7 +163,7 @@ func (p *Probes) begin(a *backend.Attention, heads int32) error {
 	case calibrate.StepDense:
 		p.counter = &p.Dense
 	case calibrate.StepAudit:
-		p.PickLayer(false)
+		p.PickLayer(resumes)
 	case calibrate.StepMeasure:
 		if p.Clear {
 			if err := p.device.Clear(p.Sums, p.sumBytes, stream); err != nil {
@@ -203,7 +203,7 @@ func (p *Probes) probed(layer int, c *cuda.Call, stream uintptr) bool {
 	case p.Kind == calibrate.StepAudit && c.Mode == cuda.Sparse && layer == p.Layer && p.Row < int(c.NRows):
 		p.call = *c
 		p.probe = cuda.Probe{
-			Own: p.own, Sets: c.Positions + uint64(4*p.Row*config.Budget), SetStride: int64(config.Budget), SetBudget: int32(config.Budget),
+			Own: p.own, Sets: c.Positions + uint64(4*int64(p.Row)*c.SetStride), SetStride: c.SetStride, SetBudget: c.Budget,
 			Kept: p.Shares, Row: int32(p.Row), NSets: 1,
 		}
 	default:
@@ -344,12 +344,17 @@ func (p *Probes) takeAudit() {
 // chooses tells whether a set that a layer chooses in the step is read.
 func (p *Probes) chooses() bool { return p.Kind == calibrate.StepAblate || p.ReadsSets() }
 
-// bound is the budget that a step's rows are counted by.
-func (p *Probes) bound() int32 {
+// choosesByRole tells whether the step's layers attend and choose by their roles.
+func (p *Probes) choosesByRole() bool {
+	return p.Kind == calibrate.StepPlain || p.Kind == calibrate.StepAudit
+}
+
+// bound is the budget that a step's rows are counted by, once so many tokens have joined their sets.
+func (p *Probes) bound(joined int32) int32 {
 	if p.Kind == calibrate.StepDense || p.Kind == calibrate.StepMeasure || !p.chooses() {
 		return math.MaxInt32
 	}
-	return int32(p.Model.Config.Budget)
+	return int32(p.Model.Config.Budget) + joined
 }
 
 // numbers looks at fetched bytes as what they are.
