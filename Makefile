@@ -5,7 +5,7 @@
 # make format  lays the files out as make check wants them
 # make demo    a prebuilt llama.cpp host, with and without the library, for a person to watch
 # make soak    the KV index through a million random operations, a server through scripts of them and at full slots; takes two hours
-# make fuzz    libFuzzer on the C ABI's structures, Go's fuzzing on settings and profiles, FUZZ=600 seconds each; needs clang
+# make fuzz    hosts' graphs, the C ABI's structures (both by libFuzzer; needs clang), settings and profiles, FUZZ=600 seconds each
 # make sanitize  kernels, shim and C ABI under sanitizers: addresses and undefined behaviour, data races
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
@@ -77,6 +77,8 @@ test-dist: library
 
 test-ggml: library
 	tests/ggml/run.sh
+	tests/ggml/faults.sh
+	tests/ggml/sanitize.sh
 
 test-python: library hosts
 	$(PYTHON) tests/python/install.py
@@ -92,11 +94,15 @@ test-accuracy: library hosts
 soak: library hosts
 	go test -count=1 ./plugin/internal/kvindex -run Model -args -steps=1000000
 	$(VENV) -m pytest -q -s --long tests/hosts/test_soak.py
+	$(VENV) -m pytest -q -s --long tests/hosts/test_releases.py tests/hosts/test_faults.py
 
 # What one of them finds stays in build/fuzz, or in a package's testdata/fuzz: commit it there, and it is tried by `go test`.
 FUZZ := 600
-.PHONY: fuzz fuzz-go fuzz-abi sanitize sanitize-abi
-fuzz: fuzz-go fuzz-abi
+.PHONY: fuzz fuzz-graph fuzz-go fuzz-abi sanitize sanitize-graph sanitize-abi
+fuzz: fuzz-graph fuzz-go fuzz-abi
+
+fuzz-graph: deps
+	tests/ggml/sanitize.sh fuzz $(FUZZ)
 
 fuzz-go: kernels
 	go test ./plugin/internal/settings -run none -fuzz . -fuzztime $(FUZZ)s -fuzzminimizetime 5s
@@ -105,7 +111,10 @@ fuzz-go: kernels
 fuzz-abi: kernels
 	tests/abi/fuzz.sh $(FUZZ)
 
-sanitize: sanitize-abi
+sanitize: sanitize-graph sanitize-abi
+
+sanitize-graph: deps
+	tests/ggml/sanitize.sh
 
 sanitize-abi: deps
 	scripts/sanitize.sh address

@@ -10,28 +10,7 @@
 namespace lim::ggml {
 namespace {
 
-// "cache_k_l12", to the letter, is the K store of layer 12. -1: not a K store. Names of what is made of a store go on
-// behind the digits: "cache_k_l12 (view) (copy)".
-int layer_of(const Tensor *store) {
-    constexpr char   kPrefix[] = "cache_k_l";
-    constexpr size_t kLength   = sizeof kPrefix - 1;
-    if (store == nullptr || store->view_src != nullptr || strncmp(store->name, kPrefix, kLength) != 0) return -1;
-    const char *digit = store->name + kLength;
-    if (*digit == '0' && digit[1] != 0) return -1;
-    int layer = 0, n = 0;
-    for (; n < 4 && digit[n] >= '0' && digit[n] <= '9'; n++) layer = 10 * layer + (digit[n] - '0');
-    return n > 0 && digit[n] == 0 && layer <= 4095 ? layer : -1;
-}
-
-lim_ggml_store store_of(const Tensor *store) {
-    const bool   even = store->nb[2] == store->nb[1] * static_cast<size_t>(store->ne[1]) && store->ne[3] == 1;
-    const size_t row  = store->nb[1] <= INT32_MAX ? store->nb[1] : INT32_MAX;
-    return {reinterpret_cast<uint64_t>(store->data), store->ne[1], even ? static_cast<int64_t>(store->nb[1]) : 0,
-            static_cast<int32_t>(store->ne[2]), static_cast<int32_t>(row)};
-}
-
-// The tensor whose memory a tensor is a view of; itself, where it is none.
-const Tensor *root_of(const Tensor *t) { return t->view_src != nullptr ? t->view_src : t; }
+bool is_empty(const Tensor *t) { return t->ne[0] == 0 || t->ne[1] == 0 || t->ne[2] == 0 || t->ne[3] == 0; }
 
 // The ROPE that a tensor comes from, through a few temporaries.
 const Tensor *rope_behind(const Host &host, const Tensor *t, int depth) {
@@ -39,14 +18,6 @@ const Tensor *rope_behind(const Host &host, const Tensor *t, int depth) {
     if (t->op == host.rope) return t;
     const Tensor *found = rope_behind(host, t->src[0], depth - 1);
     return found != nullptr || t->src[1] == t ? found : rope_behind(host, t->src[1], depth - 1);
-}
-
-// The K store that a tensor is made of, within a few steps.
-const Tensor *store_behind(const Tensor *t, int depth) {
-    if (t == nullptr || depth == 0) return nullptr;
-    if (layer_of(root_of(t)) >= 0) return root_of(t);
-    const Tensor *found = store_behind(t->src[0], depth - 1);
-    return found != nullptr || t->src[1] == t ? found : store_behind(t->src[1], depth - 1);
 }
 
 // Steps from a store's rewritten rows back to their rotation, and from there to the store: a copy, and a reshape, a
@@ -59,24 +30,14 @@ lim_cpu_tensor tensor_of(const Tensor *t, int token, int head, int stream) {
             kernel_type(t->type)};
 }
 
-// The K store whose rows the host converts for an attention; null: its keys are not those of a store.
-const Tensor *converted_store(const Tensor *key) {
-    for (int depth = 0; key != nullptr && depth < 3; depth++, key = key->src[0]) {
-        if (key->view_src != nullptr && layer_of(key->view_src) >= 0) return key->view_src;
-    }
-    return nullptr;
-}
-
 } // namespace
-
-int k_store_layer(const Tensor *t) { return layer_of(t); }
 
 Extract::~Extract() {
     if (memory == Memory::kDevice) leave_transfers(this);
 }
 
 lim_ggml_store Extract::described(const Tensor *store) {
-    lim_ggml_store s = store_of(store);
+    lim_ggml_store s = stores.describe(store);
     if (memory == Memory::kHost) return s;
     if (store->buffer != seen_buffer) {
         seen_buffer = store->buffer;
@@ -84,6 +45,23 @@ lim_ggml_store Extract::described(const Tensor *store) {
     }
     if (!seen) s.stride = 0;
     return s;
+}
+
+const Tensor *Extract::store_of(const Host &host, const Tensor *key) {
+    const Tensor *store = stores.attended(key);
+    for (Tensor *&t : unclear) {
+        if (store == nullptr || t == nullptr || t->view_src != store) continue;
+        read_store(host, t);
+        t = nullptr;
+    }
+    return store;
+}
+
+const Tensor *Extract::store_behind(const Tensor *t, int depth) const {
+    if (t == nullptr || depth == 0) return nullptr;
+    if (stores.layer_of(root_of(t)) >= 0) return root_of(t);
+    const Tensor *found = store_behind(t->src[0], depth - 1);
+    return found != nullptr || t->src[1] == t ? found : store_behind(t->src[1], depth - 1);
 }
 
 const void *Extract::input(const Host &host, const Tensor *t) {
@@ -106,7 +84,7 @@ const Extract::Given &Extract::given(const Tensor *t) {
 int Extract::describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) {
     const Tensor *mask   = t->src[3];
     const int64_t tokens = t->src[0]->ne[1], streams = t->src[0]->ne[3], n_kv = t->src[1]->ne[1];
-    if (n_kv < 1 || n_kv > INT32_MAX || tokens * streams > INT32_MAX) return LIM_GGML_SHAPE;
+    if (n_kv < 1 || n_kv > INT32_MAX || tokens < 1 || streams < 1 || tokens > INT32_MAX / streams) return LIM_GGML_SHAPE;
     n.tokens  = static_cast<int32_t>(tokens);
     n.streams = static_cast<int32_t>(streams);
     n.n_kv    = static_cast<int32_t>(n_kv);
@@ -139,12 +117,29 @@ int Extract::describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) 
     return LIM_GGML_OFFLOADED;
 }
 
+// Finds out which stream of the store a node's first one is. Returns why the host has to keep it, or LIM_GGML_OFFLOADED.
+int Extract::find_stream(const Tensor *key, const Tensor *store, lim_ggml_node &n) const {
+    const int64_t offset = static_cast<const char *>(key->data) - static_cast<const char *>(store->data);
+    const int64_t stream = static_cast<int64_t>(stores.stream_stride(store)), streams = n.store.streams;
+    if (store->data == nullptr || offset < 0 || stream <= 0 || (streams > 1 ? offset % stream != 0 || offset / stream + n.streams > streams : offset != 0 || n.streams > 1)) {
+        return refuse(n, LIM_GGML_SHAPE, "offset into the K store", offset, "a whole number of streams is supported");
+    }
+    n.first_stream = streams > 1 ? static_cast<int32_t>(offset / stream) : 0;
+    return LIM_GGML_OFFLOADED;
+}
+
 // Describes a FLASH_ATTN_EXT node. Returns why the host has to keep it, or LIM_GGML_OFFLOADED.
 int Extract::describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     const Tensor *q = t->src[0], *k = t->src[1], *v = t->src[2], *sinks = t->src[4];
-    const Tensor *store  = converted_store(k);
+    n.layer = -1;
+    if (q == nullptr || k == nullptr || v == nullptr) return refuse(n, LIM_GGML_SHAPE, "inputs of attention", 0, "a query, keys and values are supported");
+    const Tensor *store  = store_of(host, k);
     const int     masked = describe_mask(host, t, n);
-    n.layer              = layer_of(store);
+    n.layer              = store != nullptr ? stores.layer_of(store) : -1;
+    if (n.layer < 0 && memory == Memory::kDevice && k->view_src != nullptr && k->view_src->op == host.none) {
+        return refuse(n, LIM_GGML_NO_CACHE, "on a GPU, a K store of another name than llama.cpp's (cache_k_l0), of slots", k->view_src->ne[1],
+                      "on the CPU any is supported");
+    }
     if (n.layer < 0) return LIM_GGML_NO_CACHE;
     n.store = described(store);
     if (k->view_src != store) return LIM_GGML_NO_CACHE; // but a layer, all the same
@@ -157,13 +152,7 @@ int Extract::describe(const Host &host, Tensor *t, lim_ggml_node &n) {
     const int64_t dim_k = q->ne[0], heads = q->ne[2], dim_v = v->ne[0], kv_heads = k->ne[2];
     if (t->op_params[4] > 0) return LIM_GGML_SPARSE_HINT;
 
-    // Which stream of the store the node's first one is.
-    const int64_t offset = static_cast<const char *>(k->data) - static_cast<const char *>(store->data);
-    const int64_t stride = static_cast<int64_t>(store->nb[2]);
-    if (store->data == nullptr || offset < 0 || (store->ne[2] > 1 ? offset % stride != 0 : offset != 0)) {
-        return refuse(n, LIM_GGML_SHAPE, "offset into the K store", offset, "a whole number of streams is supported");
-    }
-    n.first_stream = store->ne[2] > 1 ? static_cast<int32_t>(offset / stride) : 0;
+    if (const int reason = find_stream(k, store, n); reason != LIM_GGML_OFFLOADED) return reason;
 
     float params[3]; // softmax scale, ALiBi's bias, logit soft-cap
     memcpy(params, t->op_params, sizeof params);
@@ -218,16 +207,17 @@ void Extract::read_write(const Host &host, const Tensor *t) {
     const Tensor *slots = t->src[1], *rows = t->src[0], *store = t->view_src;
     const void   *data  = input(host, slots);
     bool          plain = data != nullptr && (slots->type == kI64 || slots->type == kI32) && rows != nullptr &&
-                          t->ne[0] == store->ne[0] && rows->ne[0] == store->ne[0] && rows->ne[1] == slots->ne[0] &&
-                          slots->ne[1] * slots->ne[2] * slots->ne[3] == 1 && rows->ne[2] * rows->ne[3] == 1 && slots->ne[0] <= INT32_MAX;
+                          t->ne[0] == stores.width(store) && rows->ne[0] == t->ne[0] && rows->ne[1] == slots->ne[0] &&
+                          slots->ne[1] == 1 && slots->ne[2] == 1 && slots->ne[3] == 1 && rows->ne[2] == 1 && rows->ne[3] == 1 && slots->ne[0] >= 0 &&
+                          slots->ne[0] <= INT32_MAX;
     if (plain && memory == Memory::kDevice) { // the same slots again would be an older batch's
         const uint64_t serial = given(slots).serial;
-        uint64_t      *last   = last_slots(store_of(store).id);
+        uint64_t      *last   = last_slots(stores.describe(store).id);
         plain                 = *last != serial;
         *last                 = serial;
     }
     if (!plain) {
-        rewritten.push_back(store_of(store).id);
+        rewritten.push_back(stores.describe(store).id);
         return;
     }
     writes.push_back({described(store), data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
@@ -237,30 +227,34 @@ void Extract::read_write(const Host &host, const Tensor *t) {
 // A K-shift: what a store holds is rotated by each slot's delta and put back. False: it is not that.
 bool Extract::read_shift(const Host &host, const Tensor *rope, const Tensor *store) {
     if (rope == nullptr || store_behind(rope->src[0], kSteps) != store) return false;
-    const Tensor *delta = rope->src[1];
-    const void   *data  = input(host, delta);
-    if (data == nullptr || delta->type != kI32 || delta->ne[0] != store->ne[1] * store->ne[2] || delta->ne[0] > INT32_MAX) return false;
-    shifts.push_back({store_of(store).id, static_cast<const int32_t *>(data), static_cast<int32_t>(delta->ne[0])});
+    const Tensor        *delta = rope->src[1];
+    const void          *data  = input(host, delta);
+    const lim_ggml_store s     = stores.describe(store);
+    if (data == nullptr || delta->type != kI32 || delta->ne[0] < 0 || delta->ne[0] > INT32_MAX || s.streams < 1 || delta->ne[0] % s.streams != 0 ||
+        delta->ne[0] / s.streams != s.slots) {
+        return false;
+    }
+    shifts.push_back({s.id, static_cast<const int32_t *>(data), static_cast<int32_t>(delta->ne[0])});
     return true;
 }
 
 // A node whose result lies in a K store.
 void Extract::read_store(const Host &host, const Tensor *t) {
-    if (t->op == ops.view || t->op == ops.reshape || t->op == ops.permute || t->op == ops.transpose) return;
+    if (is_view(t)) return;
     if (t->op == host.set_rows) {
         read_write(host, t);
         return;
     }
     const Tensor *rope = t->op == host.rope ? t : t->op == ops.cpy ? rope_behind(host, t->src[0], kSteps)
                                                                    : nullptr;
-    if (!read_shift(host, rope, t->view_src)) rewritten.push_back(store_of(t->view_src).id);
+    if (!read_shift(host, rope, t->view_src)) rewritten.push_back(stores.describe(t->view_src).id);
 }
 
 // What a ROPE outside a K-shift rotates by. All of a graph's must agree, or they are not the batch's positions.
 void Extract::read_positions(const Host &host, const Tensor *from) {
     graph.n_rotations++;
     const void *data = positions != nullptr && positions == from ? positions_data : input(host, from);
-    if (data == nullptr || from->type != kI32 || from->ne[0] > INT32_MAX || (positions != nullptr && positions != from)) {
+    if (data == nullptr || from->type != kI32 || from->ne[0] < 0 || from->ne[0] > INT32_MAX || (positions != nullptr && positions != from)) {
         several_positions = true;
         return;
     }
@@ -277,7 +271,7 @@ void Extract::read_outputs(const Host &host, const Tensor *t) {
     }
     const void *data = numbers == outputs ? outputs_data : numbers->ne[0] > 0 ? input(host, numbers)
                                                                               : nullptr;
-    if ((data == nullptr && numbers->ne[0] > 0) || from->ne[1] > INT32_MAX || numbers->ne[0] > from->ne[1] ||
+    if ((data == nullptr && numbers->ne[0] > 0) || numbers->ne[0] < 0 || from->ne[1] > INT32_MAX || numbers->ne[0] > from->ne[1] ||
         (outputs != nullptr && (outputs != numbers || graph.n_batch != from->ne[1]))) {
         several_outputs = true;
         return;
@@ -290,7 +284,7 @@ void Extract::read_outputs(const Host &host, const Tensor *t) {
 void Extract::read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash) {
     if (!hash && t->op >= 0 && t->op < kMostOps && passed_over[t->op]) return;
     if (flagged && (t->flags & kFlagCompute) == 0) return;
-    read_weights(host, t, memory, hash, graph);
+    read_weights(host, t, memory, hash, t->op == ops.mul_mat || t->op == ops.mul_mat_id, graph);
     if (t->op == host.flash_attn) {
         lim_ggml_node node = {};
         scanned            = nullptr;
@@ -301,8 +295,10 @@ void Extract::read_node(const Host &host, Tensor *t, int place, bool flagged, bo
         places.push_back(place);
     } else if (t->op == host.soft_max && t->src[1] != nullptr) {
         graph.n_soft_max++;
-    } else if (layer_of(t->view_src) >= 0) {
+    } else if (stores.layer_of(t->view_src) >= 0) {
         read_store(host, t);
+    } else if (t->view_src != nullptr && !is_view(t) && stores.written(t->view_src)) {
+        unclear.push_back(t);
     } else if (t->op == host.rope) { // a K-shift's may go through temporaries, and is not by the batch's positions
         if (t->src[1] == positions || store_behind(t->src[0], kSteps) == nullptr) read_positions(host, t->src[1]);
     } else if (t->op == ops.get_rows) {
@@ -320,8 +316,8 @@ void Extract::find_spares(const Host &host, bool flagged) {
         lim_ggml_node &n    = nodes[i];
         if (n.reason != LIM_GGML_OFFLOADED || n.tokens * n.streams < 2 || next >= all.size()) continue;
         Tensor *t = all[next];
-        if (t->op != ops.view && t->op != ops.reshape && t->op != ops.permute && t->op != ops.transpose) continue;
-        if ((flagged && (t->flags & kFlagCompute) == 0) || t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] == 0) continue; // the host passes over it
+        if (!is_view(t)) continue;
+        if ((flagged && (t->flags & kFlagCompute) == 0) || is_empty(t)) continue; // the host passes over it
         spares[i] = t;
         n.divides = 1;
     }
@@ -354,6 +350,8 @@ void Extract::read(const Host &host, Graph *from, Memory of, bool hash) {
     shifts.clear();
     rewritten.clear();
     inputs.clear();
+    unclear.clear();
+    stores.begin(host, of == Memory::kDevice);
     seen_buffer       = nullptr;
     graph             = {};
     graph.first_block = -1;

@@ -5,6 +5,7 @@
 
 #include "graph.h"
 #include "host.h"
+#include "stores.h"
 
 namespace lim::ggml {
 
@@ -61,6 +62,7 @@ struct Extract {
     uint64_t                                   models = 0; // how often another model was seen in the place of one
 
     void find_operations(const Host &host);
+    bool is_view(const Tensor *t) const { return t->op == ops.view || t->op == ops.reshape || t->op == ops.permute || t->op == ops.transpose; }
     void tell_models(const Host &host);
     // An input of the graph that can be read before the graph is computed; null: it is none, or cannot be.
     const void *input(const Host &host, const Tensor *t);
@@ -78,29 +80,33 @@ struct Extract {
     const Tensor               *scanned = nullptr; // of the node that is described
     std::vector<const Tensor *> masks, slots;      // of nodes, of writes
     std::vector<Tensor *>       all; // of the graph
+    Stores                      stores;
+    std::vector<Tensor *>       unclear;               // nodes that write into what may turn out to be a K store
     const void                 *seen_buffer = nullptr; // the last one that a K store was seen to lie in …
     bool                        seen        = false;   // … and whether what is moved there is seen
     // A K store; one whose changes are not seen is as good as one without a layout.
     lim_ggml_store described(const Tensor *store);
-    int            describe(const Host &host, Tensor *t, lim_ggml_node &n);
-    int            describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n);
-    void           read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash);
-    void           find_spares(const Host &host, bool flagged);
-    void           read_store(const Host &host, const Tensor *t);
-    void           read_positions(const Host &host, const Tensor *positions);
-    void           read_outputs(const Host &host, const Tensor *t);
-    void           read_write(const Host &host, const Tensor *t);
-    uint64_t      *last_slots(uint64_t store);
-    void           complete();
-    bool           read_shift(const Host &host, const Tensor *rope, const Tensor *store);
+    // The store that an attention reads its keys from. What the graph was seen to do with it before is read, now that it is one.
+    const Tensor *store_of(const Host &host, const Tensor *key);
+    // The K store that a tensor is made of, within a few steps; null: there is none.
+    const Tensor *store_behind(const Tensor *t, int depth) const;
+    int           find_stream(const Tensor *key, const Tensor *store, lim_ggml_node &n) const;
+    int           describe(const Host &host, Tensor *t, lim_ggml_node &n);
+    int           describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n);
+    void          read_node(const Host &host, Tensor *t, int place, bool flagged, bool hash);
+    void          find_spares(const Host &host, bool flagged);
+    void          read_store(const Host &host, const Tensor *t);
+    void          read_positions(const Host &host, const Tensor *positions);
+    void          read_outputs(const Host &host, const Tensor *t);
+    void          read_write(const Host &host, const Tensor *t);
+    uint64_t     *last_slots(uint64_t store);
+    void          complete();
+    bool          read_shift(const Host &host, const Tensor *rope, const Tensor *store);
 
     const Tensor *positions; // of the batch
     const Tensor *outputs;   // the input that says whose logits are wanted
     const void   *positions_data, *outputs_data;
     bool          several_positions, several_outputs;
 };
-
-// The number of the layer whose K store a tensor is; -1: it is none.
-int k_store_layer(const Tensor *t);
 
 } // namespace lim::ggml

@@ -16,7 +16,9 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <mutex>
+#include <new>
 #include <strings.h>
 #include <unistd.h>
 #include <vector>
@@ -58,6 +60,9 @@ struct Context {
     uint64_t    steps;   // that were not the host's whole
     uint64_t    replays; // of them
 };
+
+// What is said where the shim gets no memory: the host goes on by itself.
+char kNoMemory[] = "no memory";
 
 // Graphs between two looks at the process's signal handlers: a few microseconds each.
 constexpr uint32_t kSignalCheck = 64;
@@ -206,7 +211,7 @@ int compute_part(const Context *c, Graph *graph, int from, int to) {
 int64_t rows_of(const Tensor *attention) { return attention->src[0]->ne[1] * attention->src[0]->ne[3]; }
 
 // Whether a node is an attention for as many rows as the first one that was taken of the last graph.
-bool is_like_last(const Context *c, const Tensor *t) { return t->op == c->host->flash_attn && rows_of(t) == c->rows; }
+bool is_like_last(const Context *c, const Tensor *t) { return t->op == c->host->flash_attn && t->src[0] != nullptr && rows_of(t) == c->rows; }
 
 int compute_rest(const Context *c, Graph *graph, int done, int n) {
     if (done == 0) return c->compute(c->backend, graph);
@@ -320,7 +325,8 @@ int compute_parts(Context *c, Graph *graph, int n, int done, int &offloaded) {
         lim_ggml_node &node = c->extract.nodes[i];
         if (node.reason != LIM_GGML_OFFLOADED) continue;
         if (!c->divides) {
-            if (n < 2 || !prove_view(*c->host, *c->gpus, graph)) {
+            if (n < 2) break; // nothing to prove it by
+            if (!prove_view(*c->host, *c->gpus, graph)) {
                 static char problem[] = "this host's graphs cannot be computed in parts";
                 lim_go_ggml_left_alone(problem);
                 c->indivisible = true;
@@ -413,20 +419,21 @@ void free_events(const Gpus *gpus, Event *before, Event *after) {
     }
 }
 
+void forget_context(const Context *c) {
+    const auto lock = lock_state();
+    auto      &all  = state().contexts;
+    for (size_t i = 0; i < all.size(); i++) {
+        if (all[i] != c) continue;
+        all.erase(all.begin() + static_cast<std::ptrdiff_t>(i));
+        break;
+    }
+}
+
 void free_backend(Backend *backend) {
     Context *c = find_context(backend);
     if (c == nullptr) return;
     const FreeFn original = c->free;
-    {
-        const auto lock = lock_state();
-        auto      &all  = state().contexts;
-        for (size_t i = 0; i < all.size(); i++) {
-            if (all[i] == c) {
-                all.erase(all.begin() + static_cast<std::ptrdiff_t>(i));
-                break;
-            }
-        }
-    }
+    forget_context(c);
     // What a context counted is read once its device is done, and a host gives back more than its own: neither may happen while
     // another one's step is captured.
     std::unique_lock alone(state().capturing, std::defer_lock);
@@ -489,7 +496,11 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
             synchronize(backend);
             return status;
         };
-        problem    = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked, &c.direct, &c.replays});
+        try {
+            problem = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked, &c.direct, &c.replays});
+        } catch (const std::bad_alloc &) {
+            problem = kNoMemory;
+        }
         gpu.direct = c.direct;
         lim_go_ggml_close(c.session);
     }
@@ -515,6 +526,38 @@ bool is_fit(const Host &host, Gpus &gpus, Gpu &gpu) {
     return gpu.fit == 1;
 }
 
+// Begins a context with a backend whose graphs its function at `word` computes. False: it cannot begin, and nothing has changed.
+bool join(const Host &host, const Gpus *gpus, Backend *backend, int word, Event *before, Event *after, bool direct) {
+    auto c     = std::make_unique<Context>();
+    c->backend = backend;
+    c->host    = &host;
+    c->compute = reinterpret_cast<ComputeFn>(backend[word]);
+    c->free    = reinterpret_cast<FreeFn>(backend[kBackendFree]);
+    c->gpus    = gpus;
+    c->before  = before;
+    c->after   = after;
+    c->direct  = direct;
+    {
+        std::lock_guard lock(state().mutex);
+        state().contexts.push_back(c.get());
+    }
+    try {
+        if (gpus != nullptr) watch_backend(backend);
+        c->session = lim_go_ggml_open(gpus != nullptr ? LIM_GGML_GPU : LIM_GGML_CPU);
+    } catch (const std::bad_alloc &) { // of the transfers
+        lim_go_ggml_left_alone(kNoMemory);
+    }
+    if (c->session == 0) {
+        if (gpus != nullptr) forget_backend(backend);
+        forget_context(c.get());
+        return false;
+    }
+    backend[word]         = reinterpret_cast<void *>(gpus != nullptr ? compute_on_gpu : compute);
+    backend[kBackendFree] = reinterpret_cast<void *>(free_backend);
+    c.release(); // free_backend's
+    return true;
+}
+
 // Takes part in a backend that the host just made on the CPU (gpus: null) or on a GPU, if it looks as it should.
 void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend, bool direct) {
     std::string differs;
@@ -528,28 +571,7 @@ void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend
         free_events(gpus, before, after);
         return;
     }
-    const uintptr_t session = lim_go_ggml_open(gpus != nullptr ? LIM_GGML_GPU : LIM_GGML_CPU);
-    if (session == 0) {
-        free_events(gpus, before, after);
-        return;
-    }
-    auto *c    = new Context{};
-    c->backend = backend;
-    c->host    = &host;
-    c->session = session;
-    c->compute = reinterpret_cast<ComputeFn>(backend[word]);
-    c->free    = reinterpret_cast<FreeFn>(backend[kBackendFree]);
-    c->gpus    = gpus;
-    c->before  = before;
-    c->after   = after;
-    c->direct  = direct;
-    {
-        std::lock_guard lock(state().mutex);
-        state().contexts.push_back(c);
-    }
-    if (gpus != nullptr) watch_backend(backend);
-    backend[word]         = reinterpret_cast<void *>(gpus != nullptr ? compute_on_gpu : compute);
-    backend[kBackendFree] = reinterpret_cast<void *>(free_backend);
+    if (!join(host, gpus, backend, word, before, after, direct)) free_events(gpus, before, after);
 }
 
 Installed *find_installed(const Device *device) {
@@ -567,7 +589,11 @@ Backend *init_backend(Device *device, const char *params) {
     if (forked()) {
         tell_forked();
     } else if (backend != nullptr) {
-        attach(installed->host, nullptr, device, backend, false);
+        try {
+            attach(installed->host, nullptr, device, backend, false);
+        } catch (const std::bad_alloc &) {
+            lim_go_ggml_problem(kNoMemory);
+        }
     }
     return backend;
 }
@@ -587,8 +613,12 @@ Backend *init_gpu_backend(Device *device, const char *params) {
     Backend *backend = on->init_backend(device, params);
     if (forked()) {
         tell_forked();
-    } else if (backend != nullptr && is_fit(of->host, of->gpus, *on)) {
-        attach(of->host, &of->gpus, device, backend, on->direct);
+    } else if (backend != nullptr) {
+        try {
+            if (is_fit(of->host, of->gpus, *on)) attach(of->host, &of->gpus, device, backend, on->direct);
+        } catch (const std::bad_alloc &) {
+            lim_go_ggml_left_alone(kNoMemory);
+        }
     }
     return backend;
 }
@@ -639,8 +669,12 @@ std::string rehearse(void *handle, Host &host) {
         for (const lim_ggml_node &n : c.extract.nodes) offloaded += n.reason == LIM_GGML_OFFLOADED;
         return status;
     };
-    problem = self_test(handle, {alone, hooked});
-    if (problem.empty()) host.indivisible = self_test_divided(handle, {alone, hooked});
+    try {
+        problem = self_test(handle, {alone, hooked});
+        if (problem.empty()) host.indivisible = self_test_divided(handle, {alone, hooked});
+    } catch (const std::bad_alloc &) {
+        problem = kNoMemory;
+    }
     lim_go_ggml_close(c.session);
     free_of_host(backend);
     return problem;
@@ -656,8 +690,10 @@ void       *no_function(Registry *, const char *) { return nullptr; }
 
 using namespace lim::ggml;
 
-extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found, char *text, size_t size) {
-    *found       = LIM_GGML_UNFIT;
+namespace {
+
+// The registry that the host gets; null: why not is in `text`.
+Registry *install(void *caller, bool hook, lim_ggml_found *found, char *text, size_t size) {
     void *handle = find_host(caller);
     if (handle == nullptr) {
         snprintf(text, size, "no ggml found in this process, or it does not export its functions");
@@ -668,14 +704,16 @@ extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found,
         Host        host{};
         std::string problem = prove_host(handle, host);
         if (problem == kNoCpuDevice) *found = LIM_GGML_EARLY;
-        if (problem.empty() && hook != 0) problem = rehearse(handle, host);
+        if (problem.empty() && hook) problem = rehearse(handle, host);
         if (!problem.empty()) {
             snprintf(text, size, "%s", problem.c_str());
             return nullptr;
         }
-        installed = new Installed{host, {host.api_version, registry_name, no_devices, no_device, no_function, nullptr}, false, {}, false};
+        const Registry  registry{host.api_version, registry_name, no_devices, no_device, no_function, nullptr};
+        auto            made = std::make_unique<Installed>(Installed{host, registry, false, {}, false});
         std::lock_guard lock(state().mutex);
-        state().hosts.push_back(installed);
+        state().hosts.push_back(made.get());
+        installed = made.release(); // for as long as the process lives
     }
     const Host &host  = installed->host;
     const bool  whole = !host.indivisible.empty();
@@ -683,14 +721,14 @@ extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found,
              whole ? ", mixed batches are left to the host: " : "", host.indivisible.c_str());
     *found = installed->hooked ? LIM_GGML_AGAIN : LIM_GGML_NEW;
     // The registry carries the host's own API version, so the host is sure to keep the library: hooks may be set.
-    if (hook != 0 && !installed->hooked) {
+    if (hook && !installed->hooked) {
         installed->hooked = true;
         hook_device(host.device, init_backend);
     }
     return &installed->registry;
 }
 
-extern "C" int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size) {
+int install_gpus(void *caller, bool hook, char *text, size_t size) {
     void      *handle    = find_host(caller);
     Installed *installed = handle != nullptr ? find_installed(cpu_device(handle)) : nullptr;
     if (installed == nullptr) return 0;
@@ -705,11 +743,33 @@ extern "C" int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t 
         installed->gpus = std::move(gpus);
     }
     snprintf(text, size, "%s", installed->gpus.names.c_str());
-    if (hook != 0 && !installed->gpus_hooked && !installed->gpus.list.empty()) {
+    if (hook && !installed->gpus_hooked && !installed->gpus.list.empty()) {
         installed->gpus_hooked = true;
         for (const Gpu &gpu : installed->gpus.list) hook_device(gpu.device, init_gpu_backend);
     }
     return static_cast<int>(installed->gpus.list.size());
+}
+
+} // namespace
+
+// A later load may get the memory that this one does not.
+extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found, char *text, size_t size) {
+    *found = LIM_GGML_UNFIT;
+    try {
+        return install(caller, hook != 0, found, text, size);
+    } catch (const std::bad_alloc &) {
+        snprintf(text, size, "%s", kNoMemory);
+        return nullptr;
+    }
+}
+
+extern "C" int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size) {
+    try {
+        return install_gpus(caller, hook != 0, text, size);
+    } catch (const std::bad_alloc &) {
+        snprintf(text, size, "%s", kNoMemory);
+        return -1;
+    }
 }
 
 extern "C" void lim_ggml_at_exit(void) {

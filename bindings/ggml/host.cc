@@ -93,9 +93,12 @@ std::string prove_tensors(const Symbols &symbols, const Host &host) {
         !symbols.get(set_name, "ggml_set_name") || !symbols.get(overhead, "ggml_tensor_overhead")) {
         return symbols.missing();
     }
+    Tensor *(*custom)(void *, int, int64_t, int64_t, int64_t, int64_t, Tensor **, int, void (*)(Tensor *, int, int, void *), int, void *);
+    if (!Symbols(symbols).get(custom, "ggml_custom_4d")) custom = nullptr; // of older hosts the self-test tells
     if (overhead() < sizeof(Tensor)) return "this host's tensors are smaller than expected";
 
-    void *context = init({64 * overhead(), nullptr, true});
+    std::string problem;
+    void       *context = init({64 * overhead(), nullptr, true});
     if (context == nullptr) return "this host refused memory for a layout check";
     Tensor *store = set_name(new_tensor(context, kF16, 128, 512, 1, 1), "cache_k_l7");
     Tensor *key   = view(context, store, 64, 256, 2, 1, 256, 128, 512 * 256, 256);
@@ -107,6 +110,10 @@ std::string prove_tensors(const Symbols &symbols, const Host &host) {
     Tensor *slots = new_tensor(context, kI64, 3, 1, 1, 1);
     Tensor *write = set_rows(context, store, new_tensor(context, kF32, 128, 3, 1, 1), slots);
 
+    CustomParams run{[](Tensor *, int, int, void *) {}, -1, &problem}, kept = run;
+    Tensor      *own = custom != nullptr ? custom(context, kF32, 4, 1, 1, 1, &query, 1, run.run, run.n_tasks, run.user) : nullptr;
+    if (own != nullptr) memcpy(&kept, own->op_params, sizeof kept);
+
     float params[3];
     memcpy(params, node->op_params, sizeof params);
     const struct {
@@ -116,7 +123,8 @@ std::string prove_tensors(const Symbols &symbols, const Host &host) {
         {store->type == kF16 && slots->type == kI64, "type"},
         {store->ne[0] == 128 && store->ne[1] == 512 && key->ne[1] == 256 && key->ne[2] == 2 && slots->ne[0] == 3, "ne"},
         {store->nb[0] == 2 && store->nb[1] == 256 && key->nb[2] == 128, "nb"},
-        {store->op == host.none && node->op == host.flash_attn && write->op == host.set_rows, "op"},
+        {store->op == host.none && node->op == host.flash_attn && write->op == host.set_rows && (own == nullptr || own->op == host.custom), "op"},
+        {kept.run == run.run && kept.n_tasks == run.n_tasks && kept.user == run.user, "op_params of CUSTOM (function, tasks, user's data)"},
         {params[0] == 0.125f && params[1] == 8.0f && params[2] == 30.0f, "op_params of FLASH_ATTN_EXT (scale, max_bias, logit_softcap)"},
         {node->src[0] == query && node->src[1] == key && node->src[2] == key && node->src[3] == mask && node->src[4] == sinks &&
              node->src[5] == nullptr,
@@ -127,7 +135,6 @@ std::string prove_tensors(const Symbols &symbols, const Host &host) {
         {store->data == nullptr, "data"},
         {strcmp(store->name, "cache_k_l7") == 0, "name"},
     };
-    std::string problem;
     for (const auto &field : fields) {
         if (!field.holds && problem.empty()) problem = std::string("this host's tensors are laid out in an unknown way: ") + field.what;
     }
@@ -278,17 +285,20 @@ std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
     return "";
 }
 
-int prove_backend(const Device *device, bool gpu, Backend *backend, std::string &differs) {
-    // The interface since API version 2, as set (1), empty (0) and either (?) functions: name, free, six of
-    // asynchronous data access and synchronisation, four of graph plans, graph_compute, two of events. What
-    // follows (graph optimisation, more of the CPU's empty ones) is either, then comes the device.
-    const char   *pattern  = gpu ? "1111??110000111" : "1100000011011";
-    constexpr int kCompute = 12;
-    const void   *module   = module_of(backend[1]);
-    int           next     = 1;
-    for (; pattern[next - 1] != '\0'; next++) {
+namespace {
+
+// What a backend's interface looks like: its functions as set (1), empty (0) and either (?), and which one computes graphs.
+struct Face {
+    const char *pattern;
+    int         compute;
+};
+
+// Returns the word behind the functions, or -1 and what is not as it should be.
+int match(const Face &face, const void *module, Backend *backend, std::string &differs) {
+    int next = 1;
+    for (; face.pattern[next - 1] != '\0'; next++) {
         const void *function = backend[next];
-        const char  wanted   = pattern[next - 1];
+        const char  wanted   = face.pattern[next - 1];
         const bool  own      = module != nullptr && module_of(function) == module;
         if (wanted == '0' ? function != nullptr : wanted == '1' ? !own
                                                                 : function != nullptr && !own) {
@@ -296,8 +306,23 @@ int prove_backend(const Device *device, bool gpu, Backend *backend, std::string 
             return -1;
         }
     }
+    return next;
+}
+
+} // namespace
+
+int prove_backend(const Device *device, bool gpu, Backend *backend, std::string &differs) {
+    // Name, free, asynchronous data access (of two dimensions, too, since May 2026) and synchronisation, four of graph plans,
+    // graph_compute, two of events. What follows (graph optimisation, more of the CPU's empty ones) is either, then comes the
+    // device. On a GPU the places of data access are taken, too: the newer face alone.
+    constexpr Face newer{"1100000011011", 12}, older{"11000011011", 10}, on_gpu{"1111??110000111", 12};
+    const void    *module  = module_of(backend[1]);
+    int            compute = (gpu ? on_gpu : newer).compute, next = match(gpu ? on_gpu : newer, module, backend, differs);
+    std::string    other;
+    if (next < 0 && !gpu && (next = match(older, module, backend, other)) >= 0) compute = older.compute;
+    if (next < 0) return -1;
     while (next < 24 && backend[next] != device && (backend[next] == nullptr || (gpu && module_of(backend[next]) == module))) next++;
-    if (next < 24 && backend[next] == device) return 1 + kCompute; // word 0 is the GUID
+    if (next < 24 && backend[next] == device) return 1 + compute; // word 0 is the GUID
     differs = "its device does not follow its functions";
     return -1;
 }

@@ -6,7 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "extract.h"
+#include "stores.h"
 #include "symbols.h"
 
 namespace lim::ggml {
@@ -102,8 +102,6 @@ State &state() {
 
 size_t bytes_of(const Tensor *t) { return t->nb[3] * static_cast<size_t>(t->ne[3]); }
 
-const Tensor *root_of(const Tensor *t) { return t->view_src != nullptr ? t->view_src : t; }
-
 Buffer *buffer_of(const Tensor *t) { return static_cast<Buffer *>(root_of(t)->buffer); }
 
 // All below is under the lock.
@@ -165,7 +163,7 @@ void log_change(const lim_ggml_change &change, std::vector<uint64_t> prints) {
 // Rows of a K store that `n` bytes from `offset` of a tensor touch. `data`: what they hold.
 void log_rows(int kind, const Tensor *t, size_t offset, size_t n, const void *data, int64_t from = 0) {
     const Tensor *store = root_of(t);
-    if (n == 0 || k_store_layer(store) < 0 || !is_wanted(reinterpret_cast<uint64_t>(store->data))) return;
+    if (n == 0 || named_layer(store) < 0 || store->nb[1] == 0 || !is_wanted(reinterpret_cast<uint64_t>(store->data))) return;
     const uint64_t        id     = reinterpret_cast<uint64_t>(store->data);
     const size_t          row    = store->nb[1];
     const size_t          begin  = static_cast<size_t>(static_cast<const char *>(t->data) - static_cast<const char *>(store->data)) + offset;
@@ -185,6 +183,15 @@ void log_rows(int kind, const Tensor *t, size_t offset, size_t n, const void *da
     log_change(change, std::move(prints));
 }
 
+bool has_few_rows(const Tensor *t) {
+    int64_t rows = 1;
+    for (int i = 1; i < 4; i++) {
+        if (t->ne[i] < 0 || t->ne[i] > kMostRows) return false;
+        rows *= t->ne[i];
+    }
+    return rows <= kMostRows;
+}
+
 // Something was put into n bytes from `offset` of a tensor.
 void moved_in(const Tensor *t, size_t offset, size_t n, const void *data) {
     Watched *w = watched(t);
@@ -193,7 +200,7 @@ void moved_in(const Tensor *t, size_t offset, size_t n, const void *data) {
     log_rows(LIM_GGML_WRITTEN, t, offset, n, data);
     const bool integers = t->type == kI32 || t->type == kI64;
     if (data == nullptr || offset != 0 || n != bytes_of(t) || n > kMostBytes || t->view_src != nullptr || w->layout->usage(buffer_of(t)) == kWeights ||
-        (!integers && (t->ne[1] * t->ne[2] * t->ne[3] > kMostRows || (t->type != kF16 && t->type != kF32)))) {
+        (!integers && (!has_few_rows(t) || (t->type != kF16 && t->type != kF32)))) {
         return;
     }
     Upload    &u    = upload_at(*w, t->data);
@@ -262,7 +269,7 @@ void on_set(Buffer *buffer, Tensor *t, const void *data, size_t offset, size_t n
 }
 void on_get(Buffer *buffer, const Tensor *t, void *data, size_t offset, size_t n) {
     own<GetFn>(buffer, kGet)(buffer, t, data, offset, n);
-    if (k_store_layer(root_of(t)) >= 0) note([&] { log_rows(LIM_GGML_READ, t, offset, n, data); });
+    if (named_layer(root_of(t)) >= 0) note([&] { log_rows(LIM_GGML_READ, t, offset, n, data); });
 }
 void on_set_2d(Buffer *buffer, Tensor *t, const void *data, size_t offset, size_t n, size_t copies, size_t apart, size_t data_apart) {
     own<Set2dFn>(buffer, layout_of(buffer)->set_2d)(buffer, t, data, offset, n, copies, apart, data_apart);

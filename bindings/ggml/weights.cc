@@ -20,18 +20,21 @@ class Fnv { // FNV-1a
     uint64_t hash_ = 0xcbf29ce484222325;
 };
 
+// A host that names nothing leaves names to ggml, which numbers what it comes by.
+bool is_nameless(const Tensor *t) { return t->name[0] == '\0' || strncmp(t->name, "leaf_", 5) == 0; }
+
 // Tells one model's weights from another's of the same shape: their names and shapes, and a few bytes of
 // each. What a graph on the CPU multiplies with lies where the CPU can read it; what one on a GPU does is read once, while
 // the first prompt is computed.
 uint64_t hash_weight(const Host &host, const Tensor *t, Memory memory) {
     constexpr size_t kSample = 64;
     Fnv              fnv;
-    fnv.take_name(t);
+    if (!is_nameless(t)) fnv.take_name(t);
     fnv.take(&t->type, sizeof t->type);
     fnv.take(t->ne, sizeof t->ne);
     const size_t bytes  = t->nb[3] * static_cast<size_t>(t->ne[3]);
     const size_t middle = bytes / 2 / kSample * kSample;
-    if (t->data == nullptr || bytes < 2 * kSample) return fnv.hash();
+    if (t->data == nullptr || bytes < 2 * kSample || t->ne[3] < 1) return fnv.hash();
     if (memory == Memory::kHost) {
         fnv.take(t->data, kSample);
         fnv.take(static_cast<const char *>(t->data) + middle, kSample);
@@ -72,7 +75,7 @@ const Tensor *adapter_of(const Host &host, const Tensor *t) {
 
 } // namespace
 
-void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash, lim_ggml_graph &graph) {
+void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash, bool product, lim_ggml_graph &graph) {
     if (const Tensor *adapter = adapter_of(host, node)) {
         const struct {
             const Tensor *of;
@@ -97,6 +100,8 @@ void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash
             if (block >= 0 && (graph.first_block < 0 || block < graph.first_block)) graph.first_block = block;
             if (block > graph.last_block) graph.last_block = block;
             if (follows_blocks(t)) graph.ends = 1;
+        } else if (product && s == 0 && is_nameless(t)) {
+            graph.weights += hash_weight(host, t, memory);
         }
     }
 }

@@ -6,8 +6,8 @@
 namespace lim::ggml {
 
 // Adds what one node shows. With `hash`, its weights are hashed, by name and shape and, where they lie in
-// memory, by samples.
-void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash, lim_ggml_graph &graph);
+// memory, by samples. `product`: what a matrix without a name is multiplied with tells that it is one of the weights.
+void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash, bool product, lim_ggml_graph &graph);
 
 // A weight of a graph that is looked at in each one.
 struct Witness {

@@ -118,7 +118,7 @@ func (h *fakeHost) graph(tokens []token, from, to int) *graph.Graph {
 			h.mask[i*h.nkv+c] = v
 		}
 	}
-	g := &graph.Graph{SoftMax: h.softMax}
+	g := &graph.Graph{SoftMax: h.softMax, Weights: 1, FirstBlock: -1}
 	if h.ropes {
 		g.Positions, g.Rotations = positions, 2*h.layers
 	}

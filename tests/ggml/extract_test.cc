@@ -179,6 +179,46 @@ TEST_F(ExtractTest, WritesAndTheirStores) {
     EXPECT_EQ(read().writes[0].store.stride, 0) << "slots that do not lie at equal distances";
 }
 
+// Stores without llama.cpp's names: known from their first attention on, numbered as attentions come.
+TEST_F(ExtractTest, StoresByWhatGraphsDo) {
+    Tensor *slots = input(kI64, 3), *rows = computed("ADD", slots, nullptr, 3);
+    nodes.clear();
+    Tensor    *first = store("k", 1), *second = store("", 1), *values = store("v", 1);
+    const auto attends = [&](Tensor *k) {
+        Tensor *key = tensor("", kF16, kWidth / 2, kSlots, 2);
+        key->nb[1] = k->nb[1], key->nb[2] = k->nb[1] / 2, key->view_src = k, key->data = k->data;
+        Tensor *query = tensor("", kF32, kWidth / 2, 3, 2), *mask = tensor("", kF16, kSlots, 3);
+        Tensor *t = computed("FLASH_ATTN_EXT", query, key);
+        t->src[2] = key, t->src[3] = mask;
+        return t;
+    };
+    const auto writes = [&](Tensor *k) { within("SET_ROWS", k, rows, slots); };
+    attends(values);
+    EXPECT_EQ(read().nodes[0].layer, -1) << "nothing has written there";
+    nodes.clear();
+    for (Tensor *t : {first, values, second}) writes(t);
+    EXPECT_EQ(read().n_writes, 0) << "nothing has read there";
+    attends(first), attends(second);
+    for (int graph = 0; graph < 2; graph++) {
+        const lim_ggml_graph &g = read();
+        ASSERT_EQ(g.n_writes, 2) << "not those of the values";
+        EXPECT_EQ(g.writes[0].store.id, id(first));
+        EXPECT_EQ(g.writes[1].store.id, id(second));
+        ASSERT_EQ(g.n_nodes, 2);
+        EXPECT_EQ(g.nodes[0].layer, 0);
+        EXPECT_EQ(g.nodes[1].layer, 1);
+    }
+    nodes.clear();
+    Tensor *others[] = {store("", 1), store("", 1), store("cache_k_l7", 1)}; // another model's, in the same context
+    for (Tensor *t : others) writes(t), attends(t);
+    EXPECT_EQ(read().nodes[0].layer, 2);
+    for (int i = 0; i < 3; i++) EXPECT_EQ(read().nodes[i].layer, i < 2 ? i : 7) << "numbered anew";
+    const void *data = others[0]->data;
+    others[0]->data = memory.emplace_back(1 << 10).data(); // another tensor at the same address
+    EXPECT_EQ(read().nodes[0].layer, 8);
+    others[0]->data = const_cast<void *>(data);
+}
+
 TEST_F(ExtractTest, PositionsAreThoseThatAllRotationsShare) {
     Tensor *positions = input(kI32, 5), *x = computed("ADD", positions, nullptr, 5);
     computed("ROPE", x, positions);

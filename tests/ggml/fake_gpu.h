@@ -1,0 +1,197 @@
+/* What hosts with CUDA devices that there are not have in common: devices, events, and buffers on the heap. note() tells what the
+ * host does. */
+#ifndef FAKE_GPU_H
+#define FAKE_GPU_H
+
+#include "fake.h"
+
+struct graph ggml_graph_view(struct graph *g, int from, int to) {
+    struct graph view = {to - from, g->nodes + from, {0}};
+    if (is("view-wrong")) view.nodes = g->nodes;
+    return view;
+}
+const char *ggml_version(void) { return "fake"; }
+
+/* ---- devices ---- */
+
+struct event {
+    void *device, *handle;
+};
+enum { GPUS = 2 };
+static void           *gpu_words[GPUS][24];
+static struct registry gpu_registry;
+
+static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") ? 2
+                                                                                                    : 1; }
+static int         number_of(void *d) { return d == gpu_words[0] ? 0 : d == gpu_words[1] ? 1
+                                                                                         : -1; }
+static const char *device_name(void *d) { return number_of(d) < 0 ? "CPU" : number_of(d) == 0 ? "CUDA0"
+                                                                                              : "CUDA1"; }
+static int         device_type(void *d) { return number_of(d) >= 0; }
+
+struct event *ggml_backend_event_new(void *device) {
+    static _Atomic uintptr_t next = 0xe1;
+    if (is("no-events")) return NULL;
+    struct event *e = malloc(sizeof *e);
+    *e = (struct event){device, (void *)next++};
+    return e;
+}
+void ggml_backend_event_free(struct event *e) {
+    note("host frees event %p", e->handle);
+    free(e);
+}
+void ggml_backend_event_record(struct event *e, void **backend) { (void)backend, note("host records %p", e->handle); }
+void ggml_backend_event_wait(void **backend, struct event *e) { (void)backend, note("host waits for %p", e->handle); }
+
+static const char *backend_name(void *b) { return (void)b, "fake"; }
+static void        backend_free(void *b) { note("host frees its backend"), free(b); }
+
+/* What a host says, to whom it was told to say it. */
+typedef void (*log_function)(int, const char *, void *);
+static log_function logs;
+static void        *logs_to;
+void                ggml_log_get(log_function *to, void **user) { *to = logs, *user = logs_to; }
+void                ggml_log_set(log_function to, void *user) { logs = to, logs_to = user; }
+static void         say(const char *text) {
+    if (logs != NULL) logs(1, text, logs_to);
+}
+
+/* Graphs of the driver's that the host makes of what it computes again, by their first nodes, as llama.cpp has them: what is new or has
+ * changed is queued node by node, what has not is captured the second time. It cannot be while a stream is captured already. */
+static void (*append)(void (*)(void *), void *);
+void standin_capturing(void (*to)(void (*)(void *), void *)) { append = to; }
+
+static void warm_up(const struct graph *g) {
+    enum { MOST = 64,
+           FIELDS = offsetof(struct tensor, name) };
+    static struct known {
+        const struct tensor *first;
+        int                  n;
+        bool                 warm;
+        unsigned char       *seen;
+    } known[MOST];
+    struct known *k = known;
+    while (k->first != NULL && k->first != g->nodes[0]) k++;
+    unsigned char *now = malloc((size_t)g->n * FIELDS);
+    for (int i = 0; i < g->n; i++) memcpy(now + (size_t)i * FIELDS, g->nodes[i], FIELDS);
+    const bool same = k->first != NULL && k->n == g->n && memcmp(k->seen, now, (size_t)g->n * FIELDS) == 0;
+    if (same && append != NULL) {
+        note("the host captures while it is captured");
+        exit(3);
+    }
+    if (same && !k->warm) say("CUDA graph warmup complete");
+    if (!same && k->warm) say("CUDA graph warmup reset");
+    *k = (struct known){g->nodes[0], g->n, same, now};
+}
+
+static void run_part(void *of) {
+    struct graph *g = of;
+    if (g->nodes[g->n - 1]->name[0] == 0) compute_all(g);
+    else note("host's %s to %s run", g->nodes[0]->name, g->nodes[g->n - 1]->name);
+}
+
+static int graph_compute(void **b, struct graph *g) {
+    (void)b;
+    if (is("graphs") || is("graphs-parts")) warm_up(g);
+    if (append != NULL) {
+        struct graph *copy = malloc(sizeof *copy);
+        *copy = (struct graph){0, calloc((size_t)g->n, sizeof(void *)), {0}};
+        for (int i = 0; i < g->n; i++) {
+            if (g->nodes[i]->op != OP_NONE) copy->nodes[copy->n++] = g->nodes[i];
+        }
+        append(run_part, copy);
+        if (is("graphs-parts")) return -1;
+        return 0;
+    }
+    if (g->nodes[g->n - 1]->name[0] == 0) return compute_graph(g); /* the self-test's, whose nodes have no names */
+    note("host computes %s to %s", g->nodes[0]->name, g->nodes[g->n - 1]->name);
+    return is("host-fails") && strcmp(g->nodes[0]->name, "mlp1") == 0 ? -1 : 0;
+}
+
+void ggml_backend_synchronize(void **backend) { (void)backend; }
+
+static void **init_gpu(void *device, const char *params) {
+    (void)params;
+    void **b = calloc(24, sizeof *b);
+    b[1] = (void *)backend_name, b[2] = (void *)backend_free;
+    for (int i = 3; i <= 8; i++) b[i] = (void *)nothing;
+    b[13] = (void *)graph_compute, b[14] = (void *)nothing, b[15] = is("no-event-functions") ? NULL : (void *)nothing;
+    b[16] = (void *)nothing; /* graph optimisation */
+    b[17] = device;
+    return b;
+}
+
+void       *ggml_backend_dev_by_type(int type) { return type == 0 ? (void *)cpu_words : NULL; }
+size_t      ggml_backend_dev_count(void) { return (size_t)gpus() + 1; }
+void       *ggml_backend_dev_get(size_t i) { return i < (size_t)gpus() ? (void *)gpu_words[i] : cpu_words; }
+const char *ggml_backend_dev_name(void *d) { return device_name(d); }
+int         ggml_backend_dev_type(void *d) { return device_type(d); }
+void       *ggml_backend_dev_backend_reg(void *d) { return number_of(d) >= 0 ? &gpu_registry : &cpu_registry; }
+const char *ggml_backend_reg_name(void *r) { return r == &gpu_registry ? "CUDA" : "CPU"; }
+
+/* ---- buffers ---- */
+
+/* A buffer: its functions, its type, its memory. Hosts before autumn 2026 lack the two-dimensional ones. */
+enum { BUFFER_WORDS = 16 };
+static bool   is_old(void) { return is("buffers-old"); }
+static int    word_of(int number) { return is_old() && number > 7 ? number - 2 : number; }
+static void **buffer_types[GPUS];
+
+static void *data_of(void **b) { return b[word_of(11) + 1]; }
+static void  buffer_free(void **b) { note("host frees a buffer"), free(data_of(b)); }
+static void *buffer_base(void **b) { return data_of(b); }
+static int   buffer_init(void **b, struct tensor *t) { return (void)b, (void)t, 0; }
+static void  buffer_memset(void **b, struct tensor *t, uint8_t value, size_t offset, size_t n) { (void)b, memset((char *)t->data + offset, value, n); }
+static void  buffer_set(void **b, struct tensor *t, const void *data, size_t offset, size_t n) { (void)b, memcpy((char *)t->data + offset, data, n); }
+static void  buffer_get(void **b, const struct tensor *t, void *data, size_t offset, size_t n) { (void)b, memcpy(data, (char *)t->data + offset, n); }
+static void  buffer_set_2d(void **b, struct tensor *t, const void *data, size_t offset, size_t n, size_t copies, size_t apart, size_t data_apart) {
+    for (size_t i = 0; i < copies; i++) buffer_set(b, t, (const char *)data + i * data_apart, offset + i * apart, n);
+}
+static bool buffer_copy(void **b, const struct tensor *from, struct tensor *to) {
+    (void)b;
+    memmove(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
+    return true;
+}
+static void buffer_clear(void **b, uint8_t value) { (void)b, (void)value; }
+
+static void **new_buffer(void **type, size_t size) {
+    void **b = calloc(BUFFER_WORDS, sizeof *b);
+    b[0] = (void *)buffer_free, b[1] = (void *)buffer_base, b[2] = (void *)buffer_init, b[3] = (void *)buffer_memset;
+    b[is("buffers-moved") ? 5 : 4] = (void *)buffer_set, b[is("buffers-moved") ? 4 : 5] = (void *)buffer_get;
+    if (!is_old()) b[6] = (void *)buffer_set_2d, b[7] = (void *)nothing;
+    b[word_of(8)] = (void *)buffer_copy, b[word_of(9)] = (void *)buffer_clear, b[word_of(10)] = (void *)nothing;
+    b[word_of(11)] = type, b[word_of(11) + 1] = aligned_alloc(256, (size + 255) / 256 * 256), b[word_of(11) + 2] = (void *)size;
+    return b;
+}
+
+/* What the host exports: each calls a word of the buffer. */
+void        **ggml_backend_dev_buffer_type(void *device) { return number_of(device) < 0 ? NULL : buffer_types[number_of(device)]; }
+void        **ggml_backend_buft_alloc_buffer(void **type, size_t size) { return ((void **(*)(void **, size_t))type[1])(type, size); }
+void          ggml_backend_buffer_free(void **b) { ((void (*)(void **))b[0])(b), free(b); }
+void         *ggml_backend_buffer_get_base(void **b) { return ((void *(*)(void **))b[1])(b); }
+size_t        ggml_backend_buffer_get_size(void **b) { return (size_t)b[word_of(11) + 2]; }
+int           ggml_backend_buffer_get_usage(void **b) { return (void)b, 0; }
+void          ggml_backend_buffer_clear(void **b, uint8_t value) { ((void (*)(void **, uint8_t))b[word_of(9)])(b, value); }
+static void **buffer_of(const struct tensor *t) { return t->view_src != NULL ? t->view_src->buffer : t->buffer; }
+int           ggml_backend_tensor_alloc(void **b, struct tensor *t, void *at) {
+    t->buffer = b, t->data = at;
+    return ((int (*)(void **, struct tensor *))b[2])(b, t);
+}
+void ggml_backend_tensor_set(struct tensor *t, const void *data, size_t offset, size_t n) {
+    void **b = buffer_of(t);
+    ((void (*)(void **, struct tensor *, const void *, size_t, size_t))b[is("buffers-moved") ? 5 : 4])(b, t, data, offset, n);
+}
+void ggml_backend_tensor_get(const struct tensor *t, void *data, size_t offset, size_t n) {
+    void **b = buffer_of(t);
+    ((void (*)(void **, const struct tensor *, void *, size_t, size_t))b[is("buffers-moved") ? 4 : 5])(b, t, data, offset, n);
+}
+void ggml_backend_tensor_memset(struct tensor *t, uint8_t value, size_t offset, size_t n) {
+    void **b = buffer_of(t);
+    ((void (*)(void **, struct tensor *, uint8_t, size_t, size_t))b[3])(b, t, value, offset, n);
+}
+void ggml_backend_tensor_copy(const struct tensor *from, struct tensor *to) {
+    void **b = buffer_of(to);
+    ((bool (*)(void **, const struct tensor *, struct tensor *))b[word_of(8)])(b, from, to);
+}
+
+#endif
