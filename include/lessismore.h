@@ -46,7 +46,7 @@
  *
  * What may change
  *   A program that was compiled against this header works with every later library, without being compiled again; its source
- *   compiles against every later header. Programs compiled against the headers since then are kept, and run on each library.
+ *   compiles against every later header. Programs compiled against earlier headers are kept, and run on each new library.
  *
  *   Never, in a library that has this version of the table (LIM_API_VERSION, lim_get_api()):
  *   - a function's name, arguments, result and place in the table; that it is exported
@@ -214,8 +214,8 @@ typedef struct lim_engine_params {
      * others, the step attends to everything, up to the next one that chooses. A captured step always chooses. */
     int32_t interval;
 
-    /* Steps of a decoder whose token sets (of its first row) lim_engine_stats_json() shows, at most, up to LIM_MAX_TRACE; 0 (default):
-     * none. For a person to look at: it takes time and memory. */
+    /* Steps of a decoder on the CPU whose token sets (of its first row) lim_engine_stats_json() shows, at most, up to LIM_MAX_TRACE; 0
+     * (default): none. For a person to look at: it takes time and memory. On a GPU nothing is kept. */
     int32_t trace;
 
     /* Text, read during lim_engine_create() only, up to LIM_MAX_TEXT bytes. NULL: none. What is learned about the
@@ -482,7 +482,7 @@ typedef struct lim_stats {
     size_t   struct_size;
     uint64_t steps;
     uint64_t rows;        /* query tokens, once per step */
-    uint64_t rows_sparse; /* of them, with more visible tokens than the budget */
+    uint64_t rows_sparse; /* of them, with more visible tokens than the budget, in steps that are neither measured nor dense */
     uint64_t rows_full;
     uint64_t tokens_visible;
     uint64_t tokens_attended;

@@ -739,16 +739,30 @@ def test_metrics_are_what_the_processes_wrote(monkeypatch, tmp_path):
         "library": {**library, "rows_sparse": 5},
     }
     counted = stand_in.Object(report=lambda: report, engine=stand_in.Object(report=lambda: {"version": "1"}))
-    reporter = metrics.Reporter(counted, 0, 1, 1e-9, str(tmp_path / "stats.json"))
-    (tmp_path / "target").write_text("kept")
-    (tmp_path / "stats.json").symlink_to(tmp_path / "target")
-    reporter.tick()
+    metrics.Reporter(counted, 0, 1, 1e-9, str(tmp_path / "stats.json")).tick()
     found = {family.name: dict(family.values) for family in metrics.families(metrics.reports(str(tmp_path))[:1])}
     assert found["lessismore_rows"] == {("0", "sparse"): 5, ("0", "full"): 0} and found["lessismore_steps"][("0", "decode")] == 3
     assert found["lessismore_declined_rows"] == {("0", "prompts"): 2} and found["lessismore_active"] == {("0", ""): 1.0}
-    assert json.loads((tmp_path / "stats.json").read_text())["vllm"]["rank"] == 0 and (tmp_path / "target").read_text() == "kept"
+    assert json.loads((tmp_path / "stats.json").read_text())["vllm"]["rank"] == 0
     (tmp_path / "broken.json").write_text("{")
     assert len(metrics.reports(str(tmp_path))) == 2 and metrics.reports(str(tmp_path / "none")) == []
+
+
+def test_a_file_of_statistics_is_one_process_s_and_replaces_nobody_else_s(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path / "metrics"))
+    counted = stand_in.Object(report=lambda: {"reason": None}, engine=stand_in.Object(report=lambda: {"version": "1"}))
+    for ranks, name, there in ((1, "%p.json", f"{os.getpid()}.json"), (2, "%p.json", f"{os.getpid()}.json"), (2, "s.json", "s.json.1")):
+        for _ in range(2):
+            metrics.Reporter(counted, 1, ranks, 1e-9, str(tmp_path / name)).tick()
+        assert json.loads((tmp_path / there).read_text())["version"] == "1"
+    (tmp_path / "theirs").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    for name in ("theirs", "link"):
+        reporter = metrics.Reporter(counted, 0, 1, 1e-9, str(tmp_path / name))
+        reporter.tick()
+        reporter.tick()
+        assert (tmp_path / "theirs").read_text() == "kept" and reporter.stats is None and reporter.shown is not None
+    assert caplog.text.count("was not written by lessismore") == 2
 
 
 def test_what_is_counted_is_read_only_when_someone_asked(monkeypatch, tmp_path):

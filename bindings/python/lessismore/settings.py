@@ -132,11 +132,11 @@ EXPECTED = {
 
 def parse(name: str, kind: str, given: str) -> Any:
     """A setting's value from its environment variable; None: the default. Raises ArgumentError, which names the variable."""
-    if kind == "switch" and given in ("on", "off"):
-        return {"on": None, "off": 0}[given]
+    if kind == "switch" and given.lower() in ("on", "off"):
+        return {"on": None, "off": 0}[given.lower()]
     try:
         if kind == "layers":
-            return None if given == "auto" else [int(part) for part in given.split(",")]
+            return None if given.lower() == "auto" else [int(part) for part in given.split(",")]
         return int(given) if kind in ("whole", "switch") else float(given) if kind == "real" else given
     except ValueError:
         raise ArgumentError(f"{variable(name)} = {given!r} is not {EXPECTED[kind]}") from None

@@ -16,6 +16,8 @@ import tempfile
 import time
 from typing import Any, Iterable, Iterator, NamedTuple, Optional
 
+from .. import _files
+
 logger = logging.getLogger("vllm.lessismore")
 VARIABLE = "LESSISMORE_VLLM_METRICS"
 MOST_BYTES = 1 << 20
@@ -137,7 +139,10 @@ class Reporter:
         self.context, self.rank, self.interval, self.host = context, rank, interval, host
         folder = os.environ.get(VARIABLE)
         self.shown = None if not folder else os.path.join(folder, f"{os.getpid()}.json")
-        self.stats = stats if stats is None or ranks == 1 else f"{stats}.{rank}"
+        if stats is not None:
+            name = stats.replace("%p", str(os.getpid()))
+            stats = name if ranks == 1 or name != stats else f"{stats}.{rank}"
+        self.stats = stats
         self.next = time.monotonic() + interval
         self.asked = 0  # when /metrics was last asked for, as far as it was answered
 
@@ -163,21 +168,14 @@ class Reporter:
         try:
             report = {"rank": self.rank, **self.context.report()}
             if self.shown is not None and os.path.isdir(os.path.dirname(self.shown)):
-                _replace(self.shown, report)
-            if self.stats is not None:
-                _replace(self.stats, {**self.context.engine.report(), self.host: report})
+                _files.write(self.shown, json.dumps(report).encode(), mine=True)
         except Exception as e:  # statistics are no reason to end a server
             logger.warning("lessismore: no statistics: %s", e)
             self.shown = self.stats = None
-
-
-def _replace(path: str, content: dict[str, Any]) -> None:
-    """Writes a file whole or not at all; a file of that name, not what a link of that name points to."""
-    handle, name = tempfile.mkstemp(dir=os.path.dirname(os.path.abspath(path)), prefix=".lessismore-")
-    try:
-        with os.fdopen(handle, "w") as f:
-            json.dump(content, f)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        if self.stats is None:
+            return
+        try:
+            _files.write(self.stats, json.dumps({**self.context.engine.report(), self.host: report}).encode())
+        except Exception as e:
+            logger.warning("lessismore: no statistics in a file: %s", e)
+            self.stats = None

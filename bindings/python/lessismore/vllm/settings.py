@@ -13,6 +13,7 @@ from .._values import integer, real
 
 MOST_ROWS = 4096  # LIM_MAX_ROWS
 INTERVAL = 10.0  # seconds
+SWITCH = {"on": True, "1": True, "off": False, "0": False}
 NOT_HERE = ("interval", "trace")  # a row is another sequence's from step to step, and what is attended to on a GPU is not kept
 
 
@@ -95,9 +96,9 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """What the LESSISMORE_* variables set. Raises ArgumentError, which names the variable."""
     found: dict[str, Any] = {}
     switch = environment.get("LESSISMORE", "") or "on"
-    if switch not in ("on", "off"):
+    if switch.lower() not in SWITCH:
         raise ArgumentError(f"LESSISMORE = {switch!r} is neither on nor off")
-    found["enabled"] = switch == "on"
+    found["enabled"] = SWITCH[switch.lower()]
     for key, kind in {**LIBRARYS, "stats": "file"}.items():
         variable = common.variable(key)
         if text := environment.get(variable, ""):
