@@ -89,19 +89,19 @@ func (h *gpuHost) writing(g *graph.Graph, from, to int, at func(i int) int) {
 func inOrder(i int) int { return i }
 
 // prompt has all but the last tokens computed.
-func (h *gpuHost) prompt(s *Session) {
+func (h *gpuHost) prompt(s *GPUSession) {
 	g := &graph.Graph{}
 	h.writing(g, 0, h.visible-1, inOrder)
 	s.Plan(g)
 }
 
 // step plans a compute call and attends to what was offloaded, as the hook does. It tells how many that were.
-func (h *gpuHost) step(t *testing.T, s *Session, g *graph.Graph) int {
+func (h *gpuHost) step(t *testing.T, s *GPUSession, g *graph.Graph) int {
 	h.writing(g, h.visible-1, h.visible, inOrder)
 	return h.attend(t, s, g)
 }
 
-func (h *gpuHost) attend(t *testing.T, s *Session, g *graph.Graph) int {
+func (h *gpuHost) attend(t *testing.T, s *GPUSession, g *graph.Graph) int {
 	for i := range h.nodes {
 		h.nodes[i].Reason = stats.Offloaded
 	}
