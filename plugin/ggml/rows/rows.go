@@ -67,6 +67,12 @@ func (r *Rows) Unlearn() {
 	r.Step.Chosen, r.reason = false, stats.ReasonDiscovery
 }
 
+// Unchosen drops the step's token sets: a layer that was to choose some is the host's after all.
+func (r *Rows) Unchosen() {
+	r.Step.Lasting.Drop()
+	r.Step.Chosen, r.Step.Resumed = false, false
+}
+
 // Abandon has no later call go on with the step.
 func (r *Rows) Abandon() { r.key = key{} }
 
