@@ -322,3 +322,23 @@ func TestNothingIsChosenWithoutMemory(t *testing.T) {
 	require.Equal(t, stats.Offloaded, nodes[2].Reason)
 	require.Equal(t, cpu.Full, nodes[2].Call.Mode)
 }
+
+// Token sets are their row's text's: another one with a token more, in the same slots of another stream, chooses its own.
+func TestIntervalIsOfOneText(t *testing.T) {
+	config := small(8, 1)
+	config.Interval, config.Guard = 4, 0
+	h := newFakeHost(t, config, 3, 128, 3)
+	h.wanting = true
+	h.discover()
+	for s, n := range []int32{40, 40, 42} {
+		h.wants = []int32{n - 1}
+		h.plan(text(s, 0, s, 0, n)...)
+	}
+	h.wants = []int32{0, 1}
+	mode := func(tokens ...token) cpu.Mode { return h.plan(tokens...)[1].Call.Mode }
+	at := func(s int, position int32) token { return token{s, int(position), s, position} }
+	require.Equal(t, cpu.Select, mode(at(0, 40), at(1, 40)))
+	require.Equal(t, cpu.Sparse, mode(at(0, 41), at(1, 41)), "one token more")
+	require.Equal(t, cpu.Select, mode(at(1, 42), at(2, 42)), "other texts, which see one token more than those of their rows did")
+	require.Equal(t, cpu.Sparse, mode(at(1, 43), at(2, 43)))
+}
