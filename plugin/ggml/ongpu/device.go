@@ -270,6 +270,9 @@ func (d *Device) Ended() {}
 
 func (d *Device) Planned(g *graph.Graph) {
 	g.Later, g.Form = d.later, d.form
+	if g.Form != 0 && !d.ends(g) {
+		g.Form = 0
+	}
 	if !d.forgot {
 		return
 	}
@@ -279,6 +282,17 @@ func (d *Device) Planned(g *graph.Graph) {
 			n.Reason = stats.ReasonDiscovery
 		}
 	}
+}
+
+// ends tells whether a call has the step's last layer. Where layers are computed by other calls, they go on with the token sets
+// of this one's, which a replayed recording does not tell of.
+func (d *Device) ends(g *graph.Graph) bool {
+	for i := len(g.Nodes) - 1; i >= 0; i-- {
+		if layer, ok := d.layers.Ordinal[g.Nodes[i].Layer]; ok {
+			return layer == len(d.layers.Ordinal)-1
+		}
+	}
+	return false
 }
 
 // Left counts a node of a decode step that the host computes: it attends to everything.
