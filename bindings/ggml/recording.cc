@@ -104,7 +104,7 @@ bool prove_direct(void *handle, Tensor *of, const std::function<int()> &compute)
     bool       proven = true;
     const auto hears  = [&](int complete, int reset) {
         heard.complete = heard.reset = 0;
-        proven = proven && compute() == 0 && heard.complete == complete && heard.reset == reset;
+        proven                       = proven && compute() == 0 && heard.complete == complete && heard.reset == reset;
     };
     constexpr int kUnused = 12; // of the words of parameters that a FLASH_ATTN_EXT has
     hears(0, 0);                // the first time
