@@ -281,6 +281,7 @@ void remember(Context *c, Graph *graph, int n, Recording *of) {
         of->graph.take(*c->host, graph, n);
         of->may = may_capture(*c->host, graph, n);
     }
+    of->places.reserve(c->extract.nodes.size()); // a graph that is like this one has as many
     of->form = c->extract.graph.form;
     of->made = false;
     of->used = c->steps;
@@ -502,8 +503,9 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
             problem = kNoMemory;
         }
         gpu.direct = c.direct;
-        lim_go_ggml_close(c.session);
     }
+    const std::lock_guard alone(state().capturing); // as any other backend's end: see free_backend
+    if (c.session != 0) lim_go_ggml_close(c.session);
     free_events(&gpus, c.before, c.after);
     free_of_host(backend);
     return problem;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <pthread.h>
 #include <unordered_set>
 
 #include "symbols.h"
@@ -78,15 +79,18 @@ bool may_capture(const Host &host, Graph *graph, int nodes) {
 }
 
 bool prove_direct(void *handle, Tensor *of, const std::function<int()> &compute) {
-    // A host says when it goes over to graphs of the driver's, and when it comes back. Its words are the only sign of it.
-    struct Heard {
-        int complete, reset;
-    } heard{};
+    // A host says when it goes over to graphs of the driver's, and when it comes back. Its words are the only sign of it. Other
+    // threads may say something meanwhile, also with our function and the host's data: only what this one says is heard, and no data
+    // is looked at. Devices are tried one at a time.
+    static struct {
+        std::atomic<pthread_t> thread;
+        int                    complete, reset;
+    } heard;
     using Log = void (*)(int level, const char *text, void *user);
-    Log log   = [](int, const char *text, void *user) {
-        auto *h = static_cast<Heard *>(user);
-        h->complete += strstr(text, "CUDA graph warmup complete") != nullptr;
-        h->reset += strstr(text, "CUDA graph warmup reset") != nullptr;
+    Log log   = [](int, const char *text, void *) {
+        if (heard.thread != pthread_self()) return;
+        heard.complete += strstr(text, "CUDA graph warmup complete") != nullptr;
+        heard.reset += strstr(text, "CUDA graph warmup reset") != nullptr;
     };
     const Symbols symbols(handle);
     void (*get)(Log *, void **);
@@ -95,11 +99,12 @@ bool prove_direct(void *handle, Tensor *of, const std::function<int()> &compute)
     Log   own  = nullptr;
     void *user = nullptr;
     get(&own, &user);
-    set(log, &heard);
+    heard.thread = pthread_self();
+    set(log, user);
     bool       proven = true;
     const auto hears  = [&](int complete, int reset) {
-        heard  = {};
-        proven = proven && compute() == 0 && heard.complete == complete && heard.reset == reset;
+        heard.complete = heard.reset = 0;
+        proven                       = proven && compute() == 0 && heard.complete == complete && heard.reset == reset;
     };
     constexpr int kUnused = 12; // of the words of parameters that a FLASH_ATTN_EXT has
     hears(0, 0);                // the first time
@@ -113,6 +118,7 @@ bool prove_direct(void *handle, Tensor *of, const std::function<int()> &compute)
     hears(0, 0);
     of->op_params[kUnused] ^= 1;
     set(own, user);
+    heard.thread = pthread_t{};
     return proven;
 }
 

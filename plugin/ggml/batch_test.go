@@ -292,3 +292,53 @@ func TestBatchesAllocateNothing(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(50, func() { h.session.Plan(g) }))
 	require.Equal(t, stats.Offloaded, g.Nodes[2].Reason)
 }
+
+// A selection layer that there is no memory for, as it has more heads than others, has chosen nothing, also where the host
+// computes layer by layer: the layers behind it attend to everything.
+func TestNothingIsChosenWithoutMemory(t *testing.T) {
+	const slots = 1 << 19
+	h := newFakeHost(t, small(8, 1), 3, slots+64, 1)
+	h.session.OrderByCell()
+	h.discover()
+	for c := range slots {
+		h.cells[0][c] = cell{0, int32(c)}
+	}
+	batch := []token{{0, slots, 0, slots}}
+	var nodes []graph.Node
+	for l := range 3 {
+		g := h.graph(batch, l, l+1)
+		if l > 0 { // one mask for all layers
+			g.Nodes[0].Mask, g.Nodes[0].Scan = nodes[0].Mask, nodes[0].Scan
+			g.Writes, g.Positions, g.Rotations = nil, nil, 0
+		}
+		if l == 1 {
+			g.Nodes[0].Call.Heads = 512
+		}
+		h.run(g)
+		nodes = append(nodes, g.Nodes...)
+	}
+	require.Equal(t, stats.Offloaded, nodes[0].Reason)
+	require.Equal(t, stats.ReasonMemory, nodes[1].Reason)
+	require.Equal(t, stats.Offloaded, nodes[2].Reason)
+	require.Equal(t, cpu.Full, nodes[2].Call.Mode)
+}
+
+// Token sets are their row's text's: another one with a token more, in the same slots of another stream, chooses its own.
+func TestIntervalIsOfOneText(t *testing.T) {
+	config := small(8, 1)
+	config.Interval, config.Guard = 4, 0
+	h := newFakeHost(t, config, 3, 128, 3)
+	h.wanting = true
+	h.discover()
+	for s, n := range []int32{40, 40, 42} {
+		h.wants = []int32{n - 1}
+		h.plan(text(s, 0, s, 0, n)...)
+	}
+	h.wants = []int32{0, 1}
+	mode := func(tokens ...token) cpu.Mode { return h.plan(tokens...)[1].Call.Mode }
+	at := func(s int, position int32) token { return token{s, int(position), s, position} }
+	require.Equal(t, cpu.Select, mode(at(0, 40), at(1, 40)))
+	require.Equal(t, cpu.Sparse, mode(at(0, 41), at(1, 41)), "one token more")
+	require.Equal(t, cpu.Select, mode(at(1, 42), at(2, 42)), "other texts, which see one token more than those of their rows did")
+	require.Equal(t, cpu.Sparse, mode(at(1, 43), at(2, 43)))
+}

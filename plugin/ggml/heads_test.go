@@ -12,7 +12,7 @@ import (
 )
 
 // A host with several GPUs, without any: nothing but the first pass is planned.
-func gpuPass(t *testing.T, engine *contexts.Engine, n int) (sessions []*Session, lines *[]string) {
+func gpuPass(t *testing.T, engine *contexts.Engine, n int) (sessions []*GPUSession, lines *[]string) {
 	lines = &[]string{}
 	for range n {
 		s := NewGPUSession(engine, func(_ settings.LogLevel, text string) { *lines = append(*lines, text) }, true)
@@ -22,7 +22,7 @@ func gpuPass(t *testing.T, engine *contexts.Engine, n int) (sessions []*Session,
 	return sessions, lines
 }
 
-func gpuPart(s *Session, from, to int) {
+func gpuPart(s *GPUSession, from, to int) {
 	g := &graph.Graph{}
 	for l := from; l < to; l++ {
 		g.Nodes = append(g.Nodes, graph.Node{Layer: int32(l), Store: kvindex.Store{ID: uint64(l + 1), Slots: 256, Streams: 1}, Tokens: 1, Streams: 1, NKV: 256})

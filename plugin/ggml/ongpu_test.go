@@ -89,19 +89,19 @@ func (h *gpuHost) writing(g *graph.Graph, from, to int, at func(i int) int) {
 func inOrder(i int) int { return i }
 
 // prompt has all but the last tokens computed.
-func (h *gpuHost) prompt(s *Session) {
+func (h *gpuHost) prompt(s *GPUSession) {
 	g := &graph.Graph{}
 	h.writing(g, 0, h.visible-1, inOrder)
 	s.Plan(g)
 }
 
 // step plans a compute call and attends to what was offloaded, as the hook does. It tells how many that were.
-func (h *gpuHost) step(t *testing.T, s *Session, g *graph.Graph) int {
+func (h *gpuHost) step(t *testing.T, s *GPUSession, g *graph.Graph) int {
 	h.writing(g, h.visible-1, h.visible, inOrder)
 	return h.attend(t, s, g)
 }
 
-func (h *gpuHost) attend(t *testing.T, s *Session, g *graph.Graph) int {
+func (h *gpuHost) attend(t *testing.T, s *GPUSession, g *graph.Graph) int {
 	for i := range h.nodes {
 		h.nodes[i].Reason = stats.Offloaded
 	}
@@ -242,4 +242,33 @@ func TestGPULeavesShortRows(t *testing.T) {
 	require.EqualValues(t, 3*gpuLayers*2*300, c.TokensAttended)
 	require.Equal(t, c.TokensVisible, c.TokensAttended)
 	require.EqualValues(t, 3*2*2*300, c.SparseTokensAttended, "two of six layers choose, and two come before them")
+}
+
+// A step that the host computes in several calls is not recorded: what is replayed leaves no token sets to go on with.
+func TestGPURecordsWholeStepsOnly(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t)
+		return
+	}
+	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
+	h := newGPUHost(t, 2, 300)
+	h.prompt(s)
+	h.step(t, s, &graph.Graph{})
+	whole := &graph.Graph{Records: true}
+	h.step(t, s, whole)
+	require.NotZero(t, whole.Form)
+	all := h.nodes
+	for _, first := range []int{3, 5} {
+		part, rest := &graph.Graph{Records: true}, &graph.Graph{Records: true}
+		h.nodes = all[:first]
+		h.step(t, s, part)
+		require.Zero(t, part.Form, "%d of %d layers", first, gpuLayers)
+		h.nodes = all[first:]
+		h.attend(t, s, rest)
+		require.Zero(t, rest.Form)
+	}
+	h.nodes = all
+	h.step(t, s, whole)
+	require.NotZero(t, whole.Form)
+	require.Zero(t, s.Stats().NoSetCalls)
 }

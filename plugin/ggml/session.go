@@ -7,7 +7,6 @@ import (
 	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/ggml/layers"
 	"lessismore/plugin/ggml/oncpu"
-	"lessismore/plugin/ggml/ongpu"
 	"lessismore/plugin/ggml/rows"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
@@ -57,18 +56,11 @@ func NewSession(e *contexts.Engine, log func(level settings.LogLevel, text strin
 	s := &Session{}
 	s.on, s.rows.Speculates = oncpu.New(&s.layers, &s.rows), e.Settings.Speculation
 	s.remedy = ": LESSISMORE_SPECULATION=on decodes them sparsely"
-	return s.start(e, log, kvindex.NewKVIndex)
+	s.start(e, log, kvindex.NewKVIndex)
+	return s
 }
 
-// NewGPUSession starts taking part in a context whose graphs a GPU computes; always: in every step with rows beyond the
-// budget, also where the host alone would be faster. log may be nil.
-func NewGPUSession(e *contexts.Engine, log func(level settings.LogLevel, text string), always bool) *Session {
-	s := &Session{}
-	s.on = ongpu.New(&s.layers, &s.rows, always)
-	return s.start(e, log, kvindex.NewWatched)
-}
-
-func (s *Session) start(e *contexts.Engine, log func(level settings.LogLevel, text string), index func(kvindex.Store) *kvindex.KVIndex) *Session {
+func (s *Session) start(e *contexts.Engine, log func(level settings.LogLevel, text string), index func(kvindex.Store) *kvindex.KVIndex) {
 	s.layers.Init(e, log, layers.Then{
 		Forget: s.rows.Drop,
 		Unlearn: func() {
@@ -79,7 +71,6 @@ func (s *Session) start(e *contexts.Engine, log func(level settings.LogLevel, te
 	})
 	s.rows.Init(&e.Settings, &s.layers.Counts, index)
 	e.Started(s)
-	return s
 }
 
 // DivideAlways has mixed batches taken apart also where that gains nothing; for the self-test.
@@ -230,30 +221,4 @@ func (s *Session) assigned(n *graph.Node) error {
 	s.rows.Lasts(s.layers.Engine.Settings.Interval)
 	s.rows.Keep(s.layers.First())
 	return s.on.Assigned(n)
-}
-
-// Attend queues an offloaded node of a GPU's, see ongpu.
-func (s *Session) Attend(n *graph.Node, before, after uintptr) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.on.(*ongpu.Device).Attend(n, before, after)
-}
-
-// Capture, Captured and Replay record a GPU's step and queue it again, see ongpu.
-func (s *Session) Capture() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.on.(*ongpu.Device).Capture()
-}
-
-func (s *Session) Captured(number int, before uintptr) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.on.(*ongpu.Device).Captured(number, before)
-}
-
-func (s *Session) Replay(number int, before, after uintptr) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.on.(*ongpu.Device).Replay(number, before, after)
 }

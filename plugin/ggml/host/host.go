@@ -52,8 +52,11 @@ type Context interface {
 	Close()
 }
 
-// rehearsal is the self-test's session.
-type rehearsal struct{ *ggml.Session }
+// rehearsal and gpuRehearsal are the self-tests' sessions.
+type (
+	rehearsal    struct{ *ggml.Session }
+	gpuRehearsal struct{ *ggml.GPUSession }
+)
 
 // Configure makes the engine, once. lookup reads the environment. A wrong value makes it inert, with one clear line. It
 // tells whether it was the first call, and whether hosts are to be hooked.
@@ -208,7 +211,7 @@ func (p *Process) RehearseGPU(budget int) (Context, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rehearsal{ggml.NewGPUSession(engine, p.rehearsed, true)}, nil
+	return gpuRehearsal{ggml.NewGPUSession(engine, p.rehearsed, true)}, nil
 }
 
 // rehearsed keeps what a rehearsal says, which is told where it fails.
@@ -247,7 +250,8 @@ func (p *Process) OpenGPU() Context {
 // Close ends a context, and says what was done in it.
 func (p *Process) Close(c Context) {
 	c.Close()
-	if _, ok := c.(rehearsal); ok {
+	switch c.(type) {
+	case rehearsal, gpuRehearsal:
 		return
 	}
 	s := c.Stats()

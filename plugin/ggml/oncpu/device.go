@@ -81,6 +81,7 @@ func (c *Device) Direct(n *graph.Node, layer int) stats.Reason {
 	call.Timing = unsafe.Pointer(c.timings.Of(call.Mode))
 	if n.MaxBias > 0 {
 		if call.Slopes = c.alibi(call.Heads, n.MaxBias); call.Slopes == nil {
+			c.rows.Unchosen()
 			return stats.ReasonMemory
 		}
 	}
@@ -111,6 +112,7 @@ func (c *Device) Planned(g *graph.Graph) {
 		case n.Reason != stats.Offloaded:
 		case work == nil:
 			n.Reason = stats.ReasonMemory
+			c.rows.Unchosen()
 		default:
 			n.Call.Work = work
 			layer := c.layers.Ordinal[n.Layer]

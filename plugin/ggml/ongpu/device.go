@@ -16,7 +16,6 @@ import (
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/cuda"
 	"lessismore/plugin/internal/decode"
-	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
 	"lessismore/plugin/internal/stats"
 )
@@ -187,75 +186,6 @@ func (d *Device) Begin(n *graph.Node) stats.Reason {
 	return reason
 }
 
-// What a graph in parts costs, and how fast a host's own attention reads, as a share of what the card's memory can: from
-// two H200s with llama.cpp (tests/gpu/host/bench.py), of which one took 5 and the other 10 microseconds for each layer.
-const (
-	pricePerLayer = 10e-6 // seconds, in parts
-	priceRecorded = 60e-6 // of a recorded step …
-	recordedLayer = 1e-6  // … and for each layer
-	hostReads     = 0.5
-)
-
-// price is how many seconds a step takes longer because it is not the host's whole.
-func (d *Device) price() float64 {
-	layers := float64(len(d.layers.Ordinal))
-	if d.records {
-		return priceRecorded + recordedLayer*layers
-	}
-	return pricePerLayer * layers
-}
-
-// saved is about how many seconds of the host's attention a step saves.
-func (d *Device) saved(n *graph.Node) float64 {
-	beyond := 0
-	for i := range d.rows.Step.Rows {
-		beyond += max(int(d.rows.Step.Rows[i].Visible)-d.layers.Engine.Settings.Budget, 0)
-	}
-	sparse := 0
-	for _, is := range d.sparseLayers {
-		if is {
-			sparse++
-		}
-	}
-	if sparse == 0 { // not measured so far
-		sparse = max(len(d.layers.Ordinal)-selection.FirstSelection-d.layers.Engine.Settings.Selections, 0)
-	}
-	c := &n.Call
-	token := float64(c.KVHeads) * (rowBytes(c.Key.Type, c.DimK) + rowBytes(c.Value.Type, c.DimV))
-	return float64(beyond) * float64(sparse) * token / d.reads
-}
-
-// rowBytes is the size of a token's keys or values in one head.
-func rowBytes(t cpu.Type, dim int32) float64 {
-	switch t {
-	case cpu.F32:
-		return 4 * float64(dim)
-	case cpu.Q8_0:
-		return 34.0 / 32 * float64(dim)
-	case cpu.Q4_0:
-		return 18.0 / 32 * float64(dim)
-	}
-	return 2 * float64(dim)
-}
-
-// sumUp takes note of what the step's rows see together, and of the layers' roles.
-func (d *Device) sumUp() {
-	d.visible = 0
-	for i := range d.rows.Step.Rows {
-		d.visible += uint64(d.rows.Step.Rows[i].Visible)
-	}
-	m := d.layers.Model
-	m.Mu.Lock()
-	defer m.Mu.Unlock()
-	if d.sparseLayers != nil && d.revision == m.Revision {
-		return
-	}
-	d.revision, d.sparseLayers = m.Revision, make([]bool, len(d.layers.Ordinal))
-	for l := range d.sparseLayers {
-		d.sparseLayers[l] = m.Roles.Role(l) == selection.RoleSparse
-	}
-}
-
 // taken tells whether a step that has sparse rows is taken, and gets it ready.
 func (d *Device) taken(n *graph.Node) stats.Reason {
 	rows := len(d.rows.Step.Rows)
@@ -287,24 +217,6 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 		d.form = d.forms.number(form{generation, d.decoders, *v})
 	}
 	return stats.Offloaded
-}
-
-// sparse tells whether a layer of the model would attend to a token set now.
-func (d *Device) sparse() bool {
-	m := d.layers.Model
-	if m.Ablation.Load() != nil {
-		return true
-	}
-	m.Mu.Lock()
-	defer m.Mu.Unlock()
-	return m.Known && !m.Again && m.Roles.Sparse()
-}
-
-// full tells whether a layer attends to everything and chooses nothing.
-func (d *Device) full(layer int) bool {
-	d.layers.Model.Mu.Lock()
-	defer d.layers.Model.Mu.Unlock()
-	return d.layers.Model.Roles.Role(layer) == selection.RoleFull
 }
 
 // arrange puts the slots of rows whose tokens are not in the order of slots where the device can get them; false: it has
@@ -358,6 +270,9 @@ func (d *Device) Ended() {}
 
 func (d *Device) Planned(g *graph.Graph) {
 	g.Later, g.Form = d.later, d.form
+	if g.Form != 0 && !d.ends(g) {
+		g.Form = 0
+	}
 	if !d.forgot {
 		return
 	}
@@ -367,6 +282,17 @@ func (d *Device) Planned(g *graph.Graph) {
 			n.Reason = stats.ReasonDiscovery
 		}
 	}
+}
+
+// ends tells whether a call has the step's last layer. Where layers are computed by other calls, they go on with the token sets
+// of this one's, which a replayed recording does not tell of.
+func (d *Device) ends(g *graph.Graph) bool {
+	for i := len(g.Nodes) - 1; i >= 0; i-- {
+		if layer, ok := d.layers.Ordinal[g.Nodes[i].Layer]; ok {
+			return layer == len(d.layers.Ordinal)-1
+		}
+	}
+	return false
 }
 
 // Left counts a node of a decode step that the host computes: it attends to everything.

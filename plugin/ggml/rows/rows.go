@@ -2,6 +2,7 @@ package rows
 
 import (
 	"slices"
+	"unsafe"
 
 	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
@@ -31,6 +32,7 @@ type Rows struct {
 	rest    graph.Rest // the others
 	drafted bool       // the step has rows of drafts
 	slots   int64      // of a stream
+	newest  []int64    // the step's rows' own slots, where token sets last
 }
 
 // key tells the compute calls of one step from those of another.
@@ -65,6 +67,12 @@ func (r *Rows) Lasts(interval int) { r.Step.Lasting.Interval = interval }
 func (r *Rows) Unlearn() {
 	r.Step.Lasting.Drop()
 	r.Step.Chosen, r.reason = false, stats.ReasonDiscovery
+}
+
+// Unchosen drops the step's token sets: a layer that was to choose some is the host's after all.
+func (r *Rows) Unchosen() {
+	r.Step.Lasting.Drop()
+	r.Step.Chosen, r.Step.Resumed = false, false
 }
 
 // Abandon has no later call go on with the step.
@@ -132,6 +140,7 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 			r.counts.DraftRows++
 		}
 	}
+	r.goOn(n)
 	if r.rest.Tokens > 0 {
 		if !r.Step.Sparse() && !r.Always { // the host may as well compute all of them
 			return stats.ReasonMixed
@@ -139,6 +148,34 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 		r.counts.MixedSteps++
 	}
 	return stats.Offloaded
+}
+
+// goOn drops the token sets of the step before unless each row is of the text that the row of its number was of, a token on:
+// slots are those of a row's stream, and another text may see as many.
+func (r *Rows) goOn(n *graph.Node) {
+	if r.Step.Lasting.Interval <= 1 {
+		return
+	}
+	same := len(r.newest) == len(r.taken)
+	for k, i := range r.taken {
+		row := &r.Step.Rows[k]
+		if same && row.SetLen > 0 && !r.ByCell {
+			var slots []int32
+			if row.Slots != nil {
+				slots = unsafe.Slice((*int32)(row.Slots), row.Visible)
+			}
+			before := newest(slots, int(row.Visible))
+			same = int64(n.FirstStream+row.Stream)*n.Store.Slots+int64(before) == r.newest[k]
+		}
+		if k == len(r.newest) {
+			r.newest = append(r.newest, 0)
+		}
+		r.newest[k] = r.Followed.last[i]
+	}
+	r.newest = r.newest[:len(r.taken)]
+	if !same {
+		r.Step.Lasting.Drop()
+	}
 }
 
 // Sees tells whether a row of the step sees a slot.

@@ -54,7 +54,7 @@ func FuzzProfile(f *testing.F) {
 }
 
 // profiles are a right one and some that are not.
-func profiles(f *testing.F, config settings.Config, about Identity) []string {
+func profiles(f testing.TB, config settings.Config, about Identity) []string {
 	p := Profile{Format: profileFormat, Library: settings.Version, Model: about, Settings: SettingsOf(&config), Choice: []int{1, 3}}
 	p.Fingerprint = Fingerprint(about, p.Settings)
 	p.Measured.Steps, p.Measured.Tokens, p.Measured.Budget, p.Measured.Reach = 56, 5000, 512, 8

@@ -108,7 +108,7 @@ type Stats struct {
 	RankingNS   uint64 `json:"ranking_ns"` // of SelectNS, the selection itself
 
 	PositionOrder uint64 `json:"position_order"` // rows beyond the budget whose newest tokens are known
-	CellOrder     uint64 `json:"cell_order"`     // rows beyond it that attend to everything: they are not; on a GPU: recency by slot number
+	CellOrder     uint64 `json:"cell_order"`     // rows beyond it that attend to everything: they are not
 	PromptRows    uint64 `json:"prompt_rows"`    // rows beyond it that attend to everything: they belong to a prompt
 	DraftRows     uint64 `json:"draft_rows"`     // decode rows that share their sequence with others of the step (LESSISMORE_SPECULATION)
 	MixedSteps    uint64 `json:"mixed_steps"`    // whose batch had other rows, too, which the host computed
