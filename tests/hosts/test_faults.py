@@ -114,6 +114,7 @@ def test_interrupt_in_mid_decode(library):
         """
         import threading
         import llama_cpp
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         def interrupt():
             while signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # one in a callback of the host's log is lost
                 time.sleep(1)
