@@ -2,9 +2,10 @@
 """Tokens a second of an unmodified llama.cpp on a GPU, alone and with the library, side by side on one card.
 
     python3 bench.py OUT.json [--depths 2048,8192,32768,65536] [--kv f16] [--layers 2,12 | auto] [--ngl 99] [--model FILE]
+    python3 bench.py OUT.json --depths 16384 --sequences 8 [--unified]
 
-llama-bench decodes 64 tokens behind each depth of a random-weight model of Qwen3-8B's shape in Q4_0 (4.5 GB, made where it is not there).
-Of each depth the two sides run one after the other.
+llama-bench decodes 64 tokens behind each depth of a random-weight model of Qwen3-8B's shape in Q4_0 (4.5 GB, made where it is not there);
+llama-batched-bench several sequences at once, tokens a second of all together. Of each depth the two sides run one after the other.
 """
 
 from __future__ import annotations
@@ -22,31 +23,31 @@ sys.path.insert(0, str(ROOT / "tests" / "hosts"))
 import hostlib  # noqa: E402
 
 
+def command(args, depth: int) -> list:
+    program = "llama-batched-bench" if args.sequences > 1 else "llama-bench"
+    common = [hostlib.cuda_libs() / program, "-m", args.model, "-ngl", args.ngl, "-ctk", args.kv, "-ctv", args.kv, "-fa", 1]
+    if args.sequences == 1:
+        return [*common, "-p", 0, "-n", args.tokens, "-d", depth, "-r", 2, "-o", "json", *args.more]
+    slots = args.sequences * (depth + args.tokens)
+    common += ["-c", slots, "-npp", depth, "-ntg", args.tokens, "-npl", args.sequences, "--output-format", "jsonl"]
+    return [*common, *(["-kvu"] if args.unified else []), *args.more]
+
+
+def tokens_a_second(args, output: str) -> float:
+    if args.sequences == 1:
+        return json.loads(output)[0]["avg_ts"]
+    return next(json.loads(line)["speed_tg"] for line in output.splitlines() if line.startswith("{"))
+
+
 def bench(args, depth: int, settings: dict | None) -> dict:
     with tempfile.TemporaryDirectory() as tmp:
         stats = Path(tmp) / "stats.json"
         env = hostlib.environment("cuda-server", hostlib.library_path() if settings else None, settings or {}, stats if settings else None)
         env["XDG_CACHE_HOME"] = tmp
-        cmd = [
-            hostlib.cuda_libs() / "llama-bench",
-            "-m",
-            args.model,
-            "-p",
-            "0",
-            "-n",
-            str(args.tokens),
-            "-d",
-            str(depth),
-            "-fa",
-            "1",
-            "-r",
-            "2",
-        ]
-        cmd += ["-ngl", str(args.ngl), "-ctk", args.kv, "-ctv", args.kv, "-o", "json", *args.more]
-        child = subprocess.run([str(c) for c in cmd], env=env, capture_output=True, text=True, timeout=300)
+        child = subprocess.run([str(c) for c in command(args, depth)], env=env, capture_output=True, text=True, timeout=300)
         if child.returncode:
             return {"error": child.stderr[-800:]}
-        out = {"tokens_s": round(json.loads(child.stdout)[0]["avg_ts"], 1)}
+        out = {"tokens_s": round(tokens_a_second(args, child.stdout), 1)}
         if stats.exists():
             t = json.loads(stats.read_text())["total"]
             out |= {
@@ -77,7 +78,9 @@ def main() -> None:
     ap.add_argument("--ngl", type=int, default=99)
     ap.add_argument("--tokens", type=int, default=64)
     ap.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "qwen3-8b.gguf")
-    ap.add_argument("more", nargs="*", help="further arguments of llama-bench")
+    ap.add_argument("--sequences", type=int, default=1)
+    ap.add_argument("--unified", action="store_true", help="the sequences in one stream")
+    ap.add_argument("more", nargs="*", help="further arguments of the program")
     args = ap.parse_args()
     if not args.model.exists():
         subprocess.run([sys.executable, ROOT / "tests/hosts/make_model.py", args.model, "--preset", "qwen3-8b"], check=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The reasoner in an unmodified llama.cpp on a GPU: one solution is right, and one wrong token is seen.
 
-    python3 correct.py OUT.json [PATTERN] [--problems N]
+    python3 correct.py OUT.json [PATTERN] [--jobs N]
 
 Needs `llama-server-cuda` in the cache of tests/hosts/install.py (see pack.py) and a library with CUDA (LESSISMORE_LIBRARY, else build/).
 Each run is a host from start to end; the JSON has what came of it, the exit status tells whether all is as it has to be.
@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -118,15 +121,20 @@ def main() -> None:
     ap.add_argument("out", type=Path)
     ap.add_argument("pattern", nargs="?", default="")
     ap.add_argument("--seed", type=int, default=int(time.time()))
+    ap.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 3), help="hosts side by side on the one card")
     args = ap.parse_args()
     print(f"seed {args.seed}")
     problems = [Problem.make(args.seed + i) for i in range(16)]
     results = []
-    for case in RUNS:
-        if re.search(args.pattern, case[0]):
-            results.append(run(*case, problems))
-            r = dict(results[-1])
-            print("ok    " if r.pop("ok") else "FAILED", json.dumps(r), flush=True)
+    # Runs that leave something for the next one to find stay one after the other.
+    wanted = [case for case in RUNS if re.search(args.pattern, case[0])]
+    chains = [list(chain) for _, chain in groupby(wanted, lambda case: "kept" if case[2] is KEPT else case[0])]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for chain in as_completed([pool.submit(lambda chain: [run(*case, problems) for case in chain], chain) for chain in chains]):
+            for result in chain.result():
+                results.append(result)
+                r = dict(result)
+                print("ok    " if r.pop("ok") else "FAILED", json.dumps(r), flush=True)
             args.out.write_text(json.dumps({"seed": args.seed, "runs": results}, indent=1) + "\n")
     bad = [r["name"] for r in results if not r["ok"]]
     print(f"{len(results) - len(bad)} of {len(results)} as they have to be" + (f"; not: {', '.join(bad)}" if bad else ""))
