@@ -126,7 +126,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, from *C.lim_ggml_graph) {
 		Adapters:  uint64(from.adapters),
 
 		Changes: unsafe.Slice((*graph.Change)(unsafe.Pointer(from.changes)), from.n_changes),
-		Lost:    from.lost != 0, Computed: from.computed != 0,
+		Lost:    from.lost != 0, Computed: from.computed != 0, Records: from.records != 0,
 
 		FirstBlock: int32(from.first_block), LastBlock: int32(from.last_block), Ends: int32(from.ends),
 	}
@@ -141,22 +141,49 @@ func lim_go_ggml_plan(handle C.uintptr_t, from *C.lim_ggml_graph) {
 	if g.KnowsWeights {
 		from.knows_weights = 1
 	}
-	from.followed, from.later = C.uint64_t(g.Followed), number(g.Later)
+	from.followed, from.later, from.form = C.uint64_t(g.Followed), number(g.Later), C.uint64_t(g.Form)
 	from.notes, from.n_notes = (*C.lim_ggml_note)(unsafe.Pointer(unsafe.SliceData(g.Notes))), C.int64_t(len(g.Notes))
 	done = true
 }
 
-//export lim_go_ggml_attend
-func lim_go_ggml_attend(handle C.uintptr_t, node *C.lim_ggml_node, before, after unsafe.Pointer) (failed C.int) {
-	failed = 1 // a panic: the host computes the node itself
+// onGPU is a context of a GPU's.
+type onGPU interface {
+	Attend(n *graph.Node, before, after uintptr) error
+	Capture() error
+	Captured(number int, before uintptr) error
+	Replay(number int, before, after uintptr) error
+}
+
+// queue has a context of a GPU's do something; 1: it failed, or panicked.
+func queue(handle C.uintptr_t, do func(c onGPU) error) (failed C.int) {
+	failed = 1
 	defer process.Guard("graph_compute")
-	s := cgo.Handle(handle).Value().(interface {
-		Attend(n *graph.Node, before, after uintptr) error
-	})
-	if s.Attend((*graph.Node)(unsafe.Pointer(node)), uintptr(before), uintptr(after)) == nil {
+	if do(cgo.Handle(handle).Value().(onGPU)) == nil {
 		failed = 0
 	}
 	return failed
+}
+
+//export lim_go_ggml_attend
+func lim_go_ggml_attend(handle C.uintptr_t, node *C.lim_ggml_node, before, after unsafe.Pointer) C.int {
+	return queue(handle, func(c onGPU) error {
+		return c.Attend((*graph.Node)(unsafe.Pointer(node)), uintptr(before), uintptr(after))
+	})
+}
+
+//export lim_go_ggml_capture
+func lim_go_ggml_capture(handle C.uintptr_t) C.int {
+	return queue(handle, onGPU.Capture)
+}
+
+//export lim_go_ggml_captured
+func lim_go_ggml_captured(handle C.uintptr_t, number C.int, before unsafe.Pointer) C.int {
+	return queue(handle, func(c onGPU) error { return c.Captured(int(number), uintptr(before)) })
+}
+
+//export lim_go_ggml_replay
+func lim_go_ggml_replay(handle C.uintptr_t, number C.int, before, after unsafe.Pointer) C.int {
+	return queue(handle, func(c onGPU) error { return c.Replay(int(number), uintptr(before), uintptr(after)) })
 }
 
 //export lim_go_ggml_close

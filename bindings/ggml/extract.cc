@@ -129,6 +129,7 @@ int Extract::describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) 
     }
     n.scan_type = kernel_type(scan->type);
     n.scan      = scan->data;
+    scanned     = scan;
     if (memory == Memory::kDevice) {
         const Given &g = given(scan);
         n.scan = g.data, n.before = g.before;
@@ -203,6 +204,15 @@ void Extract::find_operations(const Host &host) {
     ops_known = true;
 }
 
+// Which upload's slots were written to a store last; 0: none.
+uint64_t *Extract::last_slots(uint64_t store) {
+    for (auto &of : slots_of) {
+        if (of.first == store) return &of.second;
+    }
+    slots_of.emplace_back(store, 0);
+    return &slots_of.back().second;
+}
+
 // A write of a batch's keys, one row to a slot.
 void Extract::read_write(const Host &host, const Tensor *t) {
     const Tensor *slots = t->src[1], *rows = t->src[0], *store = t->view_src;
@@ -212,21 +222,16 @@ void Extract::read_write(const Host &host, const Tensor *t) {
                           slots->ne[1] * slots->ne[2] * slots->ne[3] == 1 && rows->ne[2] * rows->ne[3] == 1 && slots->ne[0] <= INT32_MAX;
     if (plain && memory == Memory::kDevice) { // the same slots again would be an older batch's
         const uint64_t serial = given(slots).serial;
-        const uint64_t id     = store_of(store).id;
-        bool           known  = false;
-        for (auto &of : slots_of) {
-            if (of.first != id) continue;
-            known     = true;
-            plain     = of.second != serial;
-            of.second = serial;
-        }
-        if (!known) slots_of.emplace_back(id, serial);
+        uint64_t      *last   = last_slots(store_of(store).id);
+        plain                 = *last != serial;
+        *last                 = serial;
     }
     if (!plain) {
         rewritten.push_back(store_of(store).id);
         return;
     }
     writes.push_back({described(store), data, slots->type == kI64, static_cast<int32_t>(slots->ne[0])});
+    this->slots.push_back(slots);
 }
 
 // A K-shift: what a store holds is rotated by each slot's delta and put back. False: it is not that.
@@ -288,8 +293,10 @@ void Extract::read_node(const Host &host, Tensor *t, int place, bool flagged, bo
     read_weights(host, t, memory, hash, graph);
     if (t->op == host.flash_attn) {
         lim_ggml_node node = {};
+        scanned            = nullptr;
         node.reason        = describe(host, t, node);
         nodes.push_back(node);
+        masks.push_back(scanned);
         tensors.push_back(t);
         places.push_back(place);
     } else if (t->op == host.soft_max && t->src[1] != nullptr) {
@@ -308,6 +315,8 @@ void Extract::read(const Host &host, Graph *from, Memory of, bool hash) {
     nodes.clear();
     tensors.clear();
     places.clear();
+    masks.clear();
+    slots.clear();
     writes.clear();
     shifts.clear();
     rewritten.clear();
@@ -336,6 +345,16 @@ void Extract::read(const Host &host, Graph *from, Memory of, bool hash) {
         if (i < kAhead) continue;
         read_node(host, all[static_cast<size_t>(i - kAhead)], i - kAhead, flagged, hash);
     }
+    graph.n_outputs = -1;
+    if (of == Memory::kDevice) {
+        nodes_read = nodes;
+        graph_read = graph;
+    }
+    complete();
+}
+
+// Completes the description by what may lie elsewhere the next time.
+void Extract::complete() {
     graph.nodes       = nodes.data();
     graph.writes      = writes.data();
     graph.shifts      = shifts.data();
@@ -344,7 +363,6 @@ void Extract::read(const Host &host, Graph *from, Memory of, bool hash) {
     graph.n_writes    = static_cast<int32_t>(writes.size());
     graph.n_shifts    = static_cast<int32_t>(shifts.size());
     graph.n_rewritten = static_cast<int32_t>(rewritten.size());
-    graph.n_outputs   = -1;
     if (positions != nullptr && !several_positions) {
         graph.positions   = static_cast<const int32_t *>(positions_data);
         graph.n_positions = static_cast<int32_t>(positions->ne[0]);
@@ -353,6 +371,34 @@ void Extract::read(const Host &host, Graph *from, Memory of, bool hash) {
         graph.outputs   = static_cast<const int32_t *>(outputs_data);
         graph.n_outputs = static_cast<int32_t>(outputs->ne[0]);
     }
+}
+
+bool Extract::read_inputs() {
+    if (memory != Memory::kDevice || !shifts.empty() || !rewritten.empty() || several_positions || several_outputs) return false;
+    inputs.clear();
+    const auto is_there = [&](const Tensor *t) { return t == nullptr || t->ne[0] == 0 || given(t).data != nullptr; };
+    bool       all_are  = is_there(positions) && is_there(outputs);
+    for (size_t i = 0; i < writes.size() && all_are; i++) {
+        all_are = is_there(slots[i]) && *last_slots(writes[i].store.id) != given(slots[i]).serial;
+    }
+    if (!all_are) return false;
+    graph = graph_read;
+    nodes = nodes_read;
+    for (size_t i = 0; i < nodes.size(); i++) {
+        if (masks[i] == nullptr) continue;
+        const Given &g  = given(masks[i]);
+        nodes[i].scan   = g.data;
+        nodes[i].before = g.before;
+    }
+    for (size_t i = 0; i < writes.size(); i++) {
+        const Given &g                     = given(slots[i]);
+        writes[i].slots                    = g.data;
+        *last_slots(writes[i].store.id) = g.serial;
+    }
+    if (positions != nullptr) positions_data = given(positions).data;
+    if (outputs != nullptr && outputs->ne[0] > 0) outputs_data = given(outputs).data;
+    complete();
+    return true;
 }
 
 void Extract::read_changes() {

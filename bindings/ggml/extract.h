@@ -25,6 +25,10 @@ struct Extract {
     // With `hash`, the graph's weights are hashed as well.
     void read(const Host &host, Graph *from, Memory memory, bool hash);
 
+    // Of a graph on a GPU that is equal to the last one that was read: only its inputs are read anew. False: that cannot be
+    // told, it has to be read.
+    bool read_inputs();
+
     // Of a graph on a GPU: what has happened to its stores since the last one.
     void read_changes();
 
@@ -63,6 +67,11 @@ struct Extract {
     };
     const Given          &given(const Tensor *t);
     std::vector<Given>    inputs;
+    // What was read of the last graph, before the plan, and the inputs that it is to be completed by.
+    std::vector<lim_ggml_node>  nodes_read;
+    lim_ggml_graph              graph_read;
+    const Tensor               *scanned = nullptr; // of the node that is described
+    std::vector<const Tensor *> masks, slots;      // of nodes, of writes
     std::vector<Tensor *> all; // of the graph
     const void           *seen_buffer = nullptr; // the last one that a K store was seen to lie in …
     bool                  seen        = false;   // … and whether what is moved there is seen
@@ -75,6 +84,8 @@ struct Extract {
     void           read_positions(const Host &host, const Tensor *positions);
     void           read_outputs(const Host &host, const Tensor *t);
     void           read_write(const Host &host, const Tensor *t);
+    uint64_t      *last_slots(uint64_t store);
+    void           complete();
     bool           read_shift(const Host &host, const Tensor *rope, const Tensor *store);
 
     const Tensor *positions; // of the batch

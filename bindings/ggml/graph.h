@@ -118,7 +118,9 @@ typedef struct lim_ggml_graph {
     int64_t                n_changes;
     int32_t                lost;     /* 1: there were more than is remembered */
     uint64_t               followed; /* out, on a GPU: the store whose rows are to be told apart; 0: it may be any, 1: none */
+    uint64_t               form;     /* out, on a GPU: equal graphs of equal forms queue the same; 0: this one is like no other */
     int32_t                computed; /* 1: the host has computed it; nothing can be taken of it any more */
+    int32_t                records;  /* 1: on a GPU, steps that are alike are recorded and replayed */
     int32_t                later;    /* out, 1: the next graph may be computed before it is planned: nothing would be taken of it */
 } lim_ggml_graph;
 

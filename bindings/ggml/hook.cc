@@ -7,7 +7,8 @@
 //
 // The same is done to CUDA devices where that is asked for, but a GPU's graph is computed in parts, by the
 // host's own function, around the attentions that are offloaded. These run on a stream of the library's; the
-// host's events order it with the host's, which a host captures and replays within a part only.
+// host's events order it with the host's. A step that is like the one before is captured, the host's parts with
+// ours, and from then on replayed as one graph of the driver's.
 #include "hook.h"
 
 #include <atomic>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "extract.h"
+#include "recording.h"
 #include "selftest.h"
 #include "symbols.h"
 #include "transfers.h"
@@ -54,6 +56,11 @@ struct Context {
     int         begun, nodes;    // the first attention that was taken of the last graph, 0: none, and the graph's nodes
     int64_t     rows;            // of that attention
     bool        indivisible;     // they are not what they have to be
+    bool        direct;          // the host's parts can be captured
+    Recording   recordings[LIM_GGML_RECORDINGS];
+    Recording  *read;  // of the graph that the extract was read from last, or null
+    uint64_t    steps;   // that were not the host's whole
+    uint64_t    replays; // of them
 };
 
 // Graphs between two looks at the process's signal handlers: a few microseconds each.
@@ -72,6 +79,7 @@ struct Installed {
 struct State {
     std::mutex               mutex;
     std::mutex               rehearsing; // on a GPU: taken before the other one
+    std::mutex               capturing;  // a host's backend must not be freed meanwhile
     std::vector<Installed *> hosts;
     std::vector<Context *>   contexts;
 };
@@ -199,38 +207,93 @@ int compute_rest(const Context *c, Graph *graph, int done, int n) {
     return done < n ? compute_part(c, graph, done, n) : 0;
 }
 
-// Computes a graph on a GPU: what the plan takes by the library, in between parts that the host computes. `offloaded`: how
-// many attentions that were.
-int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
-    offloaded         = 0;
-    Backend  *backend = c->backend;
-    const int n       = c->host->graph_n_nodes(graph);
-    if (c->indivisible) return c->compute(backend, graph);
-    // What the plan costs the host's thread is hidden behind work of the device's, where that can be begun: all of a graph
-    // that nothing is expected to be taken of, and what comes before the first attention of one like the last.
-    int  done = 0;
-    bool all  = false;
-    if (c->later) {
-        const int status = c->compute(backend, graph);
-        if (status != 0) return status;
-        all = true;
-    } else if (c->begun > 0 && n == c->nodes && is_like_last(c, c->host->graph_node(graph, c->begun))) {
-        const int status = compute_part(c, graph, 0, c->begun);
-        if (status != 0) return status;
-        done = c->begun;
+// Reads a graph, and gives the recording for it, if there is one.
+Recording *read_graph(Context *c, Graph *graph, int n) {
+    Recording *of = nullptr;
+    for (Recording &r : c->recordings) {
+        if (of == nullptr && r.used != 0 && r.graph.of(*c->host, graph, n)) of = &r;
     }
-    try {
-        c->extract.read(*c->host, graph, Memory::kDevice, !c->known);
-        c->extract.read_changes();
-    } catch (const std::bad_alloc &) {
-        return all ? 0 : compute_rest(c, graph, done, n);
+    const bool again = of != nullptr && of == c->read && c->known && c->extract.read_inputs();
+    if (!again) c->extract.read(*c->host, graph, Memory::kDevice, !c->known);
+    c->read = of;
+    c->extract.read_changes();
+    return of;
+}
+
+// Whether the plan takes the attentions that a recording has, or is to have, and no others. Node `done` is the first one.
+bool takes(const Context *c, int done, Recording &r) {
+    if (!r.made) r.places.clear();
+    size_t n = 0;
+    for (size_t i = 0; i < c->extract.nodes.size(); i++) {
+        if (c->extract.nodes[i].reason != LIM_GGML_OFFLOADED) continue;
+        const int place = c->extract.places[i];
+        if (!r.made) r.places.push_back(place);
+        if (n >= r.places.size() || r.places[n++] != place) return false;
     }
-    c->extract.graph.computed = all;
-    lim_go_ggml_plan(c->session, &c->extract.graph);
-    c->extract.follow();
-    c->known = c->extract.graph.knows_weights != 0;
-    c->later = c->extract.graph.later != 0;
-    if (all) return 0;
+    return n > 0 && n == r.places.size() && r.places.front() == done;
+}
+
+// Has what a step queues from its first attention on recorded instead of run. Where that fails, the host's parts are not
+// captured any more.
+bool capture(Context *c, Graph *graph, int n, Recording &r) {
+    const std::lock_guard one(state().capturing);
+    if (lim_go_ggml_capture(c->session) != 0) return false;
+    bool   whole  = true;
+    void  *before = nullptr;
+    size_t next   = 0;
+    for (size_t i = 0; i < c->extract.nodes.size() && whole; i++) {
+        lim_ggml_node &node = c->extract.nodes[i];
+        if (next == r.places.size() || c->extract.places[i] != r.places[next]) continue;
+        const int place = r.places[next++], end = next < r.places.size() ? r.places[next] : n;
+        whole = lim_go_ggml_attend(c->session, &node, before, c->after[kEventHandle]) == 0;
+        if (!whole) break;
+        c->gpus->event_wait(c->backend, c->after);
+        if (end > place + 1) {
+            const Unlike first(*c->host, c->extract.tensors[i]);
+            whole = compute_part(c, graph, place, end) == 0;
+        }
+        c->gpus->event_record(c->before, c->backend);
+        before = c->before[kEventHandle];
+    }
+    const int number = static_cast<int>(&r - c->recordings);
+    return lim_go_ggml_captured(c->session, number, whole ? before : nullptr) == 0 && whole;
+}
+
+// Remembers a graph whose step was queued in parts: the next one that is like it is recorded.
+void remember(Context *c, Graph *graph, int n, Recording *of) {
+    if (of == nullptr) {
+        of = c->recordings;
+        for (Recording &r : c->recordings) {
+            if (r.used < of->used) of = &r;
+        }
+        of->used = 0;
+        of->graph.take(*c->host, graph, n);
+        of->may = may_capture(*c->host, graph, n);
+    }
+    of->form = c->extract.graph.form;
+    of->made = false;
+    of->used = c->steps;
+    c->read  = of;
+}
+
+// Queues a step as it was recorded, which is done first where it has not been. Returns whether all of it is on its way.
+bool replay(Context *c, Graph *graph, int n, Recording &r) {
+    if (!r.made) r.made = capture(c, graph, n, r);
+    if (!r.made) {
+        c->direct = false;
+        return false;
+    }
+    r.used = c->steps;
+    c->gpus->event_record(c->before, c->backend);
+    if (lim_go_ggml_replay(c->session, static_cast<int>(&r - c->recordings), c->before[kEventHandle], c->after[kEventHandle]) != 0) return false;
+    c->gpus->event_wait(c->backend, c->after);
+    c->replays++;
+    return true;
+}
+
+// What the plan takes, in between parts that the host computes, from node `done` on. `offloaded`: how many attentions that were.
+int compute_parts(Context *c, Graph *graph, int n, int done, int &offloaded) {
+    Backend *backend = c->backend;
     c->begun = 0, c->nodes = n;
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         lim_ggml_node &node = c->extract.nodes[i];
@@ -258,6 +321,56 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
         done = place + 1;
     }
     return compute_rest(c, graph, done, n);
+}
+
+// Computes a graph on a GPU. `offloaded`: how many attentions the library computed.
+int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
+    offloaded         = 0;
+    Backend  *backend = c->backend;
+    const int n       = c->host->graph_n_nodes(graph);
+    if (c->indivisible) return c->compute(backend, graph);
+    // What the plan costs the host's thread is hidden behind work of the device's, where that can be begun: all of a graph
+    // that nothing is expected to be taken of, and what comes before the first attention of one like the last.
+    int  done = 0;
+    bool all  = false;
+    if (c->later) {
+        const int status = c->compute(backend, graph);
+        if (status != 0) return status;
+        all = true;
+    } else if (c->begun > 0 && n == c->nodes && is_like_last(c, c->host->graph_node(graph, c->begun))) {
+        const int status = compute_part(c, graph, 0, c->begun);
+        if (status != 0) return status;
+        done = c->begun;
+    }
+    Recording *of = nullptr;
+    try {
+        of = read_graph(c, graph, n);
+    } catch (const std::bad_alloc &) {
+        c->read = nullptr;
+        return all ? 0 : compute_rest(c, graph, done, n);
+    }
+    c->extract.graph.computed = all;
+    c->extract.graph.records  = c->direct;
+    lim_go_ggml_plan(c->session, &c->extract.graph);
+    c->extract.follow();
+    c->known = c->extract.graph.knows_weights != 0;
+    c->later = c->extract.graph.later != 0;
+    if (all) return 0;
+    c->steps++;
+    const uint64_t form = c->direct ? c->extract.graph.form : 0;
+    if (form != 0 && done > 0 && of != nullptr && of->may && of->form == form && takes(c, done, *of) && replay(c, graph, n, *of)) {
+        offloaded = static_cast<int>(of->places.size());
+        return 0;
+    }
+    const int status = compute_parts(c, graph, n, done, offloaded);
+    if (status == 0 && form != 0 && offloaded > 0 && (of == nullptr || of->form != form)) {
+        try {
+            remember(c, graph, n, of);
+        } catch (const std::bad_alloc &) {
+            c->read = nullptr;
+        }
+    }
+    return status;
 }
 
 int compute_on_gpu(Backend *backend, Graph *graph) {
@@ -294,6 +407,8 @@ void free_backend(Backend *backend) {
         if (c->gpus != nullptr) forget_backend(backend);
     }
     delete c;
+    std::unique_lock alone(state().capturing, std::defer_lock);
+    if (!forked()) alone.lock();
     original(backend);
 }
 
@@ -307,14 +422,15 @@ Event *new_event(const Gpus &gpus, const Device *device) {
 
 // Computes a small graph on a backend of its own on a GPU, by the host alone and as the hook would have it computed.
 // Returns "" if nothing differs, or what does.
-std::string rehearse_on(const Host &host, const Gpus &gpus, Device *device, InitFn init) {
+std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
+    Device       *device = gpu.device;
     const Symbols symbols(gpus.handle);
     FreeFn        free_of_host;
     void (*synchronize)(Backend *);
     if (!symbols.get(free_of_host, "ggml_backend_free") || !symbols.get(synchronize, "ggml_backend_synchronize")) {
         return symbols.missing() + ", which the self-test needs";
     }
-    Backend *backend = init(device, nullptr);
+    Backend *backend = gpu.init_backend(device, nullptr);
     if (backend == nullptr) return "the device makes no backend";
     std::string problem;
     const int   word = prove_backend(device, true, backend, problem);
@@ -345,7 +461,8 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Device *device, Init
             synchronize(backend);
             return status;
         };
-        problem = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked});
+        problem = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked, &c.direct, &c.replays});
+        gpu.direct = c.direct;
         lim_go_ggml_close(c.session);
     }
     free_events(&gpus, c.before, c.after);
@@ -362,7 +479,7 @@ bool is_fit(const Host &host, Gpus &gpus, Gpu &gpu) {
         if (!problem.empty()) {
             problem = "what this host moves to its GPU is not seen: " + problem;
         } else {
-            problem = rehearse_on(host, gpus, gpu.device, gpu.init_backend);
+            problem = rehearse_on(host, gpus, gpu);
         }
         gpu.fit = problem.empty() ? 1 : 0;
         if (!problem.empty()) lim_go_ggml_left_alone(problem.data());
@@ -371,7 +488,7 @@ bool is_fit(const Host &host, Gpus &gpus, Gpu &gpu) {
 }
 
 // Takes part in a backend that the host just made on the CPU (gpus: null) or on a GPU, if it looks as it should.
-void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend) {
+void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend, bool direct) {
     std::string differs;
     const int   word   = prove_backend(device, gpus != nullptr, backend, differs);
     Event      *before = nullptr, *after = nullptr;
@@ -397,6 +514,7 @@ void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend
     c->gpus    = gpus;
     c->before  = before;
     c->after   = after;
+    c->direct  = direct;
     {
         std::lock_guard lock(state().mutex);
         state().contexts.push_back(c);
@@ -421,7 +539,7 @@ Backend *init_backend(Device *device, const char *params) {
     if (forked()) {
         tell_forked();
     } else if (backend != nullptr) {
-        attach(installed->host, nullptr, device, backend);
+        attach(installed->host, nullptr, device, backend, false);
     }
     return backend;
 }
@@ -442,7 +560,7 @@ Backend *init_gpu_backend(Device *device, const char *params) {
     if (forked()) {
         tell_forked();
     } else if (backend != nullptr && is_fit(of->host, of->gpus, *on)) {
-        attach(of->host, &of->gpus, device, backend);
+        attach(of->host, &of->gpus, device, backend, on->direct);
     }
     return backend;
 }

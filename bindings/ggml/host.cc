@@ -264,7 +264,7 @@ std::string prove_gpus(void *handle, const Host &host, Gpus &gpus) {
         const std::string differs = registry->api_version == host.api_version ? init_of(functions, device, kDeviceTypeGpu, init)
                                                                               : "its registry is of another API version";
         if (!differs.empty()) problem = std::string("this host's device ") + functions.name(device) + " is laid out in an unknown way: " + differs;
-        gpus.list.push_back({device, init, -1});
+        gpus.list.push_back({device, init});
     }
     if (gpus.list.empty() || !problem.empty()) return problem;
     if (!symbols.get(gpus.graph_view, "ggml_graph_view") || !symbols.get(gpus.event_new, "ggml_backend_event_new") ||

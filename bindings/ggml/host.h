@@ -30,6 +30,7 @@ struct Host {
 struct Gpu {
     Device *device;
     InitFn  init_backend; // the host's own
+    bool    direct = false; // what the host queues there can be captured
     int     fit = -1;     // 1: the library computes there what the host does; 0: not; -1: not tried so far
 };
 

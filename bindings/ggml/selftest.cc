@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "recording.h"
 #include "symbols.h"
 
 namespace lim::ggml {
@@ -238,7 +239,7 @@ class DeviceTrial {
         Tensor               *slots, *mask;
         std::vector<int64_t>  at;
         std::vector<uint16_t> hides;
-        std::vector<Tensor *> outputs;
+        std::vector<Tensor *> outputs, made; // what the graph computes, and what it is computed from
     };
 
     DeviceTrial(const DeviceBuilder &builder, Device *device) : b_(builder), device_(device) {}
@@ -248,9 +249,9 @@ class DeviceTrial {
     }
     DeviceTrial(const DeviceTrial &) = delete;
 
-    std::string build(Inputs &prompt, Inputs &decode) {
+    std::string build(Inputs &prompt, Inputs &decode, Inputs &another) {
         constexpr size_t kRoom = 8 << 20;
-        context_               = b_.init({256 * b_.tensor_overhead() + 2 * b_.graph_overhead(), nullptr, true});
+        context_               = b_.init({256 * b_.tensor_overhead() + 3 * b_.graph_overhead(), nullptr, true});
         buffer_                = b_.alloc(b_.type_of(device_), kRoom);
         if (context_ == nullptr || buffer_ == nullptr) return "this host refused memory for the self-test";
         for (int l = 0; l < kLayers; l++) {
@@ -266,7 +267,17 @@ class DeviceTrial {
         }
         make(prompt, 0, kVisible - 1);
         make(decode, kVisible - 1, 1);
+        make(another, kVisible - 1, 1);
         return "";
+    }
+
+    // One token's keys, values and queries become others.
+    void renew(const Inputs &in) {
+        for (Tensor *t : in.made) {
+            std::vector<float> values(static_cast<size_t>(t->ne[0]));
+            for (float &v : values) v = t->ne[0] == kGpuWidth ? noise_.single() / 2 : 1 + noise_.single() / 4;
+            b_.set(t, values.data(), 0, values.size() * sizeof values[0]);
+        }
     }
 
     // As a host does before each graph. What it computes is not there before it runs.
@@ -321,6 +332,7 @@ class DeviceTrial {
             Tensor *keys    = filled(kGpuWidth, tokens, [&](int64_t token) { return irrelevant(token) ? -1.5f : noise_.single() / 2; });
             Tensor *values  = filled(kGpuWidth, tokens, [&](int64_t) { return noise_.single(); });
             Tensor *queries = filled(kGpuDim * kGpuHeads, tokens, [&](int64_t) { return 1 + noise_.single() / 4; });
+            for (Tensor *t : {keys, values, queries}) in.made.push_back(t);
             for (Tensor *write : {b_.set_rows(context_, key, keys, in.slots), b_.set_rows(context_, value, values, in.slots)}) {
                 write->buffer = buffer_;
                 write->data   = write->view_src->data;
@@ -343,26 +355,14 @@ class DeviceTrial {
     std::vector<Tensor *> stores_;
 };
 
-} // namespace
-
-std::string self_test_gpu(void *handle, Device *device, int budget, const Ways &ways) {
-    static_assert(kVisible > DeviceTrial::kFirstIrrelevant + DeviceTrial::kIrrelevant, "the newest tokens are attended to");
-    const Symbols symbols(handle);
-    DeviceBuilder builder;
-    if (!builder.get(symbols)) return symbols.missing() + ", which the self-test needs";
-    if (kVisible - DeviceTrial::kIrrelevant != budget) return "the self-test is for another budget";
-    DeviceTrial         trial(builder, device);
-    DeviceTrial::Inputs prompt, decode;
-    std::string         problem = trial.build(prompt, decode);
-    if (!problem.empty()) return problem;
-    int offloaded = 0;
-    trial.upload(prompt);
-    if (ways.hooked(prompt.graph, offloaded) != 0) return "self-test: the host cannot compute a prompt";
+// One token by the host alone and with the library, each time from nothing.
+std::string compare(DeviceTrial &trial, DeviceTrial::Inputs &decode, const Ways &ways) {
     trial.upload(decode);
     if (ways.alone(decode.graph) != 0) return "self-test: the host cannot compute a token";
     std::vector<std::vector<float>> host;
     for (size_t l = 0; l < kLayers; l++) host.push_back(trial.output(decode, l));
     trial.upload(decode);
+    int offloaded = 0;
     if (ways.hooked(decode.graph, offloaded) != 0) return "self-test: the host cannot compute a token with the library";
     if (offloaded != kLayers) return "self-test: " + std::to_string(offloaded) + " attentions are offloaded instead of " + std::to_string(kLayers);
     for (size_t l = 0; l < kLayers; l++) {
@@ -375,6 +375,41 @@ std::string self_test_gpu(void *handle, Device *device, int budget, const Ways &
             return text;
         }
     }
+    return "";
+}
+
+// The same with steps that are captured and replayed.
+bool replays(DeviceTrial &trial, DeviceTrial::Inputs &decode, const Ways &ways) {
+    constexpr int kTimes = 4; // in parts, captured, and twice more
+    for (int i = 0; i < kTimes; i++) {
+        trial.renew(decode);
+        if (!compare(trial, decode, ways).empty()) return false;
+    }
+    return *ways.replays == kTimes - 1;
+}
+
+} // namespace
+
+std::string self_test_gpu(void *handle, Device *device, int budget, const Ways &ways) {
+    static_assert(kVisible > DeviceTrial::kFirstIrrelevant + DeviceTrial::kIrrelevant, "the newest tokens are attended to");
+    const Symbols symbols(handle);
+    DeviceBuilder builder;
+    if (!builder.get(symbols)) return symbols.missing() + ", which the self-test needs";
+    if (kVisible - DeviceTrial::kIrrelevant != budget) return "the self-test is for another budget";
+    DeviceTrial         trial(builder, device);
+    DeviceTrial::Inputs prompt, decode, another;
+    std::string         problem = trial.build(prompt, decode, another);
+    if (!problem.empty()) return problem;
+    int offloaded = 0;
+    trial.upload(prompt);
+    if (ways.hooked(prompt.graph, offloaded) != 0) return "self-test: the host cannot compute a prompt";
+    problem = compare(trial, decode, ways);
+    if (!problem.empty()) return problem;
+    *ways.direct = prove_direct(handle, another.outputs[0], [&] {
+        trial.upload(another);
+        return ways.alone(another.graph);
+    });
+    if (*ways.direct) *ways.direct = replays(trial, decode, ways);
     return "";
 }
 

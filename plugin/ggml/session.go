@@ -230,3 +230,22 @@ func (s *Session) Attend(n *graph.Node, before, after uintptr) error {
 	defer s.mu.Unlock()
 	return s.on.(*ongpu.Device).Attend(n, before, after)
 }
+
+// Capture, Captured and Replay record a GPU's step and queue it again, see ongpu.
+func (s *Session) Capture() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.on.(*ongpu.Device).Capture()
+}
+
+func (s *Session) Captured(number int, before uintptr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.on.(*ongpu.Device).Captured(number, before)
+}
+
+func (s *Session) Replay(number int, before, after uintptr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.on.(*ongpu.Device).Replay(number, before, after)
+}

@@ -122,6 +122,8 @@ type Graph struct {
 	Changes  []Change // of stores on a GPU since the last graph, oldest first
 	Lost     bool     // there were more than these
 	Computed bool     // by the host: nothing can be taken any more
+	Records  bool     // on a GPU, steps that are alike are recorded and replayed
+	Form     uint64   // the answer, on a GPU: equal graphs of equal forms queue the same; 0: this one is like no other
 	Later    bool     // the answer: nothing would be taken of the next graph, it may be computed before it is planned
 	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, AnyStore or NoStore
 }

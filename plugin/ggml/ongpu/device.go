@@ -54,8 +54,14 @@ type Device struct {
 	computed bool            // the graph was, by the host
 	later    bool            // the next one may be, before it is planned
 	unseen   bool            // the step's masks have not been looked at
+	form     uint64          // number of the step's; 0: it cannot be recorded
 	forgot   bool            // the layers were not known after all: what was decided before holds no more
 	rejected bool            // why layers are left to the host was said
+
+	records   bool // steps that are alike are recorded
+	capturing bool // a recording is under way
+	decoders  uint64
+	forms     forms
 }
 
 // ordered is one row's slots in the order of their tokens, in pinned memory.
@@ -97,7 +103,7 @@ func (d *Device) counted(to *stats.Stats) {
 
 // Called looks, in the first pass, for other devices that compute a share of the same layers.
 func (d *Device) Called(g *graph.Graph) {
-	d.forgot, d.computed, d.later = false, g.Computed, false
+	d.forgot, d.computed, d.later, d.form, d.records = false, g.Computed, false, 0, g.Records
 	if d.odd != nil && d.layers.Counts.Inert == "" && atomic.LoadUint32((*uint32)(unsafe.Pointer(&d.odd.Bytes()[0]))) != 0 {
 		d.layers.Refuse("a mask holds other values than 0 and -inf, which the kernels for GPUs do not add; earlier steps went without them")
 	}
@@ -184,12 +190,20 @@ func (d *Device) Begin(n *graph.Node) stats.Reason {
 // What a graph in parts costs, and how fast a host's own attention reads, as a share of what the card's memory can: from
 // two H200s with llama.cpp (tests/gpu/host/bench.py), of which one took 5 and the other 10 microseconds for each layer.
 const (
-	pricePerLayer = 10e-6 // seconds
+	pricePerLayer = 10e-6 // seconds, in parts
+	priceRecorded = 60e-6 // of a recorded step …
+	recordedLayer = 1e-6  // … and for each layer
 	hostReads     = 0.5
 )
 
-// price is how many seconds a step takes longer because the host computes its graph in parts.
-func (d *Device) price() float64 { return pricePerLayer * float64(len(d.layers.Ordinal)) }
+// price is how many seconds a step takes longer because it is not the host's whole.
+func (d *Device) price() float64 {
+	layers := float64(len(d.layers.Ordinal))
+	if d.records {
+		return priceRecorded + recordedLayer*layers
+	}
+	return pricePerLayer * layers
+}
 
 // saved is about how many seconds of the host's attention a step saves.
 func (d *Device) saved(n *graph.Node) float64 {
@@ -251,7 +265,7 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 			return stats.ReasonInert
 		}
 	}
-	_, eager, err := d.decoder.Poll()
+	generation, eager, err := d.decoder.Poll()
 	if err != nil {
 		d.layers.Refuse(err.Error())
 		return stats.ReasonInert
@@ -269,6 +283,9 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 	v.NRows, v.NSlots, v.SlotsApart = int32(rows), n.NKV, apart(n.Streams, &n.Call.Key)
 	d.bridge.Look(v)
 	d.unseen = true
+	if !eager {
+		d.form = d.forms.number(form{generation, d.decoders, *v})
+	}
 	return stats.Offloaded
 }
 
@@ -330,10 +347,11 @@ func (d *Device) Direct(n *graph.Node, layer int) stats.Reason {
 func (d *Device) Ended() {}
 
 func (d *Device) Planned(g *graph.Graph) {
-	g.Later = d.later
+	g.Later, g.Form = d.later, d.form
 	if !d.forgot {
 		return
 	}
+	g.Form = 0
 	for i := range g.Nodes { // decided before the layers were forgotten
 		if n := &g.Nodes[i]; n.Reason == stats.Offloaded {
 			n.Reason = stats.ReasonDiscovery
@@ -398,30 +416,46 @@ func (d *Device) state(n *graph.Node, layer int) {
 func (d *Device) Table() uint64 { return d.visibility.Table }
 
 // Attend queues an offloaded node between two events of the driver's: what the host queued before the first one is done when it
-// runs, and it is done when the second one is. After an error nothing is under way any more.
+// runs, and it is done when the second one is. After an error nothing is under way any more. In a recording the first event may
+// be 0.
 func (d *Device) Attend(n *graph.Node, before, after uintptr) error {
-	err := d.attend(n, before, after)
-	if err != nil {
+	return d.gone(d.attend(n, before, after))
+}
+
+// gone refuses to go on after an error.
+func (d *Device) gone(err error) error {
+	if err == nil {
+		return nil
+	}
+	if !d.capturing { // nothing of it runs
 		_ = d.bridge.Wait()
-		if d.layers.Counts.Inert == "" {
-			d.layers.Refuse(err.Error())
-		}
+	}
+	if d.layers.Counts.Inert == "" {
+		d.layers.Refuse(err.Error())
 	}
 	return err
 }
 
-func (d *Device) attend(n *graph.Node, before, after uintptr) error {
-	if err := d.bridge.Begin(before, d.unseen); err != nil {
+// begin has the stream wait for the host, and gets there what the step's rows see: once, before its first layer, and never in a
+// recording.
+func (d *Device) begin(before uintptr) error {
+	look := d.unseen && !d.capturing
+	if err := d.bridge.Begin(before, look); err != nil || !look {
 		return oncuda.DeviceError(err)
 	}
-	if d.unseen {
-		d.unseen = false
-		for _, o := range d.ordered {
-			to := d.visibility.Table + uint64(o.row)*uint64(d.visibility.TableStride)*4
-			if err := d.orders[d.turn].Put(to, o.offset, 4*o.n, d.bridge.Stream()); err != nil {
-				return oncuda.DeviceError(err)
-			}
+	d.unseen = false
+	for _, o := range d.ordered {
+		to := d.visibility.Table + uint64(o.row)*uint64(d.visibility.TableStride)*4
+		if err := d.orders[d.turn].Put(to, o.offset, 4*o.n, d.bridge.Stream()); err != nil {
+			return oncuda.DeviceError(err)
 		}
+	}
+	return nil
+}
+
+func (d *Device) attend(n *graph.Node, before, after uintptr) error {
+	if err := d.begin(before); err != nil {
+		return err
 	}
 	d.state(n, d.layers.Ordinal[n.Layer])
 	if err := d.decoder.Attend(&d.call); err != nil {
@@ -470,6 +504,7 @@ func (d *Device) grow(n *graph.Node, rows int) error {
 	if d.decoder, err = decode.BuildOf(d.layers.Engine, d.layers.Model, params); err != nil {
 		return err
 	}
+	d.decoders++
 	if d.device, err = oncuda.OpenDevice(ordinal); err != nil {
 		return err
 	}

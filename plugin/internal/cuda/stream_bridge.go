@@ -22,6 +22,7 @@ type Bridge struct {
 	device *Device
 	stream cu.Stream
 	bridge *C.lim_cuda_bridge
+	ready  [Recordings]unsafe.Pointer // graphs of the driver's
 }
 
 // NewBridge makes a stream on the device.
@@ -49,7 +50,7 @@ func (d *Device) NewBridge() (*Bridge, error) {
 // Look states the masks that Begin looks at.
 func (t *Bridge) Look(s *Visibility) { t.bridge.visible = *(*C.lim_cuda_visible)(unsafe.Pointer(s)) }
 
-// Begin has the stream wait for an event that the host has recorded; with look, it then makes the rows' lengths
+// Begin has the stream wait for an event that the host has recorded, 0: for none; with look, it then makes the rows' lengths
 // and slots from their masks. It queues and returns.
 func (t *Bridge) Begin(before uintptr, look bool) error {
 	with := C.int(0)
@@ -64,6 +65,31 @@ func (t *Bridge) End(after uintptr) error {
 	return driverError("a stream bridge's end", C.CUresult(C.lim_cuda_bridge_end(t.bridge, handle(after))))
 }
 
+// Capture begins a recording: what is queued on the bridge's stream, and on the host's stream once that waits for an event of
+// the bridge's, is not run but remembered.
+func (t *Bridge) Capture() error {
+	return driverError("a stream bridge's capture", C.CUresult(C.lim_cuda_bridge_capture(t.bridge)))
+}
+
+// Captured ends it. before is the event that the host recorded behind its last work; 0: the recording is dropped. It takes the
+// place of the recording of that number.
+func (t *Bridge) Captured(number int, before uintptr) error {
+	t.forget(number)
+	return driverError("a stream bridge's recording", C.CUresult(C.lim_cuda_bridge_captured(t.bridge, handle(before), &t.ready[number])))
+}
+
+// Replay queues what was recorded.
+func (t *Bridge) Replay(number int) error {
+	return driverError("a recording", C.CUresult(C.lim_cuda_bridge_replay(t.bridge, t.ready[number])))
+}
+
+func (t *Bridge) forget(number int) {
+	if t.ready[number] != nil {
+		C.lim_cuda_bridge_forget(t.bridge, t.ready[number])
+		t.ready[number] = nil
+	}
+}
+
 // Stream is where the bridge's work belongs.
 func (t *Bridge) Stream() uintptr { return uintptr(t.bridge.stream) }
 
@@ -76,6 +102,9 @@ func (t *Bridge) Wait() error {
 func (t *Bridge) Free() {
 	_ = t.device.within(func() error {
 		_ = t.stream.Synchronize() // a stream that failed is destroyed, too
+		for number := range t.ready {
+			t.forget(number)
+		}
 		return t.stream.Destroy()
 	})
 	C.free(unsafe.Pointer(t.bridge))

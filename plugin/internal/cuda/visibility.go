@@ -15,6 +15,9 @@ type Visibility struct {
 	_           int32
 }
 
+// Recordings is how many a bridge holds, by numbers from 0.
+const Recordings = 4
+
 // What the masks' addresses, strides and lengths are multiples of.
 const (
 	VisibilityAlign = 16 // bytes

@@ -1,9 +1,13 @@
 /* Stands in for libcuda.so.1 where there is no GPU: one device, memory from the heap, kernels that do nothing, but
  * for those that look at masks and count steps: these are played, the first with the source that it shares with
  * the host.
+ * What is launched while a stream is captured is remembered and runs when the graph is launched, with what a host in this process
+ * has to run in between (it exports standin_capturing).
  * Every call is written, one line each, to the file that LIM_STANDIN_LOG names, so that a test can see what the
  * library asks of the driver, in which order, with which arguments. Calls that must not be made while a
  * stream is captured are marked with an exclamation mark. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -199,10 +203,68 @@ EXPORT int cuThreadExchangeStreamCaptureMode(int *mode) {
     *mode = 2 - *mode;
     return 0;
 }
-/* Streams 0xc000 to 0xcfff are being captured. */
+/* ---- graphs: one is captured at a time ---- */
+
+struct work {
+    void (*run)(void *);
+    void *of;
+};
+struct graph {
+    int         n;
+    struct work work[4096];
+};
+static struct graph *capturing;
+static CUstream      captured;
+
+static void remember(void (*run)(void *), void *of) { capturing->work[capturing->n++] = (struct work){run, of}; }
+
+static void tell_host(void (*append)(void (*)(void *), void *)) {
+    void (*told)(void (*)(void (*)(void *), void *));
+    *(void **)&told = dlsym(RTLD_DEFAULT, "standin_capturing");
+    if (told != NULL) told(append);
+}
+
+EXPORT int cuStreamBeginCapture_v2(CUstream s, int mode) {
+    BEGIN(cuStreamBeginCapture_v2, "", "stream %p mode %d", (void *)s, mode);
+    capturing = calloc(1, sizeof *capturing), captured = s;
+    tell_host(remember);
+    return 0;
+}
+EXPORT int cuStreamEndCapture(CUstream s, CUgraph *graph) {
+    struct graph *g = capturing;
+    if (s == captured) capturing = NULL, captured = NULL;
+    tell_host(NULL);
+    BEGIN(cuStreamEndCapture, "", "stream %p", (void *)s);
+    *graph = (CUgraph)(void *)g;
+    return 0;
+}
+EXPORT int cuGraphInstantiateWithFlags(CUgraphExec *ready, CUgraph graph, unsigned long long flags) {
+    BEGIN(cuGraphInstantiateWithFlags, "", "%llu", flags);
+    struct graph *g = malloc(sizeof *g);
+    memcpy(g, graph, sizeof *g);
+    *ready = (CUgraphExec)(void *)g;
+    return 0;
+}
+EXPORT int cuGraphLaunch(CUgraphExec ready, CUstream s) {
+    const struct graph *g = (const struct graph *)(void *)ready;
+    BEGIN(cuGraphLaunch, "", "of %d stream %p", g->n, (void *)s);
+    for (int i = 0; i < g->n; i++) g->work[i].run(g->work[i].of);
+    return 0;
+}
+EXPORT int cuGraphExecDestroy(CUgraphExec ready) {
+    BEGIN(cuGraphExecDestroy, "", "%s", "");
+    free(ready);
+    return 0;
+}
+EXPORT int cuGraphDestroy(CUgraph graph) {
+    free(graph);
+    return 0;
+}
+
+/* Streams 0xc000 to 0xcfff are being captured, too. */
 EXPORT int cuStreamIsCapturing(void *s, int *status) {
     BEGIN(cuStreamIsCapturing, "", "%p", s);
-    *status = (uintptr_t)s >> 12 == 0xc;
+    *status = (uintptr_t)s >> 12 == 0xc || (capturing != NULL && s == captured);
     return 0;
 }
 EXPORT int cuPointerGetAttribute(void *v, int which, uint64_t p) {
@@ -330,6 +392,30 @@ static void run_kernel(const char *name, void **params) {
     }
 }
 
+/* Runs a kernel, or remembers it where its stream is captured. */
+struct launched {
+    char        name[64];
+    const void *params[1];
+};
+static void run_launched(void *of) {
+    const struct launched *l = of;
+    void                  *params[1] = {(void *)l->params[0]};
+    run_kernel(l->name, params);
+}
+static void launch(const char *name, CUstream stream, void **params) {
+    if (capturing == NULL || stream != captured) {
+        run_kernel(name, params);
+        return;
+    }
+    struct launched *l = malloc(sizeof *l);
+    const size_t     n = strcmp(name, LIM_CUDA_TALLY) == 0 ? sizeof(lim_cuda_tally) : sizeof(lim_cuda_args);
+    void            *copy = malloc(n);
+    memcpy(copy, params[0], n);
+    snprintf(l->name, sizeof l->name, "%s", name);
+    l->params[0] = copy;
+    remember(run_launched, l);
+}
+
 /* Refuses what the driver does. */
 EXPORT int cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, uint32_t rank, void *address, const uint64_t *dims,
                                   const uint64_t *strides, const uint32_t *box, const uint32_t *steps, CUtensorMapInterleave interleave,
@@ -353,7 +439,7 @@ EXPORT int cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, u
                           CUstream stream, void **params, void **extra) {
     BEGIN(cuLaunchKernel, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d%s", (char *)f, gx, gy, gz,
           bx, by, bz, shared, (void *)stream, (void *)current, *(unsigned long long *)params[0], extra == NULL, kernel_arguments((char *)f, params));
-    run_kernel((char *)f, params);
+    launch((char *)f, stream, params);
     return 0;
 }
 EXPORT int cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **params, void **extra) {
@@ -365,6 +451,6 @@ EXPORT int cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **params
     BEGIN(cuLaunchKernelEx, "", "%s grid %u,%u,%u block %u,%u,%u shared %u stream %p context %p query %llx params %d cluster %u pdl %u%s", (char *)f,
           c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ, c->sharedMemBytes, (void *)c->hStream,
           (void *)current, *(unsigned long long *)params[0], extra == NULL, cluster, pdl, kernel_arguments((char *)f, params));
-    run_kernel((char *)f, params);
+    launch((char *)f, c->hStream, params);
     return 0;
 }
