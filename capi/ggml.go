@@ -151,7 +151,7 @@ type onGPU interface {
 	Attend(n *graph.Node, before, after uintptr) error
 	Capture() error
 	Captured(number int, before uintptr) error
-	Replay(number int, before, after uintptr) error
+	Replay(number int, loaded, before, after uintptr) error
 }
 
 // queue has a context of a GPU's do something; 1: it failed, or panicked.
@@ -182,8 +182,10 @@ func lim_go_ggml_captured(handle C.uintptr_t, number C.int, before unsafe.Pointe
 }
 
 //export lim_go_ggml_replay
-func lim_go_ggml_replay(handle C.uintptr_t, number C.int, before, after unsafe.Pointer) C.int {
-	return queue(handle, func(c onGPU) error { return c.Replay(int(number), uintptr(before), uintptr(after)) })
+func lim_go_ggml_replay(handle C.uintptr_t, number C.int, loaded, before, after unsafe.Pointer) C.int {
+	return queue(handle, func(c onGPU) error {
+		return c.Replay(int(number), uintptr(loaded), uintptr(before), uintptr(after))
+	})
 }
 
 //export lim_go_ggml_close

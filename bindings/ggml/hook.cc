@@ -51,6 +51,7 @@ struct Context {
     // Of a GPU's backend alone.
     const Gpus *gpus;            // null: it is the CPU's
     Event      *before, *after;  // the host's stream has come to an offloaded node; the library's is done with it
+    Event      *loaded;          // the graph's inputs are there
     bool        divides;         // the host's views of graphs are proven
     bool        later;           // the next graph is planned once the host has computed it
     int         begun, nodes;    // the first attention that was taken of the last graph, 0: none, and the graph's nodes
@@ -285,16 +286,25 @@ bool replay(Context *c, Graph *graph, int n, Recording &r) {
     }
     r.used = c->steps;
     c->gpus->event_record(c->before, c->backend);
-    if (lim_go_ggml_replay(c->session, static_cast<int>(&r - c->recordings), c->before[kEventHandle], c->after[kEventHandle]) != 0) return false;
+    if (lim_go_ggml_replay(c->session, static_cast<int>(&r - c->recordings), c->loaded[kEventHandle], c->before[kEventHandle], c->after[kEventHandle]) != 0) return false;
     c->gpus->event_wait(c->backend, c->after);
     c->replays++;
     return true;
 }
 
+// The next graph like this one is begun before it is planned: by what comes before the first attention that is taken.
+void begin_at_first(Context *c) {
+    c->begun = 0;
+    for (size_t i = 0; i < c->extract.nodes.size() && c->begun == 0; i++) {
+        if (c->extract.nodes[i].reason == LIM_GGML_OFFLOADED) c->begun = c->extract.places[i], c->rows = rows_of(c->extract.tensors[i]);
+    }
+}
+
 // What the plan takes, in between parts that the host computes, from node `done` on. `offloaded`: how many attentions that were.
 int compute_parts(Context *c, Graph *graph, int n, int done, int &offloaded) {
     Backend *backend = c->backend;
-    c->begun = 0, c->nodes = n;
+    c->nodes = n;
+    begin_at_first(c);
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         lim_ggml_node &node = c->extract.nodes[i];
         if (node.reason != LIM_GGML_OFFLOADED) continue;
@@ -317,7 +327,7 @@ int compute_parts(Context *c, Graph *graph, int n, int done, int &offloaded) {
         c->gpus->event_record(c->before, backend);
         if (lim_go_ggml_attend(c->session, &node, c->before[kEventHandle], c->after[kEventHandle]) != 0) break; // the host does the rest
         c->gpus->event_wait(backend, c->after);
-        if (offloaded++ == 0) c->begun = place, c->rows = rows_of(c->extract.tensors[i]);
+        offloaded++;
         done = place + 1;
     }
     return compute_rest(c, graph, done, n);
@@ -338,6 +348,7 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
         if (status != 0) return status;
         all = true;
     } else if (c->begun > 0 && n == c->nodes && is_like_last(c, c->host->graph_node(graph, c->begun))) {
+        if (c->direct) c->gpus->event_record(c->loaded, backend);
         const int status = compute_part(c, graph, 0, c->begun);
         if (status != 0) return status;
         done = c->begun;
@@ -381,8 +392,8 @@ int compute_on_gpu(Backend *backend, Graph *graph) {
 }
 
 // gpus: null where there are none, and no events then.
-void free_events(const Gpus *gpus, Event *before, Event *after) {
-    for (Event *event : {before, after}) {
+void free_events(const Gpus *gpus, Event *before, Event *after, Event *loaded) {
+    for (Event *event : {before, after, loaded}) {
         if (event != nullptr) gpus->event_free(event);
     }
 }
@@ -403,7 +414,7 @@ void free_backend(Backend *backend) {
     }
     if (!forked()) {
         lim_go_ggml_close(c->session);
-        free_events(c->gpus, c->before, c->after);
+        free_events(c->gpus, c->before, c->after, c->loaded);
         if (c->gpus != nullptr) forget_backend(backend);
     }
     delete c;
@@ -446,7 +457,8 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
     c.known   = true; // there are no weights
     c.before  = new_event(gpus, device);
     c.after   = new_event(gpus, device);
-    if (c.before == nullptr || c.after == nullptr) {
+    c.loaded  = new_event(gpus, device);
+    if (c.before == nullptr || c.after == nullptr || c.loaded == nullptr) {
         problem = "this host's CUDA backend has no events";
     } else if ((c.session = lim_go_ggml_open(LIM_GGML_GPU_REHEARSAL)) == 0) {
         problem = "the self-test cannot begin";
@@ -465,7 +477,7 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
         gpu.direct = c.direct;
         lim_go_ggml_close(c.session);
     }
-    free_events(&gpus, c.before, c.after);
+    free_events(&gpus, c.before, c.after, c.loaded);
     free_of_host(backend);
     return problem;
 }
@@ -491,18 +503,18 @@ bool is_fit(const Host &host, Gpus &gpus, Gpu &gpu) {
 void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend, bool direct) {
     std::string differs;
     const int   word   = prove_backend(device, gpus != nullptr, backend, differs);
-    Event      *before = nullptr, *after = nullptr;
-    if (gpus != nullptr && word >= 0) before = new_event(*gpus, device), after = new_event(*gpus, device);
-    if (word < 0 || (gpus != nullptr && (before == nullptr || after == nullptr))) {
+    Event      *before = nullptr, *after = nullptr, *loaded = nullptr;
+    if (gpus != nullptr && word >= 0) before = new_event(*gpus, device), after = new_event(*gpus, device), loaded = new_event(*gpus, device);
+    if (word < 0 || (gpus != nullptr && (before == nullptr || after == nullptr || loaded == nullptr))) {
         const std::string name = gpus != nullptr ? "this host's CUDA backend " : "this host's CPU backend ";
         std::string       text = name + (word < 0 ? "is laid out in an unknown way: " + differs : "has no events");
         gpus != nullptr ? lim_go_ggml_left_alone(text.data()) : lim_go_ggml_problem(text.data());
-        free_events(gpus, before, after);
+        free_events(gpus, before, after, loaded);
         return;
     }
     const uintptr_t session = lim_go_ggml_open(gpus != nullptr ? LIM_GGML_GPU : LIM_GGML_CPU);
     if (session == 0) {
-        free_events(gpus, before, after);
+        free_events(gpus, before, after, loaded);
         return;
     }
     auto *c    = new Context{};
@@ -514,6 +526,7 @@ void attach(const Host &host, const Gpus *gpus, Device *device, Backend *backend
     c->gpus    = gpus;
     c->before  = before;
     c->after   = after;
+    c->loaded  = loaded;
     c->direct  = direct;
     {
         std::lock_guard lock(state().mutex);

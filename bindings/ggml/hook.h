@@ -50,11 +50,11 @@ extern uintptr_t lim_go_ggml_open(int kind);                  /* a context begin
 extern void      lim_go_ggml_plan(uintptr_t session, lim_ggml_graph *graph); /* decides about each node */
 /* On a GPU: queues an offloaded node between two events of the driver's. 0: queued; else nothing is under way. */
 extern int  lim_go_ggml_attend(uintptr_t session, lim_ggml_node *node, void *before, void *after);
-/* A recording of what is queued for a graph: begun, ended (see lim_cuda_bridge_captured), replayed between two events. Of
- * LIM_GGML_RECORDINGS, the one of that number. 0: done. */
+/* A recording of what is queued for a graph: begun, ended (see lim_cuda_bridge_captured), replayed between the last two events;
+ * behind the first one the graph's inputs are there. Of LIM_GGML_RECORDINGS, the one of that number. 0: done. */
 extern int  lim_go_ggml_capture(uintptr_t session);
 extern int  lim_go_ggml_captured(uintptr_t session, int number, void *before);
-extern int  lim_go_ggml_replay(uintptr_t session, int number, void *before, void *after);
+extern int  lim_go_ggml_replay(uintptr_t session, int number, void *loaded, void *before, void *after);
 extern void lim_go_ggml_close(uintptr_t session);
 extern void lim_go_ggml_problem(char *text);             /* the hook cannot work; for the log */
 extern void lim_go_ggml_left_alone(char *text);          /* so are CUDA devices; for the log */

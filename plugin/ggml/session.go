@@ -244,8 +244,8 @@ func (s *Session) Captured(number int, before uintptr) error {
 	return s.on.(*ongpu.Device).Captured(number, before)
 }
 
-func (s *Session) Replay(number int, before, after uintptr) error {
+func (s *Session) Replay(number int, loaded, before, after uintptr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.on.(*ongpu.Device).Replay(number, before, after)
+	return s.on.(*ongpu.Device).Replay(number, loaded, before, after)
 }

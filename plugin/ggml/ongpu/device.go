@@ -300,6 +300,13 @@ func (d *Device) sparse() bool {
 	return m.Known && !m.Again && m.Roles.Sparse()
 }
 
+// full tells whether a layer attends to everything and chooses nothing.
+func (d *Device) full(layer int) bool {
+	d.layers.Model.Mu.Lock()
+	defer d.layers.Model.Mu.Unlock()
+	return d.layers.Model.Roles.Role(layer) == selection.RoleFull
+}
+
 // arrange puts the slots of rows whose tokens are not in the order of slots where the device can get them; false: it has
 // not got the last ones yet.
 func (d *Device) arrange() bool {
@@ -335,6 +342,9 @@ func (d *Device) Direct(n *graph.Node, layer int) stats.Reason {
 	d.rows.Step.Layer = layer
 	if d.computed {
 		return stats.ReasonNoGain
+	}
+	if layer == 0 && d.form != 0 && d.records && d.full(layer) {
+		return stats.ReasonNoGain // the host's device is busy with it while the rest of the step is planned
 	}
 	d.state(n, layer)
 	if err := d.decoder.Check(&d.call); err != nil {

@@ -53,9 +53,13 @@ func (d *Device) Captured(number int, before uintptr) error {
 	return d.bridge.Captured(number, before)
 }
 
-// Replay queues a recording between two events of the driver's, as Attend does with a node.
-func (d *Device) Replay(number int, before, after uintptr) error {
-	err := d.begin(before)
+// Replay queues a recording between two events of the driver's, as Attend does with a node. What the rows see is looked at once
+// the inputs are there, which the event loaded tells: beside what the host computes before the second event.
+func (d *Device) Replay(number int, loaded, before, after uintptr) error {
+	err := d.begin(loaded)
+	if err == nil {
+		err = d.bridge.Begin(before, false)
+	}
 	if err == nil {
 		err = d.bridge.Replay(number)
 	}
