@@ -55,6 +55,7 @@ type Device struct {
 	later    bool            // the next one may be, before it is planned
 	unseen   bool            // the step's masks have not been looked at
 	form     uint64          // number of the step's; 0: it cannot be recorded
+	straight bool            // each of its rows sees the first slots of its stream
 	forgot   bool            // the layers were not known after all: what was decided before holds no more
 	rejected bool            // why layers are left to the host was said
 
@@ -283,8 +284,12 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 	v.NRows, v.NSlots, v.SlotsApart = int32(rows), n.NKV, apart(n.Streams, &n.Call.Key)
 	d.bridge.Look(v)
 	d.unseen = true
+	d.straight = n.Tokens == 1
+	for i := range d.rows.Step.Rows {
+		d.straight = d.straight && d.rows.Step.Rows[i].Slots == nil
+	}
 	if !eager {
-		d.form = d.forms.number(form{generation, d.decoders, *v})
+		d.form = d.forms.number(form{generation, d.decoders, d.straight, *v})
 	}
 	return stats.Offloaded
 }
@@ -405,7 +410,7 @@ func apart(streams int32, t *cpu.Tensor) int32 {
 	return int32(t.StreamStride / t.TokenStride)
 }
 
-// state says what a node attends to: pages of one token, numbered through all streams.
+// state says what a node attends to: pages of one token, numbered through all streams, or the rows' own streams.
 func (d *Device) state(n *graph.Node, layer int) {
 	c := &n.Call
 	rows := func(t *cpu.Tensor) backend.RowView {
@@ -419,6 +424,10 @@ func (d *Device) state(n *graph.Node, layer int) {
 		Query: rows(&c.Query), Output: rows(&c.Output), Key: store(&c.Key), Value: store(&c.Value),
 		Lengths: uintptr(d.visibility.Lengths), Table: uintptr(d.visibility.Table), TableStride: d.visibility.TableStride, PageSize: 1,
 		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: d.bridge.Stream(),
+	}
+	if d.straight { // whole tiles are faster to load than slots by their numbers
+		d.call.Table, d.call.TableStride, d.call.PageSize = 0, 0, 0
+		d.call.Key.PageStride, d.call.Value.PageStride = apartBy(n, c.Key.TokenStride, c.Key.StreamStride), apartBy(n, c.Value.TokenStride, c.Value.StreamStride)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 type form struct {
 	generation uint64 // of the layers' roles
 	decoder    uint64 // number of the decoder
+	straight   bool
 	visibility cuda.Visibility
 }
 
@@ -65,6 +66,7 @@ func (d *Device) Replay(number int, loaded, before, after uintptr) error {
 	}
 	if err == nil {
 		err = d.bridge.End(after)
+		d.layers.Counts.ReplayedSteps++
 	}
 	return d.gone(oncuda.DeviceError(err))
 }

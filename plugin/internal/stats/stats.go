@@ -112,6 +112,7 @@ type Stats struct {
 
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
 	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
+	ReplayedSteps uint64      `json:"replayed_steps"` // of a host's GPU: like the one before, and queued as one graph with the host's work
 	ReusedSteps   uint64      `json:"reused_steps"`   // with the token sets of the step before (LESSISMORE_INTERVAL)
 	Ablations     uint64      `json:"ablation_steps,omitempty"`
 	Audits        uint64      `json:"audits"` // of a sparse layer by the guard
