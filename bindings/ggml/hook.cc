@@ -277,19 +277,25 @@ void remember(Context *c, Graph *graph, int n, Recording *of) {
     c->read  = of;
 }
 
-// Queues a step as it was recorded, which is done first where it has not been. Returns whether all of it is on its way.
-bool replay(Context *c, Graph *graph, int n, Recording &r) {
+// Queues a step as it was recorded, which is done first where it has not been.
+enum class Queued { kAll,
+                    kNothing, // it cannot be recorded
+                    kFailed   /* nor will anything be */ };
+Queued replay(Context *c, Graph *graph, int n, Recording &r) {
     if (!r.made) r.made = capture(c, graph, n, r);
     if (!r.made) {
         c->direct = false;
-        return false;
+        return Queued::kNothing;
     }
     r.used = c->steps;
     c->gpus->event_record(c->before, c->backend);
-    if (lim_go_ggml_replay(c->session, static_cast<int>(&r - c->recordings), c->loaded[kEventHandle], c->before[kEventHandle], c->after[kEventHandle]) != 0) return false;
+    if (lim_go_ggml_replay(c->session, static_cast<int>(&r - c->recordings), c->loaded[kEventHandle], c->before[kEventHandle], c->after[kEventHandle]) != 0) {
+        c->begun = 0;
+        return Queued::kFailed;
+    }
     c->gpus->event_wait(c->backend, c->after);
     c->replays++;
-    return true;
+    return Queued::kAll;
 }
 
 // The next graph like this one is begun before it is planned: by what comes before the first attention that is taken.
@@ -330,6 +336,7 @@ int compute_parts(Context *c, Graph *graph, int n, int done, int &offloaded) {
         offloaded++;
         done = place + 1;
     }
+    if (offloaded == 0) c->begun = 0; // nor will it be
     return compute_rest(c, graph, done, n);
 }
 
@@ -369,9 +376,13 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
     if (all) return 0;
     c->steps++;
     const uint64_t form = c->direct ? c->extract.graph.form : 0;
-    if (form != 0 && done > 0 && of != nullptr && of->may && of->form == form && takes(c, done, *of) && replay(c, graph, n, *of)) {
-        offloaded = static_cast<int>(of->places.size());
-        return 0;
+    if (form != 0 && done > 0 && of != nullptr && of->may && of->form == form && takes(c, done, *of)) {
+        const Queued queued = replay(c, graph, n, *of);
+        if (queued == Queued::kFailed) return compute_rest(c, graph, done, n);
+        if (queued == Queued::kAll) {
+            offloaded = static_cast<int>(of->places.size());
+            return 0;
+        }
     }
     const int status = compute_parts(c, graph, n, done, offloaded);
     if (status == 0 && form != 0 && offloaded > 0 && (of == nullptr || of->form != form)) {

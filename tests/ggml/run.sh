@@ -139,33 +139,33 @@ fi
 gpu sound "engaged on stand-in: at most 64 tokens of up to 256 attended outside layers \[1\]" yes
 happened "order" "second step" "more of the prompt" <<'EOF'
 host computes qkv0 to write0
-host records 0xe3
-cuStreamWaitEvent stream 0x52 event 0xe3
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe4
 cuLaunchKernel lim_visible stream 0x52
 row 0 sees 201 slots from 0 to 200
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 0 rows 1 capacity 256 page 1 sees what was looked at
-cuEventRecord 0xe4 stream 0x52
-host waits for 0xe4
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 0 rows 1 capacity 256 page 1 sees what was looked at
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
 host computes mlp0 to write1
-host records 0xe3
-cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 1 rows 1 capacity 256 page 1 sees what was looked at
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe4
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 1 rows 1 capacity 256 page 1 sees what was looked at
 cuLaunchKernel lim_select_union stream 0x52
-cuEventRecord 0xe4 stream 0x52
-host waits for 0xe4
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
 host computes mlp1 to write2
-host records 0xe3
-cuStreamWaitEvent stream 0x52 event 0xe3
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe4
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 page 1 sees what was looked at
-cuEventRecord 0xe4 stream 0x52
-host waits for 0xe4
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
 host computes mlp2 to write3
-host records 0xe3
-cuStreamWaitEvent stream 0x52 event 0xe3
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe4
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 page 1 sees what was looked at
 cuLaunchKernel lim_tally stream 0x52
-cuEventRecord 0xe4 stream 0x52
-host waits for 0xe4
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
 host computes mlp3 to logits0
 EOF
 happened "the first pass is the host's" "prompt" "first step" <<'EOF'
@@ -182,11 +182,92 @@ counted "the others" '"cell_order": 0,'
 counted "the first pass" '"discovery": 4,'
 counted "prompts" '"prompt": 8'
 
+# A host that keeps its graph, and makes graphs of the driver's only of what it computes again: a step that is like the one before is
+# captured, the host's parts with ours, and then replayed. The first layer, which attends to everything, is the host's.
+gpu graphs "engaged on stand-in" yes
+happened "a step is captured and replayed" "step 309" "step 310" <<'EOF'
+host records 0xe6
+host computes qkv0 to write1
+cuStreamBeginCapture_v2 stream 0x52 mode 2
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 1 rows 1 capacity 512 page 1 sees what was looked at
+cuLaunchKernel lim_select_union stream 0x52
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe4
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 page 1 sees what was looked at
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe4
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 page 1 sees what was looked at
+cuLaunchKernel lim_tally stream 0x52
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe4
+cuStreamEndCapture stream 0x52
+cuGraphInstantiateWithFlags 0
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe6
+cuLaunchKernel lim_visible stream 0x52
+row 0 sees 310 slots from 0 to 309
+cuStreamWaitEvent stream 0x52 event 0xe4
+cuGraphLaunch of 8 stream 0x52
+host's mlp1 to write2 run
+host's mlp2 to write3 run
+host's mlp3 to logits0 run
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
+EOF
+happened "the next one is replayed" "step 310" "step 311" <<'EOF'
+host records 0xe6
+host computes qkv0 to write1
+host records 0xe4
+cuStreamWaitEvent stream 0x52 event 0xe6
+cuLaunchKernel lim_visible stream 0x52
+row 0 sees 311 slots from 0 to 310
+cuStreamWaitEvent stream 0x52 event 0xe4
+cuGraphLaunch of 8 stream 0x52
+host's mlp1 to write2 run
+host's mlp2 to write3 run
+host's mlp3 to logits0 run
+cuEventRecord 0xe5 stream 0x52
+host waits for 0xe5
+EOF
+if [ "$(between 'step 313' 'step 314' | grep -c -e Capture -e GraphLaunch)$(between 'step 314' 'step 315' | grep -c -e BeginCapture -e GraphLaunch)" = 02 ]; then
+    passed=$((passed + 1)) # the host's graph has changed: once in parts, then captured again
+else
+    fail "gpu graphs, changed: $(between 'step 313' 'step 315')"
+fi
+counted "replayed" '"replayed_steps": 6,'
+counted "replayed steps are counted as any" '"rows_sparse": 11,'
+# Where a part cannot be captured, or the driver refuses, steps go on in parts, and nothing is lost.
+gpu graphs-parts "engaged on stand-in" yes
+counted "parts that cannot be captured" '"rows_sparse": 11,'
+counted "none is replayed" '"replayed_steps": 0,'
+for call in cuStreamBeginCapture_v2:900:1 cuStreamEndCapture:900:1 cuGraphInstantiateWithFlags:900:1; do # behind the self-test's
+    gpu graphs "engaged on stand-in" yes LIM_STANDIN_FAIL=$call
+    counted "$call fails" '"rows_sparse": 11,'
+    counted "$call fails: none is replayed" '"replayed_steps": 0,'
+done
+gpu graphs "inert in this context: a recording: CUDA_ERROR (900)" yes LIM_STANDIN_FAIL=cuGraphLaunch:900:3
+if [ "$(between 'step 309' 'step 310' | sed -n '/cuGraphLaunch/,$p' | tail -n +2)" = "!cuStreamSynchronize 0x52
+host computes attention1 to logits0" ] && [ "$(between 'step 310' 'step 311')" = "host computes qkv0 to logits0" ]; then
+    passed=$((passed + 1))
+else
+    fail "gpu graphs, a replay fails: $(between 'step 309' 'step 311')"
+fi
+for call in cuStreamBeginCapture_v2 cuStreamEndCapture cuGraphInstantiateWithFlags; do # in the self-test
+    gpu graphs "engaged on stand-in" yes LIM_STANDIN_FAIL=$call:900
+    counted "$call fails in the self-test" '"replayed_steps": 0,'
+done
+
 # Two streams of a store: one row each, whose slots are numbered through both.
 gpu streams "engaged on stand-in" yes
 if [ "$(between 'second step' 'more of the prompt' | grep -e ^row -e lim_attend | head -3)" = "row 0 sees 201 slots from 0 to 200
 row 1 sees 201 slots from 1024 to 1224
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 0 rows 2 capacity 256 page 1 sees what was looked at" ]; then
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 0 rows 2 capacity 256 page 1 sees what was looked at" ]; then
     passed=$((passed + 1))
 else
     fail "gpu streams: $(between 'second step' 'more of the prompt')"

@@ -27,7 +27,7 @@ def command(args, depth: int) -> list:
     program = "llama-batched-bench" if args.sequences > 1 else "llama-bench"
     common = [hostlib.cuda_libs() / program, "-m", args.model, "-ngl", args.ngl, "-ctk", args.kv, "-ctv", args.kv, "-fa", 1]
     if args.sequences == 1:
-        return [*common, "-p", 0, "-n", args.tokens, "-d", depth, "-r", 2, "-o", "json", *args.more]
+        return [*common, "-p", 0, "-n", args.tokens, "-d", depth, "-r", args.runs, "-o", "json", *args.more]
     slots = args.sequences * (depth + args.tokens)
     common += ["-c", slots, "-npp", depth, "-ntg", args.tokens, "-npl", args.sequences, "--output-format", "jsonl"]
     return [*common, *(["-kvu"] if args.unified else []), *args.more]
@@ -55,6 +55,7 @@ def bench(args, depth: int, settings: dict | None) -> dict:
                 for k in (
                     "rows",
                     "rows_sparse",
+                    "replayed_steps",
                     "cell_order",
                     "selection_layers",
                     "layers_from",
@@ -78,6 +79,7 @@ def main() -> None:
     ap.add_argument("--ngl", type=int, default=99)
     ap.add_argument("--tokens", type=int, default=64)
     ap.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "qwen3-8b.gguf")
+    ap.add_argument("--runs", type=int, default=2, help="of one sequence: the mean counts")
     ap.add_argument("--sequences", type=int, default=1)
     ap.add_argument("--unified", action="store_true", help="the sequences in one stream")
     ap.add_argument("more", nargs="*", help="further arguments of the program")

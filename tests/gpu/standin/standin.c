@@ -340,7 +340,13 @@ static float exponential(float x) { /* without the mathematics library */
     return e;
 }
 
-/* LIM_STANDIN_ATTEND: attention over f16 in tokens' rows that a table lists, each row to all that it sees. Where the sets that
+/* Where a row's token lies: in the page that a table lists, of one token each, or in the row's own. */
+static int64_t place(const lim_cuda_call *c, const lim_cuda_store *s, int32_t row, int32_t token) {
+    if (c->table == 0) return row * s->page_stride + token * s->token_stride;
+    return ((const int32_t *)(uintptr_t)c->table + row * c->table_stride)[token] * s->page_stride;
+}
+
+/* LIM_STANDIN_ATTEND: attention over f16 in tokens' rows, each row to all that it sees. Where the sets that
  * layers choose hold all that matters, sparse attention is that, too. */
 static void attend(const lim_cuda_call *c) {
     const char *wanted = getenv("LIM_STANDIN_ATTEND");
@@ -349,20 +355,19 @@ static void attend(const lim_cuda_call *c) {
     float      *share = malloc((size_t)c->capacity * sizeof *share);
     for (int32_t row = 0; row < c->n_rows; row++) {
         const int32_t  n = ((const int32_t *)(uintptr_t)c->lengths)[row];
-        const int32_t *slots = (const int32_t *)(uintptr_t)c->table + row * c->table_stride;
         for (int32_t h = 0; h < c->heads; h++) {
             const int32_t kv = h / (c->heads / c->kv_heads);
             const float  *q = (const float *)((const char *)(uintptr_t)c->query.data + row * c->query.row_stride + h * c->query.head_stride);
             float        *out = (float *)((char *)(uintptr_t)c->output.data + row * c->output.row_stride + h * c->output.head_stride), sum = 0;
             for (int32_t i = 0; i < n; i++) {
-                const uint16_t *k = (const uint16_t *)(key + slots[i] * c->key.page_stride + kv * c->key.head_stride);
+                const uint16_t *k = (const uint16_t *)(key + place(c, &c->key, row, i) + kv * c->key.head_stride);
                 float           logit = 0;
                 for (int32_t d = 0; d < c->dim; d++) logit += q[d] * from_half(k[d]);
                 share[i] = exponential(logit * c->scale), sum += share[i];
             }
             for (int32_t d = 0; d < c->dim; d++) out[d] = 0;
             for (int32_t i = 0; i < n; i++) {
-                const uint16_t *v = (const uint16_t *)(value + slots[i] * c->value.page_stride + kv * c->value.head_stride);
+                const uint16_t *v = (const uint16_t *)(value + place(c, &c->value, row, i) + kv * c->value.head_stride);
                 for (int32_t d = 0; d < c->dim; d++) out[d] += share[i] / sum * from_half(v[d]);
             }
         }
@@ -377,7 +382,7 @@ static const char *kernel_arguments(const char *name, void **params) {
     if (strncmp(name, "lim_attend", 10) == 0 || strncmp(name, "lim_short", 9) == 0) {
         const lim_cuda_call *c = &((const lim_cuda_args *)params[0])->call;
         snprintf(more, sizeof more, " mode %d rows %d capacity %d page %d%s", c->mode, c->n_rows, c->capacity, 1 << c->page_shift,
-                 c->lengths == visibility.lengths && c->table == visibility.table ? " sees what was looked at" : "");
+                 c->lengths == visibility.lengths && (c->table == visibility.table || c->table == 0) ? " sees what was looked at" : "");
     }
     return more;
 }

@@ -112,7 +112,8 @@ def main():
 
     def work(i):
         try:
-            protocol.emit(prompt=i, tokens=complete(port, i, job["prompts"][i], job["lengths"][i], job.get("stream")))
+            slot = i if len(job["prompts"]) <= job.get("slots", 1) or job.get("defaults") else -1  # any that is free
+            protocol.emit(prompt=i, tokens=complete(port, slot, job["prompts"][i], job["lengths"][i], job.get("stream")))
         except Exception as error:  # noqa: BLE001 (raised below, on the main thread)
             errors.append(error)
 
