@@ -34,12 +34,14 @@ size_t element_size(int type) {
     return 2;
 }
 
+// Whether elements come in blocks of 32.
+bool in_blocks(int type) { return type == kQ8_0 || type == kQ4_0; }
+
 // Bytes from a tensor's first to behind its last. False: its strides and sizes are none, or too large to be true.
 bool reach(const Tensor *t, uint64_t &end) {
     constexpr uint64_t kMost = uint64_t{1} << 48; // of an address
     if (t->ne[0] < 1 || t->ne[0] > INT32_MAX) return false;
-    const bool blocks = t->type == kQ8_0 || t->type == kQ4_0;
-    end               = static_cast<uint64_t>(t->ne[0] / (blocks ? 32 : 1)) * element_size(t->type);
+    end = static_cast<uint64_t>(t->ne[0] / (in_blocks(t->type) ? 32 : 1)) * element_size(t->type);
     for (int i = 1; i < 4; i++) {
         uint64_t bytes;
         if (t->ne[i] < 1 || t->nb[i] > kMost || __builtin_mul_overflow(static_cast<uint64_t>(t->ne[i] - 1), t->nb[i], &bytes) || bytes > kMost) return false;
@@ -50,7 +52,7 @@ bool reach(const Tensor *t, uint64_t &end) {
 
 // Whether a tensor has memory, lies within the one that it is a view of, and its numbers lie where the kernels can read them.
 bool is_there(const Tensor *t) {
-    const Tensor   *root = t->view_src != nullptr ? t->view_src : t;
+    const Tensor   *root = root_of(t);
     const uintptr_t at = reinterpret_cast<uintptr_t>(t->data), from = reinterpret_cast<uintptr_t>(root->data);
     const size_t    align = t->type == kF32 ? 4 : 2;
     uint64_t        end, whole;
@@ -68,7 +70,7 @@ bool is_in_slots(const Tensor *k, const lim_ggml_store &store) {
 }
 
 bool dim_ok(int64_t dim, int type) {
-    return dim >= 16 && dim <= LIM_CPU_MAX_DIM && dim % (type == kQ8_0 || type == kQ4_0 ? 32 : 16) == 0;
+    return dim >= 16 && dim <= LIM_CPU_MAX_DIM && dim % (in_blocks(type) ? 32 : 16) == 0;
 }
 
 // The same of a tensor's type.

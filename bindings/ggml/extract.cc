@@ -65,7 +65,7 @@ const Tensor *Extract::store_behind(const Tensor *t, int depth) const {
 }
 
 const void *Extract::input(const Host &host, const Tensor *t) {
-    if (t == nullptr || t->op != host.none || t->view_src != nullptr || t->data == nullptr) return nullptr;
+    if (!is_leaf(t, host.none) || t->data == nullptr) return nullptr;
     return memory == Memory::kHost ? t->data : given(t).data;
 }
 
@@ -265,7 +265,7 @@ void Extract::read_positions(const Host &host, const Tensor *from) {
 // Rows that a graph picks from what it has computed, by an input: those whose logits are wanted.
 void Extract::read_outputs(const Host &host, const Tensor *t) {
     const Tensor *from = t->src[0], *numbers = t->src[1];
-    if (from == nullptr || numbers == nullptr || numbers->type != kI32 || numbers->op != host.none || numbers->view_src != nullptr ||
+    if (from == nullptr || numbers == nullptr || numbers->type != kI32 || !is_leaf(numbers, host.none) ||
         root_of(from)->op == host.none) {
         return;
     }

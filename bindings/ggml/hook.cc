@@ -5,10 +5,7 @@
 // the plan takes become CUSTOM nodes, which the host runs on its own threads, and are restored when the
 // host's function returns. So nothing is split, nothing is copied, and the host keeps its scheduling.
 //
-// The same is done to CUDA devices where that is asked for, but a GPU's graph is computed in parts, by the
-// host's own function, around the attentions that are offloaded. These run on a stream of the library's; the
-// host's events order it with the host's. A step that is like the one before is captured, the host's parts with
-// ours, and from then on replayed as one graph of the driver's.
+// The same is done to CUDA devices where that is asked for, but a GPU's graph is computed in parts: see gpu.cc.
 #include "hook.h"
 
 #include <atomic>
@@ -23,43 +20,13 @@
 #include <unistd.h>
 #include <vector>
 
-#include "divide.h"
-#include "extract.h"
-#include "recording.h"
+#include "context.h"
 #include "selftest.h"
 #include "symbols.h"
 #include "transfers.h"
 
 namespace lim::ggml {
 namespace {
-
-// One backend of the host, that is one context of its user. One thread at a time computes on it.
-struct Context {
-    Backend           *backend;
-    const Host        *host;
-    ComputeFn          compute; // the host's own
-    FreeFn             free;
-    uintptr_t          session;
-    Extract            extract;
-    std::vector<Saved> saved;
-    std::vector<Rest>  rests;
-    uint32_t           computed; // graphs
-    bool               known;    // the model's weights are
-
-    // Of a GPU's backend alone.
-    const Gpus *gpus;            // null: it is the CPU's
-    Event      *before, *after;  // the host's stream has come to an offloaded node; the library's is done with it
-    bool        divides;         // the host's views of graphs are proven
-    bool        later;           // the next graph is planned once the host has computed it
-    int         begun, nodes;    // the first attention that was taken of the last graph, 0: none, and the graph's nodes
-    int64_t     rows;            // of that attention
-    bool        indivisible;     // they are not what they have to be
-    bool        direct;          // the host's parts can be captured
-    Recording   recordings[LIM_GGML_RECORDINGS];
-    Recording  *read;  // of the graph that the extract was read from last, or null
-    uint64_t    steps;   // that were not the host's whole
-    uint64_t    replays; // of them
-};
 
 // What is said where the shim gets no memory: the host goes on by itself.
 char kNoMemory[] = "no memory";
@@ -80,7 +47,6 @@ struct Installed {
 struct State {
     std::mutex               mutex;
     std::mutex               rehearsing; // on a GPU: taken before the other one
-    std::mutex               capturing;  // a step; no context ends meanwhile
     std::vector<Installed *> hosts;
     std::vector<Context *>   contexts;
 };
@@ -202,210 +168,6 @@ int enter(Backend *backend, Graph *graph, int (*take)(Context *, Graph *)) {
 
 int compute(Backend *backend, Graph *graph) { return enter(backend, graph, take_part); }
 
-// Nodes [from, to) of a graph, computed by the host.
-int compute_part(const Context *c, Graph *graph, int from, int to) {
-    Part part = c->gpus->graph_view(graph, from, to);
-    return c->compute(c->backend, reinterpret_cast<Graph *>(&part));
-}
-
-int64_t rows_of(const Tensor *attention) { return attention->src[0]->ne[1] * attention->src[0]->ne[3]; }
-
-// Whether a node is an attention for as many rows as the first one that was taken of the last graph.
-bool is_like_last(const Context *c, const Tensor *t) { return t->op == c->host->flash_attn && t->src[0] != nullptr && rows_of(t) == c->rows; }
-
-int compute_rest(const Context *c, Graph *graph, int done, int n) {
-    if (done == 0) return c->compute(c->backend, graph);
-    return done < n ? compute_part(c, graph, done, n) : 0;
-}
-
-// Reads a graph, and gives the recording for it, if there is one.
-Recording *read_graph(Context *c, Graph *graph, int n) {
-    Recording *of = nullptr;
-    for (Recording &r : c->recordings) {
-        if (of == nullptr && r.used != 0 && r.graph.of(*c->host, graph, n)) of = &r;
-    }
-    const bool again = of != nullptr && of == c->read && c->known && c->extract.read_inputs();
-    if (!again) c->extract.read(*c->host, graph, Memory::kDevice, !c->known);
-    c->read = of;
-    c->extract.read_changes();
-    return of;
-}
-
-// Whether the plan takes the attentions that a recording has, or is to have, and no others. Node `done` is the first one.
-bool takes(const Context *c, int done, Recording &r) {
-    if (!r.made) r.places.clear();
-    size_t n = 0;
-    for (size_t i = 0; i < c->extract.nodes.size(); i++) {
-        if (c->extract.nodes[i].reason != LIM_GGML_OFFLOADED) continue;
-        const int place = c->extract.places[i];
-        if (!r.made) r.places.push_back(place);
-        if (n >= r.places.size() || r.places[n++] != place) return false;
-    }
-    return n > 0 && n == r.places.size() && r.places.front() == done;
-}
-
-// Has what a step queues from its first attention on recorded instead of run. Where that fails, the host's parts are not
-// captured any more.
-bool capture(Context *c, Graph *graph, int n, Recording &r) {
-    const std::lock_guard one(state().capturing);
-    if (lim_go_ggml_capture(c->session) != 0) return false;
-    bool   whole  = true;
-    void  *before = nullptr;
-    size_t next   = 0;
-    for (size_t i = 0; i < c->extract.nodes.size() && whole; i++) {
-        lim_ggml_node &node = c->extract.nodes[i];
-        if (next == r.places.size() || c->extract.places[i] != r.places[next]) continue;
-        const int place = r.places[next++], end = next < r.places.size() ? r.places[next] : n;
-        whole = lim_go_ggml_attend(c->session, &node, before, c->after[kEventHandle]) == 0;
-        if (!whole) break;
-        c->gpus->event_wait(c->backend, c->after);
-        if (end > place + 1) {
-            const Unlike first(*c->host, c->extract.tensors[i]);
-            whole = compute_part(c, graph, place, end) == 0;
-        }
-        c->gpus->event_record(c->before, c->backend);
-        before = c->before[kEventHandle];
-    }
-    const int number = static_cast<int>(&r - c->recordings);
-    return lim_go_ggml_captured(c->session, number, whole ? before : nullptr) == 0 && whole;
-}
-
-// Remembers a graph whose step was queued in parts: the next one that is like it is recorded.
-void remember(Context *c, Graph *graph, int n, Recording *of) {
-    if (of == nullptr) {
-        of = c->recordings;
-        for (Recording &r : c->recordings) {
-            if (r.used < of->used) of = &r;
-        }
-        of->used = 0;
-        of->graph.take(*c->host, graph, n);
-        of->may = may_capture(*c->host, graph, n);
-    }
-    of->places.reserve(c->extract.nodes.size()); // a graph that is like this one has as many
-    of->form = c->extract.graph.form;
-    of->made = false;
-    of->used = c->steps;
-    c->read  = of;
-}
-
-// Queues a step as it was recorded, which is done first where it has not been.
-enum class Queued { kAll,
-                    kNothing, // it cannot be recorded
-                    kFailed /* nor will anything be */ };
-Queued replay(Context *c, Graph *graph, int n, Recording &r) {
-    if (!r.made) r.made = capture(c, graph, n, r);
-    if (!r.made) {
-        c->direct = false;
-        return Queued::kNothing;
-    }
-    r.used = c->steps;
-    c->gpus->event_record(c->before, c->backend);
-    if (lim_go_ggml_replay(c->session, static_cast<int>(&r - c->recordings), c->before[kEventHandle], c->after[kEventHandle]) != 0) {
-        c->begun = 0;
-        return Queued::kFailed;
-    }
-    c->gpus->event_wait(c->backend, c->after);
-    c->replays++;
-    return Queued::kAll;
-}
-
-// The next graph like this one is begun before it is planned: by what comes before the first attention that is taken.
-void begin_at_first(Context *c) {
-    c->begun = 0;
-    for (size_t i = 0; i < c->extract.nodes.size() && c->begun == 0; i++) {
-        if (c->extract.nodes[i].reason == LIM_GGML_OFFLOADED) c->begun = c->extract.places[i], c->rows = rows_of(c->extract.tensors[i]);
-    }
-}
-
-// What the plan takes, in between parts that the host computes, from node `done` on. `offloaded`: how many attentions that were.
-int compute_parts(Context *c, Graph *graph, int n, int done, int &offloaded) {
-    Backend *backend = c->backend;
-    c->nodes         = n;
-    begin_at_first(c);
-    for (size_t i = 0; i < c->extract.nodes.size(); i++) {
-        lim_ggml_node &node = c->extract.nodes[i];
-        if (node.reason != LIM_GGML_OFFLOADED) continue;
-        if (!c->divides) {
-            if (n < 2) break; // nothing to prove it by
-            if (!prove_view(*c->host, *c->gpus, graph)) {
-                static char problem[] = "this host's graphs cannot be computed in parts";
-                lim_go_ggml_left_alone(problem);
-                c->indivisible = true;
-                break;
-            }
-            c->divides = true;
-        }
-        const int place = c->extract.places[i];
-        if (place < done) continue; // the graph is not like the last one, after all
-        if (place > done) {
-            const int status = compute_part(c, graph, done, place);
-            if (status != 0) return status;
-            done = place;
-        }
-        c->gpus->event_record(c->before, backend);
-        if (lim_go_ggml_attend(c->session, &node, c->before[kEventHandle], c->after[kEventHandle]) != 0) break; // the host does the rest
-        c->gpus->event_wait(backend, c->after);
-        offloaded++;
-        done = place + 1;
-    }
-    if (offloaded == 0) c->begun = 0; // nor will it be
-    return compute_rest(c, graph, done, n);
-}
-
-// Computes a graph on a GPU. `offloaded`: how many attentions the library computed.
-int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
-    offloaded         = 0;
-    Backend  *backend = c->backend;
-    const int n       = c->host->graph_n_nodes(graph);
-    if (c->indivisible) return c->compute(backend, graph);
-    // What the plan costs the host's thread is hidden behind work of the device's, where that can be begun: all of a graph
-    // that nothing is expected to be taken of, and what comes before the first attention of one like the last.
-    int  done = 0;
-    bool all  = false;
-    if (c->later) {
-        const int status = c->compute(backend, graph);
-        if (status != 0) return status;
-        all = true;
-    } else if (c->begun > 0 && n == c->nodes && is_like_last(c, c->host->graph_node(graph, c->begun))) {
-        const int status = compute_part(c, graph, 0, c->begun);
-        if (status != 0) return status;
-        done = c->begun;
-    }
-    Recording *of = nullptr;
-    try {
-        of = read_graph(c, graph, n);
-    } catch (const std::bad_alloc &) {
-        c->read = nullptr;
-        return all ? 0 : compute_rest(c, graph, done, n);
-    }
-    c->extract.graph.computed = all;
-    c->extract.graph.records  = c->direct;
-    lim_go_ggml_plan(c->session, &c->extract.graph);
-    c->extract.follow();
-    c->known = c->extract.graph.knows_weights != 0;
-    c->later = c->extract.graph.later != 0;
-    if (all) return 0;
-    c->steps++;
-    const uint64_t form = c->direct ? c->extract.graph.form : 0;
-    if (form != 0 && done > 0 && of != nullptr && of->may && of->form == form && takes(c, done, *of)) {
-        const Queued queued = replay(c, graph, n, *of);
-        if (queued == Queued::kFailed) return compute_rest(c, graph, done, n);
-        if (queued == Queued::kAll) {
-            offloaded = static_cast<int>(of->places.size());
-            return 0;
-        }
-    }
-    const int status = compute_parts(c, graph, n, done, offloaded);
-    if (status == 0 && form != 0 && offloaded > 0 && (of == nullptr || of->form != form)) {
-        try {
-            remember(c, graph, n, of);
-        } catch (const std::bad_alloc &) {
-            c->read = nullptr;
-        }
-    }
-    return status;
-}
-
 int compute_on_gpu(Backend *backend, Graph *graph) {
     return enter(backend, graph, [](Context *c, Graph *whole) {
         int offloaded;
@@ -437,7 +199,7 @@ void free_backend(Backend *backend) {
     forget_context(c);
     // What a context counted is read once its device is done, and a host gives back more than its own: neither may happen while
     // another one's step is captured.
-    std::unique_lock alone(state().capturing, std::defer_lock);
+    std::unique_lock alone(capturing(), std::defer_lock);
     if (!forked()) {
         alone.lock();
         lim_go_ggml_close(c->session);
@@ -504,7 +266,7 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
         }
         gpu.direct = c.direct;
     }
-    const std::lock_guard alone(state().capturing); // as any other backend's end: see free_backend
+    const std::lock_guard alone(capturing()); // as any other backend's end: see free_backend
     if (c.session != 0) lim_go_ggml_close(c.session);
     free_events(&gpus, c.before, c.after);
     free_of_host(backend);

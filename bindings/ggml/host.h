@@ -9,6 +9,12 @@
 
 namespace lim::ggml {
 
+// The tensor whose memory a tensor is a view of; itself, where it is none.
+inline const Tensor *root_of(const Tensor *t) { return t->view_src != nullptr ? t->view_src : t; }
+
+// Whether no node computes a tensor: an input, a weight, a store. `none`: the host's number of no operation.
+inline bool is_leaf(const Tensor *t, int none) { return t != nullptr && t->op == none && t->view_src == nullptr; }
+
 struct Host {
     // Exported functions of the host.
     int (*graph_n_nodes)(Graph *);

@@ -42,13 +42,13 @@ const Stores::Known *Stores::find(const Tensor *root) const {
 
 int Stores::layer_of(const Tensor *root) const {
     const int named = named_layer(root);
-    if (named >= 0 || by_name_ || !is_leaf(root)) return named;
+    if (named >= 0 || by_name_ || !is_leaf(root, none_)) return named;
     const Known *known = find(root);
     return known != nullptr ? known->layer : -1;
 }
 
 bool Stores::written(const Tensor *root) {
-    if (by_name_ || !is_leaf(root) || root->data == nullptr) return false;
+    if (by_name_ || !is_leaf(root, none_) || root->data == nullptr) return false;
     if (find(root) == nullptr) known_[root] = {root->data};
     return true;
 }
@@ -57,7 +57,7 @@ const Tensor *Stores::attended(const Tensor *key) {
     for (int step = 0; key != nullptr && step < kSteps; step++, key = key->src[0]) {
         const Tensor *root  = key->view_src;
         const int     named = named_layer(root);
-        if (root == nullptr || (named < 0 && (by_name_ || !is_leaf(root) || find(root) == nullptr))) continue;
+        if (root == nullptr || (named < 0 && (by_name_ || !is_leaf(root, none_) || find(root) == nullptr))) continue;
         if (by_name_) return root;
         Known &known = known_[root];
         if (known.data != root->data) known = {root->data};

@@ -15,9 +15,6 @@ namespace lim::ggml {
 // The layer that a tensor's name tells, if it is a K store's by llama.cpp's names; -1: it is none.
 int named_layer(const Tensor *t);
 
-// The tensor whose memory a tensor is a view of; itself, where it is none.
-inline const Tensor *root_of(const Tensor *t) { return t->view_src != nullptr ? t->view_src : t; }
-
 // One context's. It keeps what it has learned from graph to graph.
 class Stores {
   public:
@@ -49,7 +46,6 @@ class Stores {
         uint64_t    graph  = 0; // in which an attention first read it
     };
 
-    bool         is_leaf(const Tensor *t) const { return t != nullptr && t->op == none_ && t->view_src == nullptr; }
     const Known *find(const Tensor *root) const;
     int          tokens_of(const Tensor *root) const;
 

@@ -48,8 +48,6 @@ uint64_t hash_weight(const Host &host, const Tensor *t, Memory memory) {
     return fnv.hash();
 }
 
-bool is_leaf(const Host &host, const Tensor *t) { return t != nullptr && t->op == host.none && t->view_src == nullptr; }
-
 bool ends_with(const Tensor *t, const char *suffix) {
     const size_t n = strnlen(t->name, sizeof t->name), k = strlen(suffix);
     return n > k && memcmp(t->name + n - k, suffix, k) == 0;
@@ -70,7 +68,7 @@ bool follows_blocks(const Tensor *t) {
 const Tensor *adapter_of(const Host &host, const Tensor *t) {
     const Tensor *product = t->op == host.scale ? t->src[0] : nullptr;
     const Tensor *weight  = product != nullptr ? product->src[0] : nullptr;
-    return is_leaf(host, weight) && ends_with(weight, ".lora_b") ? weight : nullptr;
+    return is_leaf(weight, host.none) && ends_with(weight, ".lora_b") ? weight : nullptr;
 }
 
 } // namespace
@@ -91,7 +89,7 @@ void read_weights(const Host &host, const Tensor *node, Memory memory, bool hash
     if (!hash) return;
     for (int s = 0; s < 2; s++) {
         const Tensor *t = node->src[s];
-        if (!is_leaf(host, t)) continue;
+        if (!is_leaf(t, host.none)) continue;
         if (ends_with(t, ".lora_a") || ends_with(t, ".lora_b")) {
             graph.weights += hash_weight(host, t, memory);
         } else if (ends_with(t, ".weight")) {
@@ -110,7 +108,7 @@ bool find_witness(const Host &host, const std::vector<Tensor *> &nodes, int mul_
     constexpr size_t kSoon = 16;
     for (size_t i = 0; i < nodes.size() && i < kSoon; i++) {
         const Tensor *t = nodes[i]->op == mul_mat ? nodes[i]->src[0] : nullptr;
-        if (!is_leaf(host, t) || !ends_with(t, ".weight")) continue;
+        if (!is_leaf(t, host.none) || !ends_with(t, ".weight")) continue;
         Fnv name;
         name.take_name(t);
         *found = {name.hash(), hash_weight(host, t, Memory::kHost)};

@@ -145,11 +145,7 @@ func (s *Session) Plan(g *graph.Graph) {
 		return visible <= 1
 	})
 	if l.Ordinal == nil { // a later node of the graph showed that the layers were not known after all
-		for i := range g.Nodes {
-			if g.Nodes[i].Reason == stats.Offloaded {
-				g.Nodes[i].Reason = stats.ReasonDiscovery
-			}
-		}
+		g.Undecide()
 	}
 	s.on.Planned(g)
 	for i := range g.Nodes {
@@ -207,10 +203,8 @@ func (s *Session) look(n *graph.Node, layer int) stats.Reason {
 
 // leave leaves a whole graph to the host: the layers are not known.
 func (s *Session) leave(g *graph.Graph) {
+	g.Undecide()
 	for i := range g.Nodes {
-		if g.Nodes[i].Reason == stats.Offloaded {
-			g.Nodes[i].Reason = stats.ReasonDiscovery
-		}
 		s.layers.Counts.Decline(g.Nodes[i].Reason)
 	}
 }

@@ -3,6 +3,7 @@
 #ifndef FAKE_H
 #define FAKE_H
 
+#include <dlfcn.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -304,6 +305,16 @@ void ggml_backend_free(void **b) {
     void (*release)(void **);
     memcpy(&release, &b[2], sizeof release);
     release(b);
+}
+
+/* The ggml_backend_init of a library, which is loaded as a host does. */
+void *init_of(const char *path) {
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL), *init = library != NULL ? dlsym(library, "ggml_backend_init") : NULL;
+    if (init == NULL) {
+        fprintf(stderr, "%s\n", dlerror());
+        exit(2);
+    }
+    return init;
 }
 
 #define CHECK(x)                                                                 \

@@ -269,14 +269,8 @@ int main(int argc, char **argv) {
         buffer_types[d] = types[d];
     }
     cpu_registry.api_version = gpu_registry.api_version = 2;
-    void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
-    if (library == NULL) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 2;
-    }
     void *(*init)(void);
-    *(void **)&init = dlsym(library, "ggml_backend_init");
-    CHECK(init != NULL);
+    *(void **)&init = init_of(argv[1]);
     init();
     init(); /* twice is harmless */
 

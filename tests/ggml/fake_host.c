@@ -60,14 +60,8 @@ int main(int argc, char **argv) {
     if (argc != 3) return 2;
     variant = argv[2];
     make_host();
-    void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
-    if (library == NULL) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 2;
-    }
     struct registry *(*init)(void);
-    *(void **)&init = dlsym(library, "ggml_backend_init");
-    CHECK(init != NULL);
+    *(void **)&init = init_of(argv[1]);
     struct registry *r = init();
     if (is("late-cpu")) { /* a host that loads the library first, then its own backends, then all there are */
         CHECK(r == NULL && init() == NULL);

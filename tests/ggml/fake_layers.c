@@ -170,14 +170,8 @@ int main(int argc, char **argv) {
     cpu_words = words;
     make_device(cpu_words, (void *)cpu_name, (void *)cpu_type, (void *)cpu_init, &cpu_registry);
     cpu_registry.api_version = 2;
-    void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
-    if (library == NULL) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 2;
-    }
     void *(*init)(void);
-    *(void **)&init = dlsym(library, "ggml_backend_init");
-    CHECK(init != NULL);
+    *(void **)&init = init_of(argv[1]);
     if (init() == NULL) init(); /* as hosts do that load all there are once more */
     void **(*make)(void *, const char *);
     memcpy(&make, &cpu_words[5], sizeof make);

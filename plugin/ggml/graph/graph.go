@@ -137,6 +137,15 @@ type Graph struct {
 	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, AnyStore or NoStore
 }
 
+// Undecide leaves to the host what was to be offloaded: the model's layers are not known after all.
+func (g *Graph) Undecide() {
+	for i := range g.Nodes {
+		if n := &g.Nodes[i]; n.Reason == stats.Offloaded {
+			n.Reason = stats.ReasonDiscovery
+		}
+	}
+}
+
 // Values is the row of mask values of one query token.
 func (n *Node) Values(stream, token int) unsafe.Pointer {
 	return unsafe.Add(n.Scan, int64(stream)*n.ScanStreamStride+int64(token)*n.ScanTokenStride)

@@ -40,42 +40,9 @@ type Context struct {
 	drafted   bool // that there are no others was said
 }
 
-// A short call has at most so many query tokens of a sequence, and so many calls are no accident.
-const (
-	mostShort  = 32
-	ShortCalls = 32
-)
-
 // maxHashed is how many compute calls are waited for the model's layers, hashing weights. A host that calls
 // back after each node makes many; one whose attention never shows would hash for ever.
 const maxHashed = 4096
-
-// blocks are those of the model whose weights this device's graphs have shown; none before any has.
-type blocks struct {
-	shown       bool
-	first, last int32
-	ends        bool // what follows the last block is computed here, too
-}
-
-func (b *blocks) add(g *graph.Graph) {
-	b.ends = b.ends || g.Ends != 0
-	switch {
-	case g.Weights == 0 || g.FirstBlock < 0:
-	case !b.shown:
-		b.shown, b.first, b.last = true, g.FirstBlock, g.LastBlock
-	default:
-		b.first, b.last = min(b.first, g.FirstBlock), max(b.last, g.LastBlock)
-	}
-}
-
-// elsewhere says which layers this device computes, where it shows that others are computed elsewhere: a model that is
-// spread over several GPUs, or off-loaded in part.
-func (b *blocks) elsewhere() string {
-	if !b.shown || b.first == 0 && b.ends {
-		return ""
-	}
-	return fmt.Sprintf("this device computes layers %d to %d of the model, the others are on another device", b.first, b.last)
-}
 
 // Then is what follows for those who use the layers.
 type Then struct {
@@ -90,77 +57,6 @@ func (c *Context) Init(e *contexts.Engine, log func(level settings.LogLevel, tex
 		log = func(settings.LogLevel, string) {}
 	}
 	c.Engine, c.number, c.Log, c.then = e, e.Hosted.Add(1), log, then
-}
-
-// Flashless says once that the host computes attention in a way that the library cannot take part in.
-func (c *Context) Flashless(g *graph.Graph) bool {
-	if c.attention || c.warned || g.SoftMax == 0 {
-		return false
-	}
-	c.warned = true
-	c.Log(settings.LogInfo, "nothing is offloaded: flash attention is off in this host. Turn it on: llama-server --flash-attn on, "+
-		"llama-cpp-python flash_attn=True, node-llama-cpp flashAttention: true, xllamacpp flash_attn_type enabled")
-	return true
-}
-
-// Untakable says once which layers of a graph can never be offloaded, and why: of the whole graph, or of the first layer
-// that is refused where others are offloaded.
-func (c *Context) Untakable(g *graph.Graph) {
-	if c.warned {
-		return
-	}
-	var refused *graph.Node
-	all, settled := true, true
-	for i := range g.Nodes {
-		n := &g.Nodes[i]
-		switch n.Reason {
-		case stats.ReasonNoCache, stats.ReasonMLA, stats.ReasonType, stats.ReasonShape, stats.ReasonSparseHint:
-			if refused == nil {
-				refused = n
-			}
-		case stats.ReasonSliding:
-		case stats.Offloaded:
-			all = false
-		default:
-			settled = false // what becomes of it will show
-		}
-	}
-	switch {
-	case refused == nil || !settled:
-	case all:
-		c.warned = true
-		c.Log(settings.LogInfo, "nothing is offloaded in this context: "+refused.Why())
-	case refused.Reason != stats.ReasonNoCache: // attention to an encoder's output is not the text's
-		c.warned = true
-		c.Log(settings.LogInfo, fmt.Sprintf("layer %d is left to the host: %s", refused.Layer, refused.Why()))
-	}
-}
-
-// Drafts says once that calls of a context have several query tokens of a sequence, as of a host that checks drafts: it looks
-// as if the library did nothing. begins tells whether a text may begin with the call's tokens; remedy, what a user can do.
-func (c *Context) Drafts(n *graph.Node, remedy string, begins func(n *graph.Node) bool) {
-	what := ""
-	switch {
-	case c.drafted:
-		return
-	case n.Reason == stats.Offloaded:
-		c.short = 0
-	case n.Tokens < 2 || n.Tokens > mostShort || begins(n):
-	case n.Reason == stats.ReasonDraft:
-		if c.checks++; c.checks == ShortCalls {
-			what = fmt.Sprintf("the host attends to everything in %d calls so far that check a draft (a few tokens of a sequence, whose logits are all wanted)%s",
-				ShortCalls, remedy)
-		}
-	case n.Reason == stats.ReasonPrompt:
-		if c.short++; c.short == ShortCalls {
-			what = fmt.Sprintf("nothing is offloaded: %d calls one after another had several query tokens of a sequence (a prompt in small pieces), which the host attends to",
-				ShortCalls)
-		}
-	}
-	if what != "" {
-		c.drafted = true
-		c.Log(settings.LogInfo, what)
-	}
 }
 
 // learn takes note of an attention, whether the kernels take it or not. It returns true once the model's layers are

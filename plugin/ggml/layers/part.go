@@ -3,8 +3,36 @@ package layers
 import (
 	"fmt"
 
+	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/settings"
 )
+
+// blocks are those of the model whose weights this device's graphs have shown; none before any has.
+type blocks struct {
+	shown       bool
+	first, last int32
+	ends        bool // what follows the last block is computed here, too
+}
+
+func (b *blocks) add(g *graph.Graph) {
+	b.ends = b.ends || g.Ends != 0
+	switch {
+	case g.Weights == 0 || g.FirstBlock < 0:
+	case !b.shown:
+		b.shown, b.first, b.last = true, g.FirstBlock, g.LastBlock
+	default:
+		b.first, b.last = min(b.first, g.FirstBlock), max(b.last, g.LastBlock)
+	}
+}
+
+// elsewhere says which layers this device computes, where it shows that others are computed elsewhere: a model that is
+// spread over several GPUs, or off-loaded in part.
+func (b *blocks) elsewhere() string {
+	if !b.shown || b.first == 0 && b.ends {
+		return ""
+	}
+	return fmt.Sprintf("this device computes layers %d to %d of the model, the others are on another device", b.first, b.last)
+}
 
 // part is the layers of a model that one device computes, where others are computed elsewhere: a model that is spread over
 // several GPUs (llama.cpp's -sm layer) or off-loaded in part. No token set comes from another device: the first layer of a

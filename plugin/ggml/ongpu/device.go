@@ -270,17 +270,11 @@ func (d *Device) Ended() {}
 
 func (d *Device) Planned(g *graph.Graph) {
 	g.Later, g.Form = d.later, d.form
-	if g.Form != 0 && !d.ends(g) {
+	if d.forgot { // what was decided before holds no more
+		g.Undecide()
+	}
+	if d.forgot || !d.ends(g) {
 		g.Form = 0
-	}
-	if !d.forgot {
-		return
-	}
-	g.Form = 0
-	for i := range g.Nodes { // decided before the layers were forgotten
-		if n := &g.Nodes[i]; n.Reason == stats.Offloaded {
-			n.Reason = stats.ReasonDiscovery
-		}
 	}
 }
 

@@ -35,7 +35,7 @@ func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
 	if visible > config.Budget {
 		split = steps.SplitBudget(visible, config.Budget, config.Recency, config.SinkTokens)
 		storeStream := int(n.FirstStream) + stream
-		w := kvindex.Window{Own: int32(t.last[i] - int64(storeStream)*n.Store.Slots), SinkTokens: split.SinkTokens, Recent: split.Recent}
+		w := kvindex.Window{Own: t.slot(n, i), SinkTokens: split.SinkTokens, Recent: split.Recent}
 		known := r.ByCell
 		switch {
 		case known:

@@ -111,7 +111,7 @@ func (r *Rows) Known(n *graph.Node) stats.Reason {
 		}
 		return stats.ReasonUnknownRow
 	}
-	if rows > most {
+	if rows > mostFollowed {
 		return stats.ReasonPrompt
 	}
 	if len(t.last) != rows {
@@ -186,12 +186,7 @@ func (r *Rows) Sees(n *graph.Node, row int, slot int32) bool {
 
 // Own is the slot of a row's own token.
 func (r *Rows) Own(n *graph.Node, row int) int32 {
-	return r.slot(n, int(r.taken[row]))
-}
-
-// slot is where the token of a row of the batch is, in its stream.
-func (r *Rows) slot(n *graph.Node, i int) int32 {
-	return int32(r.Followed.last[i] - int64(n.FirstStream+int32(i/int(n.Tokens)))*n.Store.Slots)
+	return r.Followed.slot(n, int(r.taken[row]))
 }
 
 // Free gives back the memory that threads read.

@@ -49,7 +49,7 @@ func (s *seen) note(n *graph.Node, i int, t *Track, visible int, slots []int32, 
 		clear(s.rows)
 	}
 	stream := int(n.FirstStream) + i/int(n.Tokens)
-	own := int32(t.last[i] - int64(stream)*n.Store.Slots)
+	own := t.slot(n, i)
 	place, changes := t.Index.Place(stream, own)
 	s.rows[i] = seenRow{
 		known: known, step: s.step, visible: visible, own: own, stream: stream, place: place, changes: changes,
@@ -64,7 +64,7 @@ func (s *seen) goesOn(of *Rows, n *graph.Node, k, i int, t *Track) bool {
 	}
 	r := &s.rows[i]
 	stream := int(n.FirstStream) + i/int(n.Tokens)
-	own := int32(t.last[i] - int64(stream)*n.Store.Slots)
+	own := t.slot(n, i)
 	place, changes := t.Index.Place(stream, own)
 	if !r.known || r.step+1 != s.step || r.index != t.Index || r.stream != stream || r.changes != changes || place == kvindex.Unknown || place != r.place+1 ||
 		own < 0 || own >= n.NKV || r.visible >= int(n.NKV) || t.Index.Tied {

@@ -10,8 +10,8 @@ import (
 	"lessismore/plugin/internal/kvindex"
 )
 
-// most bounds the rows of a batch that is looked at closely; a larger one is a prompt.
-const most = 4096
+// mostFollowed bounds the rows of a batch that is looked at closely; a larger one is a prompt.
+const mostFollowed = 4096
 
 // Stores is what is known of the K stores that a context's graphs write to: of all of them while the model's layers are not
 // known, then of the one that the rows are ordered by.
@@ -31,7 +31,7 @@ type Stores struct {
 // Track is what is known of one K store.
 type Track struct {
 	Index *kvindex.KVIndex
-	last  []int64 // global slots of the last batch that was written; none if there were more than most
+	last  []int64 // global slots of the last batch that was written; none if there were more than mostFollowed
 
 	id     uint64 // the store's
 	prompt []bool // of the last batch's tokens: no logits are wanted
@@ -39,6 +39,11 @@ type Track struct {
 	count  int    // tokens of that batch
 	batch  int    // the last one whose positions went to the index
 	fresh  bool   // no step has begun since that batch was written
+}
+
+// slot is where the token of a row of the batch is, in its stream.
+func (t *Track) slot(n *graph.Node, i int) int32 {
+	return int32(t.last[i] - int64(n.FirstStream+int32(i/int(n.Tokens)))*n.Store.Slots)
 }
 
 // Len is the number of stores that are followed.
@@ -208,7 +213,7 @@ func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
 		default:
 			t.Index.WriteNext(slot, prompt)
 		}
-		if n <= most {
+		if n <= mostFollowed {
 			t.last = append(t.last, slot)
 		}
 	}

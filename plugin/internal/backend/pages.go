@@ -55,14 +55,6 @@ func (a *Attention) tableOf(row, pages int) []int32 {
 // checkRow names the first page of a row that is none, of those that hold a token it sees; else the highest one.
 func (a *Attention) checkRow(row int, table []int32) (highest int32, err error) {
 	highest = -1
-	look := func(i int) error {
-		page := table[i]
-		if page < 0 || a.Pages > 0 && int64(page) >= a.Pages {
-			return a.wrongPage(row, i, page)
-		}
-		highest = max(highest, page)
-		return nil
-	}
 	sees, size := a.Sees(row), int(a.PageSize)
 	positions, mask := steps.At[int32](sees.Positions, sees.Slots), steps.At[float16.Float16](sees.Mask, sees.Slots)
 	slots := sees.Slots
@@ -70,11 +62,14 @@ func (a *Attention) checkRow(row int, table []int32) (highest int32, err error) 
 		slots = sees.Prefix()
 	}
 	for first := 0; first < slots; first += size {
-		if positions == nil && mask == nil || sees.Any(positions, mask, first, min(first+size, slots)) {
-			if err := look(first / size); err != nil {
-				return highest, err
-			}
+		if (positions != nil || mask != nil) && !sees.Any(positions, mask, first, min(first+size, slots)) {
+			continue
 		}
+		page := table[first/size]
+		if page < 0 || a.Pages > 0 && int64(page) >= a.Pages {
+			return highest, a.wrongPage(row, first/size, page)
+		}
+		highest = max(highest, page)
 	}
 	return highest, nil
 }

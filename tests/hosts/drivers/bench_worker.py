@@ -6,8 +6,6 @@ Each answer begins at the same position again, so all measure the same length. T
 {"prompt": ms, "decode": ms, "mixed": ms}: a prompt, r rows, and both in one batch. "sequences": as many as that takes.
 """
 
-import time
-
 import engine
 import protocol
 from native import open_host
@@ -31,20 +29,17 @@ def main():
         kv=job.get("kv", "f16"),
         n_batch=BLOCK,
     )
-    start = time.perf_counter()
-    end = engine.fill_context(ctx, n, block=BLOCK, progress=lambda k: protocol.emit(event="filling", tokens=k))
-    engine.timed_steps(ctx, end, 2)  # the first decode moves the keys to their positions
-    ctx.remove(0, end)
-    protocol.emit(event="filled", tokens=end, seconds=time.perf_counter() - start)
-    for command in protocol.commands():
-        if "rows" in command:
-            protocol.emit(**engine.timed_batches(ctx, end, command["rows"], command["prompt"]))
-            continue
-        if "steps" not in command:
-            break
-        ms, tokens = engine.timed_steps(ctx, end, command["steps"])
+
+    def steps(end, count):
+        timed = engine.timed_steps(ctx, end, count)
         ctx.remove(0, end)
-        protocol.emit(ms=ms, tokens=tokens)
+        return timed
+
+    protocol.turns(
+        lambda progress: engine.fill_context(ctx, n, block=BLOCK, progress=progress),
+        steps,
+        lambda end, rows, prompt: engine.timed_batches(ctx, end, rows, prompt),
+    )
     ctx.free()
     model.free()
     protocol.emit(event="end")

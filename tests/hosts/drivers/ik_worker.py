@@ -93,15 +93,7 @@ class Context:
 def main():
     job = protocol.job()
     context = Context(job)
-    start = time.perf_counter()
-    end = context.fill(job["context"], lambda k: protocol.emit(event="filling", tokens=k))
-    context.steps(end, 2)
-    protocol.emit(event="filled", tokens=end, seconds=time.perf_counter() - start)
-    for command in protocol.commands():
-        if "steps" not in command:
-            break
-        ms, tokens = context.steps(end, command["steps"])
-        protocol.emit(ms=ms, tokens=tokens)
+    protocol.turns(lambda progress: context.fill(job["context"], progress), context.steps)
     protocol.emit(event="end")
 
 

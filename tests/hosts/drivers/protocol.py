@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 
 _out, _lock = None, threading.Lock()
 
@@ -30,3 +31,23 @@ def commands():
     for line in sys.stdin:
         if line.strip():
             yield json.loads(line)
+
+
+def turns(fill, steps, batches=None) -> None:
+    """One host that holds a long context and decodes in turn with others: it is filled once, then each command is answered.
+
+    fill(progress) returns the context's end, steps(end, count) milliseconds and best tokens, batches(end, rows, prompt) fields.
+    Each leaves the context as it was, so that all measure the same length.
+    """
+    start = time.perf_counter()
+    end = fill(lambda tokens: emit(event="filling", tokens=tokens))
+    steps(end, 2)  # the first decode moves the keys to their positions
+    emit(event="filled", tokens=end, seconds=time.perf_counter() - start)
+    for command in commands():
+        if "rows" in command:
+            emit(**batches(end, command["rows"], command["prompt"]))
+        elif "steps" in command:
+            ms, tokens = steps(end, command["steps"])
+            emit(ms=ms, tokens=tokens)
+        else:
+            break

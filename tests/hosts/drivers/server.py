@@ -26,17 +26,20 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def request(port, method, path, body=None, timeout=300):
+def connect(port, method, path, body=None, timeout=300) -> http.client.HTTPConnection:
+    """A request on a connection of its own, whose response is still to be read."""
     c = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     c.request(method, path, json.dumps(body) if body is not None else None, {"Content-Type": "application/json"})
-    return c.getresponse()
+    return c
+
+
+def request(port, method, path, body=None, timeout=300):
+    return connect(port, method, path, body, timeout).getresponse()
 
 
 def stream(port, body, timeout=300):
-    """A streamed completion: the connection, whose response is still to be read; who closes it cancels the request."""
-    c = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    c.request("POST", "/completion", json.dumps(body | {"stream": True}), {"Content-Type": "application/json"})
-    return c
+    """A streamed completion; who closes its connection cancels the request."""
+    return connect(port, "POST", "/completion", body | {"stream": True}, timeout)
 
 
 def start(job) -> tuple[subprocess.Popen, int]:
