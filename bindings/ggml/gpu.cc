@@ -1,7 +1,9 @@
 // A GPU's graph: in parts, by the host's own function, around the attentions that are offloaded. These run on a stream of
 // the library's; the host's events order it with the host's. A step that is like the one before is captured, the host's parts with
 // ours, and from then on replayed as one graph of the driver's.
+#include <mutex>
 #include <new>
+#include <type_traits>
 
 #include "context.h"
 
@@ -161,8 +163,9 @@ int compute_parts(Context *c, Graph *graph, int n, int done, int &offloaded) {
 } // namespace
 
 std::mutex &capturing() {
-    static auto *one = new std::mutex; // never destroyed: hosts free backends while the process ends
-    return *one;
+    static std::mutex one; // takes no memory, which may be short when a host frees its backends
+    static_assert(std::is_trivially_destructible_v<std::mutex>, "hosts free backends while the process ends");
+    return one;
 }
 
 // Computes a graph on a GPU. `offloaded`: how many attentions the library computed.
