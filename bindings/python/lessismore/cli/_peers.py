@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import _files
 from .._version import __version__
-from . import _crew, _exit, _needles, _sequence, _show, _source, _vocabulary, doctor
+from . import _cpu, _crew, _exit, _needles, _sequence, _show, _source, _vocabulary
 
 FORMAT = 1
 BUDGETS, CONTEXTS = [512, 1024], [4096]
@@ -62,7 +62,7 @@ def command(options: argparse.Namespace) -> int:
             "by": f"lessismore {__version__}",
             "command": shlex.join(["lessismore", *sys.argv[1:]]),
             "host": _host(options.model),
-            "cpu": doctor.cpu()["model"],
+            "cpu": _cpu.found()["model"],
         },
         "model": os.path.basename(os.path.abspath(options.model)),
         "text": {"from": source, "sha256": hashlib.sha256(words.encode()).hexdigest()[:16]},
