@@ -176,8 +176,8 @@ def test_ahead(rng):
 
 
 def test_where_delta_chooses(rng):
-    assert calibration.spread(np.array([0, 9, 1, 8, 7, 6, 5, 0.1, 4]), 3) == [2, 6]
-    assert calibration.spread(np.array([0, 9, 1, 8, 7, 6, 0, 0.1, 0, 3, 5, 4]), 3) == [2, 6, 10]
+    assert calibration.spread(np.array([0, 9, 1, 8, 7, 6, 5, 0.1, 4, 9, 9, 9]), 3) == [2, 6], "no room for a third one"
+    assert calibration.spread(np.array([0, 9, 1, 8, 7, 6, 0, 0.1, 0, 3, 5, 4, 9, 9, 9]), 3) == [2, 6, 10]
     query = rng.standard_normal((3, 2, 2, 9, 8)).astype(np.float32)
     key = rng.standard_normal((3, 2, 40, 8)).astype(np.float32)
     shift, want, maps = calibration.Shift(3), np.zeros(3), []

@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("on a text")
     text.add_argument("--text", metavar="FILE", help=_source.OPTION)
     text.add_argument("--contexts", type=_options.positives, help="tokens (default 4096)")
-    text.add_argument("--needles", type=_options.count, default=16, help="facts to hide in each context (default 16)")
+    text.add_argument("--needles", type=_options.count, default=6, help="facts to hide in each context (default 6)")
     text.add_argument("--threads", type=_options.positive, default=_options.cpus(), help="of the host (default: one per CPU)")
     text.add_argument("--plot", metavar="FILE", help="a picture (needs matplotlib)")
     both = parser.add_argument_group("on either")

@@ -11,7 +11,7 @@ from .weights import Array
 
 EVERY = 4  # of the queries, those that are looked at
 FIRST = 2  # DELTA's first selection layer
-APART = 4  # layers between two of them at least, as in the authors' closest pair
+APART = 4  # layers between two of them, and behind the last one, at least, as in the authors' closest pair
 
 
 class Shift(Full):
@@ -40,9 +40,9 @@ class Shift(Full):
 
 
 def spread(shift: Array, count: int) -> list[int]:
-    """So many layers, FIRST among them; the others where the shift is largest and none is near."""
+    """So many layers, FIRST among them; the others where the shift is largest, none is near, and some layers are left to serve."""
     chosen = [FIRST]
-    for layer in np.argsort(-shift, kind="stable"):
+    for layer in np.argsort(-shift[: len(shift) - APART], kind="stable"):
         if len(chosen) < count and layer > FIRST and all(abs(layer - c) >= APART for c in chosen):
             chosen.append(int(layer))
     return sorted(chosen)

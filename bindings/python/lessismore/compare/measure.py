@@ -25,7 +25,7 @@ class Problem:
     step: list[int]  # of each of them, the step of the chain that it belongs to
 
 
-def interval(solved: int, of: int) -> list[float]:
+def interval(solved: float, of: int) -> list[float]:
     """Wilson's 95 % interval of a share."""
     z, p = 1.959964, solved / of
     middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
