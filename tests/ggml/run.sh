@@ -322,6 +322,14 @@ host computes attention1 to logits0" ] && [ "$(between 'step 310' 'step 311')" =
 else
     fail "gpu graphs, a replay fails: $(between 'step 309' 'step 311')"
 fi
+# What is queued is not computed once more, though nothing can be recorded behind it: it is waited for instead.
+gpu graphs "inert in this context: a stream bridge's end: CUDA_ERROR (700)" yes LIM_STANDIN_FAIL=cuEventRecord:700:24
+if [ "$(between 'step 309' 'step 310' | sed -n '/cuGraphLaunch/,$p' | grep -c -e '^host computes')$(between 'step 309' 'step 310' | grep -c StreamSynchronize)" = 01 ] &&
+    [ "$(between 'step 310' 'step 311' | grep -c '^host computes')$(between 'step 311' 'step 312')" = "2host computes qkv0 to logits0" ]; then
+    passed=$((passed + 1))
+else
+    fail "gpu graphs, a replay's end fails: $(between 'step 309' 'step 312')"
+fi
 for call in cuStreamBeginCapture_v2 cuStreamEndCapture cuGraphInstantiateWithFlags; do # in the self-test
     gpu graphs "engaged on stand-in" yes LIM_STANDIN_FAIL=$call:900
     counted "$call fails in the self-test" '"replayed_steps": 0,'
