@@ -233,10 +233,10 @@ void   ggml_backend_buffer_free(void **b) {
     if (!is("freed-unseen")) ((void (*)(void **))b[0])(b);
     free(b);
 }
-void  *ggml_backend_buffer_get_base(void **b) { return !proven && is("no-base") ? NULL : ((void *(*)(void **))b[1])(b); }
-size_t ggml_backend_buffer_get_size(void **b) { return (size_t)b[word_of(11) + 2]; }
+void         *ggml_backend_buffer_get_base(void **b) { return !proven && is("no-base") ? NULL : ((void *(*)(void **))b[1])(b); }
+size_t        ggml_backend_buffer_get_size(void **b) { return (size_t)b[word_of(11) + 2]; }
 static void **weights; /* the buffer for them */
-int    ggml_backend_buffer_get_usage(void **b) { return b == weights; }
+int           ggml_backend_buffer_get_usage(void **b) { return b == weights; }
 
 /* A call of a buffer's function as it is, or, until the host has a backend, "odd-FUNCTION-N", with another N-th argument, or,
  * "calls-FUNCTION-N", of another word. */

@@ -22,7 +22,8 @@ def decode(library, settings, problem, steps=700):
 
 
 @pytest.mark.parametrize(
-    "what", ["no home", "a cache that cannot be written", "a full disk", "a read-only file system", "a statistics file that cannot be written"]
+    "what",
+    ["no home", "a cache that cannot be written", "a full disk", "a read-only file system", "a statistics file that cannot be written"],
 )
 def test_files_that_cannot_be_written(what, library, problems, tmp_path):
     """The layers are measured, and what was found is not kept: one line, and the tokens are the solution's."""
