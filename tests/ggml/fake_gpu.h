@@ -143,6 +143,18 @@ static int graph_compute(void **b, struct graph *g) {
 
 void ggml_backend_synchronize(void **backend) { (void)backend; }
 
+/* What moves on the backend's stream, here at once. */
+static void set_async(void **b, struct tensor *t, const void *data, size_t offset, size_t n) { (void)b, memcpy((char *)t->data + offset, data, n); }
+static void set_2d_async(void **b, struct tensor *t, const void *data, size_t offset, size_t n, size_t copies, size_t apart, size_t data_apart) {
+    for (size_t i = 0; i < copies; i++) set_async(b, t, (const char *)data + i * data_apart, offset + i * apart, n);
+}
+static bool copies = true; /* else the host has to go through its own memory */
+static bool copy_async(void **from_backend, void **b, const struct tensor *from, struct tensor *to) {
+    (void)from_backend, (void)b;
+    if (copies) memmove(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
+    return copies;
+}
+
 static void **init_gpu(void *device, const char *params) {
     static _Atomic int n;
     (void)params;
@@ -150,6 +162,7 @@ static void **init_gpu(void *device, const char *params) {
     void **b = calloc(24, sizeof *b);
     b[1] = (void *)backend_name, b[2] = (void *)backend_free;
     for (int i = 3; i <= 8; i++) b[i] = (void *)nothing;
+    b[3] = (void *)set_async, b[5] = (void *)set_2d_async, b[7] = (void *)copy_async;
     b[13] = (void *)graph_compute, b[14] = (void *)nothing, b[15] = is("no-event-functions") ? NULL : (void *)nothing;
     b[16] = (void *)nothing; /* graph optimisation */
     b[17] = device;
@@ -192,8 +205,8 @@ static void  buffer_set_2d(void **b, struct tensor *t, const void *data, size_t 
 }
 static bool buffer_copy(void **b, const struct tensor *from, struct tensor *to) {
     (void)b;
-    memmove(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
-    return true;
+    if (copies) memmove(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
+    return copies;
 }
 static void buffer_clear(void **b, uint8_t value) { (void)b, (void)value; }
 
@@ -220,9 +233,10 @@ void   ggml_backend_buffer_free(void **b) {
     if (!is("freed-unseen")) ((void (*)(void **))b[0])(b);
     free(b);
 }
-void  *ggml_backend_buffer_get_base(void **b) { return !proven && is("no-base") ? NULL : ((void *(*)(void **))b[1])(b); }
-size_t ggml_backend_buffer_get_size(void **b) { return (size_t)b[word_of(11) + 2]; }
-int    ggml_backend_buffer_get_usage(void **b) { return (void)b, 0; }
+void         *ggml_backend_buffer_get_base(void **b) { return !proven && is("no-base") ? NULL : ((void *(*)(void **))b[1])(b); }
+size_t        ggml_backend_buffer_get_size(void **b) { return (size_t)b[word_of(11) + 2]; }
+static void **weights; /* the buffer for them */
+int           ggml_backend_buffer_get_usage(void **b) { return b == weights; }
 
 /* A call of a buffer's function as it is, or, until the host has a backend, "odd-FUNCTION-N", with another N-th argument, or,
  * "calls-FUNCTION-N", of another word. */

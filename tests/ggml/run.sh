@@ -335,6 +335,40 @@ for call in cuStreamBeginCapture_v2 cuStreamEndCapture cuGraphInstantiateWithFla
     counted "$call fails in the self-test" '"replayed_steps": 0,'
 done
 
+# A host's other ways to move something: a step is taken where all is known, and left whole where it is not.
+gpu moves "engaged on stand-in" yes
+awk '/^(at once|on the|by |before|rows|steps|another store|many|after)/ { if (name != "") print name ":", taken; name = $0; taken = 0 }
+     /^end/ { print name ":", taken } /^cuLaunchKernel.* mode 2/ { taken++ }' "$out/log" | uniq -c | sed 's/^ *//' > "$out/happened"
+if diff -u - "$out/happened" <<'EOF'
+1 at once: 2
+1 on the stream: 2
+1 by rows: 0
+1 by rows on the stream: 0
+1 by a copy: 0
+1 by a copy on the stream: 0
+1 by a refused copy on the stream: 0
+10 steps: 0
+10 steps: 2
+1 before a copy: 2
+1 rows copied: 0
+10 steps: 0
+10 steps: 2
+1 before another copy: 2
+1 another store's rows: 0
+10 steps: 0
+10 steps: 2
+1 before many changes: 2
+1 many changes: 0
+10 steps: 0
+10 steps: 2
+1 after all: 2
+EOF
+then
+    passed=$((passed + 1))
+else
+    fail "gpu moves"
+fi
+
 # Two streams of a store: one row each, whose slots are numbered through both.
 gpu streams "engaged on stand-in" yes
 if [ "$(between 'second step' 'more of the prompt' | grep -e ^row -e lim_attend | head -3)" = "row 0 sees 201 slots from 0 to 200
