@@ -27,6 +27,17 @@ static inline int finish(const char *name) {
     return failures != 0;
 }
 
+/* How many cases of chance to try: all of them, or LIM_TEST_SHARE per cent, where a sanitizer makes each slow. */
+static inline int test_share(void) {
+    const char *share = getenv("LIM_TEST_SHARE");
+    return share ? atoi(share) : 100;
+}
+
+static inline int cases(int all) {
+    int some = all * test_share() / 100;
+    return some > 0 ? some : 1;
+}
+
 /* A seed that is another one each time, to be printed. */
 static inline uint64_t seed_of_now(void) {
     struct timespec t;

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from .. import _files
 from .._version import __version__
-from . import _crew, _exit, _loss, _needles, _options, _show, _verdict, _vocabulary, doctor
+from . import _cpu, _crew, _exit, _loss, _needles, _options, _show, _verdict, _vocabulary
 from ._crew import FULL, HOST, Name
 
 CONTEXT = 4096  # the first one, where none is asked for
@@ -105,7 +105,7 @@ def command(options: argparse.Namespace) -> int:
         "made": {
             "version": __version__,
             "host": _host(options.model),
-            "cpu": doctor.cpu()["model"],
+            "cpu": _cpu.found()["model"],
             "threads": options.threads,
             "seconds": round(time.monotonic() - start, 1),
         },
