@@ -34,8 +34,14 @@ struct Extract {
     // Of a graph on a GPU: what has happened to its stores since the last one.
     void read_changes();
 
+    // A graph was computed, or begun, of which nothing is known: nor is what it wrote.
+    void miss() { missed = true; }
+
     // The plan's answer to that.
     void follow() const;
+
+    // The nodes of the graph that was read last.
+    const std::vector<Tensor *> &graph_nodes() const { return all; }
 
     // Nothing more will be read.
     ~Extract();
@@ -54,6 +60,7 @@ struct Extract {
 
     Memory memory = Memory::kHost; // of this graph
 
+    bool                                       missed = false; // a graph since the last one that was read
     std::vector<lim_ggml_change>               changes;
     std::vector<uint64_t>                      prints;
     std::vector<std::pair<uint64_t, uint64_t>> slots_of; // stores, and which upload's slots were written to them last

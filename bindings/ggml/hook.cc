@@ -121,6 +121,37 @@ bool divides(const Extract &extract) {
     return false;
 }
 
+// Whether a graph that the plan wants to be computed twice can be. If not, it is computed once, with everything.
+bool can_repeat(Context *c) {
+    const lim_ggml_graph &g = c->extract.graph;
+    if (g.trial == 0) return false;
+    const char *why = nullptr;
+    try {
+        why = c->repeat.prepare(*c->host, c->extract.graph_nodes(), g.n_outputs >= 0 ? g.n_outputs : g.rows, g.output);
+    } catch (const std::bad_alloc &) {
+        why = kNoMemory;
+    }
+    if (why == nullptr) return true;
+    if (lim_go_ggml_untried(c->session, &c->extract.graph, const_cast<char *>(why)) != 0) {
+        for (lim_ggml_node &n : c->extract.nodes) n.reason = LIM_GGML_NO_CACHE;
+    }
+    return false;
+}
+
+void restore_nodes(const Context *c) {
+    for (const Saved &saved : c->saved) saved.restore();
+}
+
+// Computes a graph again, now with everything: what the host sees is the last result, and its stores hold the last one's rows.
+int compute_again(Context *c, Graph *graph) {
+    c->repeat.rewind();
+    const bool planned = lim_go_ggml_again(c->session, &c->extract.graph) == 0;
+    if (!planned) restore_nodes(c);
+    const int status = c->compute(c->backend, graph);
+    if (status == 0 && planned) lim_go_ggml_tried(c->session, c->repeat.nats(), c->repeat.same() ? 1 : 0);
+    return status;
+}
+
 // Computes a graph on the CPU: what the plan takes by the library, on the host's threads, the rest by the host.
 int take_part(Context *c, Graph *graph) {
     c->saved.clear();
@@ -133,7 +164,8 @@ int take_part(Context *c, Graph *graph) {
         return c->compute(c->backend, graph);
     }
     lim_go_ggml_plan(c->session, &c->extract.graph);
-    c->known = c->extract.graph.knows_weights != 0;
+    c->known         = c->extract.graph.knows_weights != 0;
+    const bool twice = can_repeat(c);
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         if (c->extract.nodes[i].reason != LIM_GGML_OFFLOADED) continue;
         Tensor *t = c->extract.tensors[i];
@@ -148,9 +180,10 @@ int take_part(Context *c, Graph *graph) {
         memcpy(t->op_params, &params, sizeof params);
         t->op = c->host->custom;
     }
-    const int status = c->compute(c->backend, graph);
+    int status = c->compute(c->backend, graph);
+    if (status == 0 && twice) status = compute_again(c, graph);
     if (status == 0) c->extract.note();
-    for (const Saved &saved : c->saved) saved.restore();
+    restore_nodes(c);
     return status;
 }
 
@@ -218,6 +251,22 @@ Event *new_event(const Gpus &gpus, const Device *device) {
     return nullptr;
 }
 
+// The self-test's context on a backend of its own. Both end with it, also where there is no memory for what differs.
+struct Rehearsal {
+    FreeFn  free_of_host;
+    Context c{};
+
+    Rehearsal(FreeFn free, Backend *backend) : free_of_host(free) { c.backend = backend; }
+    Rehearsal(const Rehearsal &) = delete;
+    ~Rehearsal() {
+        std::unique_lock alone(capturing(), std::defer_lock);
+        if (c.gpus != nullptr) alone.lock(); // as any other backend's end: see free_backend
+        if (c.session != 0) lim_go_ggml_close(c.session);
+        free_events(c.gpus, c.before, c.after);
+        free_of_host(c.backend);
+    }
+};
+
 // Computes a small graph on a backend of its own on a GPU, by the host alone and as the hook would have it computed.
 // Returns "" if nothing differs, or what does.
 std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
@@ -230,20 +279,17 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
     }
     Backend *backend = gpu.init_backend(device, nullptr);
     if (backend == nullptr) return "the device makes no backend";
+    Rehearsal   rehearsal(free_of_host, backend);
     std::string problem;
     const int   word = prove_backend(device, true, backend, problem);
-    if (word < 0) {
-        free_of_host(backend);
-        return "this host's CUDA backend is laid out in an unknown way: " + problem;
-    }
-    Context c{};
-    c.backend = backend;
-    c.host    = &host;
-    c.compute = reinterpret_cast<ComputeFn>(backend[word]);
-    c.gpus    = &gpus;
-    c.known   = true; // there are no weights
-    c.before  = new_event(gpus, device);
-    c.after   = new_event(gpus, device);
+    if (word < 0) return "this host's CUDA backend is laid out in an unknown way: " + problem;
+    Context &c = rehearsal.c;
+    c.host     = &host;
+    c.compute  = reinterpret_cast<ComputeFn>(backend[word]);
+    c.gpus     = &gpus;
+    c.known    = true; // there are no weights
+    c.before   = new_event(gpus, device);
+    c.after    = new_event(gpus, device);
     if (c.before == nullptr || c.after == nullptr) {
         problem = "this host's CUDA backend has no events";
     } else if ((c.session = lim_go_ggml_open(LIM_GGML_GPU_REHEARSAL)) == 0) {
@@ -259,22 +305,14 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
             synchronize(backend);
             return status;
         };
-        try {
-            problem = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked, &c.direct, &c.replays});
-        } catch (const std::bad_alloc &) {
-            problem = kNoMemory;
-        }
+        problem    = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked, &c.direct, &c.replays});
         gpu.direct = c.direct;
     }
-    const std::lock_guard alone(capturing()); // as any other backend's end: see free_backend
-    if (c.session != 0) lim_go_ggml_close(c.session);
-    free_events(&gpus, c.before, c.after);
-    free_of_host(backend);
     return problem;
 }
 
 // Whether a GPU can be hooked: its buffers are seen, and the library computes on it what the host does. It is found
-// out once for each, when the host first makes a backend on it.
+// out once for each, when the host first makes a backend on it that there is memory for.
 bool is_fit(const Host &host, Gpus &gpus, Gpu &gpu) {
     const std::lock_guard one(state().rehearsing);
     if (gpu.fit < 0) {
@@ -408,24 +446,18 @@ std::string rehearse(void *handle, Host &host) {
     if (set_threads == nullptr) return "this host's CPU backend has no ggml_backend_set_n_threads, which the self-test needs";
     Backend *backend = host.init_backend(host.device, nullptr);
     if (backend == nullptr) return "this host's CPU device makes no backend";
+    Rehearsal   rehearsal(free_of_host, backend);
     std::string problem;
     const int   word = prove_backend(host.device, false, backend, problem);
-    if (word < 0) {
-        free_of_host(backend);
-        return "this host's CPU backend is laid out in an unknown way: " + problem;
-    }
+    if (word < 0) return "this host's CPU backend is laid out in an unknown way: " + problem;
     set_threads(backend, 1);
 
-    Context c{};
-    c.backend = backend;
-    c.host    = &host;
-    c.compute = reinterpret_cast<ComputeFn>(backend[word]);
-    c.session = lim_go_ggml_open(LIM_GGML_REHEARSAL);
-    c.known   = true; // there are no weights
-    if (c.session == 0) {
-        free_of_host(backend);
-        return "the self-test cannot begin";
-    }
+    Context &c = rehearsal.c;
+    c.host     = &host;
+    c.compute  = reinterpret_cast<ComputeFn>(backend[word]);
+    c.session  = lim_go_ggml_open(LIM_GGML_REHEARSAL);
+    c.known    = true; // there are no weights
+    if (c.session == 0) return "the self-test cannot begin";
     const auto alone  = [&](Graph *graph) { return c.compute(backend, graph); };
     const auto hooked = [&](Graph *graph, int &offloaded) {
         const int status = take_part(&c, graph);
@@ -433,14 +465,8 @@ std::string rehearse(void *handle, Host &host) {
         for (const lim_ggml_node &n : c.extract.nodes) offloaded += n.reason == LIM_GGML_OFFLOADED;
         return status;
     };
-    try {
-        problem = self_test(handle, {alone, hooked});
-        if (problem.empty()) host.indivisible = self_test_divided(handle, {alone, hooked});
-    } catch (const std::bad_alloc &) {
-        problem = kNoMemory;
-    }
-    lim_go_ggml_close(c.session);
-    free_of_host(backend);
+    problem = self_test(handle, {alone, hooked});
+    if (problem.empty()) host.indivisible = self_test_divided(handle, {alone, hooked});
     return problem;
 }
 

@@ -64,16 +64,17 @@ def command(options: argparse.Namespace) -> int:
     budgets = sorted(set(options.budgets))
     text, source = _source.text(options.text)
     vocabulary = _vocabulary.of(options.model)
-    contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, options.steps)))
-    needed = contexts[-1] + _crew.SETTLE + options.steps + 1
-    tokens = _source.tokens(vocabulary, text, source, contexts[-1], needed - contexts[-1])
+    settings = _options.chosen(options)
+    behind = _crew.settling(settings) + options.steps + 1
+    contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, behind)))
+    needed = contexts[-1] + behind
+    tokens = _source.tokens(vocabulary, text, source, contexts[-1], behind)
     needles = _needles.draw(vocabulary, options.needles, options.seed)
     notes = []
     if vocabulary.trained and needed > vocabulary.trained:
         notes.append(f"the model was trained for {vocabulary.trained} tokens: what it says beyond them is its own fault")
     if options.needles and not needles:
         notes.append("no facts were hidden: the model's vocabulary cannot write them")
-    settings = _options.chosen(options)
     room = needed + max((len(n.question) + len(n.answer) for n in needles), default=0)
     total = sum(READING * context + (options.steps + READING * _crew.LAST) * (2 + len(budgets)) for context in contexts)
     try:
@@ -134,9 +135,9 @@ def _code(report: dict[str, Any], most: Optional[float]) -> int:
     return _exit.LOST
 
 
-def _contexts(trained: Optional[int], steps: int) -> list[int]:
+def _contexts(trained: Optional[int], behind: int) -> list[int]:
     """Where nobody says: a common length, and as far as the model goes."""
-    far = min(LONGEST, (trained or CONTEXT * 2) - steps - _crew.SETTLE - 1) // 256 * 256
+    far = min(LONGEST, (trained or CONTEXT * 2) - behind) // 256 * 256
     if far < 256:
         raise ValueError(f"the model was trained for {trained} tokens: --contexts and --steps have to say what to try")
     return [CONTEXT, far] if far > CONTEXT else [far]
