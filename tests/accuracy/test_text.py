@@ -53,7 +53,8 @@ def out(tmp_path_factory):
 
 
 def settings(model):
-    return [model, "--text", model / "text.txt", "--contexts", CONTEXT, "--budgets", K, "--steps", STEPS, "--layers", "2,9", "--needles", 0]
+    options = ["--contexts", CONTEXT, "--budgets", K, "--steps", STEPS, "--layers", "2,9", "--threads", 1, "--needles", 0]
+    return [model, "--text", model / "text.txt", *options]
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +96,10 @@ def test_full_attention_is_the_host_s(report, results):
 def test_bytes(report, results):
     """By the account in docs/comparison.md, where it follows from numbers alone."""
     n = np.arange(STEPS) + report["contexts"][0]["from"] + 1
-    for key, dense in (("lim-auto", (0, 1)), ("lim-3", (0, 1)), ("lim", (0, 1)), ("window", ()), ("seer", ())):
+    for key, dense in (("lim-auto", (0, 1)), ("lim-3", (0, 1)), ("lim", (0, 1)), ("window", ())):
         for equal in ("tokens", "bytes"):
             r = results.get((key, equal))
-            if r is None or key == "seer":
+            if r is None or r["read"] is None:
                 continue
             full = len({*dense, *r["layers"]})
             want = (full * n + (12 - full) * np.minimum(n, r["size"])).sum() / (12 * n.sum())
@@ -108,7 +109,7 @@ def test_bytes(report, results):
     assert least < quest["read"] < 1 and quest["attended"] < quest["read"]
     twilight = results["twilight", "tokens"]
     assert twilight["read"] > twilight["attended"] + 10 / 12 * (1 / 4 + 2 / 64) / 2 * 0.99
-    assert twilight["tokens"] == pytest.approx(K, rel=0.5), "found on other tokens"
+    assert K / 3 < twilight["tokens"] < 3 * K, "found on other tokens"
 
 
 def test_equal_bytes(results):
@@ -124,7 +125,7 @@ def test_order(results):
     assert results["lim-auto", "tokens"]["layers"] == [2, 9] == results["tidal", "tokens"]["layers"]
     assert results["lim-auto", "tokens"]["nats"] == results["lim", "tokens"]["nats"]
     ours = results["lim-auto", "tokens"]["nats"]["mean"]
-    for worse in ("tidal", "window", "seer", "kascade", "delta"):
+    for worse in ("tidal", "window", "kascade", "delta"):
         assert results[worse, "bytes"]["read"] is None or results[worse, "bytes"]["nats"]["mean"] > ours, worse
     assert results["oracle", "tokens"]["nats"]["mean"] < 0.05
     for r in results.values():
@@ -214,7 +215,7 @@ def test_share_that_tokens_hold(rng):
     "arguments, error",
     [
         (["--methods", "full,best"], "best is none of full, "),
-        (["--budgets", "400"], "--budgets 400: the library finds its layers in contexts of 800"),
+        (["--budgets", "500"], "--budgets 500: the library finds its layers in contexts of 1000"),
         (["--contexts", "1900"], "tokens; a context of 1900 needs"),
         (["--layers", "9,2"], "--layers 9,2: ascending, of 0 to 11"),
         (["--needles", "99"], "--needles 99: at most"),
