@@ -16,7 +16,7 @@ namespace lim::ggml {
 namespace {
 
 const char *const kOps[] = {"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "MUL_MAT", "CPY", "ADD", "GET_ROWS", "SET_ROWS", "ROPE", "SOFT_MAX",
-                            "CUSTOM", "MUL_MAT_ID", "FLASH_ATTN_EXT"};
+                            "CUSTOM", "SCALE", "MUL_MAT_ID", "FLASH_ATTN_EXT"};
 
 int op(const std::string &name) {
     for (size_t i = 0; i < std::size(kOps); i++) {
@@ -31,6 +31,7 @@ class ExtractTest : public testing::Test {
   protected:
     static constexpr int64_t kWidth = 64, kSlots = 8;
 
+    void (*tensor_get)(const Tensor *, void *, size_t, size_t) = nullptr;
     std::deque<Tensor>               tensors;
     std::deque<std::vector<int64_t>> memory;
     std::vector<Tensor *>            nodes;
@@ -97,14 +98,15 @@ class ExtractTest : public testing::Test {
         return node(t);
     }
 
-    const lim_ggml_graph &read(Memory memory = Memory::kHost) {
+    const lim_ggml_graph &read(Memory memory = Memory::kHost, bool hash = false) {
         Host host{};
         host.graph_n_nodes = [](Graph *) { return static_cast<int>(self()->nodes.size()); };
         host.graph_node = [](Graph *, int i) { return self()->nodes[static_cast<size_t>(i)]; };
         host.op_name = [](int number) -> const char * { return number == op("ADD") ? nullptr : kOps[number]; };
         host.flash_attn = op("FLASH_ATTN_EXT"), host.custom = op("CUSTOM"), host.set_rows = op("SET_ROWS");
         host.rope = op("ROPE"), host.soft_max = op("SOFT_MAX"), host.none = op("NONE");
-        extract.read(host, nullptr, memory, false);
+        host.scale = op("SCALE"), host.tensor_get = tensor_get;
+        extract.read(host, nullptr, memory, hash);
         return extract.graph;
     }
     static uint64_t id(const Tensor *t) { return reinterpret_cast<uint64_t>(t->data); }
@@ -417,6 +419,60 @@ TEST_F(ExtractTest, NumbersThatCannotBe) {
     read();
     EXPECT_EQ(extract.nodes[0].reason, LIM_GGML_SHAPE);
     EXPECT_STREQ(extract.nodes[0].what, "offset into the K store");
+}
+
+// Sizes that no memory has: refused, whatever else is wrong.
+TEST_F(ExtractTest, SizesThatCannotBe) {
+    const std::vector<std::function<void(Tensor *)>> odd = {
+        [](Tensor *q) { q->ne[0] = int64_t{1} << 33; },
+        [](Tensor *q) { q->nb[3] = size_t{1} << 50; },
+        [](Tensor *q) { q->ne[1] = INT64_MAX, q->nb[1] = size_t{1} << 40; },
+        [](Tensor *q) { q->ne[1] = int64_t{1} << 20, q->nb[1] = size_t{1} << 40; },
+    };
+    for (size_t i = 0; i < odd.size(); i++) {
+        nodes.clear();
+        odd[i](attention(1, 1)->src[0]);
+        read();
+        EXPECT_EQ(extract.nodes[0].reason, LIM_GGML_SHAPE) << i;
+    }
+    nodes.clear(); // a store by heads, whose rows are wider than a number
+    Tensor *slots = input(kI64, 3), *k = tensor("k", kF16, kWidth, 2, kSlots), *rows = computed("ADD", slots, nullptr, 3);
+    within("SET_ROWS", k, rows, slots);
+    Tensor *key = attention(1, 1, k)->src[1];
+    k->nb[2] = k->nb[1] * static_cast<size_t>(k->ne[1]), key->nb[1] = k->nb[2];
+    read(), read();
+    k->ne[0] = INT64_MAX, k->ne[1] = 4, k->nb[2] = 4 * k->nb[1], key->nb[1] = k->nb[2];
+    EXPECT_EQ(read().n_writes, 0);
+}
+
+// A weight's hash is of its name, its shape and what it holds, where that can be read; an adapter's parts count as well.
+TEST_F(ExtractTest, Weights) {
+    const auto weights = [&](Memory memory, const std::function<void()> &graph) {
+        nodes.clear();
+        graph();
+        return read(memory, true).weights;
+    };
+    Tensor    *first = tensor("blk.2.attn_q.weight", kF16, kWidth, kWidth), *second = tensor("blk.5.attn_q.weight", kF16, kWidth, kWidth);
+    const auto both = [&](Tensor *a, Tensor *b) { return [&, a, b] { computed("MUL_MAT", a), computed("MUL_MAT", b); }; };
+    EXPECT_EQ(weights(Memory::kHost, both(first, second)), weights(Memory::kHost, both(second, first)));
+    EXPECT_EQ(extract.graph.first_block, 2);
+    EXPECT_EQ(extract.graph.last_block, 5);
+    const uint64_t before = extract.graph.weights;
+    static_cast<char *>(first->data)[0] ^= 1;
+    EXPECT_NE(weights(Memory::kHost, both(first, second)), before);
+    const uint64_t named = weights(Memory::kDevice, both(first, second)); // what a device holds cannot be read here
+    tensor_get = [](const Tensor *, void *, size_t, size_t) { ADD_FAILURE() << "of a buffer that is not known"; };
+    EXPECT_EQ(weights(Memory::kDevice, both(first, second)), named);
+    first->ne[3] = 0;
+    EXPECT_NE(weights(Memory::kHost, both(first, second)), 0U);
+    first->ne[3] = 1;
+    Tensor *nameless = tensor("leaf_12", kF16, kWidth, kWidth), *adapter = tensor("blk.2.attn_q.weight.lora_a", kF16, kWidth, kWidth);
+    EXPECT_NE(weights(Memory::kHost, both(nameless, second)), weights(Memory::kHost, both(adapter, second)));
+    EXPECT_EQ(extract.graph.first_block, 5) << "an adapter's are of none";
+    snprintf(nameless->name, sizeof nameless->name, "leaf_13");
+    const uint64_t other = weights(Memory::kHost, both(nameless, second));
+    snprintf(nameless->name, sizeof nameless->name, "leaf_12");
+    EXPECT_EQ(weights(Memory::kHost, both(nameless, second)), other) << "numbers that ggml gives are no names";
 }
 
 // More models than are remembered: the ninth weight is not, and nothing is taken for another model.

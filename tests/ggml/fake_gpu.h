@@ -45,7 +45,7 @@ static int  waits, replayed;
 static void mark(const struct graph *g, char as) {
     for (int i = 0; looks && i < g->n; i++) g->nodes[i]->padding[0] = as;
 }
-static bool all_done(const struct graph *g) { /* an attention of the library's: the host waits for each, or for all that are replayed */
+static inline bool all_done(const struct graph *g) { /* an attention of the library's: the host waits for each, or for all that are replayed */
     int left = 0;
     for (int i = 0; i < g->n; i++) {
         if (g->nodes[i]->padding[0] != 0) continue;
