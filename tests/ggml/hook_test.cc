@@ -5,6 +5,8 @@
 
 #include "shim.h"
 
+extern "C" void *ggml_backend_init(void);
+
 namespace {
 
 constexpr int kCpu = 0, kGpu = 1;
@@ -47,6 +49,13 @@ TEST(Hook, SessionsThatAreRefused) {
         shim_refuse(0);
         EXPECT_FALSE(is_hosts_own(device));
     }
+}
+
+TEST(Hook, LoadedAgain) {
+    void *const registry = ggml_backend_init();
+    ASSERT_NE(registry, nullptr) << shim_said();
+    EXPECT_EQ(ggml_backend_init(), registry);
+    EXPECT_FALSE(is_hosts_own(kGpu));
 }
 
 TEST(Hook, ContextsInAnyOrder) {

@@ -47,6 +47,11 @@ expect backend-v1 "" # until May 2026
 expect backend-moved "inert: .*CPU backend is laid out in an unknown way: function 8 is none of the backend's module"
 expect backend-no-device "inert: .*CPU backend is laid out in an unknown way: its device"
 expect forked "inert: process [0-9]* was forked from process [0-9]* .* --preload"
+if text=$(LESSISMORE_LOG=info "$out/fake_host" "$library" forked-0 2>&1) && [ "$(echo "$text" | grep -c inert)" = 0 ]; then
+    passed=$((passed + 1))
+else
+    fail "forked-0: $text"
+fi
 if ! text=$(LESSISMORE_LOG=off "$out/fake_host" "$library" forked 2>&1) || [ -n "$text" ]; then
     fail "forked, LESSISMORE_LOG=off: $text"
 else
@@ -68,6 +73,9 @@ expect divided-differs "loaded into ggml fake, API 2, mixed batches are left to 
 expect no-threads "inert: .*no ggml_backend_set_n_threads"
 expect endless-ops "inert: .*no operation FLASH_ATTN_EXT"
 expect types-fewer "inert: .*numbers the element type bf16 otherwise"
+expect sinks-moved "inert: .*tensors are laid out in an unknown way: src of FLASH_ATTN_EXT"
+expect both-moved "inert: .*tensors are laid out in an unknown way: op_params of FLASH_ATTN_EXT" # the first is named
+expect backend-data "inert: .*CPU backend is laid out in an unknown way: function 0 is none of the backend's module"
 expect data-elsewhere "inert: .*tensors are laid out in an unknown way: data$"
 expect device-name "inert: .*CPU device is laid out in an unknown way: word 0, get_name, does not tell the device's name"
 expect device-data "inert: .*CPU device is laid out in an unknown way: word 0, get_name, is no function of the device's module"
@@ -306,6 +314,21 @@ else
 fi
 counted "replayed" '"replayed_steps": 6,'
 counted "replayed steps are counted as any" '"rows_sparse": 11,'
+gpu graphs-sum "engaged on stand-in" yes
+counted "operations that may wait" '"rows_sparse": 11,'
+counted "operations that may wait: none is replayed" '"replayed_steps": 0,'
+# A host that computes node by node: nothing of a graph shows that it can be divided, or it needs not be.
+gpu by-node "context freed" no
+gpu forked "was forked from process" no
+# An input that is not seen to be put there whole, or slots that are the last step's: the step is the host's.
+for input in mask slots positions stale; do
+    gpu graphs-$input "engaged on stand-in" yes
+    if [ "$(between 'step 311' 'step 312' | grep -c '^cuGraphLaunch')$(sed -n '/^step 312$/,/^\(step 313\|end\)$/p' "$out/log" | grep -c -e '^cuLaunch' -e '^cuGraphLaunch')" = 10 ]; then
+        passed=$((passed + 1))
+    else
+        fail "gpu graphs-$input: $(between 'step 311' 'step 313')"
+    fi
+done
 # Where a part cannot be captured, or the driver refuses, steps go on in parts, and nothing is lost.
 gpu graphs-parts "engaged on stand-in" yes
 counted "parts that cannot be captured" '"rows_sparse": 11,'
