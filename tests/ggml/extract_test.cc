@@ -393,7 +393,7 @@ TEST_F(ExtractTest, NumbersThatCannotBe) {
         [&](Tensor *x, Tensor *) { computed("GET_ROWS", x, nullptr, 2); },
         [&](Tensor *x, Tensor *ids) { ids->ne[0] = 6, computed("GET_ROWS", x, ids, 2); },                    // more than there are
         [&](Tensor *x, Tensor *ids) { ids->data = nullptr, computed("GET_ROWS", x, ids, 2); },               // not there
-        [&](Tensor *x, Tensor *ids) { computed("GET_ROWS", x, within("VIEW", ids, ids), 2); },               // a part of an input
+        [&](Tensor *x, Tensor *ids) { computed("GET_ROWS", x, within("VIEW", ids, ids), 2)->src[1]->type = kI32; },               // a part of an input
         [&](Tensor *x, Tensor *ids) {                                                                        // of two batches
             computed("GET_ROWS", x, ids, 2);
             computed("GET_ROWS", computed("ADD", x, nullptr, 4), ids, 2);
@@ -453,7 +453,7 @@ TEST_F(ExtractTest, Weights) {
         return read(memory, true).weights;
     };
     Tensor    *first = tensor("blk.2.attn_q.weight", kF16, kWidth, kWidth), *second = tensor("blk.5.attn_q.weight", kF16, kWidth, kWidth);
-    const auto both = [&](Tensor *a, Tensor *b) { return [&, a, b] { computed("MUL_MAT", a), computed("MUL_MAT", b); }; };
+    const auto both = [&](Tensor *a, Tensor *b) { return [&, a, b] { computed("MUL_MAT", a), computed("MUL_MAT_ID", b); }; };
     EXPECT_EQ(weights(Memory::kHost, both(first, second)), weights(Memory::kHost, both(second, first)));
     EXPECT_EQ(extract.graph.first_block, 2);
     EXPECT_EQ(extract.graph.last_block, 5);
@@ -463,9 +463,10 @@ TEST_F(ExtractTest, Weights) {
     const uint64_t named = weights(Memory::kDevice, both(first, second)); // what a device holds cannot be read here
     tensor_get = [](const Tensor *, void *, size_t, size_t) { ADD_FAILURE() << "of a buffer that is not known"; };
     EXPECT_EQ(weights(Memory::kDevice, both(first, second)), named);
-    first->ne[3] = 0;
-    EXPECT_NE(weights(Memory::kHost, both(first, second)), 0U);
-    first->ne[3] = 1;
+    for (const int64_t n : {0, -1, 1}) {
+        first->ne[3] = n;
+        EXPECT_NE(weights(Memory::kHost, both(first, second)), 0U);
+    }
     Tensor *nameless = tensor("leaf_12", kF16, kWidth, kWidth), *adapter = tensor("blk.2.attn_q.weight.lora_a", kF16, kWidth, kWidth);
     EXPECT_NE(weights(Memory::kHost, both(nameless, second)), weights(Memory::kHost, both(adapter, second)));
     EXPECT_EQ(extract.graph.first_block, 5) << "an adapter's are of none";
