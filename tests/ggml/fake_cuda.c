@@ -67,6 +67,8 @@ static void make_model(struct model *m, int streams) {
     }
 }
 
+static struct tensor *put(void **buffer, struct tensor *t, size_t at);
+
 /* A node that multiplies with a weight of block `block`, or behind the last one. */
 static struct tensor *named(const char *name, int l, int block) {
     struct tensor *t = ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1);
@@ -74,6 +76,12 @@ static struct tensor *named(const char *name, int l, int block) {
     t->op = is("graphs-sum") ? 10 : 2; /* one that may wait for the device, for all that is known */
     t->src[0] = ggml_new_tensor_4d(NULL, 0, DIM, DIM, 1, 1);
     if (block >= 0) snprintf(t->src[0]->name, 64, "blk.%d.%s.weight", block, name);
+    if (strncmp(variant, "weights-", 8) == 0) { /* in a buffer that was made before the library came, or in one of another kind */
+        static void **buffer;
+        if (buffer == NULL) buffer = new_buffer(buffer_types[0], 1 << 16);
+        if (is("weights-split")) buffer[2] = (void *)nothing;
+        put(buffer, t->src[0], 0);
+    }
     if (block < 0 && !is("first-part")) snprintf(t->src[0]->name, 64, "output.weight");
     return t;
 }
@@ -351,6 +359,8 @@ static int moves(struct model *m) {
     at_once(put(weights, ggml_new_tensor_4d(NULL, 0, 16, 1, 1, 1), 0), data, 64);
     at_once(put(large, ggml_new_tensor_4d(NULL, 0, (int64_t)size / 4, 1, 1, 1), 0), data, size);
     CHECK(step_by("after all", m, t++, at_once) == 0);
+    copies = false;
+    CHECK(step_by("by a refused copy", m, t++, by_copy) == 0);
     return 0;
 }
 
@@ -366,7 +376,7 @@ int main(int argc, char **argv) {
     for (int d = 0; d < GPUS; d++) {
         static void *types[GPUS][8];
         types[d][0] = (void *)device_name, types[d][1] = (void *)new_buffer;
-        buffer_types[d] = types[d];
+        buffer_types[d] = types[is("one-type") ? 0 : d];
     }
     cpu_registry.api_version = 2, gpu_registry.api_version = is("gpu-api") ? 3 : 2;
     void *(*init)(void);
@@ -421,6 +431,20 @@ int main(int argc, char **argv) {
         }
     }
     if (is("behind") && behind(&m) != 0) return 1;
+    if (is("unseen")) { /* nor what moves there on the stream */
+        CHECK(step_by("on the stream", &m, 308, on_stream) == 0);
+        CHECK(step_by("by a copy on the stream", &m, 309, by_copy_on_stream) == 0);
+    }
+    if (is("two-contexts")) { /* that have the same stores: each knows what it has written itself */
+        void **first = backend, **second = make(gpu_words[0], NULL);
+        CHECK(run("alone", make_text(&m, 308, 309, 512)) == 0);
+        backend = second;
+        for (int i = 309; i < 312; i++) CHECK(run("the second's", make_text(&m, i, i + 1, 512)) == 0);
+        backend = first;
+        for (int i = 312; i < 332; i++) CHECK(run("the first's", make_text(&m, i, i + 1, 512)) == 0);
+        CHECK(run("known again", make_text(&m, 332, 333, 512)) == 0);
+        ggml_backend_free(second);
+    }
     if (is("moves") && moves(&m) != 0) return 1;
     if (strncmp(variant, "graphs", 6) == 0 && keeps(&m) != 0) return 1;
     note("end");

@@ -27,8 +27,8 @@ enum { GPUS = 2 };
 static void           *gpu_words[GPUS][24];
 static struct registry gpu_registry;
 
-static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") ? 2
-                                                                                                    : 1; }
+static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") || is("one-type") ? 2
+                                                                                                                      : 1; }
 static int         number_of(void *d) { return d == gpu_words[0] ? 0 : d == gpu_words[1] ? 1
                                                                                          : -1; }
 static const char *device_name(void *d) { return number_of(d) < 0 ? "CPU" : number_of(d) == 0 ? "CUDA0"

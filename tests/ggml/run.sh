@@ -358,10 +358,15 @@ for call in cuStreamBeginCapture_v2 cuStreamEndCapture cuGraphInstantiateWithFla
     counted "$call fails in the self-test" '"replayed_steps": 0,'
 done
 
+# How many attentions over token sets there were from one mark of a pattern to the next.
+taken() {
+    awk -v marks="$1" '$0 ~ marks || /^end/ { if (name != "") print name ":", n + 0; name = $0; n = 0 } /^cuLaunchKernel.* mode 2/ { n++ }' "$out/log" |
+        uniq -c | sed 's/^ *//' > "$out/happened"
+}
+
 # A host's other ways to move something: a step is taken where all is known, and left whole where it is not.
 gpu moves "engaged on stand-in" yes
-awk '/^(at once|on the|by |before|rows|steps|another store|many|after)/ { if (name != "") print name ":", taken; name = $0; taken = 0 }
-     /^end/ { print name ":", taken } /^cuLaunchKernel.* mode 2/ { taken++ }' "$out/log" | uniq -c | sed 's/^ *//' > "$out/happened"
+taken '^(at once|on the|by |before|rows|steps|another store|many|after)'
 if diff -u - "$out/happened" <<'EOF'
 1 at once: 2
 1 on the stream: 2
@@ -385,11 +390,28 @@ if diff -u - "$out/happened" <<'EOF'
 10 steps: 0
 10 steps: 2
 1 after all: 2
+1 by a refused copy: 2
 EOF
 then
     passed=$((passed + 1))
 else
     fail "gpu moves"
+fi
+
+for variant in weights-before weights-split; do gpu $variant "engaged on stand-in" yes; done
+gpu two-contexts "engaged on stand-in" yes
+taken '^(alone|the |known)'
+if diff -u - "$out/happened" <<'EOF'
+1 alone: 2
+3 the second's: 0
+11 the first's: 0
+9 the first's: 2
+1 known again: 2
+EOF
+then
+    passed=$((passed + 1))
+else
+    fail "gpu two-contexts"
 fi
 
 # Two streams of a store: one row each, whose slots are numbered through both.
@@ -441,7 +463,7 @@ done
 gpu buffers-old "engaged on stand-in" yes
 counted "buffers without two-dimensional copies" '"rows_sparse": 3,'
 gpu buffers-moved "CUDA devices are left alone: what this host moves to its GPU is not seen: .*word 4 is not set_tensor" no
-gpu unseen "context freed: nothing was offloaded; .*unknown_rows 16" no
+gpu unseen "context freed: nothing was offloaded; .*unknown_rows 24" no
 
 gpu other-names "nothing is offloaded in this context: no_cache: on a GPU, a K store of another name than llama.cpp's (cache_k_l0), of slots 1024" no
 gpu bf16 "engaged on stand-in" yes
@@ -532,6 +554,7 @@ counted "a first part, whose layers none is given of" '"dense_rows": 12,'
 gpu hybrid "engaged on stand-in" yes # its first layers have no attention
 gpu heads-spread "inert in this context: its heads are spread over several GPUs (-sm tensor)" no
 counted "heads spread" '"steps": 0,'
+gpu one-type "inert in this context: its heads are spread over several GPUs (-sm tensor)" no
 gpu layers-spread "this device computes layers 2 to 3 of the model, the others are on another device" yes
 gpu dim-96 "inert in this context: head_dim = 96" no
 gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
