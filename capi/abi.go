@@ -107,6 +107,7 @@ func limgo_engine_defaults(params *C.lim_engine_params) {
 	config := plugin.DefaultConfig()
 	params.recency = C.double(config.Recency)
 	params.policy = C.int32_t(config.Policy)
+	params.quality = C.double(config.Quality)
 	for name, value := range config.Numbers() {
 		*setting(params, name) = C.int32_t(*value)
 	}
@@ -144,6 +145,7 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	config := plugin.DefaultConfig()
 	config.Recency = float64(params.recency)
 	config.Policy = plugin.Policy(params.policy)
+	config.Quality = float64(params.quality)
 	for name, value := range config.Numbers() {
 		*value = int(*setting(params, name))
 	}

@@ -142,8 +142,43 @@ func lim_go_ggml_plan(handle C.uintptr_t, from *C.lim_ggml_graph) {
 		from.knows_weights = 1
 	}
 	from.followed, from.later, from.form = C.uint64_t(g.Followed), number(g.Later), C.uint64_t(g.Form)
+	from.trial, from.output, from.rows = number(g.Trial), C.int32_t(g.Output), C.int32_t(g.Rows)
 	from.notes, from.n_notes = (*C.lim_ggml_note)(unsafe.Pointer(unsafe.SliceData(g.Notes))), C.int64_t(len(g.Notes))
 	done = true
+}
+
+// onCPU is a context of the CPU's, whose graphs may be computed twice.
+type onCPU interface {
+	Again(nodes []graph.Node) bool
+	Tried(nats float64, same bool)
+	Untried(nodes []graph.Node, why string) bool
+}
+
+// retry has a context of the CPU's direct a graph's nodes once more; 1: it failed, or panicked, and they are the host's.
+func retry(handle C.uintptr_t, from *C.lim_ggml_graph, do func(c onCPU, nodes []graph.Node) bool) (failed C.int) {
+	failed = 1
+	defer process.Guard("graph_compute")
+	if do(cgo.Handle(handle).Value().(onCPU), unsafe.Slice((*graph.Node)(unsafe.Pointer(from.nodes)), from.n_nodes)) {
+		failed = 0
+	}
+	return failed
+}
+
+//export lim_go_ggml_again
+func lim_go_ggml_again(handle C.uintptr_t, from *C.lim_ggml_graph) C.int {
+	return retry(handle, from, onCPU.Again)
+}
+
+//export lim_go_ggml_tried
+func lim_go_ggml_tried(handle C.uintptr_t, nats C.double, same C.int) {
+	defer process.Guard("graph_compute")
+	cgo.Handle(handle).Value().(onCPU).Tried(float64(nats), same != 0)
+}
+
+//export lim_go_ggml_untried
+func lim_go_ggml_untried(handle C.uintptr_t, from *C.lim_ggml_graph, why *C.char) C.int {
+	text := C.GoString(why)
+	return retry(handle, from, func(c onCPU, nodes []graph.Node) bool { return c.Untried(nodes, text) })
 }
 
 // onGPU is a context of a GPU's.

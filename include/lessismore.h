@@ -227,6 +227,13 @@ typedef struct lim_engine_params {
     const char *model;
     const char *profile;
     const char *profile_dir;
+
+    /* Without layers: how far the next token's probabilities may be from those of full attention, in nats a token
+     * (Kullback-Leibler divergence, mean), above 0, up to 10. It chooses how many layers select, and which; `selections` has no
+     * say then. 0 (default): no target. What a choice loses cannot be seen from here, where no logits are: a profile has to
+     * hold it, measured by `lessismore calibrate --quality` or by a ggml host on CPUs, and a decoder without one is refused, never made without
+     * the target. Not with an interval. */
+    double quality;
 } lim_engine_params;
 
 /* Fills in the defaults and struct_size. `struct_size` is the caller's sizeof(lim_engine_params).

@@ -7,6 +7,7 @@
 #include "divide.h"
 #include "extract.h"
 #include "recording.h"
+#include "repeat.h"
 
 namespace lim::ggml {
 
@@ -22,6 +23,7 @@ struct Context {
     std::vector<Rest>  rests;
     uint32_t           computed; // graphs
     bool               known;    // the model's weights are
+    Repeat             repeat;
 
     // Of a GPU's backend alone.
     const Gpus *gpus;            // null: it is the CPU's

@@ -40,6 +40,9 @@ struct Extract {
     // The plan's answer to that.
     void follow() const;
 
+    // The nodes of the graph that was read last.
+    const std::vector<Tensor *> &graph_nodes() const { return all; }
+
     // Nothing more will be read.
     ~Extract();
 

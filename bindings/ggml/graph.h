@@ -126,6 +126,8 @@ typedef struct lim_ggml_graph {
     int32_t                computed; /* 1: the host has computed it; nothing can be taken of it any more */
     int32_t                records;  /* 1: on a GPU, steps that are alike are recorded and replayed */
     int32_t                later;    /* out, 1: the next graph may be computed before it is planned: nothing would be taken of it */
+    int32_t                trial;    /* out, 1: to be computed twice, see lim_go_ggml_again; the logits of row `output` of `rows` tell the two apart */
+    int32_t                output, rows;
 } lim_ggml_graph;
 
 #ifdef __cplusplus

@@ -121,6 +121,37 @@ bool divides(const Extract &extract) {
     return false;
 }
 
+// Whether a graph that the plan wants to be computed twice can be. If not, it is computed once, with everything.
+bool can_repeat(Context *c) {
+    const lim_ggml_graph &g = c->extract.graph;
+    if (g.trial == 0) return false;
+    const char *why = nullptr;
+    try {
+        why = c->repeat.prepare(*c->host, c->extract.graph_nodes(), g.n_outputs >= 0 ? g.n_outputs : g.rows, g.output);
+    } catch (const std::bad_alloc &) {
+        why = kNoMemory;
+    }
+    if (why == nullptr) return true;
+    if (lim_go_ggml_untried(c->session, &c->extract.graph, const_cast<char *>(why)) != 0) {
+        for (lim_ggml_node &n : c->extract.nodes) n.reason = LIM_GGML_NO_CACHE;
+    }
+    return false;
+}
+
+void restore_nodes(const Context *c) {
+    for (const Saved &saved : c->saved) saved.restore();
+}
+
+// Computes a graph again, now with everything: what the host sees is the last result, and its stores hold the last one's rows.
+int compute_again(Context *c, Graph *graph) {
+    c->repeat.rewind();
+    const bool planned = lim_go_ggml_again(c->session, &c->extract.graph) == 0;
+    if (!planned) restore_nodes(c);
+    const int status = c->compute(c->backend, graph);
+    if (status == 0 && planned) lim_go_ggml_tried(c->session, c->repeat.nats(), c->repeat.same() ? 1 : 0);
+    return status;
+}
+
 // Computes a graph on the CPU: what the plan takes by the library, on the host's threads, the rest by the host.
 int take_part(Context *c, Graph *graph) {
     c->saved.clear();
@@ -133,7 +164,8 @@ int take_part(Context *c, Graph *graph) {
         return c->compute(c->backend, graph);
     }
     lim_go_ggml_plan(c->session, &c->extract.graph);
-    c->known = c->extract.graph.knows_weights != 0;
+    c->known         = c->extract.graph.knows_weights != 0;
+    const bool twice = can_repeat(c);
     for (size_t i = 0; i < c->extract.nodes.size(); i++) {
         if (c->extract.nodes[i].reason != LIM_GGML_OFFLOADED) continue;
         Tensor *t = c->extract.tensors[i];
@@ -148,9 +180,10 @@ int take_part(Context *c, Graph *graph) {
         memcpy(t->op_params, &params, sizeof params);
         t->op = c->host->custom;
     }
-    const int status = c->compute(c->backend, graph);
+    int status = c->compute(c->backend, graph);
+    if (status == 0 && twice) status = compute_again(c, graph);
     if (status == 0) c->extract.note();
-    for (const Saved &saved : c->saved) saved.restore();
+    restore_nodes(c);
     return status;
 }
 

@@ -48,6 +48,13 @@ enum { LIM_GGML_RECORDINGS = 4 };
 extern void     *lim_go_ggml_init(void *caller);              /* what ggml_backend_init returns */
 extern uintptr_t lim_go_ggml_open(int kind);                  /* a context begins; 0: left alone */
 extern void      lim_go_ggml_plan(uintptr_t session, lim_ggml_graph *graph); /* decides about each node */
+/* A graph that is to be computed twice (trial). Before the second time: its nodes attend to everything. 0: done; else they have to be the
+ * host's. */
+extern int lim_go_ggml_again(uintptr_t session, lim_ggml_graph *graph);
+/* After it: by how much the first result diverges from the second, in nats, and whether they are equal to the bit. */
+extern void lim_go_ggml_tried(uintptr_t session, double nats, int same);
+/* Instead of both, before the graph is computed: it cannot be computed twice. As lim_go_ggml_again. */
+extern int lim_go_ggml_untried(uintptr_t session, lim_ggml_graph *graph, char *why);
 /* On a GPU: queues an offloaded node between two events of the driver's. 0: queued; else nothing is under way. */
 extern int lim_go_ggml_attend(uintptr_t session, lim_ggml_node *node, void *before, void *after);
 /* A recording of what is queued for a graph: begun, ended (see lim_cuda_bridge_captured), replayed between two events. Of

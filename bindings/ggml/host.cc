@@ -239,6 +239,7 @@ std::string prove_host(void *handle, Host &host) {
     }
     symbols.get(host.version, "ggml_version");
     symbols.get(host.tensor_get, "ggml_backend_tensor_get");
+    symbols.get(host.nbytes, "ggml_nbytes");
     host.device = cpu_device(handle);
     if (host.device == nullptr) return kNoCpuDevice;
     std::string problem = find_operations(host);

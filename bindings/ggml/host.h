@@ -23,6 +23,7 @@ struct Host {
     const char *(*type_name)(int);
     const char *(*version)(); // null in older hosts
     void (*tensor_get)(const Tensor *, void *, size_t, size_t);
+    size_t (*nbytes)(const Tensor *); // null: not exported
 
     // Operation numbers; they move from release to release.
     int flash_attn, custom, set_rows, rope, soft_max, scale, none;

@@ -359,6 +359,11 @@ static void engine_params(void) {
         {"profile_dir", "\"/nowhere\", but model = NULL", 35},
         {"profile_dir", "but profile is not NULL", 36},
         {"profile", "\"/\" is a folder", 37},
+        {"quality", "NaN", 38},
+        {"quality", "-0.1 ", 39},
+        {"quality", "10.5 ", 40},
+        {"quality", "but layers names [0 2]", 41},
+        {"quality", "with interval 2", 42},
         {"params.struct_size", "= 8 ", 23},
         {"params.struct_size", "= 4097 ", 24},
     };
@@ -401,6 +406,11 @@ static void engine_params(void) {
         case 35: p.profile_dir = "/nowhere"; break;
         case 36: p.model = "m", p.profile = "/nowhere/p", p.profile_dir = "/nowhere"; break;
         case 37: p.profile = "/"; break;
+        case 38: p.quality = NAN; break;
+        case 39: p.quality = -0.1; break;
+        case 40: p.quality = 10.5; break;
+        case 41: p.quality = 0.01, p.layers = ascending, p.layers_count = 2; break;
+        case 42: p.quality = 0.01, p.interval = 2; break;
         case 23: p.struct_size = 8; break;
         case 24: p.struct_size = 4097; break;
         }

@@ -58,7 +58,7 @@ static void older(void) {
     OK(lim_engine_stats_json(engine, NULL, 0, &needed));
     char *text = malloc(needed);
     OK(lim_engine_stats_json(engine, text, needed, NULL));
-    CHECK(strstr(text, "\"selections\": 2") && strstr(text, "\"guard\": 16") && strstr(text, "\"interval\": 1") && strstr(text, "\"trace\": 0"), "%s", text);
+    CHECK(strstr(text, "\"selections\": 2") && strstr(text, "\"guard\": 16") && strstr(text, "\"interval\": 1") && strstr(text, "\"trace\": 0") && strstr(text, "\"quality\": 0"), "%s", text);
     free(text);
     lim_stats stats;
     memset(&stats, 0xee, sizeof stats);

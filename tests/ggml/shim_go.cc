@@ -86,7 +86,11 @@ void      lim_go_ggml_plan(uintptr_t, lim_ggml_graph *graph) {
     const auto plan = on_plan.load();
     (plan != nullptr ? plan : take)(graph);
 }
-int lim_go_ggml_attend(uintptr_t, lim_ggml_node *node, void *, void *) {
+// What a graph is computed as twice is the same here.
+int  lim_go_ggml_again(uintptr_t, lim_ggml_graph *) { return 0; }
+void lim_go_ggml_tried(uintptr_t, double, int) {}
+int  lim_go_ggml_untried(uintptr_t, lim_ggml_graph *, char *) { return 0; }
+int  lim_go_ggml_attend(uintptr_t, lim_ggml_node *node, void *, void *) {
     const auto act = on_attend.load();
     if (act != nullptr) return act(node);
     attend(node);

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import hostlib
+import numpy as np
 import pytest
 from checks import BUDGET, active, log_lines, solved_all
 from hostlib import Problem
@@ -69,6 +70,52 @@ def test_sixteen_unseen_problems_and_again(host, job, library, unseen, tmp_path)
     assert total["selection_layers"] == [2, 9] and total["layers_from"] == "profile"
     assert total["tokens_attended"] <= 1.05 * by_hand(some), total
     assert any(str(profile) in line for line in log_lines(again)), again.log[-2000:]
+
+
+@pytest.mark.parametrize("host, job", WITH)
+def test_a_target_from_nothing(host, job, library, unseen, tmp_path):
+    """Real divergence knows what lost attention does not: layer 10 need not choose, and two layers suffice."""
+    some, cache = unseen[16:22], {"XDG_CACHE_HOME": tmp_path, "LESSISMORE_QUALITY": 0.005}
+    result = run(host, job, library, some, cache)
+    solved_all(result, some)
+    total = active(result)
+    assert total["selection_layers"] == [2, 9] and total["layers_from"] == "measured"
+    assert total["alarms"] == total["trials_refused"] == 0
+    by_choice = 1 + 8 + 64  # twice the same first; one layer fails; two suffice
+    assert by_choice <= total["trial_steps"] <= by_choice + total["rows"] / 16, total
+    assert total["rows_sparse"] == total["rows"] - total["measured_steps"] - total["trial_steps"]
+    assert any("[2 9]" in line and "for a quality of 0.005" in line for line in log_lines(result)), result.log[-2000:]
+    (profile,) = (tmp_path / "lessismore" / "profiles").iterdir()
+    kept = json.loads(profile.read_text())["tried"]
+    tried = {tuple(c["layers"]): c for c in kept["candidates"]}
+    assert tried[2, 9]["nats"] / tried[2, 9]["trials"] < 1e-3 < 0.1 < max(c["nats"] / c["trials"] for c in tried.values() if c["trials"])
+
+    again = run(host, job, library, some, cache)
+    solved_all(again, some)
+    total = active(again)
+    assert total["selection_layers"] == [2, 9] and total["layers_from"] == "profile" and total["measured_steps"] == 0
+    more = {tuple(c["layers"]): c for c in json.loads(profile.read_text())["tried"]["candidates"]}
+    assert more[2, 9]["trials"] > tried[2, 9]["trials"], "what is measured adds up"
+
+
+@pytest.mark.parametrize("host, kv", [("llama-cpp-python", "f16"), ("node-libs", "q8_0")])
+def test_a_step_that_is_computed_twice_leaves_no_trace(host, kv, library, unseen, tmp_path):
+    """What the host gets is the dense result: each bit of its logits, then and in every later step, is full attention's."""
+    p = unseen[22]
+    job = {
+        "scenario": "forced",
+        "tokens": p.prompt + p.solution[:200],
+        "prompt": len(p.prompt),
+        "kv": kv,
+        "output": str(tmp_path / "logits.npy"),
+    }
+    found = []
+    for settings in ({"LESSISMORE_QUALITY": 1e-12, "LESSISMORE_GUARD": "off"}, {"LESSISMORE_BUDGET": 1 << 24}):
+        result = hostlib.run(host, library=library, settings={**AUTO, "LESSISMORE_PROFILE": "off", **settings}, **job)
+        found.append((np.load(tmp_path / "logits.npy"), result.stats["total"]))
+    (twice, tried), (dense, plain) = found
+    assert tried["trial_steps"] > 40 and tried["trials_refused"] == tried["rows_sparse"] == 0 and plain["trial_steps"] == 0
+    assert twice.shape[0] == 201 and np.array_equal(twice.view(np.uint32), dense.view(np.uint32))
 
 
 @pytest.mark.parametrize("host, job", WITH)

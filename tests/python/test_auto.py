@@ -34,6 +34,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings, says", [
     ({"selections": 0}, "selections 0 is not in 1 .. 64"),
+    ({"quality": -1}, "quality -1 is not in 0 .. 10"),
+    ({"quality": 0.1, "layers": [2]}, "quality 0.1 chooses the selection layers, but layers names [2]"),
+    ({"quality": 0.1, "interval": 2}, "quality 0.1 with interval 2"),
     ({"guard": -1}, "guard -1 is not in"),
     ({"interval": 65}, "interval 65 is not in 1 .. 64"),
     ({"trace": 1 << 20}, "trace 1048576 is not in"),
@@ -58,6 +61,47 @@ def test_settings_arrive():
     with lessismore.Engine(12, selections=3, guard=0, interval=4, trace=7, model="m") as engine:
         config = engine.report()["config"]
     assert config | {"selections": 3, "guard": 0, "interval": 4, "trace": 7} == config
+
+
+def test_a_target_is_refused_without_a_profile_that_holds_it(tmp_path):
+    """What a choice loses cannot be seen where no logits are: it is never made without the target."""
+    for more in ({}, {"model": "m", "profile_dir": tmp_path}, {"profile": tmp_path / "p.json"}):
+        with lessismore.Engine(12, quality=0.01, **more) as engine:
+            with pytest.raises(lessismore.ArgumentError, match=r"quality 0\.01 needs a profile that was measured in nats"):
+                engine.decoder()
+    kept = {"measure": "", "target": 0.01, "candidates": []}
+    for layers, trials, nats in (([2], 40, 0.5), ([2, 9], 40, 0.002), ([2, 6, 9], 40, 0.0001)):
+        kept["candidates"].append(
+            {"budget": 64, "layers": layers, "trials": trials, "nats": trials * nats, "squares": 1.01 * trials * nats**2}
+        )
+    zeros = [[0.0] * j for j in range(1, 12)]
+    with lessismore.Engine(12, budget=64, model="m", profile=tmp_path / "p.json") as engine:
+        about = engine.report()["config"]
+    model = {"layers": 12, "first_layer": 0, "last_layer": 0, "heads": 0, "kv_heads": 0, "key_dim": 0, "value_dim": 0, "scale": 0,
+             "softcap": 0, "max_bias": 0, "weights": "model m"}  # fmt: skip
+    conditions = {k: about[k] for k in ("budget", "recency", "sink_tokens", "policy")} | {"selections": 6, "quality": True}
+    profile = {
+        "format": 1, "model": model, "settings": conditions, "choice": [2, 9], "worst_loss": 0.1, "loss": zeros, "loss_error": zeros,
+        "measured": {"steps": 60, "tokens": 300, "probe_budget": 32, "reach": 2}, "tried": kept,
+    }  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps(profile))
+    for quality, choice in ((0.01, [2, 9]), (0.001, [2, 6, 9]), (0.7, [2])):
+        with (
+            lessismore.Engine(12, budget=64, quality=quality, model="m", profile=tmp_path / "p.json") as engine,
+            engine.decoder() as decoder,
+        ):
+            attend_once(decoder, 12)
+            assert engine.report()["contexts"][0]["selection_layers"] == choice
+    with lessismore.Engine(12, budget=64, model="m", profile=tmp_path / "p.json") as engine, engine.decoder() as decoder:
+        attend_once(decoder, 12)
+        assert engine.report()["contexts"][0]["layers_from"] == "unmeasured", "without a target it is another profile"
+
+
+def attend_once(decoder, layers):
+    rng = np.random.default_rng()
+    query, key, value = (rng.standard_normal(s).astype(np.float32) for s in ((4, 64), (99, 2, 64), (99, 2, 64)))
+    for layer in range(layers):
+        decoder.attend(layer, query, key, value)
 
 
 def test_ablations():

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import lessismore
 import lessismore.vllm
 from lessismore._errors import ArgumentError, DeviceError
-from lessismore.vllm import context, layers, memory, metrics, profile, rows, settings
+from lessismore.vllm import context, layers, memory, metrics, profile, rows, serving, settings
 
 VERSIONS = stand_in.VERSIONS
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
@@ -706,6 +706,25 @@ def test_where_selection_layers_come_from(monkeypatch, tmp_path):
         found = choose(measures, profile=other)
         assert found.layers == (1, 3) and not found.measure and "another host" in found.source
     assert choose(True, profile=str(tmp_path / "new.json")).measure and choose(False, profile=str(tmp_path / "new.json")).reason
+
+
+def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
+    force = {**IN_FORCE, "selections": serving.MOST_TRIED, "quality": True}
+    assert serving.in_force(settings.Settings(quality=0.01)) == force and "quality" not in serving.in_force(settings.Settings())
+
+    def choose(measures, path, quality=0.01):
+        return profile.choose(settings.Settings(quality=quality, profile=path), force, 4, "m", measures)
+
+    for measures in (False, True):
+        found = choose(measures, str(tmp_path / "none.json"))
+        assert "quality = 0.01: it needs a profile" in found.reason and not found.layers and not found.measure
+        other = kept(tmp_path / "other.json", weights="another host's", tried={"target": 0.01}, **{"settings": force})
+        assert choose(measures, other).layers == (1, 3)
+        assert "for 0.01" in choose(measures, other, 0.001).reason
+    with pytest.raises(ArgumentError, match="made for selections 2"):
+        choose(False, kept(tmp_path / "plain.json"))
+    with pytest.raises(ArgumentError, match="quality = 0.01 chooses"):
+        profile.choose(settings.Settings(quality=0.01, layers=(0, 2)), force, 4, "m", False)
 
 
 @pytest.mark.parametrize("changed", [

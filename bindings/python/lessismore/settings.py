@@ -39,11 +39,12 @@ class EngineParams(ctypes.Structure):
         ("model", c_char_p),
         ("profile", c_char_p),
         ("profile_dir", c_char_p),
+        ("quality", c_double),
     ]
 
 
 def _setting(kind: str, meaning: str) -> Any:
-    """kind: whole, real, switch (a whole number that text may say as on and off), or what it is."""
+    """kind: whole, real, target (a number that text may say as off), switch (a whole number that text may say as on and off), or what it is."""
     return dataclasses.field(default=None, metadata={"kind": kind, "meaning": meaning})
 
 
@@ -60,6 +61,11 @@ class Settings:
     sink_tokens: Optional[int] = _setting("whole", "first tokens that are always kept (default 4)")
     policy: Optional[str] = _setting("policy", 'how tokens are ranked: "union" (the paper\'s, default) or "mass"')
     selections: Optional[int] = _setting("whole", "without layers: at most so many choose (default 2)")
+    quality: Optional[float] = _setting(
+        "target",
+        "without layers: nats a token that may be lost; it chooses how many layers select (off: selections does, default). Where a step "
+        "cannot be computed twice, a profile has to hold what was measured",
+    )
     guard: Optional[int] = _setting("switch", "steps between two audits of what was found, about; 0: none (default 16)")
     interval: Optional[int] = _setting("whole", "steps that a token set serves (default 1)")
     profile: Optional[Path] = _setting(
@@ -81,7 +87,7 @@ class Settings:
         for name, kind, value in self._given():
             if kind in ("whole", "switch"):
                 setattr(params, name, integer(name, value, 32))
-            elif kind == "real":
+            elif kind in ("real", "target"):
                 setattr(params, name, real(name, value))
         if self.file is not None:
             params.profile = text("profile", self.file)
@@ -126,7 +132,7 @@ def _text(kind: str, value: Any) -> str:
 
 
 EXPECTED = {
-    "whole": "a whole number", "switch": "on, off or a whole number", "real": "a number", "layers": "auto or layer numbers such as 2,12",
+    "whole": "a whole number", "switch": "on, off or a whole number", "real": "a number", "target": "off or a number", "layers": "auto or layer numbers such as 2,12",
 }  # fmt: skip
 
 
@@ -134,9 +140,11 @@ def parse(name: str, kind: str, given: str) -> Any:
     """A setting's value from its environment variable; None: the default. Raises ArgumentError, which names the variable."""
     if kind == "switch" and given.lower() in ("on", "off"):
         return {"on": None, "off": 0}[given.lower()]
+    if kind == "target" and given.lower() == "off":
+        return None
     try:
         if kind == "layers":
             return None if given.lower() == "auto" else [int(part) for part in given.split(",")]
-        return int(given) if kind in ("whole", "switch") else float(given) if kind == "real" else given
+        return int(given) if kind in ("whole", "switch") else float(given) if kind in ("real", "target") else given
     except ValueError:
         raise ArgumentError(f"{variable(name)} = {given!r} is not {EXPECTED[kind]}") from None

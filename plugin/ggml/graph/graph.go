@@ -134,6 +134,9 @@ type Graph struct {
 	Records  bool     // on a GPU, steps that are alike are recorded and replayed
 	Form     uint64   // the answer, on a GPU: equal graphs of equal forms queue the same; 0: this one is like no other
 	Later    bool     // the answer: nothing would be taken of the next graph, it may be computed before it is planned
+	Trial    bool     // the answer: to be computed twice, see Session.Again
+	Output   int      // whose logits tell the two apart: the number among those that logits are wanted of, …
+	Rows     int      // … or, where the graph does not tell, among all rows of the batch
 	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, AnyStore or NoStore
 }
 

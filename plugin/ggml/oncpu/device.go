@@ -14,6 +14,7 @@ import (
 	"lessismore/plugin/internal/backend/oncpu"
 	"lessismore/plugin/internal/calibrate"
 	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
 	"lessismore/plugin/internal/stats"
 	"lessismore/plugin/internal/steps"
@@ -39,6 +40,7 @@ type Device struct {
 		bias  float32
 	}
 	timings steps.Timings
+	graph   *graph.Graph // of the compute call that is planned
 }
 
 // New is the CPU for a context's layers and rows.
@@ -51,7 +53,7 @@ func (c *Device) Assigned(*graph.Node) error {
 	return nil
 }
 
-func (c *Device) Called(*graph.Graph) {}
+func (c *Device) Called(g *graph.Graph) { c.graph = g }
 
 func (c *Device) Fits(*graph.Node) stats.Reason { return stats.Offloaded }
 
@@ -59,10 +61,10 @@ func (c *Device) Left(*graph.Node) {}
 
 func (c *Device) Begin(n *graph.Node) stats.Reason {
 	r := c.rows
-	c.Probes.Begin(&r.Step, int(n.Call.Heads), &c.layers.Counts,
+	c.Probes.Begin(&r.Step, int(n.Call.Heads), r.Whole(c.graph), &c.layers.Counts,
 		func(row int, slot int32) bool { return r.Sees(n, row, slot) },
 		func(row int) int32 { return r.Own(n, row) })
-	r.Step.Began(&c.layers.Counts, c.Probes.Kind == calibrate.StepMeasure)
+	r.Step.Began(&c.layers.Counts, c.Probes.Kind == calibrate.StepMeasure || c.Probes.Kind == calibrate.StepTrial)
 	return stats.Offloaded
 }
 
@@ -85,7 +87,7 @@ func (c *Device) Direct(n *graph.Node, layer int) stats.Reason {
 			return stats.ReasonMemory
 		}
 	}
-	if call.Mode == cpu.Sparse && !c.layers.Engaged {
+	if call.Mode == cpu.Sparse && !c.layers.Engaged && c.Probes.Kind != calibrate.StepTrial {
 		c.layers.Engaged = true
 		row := slices.IndexFunc(c.rows.Step.Rows, func(r cpu.Row) bool { return r.SetLen > 0 })
 		c.layers.Log(settings.LogInfo, fmt.Sprintf("engaged: %d tokens of %d attended outside layers %v",
@@ -96,9 +98,27 @@ func (c *Device) Direct(n *graph.Node, layer int) stats.Reason {
 
 // Planned gives the calls their common work memory.
 func (c *Device) Planned(g *graph.Graph) {
-	need := 0
+	c.share(g.Nodes)
+	trial := c.announce(g)
 	for i := range g.Nodes {
-		if n := &g.Nodes[i]; n.Reason == stats.Offloaded {
+		n := &g.Nodes[i]
+		if n.Reason != stats.Offloaded {
+			continue
+		}
+		layer := c.layers.Ordinal[n.Layer]
+		if trial { // what the host gets is the dense result
+			c.rows.Step.Planned(&c.layers.Counts, layer, selection.RoleFull, cpu.Full)
+		} else {
+			c.rows.Step.Planned(&c.layers.Counts, layer, c.Probes.Role(layer), n.Call.Mode)
+		}
+	}
+}
+
+// share gives calls their common work memory; where there is none, their nodes stay with the host.
+func (c *Device) share(nodes []graph.Node) {
+	need := 0
+	for i := range nodes {
+		if n := &nodes[i]; n.Reason == stats.Offloaded {
 			need = max(need, cpu.WorkSize(&n.Call, maxThreads))
 		}
 	}
@@ -106,8 +126,8 @@ func (c *Device) Planned(g *graph.Graph) {
 	if need <= maxWork {
 		work = c.work.Bytes(need)
 	}
-	for i := range g.Nodes {
-		n := &g.Nodes[i]
+	for i := range nodes {
+		n := &nodes[i]
 		switch {
 		case n.Reason != stats.Offloaded:
 		case work == nil:
@@ -115,8 +135,6 @@ func (c *Device) Planned(g *graph.Graph) {
 			c.rows.Unchosen()
 		default:
 			n.Call.Work = work
-			layer := c.layers.Ordinal[n.Layer]
-			c.rows.Step.Planned(&c.layers.Counts, layer, c.Probes.Role(layer), n.Call.Mode)
 		}
 	}
 }
@@ -139,6 +157,7 @@ func (c *Device) Report(to *stats.Stats) {
 func (c *Device) Close() {
 	if c.Probes != nil {
 		c.Probes.Settle()
+		c.Probes.Remember()
 		c.Probes.Free()
 	}
 	c.work.Free()

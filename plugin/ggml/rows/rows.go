@@ -189,6 +189,22 @@ func (r *Rows) Own(n *graph.Node, row int) int32 {
 	return r.Followed.slot(n, int(r.taken[row]))
 }
 
+// Batch is how many rows the batch has.
+func (r *Rows) Batch() int { return len(r.kinds) }
+
+// Whole tells whether a step's rows are all of their batch, each of its own sequence, and which of them logits are wanted of.
+func (r *Rows) Whole(g *graph.Graph) bool {
+	return len(r.taken) == len(r.kinds) && !r.drafted && (g.Batch == 0 || g.Batch == len(r.kinds) && len(g.Outputs) > 0)
+}
+
+// Output is which of the rows that logits are wanted of a row of a whole step is; -1: none.
+func (r *Rows) Output(g *graph.Graph, row int) int {
+	if g.Batch == 0 { // of all
+		return int(r.taken[row])
+	}
+	return slices.Index(g.Outputs, r.taken[row])
+}
+
 // Free gives back the memory that threads read.
 func (r *Rows) Free() {
 	r.Drop()

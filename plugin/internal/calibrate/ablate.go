@@ -12,6 +12,8 @@ func (c *Calibrator) ablate(x *selection.Ablation) {
 // Role is a layer's in the step that has begun.
 func (c *Calibrator) Role(layer int) selection.Role {
 	switch {
+	case c.Kind == StepTrial:
+		return c.trial.roles.Role(layer)
 	case c.Kind != StepAblate:
 		return c.Roles.Role(layer)
 	case layer == c.ablated.Select:

@@ -19,6 +19,7 @@ const (
 	StepMeasure                 // the same, and half of the layers' sets are held against each other
 	StepAudit                   // by role, but one sparse layer attends to everything and is compared
 	StepAblate                  // dense but for one layer, whatever the roles are (Engine.Ablate)
+	StepTrial                   // computed twice: as a candidate for a quality target has it, then as StepDense
 )
 
 // Calibrator decides for one context what each step is for, and judges what measured and audited steps bring. It does not
@@ -39,6 +40,8 @@ type Calibrator struct {
 	Layer   int                // that is audited
 	Tokens  int                // that the audited row sees
 	ablated selection.Ablation // in a step of one
+	trial   trial
+	Save    *selection.Profile // to be saved once no lock is held
 
 	Seen      []int32 // what the rows see, or saw when that was last known
 	Measuring bool    // measured steps are wanted
@@ -73,6 +76,7 @@ type Opening struct {
 	Probes      bool // the engine can measure and audit in this step
 	Counted     bool // the step was counted before, on the way to the next audit
 	Busy        bool // an audit's results are on their way, or what the rows see is
+	Twice       bool // the step can be computed twice, as far as is known
 }
 
 // Init joins a model.
@@ -87,13 +91,18 @@ func (c *Calibrator) Init(m *selection.Model) {
 // wait is the number of steps to the next audit: about Guard of them, never in step with the text. A choice
 // that was read from a file is on trial at first.
 func (c *Calibrator) wait() int {
-	c.random ^= c.random << 13
-	c.random ^= c.random >> 17
-	c.random ^= c.random << 5
 	m := c.Model.Config.Guard
 	if c.Model.Guard.Trial > 0 {
 		m = min(m, selection.TrialSteps)
 	}
+	return c.spread(m)
+}
+
+// spread is about m steps.
+func (c *Calibrator) spread(m int) int {
+	c.random ^= c.random << 13
+	c.random ^= c.random >> 17
+	c.random ^= c.random << 5
 	return 1 + m/2 + int(c.random%uint32(max(m, 1)))
 }
 
@@ -129,6 +138,8 @@ func (c *Calibrator) Begin(o Opening) {
 	case !suits:
 	case o.Probes && c.Measuring && c.Target.Row < o.Rows:
 		c.Kind = StepMeasure
+	case c.tries(o):
+		c.try()
 	case unknown:
 		c.Kind = StepDense
 	case c.Due:
@@ -149,7 +160,7 @@ func (c *Calibrator) Follow(count, busy bool) (unknown, audit bool) {
 	if m.Fixed && m.Interval <= 1 {
 		return false, false
 	}
-	unknown = !m.Known || m.Again
+	unknown = !m.Known || m.Again || m.Tries()
 	if count && !unknown && !c.Measuring {
 		c.until--
 	}

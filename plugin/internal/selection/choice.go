@@ -45,6 +45,9 @@ func DenseCap(layers, selections int) int {
 // Worst is the largest loss of a choice.
 func (l *Losses) Worst(choice []int) float64 {
 	worst, at := 0.0, 0
+	if len(choice) == 0 { // everything is dense
+		return 0
+	}
 	for j := choice[0] + 1; j < l.layers; j++ {
 		if at+1 < len(choice) && choice[at+1] == j {
 			at++

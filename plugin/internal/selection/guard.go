@@ -48,7 +48,7 @@ func (g *guard) Expect(m *Model, choice []int) {
 	held := choice
 	if m.Fixed { // nothing was measured: only what a layer's own set loses with age can be judged
 		held = nil
-	} else if best := m.measured.Choose(m.Config.Selections); m.truth == nil && best != nil &&
+	} else if best := m.measured.Choose(m.Config.Selections); m.truth == nil && m.Trials == nil && best != nil &&
 		m.measured.Worst(choice) > m.measured.Worst(best)+LossTolerance {
 		held = best
 	}

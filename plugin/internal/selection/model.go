@@ -55,20 +55,25 @@ type Model struct {
 	File     ProfileFile
 	before   int // layers that come before the model's, where it is a part of one that is spread over devices
 
-	Mu       sync.Mutex
-	Heads    int
-	Revision uint64 // grows with every new choice
-	Roles    Roles
-	Source   string // where the roles come from
-	Known    bool   // the roles are a choice; else everything is dense
-	Fixed    bool   // they are given or by rule: nothing is measured or audited
-	Reach    int    // measured from this many budgets on: 0, 2, 4 or 8
-	Again    bool   // the guard wants it measured again; dense until it is
-	measured measurement
-	truth    *Calibration // what the choice is by, where it was read from a profile that has one
-	Sums     *Sums        // of the measurement under way
-	Guard    guard
-	Interval int // steps that token sets serve; 1 once the guard has objected
+	Mu        sync.Mutex
+	Heads     int
+	Revision  uint64 // grows with every new choice
+	Roles     Roles
+	Source    string // where the roles come from
+	Known     bool   // the roles are a choice; else everything is dense
+	Fixed     bool   // they are given or by rule: nothing is measured or audited
+	Reach     int    // measured from this many budgets on: 0, 2, 4 or 8
+	Again     bool   // the guard wants it measured again; dense until it is
+	measured  measurement
+	truth     *Calibration // what the choice is by, where it was read from a profile that has one
+	Trials    *Trials      // what it is by, with a quality target; nil: there is none, or nothing was tried
+	trying    bool         // the candidates are being tried: dense until there is a choice
+	tokens    int          // visible when that began
+	untriable bool         // steps cannot be computed twice
+	unsaved   bool         // trials were added since the last profile
+	Sums      *Sums        // of the measurement under way
+	Guard     guard
+	Interval  int // steps that token sets serve; 1 once the guard has objected
 }
 
 // Part makes the model one of the later layers of another one, of which so many come before.
@@ -119,6 +124,11 @@ func NewModel(config settings.Config, layers int, about Identity, file ProfileFi
 	if p := m.File.load(m); p != nil {
 		m.measured, m.Reach = p.measurement(), p.Measured.Reach
 		m.truth = p.Calibrated
+		if m.Trials = p.Tried; m.Trials != nil {
+			m.tokens = p.Measured.Tokens
+			m.resume(p.Choice)
+			return m, nil
+		}
 		m.adopt(p.Choice, SourceProfile)
 		log(settings.LogInfo, fmt.Sprintf("selection layers %v: profile %s", p.Choice, m.File.Path))
 		m.tellIfIdle()
@@ -173,7 +183,10 @@ func (m *Model) Due(n int) bool {
 	if n < FirstMeasured*m.Config.Budget {
 		return false
 	}
-	return m.Again || m.Reach < ReachOf(n, m.Config.Budget)
+	if m.Trials != nil && m.untriable { // another choice could not be tried
+		return m.Again
+	}
+	return !m.trying && (m.Again || m.Reach < ReachOf(n, m.Config.Budget))
 }
 
 // ReachOf is the largest of 2, 4, 8 budgets that n tokens reach.
@@ -268,17 +281,32 @@ func (m *Model) Finish(tokens, budget int) *Profile {
 	found.before = m.before
 	m.measured, m.truth = measurement{found, steps, tokens, budget}, nil
 	m.Reach = max(m.Reach, reach)
-	choice, old := found.Choose(m.Config.Selections), m.Roles.Selections()
-	// Near-equals take turns at being the best: what works stays.
-	if m.Known && len(old) <= m.Config.Selections && found.Worst(old) <= found.Worst(choice)+LossTolerance {
-		choice = old
+	if m.Again {
+		m.Trials = nil // what was tried is not what the guard sees
+	}
+	if m.Config.Quality > 0 && m.untriable {
+		m.Log(settings.LogInfo, fmt.Sprintf("the quality of %v nats a token is not promised any more: steps cannot be computed twice here", m.Config.Quality))
+	} else if m.Config.Quality > 0 {
+		m.Again = false
+		return m.begin(tokens)
 	}
 	why := ""
 	if m.Again {
 		why = " again"
 	}
+	return m.choose(why)
+}
+
+// choose takes the choice that loses least into force, and returns the profile to be saved.
+func (m *Model) choose(why string) *Profile {
+	found := &m.measured.Losses
+	choice, old := found.Choose(m.Config.Selections), m.Roles.Selections()
+	// Near-equals take turns at being the best: what works stays.
+	if m.Known && len(old) > 0 && len(old) <= m.Config.Selections && found.Worst(old) <= found.Worst(choice)+LossTolerance {
+		choice = old
+	}
 	m.adopt(slices.Clone(choice), SourceMeasured)
 	m.Log(settings.LogInfo, fmt.Sprintf("selection layers %v: measured%s in %d steps at %d tokens; the worst head of a sparse layer loses %.2f of its attention",
-		choice, why, steps, tokens, found.Worst(choice)))
+		choice, why, m.measured.steps, m.measured.tokens, found.Worst(choice)))
 	return m.profile()
 }

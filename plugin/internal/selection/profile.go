@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"lessismore/plugin/internal/files"
@@ -45,10 +46,15 @@ type Conditions struct {
 	SinkTokens int     `json:"sink_tokens"`
 	Policy     string  `json:"policy"`
 	Selections int     `json:"selections"`
+	Quality    bool    `json:"quality,omitempty"` // the choice is by a quality target, whichever
 }
 
 func SettingsOf(c *settings.Config) Conditions {
-	return Conditions{c.Budget, c.Recency, c.SinkTokens, c.Policy.String(), c.Selections}
+	of := Conditions{c.Budget, c.Recency, c.SinkTokens, c.Policy.String(), c.Selections, c.Quality > 0}
+	if of.Quality {
+		of.Selections = MostTried // as many as that takes
+	}
+	return of
 }
 
 // Fingerprint names the profile of a model under settings.
@@ -82,6 +88,8 @@ type Profile struct {
 	Error [][]float32 `json:"loss_error"`
 	// What was found by ablation; the choice is then by that, and the loss what the guard expects of it.
 	Calibrated *Calibration `json:"calibrated,omitempty"`
+	// With a quality target: what was tried for it, by which the choice is.
+	Tried *Trials `json:"tried,omitempty"`
 }
 
 // Calibration is what one layer at a time does to the next token, attending to another layer's set.
@@ -103,6 +111,9 @@ func (m *Model) profile() *Profile {
 	p.Measured.Measure = "share of its attention that the worst head loses against the layer's own set, mean over steps"
 	p.Measured.Steps, p.Measured.Tokens = m.measured.steps, m.measured.tokens
 	p.Measured.Budget, p.Measured.Reach, p.Calibrated = m.measured.budget, m.Reach, m.truth
+	if m.Trials != nil && !m.trying {
+		p.Tried = &Trials{Measure: trialMeasure, Target: m.Config.Quality, Candidates: slices.Clone(m.Trials.Candidates)}
+	}
 	for j := 1; j < m.Layers; j++ {
 		loss, err := make([]float32, j), make([]float32, j)
 		for i := range j {
@@ -142,6 +153,7 @@ func (p *Profile) fits(about Identity, with Conditions) error {
 		{"weights", p.Model.Weights, about.Weights}, {"budget", p.Settings.Budget, with.Budget},
 		{"recency", p.Settings.Recency, with.Recency}, {"sink_tokens", p.Settings.SinkTokens, with.SinkTokens},
 		{"policy", p.Settings.Policy, with.Policy}, {"selections", p.Settings.Selections, with.Selections},
+		{"quality", p.Settings.Quality, with.Quality},
 	} {
 		if f.its != f.needs {
 			return fmt.Errorf("it was made for %s %v, here it is %v", f.name, f.its, f.needs)
@@ -153,12 +165,15 @@ func (p *Profile) fits(about Identity, with Conditions) error {
 // sound tells what is wrong with a profile that may have been edited.
 func (p *Profile) sound() error {
 	n := p.Model.Layers
-	if len(p.Choice) == 0 || len(p.Choice) > settings.MaxSelections {
+	if len(p.Choice) == 0 && p.Tried == nil || len(p.Choice) > settings.MaxSelections {
 		return fmt.Errorf("choice has %d layers", len(p.Choice))
 	}
-	for i, l := range p.Choice {
-		if l < 0 || l >= n || i > 0 && l <= p.Choice[i-1] {
-			return fmt.Errorf("choice %v is not ascending layers in 0 .. %d", p.Choice, n-1)
+	if !ascending(p.Choice, n) {
+		return fmt.Errorf("choice %v is not ascending layers in 0 .. %d", p.Choice, n-1)
+	}
+	if p.Tried != nil {
+		if err := p.Tried.sound(n); err != nil {
+			return err
 		}
 	}
 	if err := triangle("loss", n, p.Loss, p.Error, 0, 1, "a share"); err != nil || p.Calibrated == nil {

@@ -52,6 +52,7 @@ const (
 	MaxGuard      = 1 << 20
 	MaxInterval   = 64
 	MaxTrace      = 1 << 16
+	MaxQuality    = 10   // nats: as far as the worst of choices goes
 	DefaultTrace  = 1024 // where it is just on
 	DefaultGuard  = 16   // steps between audits
 )
@@ -64,6 +65,7 @@ type Config struct {
 	SinkTokens int     `json:"sink_tokens"` // first tokens that are always kept, out of the recency share
 	Policy     Policy  `json:"policy"`
 	Selections int     `json:"selections"` // at most so many selection layers are chosen where Layers is nil
+	Quality    float64 `json:"quality"`    // nats a token that a choice may lose, which then says how many layers select; 0: Selections does
 	Guard      int     `json:"guard"`      // steps between two audits of a choice; 0: none
 	Interval   int     `json:"interval"`   // steps that a token set serves; 1: it is chosen afresh in each
 	Trace      int     `json:"trace"`      // steps of a context whose token sets the statistics keep, at most; 0: none
@@ -114,6 +116,12 @@ func (c Config) Validate() error {
 		return fmt.Errorf("recency %v is not in 0 .. 1", c.Recency)
 	case c.Policy != Union && c.Policy != Mass:
 		return fmt.Errorf("policy %d is unknown (0 is union, 1 is mass)", int32(c.Policy))
+	case math.IsNaN(c.Quality) || c.Quality < 0 || c.Quality > MaxQuality:
+		return fmt.Errorf("quality %v is not in 0 .. %d nats a token", c.Quality, MaxQuality)
+	case c.Quality > 0 && c.Layers != nil:
+		return fmt.Errorf("quality %v chooses the selection layers, but layers names %v", c.Quality, c.Layers)
+	case c.Quality > 0 && c.Interval > 1:
+		return fmt.Errorf("quality %v with interval %d: what older sets lose is not measured", c.Quality, c.Interval)
 	case len(c.Layers) > MaxSelections:
 		return fmt.Errorf("layers has %d entries, at most %d are possible", len(c.Layers), MaxSelections)
 	}
@@ -167,6 +175,9 @@ func FromEnvironment(lookup func(name string) (string, bool), hasCUDA bool) (Env
 				first = fmt.Errorf("%s=%q: %w", v.name, s, err)
 			}
 		}
+	}
+	if err := env.Validate(); err != nil && first == nil { // each is in range: two do not go together
+		first = fmt.Errorf("LESSISMORE_QUALITY=%q: %w", fmt.Sprint(env.Quality), err)
 	}
 	if err := env.onCUDA(hasCUDA); err != nil {
 		switch env.CUDA {
@@ -240,6 +251,10 @@ var variables = append(numbers(), []variable{
 		env.Recency, err = fraction(s)
 		return err
 	}},
+	{"LESSISMORE_QUALITY", func(env *Environment, s string) (err error) {
+		env.Quality, err = quality(s)
+		return err
+	}},
 	{"LESSISMORE_POLICY", func(env *Environment, s string) (err error) {
 		env.Policy, err = choice(s, map[string]Policy{"union": Union, "mass": Mass}, "union or mass")
 		return err
@@ -305,6 +320,17 @@ func fraction(s string) (float64, error) {
 	v, err := strconv.ParseFloat(s, 64)
 	if err != nil || math.IsNaN(v) || v < 0 || v > 1 {
 		return 0, fmt.Errorf("must be a number in 0 .. 1")
+	}
+	return v, nil
+}
+
+func quality(s string) (float64, error) {
+	if strings.EqualFold(s, "off") {
+		return 0, nil
+	}
+	v, err := strconv.ParseFloat(s, 64)
+	if err != nil || !(v > 0 && v <= MaxQuality) {
+		return 0, fmt.Errorf("must be off, or nats a token above 0, up to %d", MaxQuality)
 	}
 	return v, nil
 }

@@ -51,6 +51,10 @@ func TestEnvironmentValues(t *testing.T) {
 		{"LESSISMORE_LAYERS", "0,1,4095", func(e *Environment) { e.Layers = []int{0, 1, 4095} }},
 		{"LESSISMORE_LAYERS", "auto", func(e *Environment) {}},
 		{"LESSISMORE_SELECTIONS", "3", func(e *Environment) { e.Selections = 3 }},
+		{"LESSISMORE_QUALITY", "0.01", func(e *Environment) { e.Quality = 0.01 }},
+		{"LESSISMORE_QUALITY", "1e-4", func(e *Environment) { e.Quality = 1e-4 }},
+		{"LESSISMORE_QUALITY", "10", func(e *Environment) { e.Quality = MaxQuality }},
+		{"LESSISMORE_QUALITY", "Off", func(e *Environment) {}},
 		{"LESSISMORE_GUARD", "off", func(e *Environment) { e.Guard = 0 }},
 		{"LESSISMORE_GUARD", "0", func(e *Environment) { e.Guard = 0 }},
 		{"LESSISMORE_GUARD", "On", func(e *Environment) {}},
@@ -126,6 +130,7 @@ func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
 		"LESSISMORE_POLICY":      {"0", "sum", "union,mass"},
 		"LESSISMORE_LOG":         {"1", "verbose", "warn"},
 		"LESSISMORE_SELECTIONS":  {"0", "-1", "65", "two", "auto"},
+		"LESSISMORE_QUALITY":     {"0", "-0.1", "10.1", "NaN", "inf", "1%", "high"},
 		"LESSISMORE_GUARD":       {"-1", "1.5", "maybe", "1048577"},
 		"LESSISMORE_INTERVAL":    {"0", "-1", "65", "off"},
 		"LESSISMORE_PROFILE":     {strings.Repeat("x", 4001), "a\x00b", "/", "."},
@@ -162,6 +167,11 @@ func TestValidateNamesFieldAndValue(t *testing.T) {
 	}{
 		{func(c *Config) { c.Budget = 0 }, []string{"budget", "0"}},
 		{func(c *Config) { c.Budget = MaxBudget + 1 }, []string{"budget", "16777217"}},
+		{func(c *Config) { c.Quality = math.NaN() }, []string{"quality", "NaN"}},
+		{func(c *Config) { c.Quality = -1 }, []string{"quality", "-1"}},
+		{func(c *Config) { c.Quality = 11 }, []string{"quality", "11"}},
+		{func(c *Config) { c.Quality, c.Layers = 0.01, []int{2, 9} }, []string{"quality 0.01", "layers names [2 9]"}},
+		{func(c *Config) { c.Quality, c.Interval = 0.01, 3 }, []string{"quality 0.01", "interval 3"}},
 		{func(c *Config) { c.Recency = math.NaN() }, []string{"recency", "NaN"}},
 		{func(c *Config) { c.Recency = -1 }, []string{"recency", "-1"}},
 		{func(c *Config) { c.Recency = math.Inf(1) }, []string{"recency", "+Inf"}},
@@ -183,5 +193,13 @@ func TestValidateNamesFieldAndValue(t *testing.T) {
 		for _, text := range c.text {
 			require.Contains(t, err.Error(), text)
 		}
+	}
+}
+
+// A quality target and what it cannot go with, as the environment states them.
+func TestEnvironmentOfATarget(t *testing.T) {
+	for _, other := range [][2]string{{"LESSISMORE_LAYERS", "2,9"}, {"LESSISMORE_INTERVAL", "2"}} {
+		_, err := FromEnvironment(environment("LESSISMORE_QUALITY", "0.01", other[0], other[1]), cuda.Built)
+		require.ErrorContains(t, err, "LESSISMORE_QUALITY=\"0.01\"")
 	}
 }

@@ -116,6 +116,8 @@ type Stats struct {
 
 	MeasuredSteps uint64      `json:"measured_steps"` // computed densely, to find the selection layers
 	DenseSteps    uint64      `json:"dense_steps"`    // computed densely, because they are not known
+	TrialSteps    uint64      `json:"trial_steps"`    // computed twice, the second time densely, to see what a choice of layers loses (LESSISMORE_QUALITY)
+	TrialsRefused uint64      `json:"trials_refused"` // steps that could not be: computed densely
 	ReplayedSteps uint64      `json:"replayed_steps"` // of a host's GPU: like the one before, and queued as one graph with the host's work
 	ReusedSteps   uint64      `json:"reused_steps"`   // with the token sets of the step before (LESSISMORE_INTERVAL)
 	Ablations     uint64      `json:"ablation_steps,omitempty"`

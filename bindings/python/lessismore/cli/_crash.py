@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Callable, Mapping, Optional, Sequence
 
+from . import _cpu
+
 CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP)
 PATIENCE = 300  # seconds that the host has to crash alone
 NO_AMX = "-mno-amx-int8"  # for GCC and Clang; ggml then leaves its AMX code out
@@ -65,11 +67,9 @@ def _name(code: int) -> str:
 
 
 def _remedy(host: str, code: int) -> str:
-    from . import doctor  # which asks this module about the hosts that it starts
-
     if code == -signal.SIGABRT:
         return "what the host itself said before, or another version of it"
-    if host == "llama-cpp-python" and "amx_int8" in doctor.cpu()["features"]:
+    if host == "llama-cpp-python" and "amx_int8" in _cpu.found()["features"]:
         return (
             "another build of it, without this CPU's AMX, which GCC 12.2 compiles wrongly: "
             f"CXXFLAGS={NO_AMX} pip install --force-reinstall --no-deps --no-cache-dir --no-binary {host} {host}"

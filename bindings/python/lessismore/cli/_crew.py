@@ -21,9 +21,14 @@ ALL = 1 << 24  # tokens, LIM_MAX_BUDGET: no context has as many
 RECENCY = 0.25  # the library's default
 FIRST = 2  # budgets that a context is long when its model is first measured
 LAST = BLOCK  # tokens of a context that each member computes, at least
-SETTLE, PIECE = 256, 8  # tokens that a measurement may take, and between two looks at it
+PIECE = 8  # tokens between two looks at a measurement
 TIMED = 4  # tokens at once of a host that is timed alone
 QUANTISED = ("q8_0", "q4_0")  # caches that llama.cpp has with flash attention only
+
+
+def settling(settings: dict[str, Any]) -> int:
+    """Tokens that a measurement may take: with a quality target choices are tried behind it."""
+    return 640 if settings.get("quality") else 256
 
 
 class NotEngaged(RuntimeError):
@@ -101,6 +106,7 @@ class Crew:
     def __init__(self, model: str, room: int, threads: int, kv: str, budgets: list[int], settings: dict[str, Any]) -> None:
         self.members: dict[Name, Member] = {}
         self._recency: float = settings.get("recency", RECENCY)
+        self._most = settling(settings)
         self.other: Optional[GGUF] = None
         try:
             self._make(model, room, threads, kv, {HOST: None, FULL: ALL, **{b: b for b in budgets}}, settings)
@@ -168,7 +174,7 @@ class Crew:
 
     def _settle(self, name: Name, member: Member, following: list[int], positions: int) -> int:
         used, dense = 0, -1
-        while isinstance(name, int) and positions >= FIRST * name and used < SETTLE:
+        while isinstance(name, int) and positions >= FIRST * name and used < self._most:
             before, dense = dense, _dense(member.report())
             if dense == before:
                 break
@@ -178,7 +184,7 @@ class Crew:
 
 
 def _dense(report: dict[str, Any]) -> int:
-    """Steps that were dense since the layers that choose were not known, or were measured."""
+    """Steps that were dense since the layers that choose were not known, or were measured or tried."""
     total = report["total"]
-    steps: int = total["measured_steps"] + total["dense_steps"]
+    steps: int = total["measured_steps"] + total["dense_steps"] + total["trial_steps"]
     return steps

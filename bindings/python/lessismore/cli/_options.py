@@ -33,7 +33,15 @@ def positives(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
 
 
-TYPES: dict[str, Callable[[str], Any]] = {"whole": int, "switch": int, "real": float, "layers": numbers, "policy": str, "file": str}
+TYPES: dict[str, Callable[[str], Any]] = {
+    "whole": int,
+    "switch": int,
+    "real": float,
+    "target": float,
+    "layers": numbers,
+    "policy": str,
+    "file": str,
+}
 
 
 def settings(parser: argparse.ArgumentParser, without: Container[str] = ()) -> None:

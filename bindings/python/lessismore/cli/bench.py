@@ -16,7 +16,7 @@ import statistics
 from typing import Any
 
 from .. import _files
-from . import _crew, _exit, _llama, _options, _process, _show, doctor
+from . import _cpu, _crew, _exit, _llama, _options, _process, _show
 
 ON, OFF, OURS = "flash on", "flash off", "lessismore"
 
@@ -51,7 +51,7 @@ def command(options: argparse.Namespace) -> int:
     if options.plot:
         _plot(results, settings, options.plot)
     if options.json:
-        print(json.dumps({"model": os.path.basename(model), "cpu": doctor.cpu()["model"], "results": results}))
+        print(json.dumps({"model": os.path.basename(model), "cpu": _cpu.found()["model"], "results": results}))
     else:
         print(_table(results, settings))
     return _exit.DONE if all(r["engaged"] for r in results) else _exit.NOT_ENGAGED

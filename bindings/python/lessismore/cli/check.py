@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from .. import _files
 from .._version import __version__
-from . import _crew, _exit, _loss, _needles, _options, _show, _verdict, _vocabulary, doctor
+from . import _cpu, _crew, _exit, _loss, _needles, _options, _show, _verdict, _vocabulary
 from ._crew import FULL, HOST, Name
 
 CONTEXT = 4096  # the first one, where none is asked for
@@ -65,8 +65,10 @@ def command(options: argparse.Namespace) -> int:
     budgets = sorted(set(options.budgets))
     text, source = _text(options.text)
     vocabulary = _vocabulary.of(options.model)
-    contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, options.steps)))
-    needed = contexts[-1] + _crew.SETTLE + options.steps + 1
+    settings = _options.chosen(options)
+    behind = _crew.settling(settings) + options.steps + 1
+    contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, behind)))
+    needed = contexts[-1] + behind
     tokens = vocabulary.encode(text[: LETTERS * needed])
     if not tokens or not text.strip():
         raise ValueError(f"{source} is empty: there is nothing to read")
@@ -80,7 +82,6 @@ def command(options: argparse.Namespace) -> int:
         notes.append(f"the model was trained for {vocabulary.trained} tokens: what it says beyond them is its own fault")
     if options.needles and not needles:
         notes.append("no facts were hidden: the model's vocabulary cannot write them")
-    settings = _options.chosen(options)
     room = needed + max((len(n.question) + len(n.answer) for n in needles), default=0)
     total = sum(READING * context + (options.steps + READING * _crew.LAST) * (2 + len(budgets)) for context in contexts)
     try:
@@ -104,7 +105,7 @@ def command(options: argparse.Namespace) -> int:
         "made": {
             "version": __version__,
             "host": _host(options.model),
-            "cpu": doctor.cpu()["model"],
+            "cpu": _cpu.found()["model"],
             "threads": options.threads,
             "seconds": round(time.monotonic() - start, 1),
         },
@@ -158,9 +159,9 @@ def _text(path: Optional[str]) -> tuple[str, str]:
             raise ValueError(f"{path} is no text: {e.reason} at byte {e.start} (UTF-8 is expected)") from None
 
 
-def _contexts(trained: Optional[int], steps: int) -> list[int]:
+def _contexts(trained: Optional[int], behind: int) -> list[int]:
     """Where nobody says: a common length, and as far as the model goes."""
-    far = min(LONGEST, (trained or CONTEXT * 2) - steps - _crew.SETTLE - 1) // 256 * 256
+    far = min(LONGEST, (trained or CONTEXT * 2) - behind) // 256 * 256
     if far < 256:
         raise ValueError(f"the model was trained for {trained} tokens: --contexts and --steps have to say what to try")
     return [CONTEXT, far] if far > CONTEXT else [far]

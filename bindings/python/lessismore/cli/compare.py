@@ -19,7 +19,7 @@ from typing import Any, Optional
 
 from .. import _files
 from .._version import __version__
-from . import _exit, _llama, _options, _show, doctor
+from . import _cpu, _exit, _llama, _options, _show
 
 CALIBRATION = 4
 
@@ -67,7 +67,7 @@ def command(options: argparse.Namespace) -> int:
             "by": f"lessismore {__version__}",
             "command": shlex.join(["lessismore", *sys.argv[1:]]),
             "host": _version("llama-cpp-python"),
-            "cpu": doctor.cpu()["model"],
+            "cpu": _cpu.found()["model"],
         }
         report = comparison.head(made, options.budgets, known)
         rewritten = options.out and not _files.streams(options.out)

@@ -25,12 +25,8 @@ from .. import _library
 from .._errors import Error
 from .._version import __version__
 from ..engine import Engine
-from . import _crash, _exit, _options, _show
+from . import _cpu, _crash, _exit, _show
 
-FEATURES = (
-    "sse4_2 avx avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16 "
-    "asimd asimdhp asimddp sve sve2 bf16 i8mm"
-).split()
 HOSTS = {"llama-cpp-python": "llama_cpp", "xllamacpp": "xllamacpp", "transformers": "transformers"}
 PROGRAMS = ("llama-server", "llama-cli")
 # Hosts that are not started here, named where they are found: by a program in PATH, a folder, a package.
@@ -49,7 +45,7 @@ def command(options: argparse.Namespace) -> int:
         "package": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver()) or 'no glibc'}",
-        "cpu": cpu(),
+        "cpu": _cpu.found(),
         "library": _own(),
         "driver": _driver(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("LESSISMORE")},
@@ -68,25 +64,6 @@ def command(options: argparse.Namespace) -> int:
     else:
         print(_text(found))
     return _exit.DONE if found["library"]["works"] else _exit.FAILED
-
-
-def cpu() -> dict[str, Any]:
-    """The processor: its name, how many of them may be used, what of it the kernels could use."""
-    model, flags = "", set[str]()
-    try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                model = value.strip()
-            elif name.strip() in ("flags", "Features"):
-                flags = set(value.split())
-    except OSError:
-        pass
-    return {
-        "model": model or platform.machine(),
-        "processors": _options.cpus(),
-        "features": [name for name in FEATURES if name in flags],
-    }
 
 
 def _own() -> dict[str, Any]:

@@ -23,6 +23,12 @@ HOW = (
 )
 
 
+TARGETED = (
+    "it needs a profile that was measured in nats for a target of at most that: `lessismore calibrate --quality` makes one of the model's folder "
+    '("profile": FILE), since a server\'s steps are not computed twice'
+)
+
+
 def about(config: Any) -> str:
     """What tells an engine's model from others of its shape, as far as its configuration says."""
     model = config.model_config
@@ -55,12 +61,20 @@ def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: s
     Raises ArgumentError for a profile that was named and cannot be used.
     """
     if settings.layers is not None:
+        if settings.quality:
+            raise ArgumentError(f"quality = {settings.quality} chooses the selection layers, but layers = {list(settings.layers)}")
         return Choice(layers=tuple(settings.layers), source="given")
     named = settings.file is not None
     path = os.fspath(settings.file) if settings.file is not None else None if settings.profile else _default(in_force, n_layers, model)
     found, problem = _read(path, in_force, n_layers) if path is not None else (None, None)
     if named and problem is not None:
         raise ArgumentError(f"profile {path}: {problem}")
+    if settings.quality:
+        if found is None:
+            return Choice(reason=f"quality = {settings.quality}: {TARGETED}")
+        target = found["tried"]["target"]
+        if not target <= settings.quality or not found["choice"]:
+            return Choice(reason=f"quality = {settings.quality}: the choice of profile {path} is for {target}; {TARGETED}")
     own = found is not None and found["model"].get("weights") == f"model {model}"  # as the library writes it
     if found is not None and not (may_measure and own):
         return Choice(layers=tuple(found["choice"]), source=f"profile {path}" + ("" if own else ", of another host"))
@@ -105,8 +119,10 @@ def _problem(found: Any, in_force: dict[str, Any], n_layers: int) -> Optional[st
     if found["model"]["layers"] != n_layers:
         return f"it was made for {found['model']['layers']} layers, here there are {n_layers}"
     for name, value in in_force.items():
-        if found["settings"][name] != value:
-            return f"it was made for {name} {found['settings'][name]}, here it is {value}"
+        if found["settings"].get(name, False) != value:
+            return f"it was made for {name} {found['settings'].get(name)}, here it is {value}"
+    if in_force.get("quality") and type(found["tried"]["target"]) not in (int, float):
+        return f"tried is for a target of {found['tried']['target']!r}"
     choice = found["choice"]
     ascending = choice and all(type(x) is int for x in choice) and list(choice) == sorted(set(choice))
     if not ascending or choice[0] < 0 or choice[-1] >= n_layers:

@@ -18,6 +18,7 @@ from ..engine import Engine
 from ..settings import POLICIES, EngineParams
 from . import memory, metrics, profile, settings
 
+MOST_TRIED = 6  # selection layers that a quality target tries, as profiles state it
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -71,8 +72,9 @@ class Serving:
             logger.log(LEVELS[level], "lessismore: %s", text)
 
         self.engine = Engine(
-            n_layers, self.settings, layers=choice.layers, profile=choice.profile, model=choice.model, n_threads=1, logger=log
-        )
+            n_layers, self.settings, layers=choice.layers, profile=choice.profile, model=choice.model, n_threads=1, logger=log,
+            quality=None if choice.layers else self.settings.quality,
+        )  # fmt: skip
 
     def allocate(self, shape: dict[str, Any], tokens: int, rows: int) -> bool:
         """The decoder and its work memory, for rows that see so many tokens together; False: there is not enough for one.
@@ -138,7 +140,8 @@ def in_force(own: settings.Settings) -> dict[str, Any]:
     _library.library().lim_engine_default_params(params, ctypes.sizeof(params))
     own.state(params)
     numbers = {name: getattr(params, name) for name in ("budget", "recency", "sink_tokens", "selections")}
-    return {**numbers, "policy": next(name for name, number in POLICIES.items() if number == params.policy)}
+    found = {**numbers, "policy": next(name for name, number in POLICIES.items() if number == params.policy)}
+    return {**found, "selections": MOST_TRIED, "quality": True} if own.quality else found
 
 
 def as_float32(kept: Optional[torch.Tensor], given: torch.Tensor) -> torch.Tensor:

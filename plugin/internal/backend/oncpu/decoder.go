@@ -45,6 +45,9 @@ func NewDecoder(engine *contexts.Engine, layers int, workers *Workers, params ba
 	if err != nil {
 		return nil, err
 	}
+	if err := m.Promised(); err != nil {
+		return nil, fault.Bad("%v", err)
+	}
 	rows := int(params.MaxRows)
 	d := &Decoder{
 		engine: engine, Cal: NewProbes(m), workers: workers,
@@ -198,7 +201,7 @@ func (d *Decoder) see(a *backend.Attention) (lost bool, err error) {
 		}
 		d.step.See(row, 0, row, v.Visible, v.Slots, nil, split) // fill has the masks
 	}
-	d.Cal.Begin(&d.step, int(a.Heads), &d.Counts, func(row int, slot int32) bool {
+	d.Cal.Begin(&d.step, int(a.Heads), false, &d.Counts, func(row int, slot int32) bool {
 		v, before := &d.seen[row], &d.next[row]
 		return v.Holds(slot) && before.Holds(slot) && v.Position(slot) == before.Position(slot)
 	}, func(row int) int32 { return d.seen[row].Newest() })

@@ -45,10 +45,11 @@ func (p *Probes) Groups() int {
 
 // Begin decides what a step is for, whose rows are known. heads is the number of its first layer's. What may go on with
 // the sets of the step before does: sees tells whether a row sees a slot, own is its own token's.
-func (p *Probes) Begin(st *steps.RowSets, heads int, counts *stats.Stats, sees func(row int, slot int32) bool, own func(row int) int32) {
+// twice tells whether the step can be computed twice, as far as that is known.
+func (p *Probes) Begin(st *steps.RowSets, heads int, twice bool, counts *stats.Stats, sees func(row int, slot int32) bool, own func(row int) int32) {
 	p.Settle()
 	p.Steps++
-	if p.Source != selection.SourceNone && !p.ReadsSets() && p.Model.Ablation.Load() == nil {
+	if !twice && p.idle() {
 		st.Dense()
 	}
 	p.Seen = p.Seen[:0]
@@ -59,11 +60,17 @@ func (p *Probes) Begin(st *steps.RowSets, heads int, counts *stats.Stats, sees f
 			p.Seen = append(p.Seen, 0)
 		}
 	}
-	p.Calibrator.Begin(calibrate.Opening{Rows: len(st.Rows), Heads: heads, Sparse: st.Sparse(), Current: true, Probes: true})
-	if p.Kind == calibrate.StepMeasure {
+	p.Calibrator.Begin(calibrate.Opening{Rows: len(st.Rows), Heads: heads, Sparse: st.Sparse(), Current: true, Probes: true, Twice: twice})
+	p.Keep()
+	switch p.Kind {
+	case calibrate.StepMeasure:
 		p.measure(st)
+	case calibrate.StepTrial:
+		p.narrow(st)
 	}
 	switch p.Kind {
+	case calibrate.StepTrial:
+		counts.TrialSteps++
 	case calibrate.StepDense:
 		counts.DenseSteps++
 		st.Dense()
@@ -71,6 +78,10 @@ func (p *Probes) Begin(st *steps.RowSets, heads int, counts *stats.Stats, sees f
 		counts.MeasuredSteps++
 	case calibrate.StepAblate:
 		counts.Ablations++
+	}
+	if (p.Kind == calibrate.StepPlain || p.Kind == calibrate.StepAudit) && p.idle() {
+		st.Dense()
+		p.Kind = calibrate.StepPlain
 	}
 	if p.lasts(st) && st.Lasting.Resume(st, sees, own) {
 		counts.ReusedSteps++
@@ -83,9 +94,14 @@ func (p *Probes) Begin(st *steps.RowSets, heads int, counts *stats.Stats, sees f
 	}
 }
 
+// idle tells whether no layer reads a set by what is in force.
+func (p *Probes) idle() bool {
+	return p.Source != selection.SourceNone && !p.ReadsSets() && p.Model.Ablation.Load() == nil
+}
+
 // lasts tells whether a step, which has begun, may go on with the sets of the one before.
 func (p *Probes) lasts(st *steps.RowSets) bool {
-	if p.Interval <= 1 || p.Kind == calibrate.StepDense || p.Kind == calibrate.StepMeasure || p.Kind == calibrate.StepAblate || p.Groups() != st.Groups {
+	if p.Interval <= 1 || p.Kind == calibrate.StepDense || p.Kind == calibrate.StepMeasure || p.Kind == calibrate.StepAblate || p.Kind == calibrate.StepTrial || p.Groups() != st.Groups {
 		st.Lasting.Interval = p.Interval
 		st.Lasting.Drop()
 		return false
@@ -131,6 +147,21 @@ func (p *Probes) measure(st *steps.RowSets) {
 		}
 	}
 	p.Waiting = true
+}
+
+// narrow has the rows of a trial attend to the candidate's budget.
+func (p *Probes) narrow(st *steps.RowSets) {
+	budget, config := p.TrialBudget(), &p.Model.Config
+	if budget == 0 || budget >= config.Budget {
+		return
+	}
+	for i := range st.Rows {
+		r := &st.Rows[i]
+		if r.SetLen > 0 {
+			split := steps.SplitBudget(int(r.Visible), budget, config.Recency, config.SinkTokens)
+			r.SinkTokens, r.TopK, r.Recent, r.SetLen = int32(split.SinkTokens), int32(split.TopK), int32(split.Recent), int32(split.Len())
+		}
+	}
 }
 
 // allocate gets memory for probes, shares and positions of sets.

@@ -116,6 +116,11 @@ func (d *Decoder) make(size uint64) (err error) {
 		if m, err = d.engine.Model(selection.Identity{Layers: d.count, Weights: d.engine.About}, d.engine.Said.Add); err != nil {
 			return err
 		}
+		if err = m.Promised(); err != nil {
+			return fault.Bad("%v", err)
+		}
+	} else {
+		m.Once("on a GPU")
 	}
 	if err = d.Cal.open(m, d.Device, &d.params); err != nil {
 		return err
