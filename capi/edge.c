@@ -75,9 +75,14 @@ static lim_status check_pointer(const char *function, const char *name, const vo
 /* The largest structure that is searched for unknown fields: what is larger was never initialised. */
 enum { MAX_STRUCT_SIZE = 4096 };
 
+/* No version's structure ends within a field: each has pointers, so its size is a multiple of theirs, and no field is larger. */
 static lim_status check_size(const char *function, const char *name, size_t size, size_t oldest) {
-    if (size >= oldest && size <= MAX_STRUCT_SIZE) return LIM_OK;
     char text[160];
+    if (size >= oldest && size <= MAX_STRUCT_SIZE) {
+        if (size % sizeof(void *) == 0) return LIM_OK;
+        snprintf(text, sizeof text, "%s.struct_size = %zu is not a multiple of %zu, as sizeof is", name, size, sizeof(void *));
+        return fail(LIM_ERROR_ARGUMENT, function, text);
+    }
     snprintf(text, sizeof text, "%s.struct_size = %zu is not in %zu .. %d, the sizes of the oldest and of newer versions", name,
              size, oldest, MAX_STRUCT_SIZE);
     return fail(LIM_ERROR_ARGUMENT, function, text);

@@ -12,7 +12,7 @@ kind=$1 short=${2:-}
 but=Pool.OutOfThreads
 if [ -n "$short" ]; then
     export LIM_TEST_SHARE=3
-    but=$but:Attention.LongRows:Probe.*:Select.LargeUnion
+    but="$but:Attention.LongRows:Probe.*:Select.LargeUnion"
 fi
 case "$kind" in
 # Accesses are checked by calls: inline, the kernels would take minutes to compile. Without float-cast-overflow: Highway's tanh

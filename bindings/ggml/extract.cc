@@ -437,7 +437,9 @@ bool Extract::read_inputs() {
 
 void Extract::read_changes() {
     graph_writes(this, writes);
-    graph.lost      = changes_since(this, changes, prints) ? 0 : 1;
+    const bool all  = changes_since(this, changes, prints);
+    graph.lost      = all && !missed ? 0 : 1;
+    missed          = false;
     graph.changes   = changes.data();
     graph.n_changes = static_cast<int64_t>(changes.size());
 }

@@ -34,6 +34,9 @@ struct Extract {
     // Of a graph on a GPU: what has happened to its stores since the last one.
     void read_changes();
 
+    // A graph was computed, or begun, of which nothing is known: nor is what it wrote.
+    void miss() { missed = true; }
+
     // The plan's answer to that.
     void follow() const;
 
@@ -57,6 +60,7 @@ struct Extract {
 
     Memory memory = Memory::kHost; // of this graph
 
+    bool                                       missed = false; // a graph since the last one that was read
     std::vector<lim_ggml_change>               changes;
     std::vector<uint64_t>                      prints;
     std::vector<std::pair<uint64_t, uint64_t>> slots_of; // stores, and which upload's slots were written to them last

@@ -180,11 +180,11 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
     bool all  = false;
     if (c->later) {
         const int status = c->compute(backend, graph);
-        if (status != 0) return status;
+        if (status != 0) return c->extract.miss(), status;
         all = true;
     } else if (c->begun > 0 && n == c->nodes && is_like_last(c, c->host->graph_node(graph, c->begun))) {
         const int status = compute_part(c, graph, 0, c->begun);
-        if (status != 0) return status;
+        if (status != 0) return c->extract.miss(), status;
         done = c->begun;
     }
     Recording *of = nullptr;
@@ -192,6 +192,7 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
         of = read_graph(c, graph, n);
     } catch (const std::bad_alloc &) {
         c->read = nullptr;
+        c->extract.miss();
         return all ? 0 : compute_rest(c, graph, done, n);
     }
     c->extract.graph.computed = all;

@@ -251,6 +251,22 @@ Event *new_event(const Gpus &gpus, const Device *device) {
     return nullptr;
 }
 
+// The self-test's context on a backend of its own. Both end with it, also where there is no memory for what differs.
+struct Rehearsal {
+    FreeFn  free_of_host;
+    Context c{};
+
+    Rehearsal(FreeFn free, Backend *backend) : free_of_host(free) { c.backend = backend; }
+    Rehearsal(const Rehearsal &) = delete;
+    ~Rehearsal() {
+        std::unique_lock alone(capturing(), std::defer_lock);
+        if (c.gpus != nullptr) alone.lock(); // as any other backend's end: see free_backend
+        if (c.session != 0) lim_go_ggml_close(c.session);
+        free_events(c.gpus, c.before, c.after);
+        free_of_host(c.backend);
+    }
+};
+
 // Computes a small graph on a backend of its own on a GPU, by the host alone and as the hook would have it computed.
 // Returns "" if nothing differs, or what does.
 std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
@@ -263,20 +279,17 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
     }
     Backend *backend = gpu.init_backend(device, nullptr);
     if (backend == nullptr) return "the device makes no backend";
+    Rehearsal   rehearsal(free_of_host, backend);
     std::string problem;
     const int   word = prove_backend(device, true, backend, problem);
-    if (word < 0) {
-        free_of_host(backend);
-        return "this host's CUDA backend is laid out in an unknown way: " + problem;
-    }
-    Context c{};
-    c.backend = backend;
-    c.host    = &host;
-    c.compute = reinterpret_cast<ComputeFn>(backend[word]);
-    c.gpus    = &gpus;
-    c.known   = true; // there are no weights
-    c.before  = new_event(gpus, device);
-    c.after   = new_event(gpus, device);
+    if (word < 0) return "this host's CUDA backend is laid out in an unknown way: " + problem;
+    Context &c = rehearsal.c;
+    c.host     = &host;
+    c.compute  = reinterpret_cast<ComputeFn>(backend[word]);
+    c.gpus     = &gpus;
+    c.known    = true; // there are no weights
+    c.before   = new_event(gpus, device);
+    c.after    = new_event(gpus, device);
     if (c.before == nullptr || c.after == nullptr) {
         problem = "this host's CUDA backend has no events";
     } else if ((c.session = lim_go_ggml_open(LIM_GGML_GPU_REHEARSAL)) == 0) {
@@ -292,22 +305,14 @@ std::string rehearse_on(const Host &host, const Gpus &gpus, Gpu &gpu) {
             synchronize(backend);
             return status;
         };
-        try {
-            problem = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked, &c.direct, &c.replays});
-        } catch (const std::bad_alloc &) {
-            problem = kNoMemory;
-        }
+        problem    = self_test_gpu(gpus.handle, device, LIM_GGML_REHEARSED_BUDGET, {alone, hooked, &c.direct, &c.replays});
         gpu.direct = c.direct;
     }
-    const std::lock_guard alone(capturing()); // as any other backend's end: see free_backend
-    if (c.session != 0) lim_go_ggml_close(c.session);
-    free_events(&gpus, c.before, c.after);
-    free_of_host(backend);
     return problem;
 }
 
 // Whether a GPU can be hooked: its buffers are seen, and the library computes on it what the host does. It is found
-// out once for each, when the host first makes a backend on it.
+// out once for each, when the host first makes a backend on it that there is memory for.
 bool is_fit(const Host &host, Gpus &gpus, Gpu &gpu) {
     const std::lock_guard one(state().rehearsing);
     if (gpu.fit < 0) {
@@ -441,24 +446,18 @@ std::string rehearse(void *handle, Host &host) {
     if (set_threads == nullptr) return "this host's CPU backend has no ggml_backend_set_n_threads, which the self-test needs";
     Backend *backend = host.init_backend(host.device, nullptr);
     if (backend == nullptr) return "this host's CPU device makes no backend";
+    Rehearsal   rehearsal(free_of_host, backend);
     std::string problem;
     const int   word = prove_backend(host.device, false, backend, problem);
-    if (word < 0) {
-        free_of_host(backend);
-        return "this host's CPU backend is laid out in an unknown way: " + problem;
-    }
+    if (word < 0) return "this host's CPU backend is laid out in an unknown way: " + problem;
     set_threads(backend, 1);
 
-    Context c{};
-    c.backend = backend;
-    c.host    = &host;
-    c.compute = reinterpret_cast<ComputeFn>(backend[word]);
-    c.session = lim_go_ggml_open(LIM_GGML_REHEARSAL);
-    c.known   = true; // there are no weights
-    if (c.session == 0) {
-        free_of_host(backend);
-        return "the self-test cannot begin";
-    }
+    Context &c = rehearsal.c;
+    c.host     = &host;
+    c.compute  = reinterpret_cast<ComputeFn>(backend[word]);
+    c.session  = lim_go_ggml_open(LIM_GGML_REHEARSAL);
+    c.known    = true; // there are no weights
+    if (c.session == 0) return "the self-test cannot begin";
     const auto alone  = [&](Graph *graph) { return c.compute(backend, graph); };
     const auto hooked = [&](Graph *graph, int &offloaded) {
         const int status = take_part(&c, graph);
@@ -466,14 +465,8 @@ std::string rehearse(void *handle, Host &host) {
         for (const lim_ggml_node &n : c.extract.nodes) offloaded += n.reason == LIM_GGML_OFFLOADED;
         return status;
     };
-    try {
-        problem = self_test(handle, {alone, hooked});
-        if (problem.empty()) host.indivisible = self_test_divided(handle, {alone, hooked});
-    } catch (const std::bad_alloc &) {
-        problem = kNoMemory;
-    }
-    lim_go_ggml_close(c.session);
-    free_of_host(backend);
+    problem = self_test(handle, {alone, hooked});
+    if (problem.empty()) host.indivisible = self_test_divided(handle, {alone, hooked});
     return problem;
 }
 

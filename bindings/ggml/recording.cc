@@ -101,6 +101,15 @@ bool prove_direct(void *handle, Tensor *of, const std::function<int()> &compute)
     get(&own, &user);
     heard.thread = pthread_self();
     set(log, user);
+    struct Quiet { // whatever happens, the host's log is its own again
+        void (*set)(Log, void *);
+        Log   own;
+        void *user;
+        ~Quiet() {
+            set(own, user);
+            heard.thread = pthread_t{};
+        }
+    } const quiet{set, own, user};
     bool       proven = true;
     const auto hears  = [&](int complete, int reset) {
         heard.complete = heard.reset = 0;
@@ -117,8 +126,6 @@ bool prove_direct(void *handle, Tensor *of, const std::function<int()> &compute)
     of->op_params[kUnused] ^= 1;
     hears(0, 0);
     of->op_params[kUnused] ^= 1;
-    set(own, user);
-    heard.thread = pthread_t{};
     return proven;
 }
 

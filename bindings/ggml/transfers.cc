@@ -225,29 +225,26 @@ void copied(const Tensor *from, const Tensor *to) {
     log_rows(rows ? LIM_GGML_COPIED : LIM_GGML_WRITTEN, to, 0, bytes_of(to), nullptr, rows ? static_cast<int64_t>(begin / row) : 0);
 }
 
-// The functions that take the place of a buffer's, and call them.
+// The functions that take the place of a buffer's, and call them. A buffer that has them is known until it is freed.
 
-template <class Fn> Fn own(Buffer *buffer, int word) {
-    const std::lock_guard lock(state().mutex);
-    const auto            it = state().buffers.find(buffer);
-    return it != state().buffers.end() ? reinterpret_cast<Fn>(it->second.layout->words[word]) : nullptr;
-}
 const Layout *layout_of(Buffer *buffer) {
     const std::lock_guard lock(state().mutex);
-    const auto            it = state().buffers.find(buffer);
-    return it != state().buffers.end() ? it->second.layout : nullptr;
+    return state().buffers.find(buffer)->second.layout;
 }
+template <class Fn> Fn own(Buffer *buffer, int word) { return reinterpret_cast<Fn>(layout_of(buffer)->words[word]); }
 
-// No exception crosses into the host: what cannot be kept is not known.
-template <class F> void note(F what) {
+// No exception crosses into the host: what cannot be kept is not known. False: it was not.
+template <class F> bool note(F what) {
     try {
         const std::lock_guard lock(state().mutex);
         what();
+        return true;
     } catch (const std::bad_alloc &) {
         const std::lock_guard lock(state().mutex);
         for (auto &b : state().buffers) b.second.uploads.clear();
         state().dropped += state().changes.size() + 1; // every reader has missed something
         state().changes.clear();
+        return false;
     }
 }
 
@@ -257,7 +254,7 @@ void on_free(Buffer *buffer) {
         const std::lock_guard lock(state().mutex);
         state().buffers.erase(buffer);
     }
-    if (original != nullptr) original(buffer);
+    original(buffer);
 }
 void on_memset(Buffer *buffer, Tensor *t, uint8_t value, size_t offset, size_t n) {
     own<MemsetFn>(buffer, kMemset)(buffer, t, value, offset, n);
@@ -284,7 +281,7 @@ void on_clear(Buffer *buffer, uint8_t value) {
     const Layout *layout = layout_of(buffer);
     reinterpret_cast<ClearFn>(layout->words[layout->clear])(buffer, value);
     note([&] {
-        state().buffers[buffer].uploads.clear();
+        state().buffers.find(buffer)->second.uploads.clear();
         lim_ggml_change all = {}; // of every store that lies in it
         all.store = reinterpret_cast<uint64_t>(layout->base(buffer)), all.n = static_cast<int64_t>(layout->size(buffer)), all.kind = LIM_GGML_CLEARED;
         log_change(all, {});
@@ -302,7 +299,7 @@ Buffer *on_alloc(BufferType *type, size_t size) {
     for (int i = 0; i < layout->n; i++) {
         if (buffer[i] != layout->words[i]) return buffer; // of another kind: nothing is known of it
     }
-    note([&] { state().buffers[buffer] = Watched{layout, {}}; });
+    if (!note([&] { state().buffers[buffer] = Watched{layout, {}}; })) return buffer; // nor of one that there is no memory for
     buffer[kFree]   = reinterpret_cast<void *>(on_free);
     buffer[kMemset] = reinterpret_cast<void *>(on_memset);
     buffer[kSet]    = reinterpret_cast<void *>(on_set);
@@ -394,7 +391,7 @@ std::string prove_buffer(const Functions &f, BufferType *type, Buffer *buffer, L
     Tensor *a = f.new_tensor(context, kI32, kSize / 4, 1, 1, 1), *b = f.new_tensor(context, kI32, kSize / 4, 1, 1, 1);
     char   *base = static_cast<char *>(f.base(buffer));
     if (base == nullptr || f.tensor_alloc(buffer, a, base) != 0 || f.tensor_alloc(buffer, b, base + 4096) != 0 || a->buffer != buffer ||
-        b->data != base + 4096) {
+        b->buffer != buffer || a->data != base || b->data != base + 4096) {
         f.free_context(context);
         return "a tensor in it does not tell its buffer";
     }
@@ -418,14 +415,17 @@ std::string prove_buffer(const Functions &f, BufferType *type, Buffer *buffer, L
 
     layout.copy = copy.word, layout.clear = clear.word;
     if (set_2d.word >= kFirstMoving) layout.set_2d = set_2d.word;
-    if (set.word != kSet || set.of[0] != word(buffer) || set.of[1] != word(a) || set.of[2] != word(memory) || set.of[3] != 8 || set.of[4] != 16) {
-        return "word 4 is not set_tensor";
-    }
-    if (get.word != kGet || get.of[1] != word(a) || get.of[2] != word(memory) || get.of[3] != 8 || get.of[4] != 16) return "word 5 is not get_tensor";
-    if (fill.word != kMemset || fill.of[1] != word(a) || fill.of[3] != 8 || fill.of[4] != 16) return "word 3 is not memset_tensor";
+    // Whether part of a tensor is moved by the buffer's function, from or to the host's memory.
+    const auto moves = [&](const Call &call) {
+        return call.of[0] == word(buffer) && call.of[1] == word(a) && call.of[2] == word(memory) && call.of[3] == 8 && call.of[4] == 16;
+    };
+    if (set.word != kSet || !moves(set)) return "word 4 is not set_tensor";
+    if (get.word != kGet || !moves(get)) return "word 5 is not get_tensor";
+    if (fill.word != kMemset || fill.of[0] != word(buffer) || fill.of[1] != word(a) || fill.of[3] != 8 || fill.of[4] != 16) return "word 3 is not memset_tensor";
     if (copy.word < kFirstMoving || copy.of[0] != word(buffer) || copy.of[1] != word(a) || copy.of[2] != word(b)) return "its cpy_tensor is not found";
     if (clear.word < kFirstMoving || clear.of[0] != word(buffer) || clear.word == copy.word) return "its clear is not found";
-    if (set_2d.word >= 0 && set_2d.word != kSet && (set_2d.word < kFirstMoving || set_2d.word == copy.word || set_2d.word == clear.word)) {
+    const bool by_rows = set_2d.word >= 0 && set_2d.word != kSet; // else the host has no function for it, and goes by set_tensor
+    if (by_rows && (set_2d.word < kFirstMoving || set_2d.word == copy.word || set_2d.word == clear.word || !moves(set_2d))) {
         return "its set_tensor_2d is not found";
     }
     return "";

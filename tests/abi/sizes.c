@@ -61,6 +61,13 @@ static void taken(const char *name, const void *good, size_t oldest, size_t know
             CHECK(strstr(lim_last_error(), text), "%s: %s", name, lim_last_error());
         }
     }
+    for (size_t size = oldest + 1; size < known + 8; size++) {
+        if (size % 8 == 0) continue; /* else it ends within a field */
+        char *at = at_edge(good, known, known + 8);
+        memcpy(at, &size, sizeof size);
+        snprintf(text, sizeof text, ".struct_size = %d is not a multiple of 8", (int)size);
+        CHECK(take(at) == LIM_ERROR_ARGUMENT && strstr(lim_last_error(), text), "%s of %d bytes: %s", name, (int)size, lim_last_error());
+    }
     for (size_t i = 0; i < 3; i++) {
         const size_t wrong[3] = {0, LARGEST + 1, (size_t)-1};
         char        *at = at_edge(good, known, known);
@@ -73,6 +80,10 @@ static void taken(const char *name, const void *good, size_t oldest, size_t know
 static void given(const char *name, size_t oldest, size_t known, lim_status (*fill)(void *, size_t)) {
     char full[LARGEST];
     memset(full, 0x5a, sizeof full);
+    OK(fill(full, known));
+    for (size_t size = oldest + 1; size < oldest + 8; size++) {
+        CHECK(fill(full, size) == LIM_ERROR_ARGUMENT && strstr(lim_last_error(), "a multiple of 8"), "%s of %d bytes: %s", name, (int)size, lim_last_error());
+    }
     OK(fill(full, known));
     for (size_t size = 8; size <= LARGEST; size += size < known + 64 ? 8 : 256) {
         char *at = edge - size, before[64];

@@ -1,6 +1,7 @@
 // What is read out of a host's graph: by what its nodes do to a K store, and by names to the letter.
 #include "divide.h"
 #include "extract.h"
+#include "transfers.h"
 
 #include <cstdio>
 #include <cstring>
@@ -342,6 +343,17 @@ TEST_F(ExtractTest, TheHostsPart) {
         saved.restore();
         EXPECT_EQ(0, memcmp(t, &before, sizeof before));
     }
+}
+
+// Of a graph that could not be read nothing is known, least of all what it wrote: the next plan is told.
+TEST(Extract, AGraphThatIsMissedIsTold) {
+    Extract extract;
+    for (const int lost : {0, 1, 0}) {
+        if (lost != 0) extract.miss();
+        extract.read_changes();
+        EXPECT_EQ(extract.graph.lost, lost);
+    }
+    leave_transfers(&extract);
 }
 
 } // namespace

@@ -16,6 +16,12 @@ static const char *variant;
 static bool        is(const char *name) { return strcmp(variant, name) == 0; }
 static int         calls;
 
+/* Variants with a number: the n-th time is another. */
+static bool is_nth(const char *name, int n) {
+    const size_t length = strlen(name);
+    return strncmp(variant, name, length) == 0 && variant[length] == '-' && atoi(variant + length + 1) == n;
+}
+
 struct tensor {
     int32_t        type;
     void          *buffer;
@@ -48,11 +54,12 @@ enum { OP_NONE,
 static const char *op_names[] = {"NONE", "CPY", "ADD", "ROPE", "MUL_MAT", "SOFT_MAX", "SCALE", "RESHAPE", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
 
 const char *ggml_op_name(int op) {
-    if (op >= OP_COUNT) return NULL;
-    return is("no-flash-op") && op == OP_FLASH ? "FLASH_ATTN_BACK" : op_names[op];
+    if (op >= OP_COUNT) return is("endless-ops") ? "SUM" : NULL;
+    return (is("no-flash-op") || is("endless-ops")) && op == OP_FLASH ? "FLASH_ATTN_BACK" : op_names[op];
 }
 const char *ggml_type_name(int type) {
     if (is("types-moved") && type == 8) return "q8_1";
+    if (is("types-fewer") && type == 30) return NULL;
     switch (type) {
     case 0: return "f32";
     case 1: return "f16";
@@ -64,6 +71,14 @@ const char *ggml_type_name(int type) {
     }
     return NULL;
 }
+/* The proof of a layout makes tensors without memory: of the n-th, counted as they are made, a word of 4 bytes may read otherwise. */
+static int            made, spoilt_tensor = -1, spoilt_word;
+static bool           proves; /* they are made for the proof */
+static struct tensor *given(struct tensor *t) {
+    if (proves && made++ == spoilt_tensor) ((uint32_t *)(void *)t)[spoilt_word] ^= 1;
+    return t;
+}
+
 size_t ggml_tensor_overhead(void) { return is("small-tensors") ? 300 : sizeof(struct tensor) + 32; }
 
 struct init_params {
@@ -77,8 +92,11 @@ struct context {
     int    n;
 };
 struct context *ggml_init(struct init_params p) {
+    static _Atomic int n;
+    if (is_nth("no-context", ++n)) return NULL;
     struct context *c = calloc(1, sizeof *c);
     c->no_alloc = p.no_alloc;
+    proves = p.no_alloc, made = 0;
     return c;
 }
 void ggml_free(struct context *context) {
@@ -95,7 +113,7 @@ static void *own(struct context *context, void *memory) { /* without a context: 
 static size_t size_of(int type) { return type == 0 ? 4 : type == 27 ? 8
                                                                     : 2; }
 
-struct tensor *ggml_new_tensor_4d(struct context *context, int type, int64_t a, int64_t b, int64_t c, int64_t d) {
+static struct tensor *new_tensor_4d(struct context *context, int type, int64_t a, int64_t b, int64_t c, int64_t d) {
     struct tensor *t = own(context, calloc(1, sizeof *t));
     t->type = type;
     const int64_t ne[4] = {a, b, c, d};
@@ -109,12 +127,18 @@ struct tensor *ggml_new_tensor_4d(struct context *context, int type, int64_t a, 
     if (is("data-moved")) t->extra = t->data, t->data = NULL;
     return t;
 }
-void          *ggml_get_data(const struct tensor *t) { return is("data-moved") ? t->extra : t->data; }
-struct tensor *ggml_view_4d(struct context *context, struct tensor *of, int64_t a, int64_t b, int64_t c, int64_t d, size_t nb1, size_t nb2, size_t nb3, size_t offset) {
-    struct tensor *t = own(context, ggml_new_tensor_4d(NULL, of->type, a, b, c, d));
+struct tensor *ggml_new_tensor_4d(struct context *context, int type, int64_t a, int64_t b, int64_t c, int64_t d) {
+    return given(new_tensor_4d(context, type, a, b, c, d));
+}
+void                 *ggml_get_data(const struct tensor *t) { return is("data-moved") || is("data-elsewhere") ? t->extra : t->data; }
+static struct tensor *view_4d(struct context *context, struct tensor *of, int64_t a, int64_t b, int64_t c, int64_t d, size_t nb1, size_t nb2, size_t nb3, size_t offset) {
+    struct tensor *t = own(context, new_tensor_4d(NULL, of->type, a, b, c, d));
     t->data = of->data != NULL ? (char *)of->data + offset : NULL;
     t->nb[1] = nb1, t->nb[2] = nb2, t->nb[3] = nb3, t->view_src = of, t->view_offs = offset;
     return t;
+}
+struct tensor *ggml_view_4d(struct context *context, struct tensor *of, int64_t a, int64_t b, int64_t c, int64_t d, size_t nb1, size_t nb2, size_t nb3, size_t offset) {
+    return given(view_4d(context, of, a, b, c, d, nb1, nb2, nb3, offset));
 }
 struct tensor *ggml_reshape_2d(struct context *context, struct tensor *of, int64_t a, int64_t b) {
     struct tensor *t = ggml_view_4d(context, of, a, b, 1, 1, (size_t)a * 4, (size_t)(a * b) * 4, (size_t)(a * b) * 4, 0);
@@ -126,18 +150,31 @@ struct tensor *ggml_set_name(struct tensor *t, const char *name) {
     return t;
 }
 struct tensor *ggml_flash_attn_ext(struct context *context, struct tensor *q, struct tensor *k, struct tensor *v, struct tensor *mask, float scale, float bias, float cap) {
-    struct tensor *t = ggml_new_tensor_4d(context, 0, v->ne[0], q->ne[2], q->ne[1], q->ne[3]);
+    struct tensor *t = new_tensor_4d(context, 0, v->ne[0], q->ne[2], q->ne[1], q->ne[3]);
     const float    params[3] = {is("params-moved") ? bias : scale, is("params-moved") ? scale : bias, cap};
     memcpy(t->op_params, params, sizeof params);
     t->op = OP_FLASH;
     t->src[0] = q, t->src[1] = is("sources-moved") ? mask : k, t->src[2] = v, t->src[3] = is("sources-moved") ? k : mask;
-    return t;
+    return given(t);
 }
 void           ggml_flash_attn_ext_add_sinks(struct tensor *t, struct tensor *sinks) { t->src[4] = sinks; }
 struct tensor *ggml_set_rows(struct context *context, struct tensor *to, struct tensor *rows, struct tensor *slots) {
-    struct tensor *t = ggml_view_4d(context, to, to->ne[0], to->ne[1], to->ne[2], to->ne[3], to->nb[1], to->nb[2], to->nb[3], 0);
+    struct tensor *t = view_4d(context, to, to->ne[0], to->ne[1], to->ne[2], to->ne[3], to->nb[1], to->nb[2], to->nb[3], 0);
     t->op = OP_SET_ROWS, t->src[0] = rows, t->src[1] = slots;
-    return t;
+    return given(t);
+}
+struct custom_params {
+    void (*run)(struct tensor *, int, int, void *);
+    int   n_tasks;
+    void *user;
+};
+struct tensor *ggml_custom_4d(struct context *context, int type, int64_t a, int64_t b, int64_t c, int64_t d, struct tensor **of, int n, void (*run)(struct tensor *, int, int, void *), int n_tasks, void *user) {
+    struct tensor             *t = new_tensor_4d(context, type, a, b, c, d);
+    const struct custom_params params = {run, n_tasks, user};
+    memcpy(t->op_params, &params, sizeof params);
+    t->op = OP_CUSTOM;
+    for (int i = 0; i < n; i++) t->src[i] = of[i];
+    return given(t);
 }
 
 /* ---- graphs, and what a CPU backend computes ---- */
@@ -225,18 +262,13 @@ static void compute_flash(const struct tensor *t) {
                 float *first = (float *)((char *)out - t->nb[1]), kept[256];
                 memcpy(kept, first, (size_t)v->ne[0] * 4), memcpy(first, out, (size_t)v->ne[0] * 4), memcpy(out, kept, (size_t)v->ne[0] * 4);
             }
+            if (is("computes-nan")) out[1] = NAN;
             if (is("divided-differs") && q->ne[1] == 7) out[0] += 1; /* of the self-test's eight tokens */
             if (is("prompt-differs") && q->ne[1] > 1) out[0] += (float)(calls++ / (2 * 4 * 8) % 2); /* another result each time */
         }
     }
     free(share);
 }
-
-struct custom_params {
-    void (*run)(struct tensor *, int, int, void *);
-    int   n_tasks;
-    void *user;
-};
 
 static int compute_all(struct graph *g) {
     for (int i = 0; i < g->n; i++) {
@@ -276,19 +308,26 @@ static void        cpu_free(void **b) {
 static void *plan_create(void *b, void *g) { return (void)b, (void)g, NULL; }
 static void  plan_free(void *b, void *p) { (void)b, (void)p; }
 static int   plan_compute(void *b, void *p) { return (void)b, (void)p, 0; }
-static int   cpu_compute(void **b, struct graph *g) { return (void)b, g->n == 0 ? 42 : compute_graph(g); }
+static int   cpu_compute(void **b, struct graph *g) {
+    static _Atomic int n;
+    (void)b;
+    return is_nth("compute-fails", ++n) ? -1 : g->n == 0 ? 42
+                                                         : compute_graph(g);
+}
 
 /* The backend: a GUID, thirteen functions of API version 2 and later, three more, the device. Two functions fewer before the plans
  * until May 2026; one more, as it might come. */
 static int    shift(void) { return is("backend-v1") ? -2 : is("backend-moved"); }
 static void **cpu_init(void *device, const char *params) {
     (void)params;
+    if (is_nth("no-backend", backends_made + 1)) return NULL;
     backends_made++;
     void **b = calloc(24, sizeof *b);
     b[1] = (void *)cpu_name, b[2] = (void *)cpu_free;
     b[9 + shift()] = (void *)plan_create, b[10 + shift()] = (void *)plan_free;
     b[12 + shift()] = (void *)plan_compute, b[13 + shift()] = (void *)cpu_compute;
     b[is("backend-no-device") ? 20 : 17 + shift()] = is("backend-no-device") ? (void *)b : device;
+    if (is_nth("odd-backend", backends_made)) b[2] = NULL;
     return b;
 }
 
@@ -304,7 +343,7 @@ void       *ggml_backend_reg_get_proc_address(struct registry *r, const char *na
 void ggml_backend_free(void **b) {
     void (*release)(void **);
     memcpy(&release, &b[2], sizeof release);
-    release(b);
+    release != NULL ? release(b) : cpu_free(b);
 }
 
 /* The ggml_backend_init of a library, which is loaded as a host does. */

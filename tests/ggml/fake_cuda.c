@@ -177,10 +177,18 @@ static int spread(void ***backends, int (*compute)(void **, struct graph *)) {
 static int (*compute)(void **, struct graph *);
 static void **backend;
 
+/* Every node is computed, by the host or the library. */
+static int compute_whole(struct graph *g) {
+    looks = true, waits = replayed = 0;
+    mark(g, 0);
+    const int status = compute(backend, g);
+    return status == 0 && !all_done(g) ? -100 : status;
+}
+
 static int run(const char *what, struct batch b) {
     note("%s", what);
     upload(&b);
-    return compute(backend, &b.graph);
+    return compute_whole(&b.graph);
 }
 
 /* Sequences that share a stream: their cells lie between each other's, one is longer than the others. */
@@ -226,7 +234,7 @@ static int keeps(struct model *m) {
         mask[i] = 0, *(int64_t *)b.values[1] = i, *(int32_t *)b.values[2] = i;
         note("step %d", i);
         upload(&b);
-        CHECK(compute(backend, &b.graph) == 0);
+        CHECK(compute_whole(&b.graph) == 0);
         if (i == 312) b.graph.nodes[PER_LAYER * LAYERS]->op_params[0]++; /* it changes once */
     }
     return 0;
@@ -254,6 +262,84 @@ static int behind(struct model *m) {
     return 0;
 }
 
+/* A step, whose inputs come as `how` says. */
+static int step_by(const char *what, struct model *m, int token, void (*how)(struct tensor *t, const void *data, size_t n)) {
+    struct batch b = make_text(m, token, token + 1, 512);
+    note("%s", what);
+    for (int i = 0; i < 3; i++) how(b.inputs[i], b.values[i], b.inputs[i]->nb[3] * (size_t)b.inputs[i]->ne[3]);
+    return compute_whole(&b.graph);
+}
+static void at_once(struct tensor *t, const void *data, size_t n) { ggml_backend_tensor_set(t, data, 0, n); }
+static void on_stream(struct tensor *t, const void *data, size_t n) {
+    ((void (*)(void **, struct tensor *, const void *, size_t, size_t))backend[3])(backend, t, data, 0, n);
+}
+static void by_rows(struct tensor *t, const void *data, size_t n) {
+    ggml_backend_tensor_set_2d(t, data, 0, n, 0, n, n); /* none */
+    ggml_backend_tensor_set_2d(t, data, 0, n, 1, n, n);
+}
+static void by_rows_on_stream(struct tensor *t, const void *data, size_t n) {
+    for (size_t i = 0; i < 2; i++) {
+        ((void (*)(void **, struct tensor *, const void *, size_t, size_t, size_t, size_t, size_t))backend[5])(backend, t, data, 0, n, i, n, n);
+    }
+}
+static void by_copy(struct tensor *t, const void *data, size_t n) {
+    struct tensor from = *t;
+    from.data = (void *)(uintptr_t)data;
+    (void)n;
+    ggml_backend_tensor_copy(&from, t);
+}
+static void by_copy_on_stream(struct tensor *t, const void *data, size_t n) {
+    struct tensor from = *t;
+    from.data = (void *)(uintptr_t)data;
+    if (!((bool (*)(void **, void **, const struct tensor *, struct tensor *))backend[7])(backend, backend, &from, t)) at_once(t, data, n);
+}
+
+/* Eight rows of a store, from a slot on. */
+static struct tensor *eight(struct model *m, int layer, int slot) {
+    struct tensor *of = m->key[layer];
+    return ggml_view_4d(NULL, of, of->ne[0], 8, 1, 1, of->nb[1], 8 * of->nb[1], 8 * of->nb[1], (size_t)slot * of->nb[1]);
+}
+
+/* A host's other ways to move something: what is seen whole is known, what is not leaves the step to the host. */
+static int moves(struct model *m) {
+    enum { AFTER = 20 }; /* steps until the newest tokens are known again */
+    int t = 308;
+    CHECK(step_by("at once", m, t++, at_once) == 0);
+    CHECK(step_by("on the stream", m, t++, on_stream) == 0);
+    CHECK(step_by("by rows", m, t++, by_rows) == 0);
+    CHECK(step_by("by rows on the stream", m, t++, by_rows_on_stream) == 0);
+    CHECK(step_by("by a copy", m, t++, by_copy) == 0);
+    CHECK(step_by("by a copy on the stream", m, t++, by_copy_on_stream) == 0);
+    copies = false;
+    CHECK(step_by("by a refused copy on the stream", m, t++, by_copy_on_stream) == 0);
+    copies = true;
+    for (int i = 0; i < AFTER; i++) CHECK(step_by("steps", m, t++, at_once) == 0);
+    /* Rows that take the place of others, of the same store and of another one. */
+    CHECK(step_by("before a copy", m, t++, at_once) == 0);
+    ggml_backend_tensor_copy(eight(m, 0, 0), eight(m, 0, t - 8));
+    CHECK(step_by("rows copied", m, t++, at_once) == 0);
+    for (int i = 0; i < AFTER; i++) CHECK(step_by("steps", m, t++, at_once) == 0);
+    CHECK(step_by("before another copy", m, t++, at_once) == 0);
+    ggml_backend_tensor_copy(eight(m, 1, 0), eight(m, 0, t - 8));
+    CHECK(step_by("another store's rows", m, t++, at_once) == 0);
+    for (int i = 0; i < AFTER; i++) CHECK(step_by("steps", m, t++, at_once) == 0);
+    /* More changes than are remembered, of rows that nothing sees. */
+    CHECK(step_by("before many changes", m, t++, at_once) == 0);
+    for (size_t i = 0; i < 5000; i++) ggml_backend_tensor_memset(m->key[0], 0, (900 + i % 2 * 10) * m->key[0]->nb[1], m->key[0]->nb[1]);
+    CHECK(step_by("many changes", m, t++, at_once) == 0);
+    for (int i = 0; i < AFTER; i++) CHECK(step_by("steps", m, t++, at_once) == 0);
+    /* More inputs than are remembered, a large one, and weights. */
+    weights = ggml_backend_buft_alloc_buffer(buffer_types[0], 4096);
+    const size_t size = (size_t)80 << 20;
+    void       **large = ggml_backend_buft_alloc_buffer(buffer_types[0], size);
+    char        *data = calloc(1, size);
+    for (size_t i = 0; i < 100; i++) at_once(put(m->inputs, ggml_new_tensor_4d(NULL, 0, 16, 1, 1, 1), ((size_t)4 << 20) + i * 256), data, 64);
+    at_once(put(weights, ggml_new_tensor_4d(NULL, 0, 16, 1, 1, 1), 0), data, 64);
+    at_once(put(large, ggml_new_tensor_4d(NULL, 0, (int64_t)size / 4, 1, 1, 1), 0), data, size);
+    CHECK(step_by("after all", m, t++, at_once) == 0);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     variant = argv[2];
@@ -268,7 +354,7 @@ int main(int argc, char **argv) {
         types[d][0] = (void *)device_name, types[d][1] = (void *)new_buffer;
         buffer_types[d] = types[d];
     }
-    cpu_registry.api_version = gpu_registry.api_version = 2;
+    cpu_registry.api_version = 2, gpu_registry.api_version = is("gpu-api") ? 3 : 2;
     void *(*init)(void);
     *(void **)&init = init_of(argv[1]);
     init();
@@ -280,7 +366,11 @@ int main(int argc, char **argv) {
     if (is("device-foreign") || is("no-gpu")) return 0;
     void **backends[GPUS] = {NULL, NULL};
     for (int d = 0; d < gpus(); d++) backends[d] = make(gpu_words[d], NULL);
-    backend = backends[0];
+    backend = backends[0], proven = true;
+    if (is("no-gpu-backend-1")) { /* the host's own affair */
+        CHECK(backend == NULL);
+        return 0;
+    }
     memcpy(&compute, &backend[13], sizeof compute);
     if (gpus() > 1) return spread(backends, compute);
 
@@ -310,6 +400,7 @@ int main(int argc, char **argv) {
         }
     }
     if (is("behind") && behind(&m) != 0) return 1;
+    if (is("moves") && moves(&m) != 0) return 1;
     if ((is("graphs") || is("graphs-parts")) && keeps(&m) != 0) return 1;
     note("end");
     if (is("not-freed")) return 0;

@@ -1,9 +1,10 @@
-// Makes one call fail that the library's own C, C++ and Go files make: the n-th allocation, look-up of a library, pipe or exit handler.
+// Makes one call fail that the library's own C, C++ and Go files make: the n-th allocation, look-up of a library or of a function, pipe
+// or exit handler.
 //
 // Linked into a library of its own (faults.sh) in the place of the real ones, so that nothing of the host's, of libstdc++'s start or of Go's
 // run-time is hit: the latter ends the process by design when it gets no memory or no thread.
 //
-//     LIM_FAULT=KIND:N     the N-th call of KIND (new, calloc, dlopen, pipe2, atexit) fails, once
+//     LIM_FAULT=KIND:N     the N-th call of KIND (new, calloc, dlopen, dlsym, pipe2, atexit) fails, once
 //     LIM_FAULT_COUNT=FILE at the process's end: a line for each kind with the number of its calls, and whether one has failed
 #include <atomic>
 #include <cerrno>
@@ -14,10 +15,11 @@
 
 namespace {
 
-constexpr const char *kKinds[] = {"new", "calloc", "dlopen", "pipe2", "atexit"};
+constexpr const char *kKinds[] = {"new", "calloc", "dlopen", "dlsym", "pipe2", "atexit"};
 enum { kNew,
        kCalloc,
        kDlopen,
+       kDlsym,
        kPipe2,
        kAtexit,
        kMost };
@@ -59,6 +61,7 @@ extern "C" {
 void *__real__Znwm(size_t n);
 void *__real_calloc(size_t n, size_t size);
 void *__real_dlopen(const char *path, int flags);
+void *__real_dlsym(void *handle, const char *name);
 int   __real_pipe2(int ends[2], int flags);
 int   __real_atexit(void (*run)());
 
@@ -68,6 +71,7 @@ void *__wrap__Znwm(size_t n) {
 }
 void *__wrap_calloc(size_t n, size_t size) { return fails(kCalloc) ? nullptr : __real_calloc(n, size); }
 void *__wrap_dlopen(const char *path, int flags) { return fails(kDlopen) ? nullptr : __real_dlopen(path, flags); }
+void *__wrap_dlsym(void *handle, const char *name) { return fails(kDlsym) ? nullptr : __real_dlsym(handle, name); }
 int   __wrap_pipe2(int ends[2], int flags) { return fails(kPipe2) ? errno = EMFILE, -1 : __real_pipe2(ends, flags); }
 int   __wrap_atexit(void (*run)()) { return fails(kAtexit) ? -1 : __real_atexit(run); }
 }

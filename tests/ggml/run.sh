@@ -8,9 +8,9 @@ library=${1:-$root/build/liblessismore.so}
 out=$root/build/ggml-test
 mkdir -p "$out"
 for host in fake_host fake_layers fake_cuda; do
-    ${CC:-cc} -std=c11 -Wall -Wextra -Werror -rdynamic -o "$out/$host" $host.c -ldl -lm
+    ${CC:-cc} -std=c11 -O2 -Wall -Wextra -Werror -rdynamic -o "$out/$host" $host.c -ldl -lm
 done
-${CC:-cc} -std=c11 -Wall -Wextra -Werror -DWITHOUT_GRAPHS -rdynamic -o "$out/fake_host_without_graphs" fake_host.c -ldl -lm
+${CC:-cc} -std=c11 -O2 -Wall -Wextra -Werror -DWITHOUT_GRAPHS -rdynamic -o "$out/fake_host_without_graphs" fake_host.c -ldl -lm
 ${CC:-cc} -O1 -Wall -Wextra -shared -fPIC -o "$out/libcuda.so.1" ../gpu/standin/standin.c -lpthread
 
 failed=0 passed=0
@@ -53,12 +53,36 @@ else
     passed=$((passed + 1))
 fi
 
+# Each declared word of each tensor that the proof makes.
+if text=$("$out/fake_host" "$library" fields 2>&1) && [ "$(echo "$text" | grep -o 'laid out in an unknown way: .*' | sort -u | wc -l)" = 11 ]; then
+    passed=$((passed + 1))
+else
+    fail "fields: $text"
+fi
+
 # The layout is right, and yet something is not what it is taken for.
 expect op-renumbered "inert: self-test, one token: layer 0, value 0: the host alone computes .*, with the library"
 expect heads-swapped "inert: self-test, one token: layer 0, value 0: the host alone computes .*, with the library"
 expect prompt-differs "inert: self-test, several tokens: layer 0, value 0: the host alone computes .*, with the library"
 expect divided-differs "loaded into ggml fake, API 2, mixed batches are left to the host: self-test, tokens of two sequences: layer 0, value 0: the host alone computes"
 expect no-threads "inert: .*no ggml_backend_set_n_threads"
+expect endless-ops "inert: .*no operation FLASH_ATTN_EXT"
+expect types-fewer "inert: .*numbers the element type bf16 otherwise"
+expect data-elsewhere "inert: .*tensors are laid out in an unknown way: data$"
+expect device-name "inert: .*CPU device is laid out in an unknown way: word 0, get_name, does not tell the device's name"
+expect device-data "inert: .*CPU device is laid out in an unknown way: word 0, get_name, is no function of the device's module"
+expect no-registry "inert: this host's CPU device has no registry"
+# The host has no memory, or fails, at each step of the proof; where only mixed batches are left, these stay with it.
+for n in 1 2 3; do expect no-context-$n "inert: this host refused memory for "; done # the next time it is right
+expect no-context-4 "loaded into ggml fake, API 2, mixed batches are left to the host: this host refused memory for the self-test"
+for n in 1 4; do expect compute-fails-$n "inert: self-test, .*: the host cannot compute it\$"; done
+for n in 2 3 5; do expect compute-fails-$n "inert: self-test, .*: the host cannot compute it with the library\$"; done
+expect compute-fails-6 "mixed batches are left to the host: self-test, tokens of two sequences: the host cannot compute it"
+expect computes-nan "inert: self-test, one token: the host computes no number for value 1"
+expect no-backend-1 "inert: this host's CPU device makes no backend"
+expect odd-backend-1 "inert: this host's CPU backend is laid out in an unknown way: function 1 is none of the backend's module"
+expect no-backend-2 ""
+expect odd-backend-2 "inert: this host's CPU backend is laid out in an unknown way: function 1 is none of the backend's module"
 host=fake_host_without_graphs
 expect without-graphs "inert: this host does not export ggml_graph_overhead, which the self-test needs"
 # Loaded before the host's CPU backend, twice, and again: it waits, and is loaded.
@@ -298,10 +322,52 @@ host computes attention1 to logits0" ] && [ "$(between 'step 310' 'step 311')" =
 else
     fail "gpu graphs, a replay fails: $(between 'step 309' 'step 311')"
 fi
+# What is queued is not computed once more, though nothing can be recorded behind it: it is waited for instead.
+gpu graphs "inert in this context: a stream bridge's end: CUDA_ERROR (700)" yes LIM_STANDIN_FAIL=cuEventRecord:700:24
+if [ "$(between 'step 309' 'step 310' | sed -n '/cuGraphLaunch/,$p' | grep -c -e '^host computes')$(between 'step 309' 'step 310' | grep -c StreamSynchronize)" = 01 ] &&
+    [ "$(between 'step 310' 'step 311' | grep -c '^host computes')$(between 'step 311' 'step 312')" = "2host computes qkv0 to logits0" ]; then
+    passed=$((passed + 1))
+else
+    fail "gpu graphs, a replay's end fails: $(between 'step 309' 'step 312')"
+fi
 for call in cuStreamBeginCapture_v2 cuStreamEndCapture cuGraphInstantiateWithFlags; do # in the self-test
     gpu graphs "engaged on stand-in" yes LIM_STANDIN_FAIL=$call:900
     counted "$call fails in the self-test" '"replayed_steps": 0,'
 done
+
+# A host's other ways to move something: a step is taken where all is known, and left whole where it is not.
+gpu moves "engaged on stand-in" yes
+awk '/^(at once|on the|by |before|rows|steps|another store|many|after)/ { if (name != "") print name ":", taken; name = $0; taken = 0 }
+     /^end/ { print name ":", taken } /^cuLaunchKernel.* mode 2/ { taken++ }' "$out/log" | uniq -c | sed 's/^ *//' > "$out/happened"
+if diff -u - "$out/happened" <<'EOF'
+1 at once: 2
+1 on the stream: 2
+1 by rows: 0
+1 by rows on the stream: 0
+1 by a copy: 0
+1 by a copy on the stream: 0
+1 by a refused copy on the stream: 0
+10 steps: 0
+10 steps: 2
+1 before a copy: 2
+1 rows copied: 0
+10 steps: 0
+10 steps: 2
+1 before another copy: 2
+1 another store's rows: 0
+10 steps: 0
+10 steps: 2
+1 before many changes: 2
+1 many changes: 0
+10 steps: 0
+10 steps: 2
+1 after all: 2
+EOF
+then
+    passed=$((passed + 1))
+else
+    fail "gpu moves"
+fi
 
 # Two streams of a store: one row each, whose slots are numbered through both.
 gpu streams "engaged on stand-in" yes
@@ -387,7 +453,49 @@ gpu no-gpu "this host has no CUDA device" no
 gpu device-foreign "CUDA devices are left alone: .*CUDA0 is laid out" no
 gpu no-event-functions "CUDA devices are left alone: this host's CUDA backend is laid out" no
 gpu no-events "CUDA devices are left alone: this host's CUDA backend has no events" no
-gpu view-wrong "CUDA devices are left alone: this host's graphs cannot be computed in parts" no
+for variant in view-wrong view-short view-others; do
+    gpu $variant "CUDA devices are left alone: this host's graphs cannot be computed in parts" no
+done
+# The self-test's backend is right, and then the host's own is not; or the other way round.
+for variant in no-event-1 no-event-2 no-event-3 no-event-4 event-moved event-empty; do
+    gpu $variant "CUDA devices are left alone: this host's CUDA backend has no events" no
+done
+for n in 1 2; do gpu odd-gpu-backend-$n "CUDA devices are left alone: this host's CUDA backend is laid out in an unknown way: function 14" no; done
+gpu async-foreign "CUDA devices are left alone: this host's CUDA backend is laid out in an unknown way: function 4" no
+for variant in function-foreign no-device; do gpu $variant "laid out in an unknown way: its device does not follow its functions" no; done
+for variant in device-null no-registry; do gpu $variant "this host has no CUDA device" no; done
+gpu gpu-api "this host's device CUDA0 is laid out in an unknown way: its registry is of another API version" no
+gpu no-gpu-backend-1 "loaded into ggml fake" no # the host's own affair
+gpu no-gpu-backend-2 "CUDA devices are left alone: the device makes no backend" no
+gpu no-context-6 "CUDA devices are left alone: this host refused memory for the self-test" no
+gpu no-buffer-3 "CUDA devices are left alone: this host refused memory for the self-test" no
+for n in 1 2 3 4; do gpu gpu-compute-fails-$n "CUDA devices are left alone: self-test: the host cannot compute a " no; done
+for n in 5 6; do # while it is found out what can be captured: nothing is
+    gpu gpu-compute-fails-$n "engaged on stand-in" yes
+    counted "gpu-compute-fails-$n: none is replayed" '"replayed_steps": 0,'
+done
+gpu no-2d-async "engaged on stand-in" yes
+gpu sound "engaged on stand-in" yes GGML_CUDA_GRAPH_OPT=0
+
+# Buffers whose functions are not what they are taken for. VARIANTS, what the log must say
+buffers() {
+    for variant in $1; do gpu "$variant" "CUDA devices are left alone: what this host moves to its GPU is not seen: $2" no; done
+}
+buffers "no-buffers" "the device has no buffers"
+buffers "no-buffer-1" "the device makes no buffer"
+buffers "no-buffer-2 buffers-differ freed-unseen" "its buffers are made and freed in an unknown way"
+buffers "no-context-5" "its buffers are laid out in an unknown way: this host refused memory for a trial"
+buffers "buffer-no-type buffer-few-functions" "its buffers are laid out in an unknown way: its type does not follow its functions"
+buffers "no-base tensor-refused-1 tensor-refused-2 tensor-no-buffer-1 tensor-no-buffer-2 tensor-elsewhere-1 tensor-elsewhere-2" \
+    "its buffers are laid out in an unknown way: a tensor in it does not tell its buffer"
+buffers "odd-set-0 odd-set-1 odd-set-2 odd-set-3 odd-set-4 calls-set-5" "its buffers are laid out in an unknown way: word 4 is not set_tensor"
+buffers "odd-get-0 odd-get-1 odd-get-2 odd-get-3 odd-get-4 calls-get-4" "its buffers are laid out in an unknown way: word 5 is not get_tensor"
+buffers "odd-memset-0 odd-memset-1 odd-memset-3 odd-memset-4 calls-memset-4" "its buffers are laid out in an unknown way: word 3 is not memset_tensor"
+buffers "odd-copy-0 odd-copy-1 odd-copy-2 calls-copy-4 calls-nothing" "its buffers are laid out in an unknown way: its cpy_tensor is not found"
+buffers "odd-clear-0 calls-clear-4 calls-clear-8" "its buffers are laid out in an unknown way: its clear is not found"
+buffers "odd-set_2d-0 odd-set_2d-1 odd-set_2d-2 odd-set_2d-3 odd-set_2d-4 calls-set_2d-3 calls-set_2d-8 calls-set_2d-9" \
+    "its buffers are laid out in an unknown way: its set_tensor_2d is not found"
+for variant in buffer-empty-word calls-set_2d-4; do gpu $variant "engaged on stand-in" yes; done # a place that is empty, and a host without uploads by rows
 # A model that is spread over devices: each chooses for its own layers, the later ones by their first.
 gpu spread "this device computes layers 5 to 8 of the model, the others are on another device: token sets are chosen on each" yes
 counted "a later part: its first layer chooses, three follow" '"tokens_attended": 1277,'

@@ -122,3 +122,52 @@ def test_signals_while_it_decodes(library):
     """,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_programs_that_children_become_in_mid_decode(library):
+    """fork() and exec() between two tokens: of another program, and of a host that loads the library again. Both hosts' texts are the same."""
+    run = python(
+        library,
+        """
+        def tokens(between=lambda n: None):
+            import llama_cpp, llama_cpp.llama_cpp as C
+            assert C._lib.ggml_backend_load(LIBRARY)
+            llm = llama_cpp.Llama(os.environ["MODEL"], n_ctx=2048, flash_attn=True, n_threads=1, n_threads_batch=1, verbose=False)
+            made = []
+            for n, token in enumerate(llm.generate([1] + [5, 6, 7, 8] * 60, temp=0.0, top_k=1)):
+                made.append(token)
+                between(n)
+                if n == 150:
+                    break
+            llm.close()
+            return made
+
+        if len(sys.argv) > 1:  # what a child has become
+            print(tokens())
+            sys.exit()
+
+        def become(n):
+            if n % 10 == 5:
+                child = os.fork()
+                if child == 0:
+                    os.execv("/bin/true", ["true"])
+                assert os.waitpid(child, 0)[1] == 0
+            if n == 70:
+                read, write = os.pipe()
+                child = os.fork()
+                if child == 0:
+                    os.dup2(write, 1)
+                    os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], "host"])
+                os.close(write)
+                with os.fdopen(read) as f:
+                    children.append(f.read().strip())
+                assert os.waitpid(child, 0)[1] == 0
+
+        children = []
+        alone = tokens()
+        assert tokens(become) == alone and children == [str(alone)], (alone, children)
+        print("lives")
+        """,
+    )
+    assert run.returncode == 0 and run.stdout.strip() == "lives", run.stderr[-2000:]
+    assert run.stderr.count("loaded into ggml") == 2 and "inert" not in run.stderr, run.stderr[-2000:]

@@ -53,15 +53,19 @@ func (d *Device) Captured(number int, before uintptr) error {
 	return d.bridge.Captured(number, before)
 }
 
-// Replay queues a recording between two events of the driver's, as Attend does with a node.
+// Replay queues a recording between two events of the driver's, as Attend does with a node. Once it is queued, no error may have the
+// host compute the step once more: parts of it have taken the place of what they were computed from.
 func (d *Device) Replay(number int, before, after uintptr) error {
 	err := d.begin(before)
 	if err == nil {
 		err = d.bridge.Replay(number)
 	}
-	if err == nil {
-		err = d.bridge.End(after)
-		d.layers.Counts.ReplayedSteps++
+	if err != nil {
+		return d.gone(oncuda.DeviceError(err))
 	}
-	return d.gone(oncuda.DeviceError(err))
+	d.layers.Counts.ReplayedSteps++
+	if err := d.bridge.End(after); err != nil {
+		_ = d.gone(oncuda.DeviceError(err)) // the last one, and waited for, as there is no event for the host to wait for
+	}
+	return nil
 }
