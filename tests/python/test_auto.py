@@ -292,7 +292,7 @@ def test_calibrate_for_a_target(kind, problems, cache, tmp_path):
         stats = lessismore.transformers.stats(ours)
         assert stats["layers_from"] == "profile" and stats["measured_steps"] == stats["alarms"] == 0
         with pytest.raises(lessismore.ArgumentError, match="quality 0.005 needs a profile"):
-            load("lessismore-untargeted", budget=64, quality=0.005)
+            solve(load("lessismore-untargeted", budget=64, quality=0.005), problems[1], 4)
 
 
 def test_choices_that_are_tried_are_the_best():
