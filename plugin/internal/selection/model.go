@@ -42,6 +42,8 @@ func MeasuredSteps(layers int) int {
 type Ablation struct {
 	Select int // the layer that chooses a token set; it attends to everything itself
 	Sparse int // the layer above it that attends to that set; -1: none does
+
+	Choice []int // instead of both: the selection layers, as if they were given
 }
 
 // Model is what the contexts of one model share: its measurement, and the choice that came of it. The

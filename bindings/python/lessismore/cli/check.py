@@ -66,9 +66,9 @@ def command(options: argparse.Namespace) -> int:
     text, source = _text(options.text)
     vocabulary = _vocabulary.of(options.model)
     settings = _options.chosen(options)
-    behind = _crew.settling(settings) + options.steps + 1
-    contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, behind)))
-    needed = contexts[-1] + behind
+    settle = _crew.settling(settings)
+    contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, options.steps, settle)))
+    needed = contexts[-1] + settle + options.steps + 1
     tokens = vocabulary.encode(text[: LETTERS * needed])
     if not tokens or not text.strip():
         raise ValueError(f"{source} is empty: there is nothing to read")
@@ -159,9 +159,9 @@ def _text(path: Optional[str]) -> tuple[str, str]:
             raise ValueError(f"{path} is no text: {e.reason} at byte {e.start} (UTF-8 is expected)") from None
 
 
-def _contexts(trained: Optional[int], behind: int) -> list[int]:
+def _contexts(trained: Optional[int], steps: int, settle: int = _crew.settling({})) -> list[int]:
     """Where nobody says: a common length, and as far as the model goes."""
-    far = min(LONGEST, (trained or CONTEXT * 2) - behind) // 256 * 256
+    far = min(LONGEST, (trained or CONTEXT * 2) - steps - settle - 1) // 256 * 256
     if far < 256:
         raise ValueError(f"the model was trained for {trained} tokens: --contexts and --steps have to say what to try")
     return [CONTEXT, far] if far > CONTEXT else [far]
