@@ -30,7 +30,9 @@ def short():
     return table.Task(FOLDER, 10)
 
 
-@pytest.mark.parametrize("key", ["full", "lim", "lim-mass", "tidal", "quest", "seer", "window", "oracle"])
+@pytest.mark.parametrize(
+    "key", ["full", "lim", "lim-mass", "tidal", "quest", "quest-spread", "delta", "twilight", "seer", "window", "oracle"]
+)
 def test_one_pass_decides_free_running(short, key):
     comparison = table.Comparison(short, [2, 9], range(20, 22), range(40, 41))
     (row,) = (row for row in table.rows([2, 9]) if row.key == key)

@@ -40,6 +40,12 @@ def softmax(x):
     return [v / sum(e) for v in e]
 
 
+def four_bits(key):
+    """A key whose channels are the nearest of 16 values between its least and its largest."""
+    step = (key.max() - key.min()) / 15
+    return np.array([key.min() + round((x - key.min()) / step) * step for x in key])
+
+
 def best(got, scores, count):
     """Whether got are the `count` best, as far as float32 can tell. scores: a list, or {what: score}."""
     scores = dict(enumerate(scores)) if isinstance(scores, list) else scores
@@ -104,6 +110,42 @@ def test_tidal_by_hand():
     assert chosen(tidal.choose(Rows(5, a.query, a.key, a.first)), a) == {(0, 0, 0): [0, 2]}
 
 
+def test_delta_by_hand():
+    # Five pages of 16 and one token; of four pages two are the newest, whatever they weigh.
+    line = [0.0] * 16 + [0.0] * 15 + [9.0] + [1.0] * 16 + [0.0] * 32 + [0.0]
+    r, delta = one(line), methods.Delta(64, (2, 4))
+    assert delta.choose(Rows(1, r.query, r.key, r.first)) is None
+    assert delta.choose(r) is None  # it chooses, and attends to everything
+    (got,) = chosen(delta.choose(Rows(3, r.query, r.key, r.first)), r).values()
+    assert got == [*range(16, 48), *range(64, 81)]
+    assert delta.choose(Rows(4, r.query, r.key, r.first)) is None
+    loud = np.array([[[[1.0]], [[-1.0]]]], np.float32)  # two heads: the one that is surer of a token counts
+    r = Rows(2, loud, np.array([-8.0] + [0.0] * 15 + [4.0] + [0.0] * 47, np.float32).reshape(1, -1, 1), 63)
+    delta = methods.Delta(32, (2,))
+    delta.choose(r)
+    (got,) = set(map(tuple, chosen(delta.choose(Rows(3, r.query, r.key, r.first)), r).values()))
+    assert got == (*range(16), *range(48, 64))
+
+
+def test_quest_by_mean_and_deviation_by_hand():
+    # One large key among 16 of the other kind is seldom what its page is about; the first page is there all the same.
+    line = [0.0] * 16 + [-3.0] * 15 + [5.0] + [2.0] * 16 + [1.0, 3.0] * 8 + [0.0] * 3
+    r = one(line)
+    (got,) = chosen(methods.QuestSpread(48).choose(r), r).values()
+    assert got == [*range(16), *range(48, 67)]  # 2 + 1 is more than 2 + 0
+    (got,) = chosen(methods.Quest(48).choose(r), r).values()
+    assert got == [*range(16, 32), *range(48, 67)]
+
+
+def test_twilight_by_hand():
+    r = one(np.log([0.5, 0.05, 0.3, 0.15]))
+    for p, want in ((0.45, [0]), (0.75, [0, 2]), (0.9, [0, 2, 3]), (0.9999, [0, 1, 2, 3])):
+        assert np.flatnonzero(methods.fewest(methods.softmax(r.logits), p)).tolist() == want
+    # Keys of one channel are their own offset: nothing is rounded.
+    assert chosen(methods.Twilight(2, 0.75).choose(r), r) == {(0, 0, 0): [0, 2]}
+    assert methods.Twilight(2, 0.75).choose(Rows(1, r.query, r.key, r.first)) is None
+
+
 def test_kascade_by_hand():
     # Two KV heads of one query head; layer 2 takes the sets of the other head.
     plan = kascade.Plan((0, 1), ((0, 1), (0, 1), (1, 0)))
@@ -126,20 +168,27 @@ BUDGETS = [1, 16, 64, 128]
 @pytest.mark.parametrize("first, m", SHAPES)
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_against_loops(rng, first, m, budget):
+    share = float(rng.uniform(0.3, 0.99))
+    delta = methods.Delta(budget, (2,))
     anchors = kascade.Plan((0, 2), ((0, 1), (0, 1), (0, 1), (1, 1)))
     r = {layer: rows(rng, layer, first, m) for layer in (2, 3)}
     tidal, kas = methods.TidalDecode(budget, (2,)), methods.Kascade(budget, anchors)
     tidal.choose(r[2])
+    delta.choose(r[2])
     got = {
         "window": methods.Window(budget).choose(r[3]),
         "oracle": methods.Oracle(budget).choose(r[3]),
         "tidal": tidal.choose(r[3]),
         "quest": methods.Quest(budget).choose(r[3]),
+        "spread": methods.QuestSpread(budget).choose(r[3]),
+        "delta": delta.choose(r[3]),
+        "twilight": methods.Twilight(budget, share).choose(r[3]),
         "seer": methods.Seer(budget).choose(r[3]),
         "anchor": kas.choose(r[2]),
         "kascade": kas.choose(r[3]),
     }
     got = {name: chosen(mask, r[3]) for name, mask in got.items()}
+    rough = [[four_bits(k.astype(float)) for k in r[3].key[g]] for g in range(KV_HEADS)]
     for g, h, i in np.ndindex(KV_HEADS, GROUP, m):
         n, at = first + i + 1, (g, h, i)
         x = logits(r[3], g, h, i)
@@ -153,6 +202,34 @@ def test_against_loops(rng, first, m, budget):
             bounds[p] = sum(max(q[d] * k[:, d].min(), q[d] * k[:, d].max()) for d in range(DIM))
         pages = parts(got["quest"][at], 16, n - 1)
         assert pages[-1] == current and best(pages[:-1], bounds, max(3, budget // 16) - 1)
+
+        spreads, allowed = {}, max(3, budget // 16) - 1
+        for p in range(current):
+            k = r[3].key[g, 16 * p : 16 * p + 16].astype(float)
+            mean = [sum(k[:, d]) / 16 for d in range(DIM)]
+            deviation = [math.sqrt(sum((x - mean[d]) ** 2 for x in k[:, d]) / 16) for d in range(DIM)]
+            spreads[p] = sum(q[d] * mean[d] + abs(q[d]) * deviation[d] for d in range(DIM))
+        always = {0, *(current - back for back in range(1, min(16, allowed // 4)))} & set(spreads)
+        pages = parts(got["spread"][at], 16, n - 1)
+        assert pages[-1] == current and always <= set(pages)
+        rest = {p: s for p, s in spreads.items() if p not in always}
+        assert best([p for p in pages[:-1] if p not in always], rest, max(0, allowed - len(always)))
+
+        all_heads = [softmax(logits(r[2], kv, j, i)) for kv in range(KV_HEADS) for j in range(GROUP)]
+        weight = [max(p[t] for p in all_heads) for t in range(n)]
+        sums = {p: sum(weight[16 * p : 16 * p + 16]) for p in range(current + 1)}
+        allowed = max(1, budget // 16)
+        newest = {p for p in sums if p > current - max(1, min(8, allowed // 2))}
+        pages = parts(got["delta"][at], 16, n - 1)
+        assert newest <= set(pages) and len(pages) == min(allowed, current + 1)
+        rest = {p: s for p, s in sums.items() if p not in newest}
+        assert best([p for p in pages if p not in newest], rest, allowed - len(newest))
+
+        p = softmax([float(q @ rough[g][t]) / math.sqrt(DIM) for t in range(n)])
+        kept = [p[t] for t in got["twilight"][at]]
+        left = sorted(set(p) - set(kept))
+        assert sum(kept) >= share - 1e-4 and (sum(kept) - min(kept) < share + 1e-4 or len(kept) == n)
+        assert min(kept) >= max(left, default=0) - 1e-6
 
         heads = [softmax(logits(r[3], g, j, i)) for j in range(GROUP)]
         last, allowed = (n - 1) // 64, max(1, budget // 64)

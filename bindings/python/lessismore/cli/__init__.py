@@ -1,4 +1,4 @@
-"""The command line: `lessismore doctor`, `run`, `demo`, `bench`, `check`, `calibrate`, `compare`, `report`.
+"""The command line: `lessismore doctor`, `run`, `demo`, `bench`, `check`, `calibrate`, `compare`, `eval`, `report`.
 
 Exit codes: 0 done; 1 it failed, with one line on standard error; 2 wrong arguments; 3 it ran, but the library took
 no part; 4 `check` found a larger loss than --max-kl allows; 130 interrupted. With --json standard output is one JSON value and nothing else.
@@ -12,7 +12,7 @@ from typing import Optional, Sequence
 
 from .._errors import Error
 from .._version import __version__
-from . import _exit, bench, calibrate, check, compare, demo, doctor, report, run
+from . import _exit, bench, calibrate, check, compare, demo, doctor, eval, report, run
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="lessismore", description="Sparse decode attention for long reasoning.")
     parser.add_argument("--version", action="version", version=f"lessismore {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (doctor, run, demo, bench, check, calibrate, compare, report):
+    for command in (doctor, run, demo, bench, check, calibrate, compare, eval, report):
         name = command.__name__.rpartition(".")[2]
         assert command.__doc__
         line = command.__doc__.splitlines()[0]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Sequence, Union
+from typing import TYPE_CHECKING, Sequence, Union
 
 from . import _vocabulary
+
+if TYPE_CHECKING:
+    from ._crew import Member
 
 NAMES = (
     "Amara Bruno Celia Dmitri Elif Farid Greta Hamid Ingrid Jorge Katya Liam Maren Nadia Oscar Priya Quentin Rosa "
     "Soren Tessa Umar Viola Wanda Xavier Yusuf Zelda"
 ).split()
 FACT = "\n\nThe secret number of {} is {}.\n\n"
+TWICE = "\n\nThe secret number of {0} is {1}. Again: the secret number of {0} is {1}.\n\n"  # for models that miss what is said once
 QUESTION = "\n\nThe secret number of {} is"
 LINE = 64  # tokens that a fact moves at most, to stand behind a line
 MOST = len(NAMES)
@@ -26,14 +30,14 @@ class Needle:
     answer: list[int]
 
 
-def draw(vocabulary: Union[_vocabulary.GGUF, _vocabulary.Transformers], count: int, seed: int) -> list[Needle]:
+def draw(vocabulary: Union[_vocabulary.GGUF, _vocabulary.Transformers], count: int, seed: int, said: str = FACT) -> list[Needle]:
     """So many of them, evenly deep; none where the vocabulary cannot write them."""
     chance = random.Random(seed)
     names = chance.sample(NAMES, count)
     found = []
     for i, name in enumerate(names):
         number = str(chance.randrange(100, 1000))
-        fact = vocabulary.encode(FACT.format(name, number), False)
+        fact = vocabulary.encode(said.format(name, number), False)
         if f"{name} is {number}." not in vocabulary.decode(fact):
             return []
         asked = vocabulary.encode(QUESTION.format(name), False)
@@ -59,3 +63,16 @@ def weave(
         out += [*tokens[done:at], *needle.fact]
         done = at
     return [*out, *tokens[done:own]], own
+
+
+def known(member: Member, needles: Sequence[Needle]) -> list[bool]:
+    """Which facts it knows to the last token, each question behind the same text; in the order of their depths."""
+    found = []
+    for needle in needles:
+        place = member.place()
+        told = [*needle.question, *needle.answer]
+        _, logits = member.walk(told[:-1])
+        best = logits[len(needle.question) - 1 :].argmax(-1)
+        found.append(best.tolist() == needle.answer)
+        member.back(place)
+    return found

@@ -26,13 +26,12 @@ import numpy.typing as npt
 
 from .. import _files
 from .._version import __version__
-from . import _cpu, _crew, _exit, _loss, _needles, _options, _show, _verdict, _vocabulary
+from . import _cpu, _crew, _exit, _loss, _needles, _options, _show, _source, _verdict, _vocabulary
 from ._crew import FULL, HOST, Name
 
 CONTEXT = 4096  # the first one, where none is asked for
 LONGEST = 16384  # the second one at most
 PIECE = 16  # tokens of a turn
-LETTERS = 32  # of a text, for each token that is needed: enough for any tokenizer
 SEED = 1
 READING = 0.125  # what a token of a context costs, in decode steps
 
@@ -63,19 +62,14 @@ def command(options: argparse.Namespace) -> int:
     if options.needles > _needles.MOST:
         raise ValueError(f"--needles {options.needles}: at most {_needles.MOST} are possible")
     budgets = sorted(set(options.budgets))
-    text, source = _text(options.text)
+    text, source = _source.text(options.text)
     vocabulary = _vocabulary.of(options.model)
     settings = _options.chosen(options)
     settle = _crew.settling(settings)
     contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, options.steps, settle)))
-    needed = contexts[-1] + settle + options.steps + 1
-    tokens = vocabulary.encode(text[: LETTERS * needed])
-    if not tokens or not text.strip():
-        raise ValueError(f"{source} is empty: there is nothing to read")
-    if len(tokens) < needed:
-        raise ValueError(
-            f"{source} has {len(tokens)} tokens; a context of {contexts[-1]} needs {needed}: a longer --text, or shorter --contexts"
-        )
+    behind = settle + options.steps + 1
+    needed = contexts[-1] + behind
+    tokens = _source.tokens(vocabulary, text, source, contexts[-1], behind)
     needles = _needles.draw(vocabulary, options.needles, options.seed)
     notes = []
     if vocabulary.trained and needed > vocabulary.trained:
@@ -142,23 +136,6 @@ def _code(report: dict[str, Any], most: Optional[float]) -> int:
     return _exit.LOST
 
 
-def _text(path: Optional[str]) -> tuple[str, str]:
-    """The text, and its name."""
-    if path is None:
-        try:
-            from pydoc_data.topics import topics
-        except ImportError:  # a Python that was packed without it
-            raise ValueError("this Python has no documentation of its own: --text names a text") from None
-        return "\n\n".join(topics[name] for name in sorted(topics)), "Python's documentation"
-    if path == "-":
-        return sys.stdin.read(), "standard input"
-    with open(path, encoding="utf-8") as f:
-        try:
-            return f.read(), path
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{path} is no text: {e.reason} at byte {e.start} (UTF-8 is expected)") from None
-
-
 def _contexts(trained: Optional[int], steps: int, settle: int = _crew.settling({})) -> list[int]:
     """Where nobody says: a common length, and as far as the model goes."""
     far = min(LONGEST, (trained or CONTEXT * 2) - steps - settle - 1) // 256 * 256
@@ -206,25 +183,12 @@ def _measure(
     known: dict[Name, list[bool]] = {name: [] for name in crew.members}
     for name, member in crew.members.items() if needles else ():
         progress(f"{context} tokens: asking for {len(needles)} facts")
-        known[name] = _ask(member, needles)
+        known[name] = _needles.known(member, needles)
     results = []
     for name in crew.members:
         more = _counted(before[name], after[name]) if name in before else {"engaged": None, "attended": 1.0}
         results.append({**tally.result(name), "facts": known[name], **more})
     return {"context": context, "from": context + settled, "steps": steps, "baseline": tally.baseline(), "results": results}
-
-
-def _ask(member: _crew.Member, needles: list[_needles.Needle]) -> list[bool]:
-    """Which facts it knows to the last token, each question behind the same text; in the order of their depths."""
-    known = []
-    for needle in needles:
-        place = member.place()
-        told = [*needle.question, *needle.answer]
-        _, logits = member.walk(told[:-1])
-        best = logits[len(needle.question) - 1 :].argmax(-1)
-        known.append(best.tolist() == needle.answer)
-        member.back(place)
-    return known
 
 
 def _counted(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,13 @@
-"""Compare LessIsMore with its peers on a task with one right answer: exact answers, and what was read for them.
+"""Compare LessIsMore with its peers: on a model and a text, or on a task with one right answer.
 
-Full attention, this library (layers given, found by itself, policies, interval), TidalDecode, Quest, Kascade,
-SeerAttention-R with an oracle for its gate, a window and a per-head oracle, at equal token budgets. What the rows
-mean is told by lessismore.compare. A run writes each row to --out when it is done, and goes on from there.
+A GGUF file or the folder of a transformers model (Llama, Qwen2, Qwen3) goes on with a text behind a long context; what each
+method says comes next is held against full attention, with equal tokens and with equal bytes, and facts that were hidden
+in the context are asked for. A folder with a task (task.py, which is imported) has problems solved: exact answers, and
+what was read for them.
+
+Full attention, this library, TidalDecode, Quest, DELTA, Kascade, Twilight, SeerAttention-R with an oracle for its gate, a
+window and a per-head oracle. What the rows mean is told by docs/comparison.md and lessismore.compare. A run writes each
+row to --out when it is done, and goes on from there.
 """
 
 from __future__ import annotations
@@ -19,29 +24,46 @@ from typing import Any, Optional
 
 from .. import _files
 from .._version import __version__
-from . import _cpu, _exit, _llama, _options, _show
+from . import _cpu, _exit, _llama, _options, _peers, _show, _source
 
 CALIBRATION = 4
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="model and task, such as tests/data/reasoner; its task.py is imported")
-    parser.add_argument("--problems", type=_options.positive, default=30, help="default 30")
-    parser.add_argument("--seed", type=int, default=7000, help="of the first problem (default 7000)")
-    parser.add_argument("--calibration-seed", type=int, default=4000, help=f"of {CALIBRATION} others (default 4000)")
-    parser.add_argument("--steps", type=_options.positive, help="of a problem (default: as many as the model takes)")
-    parser.add_argument("--budgets", type=_options.positives, default=[64, 128, 256], help="default 64,128,256")
-    parser.add_argument("--layers", type=_options.numbers, default=[2, 9], help="for methods that are told (2,9)")
-    parser.add_argument("--anchors", type=_options.numbers, help="Kascade's, from 0 (default: by its calibration)")
-    parser.add_argument("--methods", type=lambda text: text.split(","), help="such as lim,quest (default: all)")
+    parser.add_argument("model", help="GGUF file, folder of a transformers model, or of a task, such as tests/data/reasoner")
+    parser.add_argument("--budgets", type=_options.positives, help="default 512,1024; of a task 64,128,256")
+    parser.add_argument("--layers", type=_options.numbers, help="of a further row; of a task: for methods that are told (2,9)")
+    parser.add_argument("--methods", type=lambda text: text.split(","), help="such as lim-auto,quest (default: all)")
     parser.add_argument("--out", metavar="FILE", help="the results as JSON; rows that are in it are kept")
+    text = parser.add_argument_group("on a text")
+    text.add_argument("--text", metavar="FILE", help=_source.OPTION)
+    text.add_argument("--contexts", type=_options.positives, help="tokens (default 4096)")
+    text.add_argument("--needles", type=_options.count, default=6, help="facts to hide in each context (default 6)")
+    text.add_argument("--threads", type=_options.positive, default=_options.cpus(), help="of the host (default: one per CPU)")
+    text.add_argument("--plot", metavar="FILE", help="a picture (needs matplotlib)")
+    both = parser.add_argument_group("on either")
+    both.add_argument("--steps", type=_options.positive, help="tokens behind a context (256), or steps of a problem (all that fit)")
+    both.add_argument("--seed", type=int, help="of the facts (1), or of the first problem (7000)")
+    task = parser.add_argument_group("on a task")
+    task.add_argument("--problems", type=_options.positive, default=30, help="default 30")
+    task.add_argument("--calibration-seed", type=int, default=4000, help=f"of {CALIBRATION} others (default 4000)")
+    task.add_argument("--anchors", type=_options.numbers, help="Kascade's, from 0 (default: by its calibration)")
 
 
 def command(options: argparse.Namespace) -> int:
     """Computes what is missing, prints the table. Returns the exit code."""
+    if os.path.exists(os.path.join(options.model, "task.py")):
+        return _task(options)
+    options.steps, options.seed = options.steps or 256, 1 if options.seed is None else options.seed
+    return _peers.command(options)
+
+
+def _task(options: argparse.Namespace) -> int:
     from ..compare import table
 
     start = time.monotonic()
+    options.seed = 7000 if options.seed is None else options.seed
+    options.budgets, options.layers = options.budgets or [64, 128, 256], options.layers or [2, 9]
     known = table.rows(options.layers, options.anchors)
     wanted = options.methods or [row.key for row in known]
     if unknown := set(wanted) - {row.key for row in known}:
@@ -55,7 +77,7 @@ def command(options: argparse.Namespace) -> int:
         _llama.host()
     if options.out:
         _files.check(options.out)
-    task = table.Task(pathlib.Path(options.folder), options.steps)
+    task = table.Task(pathlib.Path(options.model), options.steps)
     for name, given in (("layers", options.layers), ("anchors", options.anchors or [0])):
         if sorted(set(given)) != given or not 0 <= given[0] <= given[-1] < task.model.layers:
             raise ValueError(f"--{name} {','.join(map(str, given))}: ascending, of 0 to {task.model.layers - 1}")

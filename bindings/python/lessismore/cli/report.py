@@ -45,7 +45,9 @@ def command(options: argparse.Namespace) -> int:
         else:
             raise ValueError(f"{path} is neither statistics of this library nor a profile")
     checked = _results(options.check, "check", {"contexts", "made", "verdict"})
-    compared = _results(options.compare, "compare", {"methods", "results", "task"})
+    compared = _results(options.compare, "compare", {"methods"})
+    if compared is not None and not {"results", "task"} <= set(compared):
+        raise ValueError(f"{options.compare} is a comparison on a text: `lessismore compare --plot` draws it")
     page, shown = build(options.title, runs, profiles, checked, compared)
     _files.write(options.output, page.encode(), alike=ALIKE)
     if options.json:

@@ -1,4 +1,6 @@
-"""Sparse attention methods side by side on one task with one right answer.
+"""Sparse attention methods side by side: on one task with one right answer (table.py), or on a text (text.py).
+
+What follows is the task; for what --json prints of a text see lessismore.cli._peers and docs/comparison.md.
 
 Full attention, LessIsMore as this library computes it, and its peers by their published rules, at equal token
 budgets. `lessismore compare FOLDER` is the command; the folder holds a small Qwen3 model (config.json,
@@ -46,6 +48,8 @@ A result:
                         steps, worst head; 0 where a layer attends to everything
     right_problems      for each problem 1 or 0
     library             for rows by the library: what its statistics say (layers, measured and audited steps, alarms)
-    plan                of Kascade: anchors, and for each layer and KV head whose set of the anchor it takes
+    tokens              tokens that a head attends to, mean of the sparse layers
+    plan                of Kascade: anchors, and for each layer and KV head whose set of the anchor it takes; of DELTA: layers; of
+                        Twilight: p
     seconds             that this row took
 """

@@ -8,7 +8,7 @@ from typing import Optional, Sequence
 import numpy as np
 
 from .methods import Full, Rows, best, pooled
-from .model import Array
+from .weights import Array
 
 EVERY = 16  # queries of the calibration problems
 

@@ -10,7 +10,8 @@ from typing import Any, Iterator, Optional, Sequence
 import numpy as np
 
 from .methods import Full, Method, Rows, best, softmax
-from .model import Array, Cache, Model
+from .model import Cache, Model
+from .weights import Array
 
 CHUNK = 128  # queries that are computed at once
 EVERY = 8  # of the queries, those whose loss is measured
@@ -24,7 +25,7 @@ class Problem:
     step: list[int]  # of each of them, the step of the chain that it belongs to
 
 
-def interval(solved: int, of: int) -> list[float]:
+def interval(solved: float, of: int) -> list[float]:
     """Wilson's 95 % interval of a share."""
     z, p = 1.959964, solved / of
     middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
@@ -77,12 +78,12 @@ class Prepared:
 class Counts:
     """What a method attends to and reads; attach it to a method and run forced()."""
 
-    def __init__(self, model: Model, method: Method) -> None:
-        self.method = method
+    def __init__(self, model: Model, method: Method, losses: bool = True) -> None:
+        self.method, self._losses = method, losses
         shape = (model.layers, model.heads)
         self.visible = self.attended = self.read = 0.0
         self.rows, self.most = 0, 0
-        self.distinct = self.distinct_rows = 0.0
+        self.tokens = self.distinct = self.distinct_rows = 0.0
         self.loss, self.loss_rows = np.zeros(shape), 0
         self._on = True
         method.seen = self._seen  # type: ignore[method-assign]
@@ -106,7 +107,9 @@ class Counts:
             self.read += visible
             return
         count = np.count_nonzero(mask, -1)
-        self.attended += float(count.mean((0, 1)).sum())
+        attended = float(count.mean((0, 1)).sum())
+        self.attended += attended
+        self.tokens += attended
         self.most = max(self.most, int(count.max()))
         distinct = mask.any(1).sum(-1).mean(0)
         scanned = self.method.scanned(rows.layer)
@@ -114,7 +117,7 @@ class Counts:
         self.read += float((keys + distinct).sum()) / 2
         self.distinct += float(distinct.sum())
         self.distinct_rows += rows.m
-        if not len(which):
+        if not len(which) or not self._losses:
             return
         p = softmax(rows.some(which).logits)
         own = (p * best(p, self.method.budget)).sum(-1)
@@ -124,6 +127,7 @@ class Counts:
     def result(self) -> dict[str, Any]:
         return {
             "attended": self.attended / self.visible,
+            "tokens": self.tokens / self.distinct_rows if self.distinct_rows else None,
             "read": self.read / self.visible,
             "distinct": self.distinct / self.distinct_rows if self.distinct_rows else None,
             "most_attended": self.most or None,

@@ -10,9 +10,10 @@ from typing import Any, Optional, Sequence
 
 import numpy as np
 
-from .model import Array
+from .weights import Array
 
 PAGE, BLOCK = 16, 64
+FAR = np.float32(1e30)  # no logit is as large
 
 
 class Rows:
@@ -49,7 +50,8 @@ class _Some(Rows):
 
 
 def softmax(logits: Array) -> Array:
-    p: Array = np.exp(logits - logits.max(-1, keepdims=True))
+    p: Array = logits - logits.max(-1, keepdims=True)
+    np.exp(p, out=p)
     p /= p.sum(-1, keepdims=True)
     return p
 
@@ -63,8 +65,14 @@ def pooled(rows: Rows) -> Array:
 
 def attention(rows: Rows, value: Array, mask: Optional[Array]) -> Array:
     """Softmax over the tokens of a set."""
-    logits = rows.logits if mask is None else np.where(mask, rows.logits, np.float32(-np.inf))
-    p = np.exp(logits - logits.max(-1, keepdims=True))
+    logits = rows.logits
+    if mask is not None:  # far below whatever is in the set; np.where() takes several times as long
+        hidden = mask.astype(np.float32)
+        hidden -= 1
+        hidden *= FAR
+        logits = logits + hidden
+    p = logits - logits.max(-1, keepdims=True)
+    np.exp(p, out=p)
     total = p.sum(-1, keepdims=True)
     kv_heads, group, m, n = p.shape
     out: Array = (p.reshape(kv_heads, group * m, n) @ value).reshape(kv_heads, group, m, -1) / total
@@ -85,6 +93,15 @@ def best(scores: Array, count: int) -> Array:
         tied = scores[many] == limit[many]
         spare = count - np.count_nonzero(rows & ~tied, -1)[:, None]
         mask[many] = rows & (~tied | (np.cumsum(tied, -1) <= spare))
+    return mask
+
+
+def fewest(shares: Array, least: float) -> Array:
+    """Mask of the fewest of the last axis that come to `least` of 1; of equal ones, all."""
+    ranked = np.sort(shares, -1)[..., ::-1]
+    sums = np.cumsum(ranked, -1, dtype=np.float64)
+    count = np.minimum((sums < least).sum(-1, keepdims=True), shares.shape[-1] - 1)
+    mask: Array = (shares >= np.take_along_axis(ranked, count, -1)) & (shares > 0)
     return mask
 
 
@@ -169,20 +186,102 @@ class Quest(Method):
         kv_heads, group, m, dim = rows.query.shape
         full = rows.n // PAGE
         pages = rows.key[:, : full * PAGE].reshape(kv_heads, full, PAGE, dim)
-        query = rows.query.reshape(kv_heads, group * m, dim)
-        bound = np.maximum(query, 0) @ pages.max(2).transpose(0, 2, 1)
-        bound += np.minimum(query, 0) @ pages.min(2).transpose(0, 2, 1)
-        bound = bound.reshape(kv_heads, group, m, full)
+        bound = self.scores(rows.query.reshape(kv_heads, group * m, dim), pages).reshape(kv_heads, group, m, full)
         current = (rows.visible - 1) // PAGE
-        bound[..., np.arange(full) >= current[:, None]] = -np.inf
+        page, allowed = np.arange(full), max(3, self.budget // PAGE) - 1
+        bound[..., self.kept(page, current[:, None], allowed)] = np.inf
+        bound[..., page >= current[:, None]] = -np.inf
         chosen = np.zeros((kv_heads, group, m, -(-rows.n // PAGE)), bool)
-        chosen[..., :full] = best(bound, max(3, self.budget // PAGE) - 1)
+        chosen[..., :full] = best(bound, allowed)
         chosen[:, :, np.arange(m), current] = True
         mask = np.repeat(chosen, PAGE, -1)[..., : rows.n]
         return mask & (np.arange(rows.n) < rows.visible[:, None])
 
+    def kept(self, page: Array, current: Array, allowed: int) -> Array:
+        """Pages that are chosen whatever their score, besides the current one."""
+        none: Array = page < np.zeros_like(current)
+        return none
+
+    def scores(self, query: Array, pages: Array) -> Array:
+        """[kv_heads, queries, pages]: what a query expects of each page's keys."""
+        bound: Array = np.maximum(query, 0) @ pages.max(2).transpose(0, 2, 1)
+        bound += np.minimum(query, 0) @ pages.min(2).transpose(0, 2, 1)
+        return bound
+
     def scanned(self, layer: int) -> float:
         return 2 / PAGE if layer >= self.dense else 0.0
+
+
+class QuestSpread(Quest):
+    """Quest, but a page's score is the logit of its keys' mean and, added, what a standard deviation of each channel makes.
+    The first page and the newest ones are always chosen: in a mean, the first token is one of 16."""
+
+    newest = 16  # pages, but no more than a quarter
+
+    def kept(self, page: Array, current: Array, allowed: int) -> Array:
+        kept: Array = (page == 0) | (page >= current - min(self.newest, allowed // 4) + 1)
+        return kept
+
+    def scores(self, query: Array, pages: Array) -> Array:
+        mean: Array = query @ pages.mean(2).transpose(0, 2, 1)
+        mean += np.abs(query) @ pages.std(2).transpose(0, 2, 1)
+        return mean
+
+
+class Delta(Method):
+    """Layers below the first of `layers` and these attend to everything; there pages of 16 tokens are chosen for all heads,
+    by the largest softmax that any head gives a token, summed over the page, the newest pages among them. The other layers
+    attend to the last choice."""
+
+    recent = 8  # pages that are kept in any case
+
+    def __init__(self, budget: int, layers: Sequence[int]) -> None:
+        super().__init__(budget)
+        self.layers = tuple(layers)
+        self._set: Optional[Array] = None
+
+    def choose(self, rows: Rows) -> Optional[Array]:
+        if rows.layer in self.layers:
+            self._set = self._chosen(rows)
+        return None if rows.layer <= self.layers[0] or rows.layer in self.layers else self._set
+
+    def _chosen(self, rows: Rows) -> Array:
+        count = -(-rows.n // PAGE)
+        most = np.zeros((rows.m, count * PAGE), np.float32)
+        most[:, : rows.n] = softmax(rows.logits).max((0, 1))
+        score = most.reshape(rows.m, count, PAGE).sum(-1)
+        allowed = max(1, self.budget // PAGE)
+        page, last = np.arange(count), (rows.visible[:, None] - 1) // PAGE
+        score[page > last - max(1, min(self.recent, allowed // 2))] = np.inf
+        score[page > last] = -np.inf
+        mask = np.repeat(best(score, allowed), PAGE, -1)[:, : rows.n]
+        return (mask & (np.arange(rows.n) < rows.visible[:, None]))[None, None]
+
+
+class Twilight(Method):
+    """Per query head the fewest tokens whose softmax comes to a share p, by keys of 4 bits. How many they are is left to
+    the head: budget is what p was found for."""
+
+    dense = 2
+
+    def __init__(self, budget: int, p: float) -> None:
+        super().__init__(budget)
+        self.p = p
+        self._bits = 0.0
+
+    def choose(self, rows: Rows) -> Optional[Array]:
+        self._bits = 4 / 16 + 2 / rows.query.shape[3]  # of each key in 16 bits; its scale and offset are 16 bits each
+        if rows.layer < self.dense:
+            return None
+        low = rows.key.min(-1, keepdims=True)
+        step = np.maximum((rows.key.max(-1, keepdims=True) - low) / 15, np.float32(1e-12))
+        rough = Rows(rows.layer, rows.query, low + np.rint((rows.key - low) / step) * step, rows.first)
+        rough.visible = rows.visible
+        p = softmax(rough.logits)
+        return fewest(p, self.p) & (rows.logits > -np.inf)
+
+    def scanned(self, layer: int) -> float:
+        return self._bits if layer >= self.dense else 0.0
 
 
 class Seer(Method):

@@ -9,7 +9,7 @@ import numpy as np
 from ..decoder import Decoder
 from ..engine import Engine
 from .methods import Method, Rows
-from .model import Array
+from .weights import Array
 
 
 class Library(Method):
@@ -17,13 +17,13 @@ class Library(Method):
 
     def __init__(self, budget: int, layers: Sequence[int], policy: str, model_layers: int) -> None:
         super().__init__(budget)
-        self._layers = tuple(layers)
+        self.layers = tuple(layers)
         self._engine = Engine(model_layers, budget=budget, layers=layers, policy=policy, n_threads=1)
         self._decoders: list[Decoder] = []
 
     def choose(self, rows: Rows) -> Optional[Array]:
         """What the library attends to here."""
-        if rows.layer <= self._layers[0] or rows.layer in self._layers:
+        if rows.layer <= self.layers[0] or rows.layer in self.layers:
             return None
         mask = np.zeros((1, 1, rows.m, rows.n), bool)
         for i in range(rows.m):

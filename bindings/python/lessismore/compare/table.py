@@ -12,14 +12,16 @@ import time
 from typing import Any, Callable, Optional, Sequence
 
 from .. import _files
-from . import host, kascade, measure
+from . import calibration, host, kascade, measure
 from .measure import Counts, Prepared, Problem
-from .methods import Full, Kascade, Method, Oracle, Quest, Seer, TidalDecode, Window
-from .model import Array, Model
+from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Seer, TidalDecode, Twilight, Window
+from .model import Model
 from .sets import Library
+from .weights import Array
 
 FORMAT = 1
 KASCADE = {"kascade": 4, "kascade-7": 7}  # anchor layers: as many as read every key under LessIsMore; as many bytes
+DELTAS = 3  # DELTA's selection layers, by its authors
 Say = Callable[[str], None]
 
 
@@ -51,6 +53,9 @@ def rows(layers: Sequence[int], anchors: Optional[Sequence[int]] = None) -> list
         Row("lim-interval-guard", f"LessIsMore, layers {given}, interval 2, guard", ours, "host", "union, guard on"),
         Row("tidal", "TidalDecode", free, "rules", f"selection at {given}, given; per query head"),
         Row("quest", "Quest", free, "rules", "pages of 16; layers 0 and 1 full"),
+        Row("quest-spread", "Quest, mean + deviation", free, "rules", "pages of 16, the first and newest kept; layers 0 and 1 full"),
+        Row("delta", "DELTA", free, "rules", f"pages of 16, 8 newest; {DELTAS} selection layers by calibration"),
+        Row("twilight", "Twilight-like top p", free, "rules", "p by calibration at K; layers 0 and 1 full"),
         Row("kascade", "Kascade, 4 anchors", free, "rules", f"{planned} by calibration at K"),
         Row("kascade-7", "Kascade, 7 anchors", free, "rules", f"{planned} by calibration at K"),
         Row("seer", "SeerAttention-R, oracle gate", "stand-in", "rules", "blocks of 64 by true mass"),
@@ -109,6 +114,7 @@ class Comparison:
         self.cap = min(task.model.positions - len(p.prompt) for p in self.problems)
         self._prepared: dict[int, Prepared] = {}
         self._likeness: dict[int, Array] = {}
+        self._learned: dict[str, Any] = {}
         self._profiles = tempfile.TemporaryDirectory(prefix="lessismore-")
         self._known: set[int] = set()  # budgets that a profile was measured for
 
@@ -137,6 +143,16 @@ class Comparison:
         likeness = self._likeness[budget]
         return kascade.plan(likeness, self.anchors or kascade.anchor_layers(kascade.matched(likeness), anchors))
 
+    def learned(self, by: str, say: Say) -> Any:
+        """DELTA's layers, or what Twilight's p is read from, on the calibration problems."""
+        if by not in self._learned:
+            measured: Full = calibration.Shift(self.task.model.layers) if by == "delta" else calibration.Shares()
+            for seed in self.calibration:
+                say(f"{by}: calibration")
+                Prepared(self.task.model, self.task.problem(seed)).forced(measured)
+            self._learned[by] = measured
+        return self._learned[by]
+
     def method(self, row: Row, budget: Optional[int], say: Say) -> Method:
         if budget is None:
             return Full(self.task.model.positions)
@@ -144,9 +160,15 @@ class Comparison:
             return Library(budget, self.layers, row.settings, self.task.model.layers)
         if row.key == "tidal":
             return TidalDecode(budget, self.layers)
+        if row.key == "delta":
+            return Delta(budget, calibration.spread(self.learned("delta", say).mean(), DELTAS))
+        if row.key == "twilight":
+            return Twilight(budget, self.learned("twilight", say).p(budget))
         if row.key in KASCADE:
             return Kascade(budget, self.plan(budget, KASCADE[row.key], say))
-        simple: dict[str, Callable[[int], Method]] = {"quest": Quest, "seer": Seer, "window": Window, "oracle": Oracle}
+        simple: dict[str, Callable[[int], Method]] = {
+            "quest": Quest, "quest-spread": QuestSpread, "seer": Seer, "window": Window, "oracle": Oracle,
+        }  # fmt: skip
         return simple[row.key](budget)
 
     def _here(self, row: Row, budget: Optional[int], name: str, say: Say) -> dict[str, Any]:
@@ -171,6 +193,8 @@ class Comparison:
         found["library"] = {"selection_layers": list(self.layers), "layers_from": "given"} if row.by == "abi" else None
         if isinstance(method, Kascade):
             found["plan"] = dataclasses.asdict(method.plan)
+        if isinstance(method, (Delta, Twilight)):
+            found["plan"] = {"layers": method.layers} if isinstance(method, Delta) else {"p": method.p}
         return found
 
     def _host(self, row: Row, budget: Optional[int], name: str, say: Say) -> dict[str, Any]:
