@@ -14,7 +14,7 @@ mkdir -p "$out"
 export LLVM_PROFILE_FILE="$out/raw/%m%c.profraw" # kept as it is counted: also by what ends without a word
 profile="-fprofile-instr-generate -fcoverage-mapping"
 runtime=$(clang --print-file-name="libclang_rt.profile-$(uname -m).a")
-tests="extract recording hook"
+tests="extract recording repeat hook"
 
 build() {
     mkdir -p "$out/shim"
