@@ -283,12 +283,13 @@ func (m *Model) Finish(tokens, budget int) *Profile {
 	found.before = m.before
 	m.measured, m.truth = measurement{found, steps, tokens, budget}, nil
 	m.Reach = max(m.Reach, reach)
+	tried := m.Trials != nil
 	if m.Again {
 		m.Trials = nil // what was tried is not what the guard sees
 	}
-	if m.Config.Quality > 0 && m.untriable {
+	if tried && m.untriable {
 		m.Log(settings.LogInfo, fmt.Sprintf("the quality of %v nats a token is not promised any more: steps cannot be computed twice here", m.Config.Quality))
-	} else if m.Config.Quality > 0 {
+	} else if m.Config.Quality > 0 && !m.untriable {
 		m.Again = false
 		return m.begin(tokens)
 	}
