@@ -161,7 +161,7 @@ def test_solve():
         asked.append(x)
         return x**2
 
-    assert text.solve(of, 400.0, 1, 1000) == 20 and len(asked) <= 14
+    assert text.solve(of, 400.0, 1, 1000) == 20 and len(asked) <= 18
     assert text.solve(lambda p: 1 / (1.0001 - p), 50.0, 0.05, 0.9999) == pytest.approx(0.9801, abs=1e-3)
     assert text.solve(lambda x: 100.0 + x, 50.0, 1, 1000) is None
     assert text.solve(float, 5000.0, 1, 1000) == 1000

@@ -314,10 +314,10 @@ def solve(of: Callable[[float], float], target: float, low: float, high: float) 
     if below > target * (1 + CLOSE):
         return None
     near, distance = (low, abs(below - target)) if abs(below - target) < abs(above - target) else (high, abs(above - target))
-    for turn in range(12):
+    for turn in range(16):
         if distance <= CLOSE * target or above <= below or high - low <= whole:
             break
-        share = (target - below) / (above - below) if turn % 3 < 2 else 0.5  # the last for functions that are steep at one end
+        share = (target - below) / (above - below) if turn % 2 == 0 else 0.5  # the latter for functions that are steep at one end
         size = low + min(0.97, max(0.03, share)) * (high - low)
         size = min(high - 1, max(low + 1, round(size))) if whole else size
         value = of(size)
