@@ -7,6 +7,7 @@
 # make soak    the KV index through a million random operations, a server through scripts of them and at full slots; takes two hours
 # make fuzz    hosts' graphs, the C ABI's structures (both by libFuzzer; needs clang), settings and profiles, FUZZ=600 seconds each
 # make sanitize  kernels, shim and C ABI under sanitizers: addresses and undefined behaviour, data races
+# make coverage  which branches of the shim nothing takes: tests/ggml/branches.txt names those that nothing can; needs clang
 # make bench   build/bench.json
 # make cuda    the CUDA kernels' machine code: build/cuda/kernels.fatbin
 # make test-cuda   the CUDA engine without a GPU: resources, shared logic, Go side with a stand-in driver
@@ -100,7 +101,7 @@ soak: library hosts
 
 # What one of them finds stays in build/fuzz, or in a package's testdata/fuzz: commit it there, and it is tried by `go test`.
 FUZZ := 600
-.PHONY: fuzz fuzz-graph fuzz-go fuzz-abi sanitize sanitize-graph sanitize-abi
+.PHONY: fuzz fuzz-graph fuzz-go fuzz-abi sanitize sanitize-graph sanitize-abi coverage
 fuzz: fuzz-graph fuzz-go fuzz-abi
 
 fuzz-graph: deps
@@ -122,6 +123,9 @@ sanitize-graph: deps
 sanitize-abi: deps
 	scripts/sanitize.sh address
 	scripts/sanitize.sh thread
+
+coverage: library
+	tests/ggml/coverage.sh
 
 hosts: deps
 	$(PYTHON) tests/hosts/install.py

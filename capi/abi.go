@@ -149,7 +149,6 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	for name, value := range config.Numbers() {
 		*value = int(*setting(params, name))
 	}
-	layers, count := uintptr(unsafe.Pointer(params.layers)), int64(params.layers_count)
 	switch {
 	case params.reserved != 0:
 		return nil, fault(statusArgument, "reserved = %d is not 0", params.reserved)
@@ -157,20 +156,10 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 		return nil, fault(statusArgument, "n_layers = %d is not in 1 .. %d", params.n_layers, C.LIM_MAX_LAYERS)
 	case params.n_threads < 0 || params.n_threads > C.LIM_MAX_THREADS:
 		return nil, fault(statusArgument, "n_threads = %d is not in 0 .. %d", params.n_threads, C.LIM_MAX_THREADS)
-	case count < 0 || count > C.LIM_MAX_SELECTION_LAYERS:
-		return nil, fault(statusArgument, "layers_count = %d is not in 0 .. %d", count, C.LIM_MAX_SELECTION_LAYERS)
-	case layers == 0 && count > 0:
-		return nil, fault(statusArgument, "layers = NULL with layers_count = %d", count)
-	case layers != 0 && count == 0:
-		return nil, fault(statusArgument, "layers_count = 0, but layers is not NULL")
-	case layers%4 != 0:
-		return nil, fault(statusArgument, "layers = %#x is not a multiple of 4, the size of its elements", layers)
 	}
-	if count > 0 {
-		config.Layers = make([]int, count)
-		for i, l := range unsafe.Slice(params.layers, count) {
-			config.Layers[i] = int(l)
-		}
+	var err error
+	if config.Layers, err = layersOf(params.layers, params.layers_count); err != nil {
+		return nil, err
 	}
 	engine, err := plugin.NewEngine(config)
 	if err != nil {
@@ -214,6 +203,28 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	}, nil
 }
 
+// layersOf is the selection layers that a caller names; nil: none.
+func layersOf(layers *C.int32_t, count C.int64_t) ([]int, error) {
+	at := uintptr(unsafe.Pointer(layers))
+	switch {
+	case count < 0 || count > C.LIM_MAX_SELECTION_LAYERS:
+		return nil, fault(statusArgument, "layers_count = %d is not in 0 .. %d", count, C.LIM_MAX_SELECTION_LAYERS)
+	case at == 0 && count > 0:
+		return nil, fault(statusArgument, "layers = NULL with layers_count = %d", count)
+	case at != 0 && count == 0:
+		return nil, fault(statusArgument, "layers_count = 0, but layers is not NULL")
+	case at%4 != 0:
+		return nil, fault(statusArgument, "layers = %#x is not a multiple of 4, the size of its elements", at)
+	case count == 0:
+		return nil, nil
+	}
+	out := make([]int, count)
+	for i, l := range unsafe.Slice(layers, count) {
+		out[i] = int(l)
+	}
+	return out, nil
+}
+
 // text is a parameter's; "": NULL.
 func text(name string, s *C.char) (string, error) {
 	if s == nil {
@@ -255,6 +266,30 @@ func limgo_engine_ablate(function *C.char, handle C.uint64_t, selects, sparse C.
 		default:
 			e.engine.Ablate(&plugin.Ablation{Select: int(selects), Sparse: int(sparse)})
 		}
+		return nil
+	})
+}
+
+//export limgo_engine_try
+func limgo_engine_try(function *C.char, handle C.uint64_t, layers *C.int32_t, count C.int64_t) C.int32_t {
+	return onEngine(function, handle, func(e *engineHandle) error {
+		choice, err := layersOf(layers, count)
+		switch {
+		case err != nil:
+			return err
+		case choice == nil:
+			e.engine.Ablate(nil)
+			return nil
+		}
+		for i, l := range choice {
+			if l < 0 || l >= e.layers {
+				return fault(statusArgument, "layers names layer %d, which is not in 0 .. %d", l, e.layers-1)
+			}
+			if i > 0 && l <= choice[i-1] {
+				return fault(statusArgument, "layers is not ascending: %d follows %d", l, choice[i-1])
+			}
+		}
+		e.engine.Ablate(&plugin.Ablation{Choice: choice})
 		return nil
 	})
 }

@@ -191,6 +191,11 @@ lim_status lim_engine_ablate(lim_engine *engine, int32_t select, int32_t sparse)
     return (lim_status)limgo_engine_ablate((char *)__func__, number(engine), select, sparse);
 }
 
+lim_status lim_engine_try(lim_engine *engine, const int32_t *layers, int64_t layers_count) {
+    CHECK(check_process(__func__));
+    return (lim_status)limgo_engine_try((char *)__func__, number(engine), (int32_t *)layers, layers_count);
+}
+
 lim_status lim_ggml_engine(lim_engine **engine) {
     CHECK(check_process(__func__));
     CHECK(check_pointer(__func__, "engine", engine));

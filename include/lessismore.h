@@ -254,6 +254,13 @@ LIM_EXPORT lim_status lim_engine_create(const lim_engine_params *params, lim_eng
  * @return LIM_OK; LIM_ERROR_ARGUMENT for layers out of range or not ascending; LIM_ERROR_HANDLE */
 LIM_EXPORT lim_status lim_engine_ablate(lim_engine *engine, int32_t select, int32_t sparse);
 
+/* Tries a choice: every step that begins from now on, of all decoders of the engine, has `layers` for selection layers, ascending
+ * and less than the engine's n_layers, as if they had been given, whatever is in force. What the model says then, compared with what it says
+ * when all layers are dense, is what that choice loses. Read during the call. Nothing is measured or audited meanwhile; a captured step that is
+ * replayed stays what it was captured as. NULL with a count of 0 ends it, as an ablation does: the last of the two counts.
+ * @return LIM_OK; LIM_ERROR_ARGUMENT for layers out of range or not ascending; LIM_ERROR_HANDLE */
+LIM_EXPORT lim_status lim_engine_try(lim_engine *engine, const int32_t *layers, int64_t layers_count);
+
 /* The engine that serves the ggml hosts of this process, by the settings of the environment, for
  * lim_engine_ablate(), lim_engine_stats() and lim_engine_stats_json(). Its layers are counted among those that can
  * take part. It has no decoders of its own, and is not to be freed: these are refused (LIM_ERROR_UNSUPPORTED).
@@ -549,7 +556,8 @@ LIM_EXPORT lim_status lim_engine_stats_json(lim_engine *engine, char *buffer, si
     X(lim_status, decoder_attend, (lim_decoder * decoder, const lim_attention *attention))                                    \
     X(lim_status, decoder_token_set, (lim_decoder * decoder, int32_t row, int32_t *tokens, int64_t capacity, int64_t *count)) \
     X(lim_status, decoder_stats, (lim_decoder * decoder, lim_stats * stats))                                                  \
-    X(lim_status, decoder_poll, (lim_decoder * decoder, uint64_t *generation, int32_t *eager))
+    X(lim_status, decoder_poll, (lim_decoder * decoder, uint64_t *generation, int32_t *eager))                                \
+    X(lim_status, engine_try, (lim_engine * engine, const int32_t *layers, int64_t layers_count))
 
 /* These functions, for hosts that load the library at run time: a host that knows more of them than struct_size covers
  * must not call those. */

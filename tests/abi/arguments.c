@@ -452,6 +452,15 @@ static void the_rest(void) {
     for (size_t i = 0; i < sizeof ablations / sizeof *ablations; i++)
         expect(lim_engine_ablate(engine, ablations[i].select, ablations[i].sparse), LIM_ERROR_ARGUMENT, ablations[i].name, ablations[i].value);
     expect(lim_engine_ablate(NULL, -1, -1), LIM_ERROR_HANDLE, "engine", "NULL");
+    static const int32_t doubled[] = {1, 1}, beyond[] = {1, 4}, below[] = {-1, 2};
+    const struct {
+        const int32_t *layers;
+        int64_t        count;
+        const char    *name, *value;
+    } choices[] = {{doubled, 2, "layers", "1 follows 1"}, {beyond, 2, "layers", "layer 4, which is not in 0 .. 3"}, {below, 2, "layers", "layer -1"}, {NULL, 2, "layers", "NULL with layers_count = 2"}, {beyond, 0, "layers_count", "= 0"}, {beyond, -1, "layers_count", "= -1"}, {beyond, 65, "layers_count", "= 65"}, {(const int32_t *)(const void *)odd(beyond), 1, "layers", "multiple of 4"}};
+    for (size_t i = 0; i < sizeof choices / sizeof *choices; i++)
+        expect(lim_engine_try(engine, choices[i].layers, choices[i].count), LIM_ERROR_ARGUMENT, choices[i].name, choices[i].value);
+    expect(lim_engine_try(NULL, NULL, 0), LIM_ERROR_HANDLE, "engine", "NULL");
     lim_engine *host = engine;
     expect(lim_ggml_engine(NULL), LIM_ERROR_ARGUMENT, "engine", "NULL");
     expect(lim_ggml_engine(&host), LIM_ERROR_UNSUPPORTED, "no ggml host", "loaded");

@@ -16,7 +16,7 @@ namespace lim::ggml {
 namespace {
 
 const char *const kOps[] = {"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "MUL_MAT", "CPY", "ADD", "GET_ROWS", "SET_ROWS", "ROPE", "SOFT_MAX",
-                            "CUSTOM", "FLASH_ATTN_EXT"};
+                            "CUSTOM", "SCALE", "MUL_MAT_ID", "FLASH_ATTN_EXT"};
 
 int op(const std::string &name) {
     for (size_t i = 0; i < std::size(kOps); i++) {
@@ -31,6 +31,7 @@ class ExtractTest : public testing::Test {
   protected:
     static constexpr int64_t kWidth = 64, kSlots = 8;
 
+    void (*tensor_get)(const Tensor *, void *, size_t, size_t) = nullptr;
     std::deque<Tensor>               tensors;
     std::deque<std::vector<int64_t>> memory;
     std::vector<Tensor *>            nodes;
@@ -78,14 +79,34 @@ class ExtractTest : public testing::Test {
         return t;
     }
 
-    const lim_ggml_graph &read() {
+    // An attention that can be taken, over a store of its own or `k`.
+    Tensor *attention(int64_t tokens, int64_t streams, Tensor *k = nullptr) {
+        constexpr int64_t kHeads = 2;
+        if (k == nullptr) k = store("cache_k_l0", streams);
+        Tensor    *v = store("cache_v_l0", streams);
+        const auto heads_of = [&](Tensor *s) {
+            Tensor *t = tensor("", kF16, kWidth / kHeads, kSlots, kHeads);
+            t->nb[1] = s->nb[1], t->nb[2] = 2 * kWidth / kHeads, t->nb[3] = s->nb[2], t->ne[3] = streams;
+            t->view_src = s, t->data = s->data;
+            return t;
+        };
+        Tensor *q = tensor("", kF32, kWidth / kHeads, tokens, kHeads), *mask = tensor("mask", kF16, kSlots, tokens);
+        q->ne[3] = mask->ne[3] = streams;
+        Tensor *t = tensor("", kF32, kWidth / kHeads, kHeads, tokens);
+        t->ne[3] = streams, t->op = op("FLASH_ATTN_EXT");
+        t->src[0] = q, t->src[1] = heads_of(k), t->src[2] = heads_of(v), t->src[3] = mask;
+        return node(t);
+    }
+
+    const lim_ggml_graph &read(Memory memory = Memory::kHost, bool hash = false) {
         Host host{};
         host.graph_n_nodes = [](Graph *) { return static_cast<int>(self()->nodes.size()); };
         host.graph_node = [](Graph *, int i) { return self()->nodes[static_cast<size_t>(i)]; };
-        host.op_name = [](int number) -> const char * { return kOps[number]; };
+        host.op_name = [](int number) -> const char * { return number == op("ADD") ? nullptr : kOps[number]; };
         host.flash_attn = op("FLASH_ATTN_EXT"), host.custom = op("CUSTOM"), host.set_rows = op("SET_ROWS");
         host.rope = op("ROPE"), host.soft_max = op("SOFT_MAX"), host.none = op("NONE");
-        extract.read(host, nullptr, Memory::kHost, false);
+        host.scale = op("SCALE"), host.tensor_get = tensor_get;
+        extract.read(host, nullptr, memory, hash);
         return extract.graph;
     }
     static uint64_t id(const Tensor *t) { return reinterpret_cast<uint64_t>(t->data); }
@@ -263,22 +284,7 @@ TEST_F(ExtractTest, OutputsAreRowsThatAnInputPicks) {
 
 // Of several rows a part can be left to the host, if what follows computes nothing.
 TEST_F(ExtractTest, NodesThatComputeNothing) {
-    constexpr int64_t kHeads = 2, kTokens = 3;
-    const auto        attention = [&](int64_t tokens, int64_t streams) {
-        Tensor    *k = store("cache_k_l0", streams), *v = store("cache_v_l0", streams);
-        const auto heads_of = [&](Tensor *s) {
-            Tensor *t = tensor("", kF16, kWidth / kHeads, kSlots, kHeads);
-            t->nb[1] = s->nb[1], t->nb[2] = 2 * kWidth / kHeads, t->nb[3] = s->nb[2], t->ne[3] = streams;
-            t->view_src = s, t->data = s->data;
-            return t;
-        };
-        Tensor *q = tensor("", kF32, kWidth / kHeads, tokens, kHeads), *mask = tensor("mask", kF16, kSlots, tokens);
-        q->ne[3] = mask->ne[3] = streams;
-        Tensor *t = tensor("", kF32, kWidth / kHeads, kHeads, tokens);
-        t->ne[3] = streams, t->op = op("FLASH_ATTN_EXT");
-        t->src[0] = q, t->src[1] = heads_of(k), t->src[2] = heads_of(v), t->src[3] = mask;
-        return node(t);
-    };
+    constexpr int64_t kTokens = 3;
     for (const char *what : {"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"}) {
         nodes.clear();
         Tensor *next = computed(what, attention(kTokens, 1));
@@ -287,12 +293,18 @@ TEST_F(ExtractTest, NodesThatComputeNothing) {
         ASSERT_EQ(extract.nodes[0].reason, LIM_GGML_OFFLOADED) << extract.nodes[0].what;
         EXPECT_EQ(extract.nodes[0].divides, 1) << what;
         EXPECT_EQ(extract.spares[0], next) << what;
+        for (Tensor *t : nodes) t->flags = kFlagCompute;
+        read();
+        EXPECT_EQ(extract.spares[0], next) << what << ", both to be computed";
     }
     const std::vector<std::function<void()>> not_so = {
         [&] { attention(kTokens, 1); },                                       // it is the last one
         [&] { computed("ADD", attention(kTokens, 1)); },                      // what follows computes
         [&] { computed("RESHAPE", attention(1, 1)); },                        // one row
-        [&] { computed("RESHAPE", attention(kTokens, 1))->ne[1] = 0; },       // the host passes over what is empty …
+        [&] { computed("RESHAPE", attention(kTokens, 1))->ne[0] = 0; },       // the host passes over what is empty …
+        [&] { computed("RESHAPE", attention(kTokens, 1))->ne[1] = 0; },
+        [&] { computed("RESHAPE", attention(kTokens, 1))->ne[2] = 0; },
+        [&] { computed("RESHAPE", attention(kTokens, 1))->ne[3] = 0; },
         [&] { attention(kTokens, 1)->flags = kFlagCompute, computed("RESHAPE", nodes.back()); }, // … and over what is not to be computed
     };
     for (size_t i = 0; i < not_so.size(); i++) {
@@ -343,6 +355,170 @@ TEST_F(ExtractTest, TheHostsPart) {
         saved.restore();
         EXPECT_EQ(0, memcmp(t, &before, sizeof before));
     }
+}
+
+// What no host ought to say is nothing that is known.
+TEST_F(ExtractTest, NumbersThatCannotBe) {
+    for (const int64_t n : {int64_t{-1}, int64_t{INT32_MAX} + 1}) {
+        nodes.clear();
+        Tensor *k = store(), *slots = input(kI64, 3), *rows = computed("ADD", slots, nullptr, 3);
+        within("SET_ROWS", k, rows, slots);
+        slots->ne[0] = rows->ne[1] = n;
+        EXPECT_EQ(read().n_writes, 0) << n;
+        EXPECT_EQ(extract.graph.n_rewritten, 1) << n;
+
+        nodes.clear();
+        Tensor *delta = input(kI32, kSlots);
+        within("ROPE", k, within("VIEW", k, k), delta);
+        delta->ne[0] = n;
+        EXPECT_EQ(read().n_shifts, 0) << n;
+        EXPECT_EQ(extract.graph.n_rewritten, 1) << n;
+
+        nodes.clear();
+        Tensor *positions = input(kI32, 5), *x = computed("ADD", positions, nullptr, 5);
+        computed("ROPE", x, positions);
+        positions->ne[0] = n;
+        EXPECT_EQ(read().positions, nullptr) << n;
+        EXPECT_EQ(extract.graph.n_rotations, 1) << n;
+
+        nodes.clear();
+        x = computed("ADD", positions, nullptr, 5);
+        Tensor *ids = input(kI32, 2);
+        computed("GET_ROWS", x, ids, 2);
+        (n < 0 ? ids->ne[0] : x->ne[1]) = n;
+        EXPECT_EQ(read().n_outputs, -1) << n;
+    }
+    const std::vector<std::function<void(Tensor *, Tensor *)>> not_so = {
+        [&](Tensor *, Tensor *ids) { computed("GET_ROWS", nullptr, ids, 2); },
+        [&](Tensor *x, Tensor *) { computed("GET_ROWS", x, nullptr, 2); },
+        [&](Tensor *x, Tensor *ids) { ids->ne[0] = 6, computed("GET_ROWS", x, ids, 2); },                    // more than there are
+        [&](Tensor *x, Tensor *ids) { ids->data = nullptr, computed("GET_ROWS", x, ids, 2); },               // not there
+        [&](Tensor *x, Tensor *ids) { computed("GET_ROWS", x, within("VIEW", ids, ids), 2)->src[1]->type = kI32; },               // a part of an input
+        [&](Tensor *x, Tensor *ids) {                                                                        // of two batches
+            computed("GET_ROWS", x, ids, 2);
+            computed("GET_ROWS", computed("ADD", x, nullptr, 4), ids, 2);
+        },
+    };
+    for (size_t i = 0; i < not_so.size(); i++) {
+        nodes.clear();
+        Tensor *ids = input(kI32, 2), *x = computed("ADD", ids, nullptr, 5);
+        not_so[i](x, ids);
+        EXPECT_EQ(read().n_outputs, -1) << i;
+    }
+    nodes.clear();
+    Tensor *k = store(), *x = k;
+    for (int i = 0; i < 8; i++) x = computed("ADD", x);
+    within("CPY", k, x);
+    EXPECT_EQ(read().n_rewritten, 1) << "no rotation within a few steps";
+    nodes.clear();
+    computed("ADD", k)->op = -1, computed("ADD", k)->op = 300, computed("MUL_MAT_ID", k), attention(1, 1);
+    EXPECT_EQ(read().n_nodes, 1) << "operations that the host's table has not";
+    nodes.clear();
+    Tensor *t = attention(1, 2, store("cache_k_l0", 1)); // its streams are the same keys
+    t->src[1]->nb[3] = 0;
+    read();
+    EXPECT_EQ(extract.nodes[0].reason, LIM_GGML_SHAPE);
+    EXPECT_STREQ(extract.nodes[0].what, "offset into the K store");
+}
+
+// Sizes that no memory has: refused, whatever else is wrong.
+TEST_F(ExtractTest, SizesThatCannotBe) {
+    const std::vector<std::function<void(Tensor *)>> odd = {
+        [](Tensor *q) { q->ne[0] = int64_t{1} << 33; },
+        [](Tensor *q) { q->nb[3] = size_t{1} << 50; },
+        [](Tensor *q) { q->ne[1] = INT64_MAX, q->nb[1] = size_t{1} << 40; },
+        [](Tensor *q) { q->ne[1] = int64_t{1} << 20, q->nb[1] = size_t{1} << 40; },
+    };
+    for (size_t i = 0; i < odd.size(); i++) {
+        nodes.clear();
+        odd[i](attention(1, 1)->src[0]);
+        read();
+        EXPECT_EQ(extract.nodes[0].reason, LIM_GGML_SHAPE) << i;
+    }
+    nodes.clear(); // a store by heads, whose rows are wider than a number
+    Tensor *slots = input(kI64, 3), *k = tensor("k", kF16, kWidth, 2, kSlots), *rows = computed("ADD", slots, nullptr, 3);
+    within("SET_ROWS", k, rows, slots);
+    Tensor *key = attention(1, 1, k)->src[1];
+    k->nb[2] = k->nb[1] * static_cast<size_t>(k->ne[1]), key->nb[1] = k->nb[2];
+    read(), read();
+    k->ne[0] = INT64_MAX, k->ne[1] = 4, k->nb[2] = 4 * k->nb[1], key->nb[1] = k->nb[2];
+    EXPECT_EQ(read().n_writes, 0);
+}
+
+// A weight's hash is of its name, its shape and what it holds, where that can be read; an adapter's parts count as well.
+TEST_F(ExtractTest, Weights) {
+    const auto weights = [&](Memory memory, const std::function<void()> &graph) {
+        nodes.clear();
+        graph();
+        return read(memory, true).weights;
+    };
+    Tensor    *first = tensor("blk.2.attn_q.weight", kF16, kWidth, kWidth), *second = tensor("blk.5.attn_q.weight", kF16, kWidth, kWidth);
+    const auto both = [&](Tensor *a, Tensor *b) { return [&, a, b] { computed("MUL_MAT", a), computed("MUL_MAT_ID", b); }; };
+    EXPECT_EQ(weights(Memory::kHost, both(first, second)), weights(Memory::kHost, both(second, first)));
+    EXPECT_EQ(extract.graph.first_block, 2);
+    EXPECT_EQ(extract.graph.last_block, 5);
+    const uint64_t before = extract.graph.weights;
+    static_cast<char *>(first->data)[0] ^= 1;
+    EXPECT_NE(weights(Memory::kHost, both(first, second)), before);
+    const uint64_t named = weights(Memory::kDevice, both(first, second)); // what a device holds cannot be read here
+    tensor_get = [](const Tensor *, void *, size_t, size_t) { ADD_FAILURE() << "of a buffer that is not known"; };
+    EXPECT_EQ(weights(Memory::kDevice, both(first, second)), named);
+    for (const int64_t n : {0, -1, 1}) {
+        first->ne[3] = n;
+        EXPECT_NE(weights(Memory::kHost, both(first, second)), 0U);
+    }
+    Tensor *nameless = tensor("leaf_12", kF16, kWidth, kWidth), *adapter = tensor("blk.2.attn_q.weight.lora_a", kF16, kWidth, kWidth);
+    EXPECT_NE(weights(Memory::kHost, both(nameless, second)), weights(Memory::kHost, both(adapter, second)));
+    EXPECT_EQ(extract.graph.first_block, 5) << "an adapter's are of none";
+    snprintf(nameless->name, sizeof nameless->name, "leaf_13");
+    const uint64_t other = weights(Memory::kHost, both(nameless, second));
+    snprintf(nameless->name, sizeof nameless->name, "leaf_12");
+    EXPECT_EQ(weights(Memory::kHost, both(nameless, second)), other) << "numbers that ggml gives are no names";
+}
+
+// More models than are remembered: the ninth weight is not, and nothing is taken for another model.
+TEST_F(ExtractTest, ManyModels) {
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 12; i++) {
+            nodes.clear();
+            char name[32];
+            snprintf(name, sizeof name, "blk.%d.attn_q.weight", i);
+            computed("MUL_MAT", tensor(name, kF16, kWidth, kWidth));
+            attention(1, 1);
+            EXPECT_EQ(read().adapters, 0U) << round << ", " << i;
+        }
+    }
+}
+
+// A graph on a device is read anew unless all that it holds is an input that is known.
+TEST_F(ExtractTest, InputsOfADeviceThatAreNotKnown) {
+    const std::vector<std::function<void()>> unknown = {
+        [&] {
+            Tensor *slots = input(kI64, 3);
+            within("SET_ROWS", store(), computed("ADD", slots, nullptr, 3), slots);
+        },
+        [&] {
+            Tensor *positions = input(kI32, 5);
+            computed("ROPE", computed("ADD", positions, nullptr, 5), positions);
+        },
+        [&] {
+            Tensor *ids = input(kI32, 2);
+            computed("GET_ROWS", computed("ADD", ids, nullptr, 5), ids, 2);
+        },
+    };
+    for (size_t i = 0; i < unknown.size(); i++) {
+        nodes.clear();
+        unknown[i]();
+        read(Memory::kDevice);
+        EXPECT_FALSE(extract.read_inputs()) << i;
+    }
+    nodes.clear();
+    attention(1, 1)->src[3] = nullptr;
+    read(Memory::kDevice);
+    EXPECT_EQ(extract.nodes[0].store.stride, 0) << "of which what is moved there is not seen";
+    EXPECT_TRUE(extract.read_inputs()) << "there are none";
+    read();
+    EXPECT_FALSE(extract.read_inputs()) << "on the host all is read";
 }
 
 // Of a graph that could not be read nothing is known, least of all what it wrote: the next plan is told.

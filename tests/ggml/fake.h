@@ -151,13 +151,13 @@ struct tensor *ggml_set_name(struct tensor *t, const char *name) {
 }
 struct tensor *ggml_flash_attn_ext(struct context *context, struct tensor *q, struct tensor *k, struct tensor *v, struct tensor *mask, float scale, float bias, float cap) {
     struct tensor *t = new_tensor_4d(context, 0, v->ne[0], q->ne[2], q->ne[1], q->ne[3]);
-    const float    params[3] = {is("params-moved") ? bias : scale, is("params-moved") ? scale : bias, cap};
+    const float    params[3] = {is("params-moved") || is("both-moved") ? bias : scale, is("params-moved") ? scale : bias, cap};
     memcpy(t->op_params, params, sizeof params);
     t->op = OP_FLASH;
-    t->src[0] = q, t->src[1] = is("sources-moved") ? mask : k, t->src[2] = v, t->src[3] = is("sources-moved") ? k : mask;
+    t->src[0] = q, t->src[1] = is("sources-moved") || is("both-moved") ? mask : k, t->src[2] = v, t->src[3] = is("sources-moved") ? k : mask;
     return given(t);
 }
-void           ggml_flash_attn_ext_add_sinks(struct tensor *t, struct tensor *sinks) { t->src[4] = sinks; }
+void           ggml_flash_attn_ext_add_sinks(struct tensor *t, struct tensor *sinks) { t->src[is("sinks-moved") ? 5 : 4] = sinks; }
 struct tensor *ggml_set_rows(struct context *context, struct tensor *to, struct tensor *rows, struct tensor *slots) {
     struct tensor *t = view_4d(context, to, to->ne[0], to->ne[1], to->ne[2], to->ne[3], to->nb[1], to->nb[2], to->nb[3], 0);
     t->op = OP_SET_ROWS, t->src[0] = rows, t->src[1] = slots;
@@ -328,6 +328,7 @@ static void **cpu_init(void *device, const char *params) {
     b[12 + shift()] = (void *)plan_compute, b[13 + shift()] = (void *)cpu_compute;
     b[is("backend-no-device") ? 20 : 17 + shift()] = is("backend-no-device") ? (void *)b : device;
     if (is_nth("odd-backend", backends_made)) b[2] = NULL;
+    if (is("backend-data")) b[1] = b;
     return b;
 }
 

@@ -9,6 +9,8 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "fake.h"
 
@@ -65,13 +67,21 @@ static void make_model(struct model *m, int streams) {
     }
 }
 
+static struct tensor *put(void **buffer, struct tensor *t, size_t at);
+
 /* A node that multiplies with a weight of block `block`, or behind the last one. */
 static struct tensor *named(const char *name, int l, int block) {
     struct tensor *t = ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1);
     snprintf(t->name, 64, "%s%d", name, l);
-    t->op = 2;
+    t->op = is("graphs-sum") ? 10 : 2; /* one that may wait for the device, for all that is known */
     t->src[0] = ggml_new_tensor_4d(NULL, 0, DIM, DIM, 1, 1);
     if (block >= 0) snprintf(t->src[0]->name, 64, "blk.%d.%s.weight", block, name);
+    if (strncmp(variant, "weights-", 8) == 0) { /* in a buffer that was made before the library came, or in one of another kind */
+        static void **buffer;
+        if (buffer == NULL) buffer = new_buffer(buffer_types[0], 1 << 16);
+        if (is("weights-split")) buffer[2] = (void *)nothing;
+        put(buffer, t->src[0], 0);
+    }
     if (block < 0 && !is("first-part")) snprintf(t->src[0]->name, 64, "output.weight");
     return t;
 }
@@ -181,7 +191,12 @@ static void **backend;
 static int compute_whole(struct graph *g) {
     looks = true, waits = replayed = 0;
     mark(g, 0);
-    const int status = compute(backend, g);
+    int status = 0;
+    for (int i = 0; is("by-node") && i < g->n && status == 0; i++) {
+        struct graph one = {1, g->nodes + i, {0}};
+        status = compute(backend, &one);
+    }
+    if (!is("by-node")) status = compute(backend, g);
     return status == 0 && !all_done(g) ? -100 : status;
 }
 
@@ -233,8 +248,15 @@ static int keeps(struct model *m) {
     for (int i = 308; i < 316; i++) {
         mask[i] = 0, *(int64_t *)b.values[1] = i, *(int32_t *)b.values[2] = i;
         note("step %d", i);
+        if (i == 312 && is("graphs-stale")) b.inputs[1] = b.inputs[0], b.values[1] = b.values[0]; /* the slots are not uploaded again */
         upload(&b);
+        if (i == 312) { /* a byte of an input is written as it is, by itself */
+            if (is("graphs-mask")) ggml_backend_tensor_memset(b.inputs[0], 0, 0, 1);
+            if (is("graphs-slots")) ggml_backend_tensor_memset(b.inputs[1], 0, 7, 1);
+            if (is("graphs-positions")) ggml_backend_tensor_memset(b.inputs[2], 0, 3, 1);
+        }
         CHECK(compute_whole(&b.graph) == 0);
+        if (is("graphs-stale") && i == 312) return 0;
         if (i == 312) b.graph.nodes[PER_LAYER * LAYERS]->op_params[0]++; /* it changes once */
     }
     return 0;
@@ -337,6 +359,8 @@ static int moves(struct model *m) {
     at_once(put(weights, ggml_new_tensor_4d(NULL, 0, 16, 1, 1, 1), 0), data, 64);
     at_once(put(large, ggml_new_tensor_4d(NULL, 0, (int64_t)size / 4, 1, 1, 1), 0), data, size);
     CHECK(step_by("after all", m, t++, at_once) == 0);
+    copies = false;
+    CHECK(step_by("by a refused copy", m, t++, by_copy) == 0);
     return 0;
 }
 
@@ -352,7 +376,7 @@ int main(int argc, char **argv) {
     for (int d = 0; d < GPUS; d++) {
         static void *types[GPUS][8];
         types[d][0] = (void *)device_name, types[d][1] = (void *)new_buffer;
-        buffer_types[d] = types[d];
+        buffer_types[d] = types[is("one-type") ? 0 : d];
     }
     cpu_registry.api_version = 2, gpu_registry.api_version = is("gpu-api") ? 3 : 2;
     void *(*init)(void);
@@ -373,6 +397,13 @@ int main(int argc, char **argv) {
     }
     memcpy(&compute, &backend[13], sizeof compute);
     if (gpus() > 1) return spread(backends, compute);
+    if (is("forked")) { /* a worker's backend is its own */
+        const pid_t child = fork();
+        if (child == 0) _exit(make(gpu_words[0], NULL)[13] == (void *)graph_compute ? 0 : 1);
+        int status;
+        CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+        return 0;
+    }
 
     struct model m;
     make_model(&m, is("streams") ? 2 : 1);
@@ -400,8 +431,22 @@ int main(int argc, char **argv) {
         }
     }
     if (is("behind") && behind(&m) != 0) return 1;
+    if (is("unseen")) { /* nor what moves there on the stream */
+        CHECK(step_by("on the stream", &m, 308, on_stream) == 0);
+        CHECK(step_by("by a copy on the stream", &m, 309, by_copy_on_stream) == 0);
+    }
+    if (is("two-contexts")) { /* that have the same stores: each knows what it has written itself */
+        void **first = backend, **second = make(gpu_words[0], NULL);
+        CHECK(run("alone", make_text(&m, 308, 309, 512)) == 0);
+        backend = second;
+        for (int i = 309; i < 312; i++) CHECK(run("the second's", make_text(&m, i, i + 1, 512)) == 0);
+        backend = first;
+        for (int i = 312; i < 332; i++) CHECK(run("the first's", make_text(&m, i, i + 1, 512)) == 0);
+        CHECK(run("known again", make_text(&m, 332, 333, 512)) == 0);
+        ggml_backend_free(second);
+    }
     if (is("moves") && moves(&m) != 0) return 1;
-    if ((is("graphs") || is("graphs-parts")) && keeps(&m) != 0) return 1;
+    if (strncmp(variant, "graphs", 6) == 0 && keeps(&m) != 0) return 1;
     note("end");
     if (is("not-freed")) return 0;
     ggml_backend_free(backend);

@@ -27,8 +27,8 @@ enum { GPUS = 2 };
 static void           *gpu_words[GPUS][24];
 static struct registry gpu_registry;
 
-static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") ? 2
-                                                                                                    : 1; }
+static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") || is("one-type") ? 2
+                                                                                                                      : 1; }
 static int         number_of(void *d) { return d == gpu_words[0] ? 0 : d == gpu_words[1] ? 1
                                                                                          : -1; }
 static const char *device_name(void *d) { return number_of(d) < 0 ? "CPU" : number_of(d) == 0 ? "CUDA0"
@@ -45,7 +45,7 @@ static int  waits, replayed;
 static void mark(const struct graph *g, char as) {
     for (int i = 0; looks && i < g->n; i++) g->nodes[i]->padding[0] = as;
 }
-static bool all_done(const struct graph *g) { /* an attention of the library's: the host waits for each, or for all that are replayed */
+static inline bool all_done(const struct graph *g) { /* an attention of the library's: the host waits for each, or for all that are replayed */
     int left = 0;
     for (int i = 0; i < g->n; i++) {
         if (g->nodes[i]->padding[0] != 0) continue;
@@ -124,7 +124,7 @@ static int graph_compute(void **b, struct graph *g) {
     static _Atomic int n;
     (void)b;
     if (is_nth("gpu-compute-fails", ++n)) return -1;
-    if (is("graphs") || is("graphs-parts")) warm_up(g);
+    if (strncmp(variant, "graphs", 6) == 0) warm_up(g);
     if (append != NULL) {
         struct graph *copy = malloc(sizeof *copy);
         *copy = (struct graph){0, calloc((size_t)g->n, sizeof(void *)), {0}};

@@ -47,6 +47,11 @@ expect backend-v1 "" # until May 2026
 expect backend-moved "inert: .*CPU backend is laid out in an unknown way: function 8 is none of the backend's module"
 expect backend-no-device "inert: .*CPU backend is laid out in an unknown way: its device"
 expect forked "inert: process [0-9]* was forked from process [0-9]* .* --preload"
+if text=$(LESSISMORE_LOG=info "$out/fake_host" "$library" forked-0 2>&1) && [ "$(echo "$text" | grep -c inert)" = 0 ]; then
+    passed=$((passed + 1))
+else
+    fail "forked-0: $text"
+fi
 if ! text=$(LESSISMORE_LOG=off "$out/fake_host" "$library" forked 2>&1) || [ -n "$text" ]; then
     fail "forked, LESSISMORE_LOG=off: $text"
 else
@@ -68,6 +73,9 @@ expect divided-differs "loaded into ggml fake, API 2, mixed batches are left to 
 expect no-threads "inert: .*no ggml_backend_set_n_threads"
 expect endless-ops "inert: .*no operation FLASH_ATTN_EXT"
 expect types-fewer "inert: .*numbers the element type bf16 otherwise"
+expect sinks-moved "inert: .*tensors are laid out in an unknown way: src of FLASH_ATTN_EXT"
+expect both-moved "inert: .*tensors are laid out in an unknown way: op_params of FLASH_ATTN_EXT" # the first is named
+expect backend-data "inert: .*CPU backend is laid out in an unknown way: function 0 is none of the backend's module"
 expect data-elsewhere "inert: .*tensors are laid out in an unknown way: data$"
 expect device-name "inert: .*CPU device is laid out in an unknown way: word 0, get_name, does not tell the device's name"
 expect device-data "inert: .*CPU device is laid out in an unknown way: word 0, get_name, is no function of the device's module"
@@ -306,6 +314,21 @@ else
 fi
 counted "replayed" '"replayed_steps": 6,'
 counted "replayed steps are counted as any" '"rows_sparse": 11,'
+gpu graphs-sum "engaged on stand-in" yes
+counted "operations that may wait" '"rows_sparse": 11,'
+counted "operations that may wait: none is replayed" '"replayed_steps": 0,'
+# A host that computes node by node: nothing of a graph shows that it can be divided, or it needs not be.
+gpu by-node "context freed" no
+gpu forked "was forked from process" no
+# An input that is not seen to be put there whole, or slots that are the last step's: the step is the host's.
+for input in mask slots positions stale; do
+    gpu graphs-$input "engaged on stand-in" yes
+    if [ "$(between 'step 311' 'step 312' | grep -c '^cuGraphLaunch')$(sed -n '/^step 312$/,/^\(step 313\|end\)$/p' "$out/log" | grep -c -e '^cuLaunch' -e '^cuGraphLaunch')" = 10 ]; then
+        passed=$((passed + 1))
+    else
+        fail "gpu graphs-$input: $(between 'step 311' 'step 313')"
+    fi
+done
 # Where a part cannot be captured, or the driver refuses, steps go on in parts, and nothing is lost.
 gpu graphs-parts "engaged on stand-in" yes
 counted "parts that cannot be captured" '"rows_sparse": 11,'
@@ -335,10 +358,15 @@ for call in cuStreamBeginCapture_v2 cuStreamEndCapture cuGraphInstantiateWithFla
     counted "$call fails in the self-test" '"replayed_steps": 0,'
 done
 
+# How many attentions over token sets there were from one mark of a pattern to the next.
+taken() {
+    awk -v marks="$1" '$0 ~ marks || /^end/ { if (name != "") print name ":", n + 0; name = $0; n = 0 } /^cuLaunchKernel.* mode 2/ { n++ }' "$out/log" |
+        uniq -c | sed 's/^ *//' > "$out/happened"
+}
+
 # A host's other ways to move something: a step is taken where all is known, and left whole where it is not.
 gpu moves "engaged on stand-in" yes
-awk '/^(at once|on the|by |before|rows|steps|another store|many|after)/ { if (name != "") print name ":", taken; name = $0; taken = 0 }
-     /^end/ { print name ":", taken } /^cuLaunchKernel.* mode 2/ { taken++ }' "$out/log" | uniq -c | sed 's/^ *//' > "$out/happened"
+taken '^(at once|on the|by |before|rows|steps|another store|many|after)'
 if diff -u - "$out/happened" <<'EOF'
 1 at once: 2
 1 on the stream: 2
@@ -362,11 +390,28 @@ if diff -u - "$out/happened" <<'EOF'
 10 steps: 0
 10 steps: 2
 1 after all: 2
+1 by a refused copy: 2
 EOF
 then
     passed=$((passed + 1))
 else
     fail "gpu moves"
+fi
+
+for variant in weights-before weights-split; do gpu $variant "engaged on stand-in" yes; done
+gpu two-contexts "engaged on stand-in" yes
+taken '^(alone|the |known)'
+if diff -u - "$out/happened" <<'EOF'
+1 alone: 2
+3 the second's: 0
+11 the first's: 0
+9 the first's: 2
+1 known again: 2
+EOF
+then
+    passed=$((passed + 1))
+else
+    fail "gpu two-contexts"
 fi
 
 # Two streams of a store: one row each, whose slots are numbered through both.
@@ -418,7 +463,7 @@ done
 gpu buffers-old "engaged on stand-in" yes
 counted "buffers without two-dimensional copies" '"rows_sparse": 3,'
 gpu buffers-moved "CUDA devices are left alone: what this host moves to its GPU is not seen: .*word 4 is not set_tensor" no
-gpu unseen "context freed: nothing was offloaded; .*unknown_rows 16" no
+gpu unseen "context freed: nothing was offloaded; .*unknown_rows 24" no
 
 gpu other-names "nothing is offloaded in this context: no_cache: on a GPU, a K store of another name than llama.cpp's (cache_k_l0), of slots 1024" no
 gpu bf16 "engaged on stand-in" yes
@@ -509,6 +554,7 @@ counted "a first part, whose layers none is given of" '"dense_rows": 12,'
 gpu hybrid "engaged on stand-in" yes # its first layers have no attention
 gpu heads-spread "inert in this context: its heads are spread over several GPUs (-sm tensor)" no
 counted "heads spread" '"steps": 0,'
+gpu one-type "inert in this context: its heads are spread over several GPUs (-sm tensor)" no
 gpu layers-spread "this device computes layers 2 to 3 of the model, the others are on another device" yes
 gpu dim-96 "inert in this context: head_dim = 96" no
 gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no

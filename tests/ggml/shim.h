@@ -38,6 +38,7 @@ void shim_on_attend(int (*attend)(lim_ggml_node *node));
 /* What the shim said last of what is left alone, "" at first. */
 const char *shim_said(void);
 int         shim_sessions(void); /* that are open */
+void        shim_refuse(int yes); /* sessions that are asked for from now on */
 
 #ifdef __cplusplus
 }

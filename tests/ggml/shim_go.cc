@@ -12,6 +12,7 @@ namespace {
 std::atomic<void (*)(lim_ggml_graph *)> on_plan;
 std::atomic<int (*)(lim_ggml_node *)>   on_attend;
 std::atomic<int>                        sessions;
+std::atomic<bool>                       refuses;
 char                                    said[600];
 
 float from_half(uint16_t h) {
@@ -64,6 +65,7 @@ void        shim_on_plan(void (*plan)(lim_ggml_graph *)) { on_plan = plan; }
 void        shim_on_attend(int (*attend)(lim_ggml_node *)) { on_attend = attend; }
 const char *shim_said(void) { return said; }
 int         shim_sessions(void) { return sessions; }
+void        shim_refuse(int yes) { refuses = yes != 0; }
 
 extern "C" {
 
@@ -78,7 +80,7 @@ void *lim_go_ggml_init(void *caller) {
     if (registry == nullptr) snprintf(said, sizeof said, "%s", text);
     return registry;
 }
-uintptr_t lim_go_ggml_open(int) { return static_cast<uintptr_t>(++sessions); }
+uintptr_t lim_go_ggml_open(int) { return refuses ? 0 : static_cast<uintptr_t>(++sessions); }
 void      lim_go_ggml_close(uintptr_t) { --sessions; }
 void      lim_go_ggml_plan(uintptr_t, lim_ggml_graph *graph) {
     const auto plan = on_plan.load();

@@ -75,7 +75,7 @@ def test_sixteen_unseen_problems_and_again(host, job, library, unseen, tmp_path)
 @pytest.mark.parametrize("host, job", WITH)
 def test_a_target_from_nothing(host, job, library, unseen, tmp_path):
     """Real divergence knows what lost attention does not: layer 10 need not choose, and two layers suffice."""
-    some, cache = unseen[16:22], {"XDG_CACHE_HOME": tmp_path, "LESSISMORE_QUALITY": 0.005}
+    some, cache = unseen[16:20], {"XDG_CACHE_HOME": tmp_path, "LESSISMORE_QUALITY": 0.005}
     result = run(host, job, library, some, cache)
     solved_all(result, some)
     total = active(result)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import lessismore
 import lessismore.transformers
-from lessismore.cli import _text, calibrate
+from lessismore.cli import _targets, _text, calibrate
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_target_is_refused_without_a_profile_that_holds_it(tmp_path):
             with pytest.raises(lessismore.ArgumentError, match=r"quality 0\.01 needs a profile that was measured in nats"):
                 engine.decoder()
     kept = {"measure": "", "target": 0.01, "candidates": []}
-    for layers, trials, nats in (([2], 40, 0.5), ([2, 9], 40, 0.002), ([2, 6, 9], 40, 0.0001)):
+    for layers, trials, nats in (([2], 70, 0.5), ([2, 9], 70, 0.002), ([2, 6, 9], 70, 0.0001)):
         kept["candidates"].append(
             {"budget": 64, "layers": layers, "trials": trials, "nats": trials * nats, "squares": 1.01 * trials * nats**2}
         )
@@ -121,9 +121,19 @@ def test_ablations():
                 some = decoder.token_set() if layer == sparse or select == -1 and layer > 1 else np.arange(99)
                 np.testing.assert_allclose(got, full(some), atol=1e-5)
                 assert (decoder.token_set().size == 16) == (layer >= (select if select >= 0 else 1))
+        for choice in ([0], [2, 4], [3], []):  # whole choices; none: what is in force
+            engine.attempt(choice)
+            at = choice or [1]
+            for layer in range(6):
+                got = decoder.attend(layer, query, key, value)
+                some = decoder.token_set() if layer > at[0] and layer not in at else np.arange(99)
+                np.testing.assert_allclose(got, full(some), atol=1e-5)
+                assert (decoder.token_set().size == 16) == (layer >= at[0])
         assert engine.stats()["no_set_calls"] == 0
         with pytest.raises(lessismore.ArgumentError, match="sparse = 2 is not above select = 3"):
             engine.ablate(3, 2)
+        with pytest.raises(lessismore.ArgumentError, match="layer 6, which is not in 0 .. 5"):
+            engine.attempt([2, 6])
 
 
 def load(name, dtype=torch.float32, **settings):
@@ -256,6 +266,54 @@ def test_calibrate(kind, problems, cache, tmp_path):
         assert stats["layers_from"] == "profile" and stats["measured_steps"] == stats["alarms"] == 0
 
 
+@pytest.mark.parametrize("kind", ["gguf", "transformers"])
+def test_calibrate_for_a_target(kind, problems, cache, tmp_path):
+    """Under the library's own name, so that hosts find it: two layers suffice, and a host that sees no logits takes them."""
+    model = reasoner.GGUF if kind == "gguf" else reasoner.FOLDER
+    prompt = problems[0].prompt if kind == "gguf" else "<bos>" + problems[0].prompt
+    more = ["--budget", BUDGET, "--threads", 1, "-n", 700, "--positions", 64, "--quality", 0.005]
+    out, _ = cli("calibrate", model, "-p", prompt, *more, "--json", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    found = json.loads(out)
+    assert found["choice"] == LAYERS and found["target"] == 0.005
+    tried = {len(c["layers"]): c["nats"] / c["trials"] for c in found["tried"]["candidates"]}
+    assert sorted(tried) == [1, 2, 3, 4, 5, 6] and tried[1] > 0.2 and max(tried[k] for k in range(2, 7)) < 1e-3
+    (path,) = cache.iterdir()
+    assert found["profile"] == str(path) and path.name == json.loads(path.read_text())["fingerprint"] + ".json"
+
+    if kind == "gguf":
+        out, _ = cli("run", model, "-p", problems[1].prompt, "-n", 300, "--threads", 1, "--budget", BUDGET, "--quality", 0.005, "--json")
+        run = json.loads(out)
+        total = run["stats"]["total"]
+        assert run["text"] == problems[1].solution[:300]
+        assert total["layers_from"] == "profile" and total["selection_layers"] == LAYERS and total["measured_steps"] == total["alarms"] == 0
+    else:
+        ours = load("lessismore-targeted", budget=BUDGET, quality=0.005)
+        assert solve(ours, problems[1], 100) == problems[1].solution[:100]
+        stats = lessismore.transformers.stats(ours)
+        assert stats["layers_from"] == "profile" and stats["measured_steps"] == stats["alarms"] == 0
+        with pytest.raises(lessismore.ArgumentError, match="quality 0.005 needs a profile"):
+            solve(load("lessismore-untargeted", budget=64, quality=0.005), problems[1], 4)
+
+
+def test_choices_that_are_tried_are_the_best():
+    """Of each number of layers: none loses less beyond the tolerance; none as good begins earlier."""
+    rng = np.random.default_rng()
+    for _ in range(40):
+        layers = int(rng.integers(5, 11))
+        loss = np.tril(rng.exponential(0.2, (layers, layers)), -1)
+
+        def worst(way, loss=loss):
+            return max((loss[j, max(i for i in way if i < j)] for j in range(way[0] + 1, len(loss)) if j not in way), default=0.0)
+
+        for got in _targets.nested(loss):
+            ways = [
+                way for way in itertools.combinations(range(2, layers - 1), len(got)) if way[0] + len(way) <= max(layers // 3, 2 + len(way))
+            ]
+            least = min(map(worst, ways))
+            assert tuple(got) in ways and worst(got) <= least + _targets.TOLERANCE + 1e-12
+            assert all(way[0] >= got[0] for way in ways if worst(way) <= least + _targets.TOLERANCE)
+
+
 def test_calibrate_for_people_and_in_the_cache(problems, tmp_path, cache):
     more = ["--budget", 64, "--threads", 1, "-n", 160, "--positions", 3]
     prompt = reasoner.problems(1, steps=12)[0].prompt
@@ -269,6 +327,11 @@ def test_calibrate_refuses(tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     _, log = cli("calibrate", reasoner.GGUF, "-p", ";qa:7;", "--budget", 128, code=1, **environment)
     assert "the text has" in one_line(log) and "386 (--tokens makes more)" in log
+    for target, says in ((0, "--quality 0 is not above 0"), (11, "--quality 11 is not above 0"), (0.1, "need 482 (--tokens makes more)")):
+        _, log = cli("calibrate", reasoner.GGUF, "-p", ";qa:7;", "--budget", 128, "--quality", target, code=1, **environment)
+        assert says in one_line(log)
+    _, log = cli("calibrate", reasoner.GGUF, "-p", "x", "--budget", 128, "--quality", 0.1, "--positions", 8, code=1, **environment)
+    assert "at least 64" in one_line(log)
     with pytest.raises(ValueError, match="the text has no tokens"):  # of a tokenizer that begins with none
         _text.greedy(types.SimpleNamespace(tokens=[]), 5)
     assert "-1 is not 0 or more" in cli("calibrate", reasoner.GGUF, "-p", "x", "-n", -1, code=2, **environment)[1]

@@ -145,6 +145,7 @@ def library() -> ctypes.CDLL:
         ("lim_engine_create", status, [POINTER(EngineParams), POINTER(handle)]),
         ("lim_engine_free", status, [handle]),
         ("lim_engine_ablate", status, [handle, c_int32, c_int32]),
+        ("lim_engine_try", status, [handle, POINTER(c_int32), c_int64]),
         ("lim_ggml_engine", status, [POINTER(handle)]),
         ("lim_engine_stats", status, [handle, POINTER(Stats)]),
         ("lim_engine_stats_json", status, [handle, POINTER(c_char), c_size_t, POINTER(c_size_t)]),

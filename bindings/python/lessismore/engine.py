@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional
 
 from . import _library
 from ._handle import Handle
@@ -81,6 +81,10 @@ class Engine(Handle):
         select, sparse = integer("select", select, 32), integer("sparse", sparse, 32)
         _library.library().lim_engine_ablate(self._use(), select, sparse)
 
+    def attempt(self, layers: Iterable[int] = ()) -> None:
+        """Has every step from now on select by these layers, whatever is in force; none: ends that (lim_engine_try in the C header)."""
+        _attempt(self._use(), layers)
+
     def decoder(self, max_rows: int = 1, **shape: Unpack[_Shape]) -> Decoder:
         """Makes a decoder on the CPU or on a GPU: see Decoder."""
         return Decoder(self, max_rows, **shape)
@@ -104,6 +108,12 @@ class Engine(Handle):
         super().close()
 
 
+def _attempt(handle: Any, layers: Iterable[int]) -> None:
+    numbers = [integer("layers", layer, 32) for layer in layers]
+    of = (ctypes.c_int32 * len(numbers))(*numbers) if numbers else None
+    _library.library().lim_engine_try(handle, of, len(numbers))
+
+
 def check(settings: Settings) -> None:
     """Asks the library what is wrong with settings. Raises as Engine does."""
     Engine(MAX_LAYERS, settings, n_threads=1).close()
@@ -120,6 +130,10 @@ class HostEngine:
         _library.library().lim_ggml_engine(handle)
         self._handle = handle.value
         assert self._handle
+
+    def attempt(self, layers: Iterable[int] = ()) -> None:
+        """See Engine.attempt()."""
+        _attempt(self._handle, layers)
 
     def ablate(self, select: int, sparse: int = -1) -> None:
         """See Engine.ablate()."""

@@ -16,6 +16,8 @@ func (c *Calibrator) Role(layer int) selection.Role {
 		return c.trial.roles.Role(layer)
 	case c.Kind != StepAblate:
 		return c.Roles.Role(layer)
+	case c.ablated.Choice != nil:
+		return selection.RoleIn(c.ablated.Choice, layer)
 	case layer == c.ablated.Select:
 		return selection.RoleSelect
 	case layer == c.ablated.Sparse:

@@ -81,6 +81,8 @@ static void open_once(void) {
         void *f = dlsym(driver, kTable[i].name);
         *kTable[i].slot = f != NULL ? f : (void *)no_symbol;
     }
+    /* A capture that has begun has to end: a driver that cannot end one does not begin it. */
+    if (cudrv_slot_cuStreamEndCapture == (void *)no_symbol) cudrv_slot_cuStreamBeginCapture_v2 = (void *)no_symbol;
     int (*init)(unsigned);
     *(void **)&init = dlsym(driver, "cuInit");
     result = init != NULL ? init(0) : SHARED_OBJECT_INIT_FAILED;

@@ -2,6 +2,7 @@ package selection
 
 import (
 	"fmt"
+	"slices"
 
 	"lessismore/plugin/internal/settings"
 )
@@ -32,22 +33,27 @@ func NewRoles(layers int, config settings.Config) (Roles, error) {
 			r.chosen = nil
 		}
 	}
-	selecting := map[int]bool{}
 	for _, l := range r.chosen {
 		if l >= layers {
 			return Roles{}, fmt.Errorf("layers names layer %d, but the model has %d layers that can take part (0 .. %d)", l, layers, layers-1)
 		}
-		selecting[l] = true
 	}
 	for l := range r.roles {
-		switch {
-		case selecting[l]:
-			r.roles[l] = RoleSelect
-		case len(r.chosen) > 0 && l > r.chosen[0]:
-			r.roles[l], r.sparse = RoleSparse, true
-		}
+		r.roles[l] = RoleIn(r.chosen, l)
+		r.sparse = r.sparse || r.roles[l] == RoleSparse
 	}
 	return r, nil
+}
+
+// RoleIn is a layer's role in a choice.
+func RoleIn(choice []int, layer int) Role {
+	switch {
+	case slices.Contains(choice, layer):
+		return RoleSelect
+	case len(choice) > 0 && layer > choice[0]:
+		return RoleSparse
+	}
+	return RoleFull
 }
 
 // Role is the role of a layer that can take part.

@@ -42,6 +42,8 @@ func MeasuredSteps(layers int) int {
 type Ablation struct {
 	Select int // the layer that chooses a token set; it attends to everything itself
 	Sparse int // the layer above it that attends to that set; -1: none does
+
+	Choice []int // instead of both: the selection layers, as if they were given
 }
 
 // Model is what the contexts of one model share: its measurement, and the choice that came of it. The
@@ -281,12 +283,13 @@ func (m *Model) Finish(tokens, budget int) *Profile {
 	found.before = m.before
 	m.measured, m.truth = measurement{found, steps, tokens, budget}, nil
 	m.Reach = max(m.Reach, reach)
+	tried := m.Trials != nil
 	if m.Again {
 		m.Trials = nil // what was tried is not what the guard sees
 	}
-	if m.Config.Quality > 0 && m.untriable {
+	if tried && m.untriable {
 		m.Log(settings.LogInfo, fmt.Sprintf("the quality of %v nats a token is not promised any more: steps cannot be computed twice here", m.Config.Quality))
-	} else if m.Config.Quality > 0 {
+	} else if m.Config.Quality > 0 && !m.untriable {
 		m.Again = false
 		return m.begin(tokens)
 	}

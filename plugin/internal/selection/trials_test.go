@@ -249,6 +249,13 @@ func TestTargetIsRefusedWithoutAProfile(t *testing.T) {
 	assert.False(t, kept.Due(100000), "another choice could not be tried")
 	assert.ErrorContains(t, fresh(0.0001).Promised(), "too few trials")
 
+	kept.Again = true // the guard's alarm: what was promised is not any more, and that is said
+	lines := &[]string{}
+	kept.Log = func(_ settings.LogLevel, text string) { *lines = append(*lines, text) }
+	require.NotNil(t, measure(kept))
+	assert.Contains(t, (*lines)[0], "the quality of 0.01 nats a token is not promised any more")
+	assert.False(t, kept.Tries())
+
 	require.NoError(t, os.WriteFile(path, []byte("{}"), 0o600))
 	assert.Error(t, fresh(0.01).Promised())
 }

@@ -3,7 +3,9 @@
 The model is walked through a text. At several places of it, and for each pair of layers, the next token's
 probabilities are computed with one layer alone on the token set of the other, all layers else dense; how far they are
 from those of the dense model (Kullback-Leibler divergence, in nats) is what that layer loses. It is the truth that the
-library's own measurement, made on the way, is printed beside. A folder is a transformers model, a file a GGUF model.
+library's own measurement, made on the way, is printed beside. With --quality whole choices of 1, 2, … layers are tried instead,
+and the cheapest that loses no more is kept, for hosts that cannot do that themselves. A folder is a transformers model, a file a GGUF
+model.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy.typing as npt
 
 from .. import _files
 from .._errors import Error
-from . import _exit, _loss, _options, _show, _text
+from . import _exit, _loss, _options, _show, _targets, _text
 
 FIRST = 2  # the lowest layer that chooses, as the library has it
 TOLERANCE = 0.01  # nats that a choice may lose more which reads less
@@ -33,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="GGUF file, or folder of a transformers model")
     parser.add_argument("-p", "--prompt", help="a text; without it, standard input is read")
     parser.add_argument("-n", "--tokens", type=_options.count, default=0, help="so many tokens of the model's own follow (default 0)")
-    parser.add_argument("--positions", type=_options.positive, default=24, help="places that are tried (default 24)")
+    parser.add_argument("--positions", type=_options.positive, help="places that are tried (default 24; with --quality 96)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the profile (default: the user's cache, for all hosts)")
     parser.add_argument("--threads", type=_options.positive, default=_options.cpus(), help="default: one per CPU")
     _options.settings(parser, without=("layers", "guard", "interval", "profile", "trace"))
@@ -47,11 +49,16 @@ def command(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="lessismore-") as folder:
         kept = os.path.join(folder, "profile.json")
         settings = {**_options.chosen(options), "profile": kept, "guard": 0, "interval": 1}
+        target: Optional[float] = settings.pop("quality", None)
+        if target is not None and not 0 < target <= 10:
+            raise ValueError(f"--quality {target:g} is not above 0, up to 10 nats a token")
         walked = _text.walk(options.model, text, options.tokens, options.threads, settings)
         prompt = len(walked.tokens) if options.tokens else 0  # decoding begins behind it
         _text.greedy(walked, options.tokens)
         budget = walked.report()["config"]["budget"]
-        profile, found = _walk(walked, kept, budget, prompt, options.positions)
+        if target is not None:
+            return _aim(options, walked, kept, budget, prompt, target)
+        profile, found = _walk(walked, kept, budget, prompt, options.positions or 24)
     selections = profile["settings"]["selections"]
     nats, error = found.mean(), found.error()
     choice = choose(nats, error, selections)
@@ -144,6 +151,18 @@ def _walk(
         raise Error("the library has not measured this model: it goes by rule, or the text is too short")
     with open(kept) as f:
         return json.load(f), found
+
+
+def _aim(
+    options: argparse.Namespace, walked: Union[_text.GGUF, _text.Transformers], kept: str, budget: int, prompt: int, target: float
+) -> int:
+    """Tries choices for a quality target, and keeps them."""
+    tried = _targets.walk(walked, kept, budget, prompt, options.positions or _targets.POSITIONS)
+    with open(kept) as f:
+        profile = _targets.profile(f.read(), tried, target, REACH)
+    result = {"profile": _write(options.output, profile), "choice": profile["choice"], "target": target, "tried": profile["tried"]}
+    print(json.dumps(result) if options.json else _targets.tell(result, tried))
+    return _exit.DONE
 
 
 def _layers(walked: Union[_text.GGUF, _text.Transformers]) -> int:

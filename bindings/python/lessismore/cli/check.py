@@ -65,8 +65,9 @@ def command(options: argparse.Namespace) -> int:
     text, source = _source.text(options.text)
     vocabulary = _vocabulary.of(options.model)
     settings = _options.chosen(options)
-    behind = _crew.settling(settings) + options.steps + 1
-    contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, behind)))
+    settle = _crew.settling(settings)
+    contexts = sorted(set(options.contexts or _contexts(vocabulary.trained, options.steps, settle)))
+    behind = settle + options.steps + 1
     needed = contexts[-1] + behind
     tokens = _source.tokens(vocabulary, text, source, contexts[-1], behind)
     needles = _needles.draw(vocabulary, options.needles, options.seed)
@@ -135,9 +136,9 @@ def _code(report: dict[str, Any], most: Optional[float]) -> int:
     return _exit.LOST
 
 
-def _contexts(trained: Optional[int], behind: int) -> list[int]:
+def _contexts(trained: Optional[int], steps: int, settle: int = _crew.settling({})) -> list[int]:
     """Where nobody says: a common length, and as far as the model goes."""
-    far = min(LONGEST, (trained or CONTEXT * 2) - behind) // 256 * 256
+    far = min(LONGEST, (trained or CONTEXT * 2) - steps - settle - 1) // 256 * 256
     if far < 256:
         raise ValueError(f"the model was trained for {trained} tokens: --contexts and --steps have to say what to try")
     return [CONTEXT, far] if far > CONTEXT else [far]
