@@ -2,6 +2,7 @@
 # A library whose own calls can be made to fail (faults.cc), from what make library has built, and what becomes of each call that fails.
 #
 #   tests/ggml/faults.sh [GPU FAULTS]   how many of a host's on a GPU are tried, drawn by chance: 100; all: each
+#   tests/ggml/faults.sh build          the library alone
 #
 # BUILD, LIM_SHIM, LIM_EXTRA (coverage.sh): where the library goes, the folder of another shim to link, a library that it needs
 set -eu
@@ -47,6 +48,7 @@ fi
 CGO_LDFLAGS="'-L${LIM_SHIM:-$PWD/build/cmake/lib}' '-L$PWD/build/cmake/lib' '-L$out' $wrap -llim_faults ${LIM_EXTRA:+-Wl,-u,__llvm_profile_runtime}" go build -buildvcs=false -buildmode=c-shared -tags "$tags" \
     -ldflags="-B none '-extldflags=\"-Wl,--version-script=$PWD/build/exports.map,--as-needed,-soname,liblessismore.so\" ${LIM_EXTRA:-} -static-libgcc'" \
     -o "$out/liblessismore.so" ./capi
+[ "${1:-}" != build ] || exit 0
 
 # KIND:N of each call that a host makes.
 calls() {

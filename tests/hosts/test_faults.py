@@ -63,7 +63,8 @@ def test_files_that_cannot_be_written(what, library, problems, tmp_path):
     assert tokens == problems[0].solution[: len(tokens)] and len(tokens) == 700
     assert "selection layers [2 9]: measured" in log, log[-2000:]
     assert says in log if says else "is not saved" not in log, log[-2000:]
-    assert log.count(says) <= 3 or not says, log[-2000:]  # one line for each try to write it
+    # One line for each try to save a profile, and one for all to write statistics.
+    assert not says or log.count(says) <= (1 if "STATS" in says else 3), log[-2000:]
 
 
 def run_with(library, settings, problem, **more):
@@ -182,7 +183,7 @@ def test_unloaded_in_mid_decode(library):
 @pytest.mark.long
 def test_calls_that_fail_in_a_real_host(problems, tmp_path):
     """Each of the library's own calls fails once in node-llama-cpp: right tokens, at most one line that it is inert."""
-    subprocess.run([hostlib.ROOT / "tests" / "ggml" / "faults.sh"], check=True)
+    subprocess.run([hostlib.ROOT / "tests" / "ggml" / "faults.sh", "build"], check=True)
     faulty, count = hostlib.ROOT / "build" / "faults" / "liblessismore.so", tmp_path / "count"
     result = hostlib.run("node", library=faulty, settings={**SPARSE, "LIM_FAULT_COUNT": str(count)}, problems=problems[:1], lengths=[300])
     calls = dict(line.split() for line in count.read_text().splitlines())

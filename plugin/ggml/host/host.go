@@ -34,6 +34,7 @@ type Process struct {
 
 	file    sync.Mutex // orders the writers of the statistics: contexts may end on several threads
 	written []byte     // to that file, last
+	failed  string     // why it could not be, the last time
 	once    sync.Once  // keeps the statistics current
 	gpus    atomic.Int32
 }
@@ -279,11 +280,15 @@ func (p *Process) WriteStats() {
 
 func (p *Process) writeStats(text []byte) (ok bool) {
 	p.written = text
-	err := files.WriteFile(p.env.StatsPath, text)
-	if err != nil {
-		p.log(settings.LogInfo, "LESSISMORE_STATS: "+err.Error())
+	why := ""
+	if err := files.WriteFile(p.env.StatsPath, text); err != nil {
+		why = err.Error()
 	}
-	return err == nil
+	if why != "" && why != p.failed { // once, however often it is tried
+		p.log(settings.LogInfo, "LESSISMORE_STATS: "+why)
+	}
+	p.failed = why
+	return why == ""
 }
 
 // keepCurrent writes the statistics again and again, where they have changed, as long as that works. Not once a GPU has been
