@@ -1,9 +1,13 @@
 // The hook where Go has no session to give, and where contexts come and go: what is not taken part in is the host's own.
 #include <cstring>
+#include <vector>
 
 #include <gtest/gtest.h>
 
+#include "abi.h"
 #include "shim.h"
+
+using lim::ggml::Tensor;
 
 extern "C" void *ggml_backend_init(void);
 
@@ -64,6 +68,112 @@ TEST(Hook, ContextsInAnyOrder) {
     EXPECT_EQ(shim_sessions(), 6);
     for (const int i : {4, 0, 5, 3, 1, 2}) shim_free(all[i]);
     EXPECT_EQ(shim_sessions(), 0);
+}
+
+// A graph of an attention over a store and a product with weights, whose result are logits.
+constexpr int kMulMat = 4, kFlash = 11; // as fake.h numbers them
+constexpr int kWords = 32, kDim = 64, kSlots = 8;
+
+struct Decode {
+    std::vector<std::vector<float>> memory;
+    Tensor                          query, key_store, value_store, keys, values, mask, attention, weights, logits;
+    void                           *nodes[2] = {&attention, &logits};
+
+    Decode() {
+        make(key_store, lim::ggml::kF16, kDim, kSlots), make(value_store, lim::ggml::kF16, kDim, kSlots);
+        make(query, lim::ggml::kF32, kDim, 1), make(mask, lim::ggml::kF16, kSlots, 1);
+        make(attention, lim::ggml::kF32, kDim, 1), make(weights, lim::ggml::kF32, kDim, kWords), make(logits, lim::ggml::kF32, kWords, 1);
+        snprintf(key_store.name, sizeof key_store.name, "cache_k_l0");
+        keys = key_store, keys.view_src = &key_store, values = value_store, values.view_src = &value_store;
+        attention.op = kFlash, attention.src[0] = &query, attention.src[1] = &keys, attention.src[2] = &values, attention.src[3] = &mask;
+        logits.op = kMulMat, logits.src[0] = &weights, logits.src[1] = &attention;
+    }
+
+    void make(Tensor &t, int type, int64_t a, int64_t b) {
+        t = {};
+        t.type = type;
+        t.nb[0] = type == lim::ggml::kF32 ? 4 : 2;
+        const int64_t ne[4] = {a, b, 1, 1};
+        for (int i = 0; i < 4; i++) {
+            t.ne[i] = ne[i];
+            if (i > 0) t.nb[i] = t.nb[i - 1] * static_cast<size_t>(ne[i - 1]);
+        }
+        t.data = memory.emplace_back(static_cast<size_t>(a * b)).data();
+    }
+};
+
+// What a test says of the graph that is computed, and sees of it.
+thread_local struct {
+    int32_t outputs, rows;             // of the plan
+    int     computed, fails, attended; // times; the time that fails; times that the attention was ours
+    bool    differs;                   // the second result from the first
+} step;
+
+int status_of(int outputs, int rows, int fails, bool differs) {
+    static thread_local Decode decode;
+    step = {outputs, rows, 0, fails, 0, differs};
+    shim_on_plan([](lim_ggml_graph *graph) {
+        graph->trial = 1, graph->n_outputs = step.outputs, graph->rows = step.rows, graph->output = 0;
+        for (int32_t i = 0; i < graph->n_nodes; i++) graph->nodes[i].max_threads = 1;
+    });
+    shim_on_compute([](void **nodes, int) {
+        step.attended += static_cast<Tensor *>(nodes[0])->op != kFlash;
+        auto *to = static_cast<float *>(static_cast<Tensor *>(nodes[1])->data);
+        for (int i = 0; i < kWords; i++) to[i] = static_cast<float>(i == 3) * static_cast<float>(step.differs ? step.computed : 1);
+        return ++step.computed == step.fails ? -1 : 0;
+    });
+    void **const b = shim_backend(kCpu);
+    const int    status = shim_compute(b, decode.nodes, 2);
+    EXPECT_EQ(decode.attention.op, kFlash) << "the host's graph is as it was";
+    shim_free(b);
+    shim_on_compute(nullptr);
+    shim_on_plan(nullptr);
+    return status;
+}
+
+TEST(Hook, ComputesTwice) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    for (const int outputs : {-1, 1}) { // not known: of all rows
+        for (const bool differs : {false, true}) {
+            shim_on_trial(0, 0);
+            EXPECT_EQ(status_of(outputs, 1, 0, differs), 0);
+            EXPECT_EQ(step.computed, 2);
+            EXPECT_EQ(step.attended, 2);
+            EXPECT_EQ(shim_told().tried, 1);
+            EXPECT_EQ(shim_told().same, !differs);
+            EXPECT_EQ(shim_told().nats > 0, differs);
+        }
+    }
+}
+
+TEST(Hook, ComputesTwiceWithoutMemoryForTheSecond) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    shim_on_trial(-1, 0);
+    EXPECT_EQ(status_of(1, 1, 0, false), 0);
+    EXPECT_EQ(step.computed, 2);
+    EXPECT_EQ(step.attended, 1) << "the second time is the host's";
+    EXPECT_EQ(shim_told().tried, 0);
+}
+
+TEST(Hook, ComputesTwiceAndFails) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    for (const int fails : {1, 2}) {
+        shim_on_trial(0, 0);
+        EXPECT_EQ(status_of(1, 1, fails, false), -1);
+        EXPECT_EQ(step.computed, fails);
+        EXPECT_EQ(shim_told().tried, 0);
+    }
+}
+
+TEST(Hook, CannotComputeTwice) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    for (const int untried : {0, -1}) {
+        shim_on_trial(0, untried);
+        EXPECT_EQ(status_of(2, 2, 0, false), 0) << "logits of one row, and two are wanted";
+        EXPECT_EQ(step.computed, 1);
+        EXPECT_EQ(step.attended, untried == 0 ? 1 : 0);
+        EXPECT_EQ(shim_told().untried, 1);
+    }
 }
 
 } // namespace

@@ -43,7 +43,7 @@ class RepeatTest : public testing::Test {
         RecordProperty("seed", std::to_string(seed));
         printf("seed %u\n", seed);
         random.seed(seed);
-        host.op_name = [](int number) -> const char * { return kOps[number]; };
+        host.op_name = [](int number) -> const char * { return number < static_cast<int>(std::size(kOps)) ? kOps[number] : nullptr; };
         host.nbytes = [](const Tensor *t) { return static_cast<size_t>(t->ne[3]) * t->nb[3]; };
         host.set_rows = op("SET_ROWS"), host.none = op("NONE");
         build();
@@ -187,6 +187,51 @@ TEST_F(RepeatTest, WhatMayKeepAState) {
     EXPECT_NE(refused().find("outlives it"), std::string::npos);
 }
 
+TEST_F(RepeatTest, OperationsThatAreNotKnown) {
+    for (const int number : {-1, static_cast<int>(std::size(kOps)), 256}) {
+        mixed->op = number;
+        EXPECT_NE(refused().find("keep a state"), std::string::npos) << number;
+    }
+}
+
+TEST_F(RepeatTest, NodesWithinOthers) {
+    Tensor *in_place = tensor(kWidth, 1, "ADD", mixed, mixed, mixed->data);
+    in_place->view_src = mixed;
+    nodes.pop_back(), nodes.insert(nodes.end() - 3, in_place);
+    EXPECT_EQ(refused(), "") << "in the memory of another node";
+    in_place->op = op("SET_ROWS");
+    EXPECT_NE(refused().find("into what it computes"), std::string::npos);
+}
+
+TEST_F(RepeatTest, NodesAndInputsWithoutMemory) {
+    void *const was = mixed->data;
+    mixed->data = nullptr;
+    EXPECT_NE(refused().find("no memory"), std::string::npos);
+    mixed->ne[3] = 0;
+    EXPECT_EQ(refused(), "") << "a node of nothing needs none";
+    mixed->data = was, mixed->ne[3] = 1;
+
+    Tensor *leaf = tensor(kWidth, 1);
+    mixed->src[1] = leaf;
+    // Below and above all that the graph writes, nowhere, and nothing: none of it is touched.
+    for (void *const at : {reinterpret_cast<void *>(64), reinterpret_cast<void *>(UINTPTR_MAX - 4096), static_cast<void *>(nullptr)}) {
+        leaf->data = at;
+        EXPECT_EQ(refused(), "");
+    }
+    leaf->data = input->data, leaf->ne[3] = 0;
+    EXPECT_EQ(refused(), "");
+}
+
+TEST_F(RepeatTest, InputsThatAreTooLarge) {
+    constexpr size_t kMost = size_t{1} << 28; // as Repeat has it
+    input->nb[3] = kMost + 1; // it begins where a node is written
+    EXPECT_NE(refused().find("too large"), std::string::npos);
+    Tensor *other = tensor(kWidth, 1);
+    other->data = input->data, mixed->src[1] = other;
+    input->nb[3] = other->nb[3] = kMost / 2 + 1;
+    EXPECT_NE(refused().find("too large"), std::string::npos) << "both of them";
+}
+
 TEST_F(RepeatTest, SlotsThatTheGraphMakes) {
     slots->op = op("SCALE");
     EXPECT_NE(refused().find("outlives it"), std::string::npos);
@@ -215,6 +260,36 @@ TEST_F(RepeatTest, GraphsWithoutLogits) {
     EXPECT_EQ(refused(), none) << "a part of the model";
     nodes.clear();
     EXPECT_EQ(refused(), none);
+}
+
+TEST_F(RepeatTest, LogitsOfAnotherForm) {
+    const std::string none = "its graph does not end with logits";
+    const Tensor      was = *logits;
+    const auto        differs = [&](auto change) {
+        *logits = was;
+        change();
+        EXPECT_EQ(refused(), none);
+        *logits = was;
+    };
+    differs([&] { logits->type = kF16; });
+    differs([&] { logits->data = nullptr, logits->ne[3] = 0; });
+    differs([&] { logits->ne[0] = 1; });
+    differs([&] { logits->ne[2] = 2; });
+    differs([&] { logits->ne[3] = 2; });
+    differs([&] { logits->nb[0] = 8; });
+    differs([&] { logits->src[0] = nullptr; });
+
+    Tensor *product = logits->src[0];
+    Tensor  unknown = *product, far[9];
+    unknown.op = static_cast<int>(std::size(kOps));
+    differs([&] { logits->src[0] = &unknown; });
+    for (Tensor &t : far) t = was, t.src[0] = &t == far ? product : &t - 1;
+    differs([&] { logits->src[0] = &far[8]; });
+    differs([&] { product->ne[0] = kWords / 2; });
+    product->ne[0] = kWords;
+    EXPECT_EQ(refused(), "");
+    product->src[0] = mixed;
+    EXPECT_EQ(refused(), none) << "a product with what the graph computed";
 }
 
 TEST_F(RepeatTest, LogitsThatTheHostPassesOver) {

@@ -38,6 +38,14 @@ void shim_on_attend(int (*attend)(lim_ggml_node *node));
 /* What the shim said last of what is left alone, "" at first. */
 const char *shim_said(void);
 int         shim_sessions(void); /* that are open */
+/* Of graphs that are computed twice: what lim_go_ggml_again and lim_go_ggml_untried return from now on, and what was told since. */
+typedef struct shim_trials {
+    int    tried, untried;
+    double nats;
+    int    same;
+} shim_trials;
+void        shim_on_trial(int again, int untried);
+shim_trials shim_told(void);
 void        shim_refuse(int yes); /* sessions that are asked for from now on */
 
 #ifdef __cplusplus

@@ -14,6 +14,8 @@ std::atomic<int (*)(lim_ggml_node *)>   on_attend;
 std::atomic<int>                        sessions;
 std::atomic<bool>                       refuses;
 char                                    said[600];
+thread_local int                        on_again, on_untried;
+thread_local shim_trials                trials;
 
 float from_half(uint16_t h) {
     const int      exponent = h >> 10 & 31;
@@ -66,6 +68,8 @@ void        shim_on_attend(int (*attend)(lim_ggml_node *)) { on_attend = attend;
 const char *shim_said(void) { return said; }
 int         shim_sessions(void) { return sessions; }
 void        shim_refuse(int yes) { refuses = yes != 0; }
+void        shim_on_trial(int again, int untried) { on_again = again, on_untried = untried, trials = {}; }
+shim_trials shim_told(void) { return trials; }
 
 extern "C" {
 
@@ -86,11 +90,13 @@ void      lim_go_ggml_plan(uintptr_t, lim_ggml_graph *graph) {
     const auto plan = on_plan.load();
     (plan != nullptr ? plan : take)(graph);
 }
-// What a graph is computed as twice is the same here.
-int  lim_go_ggml_again(uintptr_t, lim_ggml_graph *) { return 0; }
-void lim_go_ggml_tried(uintptr_t, double, int) {}
-int  lim_go_ggml_untried(uintptr_t, lim_ggml_graph *, char *) { return 0; }
-int  lim_go_ggml_attend(uintptr_t, lim_ggml_node *node, void *, void *) {
+int  lim_go_ggml_again(uintptr_t, lim_ggml_graph *) { return on_again; }
+void lim_go_ggml_tried(uintptr_t, double nats, int same) { trials.tried++, trials.nats = nats, trials.same = same; }
+int  lim_go_ggml_untried(uintptr_t, lim_ggml_graph *, char *) {
+    trials.untried++;
+    return on_untried;
+}
+int lim_go_ggml_attend(uintptr_t, lim_ggml_node *node, void *, void *) {
     const auto act = on_attend.load();
     if (act != nullptr) return act(node);
     attend(node);

@@ -8,7 +8,8 @@ static void note(const char *format, ...) { (void)format; }
 
 #include "shim.h"
 
-void *ggml_backend_init(void);
+void  *ggml_backend_init(void);
+size_t ggml_nbytes(const struct tensor *t) { return (size_t)t->ne[3] * t->nb[3]; }
 
 static int (*on_compute)(void **, int);
 static int compute_or_look(struct graph *g) { return on_compute != NULL ? on_compute((void **)g->nodes, g->n) : compute_all(g); }
