@@ -11,7 +11,7 @@ import sys
 
 import hostlib
 import pytest
-from checks import BUDGET, SPARSE, log_lines
+from checks import BUDGET, HOSTS, SPARSE, log_lines
 from test_process import python
 
 AUTO = {"LESSISMORE_BUDGET": BUDGET}
@@ -181,16 +181,17 @@ def test_unloaded_in_mid_decode(library):
 
 
 @pytest.mark.long
-def test_calls_that_fail_in_a_real_host(problems, tmp_path):
-    """Each of the library's own calls fails once in node-llama-cpp: right tokens, at most one line that it is inert."""
+@pytest.mark.parametrize("host", HOSTS)
+def test_calls_that_fail_in_a_real_host(host, problems, tmp_path):
+    """Each of the library's own calls fails once: right tokens, at most one line that it is inert."""
     subprocess.run([hostlib.ROOT / "tests" / "ggml" / "faults.sh", "build"], check=True)
     faulty, count = hostlib.ROOT / "build" / "faults" / "liblessismore.so", tmp_path / "count"
-    result = hostlib.run("node", library=faulty, settings={**SPARSE, "LIM_FAULT_COUNT": str(count)}, problems=problems[:1], lengths=[300])
+    result = hostlib.run(host, library=faulty, settings={**SPARSE, "LIM_FAULT_COUNT": str(count)}, problems=problems[:1], lengths=[300])
     calls = dict(line.split() for line in count.read_text().splitlines())
     assert int(calls["new"]) > 20, calls
     for kind, n in calls.items():
         for at in range(1, int(n) + 1) if kind != "failed" else ():
             settings = {**SPARSE, "LIM_FAULT": f"{kind}:{at}"}
-            result = hostlib.run("node", library=faulty, settings=settings, problems=problems[:1], lengths=[300])
+            result = hostlib.run(host, library=faulty, settings=settings, problems=problems[:1], lengths=[300], may_refuse=True)
             assert result.tokens[0] == problems[0].solution[:300], (kind, at)
             assert sum("inert: " in line for line in log_lines(result)) <= 1, (kind, at, log_lines(result))

@@ -20,7 +20,7 @@ def main():
     if job.get("library"):
         load = ctypes.CDLL(module.__file__).ggml_backend_load
         load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
-        if not load(job["library"].encode()):
+        if not load(job["library"].encode()) and not job.get("may_refuse"):
             raise RuntimeError(f"the host refused {job['library']}")
     params = xllamacpp.CommonParams()
     params.model.path = job["model"]
