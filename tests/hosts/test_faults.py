@@ -186,12 +186,12 @@ def test_calls_that_fail_in_a_real_host(host, problems, tmp_path):
     """Each of the library's own calls fails once: right tokens, at most one line that it is inert."""
     subprocess.run([hostlib.ROOT / "tests" / "ggml" / "faults.sh", "build"], check=True)
     faulty, count = hostlib.ROOT / "build" / "faults" / "liblessismore.so", tmp_path / "count"
-    result = hostlib.run(host, library=faulty, settings={**SPARSE, "LIM_FAULT_COUNT": str(count)}, problems=problems[:1], lengths=[300])
+    result = hostlib.run(host, library=faulty, settings={**SPARSE, "LIM_FAULT_COUNT": str(count)}, problems=problems[:1], lengths=[40])
     calls = dict(line.split() for line in count.read_text().splitlines())
     assert int(calls["new"]) > 20, calls
     for kind, n in calls.items():
         for at in range(1, int(n) + 1) if kind != "failed" else ():
             settings = {**SPARSE, "LIM_FAULT": f"{kind}:{at}"}
-            result = hostlib.run(host, library=faulty, settings=settings, problems=problems[:1], lengths=[300], may_refuse=True)
-            assert result.tokens[0] == problems[0].solution[:300], (kind, at)
+            result = hostlib.run(host, library=faulty, settings=settings, problems=problems[:1], lengths=[40], may_refuse=True)
+            assert result.tokens[0] == problems[0].solution[:40], (kind, at)
             assert sum("inert: " in line for line in log_lines(result)) <= 1, (kind, at, log_lines(result))
