@@ -534,6 +534,27 @@ func TestLayersOfDifferentHeadsGoByRule(t *testing.T) {
 	require.Equal(t, []int{2, 4}, h.session.Stats().SelectionLayers)
 }
 
+// ahead makes the graphs of the next steps of one row, each with a mask of its own that shows what is there by then.
+func (h *autoHost) ahead(count int) []*graph.Graph {
+	var graphs []*graph.Graph
+	for range count {
+		graphs = append(graphs, h.graph([]token{{0, h.next, 0, int32(h.next)}}, 0, 12))
+		h.next++
+	}
+	mask := slices.Clone(h.mask)
+	for i, g := range graphs {
+		row := unsafe.Slice((*float16.Float16)(g.Nodes[0].Scan), h.nkv)
+		copy(row, mask)
+		for c := range h.cells[0] {
+			row[c] = negInf
+			if c <= h.next-len(graphs)+i {
+				row[c] = 0
+			}
+		}
+	}
+	return graphs
+}
+
 func TestAutoAllocatesNothingPerToken(t *testing.T) {
 	for _, interval := range []int{1, 3} {
 		c := auto(16)
@@ -541,22 +562,7 @@ func TestAutoAllocatesNothingPerToken(t *testing.T) {
 		h := newAutoHost(t, c, selection.Profiles{}, 12)
 		h.loss = func(i, j int) float64 { return 0 }
 		h.decode(300)
-		var graphs []*graph.Graph
-		for range 101 {
-			graphs = append(graphs, h.graph([]token{{0, h.next, 0, int32(h.next)}}, 0, 12))
-			h.next++
-		}
-		mask := slices.Clone(h.mask)
-		for i, g := range graphs { // each graph's mask shows what was there then
-			row := unsafe.Slice((*float16.Float16)(g.Nodes[0].Scan), h.nkv)
-			copy(row, mask)
-			for c := range h.cells[0] {
-				row[c] = negInf
-				if c <= h.next-len(graphs)+i {
-					row[c] = 0
-				}
-			}
-		}
+		graphs := h.ahead(101)
 		k := 0
 		require.Zero(t, testing.AllocsPerRun(100, func() {
 			h.fakeHost.run(graphs[k])

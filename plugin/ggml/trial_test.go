@@ -4,10 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/stretchr/testify/require"
-	"github.com/x448/float16"
 
 	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/contexts"
@@ -175,22 +173,7 @@ func TestTrialsAllocateNothing(t *testing.T) {
 	h := newTrialHost(t, withTarget(t, 0.01, selection.Profiles{}))
 	h.nats = func(int) float64 { return 0 }
 	h.decode(91 + 1 + 64 + 70) // beyond eight budgets
-	var graphs []*graph.Graph
-	for range 201 {
-		graphs = append(graphs, h.graph([]token{{0, h.next, 0, int32(h.next)}}, 0, 12))
-		h.next++
-	}
-	mask := slices.Clone(h.mask)
-	for i, g := range graphs { // each graph's mask shows what was there then
-		row := unsafe.Slice((*float16.Float16)(g.Nodes[0].Scan), h.nkv)
-		copy(row, mask)
-		for c := range h.cells[0] {
-			row[c] = negInf
-			if c <= h.next-len(graphs)+i {
-				row[c] = 0
-			}
-		}
-	}
+	graphs := h.ahead(201)
 	k, before := 0, h.session.Stats().TrialSteps
 	require.Zero(t, testing.AllocsPerRun(200, func() {
 		h.fakeHost.run(graphs[k])

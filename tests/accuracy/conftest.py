@@ -1,5 +1,7 @@
+import os
 import pathlib
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -24,3 +26,14 @@ def task():
     from lessismore.compare import table
 
     return table.Task(FOLDER, None)
+
+
+def compare(*arguments, code=0):
+    """What `lessismore compare` writes, to both of its outputs."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "bindings" / "python"), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "lessismore.cli", "compare", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr

@@ -1,28 +1,16 @@
 """`lessismore compare` on a few whole problems: the library in a real host, the peers by their rules."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
-from conftest import FOLDER, ROOT
+from conftest import FOLDER, compare
 
 from lessismore.compare import host
 
 BUDGET, PROBLEMS = 128, 2
 METHODS = ["full", "lim", "lim-auto", "lim-profile", "tidal", "quest", "kascade", "seer", "window", "oracle"]
-
-
-def compare(*arguments, code=0):
-    path = os.pathsep.join(filter(None, [str(ROOT / "bindings" / "python"), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "lessismore.cli", "compare", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

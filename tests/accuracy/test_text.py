@@ -11,23 +11,13 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FOLDER, ROOT
+from conftest import FOLDER, ROOT, compare
 
 from lessismore.compare import calibration, methods, text
 from lessismore.compare.methods import Rows
 
 CONTEXT, K, STEPS = 960, 128, 64
 METHODS = "full stock lim-auto lim-3 lim tidal quest quest-spread delta kascade twilight seer window oracle".split()
-
-
-def compare(*arguments, code=0):
-    path = os.pathsep.join(filter(None, [str(ROOT / "bindings" / "python"), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "lessismore.cli", "compare", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -61,3 +61,16 @@ def interval(of: npt.NDArray[Any], statistic: Callable[[Any], Any]) -> list[floa
     drawn = means[np.random.default_rng(0).integers(0, count, (DRAWS, count))].mean(1)
     low, high = np.quantile(statistic(drawn), [0.025, 0.975])
     return [float(low), float(high)]
+
+
+def summary(nats: npt.NDArray[Any], same: npt.NDArray[Any]) -> dict[str, Any]:
+    """Divergences of steps in nats, and in which of them the best token is the same (1) or not (0), for a report."""
+    return {
+        "mean": float(nats.mean()),
+        "interval": interval(nats, lambda x: x),
+        "median": float(np.median(nats)),
+        "p99": float(np.quantile(nats, 0.99)),
+        "most": float(nats.max()),
+        "same": float(same.mean()),
+        "same_interval": interval(same, lambda x: x),
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
@@ -61,7 +60,7 @@ def command(options: argparse.Namespace) -> int:
         "made": {
             "by": f"lessismore {__version__}",
             "command": shlex.join(["lessismore", *sys.argv[1:]]),
-            "host": _host(options.model),
+            "host": _vocabulary.host(options.model),
             "cpu": _cpu.found()["model"],
         },
         "model": os.path.basename(os.path.abspath(options.model)),
@@ -166,14 +165,6 @@ def _kept(path: Optional[str], report: dict[str, Any]) -> dict[int, Any]:
 def _write(report: dict[str, Any], path: Optional[str]) -> None:
     if path:
         _files.write(path, json.dumps(report, indent=1).encode() + b"\n")
-
-
-def _host(model: str) -> str:
-    package = "transformers" if os.path.isdir(model) else "llama-cpp-python"
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return package
 
 
 # ---- what a person sees ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 from typing import Optional, Union
 
@@ -91,3 +92,12 @@ class Transformers:
         """See GGUF.decode()."""
         text: str = self._tokenizer.decode(tokens)
         return text
+
+
+def host(model: str) -> str:
+    """What reads a model, and its version."""
+    package = "transformers" if os.path.isdir(model) else "llama-cpp-python"
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package

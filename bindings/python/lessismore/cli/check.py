@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import json
@@ -98,7 +97,7 @@ def command(options: argparse.Namespace) -> int:
         "format": 1,
         "made": {
             "version": __version__,
-            "host": _host(options.model),
+            "host": _vocabulary.host(options.model),
             "cpu": _cpu.found()["model"],
             "threads": options.threads,
             "seconds": round(time.monotonic() - start, 1),
@@ -142,14 +141,6 @@ def _contexts(trained: Optional[int], steps: int, settle: int = _crew.settling({
     if far < 256:
         raise ValueError(f"the model was trained for {trained} tokens: --contexts and --steps have to say what to try")
     return [CONTEXT, far] if far > CONTEXT else [far]
-
-
-def _host(model: str) -> str:
-    package = "transformers" if os.path.isdir(model) else "llama-cpp-python"
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return package
 
 
 class _Progress:
@@ -265,16 +256,7 @@ class _Tally:
         }
 
     def _nats(self, name: Name, reference: str) -> dict[str, Any]:
-        nats, same = self._all(name, f"nats_{reference}"), self._all(name, f"same_{reference}")
-        return {
-            "mean": float(nats.mean()),
-            "interval": _loss.interval(nats, lambda x: x),
-            "median": float(np.median(nats)),
-            "p99": float(np.quantile(nats, 0.99)),
-            "most": float(nats.max()),
-            "same": float(same.mean()),
-            "same_interval": _loss.interval(same, lambda x: x),
-        }
+        return _loss.summary(self._all(name, f"nats_{reference}"), self._all(name, f"same_{reference}"))
 
 
 OTHER = "other"  # the host's other setting: timed only

@@ -280,16 +280,7 @@ class Stretch:
         surprise = np.concatenate([said.surprise(n) for _, said, n in pieces])
         return {
             **_perplexity(surprise),
-            "nats": {
-                "mean": float(nats.mean()),
-                "interval": _loss.interval(nats, lambda x: x),
-                "median": float(np.median(nats)),
-                "p99": float(np.quantile(nats, 0.99)),
-                "most": float(nats.max()),
-                "same": float(same.mean()),
-                "same_interval": _loss.interval(same, lambda x: x),
-                "steps": [round(float(x), 7) for x in nats],
-            },
+            "nats": {**_loss.summary(nats, same), "steps": [round(float(x), 7) for x in nats]},
         }
 
     @staticmethod
