@@ -75,9 +75,6 @@ func (c *Calibrator) try() {
 	c.Kind = StepTrial
 }
 
-// TrialBudget is what a trial's rows attend to; 0: to everything.
-func (c *Calibrator) TrialBudget() int { return c.trial.of.Budget }
-
 // Tried takes the outcome of a trial: how far the first result is from the second, in nats, and whether they are the same bits.
 func (c *Calibrator) Tried(nats float64, same bool) {
 	t, m := &c.trial, c.Model

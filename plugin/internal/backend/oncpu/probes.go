@@ -62,11 +62,8 @@ func (p *Probes) Begin(st *steps.RowSets, heads int, twice bool, counts *stats.S
 	}
 	p.Calibrator.Begin(calibrate.Opening{Rows: len(st.Rows), Heads: heads, Sparse: st.Sparse(), Current: true, Probes: true, Twice: twice})
 	p.Keep()
-	switch p.Kind {
-	case calibrate.StepMeasure:
+	if p.Kind == calibrate.StepMeasure {
 		p.measure(st)
-	case calibrate.StepTrial:
-		p.narrow(st)
 	}
 	switch p.Kind {
 	case calibrate.StepTrial:
@@ -147,21 +144,6 @@ func (p *Probes) measure(st *steps.RowSets) {
 		}
 	}
 	p.Waiting = true
-}
-
-// narrow has the rows of a trial attend to the candidate's budget.
-func (p *Probes) narrow(st *steps.RowSets) {
-	budget, config := p.TrialBudget(), &p.Model.Config
-	if budget == 0 || budget >= config.Budget {
-		return
-	}
-	for i := range st.Rows {
-		r := &st.Rows[i]
-		if r.SetLen > 0 {
-			split := steps.SplitBudget(int(r.Visible), budget, config.Recency, config.SinkTokens)
-			r.SinkTokens, r.TopK, r.Recent, r.SetLen = int32(split.SinkTokens), int32(split.TopK), int32(split.Recent), int32(split.Len())
-		}
-	}
 }
 
 // allocate gets memory for probes, shares and positions of sets.
