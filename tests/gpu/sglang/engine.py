@@ -14,7 +14,7 @@ import engines  # noqa: E402
 from engines import keep, say  # noqa: E402, F401  for the parts
 
 ROOT = engines.ROOT
-engines.install("sglang.srt.plugins", beside='random_weights = "random_weights:register"', path=[HERE])
+engines.install("sglang.srt.plugins", beside='random_weights = "random_weights:register"\nwatch = "watch:register"', path=[HERE])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
