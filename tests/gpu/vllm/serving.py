@@ -133,7 +133,11 @@ def main():
     more["kv_transfer_config"] = CONNECTOR
     own = {"budget": a.budget, "layers": [int(x) for x in a.layers.split(",")]}
     if a.backend:
-        own, more["attention_backend"] = None, a.backend
+        own, more["attention_backend"], more["kernel_config"] = (
+            None,
+            a.backend,
+            {"enable_flashinfer_autotune": False},
+        )  # no kernels to tune here
     bench = Bench(random_model.folder(), own, **more)
     random_model.randomize(bench.runner.model)
     found, cases, captured = [], {}, a.backend.lower() if a.backend else "on"
