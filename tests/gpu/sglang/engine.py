@@ -33,7 +33,7 @@ class Served:
         begin = time.time()
         self.engine = sglang.Engine(
             model_path=str(model), skip_tokenizer_init=True, random_seed=0, sampling_backend="pytorch", disable_prefill_cuda_graph=True,
-            log_level="info", **more,
+            log_level="info", decode_log_interval=1000, **more,
         )  # fmt: skip
         say(f"SGLang {sglang.__version__}: engine in {time.time() - begin:.1f} s")
 
