@@ -7,7 +7,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -23,28 +22,15 @@ LAYER = {
 OTHER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-def load(path: Path) -> tuple[LlamaForCausalLM, object]:
-    """The model in float32, and its tokenizer."""
+def weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The model's tensors in float32 by their names in transformers, and what LlamaConfig takes."""
     reader = gguf.GGUFReader(path)
 
     def value(key):
         return reader.get_field(f"llama.{key}").contents()
 
     heads, kv_heads = value("attention.head_count"), value("attention.head_count_kv")
-    names = {t.name for t in reader.tensors}
-    config = LlamaConfig(
-        hidden_size=value("embedding_length"),
-        intermediate_size=value("feed_forward_length"),
-        num_hidden_layers=value("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=value("context_length"),
-        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
-        rope_theta=value("rope.freq_base"),
-        vocab_size=int(next(t.shape[1] for t in reader.tensors if t.name == "token_embd.weight")),
-        tie_word_embeddings="output.weight" not in names,
-    )
-    weights = {}
+    tensors = {}
     for tensor in reader.tensors:
         name, kind = tensor.name.rsplit(".", 1)
         array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
@@ -55,12 +41,33 @@ def load(path: Path) -> tuple[LlamaForCausalLM, object]:
             name = f"model.layers.{layer}.{LAYER[part]}"
         else:
             name = OTHER[name]
-        weights[f"{name}.{kind}"] = torch.from_numpy(np.ascontiguousarray(array))
+        tensors[f"{name}.{kind}"] = torch.from_numpy(np.ascontiguousarray(array))
+    config = dict(
+        hidden_size=value("embedding_length"),
+        intermediate_size=value("feed_forward_length"),
+        num_hidden_layers=value("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=value("context_length"),
+        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
+        rope_theta=value("rope.freq_base"),
+        vocab_size=len(tensors["model.embed_tokens.weight"]),
+        tie_word_embeddings="lm_head.weight" not in tensors,
+    )
+    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    return tensors, config
+
+
+def load(path: Path):
+    """The model for transformers, in float32, and its tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tensors, values = weights(path)
+    config = LlamaConfig(**values)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model = model.to_empty(device="cpu")
-    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-    model.load_state_dict(weights)
+    model.load_state_dict(tensors)
     model.tie_weights()
     # Not among the weights, and empty by now.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
