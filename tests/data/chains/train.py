@@ -188,9 +188,9 @@ def main():
     parser.add_argument("--resume", type=Path, help="the --out of a training that was cut off")
     parser.add_argument("--begin", type=float, default=0.0, help="share of the schedule to begin at")
     parser.add_argument("--rank", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--skip", type=float, default=0.02, help="share of steps that leave a layer out, but the first and last four")
-    parser.add_argument("--tokens", type=int, default=32768, help="of a batch")
+    parser.add_argument("--tokens", type=int, default=16384, help="of a batch")
     parser.add_argument("--longest", type=int, default=8192, help="tokens of a row, at most")
     parser.add_argument("--seed", default=str(random.randrange(10**6)))
     parser.add_argument("--workers", type=int, default=5)
@@ -218,7 +218,7 @@ def main():
     batches = iter(loader)
     model = Adapted(*weights(args.model), rank=args.rank, scale=2.0, device=device, dtype=dtype)
     learned = list(model.parameters())
-    optimizer = torch.optim.AdamW(learned, lr=args.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=cuda)
+    optimizer = torch.optim.AdamW(learned, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=cuda)
     if args.resume:
         resume(args.resume, model, optimizer)
     known: dict[tuple[int, int], tuple] = {}
