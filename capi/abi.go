@@ -44,6 +44,7 @@ var (
 	_ = [1]struct{}{}[C.LIM_MAX_GUARD-plugin.MaxGuard]
 	_ = [1]struct{}{}[C.LIM_MAX_INTERVAL-plugin.MaxInterval]
 	_ = [1]struct{}{}[C.LIM_MAX_TRACE-plugin.MaxTrace]
+	_ = [1]struct{}{}[C.LIM_MAX_PROFILE-plugin.MaxProfile]
 	_ = [1]struct{}{}[C.LIM_POLICY_UNION-plugin.Union]
 	_ = [1]struct{}{}[C.LIM_POLICY_MASS-plugin.Mass]
 )
@@ -174,7 +175,7 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 		name string
 		text *C.char
 	}{{"model", params.model}, {"profile", params.profile}, {"profile_dir", params.profile_dir}} {
-		if texts[i], err = text(p.name, p.text); err != nil {
+		if texts[i], err = text(p.name, p.text, C.LIM_MAX_TEXT); err != nil {
 			return nil, err
 		}
 	}
@@ -227,16 +228,16 @@ func layersOf(layers *C.int32_t, count C.int64_t) ([]int, error) {
 }
 
 // text is a parameter's; "": NULL.
-func text(name string, s *C.char) (string, error) {
+func text(name string, s *C.char, most C.size_t) (string, error) {
 	if s == nil {
 		return "", nil
 	}
-	n := C.strnlen(s, C.LIM_MAX_TEXT+1)
+	n := C.strnlen(s, most+1)
 	switch {
 	case n == 0:
 		return "", fault(statusArgument, "%s = \"\" is not text; NULL stands for none", name)
-	case n > C.LIM_MAX_TEXT:
-		return "", fault(statusArgument, "%s is longer than %d bytes", name, C.LIM_MAX_TEXT)
+	case n > most:
+		return "", fault(statusArgument, "%s is longer than %d bytes", name, most)
 	}
 	return C.GoStringN(s, C.int(n)), nil
 }
@@ -352,19 +353,39 @@ func limgo_engine_stats(function *C.char, handle C.uint64_t, stats *C.lim_stats)
 //export limgo_engine_stats_json
 func limgo_engine_stats_json(function *C.char, handle C.uint64_t, buffer *C.char, size C.size_t, needed *C.size_t) C.int32_t {
 	return onEngine(function, handle, func(e *engineHandle) error {
-		text := append(e.engine.Report().JSON(), 0)
-		if needed != nil {
-			*needed = C.size_t(len(text))
-		}
-		if buffer == nil {
-			return nil
-		}
-		if size < C.size_t(len(text)) {
-			return fault(statusSize, "size = %d is less than the %d bytes needed", size, len(text))
-		}
-		copy(unsafe.Slice((*byte)(unsafe.Pointer(buffer)), len(text)), text)
-		return nil
+		return deliver(e.engine.Report().JSON(), buffer, size, needed)
 	})
+}
+
+// deliver gives a caller a text, or the size that it takes.
+func deliver(text []byte, buffer *C.char, size C.size_t, needed *C.size_t) error {
+	text = append(text, 0)
+	if needed != nil {
+		*needed = C.size_t(len(text))
+	}
+	if buffer == nil {
+		return nil
+	}
+	if size < C.size_t(len(text)) {
+		return fault(statusSize, "size = %d is less than the %d bytes needed", size, len(text))
+	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(buffer)), len(text)), text)
+	return nil
+}
+
+//export limgo_profile_for_quality
+func limgo_profile_for_quality(function, profile *C.char, quality C.double, buffer *C.char, size C.size_t, needed *C.size_t) (status C.int32_t) {
+	var err error
+	defer finish(function, &status, &err)
+	given, err := text("profile", profile, C.LIM_MAX_PROFILE)
+	if err != nil {
+		return
+	}
+	made, err := plugin.ForQuality([]byte(given), float64(quality))
+	if err == nil {
+		err = deliver(made, buffer, size, needed)
+	}
+	return
 }
 
 // fillStats fills the fields of the counters, which the header calls what the statistics call them.

@@ -227,6 +227,13 @@ lim_status lim_engine_stats_json(lim_engine *engine, char *buffer, size_t size, 
     return (lim_status)limgo_engine_stats_json((char *)__func__, number(engine), buffer, size, needed);
 }
 
+lim_status lim_profile_for_quality(const char *profile, double quality, char *buffer, size_t size, size_t *needed) {
+    CHECK(check_process(__func__));
+    CHECK(check_pointer(__func__, "profile", profile));
+    if (size) CHECK(check_pointer(__func__, "buffer", buffer));
+    return (lim_status)limgo_profile_for_quality((char *)__func__, (char *)profile, quality, buffer, size, needed);
+}
+
 /* ---- Decoder ---- */
 
 lim_status lim_decoder_work_size(lim_engine *engine, const lim_decoder_params *params, uint64_t *size) {

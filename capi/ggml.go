@@ -147,18 +147,11 @@ func lim_go_ggml_plan(handle C.uintptr_t, from *C.lim_ggml_graph) {
 	done = true
 }
 
-// onCPU is a context of the CPU's, whose graphs may be computed twice.
-type onCPU interface {
-	Again(nodes []graph.Node) bool
-	Tried(nats float64, same bool)
-	Untried(nodes []graph.Node, why string) bool
-}
-
-// retry has a context of the CPU's direct a graph's nodes once more; 1: it failed, or panicked, and they are the host's.
-func retry(handle C.uintptr_t, from *C.lim_ggml_graph, do func(c onCPU, nodes []graph.Node) bool) (failed C.int) {
+// retry has a context whose graphs may be computed twice direct a graph's nodes once more; 1: it failed, or panicked, and they are the host's.
+func retry(handle C.uintptr_t, from *C.lim_ggml_graph, do func(c graph.Retrier, nodes []graph.Node) bool) (failed C.int) {
 	failed = 1
 	defer process.Guard("graph_compute")
-	if do(cgo.Handle(handle).Value().(onCPU), unsafe.Slice((*graph.Node)(unsafe.Pointer(from.nodes)), from.n_nodes)) {
+	if do(cgo.Handle(handle).Value().(graph.Retrier), unsafe.Slice((*graph.Node)(unsafe.Pointer(from.nodes)), from.n_nodes)) {
 		failed = 0
 	}
 	return failed
@@ -166,19 +159,19 @@ func retry(handle C.uintptr_t, from *C.lim_ggml_graph, do func(c onCPU, nodes []
 
 //export lim_go_ggml_again
 func lim_go_ggml_again(handle C.uintptr_t, from *C.lim_ggml_graph) C.int {
-	return retry(handle, from, onCPU.Again)
+	return retry(handle, from, graph.Retrier.Again)
 }
 
 //export lim_go_ggml_tried
 func lim_go_ggml_tried(handle C.uintptr_t, nats C.double, same C.int) {
 	defer process.Guard("graph_compute")
-	cgo.Handle(handle).Value().(onCPU).Tried(float64(nats), same != 0)
+	cgo.Handle(handle).Value().(graph.Retrier).Tried(float64(nats), same != 0)
 }
 
 //export lim_go_ggml_untried
 func lim_go_ggml_untried(handle C.uintptr_t, from *C.lim_ggml_graph, why *C.char) C.int {
 	text := C.GoString(why)
-	return retry(handle, from, func(c onCPU, nodes []graph.Node) bool { return c.Untried(nodes, text) })
+	return retry(handle, from, func(c graph.Retrier, nodes []graph.Node) bool { return c.Untried(nodes, text) })
 }
 
 // onGPU is a context of a GPU's.

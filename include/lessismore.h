@@ -104,6 +104,7 @@ extern "C" {
 #define LIM_MAX_INTERVAL         64
 #define LIM_MAX_TRACE            65536
 #define LIM_MAX_TEXT             4000
+#define LIM_MAX_PROFILE          8388608 /* bytes of a profile's text */
 
 /* ---------------------------------------------------------------------------------------------
  * Types
@@ -261,6 +262,35 @@ LIM_EXPORT lim_status lim_engine_ablate(lim_engine *engine, int32_t select, int3
  * replayed stays what it was captured as. NULL with a count of 0 ends it, as an ablation does: the last of the two counts.
  * @return LIM_OK; LIM_ERROR_ARGUMENT for layers out of range or not ascending; LIM_ERROR_HANDLE */
 LIM_EXPORT lim_status lim_engine_try(lim_engine *engine, const int32_t *layers, int64_t layers_count);
+
+/* Makes of a profile that of the same model for a quality target (`quality` in lim_engine_params): for a caller that has the
+ * model compute steps both ways, where no ggml host on CPUs does. `profile` is the text of a profile as the library writes it
+ * without a target, to a file or in lim_engine_stats_json() (`models`), or as this function gave it; zero-terminated, up to
+ * LIM_MAX_PROFILE bytes, read during the call. What is given is JSON as well, zero-terminated: the profile under the name that
+ * hosts look for in `profile_dir` (its `fingerprint`, and .json), and in `tried`
+ *
+ *     least_trials   steps that a choice has to be tried in before it can be taken
+ *     candidates     the choices to try, those that read fewest bytes first, each with
+ *         budget     tokens that a sparse layer attends to: the profile's
+ *         layers     selection layers, ascending: for lim_engine_try()
+ *         trials     steps that it was tried in; 0 at first
+ *         nats       sum over these of how far the next token's probabilities are from those of the step with all layers dense
+ *                    (lim_engine_ablate(engine, 0, -1)): Kullback-Leibler divergences in nats, none below 0
+ *         squares    sum of their squares
+ *
+ * The caller adds its trials to the last three, and calls again with the whole text: the first candidate whose mean and standard
+ * error are together at most `quality` is then in `choice`. With none, `choice` is empty: hosts attend to everything.
+ *
+ *     lim_profile_for_quality(text, 0.005, buffer, size, NULL);     candidates
+ *     at 64 or more places of a text: ablate, compute; for each candidate: try, compute, add its divergence;
+ *     lim_profile_for_quality(buffer, 0.005, other, size, NULL);    the choice, to be written to a file
+ *
+ * *needed is the size with that zero. buffer may be NULL with a size of 0, to ask for *needed; needed may be NULL; profile and
+ * buffer do not overlap. From any thread, also from several at once.
+ * @return LIM_OK; LIM_ERROR_ARGUMENT for a quality that is not above 0, up to 10, and for a text that is no profile, whose
+ * fingerprint is not that of its model and settings, or of a model of fewer than 5 layers or that was not measured;
+ * LIM_ERROR_SIZE if size < *needed, buffer is then as it was; LIM_ERROR_FORKED */
+LIM_EXPORT lim_status lim_profile_for_quality(const char *profile, double quality, char *buffer, size_t size, size_t *needed);
 
 /* The engine that serves the ggml hosts of this process, by the settings of the environment, for
  * lim_engine_ablate(), lim_engine_stats() and lim_engine_stats_json(). Its layers are counted among those that can
@@ -558,7 +588,8 @@ LIM_EXPORT lim_status lim_engine_stats_json(lim_engine *engine, char *buffer, si
     X(lim_status, decoder_token_set, (lim_decoder * decoder, int32_t row, int32_t *tokens, int64_t capacity, int64_t *count)) \
     X(lim_status, decoder_stats, (lim_decoder * decoder, lim_stats * stats))                                                  \
     X(lim_status, decoder_poll, (lim_decoder * decoder, uint64_t *generation, int32_t *eager))                                \
-    X(lim_status, engine_try, (lim_engine * engine, const int32_t *layers, int64_t layers_count))
+    X(lim_status, engine_try, (lim_engine * engine, const int32_t *layers, int64_t layers_count))                             \
+    X(lim_status, profile_for_quality, (const char *profile, double quality, char *buffer, size_t size, size_t *needed))
 
 /* These functions, for hosts that load the library at run time: a host that knows more of them than struct_size covers
  * must not call those. */

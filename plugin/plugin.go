@@ -49,6 +49,7 @@ const (
 	MaxTrace      = settings.MaxTrace
 	MaxSlots      = backend.MaxSlots
 	MaxRows       = backend.MaxRows
+	MaxProfile    = selection.ProfileCap
 )
 
 // DefaultConfig is the paper's setting, with layers found by measuring.
@@ -103,6 +104,11 @@ func NewDecoder(engine *Engine, layers int, workers *Workers, params DecoderPara
 // WorkSize is the device memory that a decoder needs beside keys and values; 0 on the CPU.
 func WorkSize(engine *Engine, layers int, params DecoderParams) (uint64, error) {
 	return decode.WorkSize(engine, layers, params)
+}
+
+// ForQuality makes of a profile's text that of the same model for a quality target (lim_profile_for_quality).
+func ForQuality(profile []byte, quality float64) ([]byte, error) {
+	return selection.ForQuality(profile, quality)
 }
 
 // IsFolder tells whether a name is a folder's, links followed.

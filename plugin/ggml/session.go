@@ -158,32 +158,23 @@ func (s *Session) Plan(g *graph.Graph) {
 	}
 }
 
-// trials are of a device that may have a graph computed twice (calibrate.StepTrial): as planned, and then with everything.
-type trials interface {
-	Again(nodes []graph.Node) bool
-	Tried(nats float64, same bool)
-	Untried(nodes []graph.Node, why string) bool
-}
-
-// Again has a graph that was computed once attend to everything, the second time. False: its nodes have to be the host's.
+// Again, Tried and Untried are graph.Retrier's, which the device is where it announces trials.
 func (s *Session) Again(nodes []graph.Node) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.on.(trials).Again(nodes)
+	return s.on.(graph.Retrier).Again(nodes)
 }
 
-// Tried takes how far the first result was from the second, in nats, and whether they are the same bits.
 func (s *Session) Tried(nats float64, same bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.on.(trials).Tried(nats, same)
+	s.on.(graph.Retrier).Tried(nats, same)
 }
 
-// Untried has a graph attend to everything that was not computed so far and cannot be computed twice. False as in Again.
 func (s *Session) Untried(nodes []graph.Node, why string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.on.(trials).Untried(nodes, why)
+	return s.on.(graph.Retrier).Untried(nodes, why)
 }
 
 // node decides about one node that the kernels could take.

@@ -461,7 +461,26 @@ static void the_rest(void) {
     for (size_t i = 0; i < sizeof choices / sizeof *choices; i++)
         expect(lim_engine_try(engine, choices[i].layers, choices[i].count), LIM_ERROR_ARGUMENT, choices[i].name, choices[i].value);
     expect(lim_engine_try(NULL, NULL, 0), LIM_ERROR_HANDLE, "engine", "NULL");
-    lim_engine *host = engine;
+    lim_engine         *host = engine;
+    static const double targets[] = {0, -1, 10.5, NAN, INFINITY};
+    for (size_t i = 0; i < sizeof targets / sizeof *targets; i++)
+        expect(lim_profile_for_quality(SMALL_PROFILE, targets[i], NULL, 0, NULL), LIM_ERROR_ARGUMENT, "quality = ", "is not above 0, up to 10");
+    const struct {
+        const char *profile, *value;
+    } profiles[] = {{NULL, "NULL"}, {"", "\"\" is not text"}, {"{", "it is no profile"}, {"{}", "its format is 0, not 1"}, {strchr(SMALL_PROFILE, ','), "it is no profile"}};
+    for (size_t i = 0; i < sizeof profiles / sizeof *profiles; i++)
+        expect(lim_profile_for_quality(profiles[i].profile, 0.01, NULL, 0, NULL), LIM_ERROR_ARGUMENT, "profile", profiles[i].value);
+    char edited[sizeof SMALL_PROFILE];
+    memcpy(edited, SMALL_PROFILE, sizeof edited);
+    strstr(edited, "\"budget\":64")[10] = '5';
+    expect(lim_profile_for_quality(edited, 0.01, NULL, 0, NULL), LIM_ERROR_ARGUMENT, "profile", "its fingerprint is \"fc674c8a1217aebe\"");
+    char *large = malloc(LIM_MAX_PROFILE + 2);
+    memset(large, ' ', LIM_MAX_PROFILE + 1);
+    large[LIM_MAX_PROFILE + 1] = 0;
+    expect(lim_profile_for_quality(large, 0.01, NULL, 0, NULL), LIM_ERROR_ARGUMENT, "profile", "longer than 8388608 bytes");
+    free(large);
+    expect(lim_profile_for_quality(SMALL_PROFILE, 0.01, NULL, 100, NULL), LIM_ERROR_ARGUMENT, "buffer", "NULL");
+    expect(lim_profile_for_quality(SMALL_PROFILE, 0.01, text, sizeof text, NULL), LIM_ERROR_SIZE, "size", "= 8");
     expect(lim_ggml_engine(NULL), LIM_ERROR_ARGUMENT, "engine", "NULL");
     expect(lim_ggml_engine(&host), LIM_ERROR_UNSUPPORTED, "no ggml host", "loaded");
     CHECK(host == engine, "*engine was written");

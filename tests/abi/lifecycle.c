@@ -178,8 +178,46 @@ static void decode(void) {
     OK(lim_engine_free(NULL));
 }
 
+/* A quality target by trials that a caller makes: the library says what to try, and reads what comes of it. */
+static void aimed(void) {
+    lim_engine_params params = small_params();
+    lim_engine       *engine = NULL;
+    lim_decoder      *decoder = NULL;
+    params.layers = NULL, params.layers_count = 0;
+    params.n_layers = 5, params.budget = 64, params.quality = 0.01;
+    params.model = "m", params.profile = "lifecycle-profile.json";
+    remove(params.profile);
+    OK(lim_engine_create(&params, &engine));
+    CHECK(lim_decoder_create(engine, &one_row, &decoder) == LIM_ERROR_ARGUMENT, "a target was promised without a profile");
+    OK(lim_engine_free(engine));
+
+    char   first[4096], tried[4096] = "?", last[4096];
+    size_t needed = 0, again = 0;
+    OK(lim_profile_for_quality(SMALL_PROFILE, params.quality, NULL, 0, &needed));
+    CHECK(lim_profile_for_quality(SMALL_PROFILE, params.quality, tried, needed - 1, NULL) == LIM_ERROR_SIZE && tried[0] == '?',
+          "a short buffer was written");
+    OK(lim_profile_for_quality(SMALL_PROFILE, params.quality, first, sizeof first, &again));
+    CHECK(strlen(first) + 1 == needed && again == needed && strstr(first, "\"choice\":[],") && strstr(first, "\"least_trials\":64,"), "%s", first);
+    static const char untried[] = "\"layers\":[2],\"trials\":0,\"nats\":0,\"squares\":0";
+    char             *at = strstr(first, untried);
+    CHECK(at, "%s", first);
+    if (!at) return;
+    snprintf(tried, sizeof tried, "%.*s\"layers\":[2],\"trials\":64,\"nats\":0.32,\"squares\":0.0017%s", (int)(at - first), first, at + strlen(untried));
+    OK(lim_profile_for_quality(tried, params.quality, last, sizeof last, NULL));
+    CHECK(strstr(last, "\"choice\":[2],"), "%s", last);
+    FILE *file = fopen(params.profile, "w");
+    CHECK(file && fputs(last, file) >= 0 && fclose(file) == 0, "%s", params.profile);
+
+    OK(lim_engine_create(&params, &engine));
+    OK(lim_decoder_create(engine, &one_row, &decoder));
+    OK(lim_decoder_free(decoder));
+    OK(lim_engine_free(engine));
+    remove(params.profile);
+}
+
 int main(void) {
     versions();
+    aimed();
     sizes();
     older();
     for (int i = 0; i < 3; i++) lines = 0, decode();

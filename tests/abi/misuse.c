@@ -126,6 +126,7 @@ static int child(void) {
     expect(lim_engine_free(engine), LIM_ERROR_FORKED, "fork");
     expect(lim_engine_stats(engine, &stats), LIM_ERROR_FORKED, "fork");
     expect(lim_engine_stats_json(engine, NULL, 0, NULL), LIM_ERROR_FORKED, "fork");
+    expect(lim_profile_for_quality(SMALL_PROFILE, 0.01, NULL, 0, NULL), LIM_ERROR_FORKED, "fork");
     expect(lim_decoder_create(engine, &one_row, &another), LIM_ERROR_FORKED, "fork");
     expect(lim_decoder_free(decoder), LIM_ERROR_FORKED, "fork");
     expect(lim_decoder_reset(decoder), LIM_ERROR_FORKED, "fork");

@@ -66,4 +66,12 @@ static inline lim_engine_params small_params(void) {
     return params;
 }
 
+/* A profile of a model of five layers, "m", as the library writes one where there is no target. */
+#define SMALL_PROFILE                                                                                                                            \
+    "{\"format\":1,\"library\":\"0.1.0\",\"fingerprint\":\"fc674c8a1217aebe\",\"model\":{\"layers\":5,\"first_layer\":0,\"last_layer\":0,"       \
+    "\"heads\":0,\"kv_heads\":0,\"key_dim\":0,\"value_dim\":0,\"scale\":0,\"softcap\":0,\"max_bias\":0,\"weights\":\"model m\"},"                \
+    "\"settings\":{\"budget\":64,\"recency\":0.25,\"sink_tokens\":4,\"policy\":\"union\",\"selections\":2},\"choice\":[2],\"worst_loss\":0.125," \
+    "\"measured\":{\"measure\":\"\",\"steps\":60,\"tokens\":200,\"probe_budget\":16,\"reach\":2},"                                               \
+    "\"loss\":[[0.125],[0.25,0.125],[0.375,0.25,0.125],[0.5,0.375,0.25,0.125]],\"loss_error\":[[0],[0,0],[0,0,0],[0,0,0,0]]}\n"
+
 #endif

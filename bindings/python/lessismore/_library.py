@@ -7,7 +7,7 @@ import functools
 import os
 import pathlib
 import sysconfig
-from ctypes import POINTER, c_char, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 
 from ._errors import LibraryError, error
 from ._version import __version__
@@ -146,6 +146,7 @@ def library() -> ctypes.CDLL:
         ("lim_engine_free", status, [handle]),
         ("lim_engine_ablate", status, [handle, c_int32, c_int32]),
         ("lim_engine_try", status, [handle, POINTER(c_int32), c_int64]),
+        ("lim_profile_for_quality", status, [c_char_p, c_double, POINTER(c_char), c_size_t, POINTER(c_size_t)]),
         ("lim_ggml_engine", status, [POINTER(handle)]),
         ("lim_engine_stats", status, [handle, POINTER(Stats)]),
         ("lim_engine_stats_json", status, [handle, POINTER(c_char), c_size_t, POINTER(c_size_t)]),

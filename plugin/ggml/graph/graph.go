@@ -134,10 +134,20 @@ type Graph struct {
 	Records  bool     // on a GPU, steps that are alike are recorded and replayed
 	Form     uint64   // the answer, on a GPU: equal graphs of equal forms queue the same; 0: this one is like no other
 	Later    bool     // the answer: nothing would be taken of the next graph, it may be computed before it is planned
-	Trial    bool     // the answer: to be computed twice, see Session.Again
+	Trial    bool     // the answer: to be computed twice, see Retrier
 	Output   int      // whose logits tell the two apart: the number among those that logits are wanted of, …
 	Rows     int      // … or, where the graph does not tell, among all rows of the batch
 	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, AnyStore or NoStore
+}
+
+// Retrier is a context whose graphs may be computed twice (Graph.Trial): as planned, and then with everything.
+type Retrier interface {
+	// Again has a graph that was computed once attend to everything, the second time. False: its nodes have to be the host's.
+	Again(nodes []Node) bool
+	// Tried takes how far the first result was from the second, in nats, and whether they are the same bits.
+	Tried(nats float64, same bool)
+	// Untried has a graph attend to everything that was not computed so far and cannot be computed twice. False as in Again.
+	Untried(nodes []Node, why string) bool
 }
 
 // Undecide leaves to the host what was to be offloaded: the model's layers are not known after all.

@@ -24,6 +24,12 @@ func FuzzProfile(f *testing.F) {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
+		if aimed, err := ForQuality(text, 0.01); err == nil { // what is made of it is a profile, and the same again
+			again, err := ForQuality(aimed, 0.01)
+			if err != nil || !slices.Equal(aimed, again) {
+				t.Fatalf("%v: %s", err, aimed)
+			}
+		}
 		m, err := NewModel(config, about.Layers, about, Profiles{Path: path}.File(""), silent)
 		if err != nil {
 			t.Fatal(err)

@@ -112,7 +112,7 @@ func (m *Model) profile() *Profile {
 	p.Measured.Steps, p.Measured.Tokens = m.measured.steps, m.measured.tokens
 	p.Measured.Budget, p.Measured.Reach, p.Calibrated = m.measured.budget, m.Reach, m.truth
 	if m.Trials != nil && !m.trying {
-		p.Tried = &Trials{Measure: trialMeasure, Target: m.Config.Quality, Candidates: slices.Clone(m.Trials.Candidates)}
+		p.Tried = &Trials{Measure: trialMeasure, Target: m.Config.Quality, Least: leastMet, Candidates: slices.Clone(m.Trials.Candidates)}
 	}
 	for j := 1; j < m.Layers; j++ {
 		loss, err := make([]float32, j), make([]float32, j)
@@ -268,6 +268,10 @@ func ReadProfile(path string, follow bool) (*Profile, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parse(text)
+}
+
+func parse(text []byte) (*Profile, error) {
 	p := &Profile{}
 	if err := json.Unmarshal(text, p); err != nil {
 		return nil, fmt.Errorf("it is no profile: %v", err)

@@ -78,7 +78,8 @@ func (c *Candidate) cost(layers, n int) int {
 // trials do not suffice to tell, is followed by the next one, which costs more; the first that meets the target is the choice.
 type Trials struct {
 	Measure    string      `json:"measure"`
-	Target     float64     `json:"target"` // nats a token, when it was written; the candidates serve any
+	Target     float64     `json:"target"`       // nats a token, when it was written; the candidates serve any
+	Least      int         `json:"least_trials"` // of a candidate before it can be taken
 	Candidates []Candidate `json:"candidates"`
 
 	chosen int // candidate in force; -1: none is, everything is dense
@@ -89,7 +90,7 @@ const trialMeasure = "Kullback-Leibler divergence of the next token's probabilit
 
 // newTrials makes the candidates of a measurement. What was tried of them before counts.
 func newTrials(found *Losses, config *settings.Config, tokens int, before *Trials) *Trials {
-	t := &Trials{Measure: trialMeasure, Target: config.Quality, chosen: -1}
+	t := &Trials{Measure: trialMeasure, Target: config.Quality, Least: leastMet, chosen: -1}
 	for _, layers := range found.nested(MostTried) {
 		c := Candidate{Budget: config.Budget, Layers: layers}
 		if before != nil {

@@ -260,11 +260,42 @@ func TestTargetIsRefusedWithoutAProfile(t *testing.T) {
 	assert.Error(t, fresh(0.01).Promised())
 }
 
-func TestNestedChoices(t *testing.T) {
-	m, _ := measured(t, targeted(0.01), ProfileFile{})
-	for i, layers := range m.measured.nested(MostTried) {
-		assert.Len(t, layers, i+1)
-		assert.True(t, slices.IsSorted(layers))
-		assert.LessOrEqual(t, layers[0]+len(layers), DenseCap(12, i+1))
+// Of each number of layers: no choice loses less beyond the tolerance, and none as good begins earlier.
+func TestNestedChoicesAreTheBest(t *testing.T) {
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 40 {
+		l := NewLosses(LeastMeasured + random.IntN(6))
+		for p := range l.Loss {
+			l.Loss[p] = float32(random.ExpFloat64() / 5)
+		}
+		for i, got := range l.nested(MostTried) {
+			least, found := math.Inf(1), false
+			ways := choices(l.layers, i+1)
+			for _, way := range ways {
+				least, found = min(least, l.Worst(way)), found || slices.Equal(way, got)
+			}
+			require.True(t, found, "seed %d: %v", seed, got)
+			require.LessOrEqual(t, l.Worst(got), least+LossTolerance, "seed %d: %v", seed, got)
+			for _, way := range ways {
+				require.False(t, way[0] < got[0] && l.Worst(way) <= least+LossTolerance, "seed %d: %v before %v", seed, way, got)
+			}
+		}
 	}
+}
+
+// choices are all of so many layers that the rules allow.
+func choices(layers, count int) (out [][]int) {
+	for mask := range 1 << layers {
+		var way []int
+		for l := range layers {
+			if mask>>l&1 == 1 {
+				way = append(way, l)
+			}
+		}
+		if len(way) == count && way[0] >= FirstSelection && way[count-1] < layers-1 && way[0]+count <= DenseCap(layers, count) {
+			out = append(out, way)
+		}
+	}
+	return out
 }

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import _files
 from .._version import __version__
-from . import _cpu, _crew, _exit, _needles, _sequence, _show, _source, _vocabulary
+from . import _cpu, _crew, _exit, _needles, _results, _sequence, _show, _source, _vocabulary
 
 FORMAT = 1
 BUDGETS, CONTEXTS = [512, 1024], [4096]
@@ -83,7 +83,7 @@ def command(options: argparse.Namespace) -> int:
             report["contexts"].append(of)
             _Context(options, report, of, model, course, wanted).fill(step, i * (total // len(contexts)))
     report["made"]["seconds"] = round(time.monotonic() - start, 1)
-    _write(report, options.out)
+    _results.write(report, options.out)
     if options.plot:
         draw(report, options.plot)
     print(json.dumps(report) if options.json else _show.table(HEAD, cells(report)))
@@ -122,7 +122,7 @@ class _Context:
             else:
                 found = self._stock(stretch) if k is None or equal is None else stretch.result(key, k, equal)
             self.of["results"].append(found)
-            _write(self.report, self.options.out)
+            _results.write(self.report, self.options.out)
 
     def _stock(self, stretch: Any) -> dict[str, Any]:
         """The host's own attention, token by token behind the same text."""
@@ -146,26 +146,15 @@ class _Context:
 
 def _kept(path: Optional[str], report: dict[str, Any]) -> dict[int, Any]:
     """The contexts that an earlier run left, if it was of the same things."""
-    if not path or _files.streams(path) or not os.path.exists(path) or not os.path.getsize(path):
+    before = _results.read(path, "compare", report, PARTS, ("contexts", "methods"))
+    if before is None:
         return {}
-    with open(path) as f:
-        before: dict[str, Any] = json.load(f)
-    if not isinstance(before, dict) or not {*PARTS, "contexts", "methods"} <= set(before):
-        raise ValueError(f"{path} is no result of `lessismore compare` on a text")
-    for name in PARTS:
-        if before[name] != report[name]:
-            raise ValueError(f"{path} has another {name}: {before[name]}, not {report[name]}")
     now = {row["key"]: row for row in report["methods"]}
     for row in before["methods"]:
         if now.setdefault(row["key"], row) != row:
             raise ValueError(f"{path} has {row['key']} as {row}, not {now[row['key']]}")
     report["methods"] = list(now.values())
     return {of["context"]: of for of in before["contexts"]}
-
-
-def _write(report: dict[str, Any], path: Optional[str]) -> None:
-    if path:
-        _files.write(path, json.dumps(report, indent=1).encode() + b"\n")
 
 
 # ---- what a person sees ----

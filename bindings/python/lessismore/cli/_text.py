@@ -18,6 +18,7 @@ from ..engine import Engine, HostEngine
 from . import _sequence, _vocabulary
 from ._worker import Context
 
+MEASURED = 129  # steps: more than a measurement takes, for models of up to 126 layers
 Logits = npt.NDArray[np.float64]
 
 

@@ -27,7 +27,6 @@ from . import _exit, _loss, _options, _show, _targets, _text
 FIRST = 2  # the lowest layer that chooses, as the library has it
 TOLERANCE = 0.01  # nats that a choice may lose more which reads less
 REACH = 8  # in budgets: as far as the library would measure again by itself
-STEPS = 129  # more than a measurement takes, for models of up to 126 layers
 Matrix = npt.NDArray[np.float64]
 
 
@@ -125,7 +124,7 @@ def _walk(
 ) -> tuple[dict[str, Any], Found]:
     """Goes through the text: ablates layers at its positions, and has the library measure from the first of them on."""
     start, end = max(2 * budget, prompt), len(walked.tokens) - 1
-    needed = start + STEPS
+    needed = start + _text.MEASURED
     if end < needed:
         raise ValueError(f"the text has {end + 1} tokens, a budget of {budget} needs {needed + 1} (--tokens makes more)")
     walked.back(min(walked.length, start))
@@ -157,11 +156,9 @@ def _aim(
     options: argparse.Namespace, walked: Union[_text.GGUF, _text.Transformers], kept: str, budget: int, prompt: int, target: float
 ) -> int:
     """Tries choices for a quality target, and keeps them."""
-    tried = _targets.walk(walked, kept, budget, prompt, options.positions or _targets.POSITIONS)
-    with open(kept) as f:
-        profile = _targets.profile(f.read(), tried, target, REACH)
+    profile = _targets.walk(walked, kept, budget, prompt, options.positions or _targets.POSITIONS, target)
     result = {"profile": _write(options.output, profile), "choice": profile["choice"], "target": target, "tried": profile["tried"]}
-    print(json.dumps(result) if options.json else _targets.tell(result, tried))
+    print(json.dumps(result) if options.json else _targets.tell(result))
     return _exit.DONE
 
 

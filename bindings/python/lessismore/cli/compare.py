@@ -24,7 +24,7 @@ from typing import Any, Optional
 
 from .. import _files
 from .._version import __version__
-from . import _cpu, _exit, _llama, _options, _peers, _show, _source
+from . import _cpu, _exit, _llama, _options, _peers, _results, _show, _source
 
 CALIBRATION = 4
 _DEVICES = ("cpu", "cuda")  # of lessismore.compare.device, which needs NumPy
@@ -94,10 +94,8 @@ def _task(options: argparse.Namespace) -> int:
             "cpu": _cpu.found()["model"],
             "device": options.device,
         }
-        report = comparison.head(made, options.budgets, known)
+        report = _kept(options.out, comparison.head(made, options.budgets, known))
         rewritten = options.out and not _files.streams(options.out)
-        if rewritten and os.path.exists(options.out) and os.path.getsize(options.out):
-            report = _kept(options.out, report)
         there = {(r["method"], r["budget"]) for r in report["results"]}
         todo = [(row, None) for row in chosen if row.family == "reference"]
         todo += [(row, budget) for budget in options.budgets for row in chosen if row.family != "reference"]
@@ -106,12 +104,11 @@ def _task(options: argparse.Namespace) -> int:
             for i, (row, budget) in enumerate(todo):
                 report["results"].append(comparison.result(row, budget, _Place(step, i)))
                 if rewritten:
-                    table.write(report, options.out)
+                    _results.write(report, options.out)
     finally:
         comparison.close()
     report["made"]["seconds"] = round(sum(r["seconds"] for r in report["results"]), 1)
-    if options.out:
-        table.write(report, options.out)
+    _results.write(report, options.out)
     print(json.dumps(report) if options.json else _show.table(table.HEAD, table.cells(report)))
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     return _exit.DONE
@@ -127,15 +124,11 @@ class _Place:
         self.step(what, self.done)
 
 
-def _kept(path: str, report: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run left, if it was of the same problems, and what is in it of the same settings."""
-    with open(path) as f:
-        before: dict[str, Any] = json.load(f)
-    if not isinstance(before, dict) or not {"methods", "results", "budgets"} <= set(before):
-        raise ValueError(f"{path} is no result of `lessismore compare`")
-    for name in ("format", "task"):
-        if before.get(name) != report[name]:
-            raise ValueError(f"{path} has another {name}: {before.get(name)}, not {report[name]}")
+def _kept(path: Optional[str], report: dict[str, Any]) -> dict[str, Any]:
+    """The report with what an earlier run left, if it was of the same problems, and what is in it of the same settings."""
+    before = _results.read(path, "compare", report, ("format", "task"), ("methods", "results", "budgets"))
+    if before is None:
+        return report
     now = {m["key"]: m for m in report["methods"]}
     was = {m["key"]: m for m in before["methods"]}
     for key in dict.fromkeys(r["method"] for r in before["results"]):

@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import _files
 from .._version import __version__
-from . import _cpu, _exit, _harness, _options, _show
+from . import _cpu, _exit, _harness, _options, _results, _show
 
 FORMAT = 1
 TASKS = ["aime24", "aime25", "hendrycks_math500", "gpqa_diamond_cot_zeroshot"]
@@ -79,7 +79,9 @@ def command(options: argparse.Namespace) -> int:
         "settings": {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
         "results": [],
     }
-    report["results"] = _kept(options.out, report)
+    before = _results.read(options.out, "eval", report, SAME, ["results"])
+    if before is not None:
+        report["results"] = before["results"]
     there = {(r["task"], r["budget"]) for r in report["results"]}
     todo = [(task, budget) for task in options.tasks for budget in (None, *budgets) if (task, budget) not in there]
     if todo:
@@ -146,25 +148,9 @@ def _compared(results: list[dict[str, Any]]) -> None:
             r["difference"], r["difference_interval"] = float(more.mean()), np.quantile(drawn, [0.025, 0.975]).tolist()
 
 
-def _kept(path: Optional[str], report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an earlier run left, if it was of the same things."""
-    if not path or _files.streams(path) or not os.path.exists(path) or not os.path.getsize(path):
-        return []
-    with open(path) as f:
-        before: dict[str, Any] = json.load(f)
-    if not isinstance(before, dict) or not {*SAME, "results"} <= set(before):
-        raise ValueError(f"{path} is no result of `lessismore eval`")
-    for name in SAME:
-        if before[name] != report[name]:
-            raise ValueError(f"{path} has another {name}: {before[name]}, not {report[name]}")
-    kept: list[dict[str, Any]] = before["results"]
-    return kept
-
-
 def _write(report: dict[str, Any], path: Optional[str]) -> None:
     report["made"]["written"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    if path:
-        _files.write(path, json.dumps(report, indent=1).encode() + b"\n")
+    _results.write(report, path)
 
 
 HEAD = ("task", "read by", "attention", "problems", "exact", "95 %", "against full", "95 % (paired)", "tokens", "attended", "layers", "s")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import pathlib
 import random
 import tempfile
 import time
 from typing import Any, Callable, Optional, Sequence
 
-from .. import _files
 from . import calibration, host, kascade, measure
 from .measure import Counts, Prepared, Problem
 from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Seer, TidalDecode, Twilight, Window
@@ -244,10 +242,6 @@ class Comparison:
             "methods": [dataclasses.asdict(row) for row in methods],
             "results": [],
         }
-
-
-def write(report: dict[str, Any], path: str) -> None:
-    _files.write(path, json.dumps(report, indent=1).encode() + b"\n")
 
 
 HEAD = ("method", "K", "exact", "95 %", "tokens right", "first wrong step", "attended", "read", "distinct", "worst loss", "length")
