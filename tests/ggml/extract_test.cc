@@ -174,9 +174,9 @@ TEST_F(ExtractTest, OtherChangesOfAStoreAreNotUnderstood) {
 
 // A scheduler that computes attention elsewhere than its K/V cache lies copies the cache there, and names the copies so.
 TEST_F(ExtractTest, CopiesOfACache) {
-    Tensor *t    = attention(1, 1);
+    Tensor *t = attention(1, 1);
     Tensor *copy = tensor("CPU#cache_k_l3 (view) (permuted)#0", kF16, kWidth / 2, kSlots, 2);
-    t->src[1]    = copy;
+    t->src[1] = copy;
     read();
     ASSERT_EQ(extract.nodes.size(), 1u);
     EXPECT_EQ(extract.nodes[0].reason, LIM_GGML_NO_CACHE);
