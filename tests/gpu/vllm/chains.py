@@ -29,7 +29,9 @@ ROWS = int(os.environ.get("ROWS", 384))
 STORE = float(os.environ.get("STORE_GIB", 14))  # of K/V
 LIMIT = float(os.environ.get("LIMIT", 3600))  # seconds
 SKIP = int(os.environ.get("SKIP", 0))  # problems that an earlier call has answered
-GRAPHS = sorted({1, 2, 4, 8, *range(16, ROWS, 32), ROWS})  # rows for which a step's graph is captured: few, since each costs time at the start
+GRAPHS = sorted(
+    {1, 2, 4, 8, *range(16, ROWS, 32), ROWS}
+)  # rows for which a step's graph is captured: few, since each costs time at the start
 PLACES = 16, 300  # that find the layers: rows, and tokens each
 DRAWS = 2000  # of a bootstrap
 
@@ -81,7 +83,9 @@ class Answers:
     def ask(self, name, ids, most, ends=True):
         from vllm import SamplingParams
 
-        params = SamplingParams(temperature=0, max_tokens=most, stop_token_ids=[END] if ends else None, ignore_eos=not ends, detokenize=False)
+        params = SamplingParams(
+            temperature=0, max_tokens=most, stop_token_ids=[END] if ends else None, ignore_eos=not ends, detokenize=False
+        )
         self.served.engine.add_request(name, {"prompt_token_ids": ids}, params)
 
     def all(self, wanted, until):
