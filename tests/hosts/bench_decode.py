@@ -25,7 +25,11 @@ import numpy as np
 from make_model import PRESETS, make
 
 KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
-NEIGHBOURS = {"node-libs": "llama.cpp of node-llama-cpp", "ik-llama": "ik_llama.cpp"}  # beside the host itself
+NEIGHBOURS = {  # beside the host itself
+    "node-libs": "llama.cpp of node-llama-cpp",
+    "ik-llama": "ik_llama.cpp",
+    "py-sync": "llama.cpp of llama-cpp-py-sync, the newest of the package index",
+}
 
 
 def interval(values: np.ndarray, rng, rounds: int = 4000) -> tuple[float, float]:

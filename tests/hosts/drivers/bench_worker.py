@@ -4,6 +4,7 @@ Job: as native.py's, and {"context": tokens, "flash", "threads", "kv"}; answers
 {"event": "filled", …} once, then to every line {"steps": m} on stdin {"ms": [...]}.
 Each answer begins at the same position again, so all measure the same length. To {"rows": r, "prompt": m}
 {"prompt": ms, "decode": ms, "mixed": ms}: a prompt, r rows, and both in one batch. "sequences": as many as that takes.
+{"threads": n} and {"context": tokens} change the host's threads and shorten the context, {"tokens": its length} says so.
 """
 
 import engine
@@ -39,6 +40,8 @@ def main():
         lambda progress: engine.fill_context(ctx, n, block=BLOCK, progress=progress),
         steps,
         lambda end, rows, prompt: engine.timed_batches(ctx, end, rows, prompt),
+        lambda count: api.set_n_threads(ctx.ptr, count, count),
+        lambda tokens: engine.shorten_context(ctx, tokens),
     )
     ctx.free()
     model.free()

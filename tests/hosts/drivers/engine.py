@@ -159,8 +159,7 @@ def fill_context(ctx: Context, n: int, *, seed=0, block=512, progress=None) -> i
     sequences, and n + block cells. The text is the same block over and over: right for
     timing, meaningless otherwise.
     """
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(3, min(ctx.model.n_vocab, 50_000) - 3, block).tolist()
+    tokens = _block(ctx, block, seed)
     ctx.prompt(tokens, seq=1, last=False)
     ctx.api.synchronize(ctx.ptr)
     state = ctx.save(1)
@@ -179,6 +178,18 @@ def fill_context(ctx: Context, n: int, *, seed=0, block=512, progress=None) -> i
     if end != blocks * block - 1:
         raise RuntimeError(f"filled up to position {end}, expected {blocks * block - 1}")
     return end + 1
+
+
+def shorten_context(ctx: Context, n: int, *, seed=0, block=512) -> int:
+    """What fill_context put there, cut to about n tokens; the last block is computed again, for the same reason as there."""
+    start = block * (max(1, n // block) - 1)
+    ctx.remove(0, start)
+    ctx.prompt(_block(ctx, block, seed), start=start)
+    return start + block
+
+
+def _block(ctx: Context, block: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(3, min(ctx.model.n_vocab, 50_000) - 3, block).tolist()
 
 
 def timed_steps(ctx: Context, pos: int, steps: int, token=3) -> tuple[list[float], list[int]]:
