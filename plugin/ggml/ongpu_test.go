@@ -4,6 +4,7 @@ package ggml
 
 import (
 	"runtime"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -155,6 +156,34 @@ func TestGPUSession(t *testing.T) {
 	require.EqualValues(t, 13*3, c.RowsSparse)
 	s.Close()
 	require.Equal(t, c.Steps, s.Stats().Steps, "what was counted outlives the device's memory")
+}
+
+// Statistics are read while the host has other work on the device, or another context's steps are being recorded: they wait for
+// the context's own stream alone.
+func TestGPUStatsWaitForTheirStream(t *testing.T) {
+	if !standin.Child() {
+		log := standin.Again(t)
+		read := -1
+		for i, call := range log {
+			require.NotContains(t, call, "cuCtxSynchronize")
+			if strings.HasPrefix(call, "cuMemcpyDtoHAsync_v2 ") {
+				read = i
+				stream := call[strings.LastIndex(call, " ")+1:]
+				require.NotEqual(t, "(nil)", stream)
+				require.Equal(t, "!cuStreamSynchronize "+stream, log[i+1])
+			}
+		}
+		require.Positive(t, read, "nothing was read")
+		return
+	}
+	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
+	h, g := newGPUHost(t, 1, 300), &graph.Graph{}
+	h.prompt(s)
+	for range 3 {
+		h.step(t, s, g)
+	}
+	require.EqualValues(t, 2, s.Stats().Steps)
+	s.Close()
 }
 
 func TestGPUAllocatesNothing(t *testing.T) {

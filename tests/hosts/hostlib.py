@@ -38,6 +38,7 @@ REASONER = to_gguf.path()
 STEPS = task.steps_for(2048)
 
 
+SERVERS = ("llama-server", "cuda-server")  # hosts that are driven over HTTP
 ENVIRONMENT = ("node", "llama-server", "cuda-server")  # hosts that load the library because the environment says so
 
 
@@ -160,7 +161,7 @@ def command(host: str, scenario: str | bool) -> list[str]:
     if host == "cuda":  # a libllama with the CUDA backend, on a machine with a GPU, whose Python is the one at hand
         return [sys.executable, str(DRIVERS / "native.py")]
     if host == "cuda-server":
-        return [sys.executable, str(DRIVERS / "server.py")]
+        return [sys.executable, str(DRIVERS / f"{scenario or 'server'}.py")]
     if host in FOLDERS:
         return [python("venv"), str(DRIVERS / "native.py")]
     if host == "ik-llama":
@@ -200,15 +201,15 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
     interface is at hand, and the rest of `job` goes to the driver.
     """
     job.setdefault("model", str(REASONER))
-    scenario = host in ("llama-cpp-python", "node-libs", "cuda", "llama-server") and "scenario" in job
+    scenario = host in ("llama-cpp-python", "node-libs", "cuda", *SERVERS) and "scenario" in job
     if "problems" in job:
         problems = job.pop("problems")
         job["prompts"] = [p.prompt for p in problems]
         job.setdefault("lengths", [len(p.solution) for p in problems])
-    if scenario and host != "llama-server":
+    if scenario and host not in SERVERS:
         where = {**FOLDERS, "cuda": cuda_libs}.get(host)
         job["host"] = str(where()) if where else host
-    if host in ("llama-server", "llama-server-rpc", "cuda-server"):
+    if host in (*SERVERS, "llama-server-rpc"):
         job["server"] = str((cuda_libs() if host == "cuda-server" else installed(host) / "bin") / "llama-server")
     if library and kind(host) not in ENVIRONMENT:
         job["library"] = str(library)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hostlib
-import numpy as np
+import make_perturbed
 import pytest
 from checks import BUDGET, NGRAMS, SPARSE, active, log_lines, saved, solved_all
 
@@ -23,20 +23,7 @@ def plain(library, problems):
 
 @pytest.fixture
 def perturbed(tmp_path):
-    """A copy of the reasoner whose weights are off by as much as they are large: of its drafts two in three are right."""
-    import gguf
-
-    raw = bytearray(hostlib.REASONER.read_bytes())
-    rng = np.random.default_rng(7)
-    for tensor in gguf.GGUFReader(hostlib.REASONER).tensors:
-        if tensor.data.dtype == np.float16:
-            start = int(tensor.data_offset)
-            values = np.frombuffer(raw, np.float16, tensor.data.size, start).astype(np.float32)
-            values *= 1 + rng.standard_normal(values.size, np.float32)
-            raw[start : start + values.size * 2] = values.astype(np.float16).tobytes()
-    path = tmp_path / "perturbed.gguf"
-    path.write_bytes(raw)
-    return str(path)
+    return str(make_perturbed.make(tmp_path / "perturbed.gguf"))
 
 
 def accepted(result) -> tuple[int, int]:

@@ -11,7 +11,8 @@ import textwrap
 import pytest
 
 import lessismore
-from lessismore import _errors, _library
+from lessismore import _errors, _library, settings
+from lessismore.vllm import settings as serving_settings
 
 FIELDS = {
     "lim_engine_params": _library.EngineParams, "lim_decoder_params": _library.DecoderParams,
@@ -33,6 +34,11 @@ def test_versions_agree(header):
     numbers = [re.search(rf"#define LIM_VERSION_{part} +(\d+)", header)[1] for part in ("MAJOR", "MINOR", "PATCH")]
     assert ".".join(numbers) == lessismore.__version__
     assert re.search(r'#define LIM_VERSION_STRING +"(.*)"', header)[1] == lessismore.__version__
+
+
+def test_limits_agree(header):
+    for name, value in (("MAX_QUALITY_LAYERS", settings.MAX_QUALITY_LAYERS), ("MAX_ROWS", serving_settings.MOST_ROWS)):
+        assert int(re.search(rf"#define LIM_{name} +(\d+)", header)[1]) == value, name
 
 
 def test_status_codes_agree(header):

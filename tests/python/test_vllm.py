@@ -709,7 +709,7 @@ def test_where_selection_layers_come_from(monkeypatch, tmp_path):
 
 
 def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
-    force = {**IN_FORCE, "selections": serving.MOST_TRIED, "quality": True}
+    force = {**IN_FORCE, "selections": lessismore.settings.MAX_QUALITY_LAYERS, "quality": True}
     assert serving.in_force(settings.Settings(quality=0.01)) == force and "quality" not in serving.in_force(settings.Settings())
 
     def choose(measures, path, quality=0.01):

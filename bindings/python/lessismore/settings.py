@@ -13,6 +13,7 @@ from ._errors import ArgumentError
 from ._values import integer, real, text
 
 POLICIES = {"union": 0, "mass": 1}
+MAX_QUALITY_LAYERS = 6  # selection layers that a quality target tries, as profiles state it: LIM_MAX_QUALITY_LAYERS
 Path = Union[str, "os.PathLike[str]"]
 
 Logger = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)

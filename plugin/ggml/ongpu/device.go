@@ -431,25 +431,27 @@ func (d *Device) grow(n *graph.Node, rows int) error {
 		Device: int32(ordinal), MaxRows: most, Capacity: int32(slots),
 		Heads: c.Heads, KVHeads: c.KVHeads, KeyDim: c.DimK, ValueDim: c.DimV, KVType: int32(c.Key.Type),
 	}
-	if d.decoder, err = decode.BuildOf(d.layers.Engine, d.layers.Model, params); err != nil {
-		return err
-	}
-	d.decoders++
 	if d.device, err = oncuda.OpenDevice(ordinal); err != nil {
 		return err
 	}
 	d.reads = hostReads * d.device.Bandwidth()
-	if err := d.allocate(int(most), int(slots)); err != nil {
+	if err := d.allocate(params); err != nil {
 		d.free()
 		return err
 	}
 	return nil
 }
 
-func (d *Device) allocate(rows, slots int) (err error) {
+func (d *Device) allocate(params backend.Params) (err error) {
+	rows, slots := int(params.MaxRows), int(params.Capacity)
 	if d.bridge, err = d.device.NewBridge(); err != nil {
 		return err
 	}
+	params.Stream = d.bridge.Stream()
+	if d.decoder, err = decode.BuildOf(d.layers.Engine, d.layers.Model, params); err != nil {
+		return err
+	}
+	d.decoders++
 	if d.odd, err = d.device.Pin(oncuda.WorkAlign); err != nil {
 		return err
 	}
@@ -478,6 +480,7 @@ func (d *Device) Unlearn() {
 
 // free gives back what was got for the layers that were known, once the device is done with it.
 func (d *Device) free() {
+	d.counted(&d.layers.Counts)
 	if d.bridge != nil {
 		d.bridge.Free()
 		d.bridge = nil
@@ -497,7 +500,6 @@ func (d *Device) free() {
 		d.odd = nil
 	}
 	if d.decoder != nil {
-		d.counted(&d.layers.Counts)
 		d.decoder.Close()
 		d.decoder = nil
 	}

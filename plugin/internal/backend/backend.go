@@ -24,6 +24,7 @@ type Params struct {
 	KVTokens         int64  // on a GPU: that all rows above the budget will see together: more, and the step is dense; 0: no bound
 	Work             uint64 // on a GPU: device memory of WorkSize zeros; 0: the decoder has its own
 	WorkSize         uint64
+	Stream           uintptr // on a GPU: that all calls come on; 0: on any
 }
 
 // Backend is the engine that a decoder attends on.

@@ -262,15 +262,20 @@ func (d *Device) Foreign(addresses []uint64) int {
 	return int(C.lim_foreign(d.handle(), C.int(d.ordinal), (*C.CUdeviceptr)(unsafe.Pointer(unsafe.SliceData(addresses))), C.int(len(addresses))))
 }
 
-// Read copies device memory to the host, once all that was queued on the device is done.
-func (d *Device) Read(address uint64, to []byte) error {
+// Read copies device memory to the host, once all that was queued on the stream is done: nothing is asked of other streams, which
+// may be under capture. 0: on the device.
+func (d *Device) Read(stream uintptr, address uint64, to []byte) error {
+	doing := fmt.Sprintf("reading %d bytes from %s", len(to), d.name)
+	if stream != 0 {
+		return driverError(doing, C.lim_read(d.handle(), unsafe.Pointer(unsafe.SliceData(to)), C.CUdeviceptr(address), C.size_t(len(to)), C.uintptr_t(stream)))
+	}
 	err := d.within(func() error {
 		if err := cu.Synchronize(); err != nil { // streams that do not wait for the default one, too
 			return err
 		}
 		return cu.MemcpyDtoH(unsafe.Pointer(unsafe.SliceData(to)), cu.DevicePtr(address), int64(len(to)))
 	})
-	return cuError(fmt.Sprintf("reading %d bytes from %s", len(to), d.name), err)
+	return cuError(doing, err)
 }
 
 // Pinned is host memory that the device copies from without a stop in between.

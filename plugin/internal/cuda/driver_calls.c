@@ -51,6 +51,17 @@ CUresult lim_ready(CUevent e) {
     return r;
 }
 
+CUresult lim_read(CUcontext ours, void *to, CUdeviceptr from, size_t n, uintptr_t stream) {
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    CUresult            r = (CUresult)lim_cuda_enter(ours);
+    if (r != CUDA_SUCCESS) return r;
+    const CUresult exchanged = cuThreadExchangeStreamCaptureMode(&mode);
+    r = cuMemcpyDtoHAsync(to, from, n, (CUstream)stream);
+    if (r == CUDA_SUCCESS) r = cuStreamSynchronize((CUstream)stream);
+    if (exchanged == CUDA_SUCCESS) cuThreadExchangeStreamCaptureMode(&mode);
+    return r;
+}
+
 int lim_capturing(CUcontext ours, uintptr_t stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (lim_cuda_enter(ours) != CUDA_SUCCESS || cuStreamIsCapturing((CUstream)stream, &status) != CUDA_SUCCESS) return 1;

@@ -25,6 +25,9 @@ CUresult lim_put(CUcontext ours, CUdeviceptr to, const void *from, size_t n, CUe
 /* Queues the zeroing of n bytes. */
 CUresult lim_clear(CUcontext ours, CUdeviceptr at, size_t n, uintptr_t stream);
 
+/* Copies to the host and waits, for this stream alone. Spoils no capture by another thread of the host. */
+CUresult lim_read(CUcontext ours, void *to, CUdeviceptr from, size_t n, uintptr_t stream);
+
 /* CUDA_ERROR_NOT_READY until the event was reached. Spoils no capture by another thread of the host. */
 CUresult lim_ready(CUevent e);
 

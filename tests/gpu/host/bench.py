@@ -2,6 +2,7 @@
 """Tokens a second of an unmodified llama.cpp on a GPU, alone and with the library, side by side on one card.
 
     python3 bench.py OUT.json [--depths 2048,8192,32768,65536] [--kv f16] [--layers 2,12 | auto] [--ngl 99] [--model FILE]
+                              [--more="-sm layer"]
     python3 bench.py OUT.json --depths 16384 --sequences 8 [--unified]
 
 llama-bench decodes 64 tokens behind each depth of a random-weight model of Qwen3-8B's shape in Q4_0 (4.5 GB, made where it is not there);
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -82,7 +84,7 @@ def main() -> None:
     ap.add_argument("--runs", type=int, default=2, help="of one sequence: the mean counts")
     ap.add_argument("--sequences", type=int, default=1)
     ap.add_argument("--unified", action="store_true", help="the sequences in one stream")
-    ap.add_argument("more", nargs="*", help="further arguments of the program")
+    ap.add_argument("--more", type=shlex.split, default=[], help='further arguments of the program, as in --more="-sm layer"')
     args = ap.parse_args()
     if not args.model.exists():
         subprocess.run([sys.executable, ROOT / "tests/hosts/make_model.py", args.model, "--preset", "qwen3-8b"], check=True)
@@ -90,7 +92,15 @@ def main() -> None:
     settings = {"LESSISMORE_BUDGET": args.budget, "LESSISMORE_CUDA": args.cuda}
     if args.layers != "auto":
         settings["LESSISMORE_LAYERS"] = args.layers
-    report = {"gpu": name[:1], "cores": os.cpu_count(), "kv": args.kv, "ngl": args.ngl, "settings": settings, "depths": {}}
+    report = {
+        "gpu": sorted(set(name)),
+        "cores": os.cpu_count(),
+        "kv": args.kv,
+        "ngl": args.ngl,
+        "more": args.more,
+        "settings": settings,
+        "depths": {},
+    }
     for depth in map(int, args.depths.split(",")):
         alone, ours = bench(args, depth, None), bench(args, depth, settings)
         report["depths"][depth] = {"alone": alone, "library": ours}

@@ -5,6 +5,7 @@
 
 Needs `llama-server-cuda` in the cache of tests/hosts/install.py (see pack.py) and a library with CUDA (LESSISMORE_LIBRARY, else build/).
 Each run is a host from start to end; the JSON has what came of it, the exit status tells whether all is as it has to be.
+Runs on two GPUs are made where CUDA_VISIBLE_DEVICES leaves two; all others take the first one alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,21 +25,37 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "hosts"))
 import hostlib  # noqa: E402
+import make_perturbed  # noqa: E402
+from checks import NGRAMS  # noqa: E402
 from hostlib import Problem  # noqa: E402
 
 HAND = {"LESSISMORE_CUDA": "on", "LESSISMORE_BUDGET": 128, "LESSISMORE_LAYERS": "2,9"}
 AUTO = {"LESSISMORE_CUDA": "on", "LESSISMORE_BUDGET": 128}
 KEPT = {**AUTO, "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="lessismore-")}
 WRONG = {**HAND, "LESSISMORE_LAYERS": "2,6"}
+DRAFTS = {**HAND, "LESSISMORE_SPECULATION": "on"}
+PERTURBED = Path(KEPT["XDG_CACHE_HOME"]) / "perturbed.gguf"
+TWO = "two GPUs"  # the names of runs on two begin so
+
+
+def drafting(model: Path) -> list[str]:
+    return ["-md", str(model), "-ngld", "99", "--spec-type", "draft-simple", "--spec-draft-n-max", "5"]
+
+
+def server(*arguments: str, **job) -> dict:
+    return {"flash": "on", **job, "arguments": ["-ngl", "99", *arguments]}
+
 
 # Name, host, settings (None: the host alone), the job, what is wanted: "exact", "wrong". "sparse": and every decode row
-# beyond the budget that the host shows is sparse; "whole": none is; "measured", "profile": where the layers come from; "replayed":
+# beyond the budget that the host shows is sparse; "whole": none is; "any": some may be or not; "measured", "profile": where the layers come from; "replayed":
 # most steps are replays of a recording.
 RUNS = [
     ("alone", "cuda", None, {"scenario": "solve"}, "exact"),
     ("one sequence", "cuda", HAND, {"scenario": "solve"}, "exact sparse replayed"),
     ("wrong layers", "cuda", WRONG, {"scenario": "solve"}, "wrong"),
     ("found by measuring", "cuda", AUTO, {"scenario": "solve"}, "exact"),
+    ("sixteen, found by measuring", "cuda", AUTO, {"scenario": "solve", "times": 16}, "exact"),
+    ("sixteen", "cuda", HAND, {"scenario": "solve", "times": 16}, "exact sparse replayed"),
     ("measured and kept", "cuda", KEPT, {"scenario": "solve"}, "exact measured"),
     ("by the profile", "cuda", KEPT, {"scenario": "solve"}, "exact profile"),
     ("four in one stream", "cuda", HAND, {"scenario": "together", "times": 4}, "exact sparse replayed"),
@@ -60,6 +78,19 @@ RUNS = [
     ("asked between layers", "cuda", HAND, {"scenario": "solve", "ask": ["kqv_out"]}, "exact"),
     ("q8_0", "cuda", HAND, {"scenario": "solve", "kv": "q8_0"}, "exact sparse replayed"),
     ("bf16", "cuda", HAND, {"scenario": "solve", "kv": "bf16"}, "exact sparse"),
+    (
+        "q8_0, sixteen in one stream",
+        "cuda",
+        HAND,
+        {"scenario": "together", "times": 16, "context": 16 * 2048, "kv": "q8_0"},
+        "exact sparse",
+    ),
+    ("q8_0, shifted", "cuda", HAND, {"scenario": "shift", "kv": "q8_0"}, "exact sparse"),
+    ("q8_0, holes", "cuda", HAND, {"scenario": "holes", "kv": "q8_0"}, "exact sparse"),
+    ("q8_0, restored", "cuda", HAND, {"scenario": "restore", "kv": "q8_0"}, "exact sparse"),
+    ("holes, found by measuring", "cuda", AUTO, {"scenario": "holes"}, "exact"),
+    ("shifted, found by measuring", "cuda", AUTO, {"scenario": "shift"}, "exact"),
+    ("prompts beside, in streams", "cuda", HAND, {"scenario": "mixed", "unified": False}, "exact"),
     *((f"{n} of 12 layers on the GPU", "cuda", HAND, {"scenario": "solve", "times": 1, "gpu_layers": n}, "exact") for n in range(1, 13)),
     *(
         (f"{n} of 12 layers on the GPU, found by measuring", "cuda", AUTO, {"scenario": "solve", "gpu_layers": n}, "exact")
@@ -70,8 +101,45 @@ RUNS = [
     ("server, 4 slots", "cuda-server", HAND, {"slots": 4, "times": 4, "arguments": ["-ngl", "99"]}, "exact"),
     ("server, 16 slots", "cuda-server", HAND, {"slots": 16, "times": 16, "arguments": ["-ngl", "99"]}, "exact"),
     ("server, 4 streams", "cuda-server", HAND, {"slots": 4, "times": 4, "unified": False, "arguments": ["-ngl", "99"]}, "exact"),
+    ("server, 16 streams", "cuda-server", HAND, {"slots": 16, "times": 16, "unified": False, "arguments": ["-ngl", "99"]}, "exact"),
+    ("server, slots that come in", "cuda-server", HAND, server(slots=4, times=4, after=[0, 60, 150, 300]), "exact"),
+    ("server, a draft model, itself", "cuda-server", DRAFTS, server(*drafting(hostlib.REASONER)), "exact"),
+    ("server, a draft model, perturbed", "cuda-server", DRAFTS, server(*drafting(PERTURBED)), "exact"),
+    ("server, a draft model, drafts left dense", "cuda-server", HAND, server(*drafting(hostlib.REASONER)), "exact any"),
+    ("server, drafts from the text, 4 slots", "cuda-server", DRAFTS, server(*NGRAMS, slots=4, times=4), "exact"),
+    ("server, drafts from the text, 4 streams", "cuda-server", DRAFTS, server(*NGRAMS, slots=4, times=4, unified=False), "exact"),
+    ("server, weights of half the layers on the CPU", "cuda-server", HAND, server("-ot", r"blk\.([6-9]|1[01])\.=CPU"), "exact"),
+    ("server, one layer's feed-forward on the CPU", "cuda-server", HAND, server("-ot", r"blk\.5\.ffn_.*=CPU"), "exact"),
+    ("server, K/V on the CPU", "cuda-server", HAND, server("-nkvo"), "exact any"),
+    (f"{TWO}, by layer", "cuda-server", HAND, server("-sm", "layer"), "exact"),
+    (f"{TWO}, by layer, 16 problems", "cuda-server", HAND, server("-sm", "layer", slots=16, times=16), "exact"),
+    (f"{TWO}, by layer, uneven", "cuda-server", HAND, server("-sm", "layer", "-ts", "3,10", slots=4, times=4), "exact"),
+    (f"{TWO}, by layer, streams", "cuda-server", HAND, server("-sm", "layer", slots=4, times=4, unified=False), "exact"),
+    (f"{TWO}, by layer, q8_0", "cuda-server", HAND, server("-sm", "layer", "-ctk", "q8_0", "-ctv", "q8_0"), "exact"),
+    (f"{TWO}, by layer, found by measuring", "cuda-server", AUTO, server("-sm", "layer", slots=4, times=4), "exact"),
+    (f"{TWO}, by layer, wrong layers", "cuda-server", WRONG, server("-sm", "layer", "-ts", "3,10"), "wrong"),
+    (f"{TWO} and the CPU", "cuda-server", HAND, server("-sm", "layer", "-ngl", "9"), "exact"),
+    (f"{TWO}, by heads", "cuda-server", HAND, server("-sm", "tensor"), "exact whole"),
+    (f"{TWO}, by heads, alone", "cuda-server", None, server("-sm", "tensor"), "exact"),
+    (
+        f"{TWO}, weights of layers on the other",
+        "cuda-server",
+        HAND,
+        server("-sm", "layer", "-ts", "1,0", "-ot", r"blk\.[6-8]\.=CUDA1"),
+        "exact",
+    ),
+    (f"{TWO}, the second", "cuda-server", HAND, server("-sm", "none", "-mg", "1"), "exact"),
     ("server, 4 slots, found by measuring", "cuda-server", AUTO, {"slots": 4, "times": 4, "arguments": ["-ngl", "99"]}, "exact"),
+    ("server, 16 slots, found by measuring", "cuda-server", AUTO, {"slots": 16, "times": 16, "arguments": ["-ngl", "99"]}, "exact"),
 ]
+
+
+def visible() -> list[str]:
+    """The GPUs that may be used."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return named.split(",")
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return [str(i) for i in range(listed.count("UUID") - listed.count("MIG "))] or ["0"]
 
 
 def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, problems: list[Problem]) -> dict:
@@ -82,8 +150,12 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
     if host == "cuda":
         job.setdefault("gpu_layers", 99)
     start = time.perf_counter()
+    gpus = ",".join(visible() if name.startswith(TWO) else visible()[:1])
+    library = hostlib.library_path() if settings else None
     try:
-        r = hostlib.run(host, library=hostlib.library_path() if settings else None, settings=settings, problems=some, timeout=120, **job)
+        r = hostlib.run(
+            host, library=library, settings={**(settings or {}), "CUDA_VISIBLE_DEVICES": gpus}, problems=some, timeout=180, **job
+        )
     except Exception as error:  # noqa: BLE001 (it is what came of the run)
         return {"name": name, "ok": False, "error": str(error)[-1500:]}
     if wanted.startswith("copies"):
@@ -91,7 +163,7 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
     else:
         exact = [r.tokens[i] == some[i].solution for i in r.tokens]
     total = r.stats["total"] if r.stats else {}
-    keep = ("steps", "rows", "rows_sparse", "rows_full", "position_order", "cell_order", "prompt_rows", "untold_rows", "replayed_steps",
+    keep = ("steps", "rows", "rows_sparse", "rows_full", "position_order", "cell_order", "prompt_rows", "untold_rows", "replayed_steps", "draft_rows",
             "measured_steps", "dense_steps", "audits", "alarms", "selection_layers", "layers_from", "declined", "tokens_visible", "tokens_attended")  # fmt: skip
     out = {
         "name": name,
@@ -100,6 +172,9 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
         "seconds": round(time.perf_counter() - start, 1),
         **{k: total[k] for k in keep if k in total},
     }
+    if r.stats and len(used := r.contexts()) > 1:
+        fields = ("device", "layers", "selection_layers", "rows", "rows_sparse", "replayed_steps", "layers_offloaded", "declined")
+        out["contexts"] = [{k: c[k] for k in fields if k in c} for c in used][:8]
     if total.get("tokens_visible"):
         out["attended"] = round(total["tokens_attended"] / total["tokens_visible"], 4)
     out["ok"] = bool(exact) and (not any(exact) if wanted == "wrong" else all(exact))
@@ -108,7 +183,7 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
     if "sparse" in wanted and r.rows:
         out["beyond"] = r.visible_beyond(128)
         out["ok"] &= total["rows_sparse"] == out["beyond"]
-    elif settings:
+    elif settings and "any" not in wanted:
         out["ok"] &= (total.get("rows_sparse", 0) > 0) == ("whole" not in wanted)
     if "replayed" in wanted:
         out["ok"] &= total.get("replayed_steps", 0) > total["steps"] / 2
@@ -130,7 +205,9 @@ def main() -> None:
     problems = [Problem.make(args.seed + i) for i in range(16)]
     results = []
     # Runs that leave something for the next one to find stay one after the other.
-    wanted = [case for case in RUNS if re.search(args.pattern, case[0])]
+    wanted = [case for case in RUNS if re.search(args.pattern, case[0]) and (len(visible()) > 1 or not case[0].startswith(TWO))]
+    if any(str(PERTURBED) in case[3].get("arguments", []) for case in wanted):
+        make_perturbed.make(PERTURBED)
     chains = [list(chain) for _, chain in groupby(wanted, lambda case: "kept" if case[2] is KEPT else case[0])]
     with ThreadPoolExecutor(args.jobs) as pool:
         for chain in as_completed([pool.submit(lambda chain: [run(*case, problems) for case in chain], chain) for chain in chains]):

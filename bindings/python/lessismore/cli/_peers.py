@@ -49,7 +49,7 @@ def command(options: argparse.Namespace) -> int:
     tokens = _source.tokens(vocabulary, words, source, contexts[-1], more)
     if vocabulary.trained and contexts[-1] + more > vocabulary.trained:
         raise ValueError(f"--contexts {contexts[-1]}: with {more} tokens behind it, more than the {vocabulary.trained} of the model")
-    model = Model(pathlib.Path(options.model))
+    model = Model(pathlib.Path(options.model), options.device)
     if options.layers and (
         sorted(set(options.layers)) != options.layers or not 0 <= options.layers[0] <= options.layers[-1] < model.layers
     ):
@@ -62,6 +62,7 @@ def command(options: argparse.Namespace) -> int:
             "command": shlex.join(["lessismore", *sys.argv[1:]]),
             "host": _vocabulary.host(options.model),
             "cpu": _cpu.found()["model"],
+            "device": options.device,
         },
         "model": os.path.basename(os.path.abspath(options.model)),
         "text": {"from": source, "sha256": hashlib.sha256(words.encode()).hexdigest()[:16]},

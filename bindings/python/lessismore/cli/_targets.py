@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .._errors import Error
+from ..settings import MAX_QUALITY_LAYERS
 from . import _loss, _show, _text
 
 POSITIONS = 96
-MOST = 6  # selection layers, as the library tries them
 FIRST = 2
 TOLERANCE = 0.05  # attention that a choice may lose more which reads less
 LEAST = 64  # trials before a choice can be taken
@@ -52,7 +52,7 @@ def nested(loss: Matrix) -> list[list[int]]:
     """The best choices of 1, 2, … layers by the largest loss; within the tolerance the one that begins first."""
     n = len(loss)
     out = []
-    for count in range(1, MOST + 1):
+    for count in range(1, MAX_QUALITY_LAYERS + 1):
         ways = [way for first in range(FIRST, n - 1) if first + count <= max(n // 3, FIRST + count) and (way := _best(loss, first, count))]
         if ways:
             least = min(worst for worst, _ in ways)
@@ -134,11 +134,11 @@ def profile(text: str, tried: list[Tried], target: float, reach: int) -> dict[st
     if not good:
         best = min(tried, key=lambda of: of.mean())
         raise Error(
-            f"no choice of up to {MOST} layers keeps {target:g} nats a token with {found['settings']['budget']} tokens: "
+            f"no choice of up to {MAX_QUALITY_LAYERS} layers keeps {target:g} nats a token with {found['settings']['budget']} tokens: "
             f"the best, {best.layers}, loses {best.mean()[0]:.2g} ± {best.mean()[1]:.1g}"
         )
     found["fingerprint"] = _fingerprint(text, found["fingerprint"])
-    found["settings"].update(selections=MOST, quality=True)
+    found["settings"].update(selections=MAX_QUALITY_LAYERS, quality=True)
     found["choice"] = good[0].layers
     found["worst_loss"] = 0.0
     found["measured"]["reach"] = reach
@@ -156,7 +156,7 @@ def _fingerprint(text: str, was: str) -> str:
 
     if parts is None or named(parts[2]) != was:
         raise Error("the library's profile is written in another way than this package knows")
-    return named(re.sub(r'"selections":\d+', f'"selections":{MOST},"quality":true', parts[2]))
+    return named(re.sub(r'"selections":\d+', f'"selections":{MAX_QUALITY_LAYERS},"quality":true', parts[2]))
 
 
 def tell(result: dict[str, Any], tried: list[Tried]) -> str:

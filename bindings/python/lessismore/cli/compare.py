@@ -27,6 +27,7 @@ from .._version import __version__
 from . import _cpu, _exit, _llama, _options, _peers, _show, _source
 
 CALIBRATION = 4
+_DEVICES = ("cpu", "cuda")  # of lessismore.compare.device, which needs NumPy
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--plot", metavar="FILE", help="a picture (needs matplotlib)")
     both = parser.add_argument_group("on either")
     both.add_argument("--steps", type=_options.positive, help="tokens behind a context (256), or steps of a problem (all that fit)")
+    both.add_argument("--device", choices=_DEVICES, default="cpu", help="what computes the rules; cuda needs CuPy (default cpu)")
     both.add_argument("--seed", type=int, help="of the facts (1), or of the first problem (7000)")
     task = parser.add_argument_group("on a task")
     task.add_argument("--problems", type=_options.positive, default=30, help="default 30")
@@ -77,7 +79,7 @@ def _task(options: argparse.Namespace) -> int:
         _llama.host()
     if options.out:
         _files.check(options.out)
-    task = table.Task(pathlib.Path(options.model), options.steps)
+    task = table.Task(pathlib.Path(options.model), options.steps, options.device)
     for name, given in (("layers", options.layers), ("anchors", options.anchors or [0])):
         if sorted(set(given)) != given or not 0 <= given[0] <= given[-1] < task.model.layers:
             raise ValueError(f"--{name} {','.join(map(str, given))}: ascending, of 0 to {task.model.layers - 1}")
@@ -90,6 +92,7 @@ def _task(options: argparse.Namespace) -> int:
             "command": shlex.join(["lessismore", *sys.argv[1:]]),
             "host": _version("llama-cpp-python"),
             "cpu": _cpu.found()["model"],
+            "device": options.device,
         }
         report = comparison.head(made, options.budgets, known)
         rewritten = options.out and not _files.streams(options.out)

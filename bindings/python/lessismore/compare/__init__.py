@@ -9,9 +9,9 @@ continuation. In place of the .gguf file it may hold to_gguf.py, whose path() ma
 Both .py files are imported, so they have to be one's own.
 
 Two measuring devices:
-    - rules (model.py, methods.py): the model in NumPy, float32. All queries of a solution are computed at once, each
-      with the token set that the method gives it, layer after layer: later keys and values come from what the method
-      left of the earlier layers. Greedy decoding writes the solution if and only if every one of these predictions
+    - rules (model.py, methods.py): the model in NumPy, float32, or on a GPU in CuPy (device.py). All queries of a
+      solution are computed at once, each with the token set that the method gives it, layer after layer: later keys
+      and values come from what the method left of the earlier layers. Greedy decoding writes the solution if and only if every one of these predictions
       is right, so one such pass decides it. Prompts are computed densely under every method.
     - library, either in that model (sets.py): attention and token sets by the C ABI, for given layers; or in
       llama-cpp-python (host.py): token by token, settings and statistics as any user has them.
@@ -19,7 +19,7 @@ Two measuring devices:
 What it returns, and what --json prints (null where a value does not exist):
 
     {"format": 1,
-     "made": {"by", "command", "host", "cpu", "seconds": of all rows together},
+     "made": {"by", "command", "host", "cpu", "device", "seconds": of all rows together},
      "task": {"name", "problems", "seeds": [first, last], "calibration_seeds": [first, last], "steps", "prompt_tokens",
               "solution_tokens": of a problem, its end token not counted,
               "layers", "heads", "kv_heads", "length_cap": tokens that a generation may have},

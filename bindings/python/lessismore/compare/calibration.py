@@ -6,6 +6,7 @@ from typing import Optional
 
 import numpy as np
 
+from .device import host
 from .methods import Full, Rows, Twilight, softmax
 from .weights import Array
 
@@ -23,7 +24,7 @@ class Shift(Full):
         self._last: Optional[Array] = None
 
     def seen(self, rows: Rows, mask: Optional[Array]) -> None:
-        which = np.arange(-rows.first % EVERY, rows.m, EVERY)
+        which = np.arange(-rows.first % EVERY, rows.m, EVERY, like=rows.key)
         if not len(which):
             return
         map_ = softmax(rows.some(which).logits).mean((0, 1))
@@ -32,7 +33,7 @@ class Shift(Full):
             self.count += len(which)
         else:
             assert self._last is not None
-            self.sum[rows.layer] += (1 - (map_ * self._last).sum(-1)).sum()
+            self.sum[rows.layer] += float((1 - (map_ * self._last).sum(-1)).sum())
         self._last = map_
 
     def mean(self) -> Array:
@@ -58,11 +59,11 @@ class Shares(Full):
         self.sum, self.count = np.zeros(len(self.grid)), 0
 
     def seen(self, rows: Rows, mask: Optional[Array]) -> None:
-        which = np.arange(-rows.first % EVERY, rows.m, EVERY)
+        which = np.arange(-rows.first % EVERY, rows.m, EVERY, like=rows.key)
         if rows.layer < Twilight.dense or not len(which):
             return
         shares = np.sort(softmax(rows.some(which).logits), -1)[..., ::-1].reshape(-1, rows.n)
-        sums = np.cumsum(shares, -1, dtype=np.float64)
+        sums = host(np.cumsum(shares, -1, dtype=np.float64))
         for row in sums:
             self.sum += np.minimum(np.searchsorted(row, self.grid) + 1, rows.n)
         self.count += len(sums)

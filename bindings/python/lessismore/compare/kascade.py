@@ -7,6 +7,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 
+from .device import host
 from .methods import Full, Rows, best, pooled
 from .weights import Array
 
@@ -29,7 +30,7 @@ class Likeness(Full):
         self._sets: list[Array] = []
 
     def seen(self, rows: Rows, mask: Optional[Array]) -> None:
-        which = np.arange(-rows.first % EVERY, rows.m, EVERY)
+        which = np.arange(-rows.first % EVERY, rows.m, EVERY, like=rows.key)
         if not len(which):
             return
         some = rows.some(which)
@@ -42,7 +43,7 @@ class Likeness(Full):
         own = (p * self._sets[-1]).sum(-1)
         for a, of in enumerate(self._sets):
             kept = np.einsum("bmn,amn->abm", p, of.astype(np.float32))
-            self.sum[a, rows.layer] += (kept / own).sum(-1)
+            self.sum[a, rows.layer] += host((kept / own).sum(-1))
 
     def mean(self) -> Array:
         return self.sum / self.count

@@ -9,6 +9,7 @@ from typing import Any, Iterator, Optional, Sequence
 
 import numpy as np
 
+from .device import host
 from .methods import Full, Method, Rows, best, softmax
 from .model import Cache, Model
 from .weights import Array
@@ -99,7 +100,7 @@ class Counts:
             return
         visible = float(rows.visible.sum())
         self.visible += visible
-        which = np.arange(-rows.first % EVERY, rows.m, EVERY)
+        which = np.arange(-rows.first % EVERY, rows.m, EVERY, like=rows.key)
         if rows.layer == 0:
             self.loss_rows += len(which)
         if mask is None:
@@ -122,7 +123,7 @@ class Counts:
         p = softmax(rows.some(which).logits)
         own = (p * best(p, self.method.budget)).sum(-1)
         kept = (p * mask[:, :, which]).sum(-1)
-        self.loss[rows.layer] += np.maximum(own - kept, 0).sum(-1).reshape(-1)
+        self.loss[rows.layer] += host(np.maximum(own - kept, 0).sum(-1).reshape(-1))
 
     def result(self) -> dict[str, Any]:
         return {

@@ -22,7 +22,7 @@ class Rows:
     def __init__(self, layer: int, query: Array, key: Array, first: int) -> None:
         self.layer, self.query, self.key, self.first = layer, query, key, first
         self.m, self.n = query.shape[2], key.shape[1]
-        self.visible = np.arange(first, first + self.m) + 1
+        self.visible = np.arange(first, first + self.m, like=key) + 1
         self._logits: Optional[Array] = None
 
     @property
@@ -32,8 +32,8 @@ class Rows:
             kv_heads, group, m, dim = self.query.shape
             scaled = (self.query * np.float32(dim**-0.5)).reshape(kv_heads, group * m, dim)
             logits = (scaled @ self.key.transpose(0, 2, 1)).reshape(kv_heads, group, m, self.n)
-            hidden = np.arange(self.n) >= self.visible[:, None]
-            logits[..., self.first :][..., hidden[:, self.first :]] = -np.inf
+            hidden = np.arange(self.first, self.n, like=self.key) >= self.visible[:, None]
+            np.copyto(logits[..., self.first :], -np.inf, where=hidden)
             self._logits = logits
         return self._logits
 
@@ -59,7 +59,7 @@ def softmax(logits: Array) -> Array:
 def pooled(rows: Rows) -> Array:
     """[kv_heads, m, n]: the heads' softmax, averaged over each group; -inf where a query does not see the token."""
     p: Array = softmax(rows.logits).mean(1)
-    p[rows.logits[:, 0] == -np.inf] = -np.inf
+    np.copyto(p, -np.inf, where=rows.logits[:, 0] == -np.inf)
     return p
 
 
@@ -89,6 +89,7 @@ def best(scores: Array, count: int) -> Array:
     mask: Array = (scores >= limit) & (scores > -np.inf)
     many = np.count_nonzero(mask, -1) > count
     if many.any():  # ties at the limit: the lower positions
+        many = np.nonzero(many)
         rows = mask[many]
         tied = scores[many] == limit[many]
         spare = count - np.count_nonzero(rows & ~tied, -1)[:, None]
@@ -103,6 +104,18 @@ def fewest(shares: Array, least: float) -> Array:
     count = np.minimum((sums < least).sum(-1, keepdims=True), shares.shape[-1] - 1)
     mask: Array = (shares >= np.take_along_axis(ranked, count, -1)) & (shares > 0)
     return mask
+
+
+BITS = 4 / 16  # of each key in 16 bits; its scale and offset are 16 bits each, 2 / dim more
+
+
+def four_bits(rows: Rows) -> Rows:
+    """The same queries over keys of 4 bits, each with a scale and an offset."""
+    low = rows.key.min(-1, keepdims=True)
+    step = np.maximum((rows.key.max(-1, keepdims=True) - low) / 15, np.float32(1e-12))
+    rough = Rows(rows.layer, rows.query, low + np.rint((rows.key - low) / step) * step, rows.first)
+    rough.visible = rows.visible
+    return rough
 
 
 class Method:
@@ -143,7 +156,7 @@ class Window(Method):
     sinks = 4
 
     def choose(self, rows: Rows) -> Array:
-        at = np.arange(rows.n)
+        at = np.arange(rows.n, like=rows.key)
         last = rows.visible[:, None]
         mask = ((at < min(self.sinks, self.budget)) | (at >= last - (self.budget - self.sinks))) & (at < last)
         return mask[None, None]
@@ -188,14 +201,14 @@ class Quest(Method):
         pages = rows.key[:, : full * PAGE].reshape(kv_heads, full, PAGE, dim)
         bound = self.scores(rows.query.reshape(kv_heads, group * m, dim), pages).reshape(kv_heads, group, m, full)
         current = (rows.visible - 1) // PAGE
-        page, allowed = np.arange(full), max(3, self.budget // PAGE) - 1
-        bound[..., self.kept(page, current[:, None], allowed)] = np.inf
-        bound[..., page >= current[:, None]] = -np.inf
-        chosen = np.zeros((kv_heads, group, m, -(-rows.n // PAGE)), bool)
+        page, allowed = np.arange(full, like=rows.key), max(3, self.budget // PAGE) - 1
+        np.copyto(bound, np.inf, where=self.kept(page, current[:, None], allowed))
+        np.copyto(bound, -np.inf, where=page >= current[:, None])
+        chosen = np.zeros((kv_heads, group, m, -(-rows.n // PAGE)), bool, like=bound)
         chosen[..., :full] = best(bound, allowed)
-        chosen[:, :, np.arange(m), current] = True
+        np.copyto(chosen, True, where=np.arange(chosen.shape[-1], like=bound) == current[:, None])
         mask = np.repeat(chosen, PAGE, -1)[..., : rows.n]
-        return mask & (np.arange(rows.n) < rows.visible[:, None])
+        return mask & (np.arange(rows.n, like=mask) < rows.visible[:, None])
 
     def kept(self, page: Array, current: Array, allowed: int) -> Array:
         """Pages that are chosen whatever their score, besides the current one."""
@@ -247,15 +260,15 @@ class Delta(Method):
 
     def _chosen(self, rows: Rows) -> Array:
         count = -(-rows.n // PAGE)
-        most = np.zeros((rows.m, count * PAGE), np.float32)
+        most = np.zeros((rows.m, count * PAGE), np.float32, like=rows.key)
         most[:, : rows.n] = softmax(rows.logits).max((0, 1))
         score = most.reshape(rows.m, count, PAGE).sum(-1)
         allowed = max(1, self.budget // PAGE)
-        page, last = np.arange(count), (rows.visible[:, None] - 1) // PAGE
-        score[page > last - max(1, min(self.recent, allowed // 2))] = np.inf
-        score[page > last] = -np.inf
+        page, last = np.arange(count, like=score), (rows.visible[:, None] - 1) // PAGE
+        np.copyto(score, np.inf, where=page > last - max(1, min(self.recent, allowed // 2)))
+        np.copyto(score, -np.inf, where=page > last)
         mask = np.repeat(best(score, allowed), PAGE, -1)[:, : rows.n]
-        return (mask & (np.arange(rows.n) < rows.visible[:, None]))[None, None]
+        return (mask & (np.arange(rows.n, like=mask) < rows.visible[:, None]))[None, None]
 
 
 class Twilight(Method):
@@ -270,15 +283,10 @@ class Twilight(Method):
         self._bits = 0.0
 
     def choose(self, rows: Rows) -> Optional[Array]:
-        self._bits = 4 / 16 + 2 / rows.query.shape[3]  # of each key in 16 bits; its scale and offset are 16 bits each
+        self._bits = BITS + 2 / rows.query.shape[3]
         if rows.layer < self.dense:
             return None
-        low = rows.key.min(-1, keepdims=True)
-        step = np.maximum((rows.key.max(-1, keepdims=True) - low) / 15, np.float32(1e-12))
-        rough = Rows(rows.layer, rows.query, low + np.rint((rows.key - low) / step) * step, rows.first)
-        rough.visible = rows.visible
-        p = softmax(rough.logits)
-        return fewest(p, self.p) & (rows.logits > -np.inf)
+        return fewest(softmax(four_bits(rows).logits), self.p) & (rows.logits > -np.inf)
 
     def scanned(self, layer: int) -> float:
         return self._bits if layer >= self.dense else 0.0
@@ -290,17 +298,17 @@ class Seer(Method):
 
     def choose(self, rows: Rows) -> Array:
         count = -(-rows.n // BLOCK)
-        mass = np.zeros((rows.key.shape[0], rows.m, count * BLOCK), np.float32)
+        mass = np.zeros((rows.key.shape[0], rows.m, count * BLOCK), np.float32, like=rows.key)
         mass[..., : rows.n] = softmax(rows.logits).sum(1)
         score = mass.reshape(*mass.shape[:2], count, BLOCK).sum(-1)
-        last = (rows.visible - 1) // BLOCK
-        score[..., np.arange(count) > last[:, None]] = -np.inf
+        block, last = np.arange(count, like=score), (rows.visible[:, None] - 1) // BLOCK
+        np.copyto(score, -np.inf, where=block > last)
         allowed = max(1, self.budget // BLOCK)
         if allowed > 1:
             score[..., 0] = np.inf
-        score[:, np.arange(rows.m), last] = np.inf
+        np.copyto(score, np.inf, where=block == last)
         mask = np.repeat(best(score, allowed), BLOCK, -1)[..., : rows.n]
-        return (mask & (np.arange(rows.n) < rows.visible[:, None]))[:, None]
+        return (mask & (np.arange(rows.n, like=mask) < rows.visible[:, None]))[:, None]
 
 
 class Kascade(Method):
@@ -318,7 +326,42 @@ class Kascade(Method):
             self._set = best(pooled(rows), self.budget)
             return self._set[:, None] if rows.layer else None
         assert self._set is not None
-        return self._set[self.plan.heads[rows.layer], None]
+        heads: Array = np.asarray(self.plan.heads[rows.layer], like=self._set)
+        chosen: Array = self._set[heads][:, None]
+        return chosen
 
     def scanned(self, layer: int) -> float:
         return 1.0 if layer in self.plan.anchors else 0.0
+
+
+class Rough(Method):
+    """LessIsMore with cheaper selection layers, which this library does not have: layers 0 and 1 full; every so many layers
+    one set for all heads (4 first tokens, K/4 newest, ranked by the heads' summed softmax) is chosen by keys of 4 bits, and the
+    layer that chooses attends to it as well."""
+
+    dense, sinks = 2, 4
+
+    def __init__(self, budget: int, every: int) -> None:
+        super().__init__(budget)
+        self.every = every
+        self._set: Optional[Array] = None
+        self._bits = 0.0
+
+    def choose(self, rows: Rows) -> Optional[Array]:
+        self._bits = BITS + 2 / rows.query.shape[3]
+        if rows.layer < self.dense:
+            return None
+        if (rows.layer - self.dense) % self.every == 0:
+            self._set = self._chosen(rows)
+        return self._set
+
+    def _chosen(self, rows: Rows) -> Array:
+        score = softmax(four_bits(rows).logits).sum((0, 1))
+        at, last = np.arange(rows.n, like=score), rows.visible[:, None]
+        newest = -(-self.budget // 4) - self.sinks
+        np.copyto(score, np.inf, where=(at < min(self.sinks, self.budget)) | (at >= last - newest))
+        np.copyto(score, -np.inf, where=at >= last)
+        return best(score, self.budget)[None, None]
+
+    def scanned(self, layer: int) -> float:
+        return self._bits if layer >= self.dense and (layer - self.dense) % self.every == 0 else 0.0

@@ -7,7 +7,7 @@ from typing import Optional, Protocol, Sequence
 
 import numpy as np
 
-from . import weights
+from . import device, weights
 from .weights import Array, Tensors
 
 
@@ -23,20 +23,22 @@ class Attend(Protocol):
 class Cache:
     """Keys (rotated) and values of one sequence. Setting length back forgets what lies behind."""
 
-    def __init__(self, layers: int, kv_heads: int, capacity: int, dim: int) -> None:
-        self.key = np.zeros((layers, kv_heads, capacity, dim), np.float32)
+    def __init__(self, layers: int, kv_heads: int, capacity: int, dim: int, like: Array) -> None:
+        self.key = np.zeros((layers, kv_heads, capacity, dim), np.float32, like=like)
         self.value = np.zeros_like(self.key)
         self.length = 0
 
 
 class Model:
-    """Of a folder in the form of Hugging Face transformers, or a GGUF file.
+    """Of a folder in the form of Hugging Face transformers, or a GGUF file; on a device of device.NAMES.
 
     Raises OSError, ImportError, and ValueError for a model that would be another one if it was computed here.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, where: str = "cpu") -> None:
+        arrays = device.module(where)
         shape, tensors = weights.read(path)
+        tensors = {name: arrays.asarray(tensor) for name, tensor in tensors.items()}
         self.layers, self.heads, self.kv_heads, self.dim = shape.layers, shape.heads, shape.kv_heads, shape.dim
         self.positions, self.epsilon, self._rates = shape.positions, shape.epsilon, shape.rates
         self.embedding = _taken(tensors, "model.embed_tokens.weight")
@@ -47,13 +49,14 @@ class Model:
             raise ValueError(f"{path} has weights that are not computed here: {', '.join(sorted(tensors)[:3])}")
 
     def cache(self, capacity: Optional[int] = None) -> Cache:
-        return Cache(self.layers, self.kv_heads, capacity or self.positions, self.dim)
+        return Cache(self.layers, self.kv_heads, capacity or self.positions, self.dim, self.embedding)
 
     def run(self, tokens: Sequence[int], cache: Cache, attend: Attend, last: Optional[int] = None) -> Array:
-        """Appends the tokens to the cache; logits [tokens, vocabulary] behind each, or behind so many of the last."""
+        """Appends the tokens to the cache; logits [tokens, vocabulary] behind each, or behind so many of the
+        last, in the host's memory."""
         m, first = len(tokens), cache.length
         end = first + m
-        x = self.embedding[np.asarray(tokens)]
+        x = self.embedding[np.asarray(tokens, like=self.embedding)]
         for i, block in enumerate(self.blocks):
             h = self._normed(x, block.input_norm)
             query, key = (h @ of + bias for of, bias in ((block.query, block.query_bias), (block.key, block.key_bias)))
@@ -69,8 +72,9 @@ class Model:
             gate = h @ block.gate
             x = x + (gate / (1 + np.exp(-gate)) * (h @ block.up)) @ block.down
         cache.length = end
-        logits: Array = self._normed(x[m - last :] if last is not None else x, self.norm) @ self.output.T
-        return logits
+        if last == 0:
+            return np.zeros((0, len(self.output)), np.float32)
+        return device.host(self._normed(x[m - last :] if last is not None else x, self.norm) @ self.output.T)
 
     def _normed(self, x: Array, weight: Optional[Array]) -> Array:
         if weight is None:
@@ -84,17 +88,17 @@ class Model:
         half = self.dim // 2
         a, b = x[..., :half], x[..., half:]
         angles = np.arange(first, first + x.shape[1])[:, None] * self._rates
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        cos, sin = (np.asarray(of.astype(np.float32), like=x) for of in (np.cos(angles), np.sin(angles)))
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class _Block:
     def __init__(self, tensors: Tensors, prefix: str) -> None:
         def matrix(name: str) -> Array:
-            return np.ascontiguousarray(_taken(tensors, f"{prefix}{name}.weight").T)
+            return _taken(tensors, f"{prefix}{name}.weight").T.copy()
 
         def bias(name: str) -> Array:
-            return tensors.pop(f"{prefix}self_attn.{name}_proj.bias", np.zeros(1, np.float32))
+            return tensors.pop(f"{prefix}self_attn.{name}_proj.bias", np.zeros(1, np.float32, like=self.query))
 
         self.query, self.key, self.value = (matrix(f"self_attn.{n}_proj") for n in "qkv")
         self.query_bias, self.key_bias, self.value_bias = map(bias, "qkv")

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..decoder import Decoder
 from ..engine import Engine
+from .device import host
 from .methods import Method, Rows
 from .weights import Array
 
@@ -27,18 +28,16 @@ class Library(Method):
             return None
         mask = np.zeros((1, 1, rows.m, rows.n), bool)
         for i in range(rows.m):
-            if rows.visible[i] <= self.budget:
-                mask[0, 0, i, : rows.visible[i]] = True
-            else:
-                mask[0, 0, i, self._decoders[i].token_set()] = True
-        return mask
+            visible = rows.first + i + 1
+            mask[0, 0, i, slice(visible) if visible <= self.budget else self._decoders[i].token_set()] = True
+        return np.asarray(mask, like=rows.key)
 
     def __call__(self, layer: int, query: Array, key: Array, value: Array, first: int) -> Array:
         m = query.shape[2]
         while len(self._decoders) < m:
             self._decoders.append(self._engine.decoder())
-        heads = query.transpose(2, 0, 1, 3).reshape(m, -1, query.shape[3])
-        keys, values = key.transpose(1, 0, 2), value.transpose(1, 0, 2)
+        heads = host(query).transpose(2, 0, 1, 3).reshape(m, -1, query.shape[3])
+        keys, values = host(key).transpose(1, 0, 2), host(value).transpose(1, 0, 2)
         out = np.empty_like(heads)
         for i, decoder in enumerate(self._decoders[:m]):
             if layer == 0:
@@ -46,7 +45,7 @@ class Library(Method):
             decoder.attend(layer, heads[i], keys[: first + i + 1], values[: first + i + 1], out=out[i])
         rows = Rows(layer, query, key, first)
         self.seen(rows, self.choose(rows))
-        return out.reshape(m, *query.shape[:2], -1).transpose(1, 2, 0, 3)
+        return np.asarray(out.reshape(m, *query.shape[:2], -1).transpose(1, 2, 0, 3), like=query)
 
     def close(self) -> None:
         for decoder in self._decoders:

@@ -67,9 +67,9 @@ def rows(layers: Sequence[int], anchors: Optional[Sequence[int]] = None) -> list
 class Task:
     """The folder's model and problems. Raises OSError, ValueError, ImportError."""
 
-    def __init__(self, folder: pathlib.Path, steps: Optional[int]) -> None:
+    def __init__(self, folder: pathlib.Path, steps: Optional[int], where: str = "cpu") -> None:
         self.folder = folder
-        self.model = Model(folder)
+        self.model = Model(folder, where)
         self.module = _imported(folder / "task.py")
         self.steps: int = steps or self.module.steps_for(self.model.positions)
 

@@ -22,8 +22,9 @@ import numpy as np
 from ..cli import _loss, _needles
 from ..engine import Engine
 from . import calibration, kascade
+from .device import host
 from .measure import CHUNK, Counts
-from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Rows, Seer, TidalDecode, Twilight, Window, attention
+from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Rough, Rows, Seer, TidalDecode, Twilight, Window, attention
 from .model import Cache, Model
 from .sets import Library
 from .table import Row
@@ -32,6 +33,7 @@ from .weights import Array
 SETTLE = 256  # tokens that the measurements before may take
 BASE = "lim-auto"  # whose bytes the others get
 AUTO: dict[str, dict[str, Any]] = {"lim-auto": {}, "lim-3": {"selections": 3}, "lim-5": {"selections": 5}, "lim-mass": {"policy": "mass"}}
+ROUGH = (1, 2, 4)  # of so many layers one chooses, where keys of 4 bits do for that
 ANCHORS, DELTAS = 5, 3  # of Kascade on Qwen3-8B and of DELTA, by their authors
 CALIBRATED = 512  # tokens before those that are measured on which anchors are found …
 PROBED = 16  # … and those of them on which bytes are
@@ -53,6 +55,7 @@ def rows(given: Optional[Sequence[int]]) -> list[Row]:
         Row("lim-mass", "LessIsMore, auto, mass", ours, "abi", "ranked by the heads' summed softmax"),
         Row("lim-rule", "LessIsMore, the paper's layers", ours, "abi", "the third layer, and a third of the way up"),
         *([Row("lim", f"LessIsMore, layers {told}", ours, "abi", "given")] if given else []),
+        *[Row(f"rough-{n}", f"LessIsMore, 4-bit keys, each {n}", "draft", "rules", "a layer of so many chooses") for n in ROUGH],
         Row("tidal", "TidalDecode", free, "rules", "LessIsMore's layers; per query head"),
         Row("quest", "Quest", free, "rules", "pages of 16; layers 0 and 1 full"),
         Row("quest-spread", "Quest, mean + deviation", free, "rules", "pages of 16, the first and the newest kept; layers 0 and 1 full"),
@@ -87,7 +90,8 @@ class _Watched(Full):
         self.left = set(self._decoders)
 
     def __call__(self, layer: int, query: Array, key: Array, value: Array, first: int) -> Array:
-        heads, keys, values = query[:, :, 0].reshape(-1, query.shape[3]), key.transpose(1, 0, 2), value.transpose(1, 0, 2)
+        heads = host(query[:, :, 0]).reshape(-1, query.shape[3])
+        keys, values = host(key).transpose(1, 0, 2), host(value).transpose(1, 0, 2)
         for name in self.left:
             self._decoders[name].attend(layer, heads, keys, values)
         return attention(Rows(layer, query, key, first), value, None)
@@ -212,6 +216,8 @@ class Stretch:
         if key in ("lim", "lim-rule"):
             layers = list(self._given or []) if key == "lim" else [2, self.model.layers // 3]
             return Library(budget, layers, "union", self.model.layers)
+        if key.startswith("rough-"):
+            return Rough(budget, int(key.removeprefix("rough-")))
         if key == "delta":
             return Delta(budget, self.delta_layers())
         if key == "kascade":

@@ -15,10 +15,9 @@ from .. import _library
 from .._errors import ArgumentError, Error
 from ..decoder import Decoder
 from ..engine import Engine
-from ..settings import POLICIES, EngineParams
+from ..settings import MAX_QUALITY_LAYERS, POLICIES, EngineParams
 from . import memory, metrics, profile, settings
 
-MOST_TRIED = 6  # selection layers that a quality target tries, as profiles state it
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -141,7 +140,7 @@ def in_force(own: settings.Settings) -> dict[str, Any]:
     own.state(params)
     numbers = {name: getattr(params, name) for name in ("budget", "recency", "sink_tokens", "selections")}
     found = {**numbers, "policy": next(name for name, number in POLICIES.items() if number == params.policy)}
-    return {**found, "selections": MOST_TRIED, "quality": True} if own.quality else found
+    return {**found, "selections": MAX_QUALITY_LAYERS, "quality": True} if own.quality else found
 
 
 def as_float32(kept: Optional[torch.Tensor], given: torch.Tensor) -> torch.Tensor:

@@ -453,13 +453,13 @@ func (d *Decoder) TokenSet(row int) ([]int32, error) {
 }
 
 func (d *Decoder) fetch(from uint64, to []int32) error {
-	return DeviceError(d.Device.Read(from, unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(to))), 4*len(to))))
+	return DeviceError(d.Device.Read(d.params.Stream, from, unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(to))), 4*len(to))))
 }
 
-// Read brings what was counted from the device, once all that was queued there is done.
+// Read brings what was counted from the device, once all that was queued for it there is done.
 func (d *Decoder) Read(s *stats.Stats) error {
 	var raw [cuda.Counters * 8]byte
-	if err := d.Device.Read(d.counters, raw[:]); err != nil {
+	if err := d.Device.Read(d.params.Stream, d.counters, raw[:]); err != nil {
 		return DeviceError(err)
 	}
 	counter := func(i int) uint64 { return binary.NativeEndian.Uint64(raw[i*8:]) }
