@@ -63,7 +63,7 @@ def main() -> None:
     if args.dense:
         ways["lessismore, sparsity off"] = ("library", {**settings, "LESSISMORE_BUDGET": 1 << 20})
     with ThreadPoolExecutor() as at_once:
-        filled = [at_once.submit(hostlib.Worker, args.host, way, settings=s, **job) for way, s in ways.values()]
+        filled = [at_once.submit(hostlib.Worker, args.host, way, settings=s, in_place=512 if s else 32, **job) for way, s in ways.values()]
     workers = {name: worker.result() for name, worker in zip(ways, filled)}
     rows, rng = [], np.random.default_rng(0)
     try:

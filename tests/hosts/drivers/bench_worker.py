@@ -46,7 +46,7 @@ def main():
         steps,
         lambda end, rows, prompt: engine.timed_batches(ctx, end, rows, prompt),
         lambda count: api.set_n_threads(ctx.ptr, count, count),
-        lambda tokens: engine.shorten_context(ctx, tokens),
+        lambda tokens: engine.shorten_context(ctx, tokens, in_place=job.get("in_place")),
     )
     ctx.free()
     model.free()

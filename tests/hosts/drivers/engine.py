@@ -181,12 +181,13 @@ def fill_context(ctx: Context, n: int, *, seed=0, block=512, in_place=None, prog
     return end
 
 
-def shorten_context(ctx: Context, n: int, *, seed=0, block=512) -> int:
-    """What fill_context put there, cut to about n tokens; the last block is computed again, for the same reason as there."""
-    start = block * (max(1, n // block) - 1)
+def shorten_context(ctx: Context, n: int, *, seed=0, block=512, in_place=None) -> int:
+    """What fill_context put there, cut to about n tokens; the last ones are computed again, for the same reason as there."""
+    end = block * max(1, n // block)
+    start = end - min(in_place or block, block)
     ctx.remove(0, start)
-    ctx.prompt(_block(ctx, block, seed), start=start)
-    return start + block
+    ctx.prompt(_block(ctx, block, seed)[start - end :], start=start)
+    return end
 
 
 def _block(ctx: Context, block: int, seed: int) -> list[int]:
