@@ -289,6 +289,16 @@ def test_a_table_that_ends_with_the_longest_row_is_ours_too(backend, version, mo
 
 
 @of_each_kind
+def test_a_narrow_table_that_is_filled_again_is_read_again(model):
+    shared, given = model.backend.shared, torch.zeros(2, 3, dtype=torch.int32)
+    wide = shared.table(given, 16)
+    assert wide.shape == (2, 256 // 16) and shared.table(given, 16) is wide  # once a step
+    given.fill_(7)
+    model.backend.init_forward_metadata(None)
+    assert (shared.table(given, 16)[:, :3] == 7).all()
+
+
+@of_each_kind
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_what_the_gpu_suite_compares_is_told_apart(backend, version, monkeypatch, tmp_path, page_size):
     """tests/gpu/sglang/watch.py, which looks into steps on a GPU: what attends as it should is close, what does not is far."""
