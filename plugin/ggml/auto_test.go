@@ -468,7 +468,7 @@ func TestProfileFilesAreHandledWithCare(t *testing.T) {
 	dir := t.TempDir()
 	h := newAutoHost(t, auto(16), selection.Profiles{Dir: dir}, 12)
 	h.decode(1)
-	name := h.session.layers.Engine.Profiles.File(selection.Fingerprint(h.cal().Model.About, selection.SettingsOf(&h.session.layers.Engine.Settings))).Path
+	name := h.session.layers.Engine.Profiles.File(selection.Fingerprint(h.cal().Model.About, selection.SettingsOf(&h.session.layers.Engine.Settings, h.cal().Model.Layers))).Path
 	// A link in its place is neither read nor written through.
 	target := filepath.Join(t.TempDir(), "target")
 	require.NoError(t, os.WriteFile(target, []byte("precious"), 0o600))

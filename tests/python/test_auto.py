@@ -33,7 +33,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("settings, says", [
-    ({"selections": 0}, "selections 0 is not in 1 .. 64"),
+    ({"selections": -1}, "selections -1 is not in 0 .. 64"),
     ({"quality": -1}, "quality -1 is not in 0 .. 10"),
     ({"quality": 0.1, "layers": [2]}, "quality 0.1 chooses the selection layers, but layers names [2]"),
     ({"quality": 0.1, "interval": 2}, "quality 0.1 with interval 2"),

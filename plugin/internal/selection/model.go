@@ -105,6 +105,7 @@ const (
 // NewModel makes the state of a model. Its roles are those of the configuration where layers are given,
 // of a profile where one fits, and otherwise measured.
 func NewModel(config settings.Config, layers int, about Identity, file ProfileFile, log func(settings.LogLevel, string)) (*Model, error) {
+	config.Selections = config.SelectionsFor(layers)
 	m := &Model{Config: config, Log: log, Layers: layers, About: about, File: file, Heads: int(about.Heads), Interval: config.Interval}
 	if config.Layers != nil || layers < LeastMeasured {
 		roles, err := NewRoles(layers, config)

@@ -49,8 +49,9 @@ type Conditions struct {
 	Quality    bool    `json:"quality,omitempty"` // the choice is by a quality target, whichever
 }
 
-func SettingsOf(c *settings.Config) Conditions {
-	of := Conditions{c.Budget, c.Recency, c.SinkTokens, c.Policy.String(), c.Selections, c.Quality > 0}
+// SettingsOf are those of a configuration, for a model with that many layers.
+func SettingsOf(c *settings.Config, layers int) Conditions {
+	of := Conditions{c.Budget, c.Recency, c.SinkTokens, c.Policy.String(), c.SelectionsFor(layers), c.Quality > 0}
 	if of.Quality {
 		of.Selections = MostTried // as many as that takes
 	}
@@ -105,7 +106,7 @@ type Calibration struct {
 
 // profile states what is known of the model now.
 func (m *Model) profile() *Profile {
-	p := &Profile{Format: profileFormat, Library: settings.Version, Model: m.About, Settings: SettingsOf(&m.Config),
+	p := &Profile{Format: profileFormat, Library: settings.Version, Model: m.About, Settings: SettingsOf(&m.Config, m.Layers),
 		Choice: m.Roles.Selections(), Worst: Round(m.measured.Worst(m.Roles.Selections()))}
 	p.Fingerprint = Fingerprint(m.About, p.Settings)
 	p.Measured.Measure = "share of its attention that the worst head loses against the layer's own set, mean over steps"
@@ -236,7 +237,7 @@ func (f *ProfileFile) load(m *Model) *Profile {
 		return nil
 	}
 	if err == nil {
-		err = p.fits(m.About, SettingsOf(&m.Config))
+		err = p.fits(m.About, SettingsOf(&m.Config, m.Layers))
 	}
 	if err != nil {
 		f.keep = f.Given

@@ -64,7 +64,7 @@ type Config struct {
 	Recency    float64 `json:"recency"`     // share of the budget kept for the newest tokens, 0 to 1
 	SinkTokens int     `json:"sink_tokens"` // first tokens that are always kept, out of the recency share
 	Policy     Policy  `json:"policy"`
-	Selections int     `json:"selections"` // at most so many selection layers are chosen where Layers is nil
+	Selections int     `json:"selections"` // at most so many selection layers are chosen where Layers is nil; 0: see SelectionsFor
 	Quality    float64 `json:"quality"`    // nats a token that a choice may lose, which then says how many layers select; 0: Selections does
 	Guard      int     `json:"guard"`      // steps between two audits of a choice; 0: none
 	Interval   int     `json:"interval"`   // steps that a token set serves; 1: it is chosen afresh in each
@@ -82,7 +82,7 @@ var whole = []struct {
 }{
 	{"budget", " tokens", func(c *Config) *int { return &c.Budget }, 1, MaxBudget, 0},
 	{"sink_tokens", "", func(c *Config) *int { return &c.SinkTokens }, 0, MaxBudget, 0},
-	{"selections", "", func(c *Config) *int { return &c.Selections }, 1, MaxSelections, 0},
+	{"selections", "", func(c *Config) *int { return &c.Selections }, 0, MaxSelections, 0},
 	{"guard", " steps", func(c *Config) *int { return &c.Guard }, 0, MaxGuard, DefaultGuard},
 	{"interval", " steps", func(c *Config) *int { return &c.Interval }, 1, MaxInterval, 0},
 	{"trace", " steps", func(c *Config) *int { return &c.Trace }, 0, MaxTrace, DefaultTrace},
@@ -99,9 +99,21 @@ func (c *Config) Numbers() iter.Seq2[string, *int] {
 	}
 }
 
+// LayersASelection is how many layers of a model go to each that may be chosen to select, where Selections is 0; docs/auto.md says
+// where it comes from.
+const LayersASelection = 10
+
+// SelectionsFor is how many selection layers may be chosen of a model with that many layers.
+func (c *Config) SelectionsFor(layers int) int {
+	if c.Selections > 0 {
+		return c.Selections
+	}
+	return min(max(layers/LayersASelection, 2), MaxSelections)
+}
+
 // DefaultConfig is the paper's setting, with layers found by measuring.
 func DefaultConfig() Config {
-	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1}
+	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1}
 }
 
 // Validate returns an error that names the first field with a bad value.
