@@ -21,6 +21,7 @@ type trialHost struct {
 	same   bool
 	cannot string       // why it does not
 	modes  [][]cpu.Mode // of the first computations
+	sets   []int32      // how many tokens their sparse layers attend to; 0: there is none
 }
 
 func newTrialHost(t *testing.T, e *contexts.Engine) *trialHost {
@@ -49,7 +50,7 @@ func (h *trialHost) compute(g *graph.Graph) []cpu.Mode {
 		return modes(g.Nodes)
 	}
 	first := modes(g.Nodes)
-	h.modes = append(h.modes, first)
+	h.modes, h.sets = append(h.modes, first), append(h.sets, setLength(g.Nodes))
 	require.True(h.t, h.session.Again(g.Nodes))
 	selects := 0
 	for _, m := range first {
@@ -59,6 +60,16 @@ func (h *trialHost) compute(g *graph.Graph) []cpu.Mode {
 	}
 	h.session.Tried(h.nats(selects), h.same)
 	return modes(g.Nodes)
+}
+
+// setLength is how many tokens the sparse layers of a graph attend to; 0: there is none.
+func setLength(nodes []graph.Node) int32 {
+	for i := range nodes {
+		if nodes[i].Call.Mode == cpu.Sparse {
+			return (*cpu.Row)(nodes[i].Call.Rows).SetLen
+		}
+	}
+	return 0
 }
 
 func (h *trialHost) decode(n int) (out [][]cpu.Mode) {
@@ -97,6 +108,44 @@ func TestStepsAreTriedTwice(t *testing.T) {
 	require.Equal(t, twoNine(), h.decode(1)[0])
 	require.Equal(t, []int{2, 9}, h.session.Stats().SelectionLayers)
 	require.Contains(t, strings.Join(*h.lines, "\n"), "selection layers [2 9]: 0 ± 0 nats a token over 64 steps, for a quality of 0.01")
+}
+
+// Where the target chooses the budget, each candidate's rows attend to its own, and so do those behind the choice.
+func TestTrialsHaveTheirOwnBudget(t *testing.T) {
+	e := withTarget(t, 0.01, selection.Profiles{})
+	e.Settings.ChoosesBudget = true
+	h := newTrialHost(t, e)
+	h.nats = func(selects int) float64 {
+		if set := h.sets[len(h.sets)-1]; selects == 2 && set >= 8 || selects == 0 {
+			return 0
+		}
+		return 2.5
+	}
+	h.decode(91)
+	for range 9 {
+		h.decode(1)
+		require.Less(t, h.sets[len(h.sets)-1], int32(16))
+	}
+	tries := map[int32]int{}
+	for h.session.Stats().RowsSparse == 0 && len(h.modes) < 1000 {
+		h.decode(1)
+	}
+	for _, set := range h.sets {
+		tries[set]++
+	}
+	require.Equal(t, 1, tries[0], "the rehearsal")
+	require.GreaterOrEqual(t, tries[4], 8)
+	require.GreaterOrEqual(t, tries[8], 8+64)
+	require.Equal(t, 8, tries[16], "one layer, which costs less than two and 8 tokens; these suffice")
+	g := h.graph([]token{{0, h.next, 0, int32(h.next)}}, 0, 12)
+	h.next++
+	for h.compute(g); g.Trial; h.compute(g) {
+		g = h.graph([]token{{0, h.next, 0, int32(h.next)}}, 0, 12)
+		h.next++
+	}
+	require.Equal(t, twoNine(), modes(g.Nodes))
+	require.EqualValues(t, 8, setLength(g.Nodes))
+	require.Contains(t, strings.Join(*h.lines, "\n"), "selection layers [2 9] with 8 tokens: 0 ± 0 nats a token over 64 steps")
 }
 
 // Trials go on behind a choice, now and then.

@@ -260,6 +260,63 @@ func TestTargetIsRefusedWithoutAProfile(t *testing.T) {
 	assert.Error(t, fresh(0.01).Promised())
 }
 
+// Without a budget the cheapest of layers and budgets that meets the target is chosen; a profile keeps it, for hosts with a budget as well.
+func TestTargetChoosesTheBudget(t *testing.T) {
+	file := ProfileFile{Path: filepath.Join(t.TempDir(), "p.json")}
+	config := targeted(0.01)
+	config.ChoosesBudget = true
+	lost := map[int]map[int]float64{ // by budget, then by number of selection layers
+		32:  {1: 1, 2: 0.4, 3: 0.3, 4: 0.2, 5: 0.1, 6: 0.05},
+		64:  {1: 0.9, 2: 0.03, 3: 0.004, 4: 0.003, 5: 0.002, 6: 0.001},
+		128: {1: 0.8, 2: 0.003, 3: 0.002, 4: 0.002, 5: 0.001, 6: 0.001},
+	}
+	try := func(m *Model) (saved *Profile, tried map[int]bool) {
+		w := newWorld(t, nil, 0.2)
+		tried = map[int]bool{}
+		for range 3 * MostTried * mostAtOnce {
+			c, ok := m.NextTrial()
+			if !ok || !m.Tries() {
+				break
+			}
+			tried[c.Budget] = true
+			w.mean = lost[c.Budget]
+			saved = m.Tried(&c, w.step(&c))
+		}
+		require.False(t, m.Tries())
+		return saved, tried
+	}
+	m, lines := measured(t, config, file)
+	saved, tried := try(m)
+	require.Len(t, m.Roles.Selections(), 3)
+	require.Equal(t, 64, m.Budget)
+	require.Equal(t, 64, saved.Attends)
+	require.Contains(t, (*lines)[len(*lines)-1], "with 64 tokens")
+	require.True(t, tried[32] && tried[64])
+	cost := 0
+	for _, c := range m.Trials.Candidates {
+		require.GreaterOrEqual(t, c.cost(12, 300), cost)
+		cost = c.cost(12, 300)
+	}
+	file.Save(saved, m.Log)
+
+	again, _ := measured(t, config, file)
+	require.Equal(t, SourceProfile, again.Source)
+	require.Equal(t, m.Roles.Selections(), again.Roles.Selections())
+	require.Equal(t, 64, again.Budget)
+
+	given, _ := measured(t, targeted(0.01), file) // 128 tokens, and none else
+	require.True(t, given.Tries(), "what was tried with fewer tokens says nothing of these")
+	saved, tried = try(given)
+	require.Equal(t, map[int]bool{128: true}, tried)
+	require.Len(t, given.Roles.Selections(), 2)
+	require.Equal(t, 128, given.Budget)
+	file.Save(saved, m.Log)
+
+	both, _ := measured(t, config, file) // what both have tried is kept
+	require.Equal(t, 64, both.Budget)
+	require.Len(t, both.Roles.Selections(), 3)
+}
+
 // Of each number of layers: no choice loses less beyond the tolerance, and none as good begins earlier.
 func TestNestedChoicesAreTheBest(t *testing.T) {
 	seed := rand.Uint64()

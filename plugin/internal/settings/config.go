@@ -67,8 +67,11 @@ type Config struct {
 	Selections int     `json:"selections"` // at most so many selection layers are chosen where Layers is nil; 0: see SelectionsFor
 	Quality    float64 `json:"quality"`    // nats a token that a choice may lose, which then says how many layers select; 0: Selections does
 	Guard      int     `json:"guard"`      // steps between two audits of a choice; 0: none
-	Interval   int     `json:"interval"`   // steps that a token set serves; 1: it is chosen afresh in each
-	Trace      int     `json:"trace"`      // steps of a context whose token sets the statistics keep, at most; 0: none
+	// Where no budget is given, a quality target chooses it among Budgets; Budget is the largest of them.
+	ChoosesBudget bool `json:"chooses_budget,omitempty"`
+
+	Interval int `json:"interval"` // steps that a token set serves; 1: it is chosen afresh in each
+	Trace    int `json:"trace"`    // steps of a context whose token sets the statistics keep, at most; 0: none
 
 	Speculation bool `json:"speculation"` // in a ggml host: the tokens of a draft are decode rows; callers of the C ABI say what their rows are
 }
@@ -111,6 +114,14 @@ func (c *Config) SelectionsFor(layers int) int {
 	return min(max(layers/LayersASelection, 2), MaxSelections)
 }
 
+// Budgets are those that a choice of selection layers may have, the largest first.
+func (c *Config) Budgets() []int {
+	if !c.ChoosesBudget {
+		return []int{c.Budget}
+	}
+	return []int{c.Budget, c.Budget / 2, c.Budget / 4}
+}
+
 // DefaultConfig is the paper's setting, with layers found by measuring.
 func DefaultConfig() Config {
 	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1}
@@ -132,6 +143,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("quality %v is not in 0 .. %d nats a token", c.Quality, MaxQuality)
 	case c.Quality > 0 && c.Layers != nil:
 		return fmt.Errorf("quality %v chooses the selection layers, but layers names %v", c.Quality, c.Layers)
+	case c.ChoosesBudget && (c.Quality == 0 || c.Budget < 4):
+		return fmt.Errorf("budget %d is chosen by a quality target, but quality is %v", c.Budget, c.Quality)
 	case c.Quality > 0 && c.Interval > 1:
 		return fmt.Errorf("quality %v with interval %d: what older sets lose is not measured", c.Quality, c.Interval)
 	case len(c.Layers) > MaxSelections:
@@ -188,6 +201,8 @@ func FromEnvironment(lookup func(name string) (string, bool), hasCUDA bool) (Env
 			}
 		}
 	}
+	budget, _ := lookup("LESSISMORE_BUDGET")
+	env.ChoosesBudget = env.Quality > 0 && budget == ""
 	if err := env.Validate(); err != nil && first == nil { // each is in range: two do not go together
 		first = fmt.Errorf("LESSISMORE_QUALITY=%q: %w", fmt.Sprint(env.Quality), err)
 	}

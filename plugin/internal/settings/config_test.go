@@ -52,9 +52,9 @@ func TestEnvironmentValues(t *testing.T) {
 		{"LESSISMORE_LAYERS", "auto", func(e *Environment) {}},
 		{"LESSISMORE_SELECTIONS", "3", func(e *Environment) { e.Selections = 3 }},
 		{"LESSISMORE_SELECTIONS", "0", func(e *Environment) {}},
-		{"LESSISMORE_QUALITY", "0.01", func(e *Environment) { e.Quality = 0.01 }},
-		{"LESSISMORE_QUALITY", "1e-4", func(e *Environment) { e.Quality = 1e-4 }},
-		{"LESSISMORE_QUALITY", "10", func(e *Environment) { e.Quality = MaxQuality }},
+		{"LESSISMORE_QUALITY", "0.01", func(e *Environment) { e.Quality, e.ChoosesBudget = 0.01, true }},
+		{"LESSISMORE_QUALITY", "1e-4", func(e *Environment) { e.Quality, e.ChoosesBudget = 1e-4, true }},
+		{"LESSISMORE_QUALITY", "10", func(e *Environment) { e.Quality, e.ChoosesBudget = MaxQuality, true }},
 		{"LESSISMORE_QUALITY", "Off", func(e *Environment) {}},
 		{"LESSISMORE_GUARD", "off", func(e *Environment) { e.Guard = 0 }},
 		{"LESSISMORE_GUARD", "0", func(e *Environment) { e.Guard = 0 }},
@@ -178,6 +178,7 @@ func TestValidateNamesFieldAndValue(t *testing.T) {
 		{func(c *Config) { c.Recency = math.Inf(1) }, []string{"recency", "+Inf"}},
 		{func(c *Config) { c.SinkTokens = -1 }, []string{"sink_tokens", "-1"}},
 		{func(c *Config) { c.Selections = -1 }, []string{"selections", "-1"}},
+		{func(c *Config) { c.ChoosesBudget = true }, []string{"budget 2048", "quality is 0"}},
 		{func(c *Config) { c.Guard = -1 }, []string{"guard", "-1"}},
 		{func(c *Config) { c.Interval = 0 }, []string{"interval", "0"}},
 		{func(c *Config) { c.Policy = 2 }, []string{"policy", "2"}},
@@ -213,4 +214,22 @@ func TestSelectionsForAModel(t *testing.T) {
 	}
 	config.Selections = 5
 	require.Equal(t, 5, config.SelectionsFor(12))
+}
+
+// A budget that is given stays; where none is, a quality target chooses among three.
+func TestBudgetsOfATarget(t *testing.T) {
+	for _, c := range []struct {
+		of   []string
+		want []int
+	}{
+		{nil, []int{2048}},
+		{[]string{"LESSISMORE_QUALITY", "0.005"}, []int{2048, 1024, 512}},
+		{[]string{"LESSISMORE_QUALITY", "0.005", "LESSISMORE_BUDGET", ""}, []int{2048, 1024, 512}},
+		{[]string{"LESSISMORE_QUALITY", "0.005", "LESSISMORE_BUDGET", "2048"}, []int{2048}},
+		{[]string{"LESSISMORE_QUALITY", "off"}, []int{2048}},
+	} {
+		env, err := FromEnvironment(environment(c.of...), cuda.Built)
+		require.NoError(t, err)
+		require.Equal(t, c.want, env.Budgets(), "%v", c.of)
+	}
 }
