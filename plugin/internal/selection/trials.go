@@ -136,13 +136,15 @@ func (t *Trials) find(budget int, layers []int) int {
 	return slices.IndexFunc(t.Candidates, func(c Candidate) bool { return c.Budget == budget && slices.Equal(c.Layers, layers) })
 }
 
-// next is the candidate that the next trial is of; -1: what is known suffices for a choice.
+// next is the candidate that the next trial before a choice is of; -1: what is known suffices for one. These trials follow each other,
+// on one passage of a text, which does not show what a small budget loses in others: so smaller ones than the largest are tried
+// behind a choice, where trials lie far apart.
 func (t *Trials) next(target float64) int {
 	for i, c := range t.admitted() {
 		switch {
 		case c.met(target):
 			return -1
-		case !c.failed(target) && c.Trials < mostAtOnce:
+		case c.Budget == t.budgets[0] && !c.failed(target) && c.Trials < mostAtOnce:
 			return i
 		}
 	}
@@ -162,11 +164,11 @@ func (t *Trials) choose(target float64) int {
 	return -1
 }
 
-// follow is the candidate of a trial behind a choice: what is in force, and every third time the cheapest that may still turn
+// follow is the candidate of a trial behind a choice: what is in force, and in turn the cheapest that may still turn
 // out to meet the target. -1: nothing can be learned.
 func (t *Trials) follow(target float64) int {
 	t.turn++
-	if t.turn%3 == 0 || t.chosen < 0 {
+	if t.turn%2 == 0 || t.chosen < 0 {
 		for i, c := range t.admitted() {
 			if i == t.chosen {
 				break

@@ -270,28 +270,34 @@ func TestTargetChoosesTheBudget(t *testing.T) {
 		64:  {1: 0.9, 2: 0.03, 3: 0.004, 4: 0.003, 5: 0.002, 6: 0.001},
 		128: {1: 0.8, 2: 0.003, 3: 0.002, 4: 0.002, 5: 0.001, 6: 0.001},
 	}
-	try := func(m *Model) (saved *Profile, tried map[int]bool) {
+	try := func(m *Model, trials int) (saved *Profile, tried map[int]int) {
 		w := newWorld(t, nil, 0.2)
-		tried = map[int]bool{}
-		for range 3 * MostTried * mostAtOnce {
+		tried = map[int]int{}
+		for range trials {
 			c, ok := m.NextTrial()
-			if !ok || !m.Tries() {
-				break
-			}
-			tried[c.Budget] = true
+			require.True(t, ok)
+			tried[c.Budget]++
 			w.mean = lost[c.Budget]
-			saved = m.Tried(&c, w.step(&c))
+			if p := m.Tried(&c, w.step(&c)); p != nil {
+				saved = p
+			}
 		}
-		require.False(t, m.Tries())
 		return saved, tried
 	}
 	m, lines := measured(t, config, file)
-	saved, tried := try(m)
+	saved, tried := try(m, leastFailed+leastMet)
+	require.False(t, m.Tries())
+	require.Equal(t, map[int]int{128: leastFailed + leastMet}, tried, "trials that follow each other do not show what a small budget loses")
+	require.Len(t, m.Roles.Selections(), 2)
+	require.Equal(t, 128, m.Budget)
+	require.Zero(t, saved.Attends)
+	saved, tried = try(m, 600)
 	require.Len(t, m.Roles.Selections(), 3)
 	require.Equal(t, 64, m.Budget)
 	require.Equal(t, 64, saved.Attends)
 	require.Contains(t, (*lines)[len(*lines)-1], "with 64 tokens")
-	require.True(t, tried[32] && tried[64])
+	require.GreaterOrEqual(t, tried[32], leastFailed)
+	require.GreaterOrEqual(t, tried[64], leastMet)
 	cost := 0
 	for _, c := range m.Trials.Candidates {
 		require.GreaterOrEqual(t, c.cost(12, 300), cost)
@@ -305,12 +311,12 @@ func TestTargetChoosesTheBudget(t *testing.T) {
 	require.Equal(t, 64, again.Budget)
 
 	given, _ := measured(t, targeted(0.01), file) // 128 tokens, and none else
-	require.True(t, given.Tries(), "what was tried with fewer tokens says nothing of these")
-	saved, tried = try(given)
-	require.Equal(t, map[int]bool{128: true}, tried)
+	require.False(t, given.Tries(), "these were tried")
 	require.Len(t, given.Roles.Selections(), 2)
 	require.Equal(t, 128, given.Budget)
-	file.Save(saved, m.Log)
+	_, tried = try(given, 10)
+	require.Equal(t, map[int]int{128: 10}, tried)
+	file.Save(given.Unsaved(), m.Log)
 
 	both, _ := measured(t, config, file) // what both have tried is kept
 	require.Equal(t, 64, both.Budget)
