@@ -40,6 +40,7 @@ var (
 	_ = [1]struct{}{}[C.LIM_DTYPE_FP8-plugin.FP8]
 	_ = [1]struct{}{}[C.LIM_MAX_LAYERS-plugin.MaxLayer-1]
 	_ = [1]struct{}{}[C.LIM_MAX_SELECTION_LAYERS-plugin.MaxSelections]
+	_ = [1]struct{}{}[C.LIM_MAX_QUALITY_LAYERS-plugin.MaxTried]
 	_ = [1]struct{}{}[C.LIM_MAX_GUARD-plugin.MaxGuard]
 	_ = [1]struct{}{}[C.LIM_MAX_INTERVAL-plugin.MaxInterval]
 	_ = [1]struct{}{}[C.LIM_MAX_TRACE-plugin.MaxTrace]

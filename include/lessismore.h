@@ -95,6 +95,7 @@ extern "C" {
 #define LIM_MAX_SLOTS            16777216
 #define LIM_MAX_LAYERS           4096
 #define LIM_MAX_SELECTION_LAYERS 64
+#define LIM_MAX_QUALITY_LAYERS   6 /* selection layers that a quality target tries */
 #define LIM_MAX_HEADS            512
 #define LIM_MAX_HEAD_DIM         256
 #define LIM_MAX_THREADS          1024

@@ -43,6 +43,7 @@ const (
 	MaxBudget     = settings.MaxBudget
 	MaxLayer      = settings.MaxLayer
 	MaxSelections = settings.MaxSelections
+	MaxTried      = selection.MostTried
 	MaxGuard      = settings.MaxGuard
 	MaxInterval   = settings.MaxInterval
 	MaxTrace      = settings.MaxTrace

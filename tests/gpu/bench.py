@@ -23,6 +23,7 @@ HEADS, KV_HEADS, DIM, LAYERS = 32, 8, 128, 36
 DENSE, SELECTING = (0, 1), (2, 12)
 BUDGET = 2048
 PAGE = 16  # of the paged layout
+PAIRS = 5  # of a full layer with FlashAttention 3's
 
 
 def time_graph(body, repeats=15, out=None):
@@ -64,6 +65,12 @@ class Bench:
             self.paged, versions["flashinfer"] = paged, paged.VERSION
         except Exception as e:  # not installed, or not able to start
             self.paged, self.result["flashinfer_missing"] = None, f"{type(e).__name__}: {e}"
+        try:
+            import flash3
+
+            self.flash3, versions["vllm"] = flash3, flash3.VERSION
+        except Exception as e:
+            self.flash3, self.result["vllm_missing"] = None, f"{type(e).__name__}: {e}"
         print(
             f"torch {versions['torch']}, cuDNN {versions['cudnn']}, FlashInfer {versions['flashinfer'] or 'NOT MEASURED: ' + self.result['flashinfer_missing']}",
             flush=True,
@@ -114,7 +121,7 @@ class Bench:
             for i, two in enumerate(kv):
                 kv[i] = torch.cat(two, -1).split(two[0].shape[-1], -1)
         token, head = (2, 1) if layout == "contiguous" else (1, 2)
-        q = torch.randn(batch, HEADS, DIM, device="cuda", dtype=torch.float16)
+        q = torch.randn(batch, HEADS, DIM, device="cuda").bfloat16().half()  # the same in either type
         out = torch.empty_like(q)
         lengths = torch.full((batch,), context, dtype=torch.int32, device="cuda")
         token_set = torch.zeros(batch, BUDGET, dtype=torch.int32, device="cuda")
@@ -169,12 +176,14 @@ class Bench:
                 plans[mode][layer % layers].run(s)
 
         r["step_us"] = time_graph(step, 7)
+        if layout == "paged" and "vllm" in others and self.flash3 and kv_type in (D.F16, D.BF16):
+            r.update(self.flash3_layer(batch, context, kv, q, lengths, table, out, plans[D.FULL], layers))
         if kv_type == D.F16 and layout != "paged":
             if "torch" in others:
                 r.update(self.torch_step(batch, kv, q, layout, layers))
             if "flashinfer" in others and self.paged and layout == "strided":
                 r.update(self.flashinfer_step(batch, context, kv, q, layers))
-        measured = {who: r[f"{who}_us"] for who in others if r.get(f"{who}_us")}
+        measured = {who: r[f"{who}_us"] for who in others if r.get(f"{who}_us") and who != "vllm"}
         if measured:
             r["others_by"] = min(measured, key=measured.get)
             r["others_us"] = measured[r["others_by"]]
@@ -188,6 +197,34 @@ class Bench:
             + (f"  {r['speedup']:.2f}x {r['others_by']}" if measured else ""),
             flush=True,
         )
+
+    def flash3_layer(self, batch, context, kv, q, lengths, table, out, full, layers):
+        """A full layer beside FlashAttention 3's over the same pages, one and the other in turn: microseconds, and the ratio's median and range."""
+        x = q.to(kv[0][0].dtype)
+        theirs = torch.empty_like(x)
+        layer = self.flash3.layer(x, KV_HEADS, lengths, context, table, PAGE, theirs)
+        rounds = -(-LAYERS // layers)
+
+        def of_theirs():
+            for i in range(layers * rounds):
+                layer(*kv[i % layers])
+
+        def of_ours():
+            for p in full * rounds:
+                p.run(torch.cuda.current_stream(), None)
+
+        times = [(time_graph(of_ours, 9) / layers / rounds, time_graph(of_theirs, 9) / layers / rounds) for _ in range(PAIRS)]
+        full[-1].run(torch.cuda.current_stream(), None)
+        layer(*kv[(layers * rounds - 1) % layers])
+        error = ((out.float() - theirs.float()).norm(dim=-1) / theirs.float().norm(dim=-1)).max().item()
+        if not error < 1e-2:
+            raise ValueError(f"FlashAttention 3 and the library differ by {error:.2g}")
+        ratios = sorted(ours / other for ours, other in times)
+        found = {"vllm_us": statistics.median(t[1] for t in times), "vllm_full_us": statistics.median(t[0] for t in times),
+                 "vllm_ratio": statistics.median(ratios), "vllm_ratios": ratios, "vllm_error": error}  # fmt: skip
+        print(f"     a full layer {found['vllm_full_us']:.1f} us, FlashAttention 3's {found['vllm_us']:.1f} us: {found['vllm_ratio']:.3f} times ",
+              f"({ratios[0]:.3f} to {ratios[-1]:.3f}, {PAIRS} pairs), outputs within {error:.1e}", flush=True)  # fmt: skip
+        return found
 
     def torch_step(self, batch, kv, q, layout, layers):
         """The fastest of torch's: heads by its own grouping, or the group as query tokens (what reads K/V once)."""
@@ -272,19 +309,21 @@ def main():
     p.add_argument("--layouts", default="strided")
     p.add_argument("--types", default="f16")
     p.add_argument(
-        "--others", default="torch,flashinfer", help="whose attention is timed too, f16 only; FlashInfer's in the strided layout only"
+        "--others",
+        default="torch,flashinfer,vllm",
+        help="whose attention is timed too; torch's and FlashInfer's with f16 only, FlashInfer's in the strided layout only, vLLM's (FlashAttention 3) in pages only",
     )
     a = p.parse_args()
     others = [who for who in a.others.split(",") if who]
-    if unknown := set(others) - {"torch", "flashinfer"}:
-        p.error(f"--others: {', '.join(unknown)} is not torch or flashinfer")
+    if unknown := set(others) - {"torch", "flashinfer", "vllm"}:
+        p.error(f"--others: {', '.join(unknown)} is not torch, flashinfer or vllm")
     b = Bench(os.path.join(os.path.dirname(D.FATBIN), "read.fatbin"))
     b.bandwidth()
     types = {v: k for k, v in D.NAMES.items()}
     try:
         for layout in a.layouts.split(","):
             for kv in a.types.split(","):
-                for case in a.cases.split(","):
+                for case in filter(None, a.cases.split(",")):
                     b.case(*sizes(case), layout, types[kv], others)
         for kv in a.types.split(","):
             for case in filter(None, a.paged.split(",")):

@@ -12,6 +12,7 @@ import pytest
 
 import lessismore
 from lessismore import _errors, _library
+from lessismore.vllm import settings as serving_settings
 
 FIELDS = {
     "lim_engine_params": _library.EngineParams, "lim_decoder_params": _library.DecoderParams,
@@ -33,6 +34,10 @@ def test_versions_agree(header):
     numbers = [re.search(rf"#define LIM_VERSION_{part} +(\d+)", header)[1] for part in ("MAJOR", "MINOR", "PATCH")]
     assert ".".join(numbers) == lessismore.__version__
     assert re.search(r'#define LIM_VERSION_STRING +"(.*)"', header)[1] == lessismore.__version__
+
+
+def test_limits_agree(header):
+    assert int(re.search(r"#define LIM_MAX_ROWS +(\d+)", header)[1]) == serving_settings.MOST_ROWS
 
 
 def test_status_codes_agree(header):

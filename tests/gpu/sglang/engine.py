@@ -14,7 +14,7 @@ import engines  # noqa: E402
 from engines import keep, say  # noqa: E402, F401  for the parts
 
 ROOT = engines.ROOT
-engines.install("sglang.srt.plugins", beside='random_weights = "random_weights:register"', path=[HERE])
+engines.install("sglang.srt.plugins", beside='random_weights = "random_weights:register"\nwatch = "watch:register"', path=[HERE])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -33,7 +33,7 @@ class Served:
         begin = time.time()
         self.engine = sglang.Engine(
             model_path=str(model), skip_tokenizer_init=True, random_seed=0, sampling_backend="pytorch", disable_prefill_cuda_graph=True,
-            log_level="info", **more,
+            log_level="info", decode_log_interval=1000, **more,
         )  # fmt: skip
         say(f"SGLang {sglang.__version__}: engine in {time.time() - begin:.1f} s")
 

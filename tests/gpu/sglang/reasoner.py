@@ -21,15 +21,17 @@ LEAST = 0.25  # of the tokens, that must not have been attended to: else nothing
 
 # rows, settings beside the budget, SGLang's arguments, whether it must solve all
 CASES = {
-    "stock": (6, None, {}, True),
+    "stock": (4, None, {}, True),
     "rows1": (1, {"layers": RIGHT}, {}, True),
-    "rows6": (6, {"layers": RIGHT}, {}, True),
-    "rows6-page16": (6, {"layers": RIGHT}, {"page_size": 16}, True),
+    "rows4": (4, {"layers": RIGHT}, {}, True),
+    "rows4-page16": (4, {"layers": RIGHT}, {"page_size": 16}, True),
+    "rows16": (16, {"layers": RIGHT}, {}, True),
     "rows16-nocache": (16, {"layers": RIGHT}, {"page_size": 16, "disable_radix_cache": True}, True),
-    "eager6": (6, {"layers": RIGHT}, {"disable_cuda_graph": True}, True),
-    "decode-only": (6, {"layers": RIGHT}, {"page_size": 16, "attention_backend": "fa3", "decode_attention_backend": "lessismore"}, True),
-    "auto": (6, {"profile": "off"}, {"page_size": 16, "disable_cuda_graph": True}, True),
-    "control": (6, {"layers": WRONG}, {"page_size": 16}, False),
+    "eager4-page16": (4, {"layers": RIGHT}, {"page_size": 16, "disable_cuda_graph": True}, True),
+    "eager16": (16, {"layers": RIGHT}, {"disable_cuda_graph": True}, True),
+    "decode-only": (4, {"layers": RIGHT}, {"page_size": 16, "attention_backend": "fa3", "decode_attention_backend": "lessismore"}, True),
+    "auto": (16, {"profile": "off"}, {"page_size": 16, "disable_cuda_graph": True}, True),
+    "control": (4, {"layers": WRONG}, {"page_size": 16}, False),
 }
 
 
@@ -37,7 +39,7 @@ def main(name):
     rows, settings, arguments, solves = CASES[name]
     served = Served(
         DATA, None if settings is None else {"budget": BUDGET, **settings}, dtype="float16", context_length=2048, max_running_requests=rows,
-        max_total_tokens=40000, mem_fraction_static=0.2, cuda_graph_max_bs_decode=rows, **arguments,
+        max_total_tokens=40000, mem_fraction_static=0.5, cuda_graph_max_bs_decode=rows, **arguments,
     )  # fmt: skip
     problems = [task.problem(random.Random(960000 + i), task.steps_for(2048)) for i in range(PROBLEMS)]
     wanted = [task.encode(solution) for _, solution in problems]

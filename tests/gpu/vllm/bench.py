@@ -32,7 +32,7 @@ class Bench(Served):
         torch.manual_seed(7)
         rng = np.random.default_rng(3)
         self.steps.clear(), self.replays.clear()
-        before = self.context.decoder.stats()
+        before = self.library()
         for i in range(rows):
             self.add(f"{text}-{mode}-{i}", rng.integers(10, 150000, int(rng.integers(low, high + 1))).tolist(), steps + 16)
         stamps = []
@@ -43,12 +43,12 @@ class Bench(Served):
         torch.cuda.synchronize()
         full = [y[0] - x[0] for x, y in zip(stamps, stamps[1:]) if x[1] == rows and y[1] == rows][6:-2]
         graph = [x.elapsed_time(y) for n, x, y in self.replays if n >= rows][6:-2]
-        after = self.context.decoder.stats()
+        after = self.library()
         changed = {k: after[k] - before[k] for k in after}
         found = dict(rows=rows, context=context, mode=mode, step_ms=round(statistics.median(full) * 1e3, 3), n=len(full),
                      graph_ms=round(statistics.median(graph), 3) if graph else None, padded=self.replays[-1][0] if self.replays else None,
                      tokens_per_s=round(rows / statistics.median(full)))  # fmt: skip
-        if changed["steps"]:
+        if changed.get("steps"):
             found.update(
                 attended=round(changed["tokens_attended"] / changed["tokens_visible"], 4),
                 rows_sparse=changed["rows_sparse"],

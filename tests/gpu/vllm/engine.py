@@ -12,7 +12,7 @@ import time
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import engines  # noqa: E402
-from engines import keep, say  # noqa: E402, F401  for the parts
+from engines import BEGIN, keep, say  # noqa: E402, F401  for the parts
 
 ROOT = engines.ROOT
 engines.install("vllm.general_plugins")
@@ -110,6 +110,14 @@ class Served:
         begin = time.time()
         switch(self.runner, self.context, on)
         say(f"lessismore {'on' if on else 'off'}: graphs captured in {time.time() - begin:.1f} s")
+
+    def library(self):
+        """What the library counted; nothing, where vLLM is alone."""
+        return {} if self.context is None else self.context.decoder.stats()
+
+    def counted(self):
+        """What the plug-in counted: steps, and rows that were left to vLLM."""
+        return ({}, {}) if self.context is None else (dict(self.context.counts), dict(self.context.declined))
 
     def report(self):
         return {} if self.context is None else self.context.report()

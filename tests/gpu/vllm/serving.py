@@ -2,10 +2,12 @@
 """A server's load: requests arrive at random (Poisson), each with a context of 8K to 28K tokens that is in place, a prompt of 1K to 4K tokens
 that is computed, and an answer of 1K to 4K tokens. FlashAttention and lessismore in one process, one engine, the same requests.
 
-    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--cases ROWSxCONTEXT,...]
+    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--cases ROWSxCONTEXT,...] [--until SECONDS] [--backend NAME]
 
 RATE: requests a second; BEGUN: requests that are there at the beginning, somewhere in their answers. What finishes within SECONDS counts.
 cases: decode steps alone, as decode.py has them, in each mode before its first side.
+until: all of it is over so many seconds after the start; the last side is cut to that. backend: another of vLLM's, by itself: one mode, its name in
+small letters.
 A time per output token is a request's, from its first token to its last, as vLLM's own benchmark has it.
 """
 
@@ -20,11 +22,13 @@ import numpy as np
 import random_model
 import torch
 from bench import Bench, arguments
-from engine import keep, say, short
+from engine import BEGIN, keep, say, short
 from placed import CONNECTOR
 
 CONTEXT, PROMPT, ANSWER = (8192, 28672), (1024, 4096), (1024, 4096)
 LONGEST = CONTEXT[1] + PROMPT[1] + ANSWER[1] + 32
+NAMES = {"on": "lessismore", "off": "FlashAttention"}
+AROUND = 12  # seconds that a side takes beside its own: what is there at its beginning is computed, and its end
 GRAPHS = [1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64]
 
 
@@ -50,7 +54,7 @@ def add(bench, name, context, computed, answer, rng):
 def side(bench, mode, rate, seconds, begun):
     rng, draws = np.random.default_rng(5), iter(requests(4000))
     bench.steps.clear(), bench.replays.clear()
-    before, counts, declined = bench.context.decoder.stats(), dict(bench.context.counts), dict(bench.context.declined)
+    before, (counts, declined) = bench.library(), bench.counted()
     preempted, preempt = [], bench.core.scheduler._preempt_request
     bench.core.scheduler._preempt_request = lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1]
     first, last, tokens, arrived, begun_names = {}, {}, {}, {}, set()
@@ -100,7 +104,7 @@ def side(bench, mode, rate, seconds, begun):
         bench.engine.abort_request([name], internal=True)
     while bench.engine.has_unfinished_requests():
         bench.engine.step()
-    after = bench.context.decoder.stats()
+    after, (now_counted, now_declined) = bench.library(), bench.counted()
     changed = {k: after[k] - before[k] for k in after if after[k] != before[k]}
     tpot = np.array([(last[i] - first[i]) / (tokens[i] - 1) for i in finished if tokens[i] > 100]) * 1e3
     wait = np.array([first[i] - arrived[i] for i in first if i in arrived]) * 1e3
@@ -109,8 +113,8 @@ def side(bench, mode, rate, seconds, begun):
         tpot_ms={q: round(float(np.percentile(tpot, q)), 2) for q in (50, 90, 99)}, gap_ms={q: round(float(np.percentile(gaps, q)) * 1e3, 2) for q in (50, 99)},
         first_token_ms={q: round(float(np.percentile(wait, q))) for q in (50, 99)}, rows=round(float(np.mean(running)), 1), most_rows=max(running),
         waiting_at_the_end=waiting, preempted=len(preempted), steps=steps,
-        counts={k: v - counts.get(k, 0) for k, v in bench.context.counts.items()},
-        declined={k: v - declined.get(k, 0) for k, v in bench.context.declined.items()}, library=changed,
+        counts={k: v - counts.get(k, 0) for k, v in now_counted.items()},
+        declined={k: v - declined.get(k, 0) for k, v in now_declined.items()}, library=changed,
     )  # fmt: skip
     say(json.dumps(found))
     return found
@@ -122,12 +126,21 @@ def main():
     p.add_argument("--cases", default="1x32768,8x32768,fitx32768,64x8192")
     p.add_argument("--budget", type=int, default=2048)
     p.add_argument("--layers", default="2,12")
+    p.add_argument("--until", type=float, default=math.inf)
+    p.add_argument("--backend")
     a = p.parse_args()
     more = arguments(LONGEST, 64, GRAPHS)
     more["kv_transfer_config"] = CONNECTOR
-    bench = Bench(random_model.folder(), {"budget": a.budget, "layers": [int(x) for x in a.layers.split(",")]}, **more)
+    own = {"budget": a.budget, "layers": [int(x) for x in a.layers.split(",")]}
+    if a.backend:
+        own, more["attention_backend"], more["kernel_config"] = (
+            None,
+            a.backend,
+            {"enable_flashinfer_autotune": False},
+        )  # no kernels to tune here
+    bench = Bench(random_model.folder(), own, **more)
     random_model.randomize(bench.runner.model)
-    found, cases, captured = [], {}, "on"
+    found, cases, captured = [], {}, a.backend.lower() if a.backend else "on"
     for text in a.sides.split(","):
         mode, rate, seconds, begun = text.split(":")
         if mode != captured:
@@ -135,16 +148,18 @@ def main():
             captured = mode
         if mode not in cases:
             cases[mode] = [bench.case(case, mode, 40) for case in a.cases.split(",") if case]
-        found.append(side(bench, mode, float(rate), float(seconds), int(begun)))
-        keep("serving", **bench.about(), sides=found, cases=cases)
+        last = a.until - (time.time() - BEGIN) - AROUND
+        found.append(side(bench, mode, float(rate), min(float(seconds), last), int(begun)))
+        keep(f"serving-{captured}" if a.backend else "serving", **bench.about(), sides=found, cases=cases)
     for f in found:
-        say(f"{'lessismore' if f['mode'] == 'on' else 'FlashAttention'}, {f['rate']} a second: {f['tokens_per_s']} tokens/s, {f['finished']} finished,",
+        say(f"{NAMES.get(f['mode'], f['mode'])}, {f['rate']} a second: {f['tokens_per_s']} tokens/s, {f['finished']} finished,",
             f"ms a token {f['tpot_ms'][50]} (median), {f['tpot_ms'][99]} (99 %); steps {f['steps']}; {f['preempted']} preempted")  # fmt: skip
     for on, off in zip(*(cases.get(m, []) for m in ("on", "off"))):
         say(
             f"{on['rows']} x {on['context']}: FlashAttention {off['step_ms']:.2f} ms, lessismore {on['step_ms']:.2f} ms a step: {off['step_ms'] / on['step_ms']:.2f}x"
         )
-    say(short(bench.report()))
+    if bench.context is not None:
+        say(short(bench.report()))
     say("done")
 
 
