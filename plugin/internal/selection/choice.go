@@ -10,6 +10,8 @@ const (
 	// FirstSelection is the lowest layer that is chosen: the layers below it attend to everything. Early
 	// layers look everywhere, and what they lose all others lose.
 	FirstSelection = 2
+	// FewSelections is how many selection layers a model always may have.
+	FewSelections = 2
 	// LeastMeasured is the smallest model that has a choice to make.
 	LeastMeasured = FirstSelection + 3
 	// LossTolerance is how much more of a head's attention a choice may lose that reads less. The loss of
@@ -60,8 +62,19 @@ func (l *Losses) Worst(choice []int) float64 {
 
 // Choose finds the selection layers that lose least: the largest loss over the sparse layers counts,
 // and among choices within a tolerance of the best the one that reads fewest bytes, that is with the
-// fewest layers that attend to everything; then the smaller loss.
+// fewest layers that attend to everything; then the smaller loss. A third layer and more come beside the first two or in their
+// place, but the layers below the first, which attend to everything, are no more for that.
 func (l *Losses) Choose(selections int) []int {
+	if selections > FewSelections {
+		if few := l.choose(FewSelections, l.layers); few != nil {
+			return l.choose(selections, few[0])
+		}
+	}
+	return l.choose(selections, l.layers)
+}
+
+// choose is Choose with a bound for the first layer.
+func (l *Losses) choose(selections, latest int) []int {
 	var best []int
 	bestLoss := math.Inf(1)
 	type candidate struct {
@@ -69,7 +82,7 @@ func (l *Losses) Choose(selections int) []int {
 		loss   float64
 	}
 	var all []candidate
-	for first := max(FirstSelection-l.before, 0); first < l.layers-1; first++ {
+	for first := max(FirstSelection-l.before, 0); first <= min(latest, l.layers-2); first++ {
 		for count, c := range l.from(first, selections) {
 			if c == nil || first+count+1 > DenseCap(l.layers, selections) {
 				continue

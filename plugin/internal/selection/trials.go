@@ -173,7 +173,7 @@ func (t *Trials) follow(target float64) int {
 			if i == t.chosen {
 				break
 			}
-			if !c.failed(target) {
+			if !c.failed(target) && (t.chosen >= 0 || c.Budget == t.budgets[0]) {
 				return i
 			}
 		}
@@ -314,7 +314,15 @@ func (m *Model) Tried(of *Candidate, nats float64) *Profile {
 		}
 		return m.settle(SourceMeasured)
 	}
-	if t.choose(target) == t.chosen {
+	now := t.choose(target)
+	if now == t.chosen {
+		return nil
+	}
+	if now < 0 && t.next(target) >= 0 { // what was in force is left, and others may do
+		left := &t.Candidates[t.chosen]
+		m.Log(settings.LogInfo, fmt.Sprintf("selection layers %v: %s, too much for a quality of %v: others are tried", left.Layers, left.Says(), target))
+		m.adopt([]int{}, m.Config.Budget, SourceMeasured)
+		t.chosen, m.trying = -1, true
 		return nil
 	}
 	return m.settle(SourceMeasured)

@@ -180,7 +180,7 @@ func TestTrialsAddUp(t *testing.T) {
 // A choice that turns out to lose more than it may is left.
 func TestChoiceThatTurnsBad(t *testing.T) {
 	w := newWorld(t, map[int]float64{1: 0.8, 2: 0.004, 3: 0.003, 4: 0.003, 5: 0.002, 6: 0.001}, 0.2)
-	m, _ := measured(t, targeted(0.01), ProfileFile{})
+	m, lines := measured(t, targeted(0.01), ProfileFile{})
 	w.try(t, m)
 	require.Len(t, m.Roles.Selections(), 2)
 	w.mean[2] = 0.5
@@ -189,12 +189,11 @@ func TestChoiceThatTurnsBad(t *testing.T) {
 		c, _ := m.NextTrial()
 		m.Tried(&c, w.step(&c))
 	}
-	assert.Empty(t, m.Roles.Selections(), "nothing else was tried: dense until it is")
-	for i := 0; len(m.Roles.Selections()) == 0; i++ {
-		require.Less(t, i, 2*mostAtOnce)
-		c, _ := m.NextTrial()
-		m.Tried(&c, w.step(&c))
-	}
+	assert.Empty(t, m.Roles.Selections())
+	assert.True(t, m.Tries(), "nothing else was tried: dense until it is, at once")
+	assert.Contains(t, (*lines)[len(*lines)-1], "too much for a quality of 0.01: others are tried")
+	trials, _ := w.try(t, m)
+	assert.LessOrEqual(t, trials, mostAtOnce+leastMet)
 	assert.Len(t, m.Roles.Selections(), 3)
 }
 
