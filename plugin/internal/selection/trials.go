@@ -184,27 +184,20 @@ func (t *Trials) follow(target float64) int {
 // nested are the best choices of 1, 2, … selection layers, by loss and as Choose takes them.
 func (l *Losses) nested(most int) (out [][]int) {
 	for count := 1; count <= most; count++ {
-		var best []int
+		of := func(limit float64) (all [][]int) {
+			for first := max(FirstSelection-l.before, 0); first < l.layers-1; first++ {
+				if c := l.from(first, count, limit)[count-1]; c != nil && first+count <= DenseCap(l.layers, count) {
+					all = append(all, c)
+				}
+			}
+			return all
+		}
 		least := math.Inf(1)
-		var all [][]int
-		for first := max(FirstSelection-l.before, 0); first < l.layers-1; first++ {
-			of := l.from(first, count)
-			if c := of[count-1]; c != nil && first+count <= DenseCap(l.layers, count) {
-				all = append(all, c)
-				least = min(least, l.Worst(c))
-			}
+		for _, c := range of(math.Inf(1)) {
+			least = min(least, l.Worst(c))
 		}
-		for _, c := range all {
-			worst := l.Worst(c)
-			if worst > least+LossTolerance {
-				continue
-			}
-			if best == nil || c[0] < best[0] || c[0] == best[0] && worst < l.Worst(best) {
-				best = c
-			}
-		}
-		if best != nil {
-			out = append(out, best)
+		if good := of(least + LossTolerance); len(good) > 0 { // the first of them begins first, and is the best that does
+			out = append(out, good[0])
 		}
 	}
 	return out

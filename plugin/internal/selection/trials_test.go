@@ -361,3 +361,26 @@ func choices(layers, count int) (out [][]int) {
 	}
 	return out
 }
+
+// Of choices that read the same and lose as much within the tolerance, the one is taken whose losses are smaller in sum of squares.
+func TestChoiceAmongEquals(t *testing.T) {
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 100 {
+		l := NewLosses(LeastMeasured + random.IntN(6))
+		for p := range l.Loss {
+			l.Loss[p] = float32(0.2 + 0.1*random.Float64())
+		}
+		got := l.Choose(FewSelections)
+		least := math.Inf(1)
+		ways := append(choices(l.layers, 1), choices(l.layers, 2)...)
+		for _, way := range ways {
+			least = min(least, l.Worst(way))
+		}
+		for _, way := range ways {
+			if l.Worst(way) <= least+LossTolerance && way[0]+len(way) == got[0]+len(got) {
+				require.LessOrEqual(t, l.squares(got), l.squares(way), "seed %d: %v, not %v", seed, got, way)
+			}
+		}
+	}
+}
