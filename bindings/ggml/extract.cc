@@ -140,6 +140,11 @@ int Extract::describe(const Host &host, Tensor *t, lim_ggml_node &n) {
         return refuse(n, LIM_GGML_NO_CACHE, "on a GPU, a K store of another name than llama.cpp's (cache_k_l0), of slots", k->view_src->ne[1],
                       "on the CPU any is supported");
     }
+    // The scheduler names its copies so: it moves the keys to the device that computes the attention.
+    if (n.layer < 0 && is_leaf(k, host.none) && strstr(k->name, "#cache_k_l") != nullptr) {
+        return refuse(n, LIM_GGML_NO_CACHE, "attention on another device than its K/V cache, which the host copies there at every step, of tokens", k->ne[1],
+                      "the host does so for shapes that its GPU backend does not compute, and with --no-kv-offload");
+    }
     if (n.layer < 0) return LIM_GGML_NO_CACHE;
     n.store = described(store);
     if (k->view_src != store) return LIM_GGML_NO_CACHE; // but a layer, all the same

@@ -61,4 +61,5 @@ TMA_TYPE(bf16, true)
 SHORT_TYPE(f16, F16Rows)
 SHORT_TYPE(bf16, BF16Rows)
 SHORT_TYPE(fp8, ByteRows)
+SHORT_TYPE(q8_0, BlockRows)
 #endif

@@ -115,14 +115,13 @@ struct Attention {
         }
     }
 
-    /* q8_0: the tile as f16, and where it is then. */
-    __device__ __forceinline__ void Widen(const uint8_t *raw, uint8_t *wide, uint32_t &keys, uint32_t &values) const {
-        constexpr int kWide = StageOf<HalfRows<kDim, false>>::kTileBytes;
-        Rows::template Convert<false>(raw, wide, lane);
-        Rows::template Convert<true>(raw + StageOf<Rows>::kTileBytes, wide + kWide, lane);
+    /* q8_0: the keys of a tile, or its values, as f16, and where they are then. */
+    template <bool kValues>
+    __device__ __forceinline__ uint32_t Widen(const uint8_t *raw, uint8_t *wide) const {
+        if (kValues) raw += StageOf<Rows>::kTileBytes, wide += StageOf<HalfRows<kDim, false>>::kTileBytes;
+        Rows::template Convert<kValues>(raw, wide, lane);
         __syncwarp();
-        keys = SharedAddress(wide);
-        values = keys + kWide;
+        return SharedAddress(wide);
     }
 
     /* The accumulator: V transposed times weights. */
@@ -200,7 +199,7 @@ struct Attention {
             const int      token = loader.Token(at);
             const uint8_t *raw = mine + loader.stage * StageOf<Rows>::kBytes;
             uint32_t       keys = loader.stage0 + loader.stage * StageOf<Rows>::kBytes, values = keys + StageOf<Rows>::kTileBytes;
-            if constexpr (Rows::kConvert) Widen(raw, wide, keys, values);
+            if constexpr (Rows::kConvert) keys = Widen<false>(raw, wide);
             float    x[kHeadTiles][4];
             uint32_t weights[kHeadTiles][2];
             Scores(query, keys, raw, lane, x);
@@ -208,6 +207,7 @@ struct Attention {
             sink.Put(x, token);
             softmax.Weigh(x, lane >> 2, end - token, weights);
             loader.WaitForValues();
+            if constexpr (Rows::kConvert) values = Widen<true>(raw, wide);
             Values(values, lane, weights, softmax.o);
             if (Rows::kConvert) __syncwarp();
             loader.Done();

@@ -144,10 +144,10 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 
 /* Which kernels there are besides those for every card: see attention.cu. */
 static int has_short(const lim_cuda_device *d, const lim_cuda_call *c) {
-    return d->capability == HOPPER && c->kv_type != LIM_CUDA_Q8_0 && c->dim <= 128 && group_of(c) <= 8;
+    return d->capability == HOPPER && c->dim <= 128 && group_of(c) <= 8;
 }
 static int has_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
-    return has_short(d, c) && c->kv_type != LIM_CUDA_FP8;
+    return has_short(d, c) && (c->kv_type == LIM_CUDA_F16 || c->kv_type == LIM_CUDA_BF16);
 }
 
 /* TMA loads whole tiles, of rows without a table or in pages of whole tiles, where the kernel for it has the registers. */

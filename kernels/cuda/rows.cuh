@@ -140,17 +140,24 @@ struct BlockRows : HalfRows<kDim, false> {
     static constexpr int  kCopy = kDim / 16; /* rows are 17 times that, and blocks follow one another */
     static constexpr int  kPitch = kRowBytes;
 
+    /* Four elements at a time. A byte b, biased by 128, is the low end of the f16 number 1024 + b. */
     template <bool kScaled>
     static __device__ __forceinline__ void Convert(const uint8_t *from, uint8_t *to, int lane) {
-        constexpr int kPairs = kDim / 2;
+        constexpr int kFours = kDim / 4;
 #pragma unroll 4
-        for (int i = lane; i < kTile * kPairs; i += 32) {
-            const int      row = i / kPairs, pair = i % kPairs;
-            const uint8_t *block = from + row * kPitch + pair / 16 * 34;
-            const uint16_t two = *(const uint16_t *)(block + 2 + pair % 16 * 2);
-            const float    scale = kScaled ? ScaleOf(from, row, pair / 16) : 1.0f;
-            *(__half2 *)(to + row * Wide::kPitch + pair * 4) =
-                __floats2half2_rn((float)(int8_t)(two & 0xff) * scale, (float)(int8_t)(two >> 8) * scale);
+        for (int i = lane; i < kTile * kFours; i += 32) {
+            const int       row = i / kFours, four = i % kFours;
+            const uint8_t  *block = from + row * kPitch + four / 8 * 34;
+            const uint16_t *at = (const uint16_t *)(block + 2 + four % 8 * 4); /* not at a multiple of 4 in every other block */
+            const uint32_t  biased = (at[0] | (uint32_t)at[1] << 16) ^ 0x80808080u;
+            uint2           wide = {__byte_perm(biased, 0x64646464u, 0x4140), __byte_perm(biased, 0x64646464u, 0x4342)};
+            __half2         low = __hsub2(*(__half2 *)&wide.x, __float2half2_rn(1152)), high = __hsub2(*(__half2 *)&wide.y, __float2half2_rn(1152));
+            if (kScaled) {
+                const __half2 scale = __half2half2(*(const __half *)block);
+                low = __hmul2(low, scale), high = __hmul2(high, scale);
+            }
+            wide = {*(uint32_t *)&low, *(uint32_t *)&high};
+            *(uint2 *)(to + row * Wide::kPitch + four * 8) = wide;
         }
     }
     static __device__ __forceinline__ float ScaleOf(const uint8_t *from, int row, int block) {

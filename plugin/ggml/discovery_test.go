@@ -102,7 +102,7 @@ func TestNoFullLayerLeft(t *testing.T) {
 	config := settings.DefaultConfig()
 	config.Layers = []int{0}
 	s, _ := discoveredIn(t, config, []kind{{windowMask, 512, stats.Offloaded}, {wholeMask, 4096, stats.ReasonShape}, {windowMask, 512, stats.Offloaded}})
-	require.Contains(t, s.Stats().Inert, "left to the host (shape)")
+	require.Contains(t, s.Stats().Inert, "left to the host (shape: a shape that the kernels do not have), and sliding-window")
 	require.Zero(t, s.Stats().Steps)
 }
 

@@ -301,3 +301,26 @@ func TestGPURecordsWholeStepsOnly(t *testing.T) {
 	require.NotZero(t, whole.Form)
 	require.Zero(t, s.Stats().NoSetCalls)
 }
+
+// Where the model's last layers have other heads than its first ones they are the host's: a step is counted with the last of the
+// others, once.
+func TestGPUCountsStepsThatEndEarly(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t)
+		return
+	}
+	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget, c.Layers = 100, []int{1, 3} }), nil, true)
+	h, g := newGPUHost(t, 2, 300), &graph.Graph{}
+	for l := 4; l < gpuLayers; l++ {
+		h.nodes[l].Call.Heads = 8
+	}
+	h.prompt(s)
+	require.Zero(t, h.step(t, s, g), "the first pass is the host's")
+	for range 3 {
+		require.Equal(t, 4, h.step(t, s, g))
+	}
+	c := s.Stats()
+	require.EqualValues(t, 3, c.Steps)
+	require.EqualValues(t, 6, c.RowsSparse)
+	require.EqualValues(t, 3*(gpuLayers-4), c.Left[stats.ReasonShape])
+}

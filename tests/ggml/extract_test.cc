@@ -172,6 +172,25 @@ TEST_F(ExtractTest, OtherChangesOfAStoreAreNotUnderstood) {
     }
 }
 
+// A scheduler that computes attention elsewhere than its K/V cache lies copies the cache there, and names the copies so.
+TEST_F(ExtractTest, CopiesOfACache) {
+    Tensor *t = attention(1, 1);
+    Tensor *copy = tensor("CPU#cache_k_l3 (view) (permuted)#0", kF16, kWidth / 2, kSlots, 2);
+    t->src[1] = copy;
+    read();
+    ASSERT_EQ(extract.nodes.size(), 1u);
+    EXPECT_EQ(extract.nodes[0].reason, LIM_GGML_NO_CACHE);
+    ASSERT_NE(extract.nodes[0].what, nullptr);
+    EXPECT_NE(strstr(extract.nodes[0].what, "another device than its K/V cache"), nullptr);
+    EXPECT_EQ(extract.nodes[0].value, kSlots);
+    for (const char *name : {"", "key", "CPU#key#0"}) { // an encoder's, or one that is not known
+        snprintf(copy->name, sizeof copy->name, "%s", name);
+        read();
+        EXPECT_EQ(extract.nodes[0].reason, LIM_GGML_NO_CACHE);
+        EXPECT_EQ(extract.nodes[0].what, nullptr) << name;
+    }
+}
+
 TEST_F(ExtractTest, WritesAndTheirStores) {
     for (const char *name : {"cache_k_l0", "cache_k_l7", "cache_k_l4095"}) {
         nodes.clear();

@@ -43,7 +43,8 @@ class Reference(Method):
 def shift(model: Model, cache, keep: int, discard: int) -> None:
     """Drops the tokens from `keep` on and moves those behind them up, as a host's context shift does."""
     n, half = cache.length - discard, model.dim // 2
-    key, cos, sin = cache.key[:, :, keep + discard : cache.length], model.cos[discard], model.sin[discard]
+    angles = discard * model._rates
+    key, cos, sin = cache.key[:, :, keep + discard : cache.length], np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     a, b = key[..., :half], key[..., half:]
     cache.key[:, :, keep:n] = np.concatenate([a * cos + b * sin, b * cos - a * sin], -1)
     cache.value[:, :, keep:n] = cache.value[:, :, keep + discard : cache.length].copy()

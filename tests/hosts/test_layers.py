@@ -51,7 +51,9 @@ def test_full_layers_with_heads_too_large(swa_full, library, folder):
     ours, host, result = both(library, model, folder, {"LESSISMORE_BUDGET": 64, "LESSISMORE_LAYERS": "1"}, swa_full=swa_full)
     assert (ours == host).all()
     (context,) = [c for c in result.stats["contexts"] if c["declined"]]
-    assert context["steps"] == 0 and "sliding-window layers gain nothing" in context["inert"], context
+    assert context["steps"] == 0 and "head_dim 512" in context["inert"] and "sliding-window layers gain nothing" in context["inert"], (
+        context
+    )
     assert sum("inert in this context" in line for line in log_lines(result)) == 1
 
 

@@ -25,6 +25,7 @@ type discovered struct {
 	store  kvindex.Store
 	scope  scope
 	reason stats.Reason // why the kernels do not take it; Offloaded: they do
+	why    string       // the same with the value that it is
 	full   bool         // it is one of the layers that see everything
 }
 
@@ -53,7 +54,11 @@ func (d *discovery) observe(n *graph.Node) bool {
 		d.decide()
 		return true
 	}
-	d.layers = append(d.layers, discovered{layer: n.Layer, store: n.Store, scope: scopeOf(n), reason: n.Reason})
+	l := discovered{layer: n.Layer, store: n.Store, scope: scopeOf(n), reason: n.Reason}
+	if l.reason != stats.Offloaded {
+		l.why = n.Why()
+	}
+	d.layers = append(d.layers, l)
 	return false
 }
 
@@ -139,11 +144,11 @@ func (d *discovery) apart(layer int32) stats.Reason {
 }
 
 // kept is why the kernels take none of the layers that see everything.
-func (d *discovery) kept() stats.Reason {
+func (d *discovery) kept() string {
 	for _, l := range d.layers {
 		if l.full && l.reason != stats.Offloaded {
-			return l.reason
+			return l.why
 		}
 	}
-	return stats.Offloaded
+	return ""
 }

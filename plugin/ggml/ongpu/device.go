@@ -56,6 +56,7 @@ type Device struct {
 	form     uint64          // number of the step's; 0: it cannot be recorded
 	forgot   bool            // the layers were not known after all: what was decided before holds no more
 	rejected bool            // why layers are left to the host was said
+	others   []bool          // layers of other heads or types than the first one's: the host's
 
 	records   bool // steps that are alike are recorded
 	capturing bool // a recording is under way
@@ -132,9 +133,9 @@ func (d *Device) Fits(n *graph.Node) stats.Reason {
 	case rows > mostGPURows, n.Tokens > 1 && n.Streams > 1: // several tokens of one sequence: the rows of a sequence's own stream
 		return stats.ReasonPrompt
 	case int32(c.Key.Type) != p.KVType || c.Value.Type != c.Key.Type:
-		return d.reject(stats.ReasonType, n, "another element type than the first layer's")
+		return d.other(stats.ReasonType, n, "another element type than the first layer's")
 	case c.Heads != p.Heads || c.KVHeads != p.KVHeads || c.DimK != p.KeyDim || c.DimV != p.KeyDim:
-		return d.reject(stats.ReasonShape, n, "other heads than the first layer's")
+		return d.other(stats.ReasonShape, n, "other heads than the first layer's")
 	case n.MaxBias != 0:
 		return d.reject(stats.ReasonShape, n, "a bias by distance (ALiBi)")
 	case uintptr(n.Mask)%cuda.VisibilityAlign != 0 || apartBy(n, n.MaskTokenStride, n.MaskStreamStride)%cuda.VisibilityAlign != 0 || n.NKV%cuda.VisibilityStep != 0:
@@ -314,6 +315,27 @@ func (d *Device) reject(reason stats.Reason, n *graph.Node, why string) stats.Re
 	return reason
 }
 
+// other is reject of a layer that the decoder was not made for: a step may end before it.
+func (d *Device) other(reason stats.Reason, n *graph.Node, why string) stats.Reason {
+	if layer, ok := d.layers.Ordinal[n.Layer]; ok {
+		if d.others == nil {
+			d.others = make([]bool, len(d.layers.Ordinal))
+		}
+		d.others[layer] = true
+	}
+	return d.reject(reason, n, why)
+}
+
+// last is the layer that a step ends with; 0: the model's last one.
+func (d *Device) last() int32 {
+	for layer := len(d.others) - 1; layer > 0; layer-- {
+		if !d.others[layer] {
+			return int32(layer)
+		}
+	}
+	return 0
+}
+
 // apart is how many slots there are from a stream of the store to the next; -1: no whole number.
 func apart(streams int32, t *cpu.Tensor) int32 {
 	switch {
@@ -338,7 +360,7 @@ func (d *Device) state(n *graph.Node, layer int) {
 		Layer: int32(layer), Rows: n.Tokens * n.Streams, Slots: int64(n.NKV),
 		Query: rows(&c.Query), Output: rows(&c.Output), Key: store(&c.Key), Value: store(&c.Value),
 		Lengths: uintptr(d.visibility.Lengths), Table: uintptr(d.visibility.Table), TableStride: d.visibility.TableStride, PageSize: 1,
-		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: d.bridge.Stream(),
+		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: d.bridge.Stream(), Last: d.last(),
 	}
 }
 
@@ -474,7 +496,7 @@ func (d *Device) allocate(params backend.Params) (err error) {
 }
 
 func (d *Device) Unlearn() {
-	d.forgot, d.sparseLayers = true, nil
+	d.forgot, d.sparseLayers, d.others = true, nil, nil
 	d.free()
 }
 

@@ -47,6 +47,9 @@ type Attention struct {
 	ValueScale       float32
 	Stream           uintptr
 
+	// On a GPU: the layer that a step ends with, where the model's later ones are attended to elsewhere; 0: the model's last one.
+	Last int32
+
 	// On the CPU.
 	Pages     int64   // of key and value; 0: as many as the table names
 	Sequences uintptr // uint64 [Rows]: which text each row is of, or 0

@@ -48,6 +48,8 @@ def main():
     for file in args.tokenizer.iterdir():
         if file.name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
             shutil.copy(file, args.out)
+    for name in ("task.py", "problems.py"):  # for `lessismore compare`
+        shutil.copy(Path(__file__).with_name(name), args.out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     python3 bench.py OUT.json --depths 16384 --sequences 8 [--unified]
 
 llama-bench decodes 64 tokens behind each depth of a random-weight model of Qwen3-8B's shape in Q4_0 (4.5 GB, made where it is not there);
-llama-batched-bench several sequences at once, tokens a second of all together. Of each depth the two sides run one after the other.
+llama-batched-bench several sequences at once, tokens a second of all together. Of each depth the two sides run in pairs, the second pair
+in the other order; the ratio is of the medians of all samples.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,10 +37,11 @@ def command(args, depth: int) -> list:
     return [*common, *(["-kvu"] if args.unified else []), *args.more]
 
 
-def tokens_a_second(args, output: str) -> float:
+def samples(args, output: str) -> list[float]:
+    """Tokens a second, of each repetition. In the first one the host captures its graph."""
     if args.sequences == 1:
-        return json.loads(output)[0]["avg_ts"]
-    return next(json.loads(line)["speed_tg"] for line in output.splitlines() if line.startswith("{"))
+        return json.loads(output)[0]["samples_ts"]
+    return [json.loads(line)["speed_tg"] for line in output.splitlines() if line.startswith("{")][:1]
 
 
 def bench(args, depth: int, settings: dict | None) -> dict:
@@ -49,11 +52,11 @@ def bench(args, depth: int, settings: dict | None) -> dict:
         child = subprocess.run([str(c) for c in command(args, depth)], env=env, capture_output=True, text=True, timeout=300)
         if child.returncode:
             return {"error": child.stderr[-800:]}
-        out = {"tokens_s": round(tokens_a_second(args, child.stdout), 1)}
+        out = {"samples": [round(s, 1) for s in samples(args, child.stdout)]}
         if stats.exists():
             t = json.loads(stats.read_text())["total"]
             out |= {
-                k: t[k]
+                k: t.get(k)  # none has chosen where all is left to the host
                 for k in (
                     "rows",
                     "rows_sparse",
@@ -70,6 +73,21 @@ def bench(args, depth: int, settings: dict | None) -> dict:
         return out
 
 
+def compared(args, depth: int, settings: dict) -> dict:
+    runs: dict = {"alone": [], "library": []}
+    for pair in range(args.pairs):
+        for side in sorted(runs, reverse=pair % 2 == 1):
+            runs[side].append(bench(args, depth, settings if side == "library" else None))
+    out: dict = {side: {**of[-1], "samples": [r.get("samples", r) for r in of]} for side, of in runs.items()}
+    if not any("error" in r for of in runs.values() for r in of):
+        for side, of in runs.items():
+            out[side]["tokens_s"] = round(statistics.median(s for r in of for s in r["samples"]), 1)
+        out["ratio"] = round(out["library"]["tokens_s"] / out["alone"]["tokens_s"], 3)
+        medians = {side: [statistics.median(r["samples"]) for r in of] for side, of in runs.items()}
+        out["pairs"] = [round(o / a, 3) for a, o in zip(medians["alone"], medians["library"])]
+    return out
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("out", type=Path)
@@ -81,7 +99,8 @@ def main() -> None:
     ap.add_argument("--ngl", type=int, default=99)
     ap.add_argument("--tokens", type=int, default=64)
     ap.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "qwen3-8b.gguf")
-    ap.add_argument("--runs", type=int, default=2, help="of one sequence: the mean counts")
+    ap.add_argument("--runs", type=int, default=5, help="repetitions of a run of one sequence")
+    ap.add_argument("--pairs", type=int, default=2, help="runs of each side")
     ap.add_argument("--sequences", type=int, default=1)
     ap.add_argument("--unified", action="store_true", help="the sequences in one stream")
     ap.add_argument("--more", type=shlex.split, default=[], help='further arguments of the program, as in --more="-sm layer"')
@@ -102,10 +121,7 @@ def main() -> None:
         "depths": {},
     }
     for depth in map(int, args.depths.split(",")):
-        alone, ours = bench(args, depth, None), bench(args, depth, settings)
-        report["depths"][depth] = {"alone": alone, "library": ours}
-        if "tokens_s" in alone and "tokens_s" in ours:
-            report["depths"][depth]["ratio"] = round(ours["tokens_s"] / alone["tokens_s"], 3)
+        report["depths"][depth] = compared(args, depth, settings)
         print(depth, json.dumps(report["depths"][depth]), flush=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """The reasoner in an unmodified llama.cpp on a GPU: one solution is right, and one wrong token is seen.
 
-    python3 correct.py OUT.json [PATTERN] [--jobs N]
+    python3 correct.py OUT.json [PATTERN] [--jobs N] [--left EARLIER.json]
 
 Needs `llama-server-cuda` in the cache of tests/hosts/install.py (see pack.py) and a library with CUDA (LESSISMORE_LIBRARY, else build/).
 Each run is a host from start to end; the JSON has what came of it, the exit status tells whether all is as it has to be.
-Runs on two GPUs are made where CUDA_VISIBLE_DEVICES leaves two; all others take the first one alone.
+Hosts side by side take turns on the card, a time slice each: with more than a few, or with a sanitizer beside them, each waits most of the
+time. Runs on two GPUs are made where CUDA_VISIBLE_DEVICES leaves two; all others take the first one alone.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def visible() -> list[str]:
     return [str(i) for i in range(listed.count("UUID") - listed.count("MIG "))] or ["0"]
 
 
-def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, problems: list[Problem]) -> dict:
+def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, problems: list[Problem], patience: float) -> dict:
     job = dict(job)
     some = problems[: job.pop("times", 2)]
     if job.get("scenario") in ("holes", "restore", "fork"):
@@ -154,10 +155,10 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
     library = hostlib.library_path() if settings else None
     try:
         r = hostlib.run(
-            host, library=library, settings={**(settings or {}), "CUDA_VISIBLE_DEVICES": gpus}, problems=some, timeout=180, **job
+            host, library=library, settings={**(settings or {}), "CUDA_VISIBLE_DEVICES": gpus}, problems=some, timeout=patience, **job
         )
     except Exception as error:  # noqa: BLE001 (it is what came of the run)
-        return {"name": name, "ok": False, "error": str(error)[-1500:]}
+        return {"name": name, "ok": False, "error": str(error)[:400] + " … " + str(error)[-1100:]}
     if wanted.startswith("copies"):
         exact = [r.tokens[i] == some[0].solution for i in r.tokens]
     else:
@@ -200,6 +201,8 @@ def main() -> None:
     ap.add_argument("pattern", nargs="?", default="")
     ap.add_argument("--seed", type=int, default=int(time.time()))
     ap.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 3), help="hosts side by side on the one card")
+    ap.add_argument("--left", type=Path, help="an earlier OUT.json: runs that were as they have to be there are left out")
+    ap.add_argument("--patience", type=float, default=600, help="seconds for a run")
     args = ap.parse_args()
     print(f"seed {args.seed}")
     problems = [Problem.make(args.seed + i) for i in range(16)]
@@ -208,9 +211,15 @@ def main() -> None:
     wanted = [case for case in RUNS if re.search(args.pattern, case[0]) and (len(visible()) > 1 or not case[0].startswith(TWO))]
     if any(str(PERTURBED) in case[3].get("arguments", []) for case in wanted):
         make_perturbed.make(PERTURBED)
+    if args.left:
+        done = {r["name"] for r in json.loads(args.left.read_text())["runs"] if r["ok"]}
+        whole = {case[0] for case in wanted if case[2] is KEPT} <= done  # these go together
+        wanted = [case for case in wanted if case[0] not in done or (case[2] is KEPT and not whole)]
     chains = [list(chain) for _, chain in groupby(wanted, lambda case: "kept" if case[2] is KEPT else case[0])]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for chain in as_completed([pool.submit(lambda chain: [run(*case, problems) for case in chain], chain) for chain in chains]):
+        for chain in as_completed(
+            [pool.submit(lambda chain: [run(*case, problems, args.patience) for case in chain], chain) for chain in chains]
+        ):
             for result in chain.result():
                 results.append(result)
                 r = dict(result)

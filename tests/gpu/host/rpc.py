@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,7 +29,8 @@ import hostlib  # noqa: E402
 import server as driver  # noqa: E402
 
 FILES = ("ggml-rpc-server", "libggml-rpc.so")
-CURRENT = 3  # seconds until a server's statistics are written again
+# A server that a signal ends writes no statistics once it has used a GPU: what a card has counted is waited for.
+ENGAGED = re.compile(r"engaged on .*: at most \d+ tokens of up to \d+ attended")
 
 
 def wait(process: subprocess.Popen, port: int, log: Path) -> None:
@@ -43,8 +45,8 @@ def wait(process: subprocess.Popen, port: int, log: Path) -> None:
 
 def run(name: str, settings: dict | None, problems, wanted: str, **job) -> dict:
     with tempfile.TemporaryDirectory(prefix="lessismore-rpc-") as tmp:
-        folder, stats, port = Path(tmp), Path(tmp) / "stats.json", driver.free_port()
-        env = hostlib.environment("cuda-server", hostlib.library_path() if settings else None, settings or {}, stats if settings else None)
+        folder, port = Path(tmp), driver.free_port()
+        env = hostlib.environment("cuda-server", hostlib.library_path() if settings else None, settings or {}, None)
         env |= {"CUDA_VISIBLE_DEVICES": correct.visible()[0], "XDG_CACHE_HOME": tmp, "LD_PRELOAD": "libstdc++.so.6"}
         log = folder / "log"
         with log.open("w") as out:
@@ -56,17 +58,13 @@ def run(name: str, settings: dict | None, problems, wanted: str, **job) -> dict:
             client = {"CUDA_VISIBLE_DEVICES": ""}
             r = hostlib.run("cuda-server", problems=problems, settings=client, flash="on", arguments=arguments, timeout=100, **job)
             exact = [r.tokens.get(i) == p.solution for i, p in enumerate(problems)]
-            time.sleep(CURRENT if settings else 0)
-            total = json.loads(stats.read_text())["total"] if stats.exists() else {}
         finally:
             served.terminate()
             served.wait(timeout=20)
-        report = {"name": name, "exact": sum(exact), "of": len(exact)}
-        keep = ("device", "steps", "rows", "rows_sparse", "replayed_steps", "selection_layers", "layers_from", "cell_order", "declined")
-        report |= {k: total[k] for k in keep if k in total}
-        report["log"] = [line for line in log.read_text(errors="replace").splitlines() if "lessismore" in line or "CUDA" in line][-10:]
-        sparse = total.get("rows_sparse", 0) >= sum(len(p.solution) - 1 for p in problems) * 0.9
-        report["ok"] = (not any(exact) if wanted == "wrong" else all(exact)) and (not settings or wanted == "any" or sparse)
+        said = [line for line in log.read_text(errors="replace").splitlines() if "lessismore" in line]
+        report = {"name": name, "exact": sum(exact), "of": len(exact), "log": said[:20]}
+        sparse = any(ENGAGED.search(line) for line in said)
+        report["ok"] = (not any(exact) if wanted == "wrong" else all(exact)) and sparse == bool(settings)
         return report
 
 

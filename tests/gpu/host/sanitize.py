@@ -27,48 +27,20 @@ TOOLS = {"memcheck": [], "racecheck": ["--kernel-name", "kns=lim_"]}
 DEPTH = 300  # tokens before the first step; the budget is 128
 
 
-def run(tool: str, kv: str, steps: int) -> dict:
+def run(tool: str, kv: str, steps: int, limit: float) -> dict:
     with tempfile.TemporaryDirectory() as tmp:
         stats = Path(tmp) / "stats.json"
         settings = {**correct.HAND, "CUDA_VISIBLE_DEVICES": correct.visible()[0], "XDG_CACHE_HOME": tmp, "LD_PRELOAD": "libstdc++.so.6"}
         env = hostlib.environment("cuda-server", hostlib.library_path(), settings, stats)
-        bench = [
-            hostlib.cuda_libs() / "llama-bench",
-            "-m",
-            hostlib.REASONER,
-            "-p",
-            0,
-            "-n",
-            steps,
-            "-d",
-            DEPTH,
-            "-r",
-            1,
-            "-fa",
-            1,
-            "-ngl",
-            99,
-        ]
-        command = [
-            "compute-sanitizer",
-            "--error-exitcode",
-            "9",
-            "--tool",
-            tool,
-            "--report-api-errors",
-            "no",
-            *TOOLS[tool],
-            *bench,
-            "-ctk",
-            kv,
-            "-ctv",
-            kv,
-        ]
+        bench = f"-p 0 -n {steps} -d {DEPTH} -r 1 -fa 1 -ngl 99 -t 1 -ctk {kv} -ctv {kv}".split()
+        tool_options = f"--error-exitcode 9 --tool {tool} --report-api-errors no".split()
+        program = [hostlib.cuda_libs() / "llama-bench", "-m", hostlib.REASONER]
+        command = ["compute-sanitizer", *tool_options, *TOOLS[tool], *program, *bench]
         start = time.perf_counter()
         try:
-            child = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, errors="replace", timeout=200)
+            child = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, errors="replace", timeout=limit)
         except subprocess.TimeoutExpired as error:
-            return {"tool": tool, "kv": kv, "ok": False, "error": f"not done in 200 s: {str(error.stdout)[-800:]}"}
+            return {"tool": tool, "kv": kv, "ok": False, "error": f"not done in {limit} s: {(error.stdout or b'')[-800:]!r}"}
         output = child.stdout + child.stderr
         total = json.loads(stats.read_text())["total"] if stats.exists() else {}
         out = {"tool": tool, "kv": kv, "code": child.returncode, "said": re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY.*$", output, re.M)}
@@ -85,11 +57,12 @@ def main() -> None:
     ap.add_argument("out", type=Path)
     ap.add_argument("tools", nargs="*", metavar="tool")
     ap.add_argument("--steps", type=int, default=200)
+    ap.add_argument("--limit", type=float, default=600, help="seconds for each tool")
     ap.add_argument("--kv", default="f16")
     args = ap.parse_args()
     results = []
     for tool in args.tools or TOOLS:
-        results.append(run(tool, args.kv, args.steps))
+        results.append(run(tool, args.kv, args.steps, args.limit))
         print(json.dumps(results[-1]), flush=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
     sys.exit(not all(r["ok"] for r in results))

@@ -22,7 +22,7 @@ def main(mode, cases, context):
     settings = {"budget": 2048, "layers": "2,12"} if mode == "on" else None
     served = Served(
         random_model.folder(), settings, load_format="dummy", dtype="bfloat16", context_length=context + 1024, max_running_requests=max(rows),
-        max_total_tokens=(context + 256) * max(rows), page_size=16, mem_fraction_static=0.85, cuda_graph_max_bs_decode=max(rows),
+        max_total_tokens=(context + 256) * max(rows), page_size=16, mem_fraction_static=0.92, cuda_graph_max_bs_decode=max(rows),
     )  # fmt: skip
     import numpy as np
 
@@ -43,7 +43,7 @@ def main(mode, cases, context):
         say(f"{n} x {context}, {mode}: {statistics.median(steps):.2f} ms a step ({', '.join(f'{s:.2f}' for s in steps)})")
         keep(f"decode-{mode}", context=context, step_ms=found)
     if settings is not None:
-        report = served.report()
+        report = served.report(wait=0)
         library = report["library"]
         say(
             f"    {report['reason'] or 'on'}, {library['tokens_attended'] / max(library['tokens_visible'], 1):.1%} attended, no_set {library['no_set_calls']}"

@@ -1,6 +1,7 @@
 """An unmodified SGLang with lessismore as a server has it: found by the entry point, set by the environment. Its model runs in a process
 of its own, so that what is seen here is what it answers, and its statistics file."""
 
+import asyncio
 import json
 import os
 import pathlib
@@ -14,7 +15,11 @@ import engines  # noqa: E402
 from engines import keep, say  # noqa: E402, F401  for the parts
 
 ROOT = engines.ROOT
-engines.install("sglang.srt.plugins", beside='random_weights = "random_weights:register"\nwatch = "watch:register"', path=[HERE])
+engines.install(
+    "sglang.srt.plugins",
+    beside='random_weights = "random_weights:register"\nwatch = "watch:register"\nno_dsl = "no_dsl:register"',
+    path=[HERE],
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -42,8 +47,30 @@ class Served:
         given = [dict(temperature=0, max_new_tokens=n, ignore_eos=True) for n in tokens]
         return [out["output_ids"] for out in self.engine.generate(input_ids=prompts, sampling_params=given)]
 
-    def report(self):
-        """What was counted. It is written every ten seconds, at a step."""
-        time.sleep(10.5)
+    def serve(self, prompts, tokens, rows):
+        """As generate, but so many requests at once: the next one comes when one is done, while others decode."""
+        free = asyncio.Semaphore(rows)
+
+        async def one(prompt, n):
+            async with free:
+                given = dict(temperature=0, max_new_tokens=n, ignore_eos=True)
+                return (await self.engine.async_generate(input_ids=prompt, sampling_params=given))["output_ids"]
+
+        async def every():
+            return await asyncio.gather(*(one(*each) for each in zip(prompts, tokens)))
+
+        return self.engine.loop.run_until_complete(every())
+
+    def flush(self):
+        """Empties the radix cache, which SGLang does when the last step is over."""
+        for _ in range(50):
+            if self.engine.flush_cache().success:
+                return
+            time.sleep(0.1)
+        raise RuntimeError("SGLang did not empty its cache")
+
+    def report(self, wait=10.5):
+        """What was counted. It is written every ten seconds, at a step; without waiting it may lack as many."""
+        time.sleep(wait)
         self.generate([[5, 6, 7]], [4])
         return json.loads(self.stats.read_text())["sglang"]

@@ -1,7 +1,10 @@
-"""A plug-in of SGLang for these tests: the weights that load_format="dummy" makes up are those of the vLLM suite's model."""
+"""A plug-in of SGLang for these tests: the weights that load_format="dummy" makes up are those of the vLLM suite's model. Where GATE names a file,
+they wait for it: an engine that starts beside another one takes memory and the GPU only when that one is done."""
 
+import os
 import pathlib
 import sys
+import time
 
 
 def register():
@@ -10,4 +13,10 @@ def register():
     sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "vllm"))
     import random_model
 
-    loader.initialize_dummy_weights = lambda model, *args, **kwargs: random_model.randomize(model)
+    def weights(model, *args, **kwargs):
+        gate = os.environ.get("GATE")
+        while gate and not os.path.exists(gate):
+            time.sleep(0.1)
+        random_model.randomize(model)
+
+    loader.initialize_dummy_weights = weights

@@ -2,12 +2,12 @@
 """A server's load: requests arrive at random (Poisson), each with a context of 8K to 28K tokens that is in place, a prompt of 1K to 4K tokens
 that is computed, and an answer of 1K to 4K tokens. FlashAttention and lessismore in one process, one engine, the same requests.
 
-    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--cases ROWSxCONTEXT,...] [--until SECONDS] [--backend NAME]
+    serving.py [--sides MODE:RATE:SECONDS:BEGUN,...] [--cases ROWSxCONTEXT,...] [--until SECONDS] [--backend NAME] [--lighter]
 
 RATE: requests a second; BEGUN: requests that are there at the beginning, somewhere in their answers. What finishes within SECONDS counts.
 cases: decode steps alone, as decode.py has them, in each mode before its first side.
 until: all of it is over so many seconds after the start; the last side is cut to that. backend: another of vLLM's, by itself: one mode, its name in
-small letters.
+small letters. lighter: short contexts and short answers more often, within the same bounds, for a GPU with memory for half as many rows.
 A time per output token is a request's, from its first token to its last, as vLLM's own benchmark has it.
 """
 
@@ -32,13 +32,15 @@ AROUND = 12  # seconds that a side takes beside its own: what is there at its be
 GRAPHS = [1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64]
 
 
-def requests(n, seed=11):
-    """Context, prompt, answer of each: context uniform, the others with as many short as long ones by ratio."""
+def requests(n, lighter, seed=11):
+    """Context, prompt, answer of each: context uniform, the others with as many short as long ones by ratio. lighter: context by ratio, shorter answers."""
     rng = np.random.default_rng(seed)
 
-    def ratio(low, high):
-        return np.exp(rng.uniform(math.log(low), math.log(high), n)).astype(int)
+    def ratio(low, high, power=1):
+        return np.exp(math.log(low) + math.log(high / low) * rng.random(n) ** power).astype(int)
 
+    if lighter:
+        return list(zip(ratio(*CONTEXT), ratio(*PROMPT), ratio(*ANSWER, power=2)))
     return list(zip(rng.integers(*CONTEXT, n), ratio(*PROMPT), ratio(*ANSWER)))
 
 
@@ -51,8 +53,8 @@ def add(bench, name, context, computed, answer, rng):
     bench.engine.add_request(name, {"prompt_token_ids": rng.integers(10, 150000, int(context + computed)).tolist()}, params)
 
 
-def side(bench, mode, rate, seconds, begun):
-    rng, draws = np.random.default_rng(5), iter(requests(4000))
+def side(bench, mode, rate, seconds, begun, lighter):
+    rng, draws = np.random.default_rng(5), iter(requests(4000, lighter))
     bench.steps.clear(), bench.replays.clear()
     before, (counts, declined) = bench.library(), bench.counted()
     preempted, preempt = [], bench.core.scheduler._preempt_request
@@ -128,6 +130,7 @@ def main():
     p.add_argument("--layers", default="2,12")
     p.add_argument("--until", type=float, default=math.inf)
     p.add_argument("--backend")
+    p.add_argument("--lighter", action="store_true")
     a = p.parse_args()
     more = arguments(LONGEST, 64, GRAPHS)
     more["kv_transfer_config"] = CONNECTOR
@@ -149,8 +152,8 @@ def main():
         if mode not in cases:
             cases[mode] = [bench.case(case, mode, 40) for case in a.cases.split(",") if case]
         last = a.until - (time.time() - BEGIN) - AROUND
-        found.append(side(bench, mode, float(rate), min(float(seconds), last), int(begun)))
-        keep(f"serving-{captured}" if a.backend else "serving", **bench.about(), sides=found, cases=cases)
+        found.append(side(bench, mode, float(rate), min(float(seconds), last), int(begun), a.lighter))
+        keep(f"serving-{captured}" if a.backend else "serving", **bench.about(), lighter=a.lighter, sides=found, cases=cases)
     for f in found:
         say(f"{NAMES.get(f['mode'], f['mode'])}, {f['rate']} a second: {f['tokens_per_s']} tokens/s, {f['finished']} finished,",
             f"ms a token {f['tpot_ms'][50]} (median), {f['tpot_ms'][99]} (99 %); steps {f['steps']}; {f['preempted']} preempted")  # fmt: skip

@@ -49,6 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     task = parser.add_argument_group("on a task")
     task.add_argument("--problems", type=_options.positive, default=30, help="default 30")
     task.add_argument("--calibration-seed", type=int, default=4000, help=f"of {CALIBRATION} others (default 4000)")
+    task.add_argument("--forced", action="store_true", help="leave out how long the answers of methods that go wrong are")
     task.add_argument("--anchors", type=_options.numbers, help="Kascade's, from 0 (default: by its calibration)")
 
 
@@ -85,7 +86,7 @@ def _task(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name} {','.join(map(str, given))}: ascending, of 0 to {task.model.layers - 1}")
     if options.anchors and options.anchors[0] != 0:
         raise ValueError("--anchors: the first is 0")
-    comparison = table.Comparison(task, options.layers, seeds, calibration, options.anchors)
+    comparison = table.Comparison(task, options.layers, seeds, calibration, options.anchors, options.forced)
     try:
         made = {
             "by": f"lessismore {__version__}",

@@ -36,8 +36,9 @@ def interval(solved: float, of: int) -> list[float]:
 class Prepared:
     """A problem behind its prompt, which is computed densely."""
 
-    def __init__(self, model: Model, problem: Problem) -> None:
-        self.model, self.problem, self.cache = model, problem, model.cache()
+    def __init__(self, model: Model, problem: Problem, room: Optional[int] = None) -> None:
+        """room: tokens, prompt and all, that are written behind each other at most; None: as many as the model has positions."""
+        self.model, self.problem, self.cache = model, problem, model.cache(room)
         dense = Full(0)
         for start in range(0, len(problem.prompt), CHUNK):
             logits = model.run(problem.prompt[start : start + CHUNK], self.cache, dense)

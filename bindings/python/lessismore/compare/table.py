@@ -82,6 +82,8 @@ class Task:
 
     def problem(self, seed: int) -> Problem:
         t = self.module
+        if hasattr(t, "tokens"):
+            return Problem(seed, *t.tokens(random.Random(seed), self.steps))
         prompt, solution = t.problem(random.Random(seed), self.steps)
         step, at = [], 0
         for character in solution:
@@ -104,11 +106,14 @@ class Comparison:
     """Computes rows, one at a time."""
 
     def __init__(
-        self, task: Task, layers: Sequence[int], seeds: range, calibration: range, anchors: Optional[Sequence[int]] = None
-    ) -> None:
+        self, task: Task, layers: Sequence[int], seeds: range, calibration: range, anchors: Optional[Sequence[int]] = None,
+        forced: bool = False,
+    ) -> None:  # fmt: skip
+        """forced: only whether a method writes the solution, not how long what it writes in its place is."""
         self.task, self.layers, self.seeds, self.calibration = task, tuple(layers), seeds, calibration
         self.anchors = anchors  # of Kascade, in place of those that are found
         self.problems = [task.problem(seed) for seed in seeds]
+        self.forced = forced
         self.cap = min(task.model.positions - len(p.prompt) for p in self.problems)
         self._prepared: dict[int, Prepared] = {}
         self._likeness: dict[int, Array] = {}
@@ -127,7 +132,8 @@ class Comparison:
 
     def prepared(self, problem: Problem) -> Prepared:
         if problem.seed not in self._prepared:
-            self._prepared[problem.seed] = Prepared(self.task.model, problem)
+            room = len(problem.prompt) + len(problem.solution) if self.forced else None
+            self._prepared[problem.seed] = Prepared(self.task.model, problem, room)
         return self._prepared[problem.seed]
 
     def plan(self, budget: int, anchors: int, say: Say) -> kascade.Plan:
@@ -172,7 +178,8 @@ class Comparison:
     def _here(self, row: Row, budget: Optional[int], name: str, say: Say) -> dict[str, Any]:
         method = self.method(row, budget, say)
         counts = Counts(self.task.model, method)
-        right, lengths = [], []
+        right: list[Array] = []
+        lengths: list[Optional[tuple[int, bool]]] = []
         try:
             for i, problem in enumerate(self.problems):
                 say(f"{name}: problem {i + 1} of {len(self.problems)}")
@@ -180,6 +187,8 @@ class Comparison:
                 right.append(prepared.forced(method))
                 if right[-1].all():
                     lengths.append((len(problem.solution) - 1, True))
+                elif self.forced:
+                    lengths.append(None)
                 else:
                     with counts.paused():
                         written, ended = prepared.free(method, int(right[-1].argmin()), self.cap)

@@ -54,6 +54,7 @@ type cudaLayer struct {
 	plan  *cuda.Plan
 	call  cuda.Call
 	ready bool
+	ends  bool // the plan counts the step
 }
 
 // cudaVisibility is what the rows of a call see, as far as the host knows.
@@ -347,7 +348,8 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 			return false, DeviceError(err)
 		}
 	}
-	if layer == len(d.layers)-1 {
+	ends := ends(a, len(d.layers))
+	if ends {
 		d.tally = cuda.Tally{
 			Lengths: c.Lengths, Counters: d.counters, Kept: d.kept, NRows: a.Rows, Budget: d.Cal.bound(last.joined),
 			NoSets: d.noSets, Dense: s.Did.Dense, Select: s.Did.Chose, Sparse: s.Did.Sparse, NoSet: s.Did.Without,
@@ -356,7 +358,12 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 		if err := l.plan.Tally(d.Device, &d.tally); err != nil {
 			return false, DeviceError(err)
 		}
+	} else if l.ends {
+		if err := l.plan.Tally(d.Device, nil); err != nil {
+			return false, DeviceError(err)
+		}
 	}
+	l.ends = ends
 	if fresh && s.Resumed {
 		if err := d.goOn(c, a.Stream); err != nil {
 			return true, DeviceError(err)
@@ -377,10 +384,18 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	if mode == steps.Select || s.Resumed {
 		d.sees = sees
 	}
-	last.whole = layer == len(d.layers)-1 && d.hasAll(&s)
+	last.whole = ends && d.hasAll(&s)
 	d.Step, d.lasting = s, last
 	d.offloaded.Add(layer)
 	return false, nil
+}
+
+// ends tells whether a call is of the layer that a step of so many ends with.
+func ends(a *backend.Attention, layers int) bool {
+	if a.Last > 0 {
+		return a.Layer == a.Last
+	}
+	return int(a.Layer) == layers-1
 }
 
 // plan checks a call that differs from the layer's last one, and gets it ready.

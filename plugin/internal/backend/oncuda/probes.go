@@ -223,7 +223,7 @@ func (p *Probes) queued(a *backend.Attention, probed bool) error {
 	if p.Fixed || p.Most == 0 || p.Kind == calibrate.StepAblate {
 		return nil
 	}
-	stream, last := a.Stream, int(a.Layer) == p.Model.Layers-1
+	stream, last := a.Stream, ends(a, p.Model.Layers)
 	if probed && p.Kind == calibrate.StepMeasure && !p.counted {
 		p.counted = true
 		p.Begun++
