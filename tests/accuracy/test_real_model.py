@@ -35,7 +35,7 @@ def found(tmp_path_factory):
 
 
 def test_what_a_budget_costs_a_real_model(found):
-    """With two layers that choose: a token in a hundred looks up what its set lacks, and its loss is most of the mean."""
+    """A token in a hundred looks up what its set lacks, and its loss is much of the mean; with two layers it would be most of it."""
     (of,) = found["contexts"]
     host, full, ours = of["results"]
     assert 5 < host["perplexity"] < 40
