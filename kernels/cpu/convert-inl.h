@@ -130,17 +130,28 @@ struct RowQ8 {
 struct RowQ4 {
     static constexpr bool   kScaled = true;
     static constexpr size_t kStep = 32;
-    using Scale = Vec;
     static constexpr size_t Bytes(size_t n) { return n / 32 * 18; }
+#if HWY_TARGET == HWY_AVX3
+    /* The sixteen numbers are looked up, by the low four bits of each lane. Scale is the table times the scale. */
+    using Scale = Vec;
+    static HWY_INLINE Vec   Numbers() { return hn::Iota(F32(), -8.0f); }
+    static HWY_INLINE Scale ScaleAt(const uint8_t *p) { return hn::Mul(Numbers(), SplatHalf(p)); }
+    static HWY_INLINE Vec   Whole(const uint8_t *p, size_t i) { return Load(p, i, Numbers()); }
+    static HWY_INLINE Vec   Load(const uint8_t *p, size_t i, Scale table) {
+        const auto pair = hn::PromoteTo(I32(), hn::LoadU(U8(), p + i / 32 * 18 + 2));
+        return hn::TableLookupLanes(table, hn::IndicesFromVec(F32(), i % 32 < 16 ? pair : hn::ShiftRight<4>(pair)));
+    }
+#else
+    using Scale = Vec;
     static HWY_INLINE Scale ScaleAt(const uint8_t *p) { return SplatHalf(p); }
     static HWY_INLINE Vec   Whole(const uint8_t *p, size_t i) {
         const uint8_t *from = p + i / 32 * 18 + 2 + i % 16;
-        const auto     pair = hn::LoadU(U8(), from);
-        const auto     nibble = i % 32 < 16 ? hn::And(pair, hn::Set(U8(), 15)) : hn::ShiftRight<4>(pair);
-        const auto     whole = hn::Sub(hn::BitCast(I8(), nibble), hn::Set(I8(), 8));
-        return hn::ConvertTo(F32(), hn::PromoteTo(I32(), whole));
+        const auto     pair = hn::PromoteTo(I32(), hn::LoadU(U8(), from));
+        const auto     nibble = i % 32 < 16 ? hn::And(pair, hn::Set(I32(), 15)) : hn::ShiftRight<4>(pair);
+        return hn::ConvertTo(F32(), hn::Sub(nibble, hn::Set(I32(), 8)));
     }
     static HWY_INLINE Vec Load(const uint8_t *p, size_t i, Scale scale) { return hn::Mul(Whole(p, i), scale); }
+#endif
 };
 
 /* e^x for x <= 0 to about one unit in the last place; below -87 it is 0, NaN stays NaN. */

@@ -7,7 +7,8 @@ For each context length, thread count and cache type one process for each way to
 holds the same context: the host with flash attention on, and off, the same of its
 neighbours (engines that a user could pick instead, same file, threads and text), and the
 library. They take turns, a few tokens each, round after round, so that a machine that
-slows down slows all of them; the baseline is the best of all that are not the library.
+slows down slows all of them; the baseline is the best of all that are not the library, and one that takes
+twice its time in the first rounds is left out of the rest. Contexts are filled with all cores that this process may use.
 The ratio is the median over rounds, its interval a bootstrap over rounds. Text and
 weights are random, which is all that the time depends on.
 """
@@ -25,7 +26,12 @@ import numpy as np
 from make_model import PRESETS, make
 
 KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
-NEIGHBOURS = {"node-libs": "llama.cpp of node-llama-cpp", "ik-llama": "ik_llama.cpp"}  # beside the host itself
+ALL_ROUNDS = 2  # in which slow ways take part too
+NEIGHBOURS = {  # beside the host itself
+    "node-libs": "llama.cpp of node-llama-cpp",
+    "ik-llama": "ik_llama.cpp",
+    "py-sync": "llama.cpp of llama-cpp-py-sync, the newest of the package index",
+}
 
 
 def interval(values: np.ndarray, rng, rounds: int = 4000) -> tuple[float, float]:
@@ -54,16 +60,23 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
     stock = {f"{engine}, flash attention {f}": (engine, f) for engine in (args.host, *args.neighbours) for f in flash}
     ways = stock | ({"library": (args.host, "library")} if library else {})
     names = list(ways)
-    workers, times = {}, {n: [] for n in names}
+    # A row of the library's is sparse where it has seen the newest tokens come: a quarter of the budget.
+    seen = {n: args.budget // 4 if n == "library" and args.budget < context else 32 for n in names}
+    job = dict(library=library, settings=settings, model=model, context=context, threads=threads, kv=kv)
+    job["fill_threads"] = len(os.sched_getaffinity(0))
+    workers, times, slow = {}, {n: [] for n in names}, set()
     try:
         for n, (engine, setting) in ways.items():
             say(f"  {context} tokens, {threads} thread(s), {kv}, {n}: filling")
-            workers[n] = hostlib.Worker(
-                engine, setting, library=library, settings=settings, model=model, context=context, threads=threads, kv=kv
-            )
+            workers[n] = hostlib.Worker(engine, setting, in_place=seen[n], **job)
         for k in range(args.rounds):
-            order = names[k % len(names) :] + names[: k % len(names)]
-            for n in order:
+            if k == ALL_ROUNDS:
+                medians = {n: np.median(times[n]) for n in stock}
+                host_best = min((n for n in stock if stock[n][0] == args.host), key=medians.get)
+                slow = {n for n in stock if n != host_best and medians[n] > 2 * min(medians.values())}
+            for n in np.roll(names, -k).tolist():
+                if n in slow:
+                    continue
                 times[n].append(float(np.median(workers[n].decode(args.steps))))
     finally:
         for w in workers.values():
@@ -104,7 +117,7 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
         if not stats or stats["state"] != "active":
             raise SystemExit(f"the library took no part: {stats and stats['reason']}")
         used = next(c for c in stats["contexts"] if c["rows"])
-        ratios = {n: np.array(times[n]) / np.array(times["library"]) for n in stock}
+        ratios = {n: np.array(times[n]) / np.array(times["library"][: len(times[n])]) for n in stock}
         low, high = interval(ratios[best], rng)
         out |= {
             "ms": ms["library"],

@@ -128,6 +128,13 @@ def node_libs() -> Path:
     return installed("node") / "libs"
 
 
+def py_sync_libs() -> Path:
+    return next(installed("py-sync").glob("lib/python*/site-packages/llama_cpp_py_sync"))
+
+
+FOLDERS = {"node-libs": node_libs, "py-sync": py_sync_libs}  # hosts that are a folder of libraries, without a program
+
+
 def cuda_libs() -> Path:
     return installed("llama-server-cuda") / "bin"
 
@@ -155,7 +162,7 @@ def command(host: str, scenario: str | bool) -> list[str]:
         return [sys.executable, str(DRIVERS / "native.py")]
     if host == "cuda-server":
         return [sys.executable, str(DRIVERS / f"{scenario or 'server'}.py")]
-    if host == "node-libs":  # node-llama-cpp's libraries without Node.js
+    if host in FOLDERS:
         return [python("venv"), str(DRIVERS / "native.py")]
     if host == "ik-llama":
         return [python("ik-llama"), str(DRIVERS / "ik_worker.py")]
@@ -200,7 +207,7 @@ def run(host: str, *, library: Path | None = None, settings: dict | None = None,
         job["prompts"] = [p.prompt for p in problems]
         job.setdefault("lengths", [len(p.solution) for p in problems])
     if scenario and host not in SERVERS:
-        where = {"node-libs": node_libs, "cuda": cuda_libs}.get(host)
+        where = {**FOLDERS, "cuda": cuda_libs}.get(host)
         job["host"] = str(where()) if where else host
     if host in (*SERVERS, "llama-server-rpc"):
         job["server"] = str((cuda_libs() if host == "cuda-server" else installed(host) / "bin") / "llama-server")
@@ -259,7 +266,7 @@ class Worker:
         ours = setting == "library"
         self._host, self._job = host, dict(job)
         job |= {
-            "host": str(node_libs()) if host == "node-libs" else host,
+            "host": str(FOLDERS[host]()) if host in FOLDERS else host,
             "flash": setting != "off",
             "library": str(library) if ours else None,
         }
@@ -297,6 +304,17 @@ class Worker:
         """Milliseconds of each of `steps` tokens, always behind the same context."""
         self._send({"steps": steps})
         return self._receive()["ms"]
+
+    def change(self, **what: int):
+        """Sets "threads", or shortens the "context" to so many tokens."""
+        self._send(what)
+        self.context = self._receive()["tokens"]
+
+    def pin(self, cores: list[int]):
+        """All threads of the process, and those that they will start, on these cores."""
+        for thread in os.listdir(f"/proc/{self._child.pid}/task"):
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread), cores)
 
     def batches(self, rows: int, prompt: int) -> dict[str, float]:
         """Milliseconds of a prompt, of as many decode rows behind the context, and of both in one batch."""

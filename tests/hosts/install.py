@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Installs the pinned hosts that the tests, the benchmark and the demo run.
 
-    python3 install.py                          everything but debian, ik-llama, llama-server-cuda and most older releases
+    python3 install.py                          everything but debian, ik-llama, py-sync, llama-server-cuda and most older releases
     python3 install.py node venv                only these, and what they need
     python3 install.py debian                   a newer llama.cpp in a folder with a newer Debian; as root
-    python3 install.py ik-llama                 a neighbour that `make bench` compares with
+    python3 install.py ik-llama py-sync         neighbours that `make bench` compares with
     python3 install.py node-3.14.5              an older release: of node those of OLD_NODE, of xllamacpp OLD_XLLAMACPP
     python3 install.py llama-server-cuda        llama-server with its CUDA backend for the GPU at hand: needs nvcc
     python3 install.py --list                   what there is, and whether it is installed
@@ -353,6 +353,20 @@ class IkLlama(Part):
         return {"ik-llama-cpp-python": IK_LLAMA}
 
 
+class PySync(Part):
+    """llama-cpp-py-sync's prebuilt llama.cpp, the newest of the package index: AVX2, and a C library of 2.38 or newer."""
+
+    name = "py-sync"
+    asked = True
+
+    def recipe(self):
+        return {"llama-cpp-py-sync": LLAMA_CPP_PY_SYNC}
+
+    def build(self, cache, tmp, log, opts):
+        make_venv(tmp, log, [f"llama-cpp-py-sync=={LLAMA_CPP_PY_SYNC}"], options=["--only-binary", ":all:", "--no-deps"])
+        return self.recipe()
+
+
 class LlamaServer(Part):
     """llama-server and llama-bench with run-time loaded backends."""
 
@@ -496,6 +510,7 @@ PARTS = {
         SmolLM2(),
         Debian(),
         IkLlama(),
+        PySync(),
         *OLD,
     )
 }
@@ -507,7 +522,7 @@ def main(argv=None) -> int:
         "parts",
         nargs="*",
         metavar="part",
-        help=f"any of {', '.join(PARTS)} (default: all but debian, ik-llama, llama-server-cuda and older releases)",
+        help=f"any of {', '.join(PARTS)} (default: all but debian, ik-llama, py-sync, llama-server-cuda and older releases)",
     )
     ap.add_argument("--list", action="store_true", help="say what is installed and stop")
     ap.add_argument("--wheels", help="folder that may hold a llama-cpp-python wheel built earlier")

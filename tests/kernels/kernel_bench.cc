@@ -1,6 +1,6 @@
 /* How close the kernels come to what the machine's memory allows.
  *
- *     kernel_bench [result.json] [filter]
+ *     kernel_bench [result.json] [filter]      LIM_BENCH_THREADS: numbers of threads, 1,2 unless it says otherwise
  *
  * Every measurement is taken in turns with what it is compared with: full attention with reads of the same
  * bytes, in sequence and in the fastest order known, a list with a read of the same rows in the same order, the
@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "barrier.h"
 #include "dispatch.h"
 #include "kernels.h"
 #include "layer.h"
@@ -56,7 +57,8 @@ const Reader kReaders[] = {
     {"asked for 4 KB ahead", ReadLines<1, 4096>, true},
     {"four runs in turn", ReadLines<4, 0>, false},
 };
-const Reader *in_sequence[3], *in_any_order[3]; /* the fastest, by threads */
+constexpr int kMostThreads = 256;
+const Reader *in_sequence[kMostThreads + 1], *in_any_order[kMostThreads + 1]; /* the fastest, by threads */
 
 struct Result {
     std::string name, type, baseline;
@@ -186,6 +188,41 @@ void WriteJson(const char *path) {
 
 using Tell = std::function<void(const std::string &, const char *, int, const std::vector<double> &, double)>;
 
+/* What one meeting of so many threads costs; a call of the kernels has one between any two of its phases. */
+void MeasureBarrier(int threads) {
+    constexpr int       kMeetings = 2000;
+    lessismore::Barrier barrier = {};
+    std::vector<double> times;
+    for (int round = 0; round < 21; round++) {
+        double ms = 0;
+        OnThreads(threads, [&](int ith, int nth) {
+            barrier.Wait(nth); /* all have woken up */
+            const double begin = Now();
+            for (int i = 0; i < kMeetings; i++) barrier.Wait(nth);
+            if (ith == 0) ms = Now() - begin;
+        });
+        times.push_back(ms / kMeetings);
+    }
+    results.push_back({"barrier", "", "", 0, 0, 0, threads, Quantile(times, 0.5), 0, 0, 0, 0});
+    printf("threads %d: %.2f us a barrier\n", threads, results.back().ms * 1e3);
+}
+
+/* The numbers of threads in a list like "1,2". */
+std::vector<int> Numbers(const char *list) {
+    std::vector<int> numbers;
+    while (*list != 0) {
+        char      *end;
+        const long n = strtol(list, &end, 10);
+        if (end == list || n < 1 || n > kMostThreads || (*end != 0 && *end != ',')) {
+            fprintf(stderr, "LIM_BENCH_THREADS: \"%s\" does not begin with a number from 1 to %d\n", list, kMostThreads);
+            exit(1);
+        }
+        numbers.push_back((int)n);
+        list = *end == ',' ? end + 1 : end;
+    }
+    return numbers;
+}
+
 /* A store in pages against the same one in one piece. */
 void ComparePages(Layer &layer, int threads, const Tell &report) {
     const double bytes = 2.0 * layer.token * layer.context, list_bytes = 2.0 * layer.token * layer.row.set_n;
@@ -214,12 +251,18 @@ int main(int argc, char **argv) {
         fprintf(stderr, "no target %s here\n", target);
         return 1;
     }
-    pool = lim_cpu_pool_create(2);
+    const char            *list = getenv("LIM_BENCH_THREADS");
+    const std::vector<int> thread_counts = Numbers(list != nullptr && *list != 0 ? list : "1,2");
+    const int              most_threads = *std::max_element(thread_counts.begin(), thread_counts.end());
+    pool = lim_cpu_pool_create(most_threads);
     uint8_t *arena = (uint8_t *)aligned_alloc(4096, kArena);
     if (pool == nullptr || arena == nullptr) return 1;
     printf("target %s; ratio is the baseline's time over ours\n", lim_cpu_target());
     Fill(arena, kTypes[0]); /* memory that was never written is not read from memory */
-    for (int threads : {1, 2}) ChooseReaders(arena, threads);
+    for (int threads : thread_counts) ChooseReaders(arena, threads);
+    for (int threads : thread_counts) {
+        if (threads > 1) MeasureBarrier(threads);
+    }
 
     for (const Type &type : kTypes) {
         if (*filter != 0 && strstr(filter, type.name) == nullptr) continue;
@@ -228,9 +271,9 @@ int main(int argc, char **argv) {
         for (int context : {4096, 16384, 32768}) {
             for (int heads : {16, 32}) {
                 if (heads == 32 && (!f16 || context < 32768)) continue;
-                for (int threads : {1, 2}) {
+                for (int threads : thread_counts) {
                     Layer layer(arena, type, heads, context);
-                    layer.MakeWork(lim_cpu_work_size(&layer.call, 2));
+                    layer.MakeWork(lim_cpu_work_size(&layer.call, most_threads));
                     const double bytes = 2.0 * layer.token * context;
                     const int    rounds = context > 10000 ? 15 : 41;
                     auto         cold = [&](int i) { layer.Use(i); };
@@ -246,7 +289,7 @@ int main(int argc, char **argv) {
                     report("full", "sequential read", context, full, bytes);
                     const auto list = Turns(61, [&](int i) { layer.UseList(i); }, {attend(LIM_CPU_SPARSE), [&] { ReadList(layer, threads); }});
                     report("list", "read of the same rows", layer.row.set_n, list, 2.0 * layer.token * layer.row.set_n);
-                    if (context == 16384) ComparePages(layer, threads, report);
+                    if (context == 16384 && threads <= 2) ComparePages(layer, threads, report);
                     if (!f16) continue;
                     for (int policy : {LIM_CPU_UNION, LIM_CPU_MASS}) {
                         layer.call.policy = policy;

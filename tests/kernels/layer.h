@@ -14,7 +14,7 @@
 namespace lim_bench {
 
 constexpr int    kKvHeads = 8, kDim = 128, kBudget = 2048;
-constexpr size_t kArena = (size_t)288 << 20; /* larger than any cache */
+constexpr size_t kArena = (size_t)1 << 30; /* larger than any cache */
 
 inline double Now() {
     timespec t;

@@ -149,24 +149,24 @@ class Context:
             self.ptr = None
 
 
-def fill_context(ctx: Context, n: int, *, seed=0, block=512, progress=None) -> int:
+def fill_context(ctx: Context, n: int, *, seed=0, block=512, in_place=None, progress=None) -> int:
     """Puts about n tokens into sequence 0 in seconds; returns the next free position.
 
     One block is computed, its state saved, and then restored into sequence 1, moved
-    behind what is there and copied to sequence 0, again and again. The last block is
-    computed where it stands: a host shows no order of copied tokens, and a row is sparse
-    only where its newest ones are known. The context needs a unified cache, two
+    behind what is there and copied to sequence 0, again and again. The last `in_place` tokens
+    (default: a block) are computed where they stand: a host shows no order of copied tokens, and
+    a row is sparse only where its newest ones are known. The context needs a unified cache, two
     sequences, and n + block cells. The text is the same block over and over: right for
     timing, meaningless otherwise.
     """
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(3, min(ctx.model.n_vocab, 50_000) - 3, block).tolist()
+    tokens = _block(ctx, block, seed)
     ctx.prompt(tokens, seq=1, last=False)
     ctx.api.synchronize(ctx.ptr)
     state = ctx.save(1)
     ctx.remove(1)
-    blocks = max(1, n // block)
-    for i in range(blocks - 1):
+    end = block * max(1, n // block)
+    start = end - min(in_place or block, block)
+    for i in range(-(-start // block)):
         ctx.restore(state, 1)
         if i:
             ctx.add(1, block * i)
@@ -174,11 +174,24 @@ def fill_context(ctx: Context, n: int, *, seed=0, block=512, progress=None) -> i
         ctx.remove(1)
         if progress:
             progress((i + 1) * block)
-    ctx.prompt(tokens, start=block * (blocks - 1))
-    end = ctx.api.memory_seq_pos_max(ctx.memory, 0)
-    if end != blocks * block - 1:
-        raise RuntimeError(f"filled up to position {end}, expected {blocks * block - 1}")
-    return end + 1
+    ctx.remove(0, start)
+    ctx.prompt(tokens[start - end :], start=start)
+    if (last := ctx.api.memory_seq_pos_max(ctx.memory, 0)) != end - 1:
+        raise RuntimeError(f"filled up to position {last}, expected {end - 1}")
+    return end
+
+
+def shorten_context(ctx: Context, n: int, *, seed=0, block=512, in_place=None) -> int:
+    """What fill_context put there, cut to about n tokens; the last ones are computed again, for the same reason as there."""
+    end = block * max(1, n // block)
+    start = end - min(in_place or block, block)
+    ctx.remove(0, start)
+    ctx.prompt(_block(ctx, block, seed)[start - end :], start=start)
+    return end
+
+
+def _block(ctx: Context, block: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(3, min(ctx.model.n_vocab, 50_000) - 3, block).tolist()
 
 
 def timed_steps(ctx: Context, pos: int, steps: int, token=3) -> tuple[list[float], list[int]]:

@@ -33,11 +33,12 @@ def commands():
             yield json.loads(line)
 
 
-def turns(fill, steps, batches=None) -> None:
+def turns(fill, steps, batches=None, threads=None, shorten=None) -> None:
     """One host that holds a long context and decodes in turn with others: it is filled once, then each command is answered.
 
     fill(progress) returns the context's end, steps(end, count) milliseconds and best tokens, batches(end, rows, prompt) fields.
-    Each leaves the context as it was, so that all measure the same length.
+    Each leaves the context as it was, so that all measure the same length. threads(count) and shorten(tokens), which returns the
+    new end, change what is measured.
     """
     start = time.perf_counter()
     end = fill(lambda tokens: emit(event="filling", tokens=tokens))
@@ -46,6 +47,12 @@ def turns(fill, steps, batches=None) -> None:
     for command in commands():
         if "rows" in command:
             emit(**batches(end, command["rows"], command["prompt"]))
+        elif "threads" in command or "context" in command:
+            if "context" in command:
+                end = shorten(command["context"])
+            if "threads" in command:
+                threads(command["threads"])
+            emit(tokens=end)
         elif "steps" in command:
             ms, tokens = steps(end, command["steps"])
             emit(ms=ms, tokens=tokens)
