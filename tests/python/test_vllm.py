@@ -2,18 +2,20 @@
 
 import contextlib
 import ctypes
+import importlib
 import inspect
 import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 import vllm_interface as stand_in
 from attention_call import Library
-from conftest import PACKAGE
+from conftest import PACKAGE, ROOT
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -826,3 +828,43 @@ def test_statistics_that_fail_end_nothing(monkeypatch, tmp_path, caplog):
         (tmp_path / metrics.ASKED).touch()
         reporter.tick()
     assert caplog.text.count("gone") == 1 and os.listdir(tmp_path) == [metrics.ASKED]
+
+
+# ---- what the GPU suite puts in place ----
+
+
+class Filling:
+    """DecodeBenchConnector's side of the scheduler, as 0.26 has it: a request is filled once, all but its last token."""
+
+    def __init__(self):
+        self.connector_scheduler = self
+        self._filled_requests = set()
+
+    def get_num_new_matched_tokens(self, request, num_computed_tokens):
+        return (0 if request.request_id in self._filled_requests else request.num_tokens - num_computed_tokens - 1), False
+
+
+def test_a_preempted_requests_context_is_put_in_place_again(monkeypatch):
+    name = "vllm.distributed.kv_transfer.kv_connector.v1.decode_bench_connector"
+    parts = name.split(".")
+    for i in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:i]), types.ModuleType(parts[i - 1]))
+    monkeypatch.setitem(sys.modules, name, stand_in.Object(DecodeBenchConnector=Filling))
+    monkeypatch.syspath_prepend(ROOT / "tests" / "gpu" / "vllm")
+    monkeypatch.delitem(sys.modules, "placed", raising=False)
+    placed = importlib.import_module("placed")
+    connector, context, prompt = placed.PlacedConnector(), 9000, 1500
+    request = stand_in.Object(
+        request_id="a",
+        num_tokens=context + prompt,
+        num_prompt_tokens=context + prompt,
+        num_preemptions=0,
+        kv_transfer_params={"computed": prompt},
+    )
+    assert connector.get_num_new_matched_tokens(request, 0) == (context - 1, False)
+    connector._filled_requests.add("a")
+    request.num_tokens += 700  # of its answer
+    assert connector.get_num_new_matched_tokens(request, 0) == (0, False)  # nothing comes twice
+    request.num_preemptions = 1
+    assert connector.get_num_new_matched_tokens(request, 0) == (context - 1, False)
+    assert placed.CONNECTOR["kv_role"] == "kv_producer"

@@ -71,6 +71,10 @@ class Context(serving.Serving):
         rank = int(getattr(runner, "tp_rank", 0) or 0)
         self.report_by(metrics.Reporter(self, rank, int(arguments.tp_size), own.stats_interval, own.stats, "sglang"))
 
+    def tick(self) -> None:
+        self.widened = (None, None)  # a table is one step's, whoever gives the same tensor again
+        super().tick()
+
     def table(self, given: torch.Tensor, page_size: int) -> torch.Tensor:
         """A step's pages. Without graphs SGLang's table ends with the longest row; the library wants rows that could hold the capacity."""
         pages = -(-self.capacity // page_size)
