@@ -35,7 +35,6 @@ Recording *read_graph(Context *c, Graph *graph, int n) {
     const bool again = of != nullptr && of == c->read && c->known && c->extract.read_inputs();
     if (!again) c->extract.read(*c->host, graph, Memory::kDevice, !c->known);
     c->read = of;
-    c->extract.read_changes();
     return of;
 }
 
@@ -190,6 +189,8 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
     Recording *of = nullptr;
     try {
         of = read_graph(c, graph, n);
+        if (!wants_plan(c)) return all ? 0 : compute_rest(c, graph, done, n); // changes are told with the next one
+        c->extract.read_changes();
     } catch (const std::bad_alloc &) {
         c->read = nullptr;
         c->extract.miss();

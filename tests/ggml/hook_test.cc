@@ -1,5 +1,6 @@
 // The hook where Go has no session to give, and where contexts come and go: what is not taken part in is the host's own.
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -71,7 +72,7 @@ TEST(Hook, ContextsInAnyOrder) {
 }
 
 // A graph of an attention over a store and a product with weights, whose result are logits.
-constexpr int kMulMat = 4, kFlash = 11; // as fake.h numbers them
+constexpr int kRope = 3, kMulMat = 4, kFlash = 11; // as fake.h numbers them
 constexpr int kWords = 32, kDim = 64, kSlots = 8;
 
 struct Decode {
@@ -174,6 +175,43 @@ TEST(Hook, CannotComputeTwice) {
         EXPECT_EQ(step.attended, untried == 0 ? 1 : 0);
         EXPECT_EQ(shim_told().untried, 1);
     }
+}
+
+// What happens to graphs, in order: 'p' planned, 'c' computed.
+thread_local std::string happened;
+
+// A step of a host that computes the attention on one device, and before and behind it what has none: only the first is planned. Where the
+// plan has said that it takes nothing of the next one either, the host computes that one first, whatever lies between the two.
+TEST(Hook, OnlyWhatThePlanDecidesAboutIsPlanned) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    shim_on_plan([](lim_ggml_graph *graph) {
+        happened += 'p';
+        for (int32_t i = 0; i < graph->n_nodes; i++) graph->nodes[i].reason = LIM_GGML_SHAPE;
+        graph->later = 1;
+    });
+    shim_on_compute([](void **, int) {
+        happened += 'c';
+        return 0;
+    });
+    Decode decode;
+    for (const int device : {kCpu, kGpu}) {
+        void **const b = shim_backend(device);
+        const auto   among = [&](int from, int n) {
+            happened.clear();
+            EXPECT_EQ(shim_compute(b, decode.nodes + from, n), 0);
+            return happened;
+        };
+        EXPECT_EQ(among(1, 1), "c");
+        EXPECT_EQ(among(0, 2), "pc");
+        EXPECT_EQ(among(1, 1), "c");
+        EXPECT_EQ(among(0, 2), device == kGpu ? "cp" : "pc");
+        decode.logits.op = kRope; // positions are the plan's business
+        EXPECT_EQ(among(1, 1), device == kGpu ? "cp" : "pc");
+        decode.logits.op = kMulMat;
+        shim_free(b);
+    }
+    shim_on_compute(nullptr);
+    shim_on_plan(nullptr);
 }
 
 } // namespace
