@@ -108,7 +108,6 @@ size_t bytes_of(const Tensor *t) { return t->nb[3] * static_cast<size_t>(t->ne[3
 
 Buffer *buffer_of(const Tensor *t) { return static_cast<Buffer *>(root_of(t)->buffer); }
 
-void on_memset(Buffer *, Tensor *, uint8_t, size_t, size_t);
 void on_set(Buffer *, Tensor *, const void *, size_t, size_t);
 
 // All below is under the lock.
@@ -117,7 +116,7 @@ void on_set(Buffer *, Tensor *, const void *, size_t, size_t);
 Watched *watched(const Tensor *t) {
     Buffer    *buffer = buffer_of(t);
     const auto it     = state().buffers.find(buffer);
-    const bool ours   = it != state().buffers.end() && buffer[kMemset] == reinterpret_cast<void *>(on_memset) && buffer[kSet] == reinterpret_cast<void *>(on_set);
+    const bool ours   = it != state().buffers.end() && buffer[kSet] == reinterpret_cast<void *>(on_set);
     return ours ? &it->second : nullptr;
 }
 

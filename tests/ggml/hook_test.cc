@@ -7,6 +7,7 @@
 
 #include "abi.h"
 #include "shim.h"
+#include "transfers.h"
 
 using lim::ggml::Tensor;
 
@@ -212,6 +213,47 @@ TEST(Hook, OnlyWhatThePlanDecidesAboutIsPlanned) {
     }
     shim_on_compute(nullptr);
     shim_on_plan(nullptr);
+}
+
+// What was put into a buffer is known as long as that is surely there: not where another one lies in the place of what it held, nor once
+// a thousand others have come, as a host whose contexts come and go has them. Put there again, it is known again.
+TEST(Hook, WhatWasPutIntoBuffersThatEnd) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    constexpr size_t kSize = 4096;
+    const int32_t    positions[4] = {7, 8, 9, 10};
+    const auto       in = [](void **buffer) {
+        Tensor t = {};
+        t.type = lim::ggml::kI32, t.buffer = buffer, t.data = shim_base(buffer);
+        t.ne[0] = 4, t.ne[1] = t.ne[2] = t.ne[3] = 1;
+        t.nb[0] = 4, t.nb[1] = t.nb[2] = t.nb[3] = sizeof positions;
+        return t;
+    };
+    const auto is_known = [](const Tensor &t) {
+        uint64_t serial;
+        return lim::ggml::uploaded(&t, serial) != nullptr;
+    };
+    void **const lasting = shim_buffer(kSize);
+    Tensor       there = in(lasting);
+    shim_set(&there, positions, 0, sizeof positions);
+    EXPECT_TRUE(is_known(there));
+    int again = 0; // in the same place
+    for (int i = 0; i < 2000; i++) {
+        void **const first = shim_buffer(kSize);
+        Tensor       t = in(first);
+        shim_set(&t, positions, 0, sizeof positions);
+        EXPECT_TRUE(is_known(t));
+        shim_free_buffer(first);
+        void **const second = shim_buffer(kSize);
+        const Tensor other = in(second);
+        again += other.data == t.data;
+        EXPECT_FALSE(is_known(other));
+        shim_free_buffer(second);
+    }
+    EXPECT_GT(again, 0);
+    EXPECT_FALSE(is_known(there));
+    shim_set(&there, positions, 0, sizeof positions);
+    EXPECT_TRUE(is_known(there));
+    shim_free_buffer(lasting);
 }
 
 } // namespace
