@@ -73,7 +73,7 @@ def test_ours_solves_it_sparsely(solved):
     assert found["exact"] and found["written"] == solved["full"][0]["written"]
     total = stats["total"]
     assert total["rows_sparse"] == total["rows"] == found["written"] - 1 and total["rows_full"] == 0, total
-    assert total["sparse_layer_tokens_attended"] == 21 * BUDGET * total["rows"], "30 layers, but those up to 7, 17 and the one behind each"
+    assert total["sparse_layer_tokens_attended"] == 21 * BUDGET * total["rows"], "30 layers, but 0 to 7, and 17"
 
 
 def test_a_wrong_layer_does_not(solved):
