@@ -23,6 +23,7 @@ struct Context {
     std::vector<Rest>  rests;
     uint32_t           computed; // graphs
     bool               known;    // the model's weights are
+    uint32_t           hashed;   // graphs without anything for the plan, while they are not
     Repeat             repeat;
 
     // Of a GPU's backend alone.
@@ -39,6 +40,11 @@ struct Context {
     uint64_t    steps;   // that were not the host's whole
     uint64_t    replays; // of them
 };
+
+// Whether the plan has to see a graph that was read. Others are the host's alone, which waits for the plan before it goes on: the way
+// into Go is long (10 microseconds and more) where no thread has been there for milliseconds, and a GPU's host has such graphs on
+// the CPU in every step, before the GPU's: the embeddings' rows, experts.
+bool wants_plan(Context *c);
 
 // Computes a graph on a GPU. `offloaded`: how many attentions the library computed.
 int take_part_on_gpu(Context *c, Graph *graph, int &offloaded);

@@ -27,6 +27,9 @@ struct Extract {
     // With `hash`, the graph's weights are hashed as well.
     void read(const Host &host, Graph *from, Memory memory, bool hash);
 
+    // Whether the graph has anything that the plan decides about or follows: attention, what is written to stores, positions.
+    bool tells() const { return !nodes.empty() || !writes.empty() || !shifts.empty() || !rewritten.empty() || graph.n_rotations + graph.n_soft_max > 0; }
+
     // Of a graph on a GPU that is equal to the last one that was read: only its inputs are read anew. False: that cannot be
     // told, it has to be read.
     bool read_inputs();

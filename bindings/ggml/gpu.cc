@@ -35,7 +35,6 @@ Recording *read_graph(Context *c, Graph *graph, int n) {
     const bool again = of != nullptr && of == c->read && c->known && c->extract.read_inputs();
     if (!again) c->extract.read(*c->host, graph, Memory::kDevice, !c->known);
     c->read = of;
-    c->extract.read_changes();
     return of;
 }
 
@@ -187,14 +186,18 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
         if (status != 0) return c->extract.miss(), status;
         done = c->begun;
     }
-    Recording *of = nullptr;
+    Recording *of   = nullptr;
+    bool       plan = false;
     try {
-        of = read_graph(c, graph, n);
+        of   = read_graph(c, graph, n);
+        plan = wants_plan(c);
+        if (plan) c->extract.read_changes(); // else they are told with the next graph
     } catch (const std::bad_alloc &) {
         c->read = nullptr;
         c->extract.miss();
         return all ? 0 : compute_rest(c, graph, done, n);
     }
+    if (!plan) return all ? 0 : compute_rest(c, graph, done, n);
     c->extract.graph.computed = all;
     c->extract.graph.records  = c->direct;
     lim_go_ggml_plan(c->session, &c->extract.graph);

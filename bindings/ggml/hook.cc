@@ -163,6 +163,7 @@ int take_part(Context *c, Graph *graph) {
     } catch (const std::bad_alloc &) {
         return c->compute(c->backend, graph);
     }
+    if (!wants_plan(c)) return c->compute(c->backend, graph);
     lim_go_ggml_plan(c->session, &c->extract.graph);
     c->known         = c->extract.graph.knows_weights != 0;
     const bool twice = can_repeat(c);
@@ -476,6 +477,14 @@ void       *no_device(Registry *, size_t) { return nullptr; }
 void       *no_function(Registry *, const char *) { return nullptr; }
 
 } // namespace
+
+bool wants_plan(Context *c) {
+    constexpr uint32_t kMostHashed = 4096; // as many as the plan waits for
+    if (c->extract.tells()) return true;
+    if (!c->known) c->known = ++c->hashed > kMostHashed;
+    return false;
+}
+
 } // namespace lim::ggml
 
 using namespace lim::ggml;

@@ -17,13 +17,12 @@ using BufferType = void *;
 
 // Words of a buffer type and of a buffer. Where a buffer's copies and clears are told by a trial.
 constexpr int kTypeAlloc = 1;
-constexpr int kFree = 0, kMemset = 3, kSet = 4, kGet = 5, kFirstMoving = 6, kLastMoving = 10, kMostWords = 24;
+constexpr int kMemset = 3, kSet = 4, kGet = 5, kFirstMoving = 6, kLastMoving = 10, kMostWords = 24;
 
 // Words of a backend: its functions that move on its own stream.
 constexpr int kSetAsync = 3, kSet2dAsync = 5, kCopyAsync = 7;
 
 using AllocFn   = Buffer *(*)(BufferType *, size_t);
-using FreeFn    = void (*)(Buffer *);
 using MemsetFn  = void (*)(Buffer *, Tensor *, uint8_t, size_t, size_t);
 using SetFn     = void (*)(Buffer *, Tensor *, const void *, size_t, size_t);
 using GetFn     = void (*)(Buffer *, const Tensor *, void *, size_t, size_t);
@@ -53,8 +52,11 @@ struct Upload {
     std::vector<uint8_t> before; // what the upload before this one brought
 };
 
+// A buffer, or one that was: that it is freed is not seen, for hosts tell their buffers by that function (see watched).
 struct Watched {
     const Layout                        *layout;
+    const char                          *base;
+    size_t                               size;
     std::vector<std::unique_ptr<Upload>> uploads;
 };
 
@@ -69,6 +71,7 @@ constexpr int64_t kMostRows    = 64;
 constexpr size_t  kMostBytes   = 64 << 20;
 constexpr size_t  kMostUploads = 64;
 constexpr size_t  kMostChanges = 4096;
+constexpr size_t  kMostBuffers = 1024;
 constexpr int64_t kMostPrints  = 1 << 20; // of a change: 8 MiB
 constexpr int     kWeights     = 1;       // usage of a buffer
 
@@ -93,6 +96,7 @@ struct State {
     std::deque<Logged>                         changes;
     uint64_t                                   dropped = 0; // changes before the first that is remembered
     uint64_t                                   serial  = 0;
+    size_t                                     made    = 0; // buffers
 };
 
 State &state() {
@@ -104,11 +108,16 @@ size_t bytes_of(const Tensor *t) { return t->nb[3] * static_cast<size_t>(t->ne[3
 
 Buffer *buffer_of(const Tensor *t) { return static_cast<Buffer *>(root_of(t)->buffer); }
 
+void on_set(Buffer *, Tensor *, const void *, size_t, size_t);
+
 // All below is under the lock.
 
+// In the place of a buffer that was freed another one may lie, also of a kind whose functions are its own.
 Watched *watched(const Tensor *t) {
-    const auto it = state().buffers.find(buffer_of(t));
-    return it != state().buffers.end() ? &it->second : nullptr;
+    Buffer    *buffer = buffer_of(t);
+    const auto it     = state().buffers.find(buffer);
+    const bool ours   = it != state().buffers.end() && buffer[kSet] == reinterpret_cast<void *>(on_set);
+    return ours ? &it->second : nullptr;
 }
 
 // Memory is kept: what is put there next is mostly of the same size.
@@ -225,7 +234,8 @@ void copied(const Tensor *from, const Tensor *to) {
     log_rows(rows ? LIM_GGML_COPIED : LIM_GGML_WRITTEN, to, 0, bytes_of(to), nullptr, rows ? static_cast<int64_t>(begin / row) : 0);
 }
 
-// The functions that take the place of a buffer's, and call them. A buffer that has them is known until it is freed.
+// The functions that take the place of a buffer's, and call them. A buffer that has them is known. Its free function stays the host's: by
+// that one CUDA backends tell which buffers are theirs, and so whether a tensor can be copied from device to device.
 
 const Layout *layout_of(Buffer *buffer) {
     const std::lock_guard lock(state().mutex);
@@ -248,14 +258,6 @@ template <class F> bool note(F what) {
     }
 }
 
-void on_free(Buffer *buffer) {
-    const auto original = own<FreeFn>(buffer, kFree);
-    {
-        const std::lock_guard lock(state().mutex);
-        state().buffers.erase(buffer);
-    }
-    original(buffer);
-}
 void on_memset(Buffer *buffer, Tensor *t, uint8_t value, size_t offset, size_t n) {
     own<MemsetFn>(buffer, kMemset)(buffer, t, value, offset, n);
     note([&] { moved_in(t, offset, n, nullptr); });
@@ -288,6 +290,20 @@ void on_clear(Buffer *buffer, uint8_t value) {
     });
 }
 
+// Begins with a buffer. What was put into others that lay in its place is dropped; where so many have come that some must be gone without
+// that, of all: what is alive is put there again with the next step.
+void watch(Buffer *buffer, const Layout *layout) {
+    const char  *base = static_cast<const char *>(layout->base(buffer));
+    const size_t size = layout->size(buffer);
+    auto        &all  = state().buffers;
+    const bool   many = ++state().made % kMostBuffers == 0;
+    for (auto &other : all) {
+        Watched &w = other.second;
+        if (many || (base < w.base + w.size && w.base < base + size)) w.uploads.clear();
+    }
+    all[buffer] = Watched{layout, base, size, {}};
+}
+
 Buffer *on_alloc(BufferType *type, size_t size) {
     const Layout *layout;
     {
@@ -299,8 +315,7 @@ Buffer *on_alloc(BufferType *type, size_t size) {
     for (int i = 0; i < layout->n; i++) {
         if (buffer[i] != layout->words[i]) return buffer; // of another kind: nothing is known of it
     }
-    if (!note([&] { state().buffers[buffer] = Watched{layout, {}}; })) return buffer; // nor of one that there is no memory for
-    buffer[kFree]   = reinterpret_cast<void *>(on_free);
+    if (!note([&] { watch(buffer, layout); })) return buffer; // nor of one that there is no memory for
     buffer[kMemset] = reinterpret_cast<void *>(on_memset);
     buffer[kSet]    = reinterpret_cast<void *>(on_set);
     buffer[kGet]    = reinterpret_cast<void *>(on_get);
@@ -459,22 +474,20 @@ std::string watch_transfers(void *handle, Device *device) {
     }
     __atomic_store_n(&type[kTypeAlloc], reinterpret_cast<void *>(on_alloc), __ATOMIC_RELEASE);
     // Once more, as any buffer of the host's from now on.
-    buffer              = f.alloc(type, kTrial);
-    bool       known    = false;
-    const auto is_known = [&] {
-        const std::lock_guard lock(state().mutex);
-        return state().buffers.count(buffer) != 0;
-    };
+    buffer     = f.alloc(type, kTrial);
+    bool known = false;
     if (buffer != nullptr) {
-        known = is_known();
+        {
+            const std::lock_guard lock(state().mutex);
+            known = state().buffers.erase(buffer) != 0;
+        }
         f.free_buffer(buffer);
-        known = known && !is_known();
     }
     if (!known) {
         __atomic_store_n(&type[kTypeAlloc], reinterpret_cast<void *>(kept->alloc), __ATOMIC_RELEASE);
         const std::lock_guard lock(state().mutex);
         state().types.erase(type);
-        return "its buffers are made and freed in an unknown way";
+        return "its buffers are made in an unknown way";
     }
     return "";
 }

@@ -58,7 +58,8 @@ static void make_model(struct model *m, int streams) {
                         .first = is("spread") || is("hybrid") ? 5 : 0};
     const size_t size = (size_t)m->dim * KV_HEADS * SLOTS * 2 * (size_t)streams;
     void       **stores = ggml_backend_buft_alloc_buffer(buffer_types[0], 2 * LAYERS * size);
-    m->inputs = is("unseen") ? new_buffer(buffer_types[0], 8 << 20) : ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20);
+    if (is("unseen-again")) ggml_backend_buffer_free(ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20)); /* one that was seen lay in its place */
+    m->inputs = is("unseen") || is("unseen-again") ? new_buffer(buffer_types[0], 8 << 20) : ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20);
     for (int l = 0; l < LAYERS; l++) {
         m->key[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), 2 * (size_t)l * size);
         m->value[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), (2 * (size_t)l + 1) * size);
@@ -431,7 +432,7 @@ int main(int argc, char **argv) {
         }
     }
     if (is("behind") && behind(&m) != 0) return 1;
-    if (is("unseen")) { /* nor what moves there on the stream */
+    if (is("unseen") || is("unseen-again")) { /* nor what moves there on the stream */
         CHECK(step_by("on the stream", &m, 308, on_stream) == 0);
         CHECK(step_by("by a copy on the stream", &m, 309, by_copy_on_stream) == 0);
     }

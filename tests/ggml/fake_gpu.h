@@ -149,10 +149,12 @@ static void set_2d_async(void **b, struct tensor *t, const void *data, size_t of
     for (size_t i = 0; i < copies; i++) set_async(b, t, (const char *)data + i * data_apart, offset + i * apart, n);
 }
 static bool copies = true; /* else the host has to go through its own memory */
+static bool is_own(const struct tensor *t);
 static bool copy_async(void **from_backend, void **b, const struct tensor *from, struct tensor *to) {
     (void)from_backend, (void)b;
-    if (copies) memmove(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
-    return copies;
+    if (!copies || !is_own(from) || !is_own(to)) return false;
+    memmove(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
+    return true;
 }
 
 static void **init_gpu(void *device, const char *params) {
@@ -192,28 +194,33 @@ static bool   is_old(void) { return is("buffers-old"); }
 static int    word_of(int number) { return is_old() && number > 7 ? number - 2 : number; }
 static void **buffer_types[GPUS];
 
-static bool  proven; /* the host has its backends */
-static void *data_of(void **b) { return b[word_of(11) + 1]; }
-static void  buffer_free(void **b) { note("host frees a buffer"), free(data_of(b)); }
-static void *buffer_base(void **b) { return data_of(b); }
-static int   buffer_init(void **b, struct tensor *t) { return (void)b, (void)t, 0; }
-static void  buffer_memset(void **b, struct tensor *t, uint8_t value, size_t offset, size_t n) { (void)b, memset((char *)t->data + offset, value, n); }
-static void  buffer_set(void **b, struct tensor *t, const void *data, size_t offset, size_t n) { (void)b, memcpy((char *)t->data + offset, data, n); }
-static void  buffer_get(void **b, const struct tensor *t, void *data, size_t offset, size_t n) { (void)b, memcpy(data, (char *)t->data + offset, n); }
-static void  buffer_set_2d(void **b, struct tensor *t, const void *data, size_t offset, size_t n, size_t copies, size_t apart, size_t data_apart) {
+static bool   proven; /* the host has its backends */
+static void  *data_of(void **b) { return b[word_of(11) + 1]; }
+static void   buffer_free(void **b) { note("host frees a buffer"), free(data_of(b)); }
+static void **buffer_of(const struct tensor *t) { return t->view_src != NULL ? t->view_src->buffer : t->buffer; }
+static bool   is_own(const struct tensor *t) { return buffer_of(t)[0] == (void *)buffer_free; } /* CUDA's backend tells its buffers so */
+static void  *buffer_base(void **b) { return data_of(b); }
+static int    buffer_init(void **b, struct tensor *t) { return (void)b, (void)t, 0; }
+static void   buffer_memset(void **b, struct tensor *t, uint8_t value, size_t offset, size_t n) { (void)b, memset((char *)t->data + offset, value, n); }
+static void   buffer_set(void **b, struct tensor *t, const void *data, size_t offset, size_t n) { (void)b, memcpy((char *)t->data + offset, data, n); }
+static void   buffer_get(void **b, const struct tensor *t, void *data, size_t offset, size_t n) { (void)b, memcpy(data, (char *)t->data + offset, n); }
+static void   buffer_set_2d(void **b, struct tensor *t, const void *data, size_t offset, size_t n, size_t copies, size_t apart, size_t data_apart) {
     for (size_t i = 0; i < copies; i++) buffer_set(b, t, (const char *)data + i * data_apart, offset + i * apart, n);
 }
 static bool buffer_copy(void **b, const struct tensor *from, struct tensor *to) {
     (void)b;
-    if (copies) memmove(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
-    return copies;
+    if (!copies || !is_own(from)) return false;
+    memmove(to->data, from->data, from->nb[3] * (size_t)from->ne[3]);
+    return true;
 }
 static void buffer_clear(void **b, uint8_t value) { (void)b, (void)value; }
 
+static void **freed; /* a buffer, in whose place the next one lies */
 static void **new_buffer(void **type, size_t size) {
     static _Atomic int n;
     if (is_nth("no-buffer", ++n)) return NULL;
-    void **b = calloc(BUFFER_WORDS, sizeof *b);
+    void **b = freed != NULL ? memset(freed, 0, BUFFER_WORDS * sizeof *b) : calloc(BUFFER_WORDS, sizeof *b);
+    freed = NULL;
     b[0] = (void *)buffer_free, b[1] = (void *)buffer_base, b[2] = (void *)buffer_init, b[3] = (void *)buffer_memset;
     b[is("buffers-moved") ? 5 : 4] = (void *)buffer_set, b[is("buffers-moved") ? 4 : 5] = (void *)buffer_get;
     if (!is_old()) b[6] = (void *)buffer_set_2d, b[7] = (void *)nothing;
@@ -230,8 +237,9 @@ static void **new_buffer(void **type, size_t size) {
 void **ggml_backend_dev_buffer_type(void *device) { return is("no-buffers") || number_of(device) < 0 ? NULL : buffer_types[number_of(device)]; }
 void **ggml_backend_buft_alloc_buffer(void **type, size_t size) { return ((void **(*)(void **, size_t))type[1])(type, size); }
 void   ggml_backend_buffer_free(void **b) {
-    if (!is("freed-unseen")) ((void (*)(void **))b[0])(b);
-    free(b);
+    ((void (*)(void **))b[0])(b);
+    if (proven && is("unseen-again")) freed = b;
+    else free(b);
 }
 void         *ggml_backend_buffer_get_base(void **b) { return !proven && is("no-base") ? NULL : ((void *(*)(void **))b[1])(b); }
 size_t        ggml_backend_buffer_get_size(void **b) { return (size_t)b[word_of(11) + 2]; }
@@ -254,9 +262,8 @@ static void *word_for(const char *function, void **b, int word) {
     return !proven && is("calls-nothing") && word > 5 ? (void *)nothing : b[word];
 }
 
-void          ggml_backend_buffer_clear(void **b, uint8_t value) { ((void (*)(void **, uint8_t))word_for("clear", b, word_of(9)))(arg("clear", 0, b), value); }
-static void **buffer_of(const struct tensor *t) { return t->view_src != NULL ? t->view_src->buffer : t->buffer; }
-int           ggml_backend_tensor_alloc(void **b, struct tensor *t, void *at) {
+void ggml_backend_buffer_clear(void **b, uint8_t value) { ((void (*)(void **, uint8_t))word_for("clear", b, word_of(9)))(arg("clear", 0, b), value); }
+int  ggml_backend_tensor_alloc(void **b, struct tensor *t, void *at) {
     static _Atomic int n;
     n++;
     t->buffer = is_nth("tensor-no-buffer", n) ? NULL : b, t->data = (char *)at + is_nth("tensor-elsewhere", n);

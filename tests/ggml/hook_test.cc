@@ -1,11 +1,13 @@
 // The hook where Go has no session to give, and where contexts come and go: what is not taken part in is the host's own.
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include "abi.h"
 #include "shim.h"
+#include "transfers.h"
 
 using lim::ggml::Tensor;
 
@@ -71,7 +73,7 @@ TEST(Hook, ContextsInAnyOrder) {
 }
 
 // A graph of an attention over a store and a product with weights, whose result are logits.
-constexpr int kMulMat = 4, kFlash = 11; // as fake.h numbers them
+constexpr int kRope = 3, kMulMat = 4, kFlash = 11; // as fake.h numbers them
 constexpr int kWords = 32, kDim = 64, kSlots = 8;
 
 struct Decode {
@@ -174,6 +176,84 @@ TEST(Hook, CannotComputeTwice) {
         EXPECT_EQ(step.attended, untried == 0 ? 1 : 0);
         EXPECT_EQ(shim_told().untried, 1);
     }
+}
+
+// What happens to graphs, in order: 'p' planned, 'c' computed.
+thread_local std::string happened;
+
+// A step of a host that computes the attention on one device, and before and behind it what has none: only the first is planned. Where the
+// plan has said that it takes nothing of the next one either, the host computes that one first, whatever lies between the two.
+TEST(Hook, OnlyWhatThePlanDecidesAboutIsPlanned) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    shim_on_plan([](lim_ggml_graph *graph) {
+        happened += 'p';
+        for (int32_t i = 0; i < graph->n_nodes; i++) graph->nodes[i].reason = LIM_GGML_SHAPE;
+        graph->later = 1;
+    });
+    shim_on_compute([](void **, int) {
+        happened += 'c';
+        return 0;
+    });
+    Decode decode;
+    for (const int device : {kCpu, kGpu}) {
+        void **const b = shim_backend(device);
+        const auto   among = [&](int from, int n) {
+            happened.clear();
+            EXPECT_EQ(shim_compute(b, decode.nodes + from, n), 0);
+            return happened;
+        };
+        EXPECT_EQ(among(1, 1), "c");
+        EXPECT_EQ(among(0, 2), "pc");
+        EXPECT_EQ(among(1, 1), "c");
+        EXPECT_EQ(among(0, 2), device == kGpu ? "cp" : "pc");
+        decode.logits.op = kRope; // positions are the plan's business
+        EXPECT_EQ(among(1, 1), device == kGpu ? "cp" : "pc");
+        decode.logits.op = kMulMat;
+        shim_free(b);
+    }
+    shim_on_compute(nullptr);
+    shim_on_plan(nullptr);
+}
+
+// What was put into a buffer is known as long as that is surely there: not where another one lies in the place of what it held, nor once
+// a thousand others have come, as a host whose contexts come and go has them. Put there again, it is known again.
+TEST(Hook, WhatWasPutIntoBuffersThatEnd) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    constexpr size_t kSize = 4096;
+    const int32_t    positions[4] = {7, 8, 9, 10};
+    const auto       in = [](void **buffer) {
+        Tensor t = {};
+        t.type = lim::ggml::kI32, t.buffer = buffer, t.data = shim_base(buffer);
+        t.ne[0] = 4, t.ne[1] = t.ne[2] = t.ne[3] = 1;
+        t.nb[0] = 4, t.nb[1] = t.nb[2] = t.nb[3] = sizeof positions;
+        return t;
+    };
+    const auto is_known = [](const Tensor &t) {
+        uint64_t serial;
+        return lim::ggml::uploaded(&t, serial) != nullptr;
+    };
+    void **const lasting = shim_buffer(kSize);
+    Tensor       there = in(lasting);
+    shim_set(&there, positions, 0, sizeof positions);
+    EXPECT_TRUE(is_known(there));
+    int again = 0; // in the same place
+    for (int i = 0; i < 2000; i++) {
+        void **const first = shim_buffer(kSize);
+        Tensor       t = in(first);
+        shim_set(&t, positions, 0, sizeof positions);
+        EXPECT_TRUE(is_known(t));
+        shim_free_buffer(first);
+        void **const second = shim_buffer(kSize);
+        const Tensor other = in(second);
+        again += other.data == t.data;
+        EXPECT_FALSE(is_known(other));
+        shim_free_buffer(second);
+    }
+    EXPECT_GT(again, 0);
+    EXPECT_FALSE(is_known(there));
+    shim_set(&there, positions, 0, sizeof positions);
+    EXPECT_TRUE(is_known(there));
+    shim_free_buffer(lasting);
 }
 
 } // namespace

@@ -617,10 +617,15 @@ def test_without_layers_or_profile_nothing_is_sparse_and_the_log_says_how(monkey
 
 def engines(monkeypatch, c, names):
     """What the library's engine would be made with, for layers of these numbers. No device is touched."""
-    made = []
-    monkeypatch.setattr(
-        context.serving, "Engine", lambda n, *_, **given: made.append((n, given["layers"])) or stand_in.Object(close=lambda: None)
-    )
+    made, real = [], context.serving.Engine
+
+    def engine(n, *settings, **given):
+        if "layers" not in given:  # what is in force is the library's to say
+            return real(n, *settings, **given)
+        made.append((n, given["layers"]))
+        return stand_in.Object(close=lambda: None)
+
+    monkeypatch.setattr(context.serving, "Engine", engine)
     monkeypatch.setattr(context.Context, "_fit", lambda self, census, number: False)
     for i in names:
         c.compilation_config.static_forward_context[f"model.layers.{i}.attn"] = stand_in.Attention("", impl())
@@ -711,8 +716,10 @@ def test_where_selection_layers_come_from(monkeypatch, tmp_path):
 
 
 def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
-    force = {**IN_FORCE, "selections": lessismore.settings.MAX_QUALITY_LAYERS, "quality": True}
-    assert serving.in_force(settings.Settings(quality=0.01)) == force and "quality" not in serving.in_force(settings.Settings())
+    force = {**{k: v for k, v in IN_FORCE.items() if k != "selections"}, "quality": True}
+    assert serving.in_force(settings.Settings(quality=0.01, layers=(0, 2)), 4) == force
+    assert serving.in_force(settings.Settings(), 4) == IN_FORCE
+    assert serving.in_force(settings.Settings(), 36) == {**IN_FORCE, "selections": 3}
 
     def choose(measures, path, quality=0.01):
         return profile.choose(settings.Settings(quality=quality, profile=path), force, 4, "m", measures)
@@ -723,7 +730,7 @@ def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
         other = kept(tmp_path / "other.json", weights="another host's", tried={"target": 0.01}, **{"settings": force})
         assert choose(measures, other).layers == (1, 3)
         assert "for 0.01" in choose(measures, other, 0.001).reason
-    with pytest.raises(ArgumentError, match="made for selections 2"):
+    with pytest.raises(ArgumentError, match="made for quality None, here it is True"):
         choose(False, kept(tmp_path / "plain.json"))
     with pytest.raises(ArgumentError, match="quality = 0.01 chooses"):
         profile.choose(settings.Settings(quality=0.01, layers=(0, 2)), force, 4, "m", False)

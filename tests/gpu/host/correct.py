@@ -145,7 +145,10 @@ def visible() -> list[str]:
 
 def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, problems: list[Problem], patience: float) -> dict:
     job = dict(job)
-    some = problems[: job.pop("times", 2)]
+    times = job.pop("times", 2)
+    some = problems[:times]
+    if job.get("scenario") == "solve":
+        patience *= max(1, times / 2)  # one after the other
     if job.get("scenario") in ("holes", "restore", "fork"):
         some = problems[:2]
     if host == "cuda":
@@ -202,7 +205,7 @@ def main() -> None:
     ap.add_argument("--seed", type=int, default=int(time.time()))
     ap.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 3), help="hosts side by side on the one card")
     ap.add_argument("--left", type=Path, help="an earlier OUT.json: runs that were as they have to be there are left out")
-    ap.add_argument("--patience", type=float, default=600, help="seconds for a run")
+    ap.add_argument("--patience", type=float, default=600, help="seconds for a run; of more than two problems in turn, for each two")
     args = ap.parse_args()
     print(f"seed {args.seed}")
     problems = [Problem.make(args.seed + i) for i in range(16)]

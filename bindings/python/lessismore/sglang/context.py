@@ -49,7 +49,7 @@ class Context(serving.Serving):
             logger.info("lessismore: %d layers are SGLang's: %s", n, reason)
         if not census.numbers:
             return self.refuse("no layer takes part")
-        force, measures = serving.in_force(own), layers.without_graphs(arguments) and arguments.tp_size == 1
+        force, measures = serving.in_force(own, len(census.numbers)), layers.without_graphs(arguments) and arguments.tp_size == 1
         self.choice = choice = profile.choose(own, force, len(census.numbers), profile.about(_described(runner)), measures)
         if choice.reason is not None:
             return self.refuse(f"the selection layers are not known: {HOW}", logging.WARNING)
