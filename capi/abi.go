@@ -159,6 +159,9 @@ func newEngine(params *C.lim_engine_params) (*engineHandle, error) {
 	case params.n_threads < 0 || params.n_threads > C.LIM_MAX_THREADS:
 		return nil, fault(statusArgument, "n_threads = %d is not in 0 .. %d", params.n_threads, C.LIM_MAX_THREADS)
 	}
+	if params.selections == 0 { // the engine is of one model: what is reported of it is the number
+		config.Selections = config.SelectionsFor(int(params.n_layers))
+	}
 	var err error
 	if config.Layers, err = layersOf(params.layers, params.layers_count); err != nil {
 		return nil, err

@@ -66,11 +66,14 @@ func TestChoiceIsTheBest(t *testing.T) {
 		got := l.Choose(selections)
 		require.NotEmpty(t, got)
 		require.LessOrEqual(t, len(got), selections)
-		best := 2.0
+		best, latest := 2.0, layers
+		if selections > selection.FewSelections { // more do not begin later
+			latest = l.Choose(selection.FewSelections)[0]
+		}
 		var try func(c []int)
 		var all [][]int
 		try = func(c []int) {
-			if len(c) > 0 && c[0]+len(c) <= selection.DenseCap(layers, selections) {
+			if len(c) > 0 && c[0] <= latest && c[0]+len(c) <= selection.DenseCap(layers, selections) {
 				all = append(all, slices.Clone(c))
 				best = min(best, l.Worst(c))
 			}
@@ -468,7 +471,7 @@ func TestProfileFilesAreHandledWithCare(t *testing.T) {
 	dir := t.TempDir()
 	h := newAutoHost(t, auto(16), selection.Profiles{Dir: dir}, 12)
 	h.decode(1)
-	name := h.session.layers.Engine.Profiles.File(selection.Fingerprint(h.cal().Model.About, selection.SettingsOf(&h.session.layers.Engine.Settings))).Path
+	name := h.session.layers.Engine.Profiles.File(selection.Fingerprint(h.cal().Model.About, selection.SettingsOf(&h.session.layers.Engine.Settings, h.cal().Model.Layers))).Path
 	// A link in its place is neither read nor written through.
 	target := filepath.Join(t.TempDir(), "target")
 	require.NoError(t, os.WriteFile(target, []byte("precious"), 0o600))

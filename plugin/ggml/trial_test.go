@@ -11,6 +11,7 @@ import (
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/selection"
+	"lessismore/plugin/internal/settings"
 	"lessismore/plugin/internal/stats"
 )
 
@@ -21,6 +22,7 @@ type trialHost struct {
 	same   bool
 	cannot string       // why it does not
 	modes  [][]cpu.Mode // of the first computations
+	sets   []int32      // how many tokens their sparse layers attend to; 0: there is none
 }
 
 func newTrialHost(t *testing.T, e *contexts.Engine) *trialHost {
@@ -49,7 +51,7 @@ func (h *trialHost) compute(g *graph.Graph) []cpu.Mode {
 		return modes(g.Nodes)
 	}
 	first := modes(g.Nodes)
-	h.modes = append(h.modes, first)
+	h.modes, h.sets = append(h.modes, first), append(h.sets, setLength(g.Nodes))
 	require.True(h.t, h.session.Again(g.Nodes))
 	selects := 0
 	for _, m := range first {
@@ -59,6 +61,16 @@ func (h *trialHost) compute(g *graph.Graph) []cpu.Mode {
 	}
 	h.session.Tried(h.nats(selects), h.same)
 	return modes(g.Nodes)
+}
+
+// setLength is how many tokens the sparse layers of a graph attend to; 0: there is none.
+func setLength(nodes []graph.Node) int32 {
+	for i := range nodes {
+		if nodes[i].Call.Mode == cpu.Sparse {
+			return (*cpu.Row)(nodes[i].Call.Rows).SetLen
+		}
+	}
+	return 0
 }
 
 func (h *trialHost) decode(n int) (out [][]cpu.Mode) {
@@ -97,6 +109,55 @@ func TestStepsAreTriedTwice(t *testing.T) {
 	require.Equal(t, twoNine(), h.decode(1)[0])
 	require.Equal(t, []int{2, 9}, h.session.Stats().SelectionLayers)
 	require.Contains(t, strings.Join(*h.lines, "\n"), "selection layers [2 9]: 0 ± 0 nats a token over 64 steps, for a quality of 0.01")
+}
+
+// Where the target chooses the budget, each candidate's rows attend to its own, and so do those behind the choice.
+func TestTrialsHaveTheirOwnBudget(t *testing.T) {
+	profiles := selection.Profiles{Path: t.TempDir() + "/p.json"}
+	choosing := func() *contexts.Engine {
+		e := withTarget(t, 0.01, profiles)
+		e.Settings.ChoosesBudget = true
+		return e
+	}
+	h := newTrialHost(t, choosing())
+	h.nats = func(selects int) float64 {
+		if set := h.sets[len(h.sets)-1]; selects == 2 && set >= 8 || selects == 0 {
+			return 0
+		}
+		return 2.5
+	}
+	h.decode(91 + 73 + 60) // and measured again at eight budgets
+	require.Equal(t, []int{2, 9}, h.session.Stats().SelectionLayers)
+	for _, set := range h.sets[1:] {
+		require.EqualValues(t, 16, set, "first the largest")
+	}
+	plain := func() int32 { // what the rows of the next step that is no trial attend to
+		for {
+			if h.next == h.slots-1 { // in another context, which goes on with the profile
+				h.session.Close()
+				h.session = NewSession(choosing(), func(_ settings.LogLevel, text string) { *h.lines = append(*h.lines, text) })
+				h.discover()
+				h.next = 0
+			}
+			g := h.graph([]token{{0, h.next, 0, int32(h.next)}}, 0, 12)
+			h.next++
+			if h.compute(g); !g.Trial && slices.Contains(modes(g.Nodes), cpu.Sparse) {
+				return setLength(g.Nodes)
+			}
+		}
+	}
+	steps := 0
+	for require.EqualValues(t, 16, plain()); plain() != 8; steps++ {
+		require.Less(t, steps, 20000, "two layers and 8 tokens suffice")
+	}
+	tries := map[int32]int{}
+	for _, set := range h.sets {
+		tries[set]++
+	}
+	require.GreaterOrEqual(t, tries[4], 8)
+	require.GreaterOrEqual(t, tries[8], 8+64)
+	t.Logf("%d steps, trials %v", steps, tries)
+	require.Contains(t, strings.Join(*h.lines, "\n"), "selection layers [2 9] with 8 tokens: 0 ± 0 nats a token over 64 steps")
 }
 
 // Trials go on behind a choice, now and then.

@@ -346,7 +346,7 @@ static void engine_params(void) {
         {"layers", "layer 9", 20},
         {"layers", "layer -1", 21},
         {"layers", "multiple of 4", 22},
-        {"selections", "0 ", 25},
+        {"selections", "-1 ", 25},
         {"selections", "65 ", 26},
         {"guard", "-1 ", 27},
         {"guard", "1048577 ", 28},
@@ -393,7 +393,7 @@ static void engine_params(void) {
         case 20: p.layers = beyond, p.layers_count = 2; break;
         case 21: p.layers = below, p.layers_count = 2; break;
         case 22: p.layers = (const int32_t *)(const void *)odd(ascending), p.layers_count = 2; break;
-        case 25: p.selections = 0; break;
+        case 25: p.selections = -1; break;
         case 26: p.selections = LIM_MAX_SELECTION_LAYERS + 1; break;
         case 27: p.guard = -1; break;
         case 28: p.guard = LIM_MAX_GUARD + 1; break;

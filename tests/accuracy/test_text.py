@@ -17,7 +17,7 @@ from lessismore.compare import calibration, methods, text
 from lessismore.compare.methods import Rows
 
 CONTEXT, K, STEPS = 960, 128, 64
-METHODS = "full stock lim-auto lim-3 lim tidal quest quest-spread delta kascade twilight seer window oracle".split()
+METHODS = "full stock lim-auto lim-2 lim tidal quest quest-spread delta kascade twilight seer window oracle".split()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_full_attention_is_the_host_s(report, results):
 def test_bytes(report, results):
     """By the account in docs/comparison.md, where it follows from numbers alone."""
     n = np.arange(STEPS) + report["contexts"][0]["from"] + 1
-    for key, dense in (("lim-auto", (0, 1)), ("lim-3", (0, 1)), ("lim", (0, 1)), ("window", ())):
+    for key, dense in (("lim-auto", (0, 1)), ("lim-2", (0, 1)), ("lim", (0, 1)), ("window", ())):
         for equal in ("tokens", "bytes"):
             r = results.get((key, equal))
             if r is None or r["read"] is None:

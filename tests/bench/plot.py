@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""README's picture: whole decode in llama.cpp on a CPU and in vLLM on a GPU, with and without the library.
+"""README's picture: whole decode on a CPU, beside every engine that was measured, and in vLLM on a GPU, with and without the library.
 
     python3 tests/bench/plot.py docs/measured.json docs/performance.png      (needs matplotlib)
 
@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (after the choice of its backend)
 
-OURS, HOST, OTHER = "#0a7d55", "#6b7686", "#b0b7c3"
+OURS, HOST, OTHER, NEIGHBOUR = "#0a7d55", "#6b7686", "#b0b7c3", "#c08a3e"
 
 
 def cpu(ax, rows: list[dict]) -> None:
@@ -24,7 +24,8 @@ def cpu(ax, rows: list[dict]) -> None:
     for key, color, width, label in (
         ("flash_on", OTHER, 1.6, "llama.cpp, flash attention on"),
         ("flash_off", HOST, 1.6, "llama.cpp, off"),
-        ("lessismore", OURS, 2.4, "the same with lessismore"),
+        ("ik", NEIGHBOUR, 1.6, "ik_llama.cpp, the better of on and off"),
+        ("lessismore", OURS, 2.4, "llama.cpp with lessismore"),
     ):
         ax.plot(contexts, [r[key] for r in rows], "o-", color=color, linewidth=width, label=label)
     for r in rows:
@@ -47,7 +48,7 @@ def cpu(ax, rows: list[dict]) -> None:
     ax.minorticks_off()
     ax.set_xlabel("tokens of context")
     ax.set_ylabel("ms per token")
-    ax.set_title("CPU, 2 threads: llama.cpp\nQwen3-0.6B's shape, Q4_0, f16 K/V", fontsize=10)
+    ax.set_title("CPU, 2 threads of a Xeon; × against the best of the others\nQwen3-0.6B's shape, Q4_0, f16 K/V", fontsize=10)
 
 
 def gpu(ax, rows: list[dict]) -> None:

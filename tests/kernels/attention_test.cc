@@ -359,6 +359,57 @@ TEST(Attention, SurvivesAnything) {
     lim_cpu_force_target(nullptr);
 }
 
+/* Stored numbers have no rounding: a row that sees one token gets its value, and a query that picks one dimension ranks by the
+ * keys' numbers there. Any finite scale, any code. */
+TEST(Attention, QuantizedNumbersAreExact) {
+    Random random(106);
+    for (const std::string &target : Targets()) {
+        ASSERT_TRUE(lim_cpu_force_target(target.c_str()));
+        for (int i = 0; i < Cases(200); i++) {
+            const int    type = random.Pick({LIM_CPU_Q8_0, LIM_CPU_Q4_0}), dim = 32 * random.Int(1, 8), n = random.Int(20, 300);
+            const size_t row = TypeBytes(type, dim), block = TypeBytes(type, 32);
+            Guarded      store(n * row), output(4 * dim);
+            for (size_t at = 0; at < n * row; at++) store.bytes()[at] = (uint8_t)random.Int(0, 255);
+            for (size_t at = 0; at < n * row; at += block) {
+                if ((store.bytes()[at + 1] & 0x7c) == 0x7c) store.bytes()[at + 1] &= 0xbf; /* neither infinite nor NaN */
+            }
+            std::vector<float> query(dim, 0.0f);
+            const int          picked = random.Int(0, dim - 1);
+            query[picked] = 1;
+            const Split          split = SplitBudget(n, 16, 0.25, 1);
+            std::vector<int32_t> set(16);
+            lim_cpu_row          r = {};
+            lim_cpu_call         call = {};
+            call.query = {query.data(), 4 * dim, 4 * dim, 4 * dim, LIM_CPU_F32};
+            call.output = {output.data(), 4 * dim, 4 * dim, 4 * dim, LIM_CPU_F32};
+            call.key = call.value = {store.data(), (int64_t)row, (int64_t)row, (int64_t)row, type};
+            call.heads = call.kv_heads = call.n_rows = 1;
+            call.dim_k = call.dim_v = dim;
+            call.scale = 1;
+            call.rows = &r;
+            r = {0, 0, n, nullptr, nullptr, split.sink_tokens, split.top_k, split.recent, 16, set.data()};
+            Guarded work((lim_cpu_work_size(&call, 1) + 63) / 64 * 64);
+            call.work = work.data();
+            call.mode = LIM_CPU_SELECT;
+            call.policy = LIM_CPU_UNION;
+            RunAttend(call, 1);
+            std::vector<std::vector<float>> logits(1);
+            for (int t = 0; t < n; t++) logits[0].push_back(Load(type, store.bytes() + t * row, picked));
+            ASSERT_EQ(set, UnionSet(logits, n, split)) << target << " " << TypeName(type);
+
+            call.mode = LIM_CPU_FULL;
+            r.n = 1;
+            r.set_n = 0;
+            call.value.data = store.bytes() + (n - 1) * row;
+            RunAttend(call, 1);
+            for (int d = 0; d < dim; d++) {
+                ASSERT_EQ(((const float *)output.data())[d], Load(type, call.value.data, d)) << target << " " << TypeName(type) << " " << d;
+            }
+        }
+    }
+    lim_cpu_force_target(nullptr);
+}
+
 /* NaN in one head's values must show there, and nowhere else. */
 TEST(Attention, NanStaysInItsHead) {
     Random random(105);

@@ -14,6 +14,7 @@ class Library:
         self.capacity = capacity
         self.heads, self.kv_heads, self.head_dim, self.page_size = heads, kv_heads, head_dim, page_size
         self.rows, self.layers, self.error = [], [], None
+        self.sets = {}  # the tokens that a layer attends to for a row, where it does not attend to all
 
     def __call__(self, handle, a):
         if self.error is not None:
@@ -57,6 +58,8 @@ class Library:
                 ]
             )
             k, v = (np.repeat(x[:n].astype(np.float64), self.heads // self.kv_heads, 1) for x in (k, v))
+            if (a.layer, row) in self.sets:
+                k, v = (x[self.sets[a.layer, row]] for x in (k, v))
             p = np.exp(np.einsum("hd,thd->ht", q, k) * a.scale)
             rest = np.exp(at(a.sinks, (self.heads,), (4,), np.float32).astype(np.float64))[:, None] if a.sinks else 0
             to[:] = np.einsum("ht,thd->hd", p, v) / (p.sum(1, keepdims=True) + rest)

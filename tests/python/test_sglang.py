@@ -1,8 +1,10 @@
 """lessismore.sglang without SGLang and without a GPU: against what is recorded of SGLang's interfaces, and in a stand-in of them."""
 
+import importlib
 import inspect
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ import pytest
 import sglang_interface as stand_in
 import torch
 from attention_call import Library
-from conftest import PACKAGE
+from conftest import PACKAGE, ROOT
 
 import lessismore.sglang
 from lessismore._errors import DeviceError
@@ -20,6 +22,7 @@ from lessismore.sglang import context, layers
 VERSIONS = stand_in.VERSIONS
 KINDS = (stand_in.FIRST, "0.5.15", VERSIONS[-1])  # that differ in where keys and values go, and in what is called before a step
 HEADS, KV_HEADS, DIM = 4, 2, 64
+SEED = random.SystemRandom().randrange(1 << 31)
 FLASH = "layers/attention/flashattention_backend.py"
 
 
@@ -250,7 +253,7 @@ class Model:
             qkv = torch.randn(n, (HEADS + 2 * KV_HEADS) * DIM, dtype=torch.float16)
             q, k, v = qkv.split([HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM], 1)  # rows that are further apart than they are long
             k, v = k.reshape(n, KV_HEADS, DIM), v.reshape(n, KV_HEADS, DIM)
-            got.append(self.backend.forward_decode(q, k, v, layer, batch, **more))
+            got.append(self.backend.forward(q, k, v, layer, batch, **more))
             kept = pool.get_kv_buffer(layer.layer_id)
             assert all((a[loc] == b).all() for a, b in zip(kept, (k, v)))  # the new token's are in the store
             want.append(stand_in.FlashAttentionBackend.forward_decode(self.backend, q, k, v, layer, batch, False, **more))
@@ -283,6 +286,54 @@ def test_a_table_that_ends_with_the_longest_row_is_ours_too(backend, version, mo
     for seen in ([5, 200, 17], [6, 201, 18], [33], [40, 7]):
         close(*model.step(seen, narrow=True))
     assert model.library.rows == [3, 3, 3, 3, 1, 1, 2, 2] and model.backend.shared.reason is None
+
+
+@of_each_kind
+def test_a_narrow_table_that_is_filled_again_is_read_again(model):
+    shared, given = model.backend.shared, torch.zeros(2, 3, dtype=torch.int32)
+    wide = shared.table(given, 16)
+    assert wide.shape == (2, 256 // 16) and shared.table(given, 16) is wide  # once a step
+    given.fill_(7)
+    model.backend.init_forward_metadata(None)
+    assert (shared.table(given, 16)[:, :3] == 7).all()
+
+
+@of_each_kind
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_what_the_gpu_suite_compares_is_told_apart(backend, version, monkeypatch, tmp_path, page_size):
+    """tests/gpu/sglang/watch.py, which looks into steps on a GPU: what attends as it should is close, what does not is far."""
+    torch.manual_seed(1)
+    monkeypatch.setenv("WATCH", str(tmp_path / "watch.json"))
+    monkeypatch.setattr(lessismore.sglang, "create", lessismore.sglang.create)
+    monkeypatch.syspath_prepend(ROOT / "tests" / "gpu" / "sglang")
+    monkeypatch.delitem(sys.modules, "watch", raising=False)
+    importlib.import_module("watch").register()
+    model = Model(stand_in.Object(Backend=lessismore.sglang.create), version, monkeypatch, page_size)
+    sets, shared = {}, model.backend.shared
+    shared.settings = stand_in.Object(budget=64)
+    shared.choice, shared.decoder.token_set = stand_in.Object(layers=(0,)), lambda row: sets.get(row, np.empty(0, np.int32))
+    seen, fresh = [40, 200, 101], random.Random(SEED)
+    found = {}
+    for named in (True, False):  # whether the library attends to the tokens that it names
+        for row, n in enumerate(seen):
+            if n > 64:
+                sets[row] = np.array(sorted([0, n - 1, *fresh.sample(range(1, n - 1), 62)]), np.int32)
+                model.library.sets[1, row] = sets[row] if named else sorted(fresh.sample(range(n), 64))
+        for _ in range(8):
+            model.step(seen, narrow=True)
+        values = json.loads((tmp_path / "watch.json").read_text())
+        new = {kind: v[len(found.get(kind, [])) :] for kind, v in values.items()}
+        found = values
+        assert {kind: len(v) for kind, v in new.items()} == {
+            "full": 4,
+            "sparse, no measure of right": 2,
+            "over the set": 2,
+            "sets in order": 2,
+            "no set": 1,
+        }, SEED
+        assert all(error < 4e-3 for error, *_ in new["full"]) and all(good for (good,) in new["sets in order"]), SEED
+        assert all((error < 4e-3) == named for error, *_ in new["over the set"]), SEED
+        assert all(error > 4e-3 for error, *_ in new["sparse, no measure of right"]), SEED
 
 
 @of_each_kind

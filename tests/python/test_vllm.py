@@ -2,18 +2,20 @@
 
 import contextlib
 import ctypes
+import importlib
 import inspect
 import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 import vllm_interface as stand_in
 from attention_call import Library
-from conftest import PACKAGE
+from conftest import PACKAGE, ROOT
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -615,10 +617,15 @@ def test_without_layers_or_profile_nothing_is_sparse_and_the_log_says_how(monkey
 
 def engines(monkeypatch, c, names):
     """What the library's engine would be made with, for layers of these numbers. No device is touched."""
-    made = []
-    monkeypatch.setattr(
-        context.serving, "Engine", lambda n, *_, **given: made.append((n, given["layers"])) or stand_in.Object(close=lambda: None)
-    )
+    made, real = [], context.serving.Engine
+
+    def engine(n, *settings, **given):
+        if "layers" not in given:  # what is in force is the library's to say
+            return real(n, *settings, **given)
+        made.append((n, given["layers"]))
+        return stand_in.Object(close=lambda: None)
+
+    monkeypatch.setattr(context.serving, "Engine", engine)
     monkeypatch.setattr(context.Context, "_fit", lambda self, census, number: False)
     for i in names:
         c.compilation_config.static_forward_context[f"model.layers.{i}.attn"] = stand_in.Attention("", impl())
@@ -709,8 +716,10 @@ def test_where_selection_layers_come_from(monkeypatch, tmp_path):
 
 
 def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
-    force = {**IN_FORCE, "selections": lessismore.settings.MAX_QUALITY_LAYERS, "quality": True}
-    assert serving.in_force(settings.Settings(quality=0.01)) == force and "quality" not in serving.in_force(settings.Settings())
+    force = {**{k: v for k, v in IN_FORCE.items() if k != "selections"}, "quality": True}
+    assert serving.in_force(settings.Settings(quality=0.01, layers=(0, 2)), 4) == force
+    assert serving.in_force(settings.Settings(), 4) == IN_FORCE
+    assert serving.in_force(settings.Settings(), 36) == {**IN_FORCE, "selections": 3}
 
     def choose(measures, path, quality=0.01):
         return profile.choose(settings.Settings(quality=quality, profile=path), force, 4, "m", measures)
@@ -721,7 +730,7 @@ def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
         other = kept(tmp_path / "other.json", weights="another host's", tried={"target": 0.01}, **{"settings": force})
         assert choose(measures, other).layers == (1, 3)
         assert "for 0.01" in choose(measures, other, 0.001).reason
-    with pytest.raises(ArgumentError, match="made for selections 2"):
+    with pytest.raises(ArgumentError, match="made for quality None, here it is True"):
         choose(False, kept(tmp_path / "plain.json"))
     with pytest.raises(ArgumentError, match="quality = 0.01 chooses"):
         profile.choose(settings.Settings(quality=0.01, layers=(0, 2)), force, 4, "m", False)
@@ -819,3 +828,43 @@ def test_statistics_that_fail_end_nothing(monkeypatch, tmp_path, caplog):
         (tmp_path / metrics.ASKED).touch()
         reporter.tick()
     assert caplog.text.count("gone") == 1 and os.listdir(tmp_path) == [metrics.ASKED]
+
+
+# ---- what the GPU suite puts in place ----
+
+
+class Filling:
+    """DecodeBenchConnector's side of the scheduler, as 0.26 has it: a request is filled once, all but its last token."""
+
+    def __init__(self):
+        self.connector_scheduler = self
+        self._filled_requests = set()
+
+    def get_num_new_matched_tokens(self, request, num_computed_tokens):
+        return (0 if request.request_id in self._filled_requests else request.num_tokens - num_computed_tokens - 1), False
+
+
+def test_a_preempted_requests_context_is_put_in_place_again(monkeypatch):
+    name = "vllm.distributed.kv_transfer.kv_connector.v1.decode_bench_connector"
+    parts = name.split(".")
+    for i in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:i]), types.ModuleType(parts[i - 1]))
+    monkeypatch.setitem(sys.modules, name, stand_in.Object(DecodeBenchConnector=Filling))
+    monkeypatch.syspath_prepend(ROOT / "tests" / "gpu" / "vllm")
+    monkeypatch.delitem(sys.modules, "placed", raising=False)
+    placed = importlib.import_module("placed")
+    connector, context, prompt = placed.PlacedConnector(), 9000, 1500
+    request = stand_in.Object(
+        request_id="a",
+        num_tokens=context + prompt,
+        num_prompt_tokens=context + prompt,
+        num_preemptions=0,
+        kv_transfer_params={"computed": prompt},
+    )
+    assert connector.get_num_new_matched_tokens(request, 0) == (context - 1, False)
+    connector._filled_requests.add("a")
+    request.num_tokens += 700  # of its answer
+    assert connector.get_num_new_matched_tokens(request, 0) == (0, False)  # nothing comes twice
+    request.num_preemptions = 1
+    assert connector.get_num_new_matched_tokens(request, 0) == (context - 1, False)
+    assert placed.CONNECTOR["kv_role"] == "kv_producer"

@@ -13,7 +13,6 @@ from ._errors import ArgumentError
 from ._values import integer, real, text
 
 POLICIES = {"union": 0, "mass": 1}
-MAX_QUALITY_LAYERS = 6  # selection layers that a quality target tries, as profiles state it: LIM_MAX_QUALITY_LAYERS
 Path = Union[str, "os.PathLike[str]"]
 
 Logger = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
@@ -61,7 +60,9 @@ class Settings:
     recency: Optional[float] = _setting("real", "share of the budget that is kept for the newest tokens (default 0.25)")
     sink_tokens: Optional[int] = _setting("whole", "first tokens that are always kept (default 4)")
     policy: Optional[str] = _setting("policy", 'how tokens are ranked: "union" (the paper\'s, default) or "mass"')
-    selections: Optional[int] = _setting("whole", "without layers: at most so many choose (default 2)")
+    selections: Optional[int] = _setting(
+        "whole", "without layers: at most so many choose (default 0: one for ten of the model's layers, at least 2)"
+    )
     quality: Optional[float] = _setting(
         "target",
         "without layers: nats a token that may be lost; it chooses how many layers select (off: selections does, default). Where a step "

@@ -37,7 +37,7 @@ func (d *Device) saved(n *graph.Node) float64 {
 		}
 	}
 	if sparse == 0 { // not measured so far
-		sparse = max(len(d.layers.Ordinal)-selection.FirstSelection-d.layers.Engine.Settings.Selections, 0)
+		sparse = max(len(d.layers.Ordinal)-selection.FirstSelection-d.layers.Engine.Settings.SelectionsFor(len(d.layers.Ordinal)), 0)
 	}
 	c := &n.Call
 	token := float64(c.KVHeads) * (rowBytes(c.Key.Type, c.DimK) + rowBytes(c.Value.Type, c.DimV))

@@ -31,6 +31,7 @@ type Calibrator struct {
 	Log      func(settings.LogLevel, string)
 	Revision uint64
 	Roles    selection.Roles
+	budget   int // by the choice
 	Source   string
 	Fixed    bool // the roles will not change
 	Interval int
@@ -109,7 +110,7 @@ func (c *Calibrator) spread(m int) int {
 // take copies what is in force.
 func (c *Calibrator) take() {
 	m := c.Model
-	c.Roles, c.Revision, c.Source, c.Fixed, c.Interval = m.Roles, m.Revision, m.Source, m.Fixed, m.Interval
+	c.Roles, c.budget, c.Revision, c.Source, c.Fixed, c.Interval = m.Roles, m.Budget, m.Revision, m.Source, m.Fixed, m.Interval
 }
 
 // Begin decides what a step is for.

@@ -117,7 +117,7 @@ func (e *Engine) ModelWith(config settings.Config, about selection.Identity, log
 		return m, nil
 	}
 	unknown := strings.HasPrefix(about.Weights, selection.UnknownWeights)
-	file := e.Profiles.File(selection.Fingerprint(about, selection.SettingsOf(&e.Settings)))
+	file := e.Profiles.File(selection.Fingerprint(about, selection.SettingsOf(&e.Settings, about.Layers)))
 	if unknown || about.Weights == "" && !file.Given {
 		file = selection.ProfileFile{}
 	}

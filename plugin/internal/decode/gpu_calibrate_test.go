@@ -234,7 +234,7 @@ func TestGPUCalibrationFindsItsLayers(t *testing.T) {
 	}
 	require.Equal(t, []string{"c:select", "d:list", "e:list", "f:list", "g:list", "h:list", "i:list", "j:select", "k:list", "l:list"}, p.step())
 	s := p.Stats()
-	require.Equal(t, found.Choose(p.engine.Settings.Selections), s.SelectionLayers)
+	require.Equal(t, found.Choose(p.engine.Settings.SelectionsFor(calLayers)), s.SelectionLayers)
 	require.Equal(t, []int{2, 9}, s.SelectionLayers)
 	require.Equal(t, "measured", s.LayersFrom)
 	require.EqualValues(t, selection.MeasuredSteps(calLayers), p.cal.Measured)

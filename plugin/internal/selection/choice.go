@@ -10,6 +10,8 @@ const (
 	// FirstSelection is the lowest layer that is chosen: the layers below it attend to everything. Early
 	// layers look everywhere, and what they lose all others lose.
 	FirstSelection = 2
+	// FewSelections is how many selection layers a model always may have.
+	FewSelections = 2
 	// LeastMeasured is the smallest model that has a choice to make.
 	LeastMeasured = FirstSelection + 3
 	// LossTolerance is how much more of a head's attention a choice may lose that reads less. The loss of
@@ -42,93 +44,114 @@ func DenseCap(layers, selections int) int {
 	return max(layers/3, FirstSelection+selections)
 }
 
-// Worst is the largest loss of a choice.
-func (l *Losses) Worst(choice []int) float64 {
-	worst, at := 0.0, 0
-	if len(choice) == 0 { // everything is dense
-		return 0
+// Choose finds the selection layers that lose least: the largest loss over the sparse layers counts,
+// and among choices within a tolerance of the best the one that reads fewest bytes, that is with the
+// fewest layers that attend to everything; of these the one whose losses have the least sum of squares. A third layer and more come beside the
+// first two or in their place, but the layers below the first, which attend to everything, are no more for that.
+func (l *Losses) Choose(selections int) []int {
+	if selections > FewSelections {
+		if few := l.choose(FewSelections, l.layers); few != nil {
+			return l.choose(selections, few[0])
+		}
 	}
+	return l.choose(selections, l.layers)
+}
+
+// choose is Choose with a bound for the first layer.
+func (l *Losses) choose(selections, latest int) (chosen []int) {
+	allowed := func(yield func(c []int) bool, limit float64) {
+		for first := max(FirstSelection-l.before, 0); first <= min(latest, l.layers-2); first++ {
+			for count, c := range l.from(first, selections, limit) {
+				if c != nil && first+count+1 <= DenseCap(l.layers, selections) && !yield(c) {
+					return
+				}
+			}
+		}
+	}
+	best := math.Inf(1)
+	allowed(func(c []int) bool {
+		best = min(best, l.Worst(c))
+		return true
+	}, math.Inf(1))
+	dense := func(c []int) int { return c[0] + len(c) }
+	allowed(func(c []int) bool {
+		if chosen == nil || dense(c) < dense(chosen) || dense(c) == dense(chosen) && l.squares(c) < l.squares(chosen) {
+			chosen = c
+		}
+		return true
+	}, best+LossTolerance)
+	return chosen
+}
+
+// each gives the loss of every sparse layer of a choice.
+func (l *Losses) each(choice []int, add func(loss float64)) {
+	if len(choice) == 0 { // everything is dense
+		return
+	}
+	at := 0
 	for j := choice[0] + 1; j < l.layers; j++ {
 		if at+1 < len(choice) && choice[at+1] == j {
 			at++
 			continue
 		}
-		worst = max(worst, l.at(choice[at], j))
+		add(l.at(choice[at], j))
 	}
+}
+
+// Worst is the largest loss of a choice.
+func (l *Losses) Worst(choice []int) (worst float64) {
+	l.each(choice, func(loss float64) { worst = max(worst, loss) })
 	return worst
 }
 
-// Choose finds the selection layers that lose least: the largest loss over the sparse layers counts,
-// and among choices within a tolerance of the best the one that reads fewest bytes, that is with the
-// fewest layers that attend to everything; then the smaller loss.
-func (l *Losses) Choose(selections int) []int {
-	var best []int
-	bestLoss := math.Inf(1)
-	type candidate struct {
-		layers []int
-		loss   float64
-	}
-	var all []candidate
-	for first := max(FirstSelection-l.before, 0); first < l.layers-1; first++ {
-		for count, c := range l.from(first, selections) {
-			if c == nil || first+count+1 > DenseCap(l.layers, selections) {
-				continue
-			}
-			loss := l.Worst(c)
-			all = append(all, candidate{c, loss})
-			bestLoss = min(bestLoss, loss)
-		}
-	}
-	dense := func(c candidate) int { return c.layers[0] + len(c.layers) }
-	chosen := candidate{loss: math.Inf(1)}
-	for _, c := range all {
-		if c.loss > bestLoss+LossTolerance {
-			continue
-		}
-		if best == nil || dense(c) < dense(chosen) || dense(c) == dense(chosen) && c.loss < chosen.loss {
-			best, chosen = c.layers, c
-		}
-	}
-	return best
+// squares is the sum of a choice's losses, squared: one that is twice as large tells four times as much in what the model says.
+func (l *Losses) squares(choice []int) (sum float64) {
+	l.each(choice, func(loss float64) { sum += loss * loss })
+	return sum
 }
 
-// from finds, for 1, 2, … selection layers of which the first is given, those that lose least: by the
-// largest loss, then by the sum, over the layers that follow each selection.
-func (l *Losses) from(first, selections int) [][]int {
+// from finds, for 1, 2, … selection layers of which the first is given, those that lose least over the layers that follow each
+// selection: by the largest loss, then by the sum of squares. With a limit of the largest loss, by the sum of squares alone.
+func (l *Losses) from(first, selections int, limit float64) [][]int {
 	type cost struct{ most, sum float64 }
-	less := func(a, b cost) bool { return a.most < b.most || a.most == b.most && a.sum < b.sum }
-	join := func(a, b cost) cost { return cost{max(a.most, b.most), a.sum + b.sum} }
+	never := cost{math.Inf(1), math.Inf(1)}
+	less := func(a, b cost) bool {
+		if math.IsInf(limit, 1) && a.most != b.most {
+			return a.most < b.most
+		}
+		return a.sum < b.sum
+	}
+	join := func(a, b cost) cost {
+		if most := max(a.most, b.most); most <= limit {
+			return cost{most, a.sum + b.sum}
+		}
+		return never
+	}
 	// span(i)[k]: what layers i+1 .. k-1 lose on the set of layer i.
 	span := make([][]cost, l.layers)
 	for i := first; i < l.layers; i++ {
 		span[i] = make([]cost, l.layers+1)
 		for k := i + 2; k <= l.layers; k++ {
 			x := l.at(i, k-1)
-			span[i][k] = join(span[i][k-1], cost{x, x})
+			span[i][k] = join(span[i][k-1], cost{x, x * x})
 		}
 	}
 	out := make([][]int, selections)
 	// best[i]: the cheapest way to have layer i as the latest of count selections; before layer i only.
 	best := make([]cost, l.layers)
 	for i := range best {
-		best[i] = cost{math.Inf(1), 0}
+		best[i] = never
 	}
 	best[first] = cost{}
 	previous := [][]int{}
 	for count := range selections {
-		last, end := -1, cost{math.Inf(1), 0}
+		last, end := -1, never
 		for i := first; i < l.layers-1; i++ {
-			if math.IsInf(best[i].most, 1) {
-				continue
-			}
-			if c := join(best[i], span[i][l.layers]); last < 0 || less(c, end) {
+			if c := join(best[i], span[i][l.layers]); less(c, end) {
 				last, end = i, c
 			}
 		}
-		if last < 0 {
-			break
-		}
-		for k, at := len(previous)-1, last; ; k-- {
+		for k, at := len(previous)-1, last; at >= 0; k-- {
 			out[count] = append(out[count], at)
 			if k < 0 {
 				break
@@ -139,12 +162,9 @@ func (l *Losses) from(first, selections int) [][]int {
 
 		next, from := make([]cost, l.layers), make([]int, l.layers)
 		for i := range next {
-			next[i] = cost{math.Inf(1), 0}
+			next[i] = never
 			for p := first; p < i; p++ {
-				if math.IsInf(best[p].most, 1) {
-					continue
-				}
-				if c := join(best[p], span[p][i]); math.IsInf(next[i].most, 1) || less(c, next[i]) {
+				if c := join(best[p], span[p][i]); less(c, next[i]) {
 					next[i], from[i] = c, p
 				}
 			}

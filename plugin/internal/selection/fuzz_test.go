@@ -49,7 +49,7 @@ func FuzzProfile(f *testing.F) {
 			if err := json.Unmarshal(text, again); err != nil {
 				t.Fatal(err)
 			}
-			if err := again.fits(about, SettingsOf(&config)); err != nil || !slices.Equal(again.Choice, p.Choice) {
+			if err := again.fits(about, SettingsOf(&config, about.Layers)); err != nil || !slices.Equal(again.Choice, p.Choice) {
 				t.Fatalf("%v: %s", err, text)
 			}
 		}
@@ -61,7 +61,7 @@ func FuzzProfile(f *testing.F) {
 
 // profiles are a right one and some that are not.
 func profiles(f testing.TB, config settings.Config, about Identity) []string {
-	p := Profile{Format: profileFormat, Library: settings.Version, Model: about, Settings: SettingsOf(&config), Choice: []int{1, 3}}
+	p := Profile{Format: profileFormat, Library: settings.Version, Model: about, Settings: SettingsOf(&config, about.Layers), Choice: []int{1, 3}}
 	p.Fingerprint = Fingerprint(about, p.Settings)
 	p.Measured.Steps, p.Measured.Tokens, p.Measured.Budget, p.Measured.Reach = 56, 5000, 512, 8
 	p.Calibrated = &Calibration{Positions: 5, Tokens: 5000}

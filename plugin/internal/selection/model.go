@@ -61,6 +61,7 @@ type Model struct {
 	Heads     int
 	Revision  uint64 // grows with every new choice
 	Roles     Roles
+	Budget    int    // tokens that a sparse layer attends to, by the choice; Config.Budget or less
 	Source    string // where the roles come from
 	Known     bool   // the roles are a choice; else everything is dense
 	Fixed     bool   // they are given or by rule: nothing is measured or audited
@@ -105,7 +106,8 @@ const (
 // NewModel makes the state of a model. Its roles are those of the configuration where layers are given,
 // of a profile where one fits, and otherwise measured.
 func NewModel(config settings.Config, layers int, about Identity, file ProfileFile, log func(settings.LogLevel, string)) (*Model, error) {
-	m := &Model{Config: config, Log: log, Layers: layers, About: about, File: file, Heads: int(about.Heads), Interval: config.Interval}
+	config.Selections = config.SelectionsFor(layers)
+	m := &Model{Config: config, Log: log, Layers: layers, About: about, File: file, Heads: int(about.Heads), Budget: config.Budget, Interval: config.Interval}
 	if config.Layers != nil || layers < LeastMeasured {
 		roles, err := NewRoles(layers, config)
 		if err != nil {
@@ -128,10 +130,10 @@ func NewModel(config settings.Config, layers int, about Identity, file ProfileFi
 		m.truth = p.Calibrated
 		if m.Trials = p.Tried; m.Trials != nil {
 			m.tokens = p.Measured.Tokens
-			m.resume(p.Choice)
+			m.resume(p)
 			return m, nil
 		}
-		m.adopt(p.Choice, SourceProfile)
+		m.adopt(p.Choice, config.Budget, SourceProfile)
 		log(settings.LogInfo, fmt.Sprintf("selection layers %v: profile %s", p.Choice, m.File.Path))
 		m.tellIfIdle()
 	}
@@ -155,7 +157,7 @@ func (m *Model) rule(reason string) {
 	config := m.Config
 	config.Layers = nil
 	m.Roles, _ = NewRoles(m.Layers, config)
-	m.Known, m.Fixed, m.Source, m.Sums = true, true, SourceRule, nil
+	m.Known, m.Fixed, m.Source, m.Sums, m.Budget = true, true, SourceRule, nil, m.Config.Budget
 	m.Revision++
 	m.Log(settings.LogInfo, fmt.Sprintf("selection layers %v, by rule: %s", m.Roles.Selections(), reason))
 }
@@ -171,9 +173,9 @@ func (m *Model) Learned() *Profile {
 }
 
 // adopt makes a choice the one in force.
-func (m *Model) adopt(choice []int, source string) {
+func (m *Model) adopt(choice []int, budget int, source string) {
 	config := m.Config
-	config.Layers = choice
+	config.Layers, m.Budget = choice, budget
 	m.Roles, _ = NewRoles(m.Layers, config) // in range: checked where it was read or chosen
 	m.Known, m.Again, m.Source = true, false, source
 	m.Revision++
@@ -308,7 +310,7 @@ func (m *Model) choose(why string) *Profile {
 	if m.Known && len(old) > 0 && len(old) <= m.Config.Selections && found.Worst(old) <= found.Worst(choice)+LossTolerance {
 		choice = old
 	}
-	m.adopt(slices.Clone(choice), SourceMeasured)
+	m.adopt(slices.Clone(choice), m.Config.Budget, SourceMeasured)
 	m.Log(settings.LogInfo, fmt.Sprintf("selection layers %v: measured%s in %d steps at %d tokens; the worst head of a sparse layer loses %.2f of its attention",
 		choice, why, m.measured.steps, m.measured.tokens, found.Worst(choice)))
 	return m.profile()

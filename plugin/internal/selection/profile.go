@@ -49,8 +49,9 @@ type Conditions struct {
 	Quality    bool    `json:"quality,omitempty"` // the choice is by a quality target, whichever
 }
 
-func SettingsOf(c *settings.Config) Conditions {
-	of := Conditions{c.Budget, c.Recency, c.SinkTokens, c.Policy.String(), c.Selections, c.Quality > 0}
+// SettingsOf are those of a configuration, for a model with that many layers.
+func SettingsOf(c *settings.Config, layers int) Conditions {
+	of := Conditions{c.Budget, c.Recency, c.SinkTokens, c.Policy.String(), c.SelectionsFor(layers), c.Quality > 0}
 	if of.Quality {
 		of.Selections = MostTried // as many as that takes
 	}
@@ -74,7 +75,8 @@ type Profile struct {
 	Fingerprint string     `json:"fingerprint"`
 	Model       Identity   `json:"model"`
 	Settings    Conditions `json:"settings"`
-	Choice      []int      `json:"choice"` // selection layers
+	Choice      []int      `json:"choice"`                  // selection layers
+	Attends     int        `json:"choice_budget,omitempty"` // tokens that the others attend to; 0: the settings' budget
 	Worst       float64    `json:"worst_loss"`
 	Measured    struct {
 		Measure string `json:"measure"`
@@ -103,11 +105,22 @@ type Calibration struct {
 	Error [][]float32 `json:"nats_error"`
 }
 
+// attends is how many tokens a sparse layer attends to by the choice.
+func (p *Profile) attends() int {
+	if p.Attends > 0 {
+		return p.Attends
+	}
+	return p.Settings.Budget
+}
+
 // profile states what is known of the model now.
 func (m *Model) profile() *Profile {
-	p := &Profile{Format: profileFormat, Library: settings.Version, Model: m.About, Settings: SettingsOf(&m.Config),
+	p := &Profile{Format: profileFormat, Library: settings.Version, Model: m.About, Settings: SettingsOf(&m.Config, m.Layers),
 		Choice: m.Roles.Selections(), Worst: Round(m.measured.Worst(m.Roles.Selections()))}
 	p.Fingerprint = Fingerprint(m.About, p.Settings)
+	if m.Budget != m.Config.Budget {
+		p.Attends = m.Budget
+	}
 	p.Measured.Measure = "share of its attention that the worst head loses against the layer's own set, mean over steps"
 	p.Measured.Steps, p.Measured.Tokens = m.measured.steps, m.measured.tokens
 	p.Measured.Budget, p.Measured.Reach, p.Calibrated = m.measured.budget, m.Reach, m.truth
@@ -236,7 +249,7 @@ func (f *ProfileFile) load(m *Model) *Profile {
 		return nil
 	}
 	if err == nil {
-		err = p.fits(m.About, SettingsOf(&m.Config))
+		err = p.fits(m.About, SettingsOf(&m.Config, m.Layers))
 	}
 	if err != nil {
 		f.keep = f.Given

@@ -26,7 +26,7 @@ func ForQuality(text []byte, target float64) ([]byte, error) {
 	tried := newTrials(&m.Losses, &settings.Config{Budget: p.Settings.Budget, Quality: target}, m.tokens, p.Tried)
 	p.Settings.Quality, p.Settings.Selections = true, MostTried
 	p.Fingerprint, p.Library = Fingerprint(p.Model, p.Settings), settings.Version
-	p.Choice, p.Calibrated, p.Tried = []int{}, nil, tried
+	p.Choice, p.Attends, p.Calibrated, p.Tried = []int{}, 0, nil, tried
 	if i := tried.choose(target); i >= 0 {
 		p.Choice = tried.Candidates[i].Layers
 	}

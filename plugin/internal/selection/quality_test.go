@@ -52,7 +52,7 @@ func TestProfileForQuality(t *testing.T) {
 	file.Save(p, func(_ settings.LogLevel, text string) { t.Log(text) })
 	config := targeted(0.01)
 	about := Identity{Layers: 12, Heads: 2, Weights: "w"}
-	found, err := NewModel(config, 12, about, folder.File(Fingerprint(about, SettingsOf(&config))), func(_ settings.LogLevel, text string) { t.Log(text) })
+	found, err := NewModel(config, 12, about, folder.File(Fingerprint(about, SettingsOf(&config, 12))), func(_ settings.LogLevel, text string) { t.Log(text) })
 	require.NoError(t, err)
 	assert.NoError(t, found.Promised())
 	assert.Equal(t, p.Choice, found.Roles.Selections())

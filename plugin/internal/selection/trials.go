@@ -2,6 +2,7 @@ package selection
 
 import (
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 
@@ -82,39 +83,68 @@ type Trials struct {
 	Least      int         `json:"least_trials"` // of a candidate before it can be taken
 	Candidates []Candidate `json:"candidates"`
 
-	chosen int // candidate in force; -1: none is, everything is dense
-	turn   int // of the trials that follow a choice
+	budgets []int // of the candidates that may be chosen here
+	chosen  int   // candidate in force; -1: none is, everything is dense
+	turn    int   // of the trials that follow a choice
 }
 
 const trialMeasure = "Kullback-Leibler divergence of the next token's probabilities from the dense model's, in nats, of steps computed both ways"
 
-// newTrials makes the candidates of a measurement. What was tried of them before counts.
+// newTrials makes the candidates of a measurement, each choice with each budget. What was tried of them before counts.
 func newTrials(found *Losses, config *settings.Config, tokens int, before *Trials) *Trials {
 	t := &Trials{Measure: trialMeasure, Target: config.Quality, Least: leastMet, chosen: -1}
 	for _, layers := range found.nested(MostTried) {
-		c := Candidate{Budget: config.Budget, Layers: layers}
-		if before != nil {
-			if i := before.find(c.Budget, layers); i >= 0 {
-				c = before.Candidates[i]
+		t.Candidates = append(t.Candidates, Candidate{Budget: config.Budget, Layers: layers})
+	}
+	t.serve(config, found.layers, tokens)
+	if before != nil {
+		for i := range t.Candidates {
+			if j := before.find(t.Candidates[i].Budget, t.Candidates[i].Layers); j >= 0 {
+				t.Candidates[i] = before.Candidates[j]
 			}
 		}
-		t.Candidates = append(t.Candidates, c)
 	}
-	slices.SortStableFunc(t.Candidates, func(a, b Candidate) int { return a.cost(found.layers, tokens) - b.cost(found.layers, tokens) })
 	return t
+}
+
+// serve has every choice among the candidates with each budget of a configuration, and admits these alone. The others, which another
+// configuration tried, stay for it.
+func (t *Trials) serve(config *settings.Config, layers, tokens int) {
+	t.budgets = config.Budgets()
+	for i := range t.Candidates {
+		for _, budget := range t.budgets {
+			if of := t.Candidates[i].Layers; t.find(budget, of) < 0 {
+				t.Candidates = append(t.Candidates, Candidate{Budget: budget, Layers: of})
+			}
+		}
+	}
+	slices.SortStableFunc(t.Candidates, func(a, b Candidate) int { return a.cost(layers, tokens) - b.cost(layers, tokens) })
+}
+
+// admitted are the candidates that may be chosen here, by number, the cheapest first.
+func (t *Trials) admitted() iter.Seq2[int, *Candidate] {
+	return func(yield func(int, *Candidate) bool) {
+		for i := range t.Candidates {
+			if c := &t.Candidates[i]; slices.Contains(t.budgets, c.Budget) && !yield(i, c) {
+				return
+			}
+		}
+	}
 }
 
 func (t *Trials) find(budget int, layers []int) int {
 	return slices.IndexFunc(t.Candidates, func(c Candidate) bool { return c.Budget == budget && slices.Equal(c.Layers, layers) })
 }
 
-// next is the candidate that the next trial is of; -1: what is known suffices for a choice.
+// next is the candidate that the next trial before a choice is of; -1: what is known suffices for one. These trials follow each other,
+// on one passage of a text, which does not show what a small budget loses in others: so smaller ones than the largest are tried
+// behind a choice, where trials lie far apart.
 func (t *Trials) next(target float64) int {
-	for i := range t.Candidates {
-		switch c := &t.Candidates[i]; {
+	for i, c := range t.admitted() {
+		switch {
 		case c.met(target):
 			return -1
-		case !c.failed(target) && c.Trials < mostAtOnce:
+		case c.Budget == t.budgets[0] && !c.failed(target) && c.Trials < mostAtOnce:
 			return i
 		}
 	}
@@ -123,28 +153,28 @@ func (t *Trials) next(target float64) int {
 
 // choose is the cheapest candidate that meets the target; -1: none does. What is in force stays while its mean does.
 func (t *Trials) choose(target float64) int {
-	for i := range t.Candidates {
-		if t.Candidates[i].met(target) {
+	for i, c := range t.admitted() {
+		if c.met(target) {
 			return i
 		}
-		if mean, _ := t.Candidates[i].Mean(); i == t.chosen && mean <= target {
+		if mean, _ := c.Mean(); i == t.chosen && mean <= target {
 			return i
 		}
 	}
 	return -1
 }
 
-// follow is the candidate of a trial behind a choice: what is in force, and every third time the cheapest that may still turn
+// follow is the candidate of a trial behind a choice: what is in force, and in turn the cheapest that may still turn
 // out to meet the target. -1: nothing can be learned.
 func (t *Trials) follow(target float64) int {
 	t.turn++
-	if t.turn%3 == 0 || t.chosen < 0 {
-		for i := range t.Candidates {
-			if c := &t.Candidates[i]; i != t.chosen && !c.failed(target) {
-				return i
-			}
+	if t.turn%2 == 0 || t.chosen < 0 {
+		for i, c := range t.admitted() {
 			if i == t.chosen {
 				break
+			}
+			if !c.failed(target) && (t.chosen >= 0 || c.Budget == t.budgets[0]) {
+				return i
 			}
 		}
 	}
@@ -154,27 +184,20 @@ func (t *Trials) follow(target float64) int {
 // nested are the best choices of 1, 2, … selection layers, by loss and as Choose takes them.
 func (l *Losses) nested(most int) (out [][]int) {
 	for count := 1; count <= most; count++ {
-		var best []int
+		of := func(limit float64) (all [][]int) {
+			for first := max(FirstSelection-l.before, 0); first < l.layers-1; first++ {
+				if c := l.from(first, count, limit)[count-1]; c != nil && first+count <= DenseCap(l.layers, count) {
+					all = append(all, c)
+				}
+			}
+			return all
+		}
 		least := math.Inf(1)
-		var all [][]int
-		for first := max(FirstSelection-l.before, 0); first < l.layers-1; first++ {
-			of := l.from(first, count)
-			if c := of[count-1]; c != nil && first+count <= DenseCap(l.layers, count) {
-				all = append(all, c)
-				least = min(least, l.Worst(c))
-			}
+		for _, c := range of(math.Inf(1)) {
+			least = min(least, l.Worst(c))
 		}
-		for _, c := range all {
-			worst := l.Worst(c)
-			if worst > least+LossTolerance {
-				continue
-			}
-			if best == nil || c[0] < best[0] || c[0] == best[0] && worst < l.Worst(best) {
-				best = c
-			}
-		}
-		if best != nil {
-			out = append(out, best)
+		if good := of(least + LossTolerance); len(good) > 0 { // the first of them begins first, and is the best that does
+			out = append(out, good[0])
 		}
 	}
 	return out
@@ -241,9 +264,8 @@ func (m *Model) NextTrial() (c Candidate, ok bool) {
 // begin starts trying the candidates of a measurement that is over. It returns the profile to be saved, where what was tried before
 // suffices.
 func (m *Model) begin(tokens int) *Profile {
-	before := m.Roles.Selections()
 	m.Trials = newTrials(&m.measured.Losses, &m.Config, tokens, m.Trials)
-	m.Trials.chosen = m.Trials.find(m.Config.Budget, before)
+	m.Trials.chosen = m.Trials.find(m.Budget, m.Roles.Selections())
 	m.trying, m.tokens = true, tokens
 	if m.Trials.next(m.Config.Quality) < 0 {
 		return m.settle(SourceMeasured)
@@ -252,9 +274,13 @@ func (m *Model) begin(tokens int) *Profile {
 }
 
 // resume goes on with what a profile says of its candidates: a choice for the target, or more trials.
-func (m *Model) resume(choice []int) {
+func (m *Model) resume(p *Profile) {
 	t, target := m.Trials, m.Config.Quality
-	t.chosen = t.find(m.Config.Budget, choice)
+	t.serve(&m.Config, m.Layers, m.tokens)
+	t.chosen = -1
+	if i := t.find(p.attends(), p.Choice); i >= 0 && slices.Contains(t.budgets, p.attends()) {
+		t.chosen = i
+	}
 	if t.choose(target) < 0 && t.next(target) >= 0 {
 		t.chosen, m.trying = -1, true
 		m.Log(settings.LogInfo, fmt.Sprintf("profile %s: more trials are needed for a quality of %v", m.File.Path, target))
@@ -281,7 +307,15 @@ func (m *Model) Tried(of *Candidate, nats float64) *Profile {
 		}
 		return m.settle(SourceMeasured)
 	}
-	if t.choose(target) == t.chosen {
+	now := t.choose(target)
+	if now == t.chosen {
+		return nil
+	}
+	if now < 0 && t.next(target) >= 0 { // what was in force is left, and others may do
+		left := &t.Candidates[t.chosen]
+		m.Log(settings.LogInfo, fmt.Sprintf("selection layers %v: %s, too much for a quality of %v: others are tried", left.Layers, left.Says(), target))
+		m.adopt([]int{}, m.Config.Budget, SourceMeasured)
+		t.chosen, m.trying = -1, true
 		return nil
 	}
 	return m.settle(SourceMeasured)
@@ -293,29 +327,39 @@ func (m *Model) settle(source string) *Profile {
 	m.trying, m.unsaved = false, false
 	t.chosen, t.Target = t.choose(target), target
 	if t.chosen < 0 {
-		best := slices.MinFunc(t.Candidates, func(a, b Candidate) int {
-			x, _ := a.Mean()
-			y, _ := b.Mean()
-			if a.Trials == 0 || b.Trials == 0 {
-				return b.Trials - a.Trials
-			}
-			return int(math.Copysign(1, x-y))
-		})
-		m.adopt([]int{}, source)
+		best := t.closest()
+		m.adopt([]int{}, m.Config.Budget, source)
 		m.Log(settings.LogInfo, fmt.Sprintf("no choice of up to %d selection layers keeps the quality of %v nats a token with %d tokens: everything is attended to. "+
 			"The best, %v, loses %s", MostTried, target, best.Budget, best.Layers, best.Says()))
 		return m.profile()
 	}
 	c := &t.Candidates[t.chosen]
-	m.adopt(slices.Clone(c.Layers), source)
+	m.adopt(slices.Clone(c.Layers), c.Budget, source)
 	share := float64(c.cost(m.Layers, max(m.tokens, 2*c.Budget))) / float64(m.Layers*max(m.tokens, 2*c.Budget))
-	from := ""
+	with, from := "", ""
+	if m.Config.ChoosesBudget {
+		with = fmt.Sprintf(" with %d tokens", c.Budget)
+	}
 	if source == SourceProfile {
 		from = " profile " + m.File.Path + ":"
 	}
-	m.Log(settings.LogInfo, fmt.Sprintf("selection layers %v:%s %s, for a quality of %v; %.0f %% of the tokens attended at %d",
-		c.Layers, from, c.Says(), target, 100*share, max(m.tokens, 2*c.Budget)))
+	m.Log(settings.LogInfo, fmt.Sprintf("selection layers %v%s:%s %s, for a quality of %v; %.0f %% of the tokens attended at %d",
+		c.Layers, with, from, c.Says(), target, 100*share, max(m.tokens, 2*c.Budget)))
 	return m.profile()
+}
+
+// closest is the candidate that loses least, of those that were tried.
+func (t *Trials) closest() (best Candidate) {
+	least := math.Inf(1)
+	for _, c := range t.admitted() {
+		if mean, _ := c.Mean(); best.Layers == nil || c.Trials > 0 && mean < least {
+			best = *c
+			if c.Trials > 0 {
+				least = mean
+			}
+		}
+	}
+	return best
 }
 
 // Unsaved is the profile with the trials since it was last saved; nil: there were none.

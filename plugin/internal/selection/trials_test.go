@@ -180,7 +180,7 @@ func TestTrialsAddUp(t *testing.T) {
 // A choice that turns out to lose more than it may is left.
 func TestChoiceThatTurnsBad(t *testing.T) {
 	w := newWorld(t, map[int]float64{1: 0.8, 2: 0.004, 3: 0.003, 4: 0.003, 5: 0.002, 6: 0.001}, 0.2)
-	m, _ := measured(t, targeted(0.01), ProfileFile{})
+	m, lines := measured(t, targeted(0.01), ProfileFile{})
 	w.try(t, m)
 	require.Len(t, m.Roles.Selections(), 2)
 	w.mean[2] = 0.5
@@ -189,12 +189,11 @@ func TestChoiceThatTurnsBad(t *testing.T) {
 		c, _ := m.NextTrial()
 		m.Tried(&c, w.step(&c))
 	}
-	assert.Empty(t, m.Roles.Selections(), "nothing else was tried: dense until it is")
-	for i := 0; len(m.Roles.Selections()) == 0; i++ {
-		require.Less(t, i, 2*mostAtOnce)
-		c, _ := m.NextTrial()
-		m.Tried(&c, w.step(&c))
-	}
+	assert.Empty(t, m.Roles.Selections())
+	assert.True(t, m.Tries(), "nothing else was tried: dense until it is, at once")
+	assert.Contains(t, (*lines)[len(*lines)-1], "too much for a quality of 0.01: others are tried")
+	trials, _ := w.try(t, m)
+	assert.LessOrEqual(t, trials, mostAtOnce+leastMet)
 	assert.Len(t, m.Roles.Selections(), 3)
 }
 
@@ -260,6 +259,69 @@ func TestTargetIsRefusedWithoutAProfile(t *testing.T) {
 	assert.Error(t, fresh(0.01).Promised())
 }
 
+// Without a budget the cheapest of layers and budgets that meets the target is chosen; a profile keeps it, for hosts with a budget as well.
+func TestTargetChoosesTheBudget(t *testing.T) {
+	file := ProfileFile{Path: filepath.Join(t.TempDir(), "p.json")}
+	config := targeted(0.01)
+	config.ChoosesBudget = true
+	lost := map[int]map[int]float64{ // by budget, then by number of selection layers
+		32:  {1: 1, 2: 0.4, 3: 0.3, 4: 0.2, 5: 0.1, 6: 0.05},
+		64:  {1: 0.9, 2: 0.03, 3: 0.004, 4: 0.003, 5: 0.002, 6: 0.001},
+		128: {1: 0.8, 2: 0.003, 3: 0.002, 4: 0.002, 5: 0.001, 6: 0.001},
+	}
+	try := func(m *Model, trials int) (saved *Profile, tried map[int]int) {
+		w := newWorld(t, nil, 0.2)
+		tried = map[int]int{}
+		for range trials {
+			c, ok := m.NextTrial()
+			require.True(t, ok)
+			tried[c.Budget]++
+			w.mean = lost[c.Budget]
+			if p := m.Tried(&c, w.step(&c)); p != nil {
+				saved = p
+			}
+		}
+		return saved, tried
+	}
+	m, lines := measured(t, config, file)
+	saved, tried := try(m, leastFailed+leastMet)
+	require.False(t, m.Tries())
+	require.Equal(t, map[int]int{128: leastFailed + leastMet}, tried, "trials that follow each other do not show what a small budget loses")
+	require.Len(t, m.Roles.Selections(), 2)
+	require.Equal(t, 128, m.Budget)
+	require.Zero(t, saved.Attends)
+	saved, tried = try(m, 600)
+	require.Len(t, m.Roles.Selections(), 3)
+	require.Equal(t, 64, m.Budget)
+	require.Equal(t, 64, saved.Attends)
+	require.Contains(t, (*lines)[len(*lines)-1], "with 64 tokens")
+	require.GreaterOrEqual(t, tried[32], leastFailed)
+	require.GreaterOrEqual(t, tried[64], leastMet)
+	cost := 0
+	for _, c := range m.Trials.Candidates {
+		require.GreaterOrEqual(t, c.cost(12, 300), cost)
+		cost = c.cost(12, 300)
+	}
+	file.Save(saved, m.Log)
+
+	again, _ := measured(t, config, file)
+	require.Equal(t, SourceProfile, again.Source)
+	require.Equal(t, m.Roles.Selections(), again.Roles.Selections())
+	require.Equal(t, 64, again.Budget)
+
+	given, _ := measured(t, targeted(0.01), file) // 128 tokens, and none else
+	require.False(t, given.Tries(), "these were tried")
+	require.Len(t, given.Roles.Selections(), 2)
+	require.Equal(t, 128, given.Budget)
+	_, tried = try(given, 10)
+	require.Equal(t, map[int]int{128: 10}, tried)
+	file.Save(given.Unsaved(), m.Log)
+
+	both, _ := measured(t, config, file) // what both have tried is kept
+	require.Equal(t, 64, both.Budget)
+	require.Len(t, both.Roles.Selections(), 3)
+}
+
 // Of each number of layers: no choice loses less beyond the tolerance, and none as good begins earlier.
 func TestNestedChoicesAreTheBest(t *testing.T) {
 	seed := rand.Uint64()
@@ -298,4 +360,27 @@ func choices(layers, count int) (out [][]int) {
 		}
 	}
 	return out
+}
+
+// Of choices that read the same and lose as much within the tolerance, the one is taken whose losses are smaller in sum of squares.
+func TestChoiceAmongEquals(t *testing.T) {
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 100 {
+		l := NewLosses(LeastMeasured + random.IntN(6))
+		for p := range l.Loss {
+			l.Loss[p] = float32(0.2 + 0.1*random.Float64())
+		}
+		got := l.Choose(FewSelections)
+		least := math.Inf(1)
+		ways := append(choices(l.layers, 1), choices(l.layers, 2)...)
+		for _, way := range ways {
+			least = min(least, l.Worst(way))
+		}
+		for _, way := range ways {
+			if l.Worst(way) <= least+LossTolerance && way[0]+len(way) == got[0]+len(got) {
+				require.LessOrEqual(t, l.squares(got), l.squares(way), "seed %d: %v, not %v", seed, got, way)
+			}
+		}
+	}
 }

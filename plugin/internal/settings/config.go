@@ -64,11 +64,14 @@ type Config struct {
 	Recency    float64 `json:"recency"`     // share of the budget kept for the newest tokens, 0 to 1
 	SinkTokens int     `json:"sink_tokens"` // first tokens that are always kept, out of the recency share
 	Policy     Policy  `json:"policy"`
-	Selections int     `json:"selections"` // at most so many selection layers are chosen where Layers is nil
+	Selections int     `json:"selections"` // at most so many selection layers are chosen where Layers is nil; 0: see SelectionsFor
 	Quality    float64 `json:"quality"`    // nats a token that a choice may lose, which then says how many layers select; 0: Selections does
 	Guard      int     `json:"guard"`      // steps between two audits of a choice; 0: none
-	Interval   int     `json:"interval"`   // steps that a token set serves; 1: it is chosen afresh in each
-	Trace      int     `json:"trace"`      // steps of a context whose token sets the statistics keep, at most; 0: none
+	// Where no budget is given, a quality target chooses it among Budgets; Budget is the largest of them.
+	ChoosesBudget bool `json:"chooses_budget,omitempty"`
+
+	Interval int `json:"interval"` // steps that a token set serves; 1: it is chosen afresh in each
+	Trace    int `json:"trace"`    // steps of a context whose token sets the statistics keep, at most; 0: none
 
 	Speculation bool `json:"speculation"` // in a ggml host: the tokens of a draft are decode rows; callers of the C ABI say what their rows are
 }
@@ -82,7 +85,7 @@ var whole = []struct {
 }{
 	{"budget", " tokens", func(c *Config) *int { return &c.Budget }, 1, MaxBudget, 0},
 	{"sink_tokens", "", func(c *Config) *int { return &c.SinkTokens }, 0, MaxBudget, 0},
-	{"selections", "", func(c *Config) *int { return &c.Selections }, 1, MaxSelections, 0},
+	{"selections", "", func(c *Config) *int { return &c.Selections }, 0, MaxSelections, 0},
 	{"guard", " steps", func(c *Config) *int { return &c.Guard }, 0, MaxGuard, DefaultGuard},
 	{"interval", " steps", func(c *Config) *int { return &c.Interval }, 1, MaxInterval, 0},
 	{"trace", " steps", func(c *Config) *int { return &c.Trace }, 0, MaxTrace, DefaultTrace},
@@ -99,9 +102,29 @@ func (c *Config) Numbers() iter.Seq2[string, *int] {
 	}
 }
 
+// LayersASelection is how many layers of a model go to each that may be chosen to select, where Selections is 0; docs/auto.md says
+// where it comes from.
+const LayersASelection = 10
+
+// SelectionsFor is how many selection layers may be chosen of a model with that many layers.
+func (c *Config) SelectionsFor(layers int) int {
+	if c.Selections > 0 {
+		return c.Selections
+	}
+	return min(max(layers/LayersASelection, 2), MaxSelections)
+}
+
+// Budgets are those that a choice of selection layers may have, the largest first.
+func (c *Config) Budgets() []int {
+	if !c.ChoosesBudget {
+		return []int{c.Budget}
+	}
+	return []int{c.Budget, c.Budget / 2, c.Budget / 4}
+}
+
 // DefaultConfig is the paper's setting, with layers found by measuring.
 func DefaultConfig() Config {
-	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1}
+	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1}
 }
 
 // Validate returns an error that names the first field with a bad value.
@@ -120,6 +143,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("quality %v is not in 0 .. %d nats a token", c.Quality, MaxQuality)
 	case c.Quality > 0 && c.Layers != nil:
 		return fmt.Errorf("quality %v chooses the selection layers, but layers names %v", c.Quality, c.Layers)
+	case c.ChoosesBudget && (c.Quality == 0 || c.Budget < 4):
+		return fmt.Errorf("budget %d is chosen by a quality target, but quality is %v", c.Budget, c.Quality)
 	case c.Quality > 0 && c.Interval > 1:
 		return fmt.Errorf("quality %v with interval %d: what older sets lose is not measured", c.Quality, c.Interval)
 	case len(c.Layers) > MaxSelections:
@@ -176,6 +201,8 @@ func FromEnvironment(lookup func(name string) (string, bool), hasCUDA bool) (Env
 			}
 		}
 	}
+	budget, _ := lookup("LESSISMORE_BUDGET")
+	env.ChoosesBudget = env.Quality > 0 && budget == ""
 	if err := env.Validate(); err != nil && first == nil { // each is in range: two do not go together
 		first = fmt.Errorf("LESSISMORE_QUALITY=%q: %w", fmt.Sprint(env.Quality), err)
 	}

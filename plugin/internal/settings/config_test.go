@@ -31,7 +31,7 @@ func TestEnvironmentDefaults(t *testing.T) {
 	} {
 		env, err := FromEnvironment(lookup, cuda.Built)
 		require.NoError(t, err)
-		require.Equal(t, Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Selections: 2, Guard: DefaultGuard, Interval: 1},
+		require.Equal(t, Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1},
 			Enabled: true, Log: LogInfo, Profiles: true}, env)
 	}
 }
@@ -51,9 +51,10 @@ func TestEnvironmentValues(t *testing.T) {
 		{"LESSISMORE_LAYERS", "0,1,4095", func(e *Environment) { e.Layers = []int{0, 1, 4095} }},
 		{"LESSISMORE_LAYERS", "auto", func(e *Environment) {}},
 		{"LESSISMORE_SELECTIONS", "3", func(e *Environment) { e.Selections = 3 }},
-		{"LESSISMORE_QUALITY", "0.01", func(e *Environment) { e.Quality = 0.01 }},
-		{"LESSISMORE_QUALITY", "1e-4", func(e *Environment) { e.Quality = 1e-4 }},
-		{"LESSISMORE_QUALITY", "10", func(e *Environment) { e.Quality = MaxQuality }},
+		{"LESSISMORE_SELECTIONS", "0", func(e *Environment) {}},
+		{"LESSISMORE_QUALITY", "0.01", func(e *Environment) { e.Quality, e.ChoosesBudget = 0.01, true }},
+		{"LESSISMORE_QUALITY", "1e-4", func(e *Environment) { e.Quality, e.ChoosesBudget = 1e-4, true }},
+		{"LESSISMORE_QUALITY", "10", func(e *Environment) { e.Quality, e.ChoosesBudget = MaxQuality, true }},
 		{"LESSISMORE_QUALITY", "Off", func(e *Environment) {}},
 		{"LESSISMORE_GUARD", "off", func(e *Environment) { e.Guard = 0 }},
 		{"LESSISMORE_GUARD", "0", func(e *Environment) { e.Guard = 0 }},
@@ -129,7 +130,7 @@ func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
 		"LESSISMORE_SINK_TOKENS": {"-1", "16777217", "four", "4.0"},
 		"LESSISMORE_POLICY":      {"0", "sum", "union,mass"},
 		"LESSISMORE_LOG":         {"1", "verbose", "warn"},
-		"LESSISMORE_SELECTIONS":  {"0", "-1", "65", "two", "auto"},
+		"LESSISMORE_SELECTIONS":  {"-1", "65", "two", "auto"},
 		"LESSISMORE_QUALITY":     {"0", "-0.1", "10.1", "NaN", "inf", "1%", "high"},
 		"LESSISMORE_GUARD":       {"-1", "1.5", "maybe", "1048577"},
 		"LESSISMORE_INTERVAL":    {"0", "-1", "65", "off"},
@@ -176,7 +177,8 @@ func TestValidateNamesFieldAndValue(t *testing.T) {
 		{func(c *Config) { c.Recency = -1 }, []string{"recency", "-1"}},
 		{func(c *Config) { c.Recency = math.Inf(1) }, []string{"recency", "+Inf"}},
 		{func(c *Config) { c.SinkTokens = -1 }, []string{"sink_tokens", "-1"}},
-		{func(c *Config) { c.Selections = 0 }, []string{"selections", "0"}},
+		{func(c *Config) { c.Selections = -1 }, []string{"selections", "-1"}},
+		{func(c *Config) { c.ChoosesBudget = true }, []string{"budget 2048", "quality is 0"}},
 		{func(c *Config) { c.Guard = -1 }, []string{"guard", "-1"}},
 		{func(c *Config) { c.Interval = 0 }, []string{"interval", "0"}},
 		{func(c *Config) { c.Policy = 2 }, []string{"policy", "2"}},
@@ -201,5 +203,33 @@ func TestEnvironmentOfATarget(t *testing.T) {
 	for _, other := range [][2]string{{"LESSISMORE_LAYERS", "2,9"}, {"LESSISMORE_INTERVAL", "2"}} {
 		_, err := FromEnvironment(environment("LESSISMORE_QUALITY", "0.01", other[0], other[1]), cuda.Built)
 		require.ErrorContains(t, err, "LESSISMORE_QUALITY=\"0.01\"")
+	}
+}
+
+// One layer for ten of the model's, at least two, unless a number is given.
+func TestSelectionsForAModel(t *testing.T) {
+	config := DefaultConfig()
+	for layers, most := range map[int]int{5: 2, 12: 2, 29: 2, 30: 3, 36: 3, 40: 4, 80: 8, MaxLayer + 1: MaxSelections} {
+		require.Equal(t, most, config.SelectionsFor(layers), "%d layers", layers)
+	}
+	config.Selections = 5
+	require.Equal(t, 5, config.SelectionsFor(12))
+}
+
+// A budget that is given stays; where none is, a quality target chooses among three.
+func TestBudgetsOfATarget(t *testing.T) {
+	for _, c := range []struct {
+		of   []string
+		want []int
+	}{
+		{nil, []int{2048}},
+		{[]string{"LESSISMORE_QUALITY", "0.005"}, []int{2048, 1024, 512}},
+		{[]string{"LESSISMORE_QUALITY", "0.005", "LESSISMORE_BUDGET", ""}, []int{2048, 1024, 512}},
+		{[]string{"LESSISMORE_QUALITY", "0.005", "LESSISMORE_BUDGET", "2048"}, []int{2048}},
+		{[]string{"LESSISMORE_QUALITY", "off"}, []int{2048}},
+	} {
+		env, err := FromEnvironment(environment(c.of...), cuda.Built)
+		require.NoError(t, err)
+		require.Equal(t, c.want, env.Budgets(), "%v", c.of)
 	}
 }

@@ -121,6 +121,16 @@ func (s *RowSets) Sparse() bool {
 	return false
 }
 
+// Narrow has the rows with token sets attend to a smaller budget than they were split by.
+func (s *RowSets) Narrow(budget int, recency float64, sinks int) {
+	for i := range s.Rows {
+		if r := &s.Rows[i]; r.SetLen > 0 {
+			split := SplitBudget(int(r.Visible), budget, recency, sinks)
+			r.SinkTokens, r.TopK, r.Recent, r.SetLen = int32(split.SinkTokens), int32(split.TopK), int32(split.Recent), int32(split.Len())
+		}
+	}
+}
+
 // Dense has every row attend to everything.
 func (s *RowSets) Dense() {
 	for i := range s.Rows {

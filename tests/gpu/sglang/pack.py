@@ -5,7 +5,8 @@
 
 Wheels from the package index, those that SGLang asks for and no others of their kinds: without what torch brings, kernels of other GPUs, and
 FlashAttention 3's kernels but those of f16 heads of 64 and bf16 heads of 128 (the reasoner's and Qwen3-8B's). FlashInfer is there to be
-imported. Needs zstandard and c++filt here. Some kernels are compiled there at the first start, which takes a minute.
+imported, and its norms are compiled here (a minute or two). Needs zstandard, c++filt and g++ here. SGLang's own small kernels are compiled there at the first
+start, which takes a minute.
 """
 
 import pathlib
@@ -20,6 +21,7 @@ import zipfile
 import zstandard
 
 HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
 sys.path.insert(0, str(HERE.parent / "vllm"))
 import pack as vllm_pack  # noqa: E402
 
@@ -70,6 +72,25 @@ def prune(path):
     subprocess.run(["fallocate", "--dig-holes", path], check=True)
 
 
+def build_norms(site):
+    """FlashInfer's norms where it looks for what is compiled already: every engine there would compile them at its first step."""
+    toolkit = subprocess.run(["sh", ROOT / "scripts" / "cuda-toolchain.sh"], check=True, capture_output=True, text=True).stdout.strip()
+    data = site / "flashinfer" / "data"
+    out = data / "aot" / "norm" / "norm.so"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as unused:
+        for name in ("cublasLt.h", "cublas_v2.h", "curand_kernel.h"):  # included, and nothing of them is used
+            pathlib.Path(unused, name).touch()
+        folders = (unused, f"{toolkit}/include", site / "tvm_ffi" / "include", data / "include", data / "csrc", data / "spdlog" / "include")
+        types = [f"-DFLASHINFER_ENABLE_{name}" for name in ("F16", "BF16", "FP8_E4M3", "FP8_E5M2")] + ["-DENABLE_BF16", "-DENABLE_FP8"]
+        subprocess.run(
+            [f"{toolkit}/bin/nvcc", *(f"-isystem={folder}" for folder in folders), *types, "-DNDEBUG", "-O3", "-std=c++17", "-use_fast_math",
+             "--expt-relaxed-constexpr", "-gencode=arch=compute_90a,code=sm_90a", "-Xfatbin=-compress-all", "-Xcompiler=-fPIC", "-shared", "-cudart=none",
+             f"-Xlinker={toolkit}/lib/libcudart.so.13", data / "csrc" / "norm.cu", data / "csrc" / "flashinfer_norm_binding.cu", "-o", out],
+            check=True,
+        )  # fmt: skip
+
+
 def compress(out, site, names):
     with open(out, "wb") as f:
         tar = subprocess.Popen(["tar", "-S", "-cf", "-", "-C", str(site), *names], stdout=subprocess.PIPE)
@@ -88,6 +109,7 @@ def main(out):
                 for i in z.infolist():
                     if not LEFT_OUT.search(i.filename):
                         z.extract(i, site)
+        build_norms(site)
         for library in site.rglob("*.so*"):
             if "sgl_kernel" not in library.parts:
                 subprocess.run(["strip", "--strip-unneeded", library], check=False, stderr=subprocess.DEVNULL)

@@ -16,8 +16,8 @@ class Watch:
         self.path, self.theirs, self.steps, self.found = pathlib.Path(path), theirs, {}, {}
         self.ours = backend.forward_decode
 
-    def forward(self, backend, q, k, v, layer, batch, save=True, *args, **kwargs):
-        out = self.ours(backend, q, k, v, layer, batch, save, *args, **kwargs)
+    def forward(self, backend, q, k, v, layer, forward_batch, save_kv_cache=True, *args, **kwargs):  # SGLang names its arguments
+        out = self.ours(backend, q, k, v, layer, forward_batch, save_kv_cache, *args, **kwargs)
         shared = backend.shared
         number = shared.numbers.get(layer.layer_id)
         step = self.steps[number] = self.steps.get(number, -1) + 1
@@ -25,20 +25,20 @@ class Watch:
             return out
         m, rows = backend.forward_metadata, q.view(-1, layer.tp_q_head_num, layer.head_dim)
         got = out.clone().view(rows.shape)
-        want = self.theirs(backend, q, k, v, layer, batch, False, *args, **kwargs).view(rows.shape)
+        want = self.theirs(backend, q, k, v, layer, forward_batch, False, *args, **kwargs).view(rows.shape)
         chosen = shared.choice.layers
         sees_all = number <= chosen[0] or number in chosen
         for row, length in enumerate(m.cache_seqlens_int32.tolist()):
             short = length <= shared.settings.budget
             self.note("full" if sees_all or short else "sparse, no measure of right", got[row], want[row], number, row, length)
         if number == len(shared.numbers) - 1:
-            self.over_sets(backend, rows, got, layer, m, number)
+            self.over_sets(backend, rows, got, layer, m, number, backend._pool(forward_batch))
             self.path.write_text(json.dumps(self.found))
         return got.view(out.shape)
 
-    def over_sets(self, backend, rows, got, layer, m, number):
+    def over_sets(self, backend, rows, got, layer, m, number, pool):
         decoder = backend.shared.decoder
-        keys, values = backend.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        keys, values = pool.get_kv_buffer(layer.layer_id)
         for row, length in enumerate(m.cache_seqlens_int32.tolist()):
             tokens = decoder.token_set(row)
             if not len(tokens):

@@ -94,6 +94,10 @@ class FlashAttentionBackend:
     def init_forward_metadata(self, forward_batch):
         self.prepared += 1
 
+    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+        """As a layer calls it: SGLang's goes on with names."""
+        return self.forward_decode(q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs)
+
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, q_rope=None, k_rope=None, sinks=None, score_mod=None):
         pool = forward_batch.pool
         if k is not None and save_kv_cache:

@@ -71,7 +71,7 @@ def _remedy(host: str, code: int) -> str:
         return "what the host itself said before, or another version of it"
     if host == "llama-cpp-python" and "amx_int8" in _cpu.found()["features"]:
         return (
-            "another build of it, without this CPU's AMX, which GCC 12.2 compiles wrongly: "
+            "another build of it, without this CPU's AMX, whose code crashes as GCC 12.2 and 13.3 compile it: "
             f"CXXFLAGS={NO_AMX} pip install --force-reinstall --no-deps --no-cache-dir --no-binary {host} {host}"
         )
     return "another version or build of it"

@@ -25,6 +25,7 @@ from .._errors import Error
 from . import _exit, _loss, _options, _show, _targets, _text
 
 FIRST = 2  # the lowest layer that chooses, as the library has it
+FEW = 2  # layers that may always choose, of which the first is no later for more
 TOLERANCE = 0.01  # nats that a choice may lose more which reads less
 REACH = 8  # in budgets: as far as the library would measure again by itself
 Matrix = npt.NDArray[np.float64]
@@ -200,12 +201,13 @@ def choose(nats: Matrix, error: Matrix, selections: int) -> list[int]:
     standard error, the one with the fewest layers that attend to everything. Rules as in the library (docs/auto.md)."""
     layers = len(nats)
     most = max(layers // 3, FIRST + selections)
+    latest = choose(nats, error, FEW)[0] if selections > FEW else layers - 2
     # cost[i][k]: layers i+1 .. k-1 on the set of layer i.
     cost = np.zeros((layers, layers + 1))
     for i in range(FIRST, layers):
         cost[i, i + 2 :] = np.cumsum(nats[i + 1 :, i])
     candidates: list[tuple[float, list[int]]] = []
-    for first in range(FIRST, layers - 1):
+    for first in range(FIRST, latest + 1):
         ways: dict[int, tuple[float, list[int]]] = {first: (0.0, [first])}
         for count in range(1, selections + 1):
             if first + count > most:

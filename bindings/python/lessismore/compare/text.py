@@ -32,7 +32,7 @@ from .weights import Array
 
 SETTLE = 256  # tokens that the measurements before may take
 BASE = "lim-auto"  # whose bytes the others get
-AUTO: dict[str, dict[str, Any]] = {"lim-auto": {}, "lim-3": {"selections": 3}, "lim-5": {"selections": 5}, "lim-mass": {"policy": "mass"}}
+AUTO: dict[str, dict[str, Any]] = {"lim-auto": {}, "lim-2": {"selections": 2}, "lim-5": {"selections": 5}, "lim-mass": {"policy": "mass"}}
 ROUGH = (1, 2, 4)  # of so many layers one chooses, where keys of 4 bits do for that
 ANCHORS, DELTAS = 5, 3  # of Kascade on Qwen3-8B and of DELTA, by their authors
 CALIBRATED = 512  # tokens before those that are measured on which anchors are found …
@@ -49,8 +49,8 @@ def rows(given: Optional[Sequence[int]]) -> list[Row]:
     return [
         Row("full", "full attention", "reference", "rules", ""),
         Row("stock", "full attention, the host's own", "reference", "host", "the noise: two ways to compute the same"),
-        Row("lim-auto", "LessIsMore, auto", ours, "abi", "two selection layers at most, found by measuring"),
-        Row("lim-3", "LessIsMore, auto, three layers", ours, "abi", "three at most"),
+        Row("lim-auto", "LessIsMore, auto", ours, "abi", "found by measuring: one selection layer for ten at most, at least two"),
+        Row("lim-2", "LessIsMore, auto, two layers", ours, "abi", "two at most"),
         Row("lim-5", "LessIsMore, auto, five layers", ours, "abi", "five at most"),
         Row("lim-mass", "LessIsMore, auto, mass", ours, "abi", "ranked by the heads' summed softmax"),
         Row("lim-rule", "LessIsMore, the paper's layers", ours, "abi", "the third layer, and a third of the way up"),

@@ -49,7 +49,7 @@ class Context(serving.Serving):
             logger.info("lessismore: %d layers are SGLang's: %s", n, reason)
         if not census.numbers:
             return self.refuse("no layer takes part")
-        force, measures = serving.in_force(own), layers.without_graphs(arguments) and arguments.tp_size == 1
+        force, measures = serving.in_force(own, len(census.numbers)), layers.without_graphs(arguments) and arguments.tp_size == 1
         self.choice = choice = profile.choose(own, force, len(census.numbers), profile.about(_described(runner)), measures)
         if choice.reason is not None:
             return self.refuse(f"the selection layers are not known: {HOW}", logging.WARNING)
@@ -70,6 +70,10 @@ class Context(serving.Serving):
         )  # fmt: skip
         rank = int(getattr(runner, "tp_rank", 0) or 0)
         self.report_by(metrics.Reporter(self, rank, int(arguments.tp_size), own.stats_interval, own.stats, "sglang"))
+
+    def tick(self) -> None:
+        self.widened = (None, None)  # a table is one step's, whoever gives the same tensor again
+        super().tick()
 
     def table(self, given: torch.Tensor, page_size: int) -> torch.Tensor:
         """A step's pages. Without graphs SGLang's table ends with the longest row; the library wants rows that could hold the capacity."""

@@ -74,13 +74,14 @@ class Context(serving.Serving):
         # A graph keeps the layers' roles: where layers are measured, vLLM is told to leave attention out of its graphs.
         whole = graphs is not None and graphs.has_full_cudagraphs() and not graphs.has_piecewise_cudagraphs()
         measures = not whole and ranks == 1 and stages == 1 and layers.most_tokens(config) == 1
-        force, n_layers, first = serving.in_force(own), len(census.numbers), 0
+        n_layers, first = len(census.numbers), 0
         if stages > 1:
             n_layers = layers.total(config) or 0
             try:
                 first = census.stage(n_layers)
             except ValueError as e:
                 return self.refuse(str(e), logging.WARNING)
+        force = serving.in_force(own, n_layers)
         self.choice = choice = profile.choose(own, force, n_layers, profile.about(config), measures)
         if choice.reason is not None:
             return self.refuse(choice.reason, logging.WARNING)

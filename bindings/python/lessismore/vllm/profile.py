@@ -54,7 +54,7 @@ def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: s
     """Given layers, else a profile's, else measured ones.
 
     Args:
-        in_force: budget, recency, sink_tokens, policy and selections.
+        in_force: budget, recency, sink_tokens, policy, and selections or that there is a quality target.
         may_measure: attention may run outside of graphs, on one rank. Then the library reads the profile itself, audits and goes on
             measuring; else a profile's layers are taken as if they were given, since graphs would keep them anyway.
 

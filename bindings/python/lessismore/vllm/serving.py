@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
+import dataclasses
 import logging
 import weakref
 from collections import Counter
@@ -11,11 +11,9 @@ from typing import Any, Optional
 
 import torch
 
-from .. import _library
 from .._errors import ArgumentError, Error
 from ..decoder import Decoder
 from ..engine import Engine
-from ..settings import MAX_QUALITY_LAYERS, POLICIES, EngineParams
 from . import memory, metrics, profile, settings
 
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -133,14 +131,13 @@ class Serving:
         }  # fmt: skip
 
 
-def in_force(own: settings.Settings) -> dict[str, Any]:
-    """The settings that a profile is for."""
-    params = EngineParams()
-    _library.library().lim_engine_default_params(params, ctypes.sizeof(params))
-    own.state(params)
-    numbers = {name: getattr(params, name) for name in ("budget", "recency", "sink_tokens", "selections")}
-    found = {**numbers, "policy": next(name for name, number in POLICIES.items() if number == params.policy)}
-    return {**found, "selections": MAX_QUALITY_LAYERS, "quality": True} if own.quality else found
+def in_force(own: settings.Settings, n_layers: int) -> dict[str, Any]:
+    """The settings that a profile is for, of a model with so many layers. Raises as Engine does."""
+    asked = dataclasses.replace(own, layers=None, quality=None, profile="off")
+    with Engine(max(n_layers, 1), asked, n_threads=1) as engine:
+        config = engine.report()["config"]
+    found = {name: config[name] for name in ("budget", "recency", "sink_tokens", "policy")}
+    return {**found, "quality": True} if own.quality else {**found, "selections": config["selections"]}
 
 
 def as_float32(kept: Optional[torch.Tensor], given: torch.Tensor) -> torch.Tensor:

@@ -80,6 +80,9 @@ func (p *Probes) Begin(st *steps.RowSets, heads int, twice bool, counts *stats.S
 		st.Dense()
 		p.Kind = calibrate.StepPlain
 	}
+	if budget, config := p.Budget(), &p.Model.Config; budget < config.Budget && p.Kind != calibrate.StepMeasure {
+		st.Narrow(budget, config.Recency, config.SinkTokens)
+	}
 	if p.lasts(st) && st.Lasting.Resume(st, sees, own) {
 		counts.ReusedSteps++
 	}

@@ -211,7 +211,7 @@ func (d *Decoder) shape(layers int) error {
 	d.count = layers
 	d.selects = int(p.Capacity) > config.Budget
 	d.split = steps.SplitBudget(config.Budget, config.Budget, config.Recency, config.SinkTokens)
-	d.lasting = newLasting(config, d.selects)
+	d.lasting = newLasting(config, layers, d.selects)
 	return nil
 }
 

@@ -20,13 +20,13 @@ type lasting struct {
 	whole    bool   // the last step was computed up to its last layer, and left all of its sets
 }
 
-func newLasting(config *settings.Config, selects bool) lasting {
+func newLasting(config *settings.Config, layers int, selects bool) lasting {
 	l := lasting{spare: config.Interval - 1, groups: 1}
 	if !selects {
 		l.spare = 0
 	}
 	if l.spare > 0 {
-		l.groups = max(len(config.Layers), config.Selections, 2)
+		l.groups = max(len(config.Layers), config.SelectionsFor(layers), 2)
 	}
 	return l
 }
