@@ -3,6 +3,8 @@
 #ifndef FAKE_GPU_H
 #define FAKE_GPU_H
 
+#include <stdatomic.h>
+
 #include "fake.h"
 
 struct graph ggml_graph_view(struct graph *g, int from, int to) {
@@ -215,12 +217,12 @@ static bool buffer_copy(void **b, const struct tensor *from, struct tensor *to) 
 }
 static void buffer_clear(void **b, uint8_t value) { (void)b, (void)value; }
 
-static void **freed; /* a buffer, in whose place the next one lies */
+static void **_Atomic freed; /* a buffer, in whose place the next one lies */
 static void **new_buffer(void **type, size_t size) {
     static _Atomic int n;
     if (is_nth("no-buffer", ++n)) return NULL;
-    void **b = freed != NULL ? memset(freed, 0, BUFFER_WORDS * sizeof *b) : calloc(BUFFER_WORDS, sizeof *b);
-    freed = NULL;
+    void **b = atomic_exchange(&freed, (void **)NULL);
+    b = b != NULL ? memset(b, 0, BUFFER_WORDS * sizeof *b) : calloc(BUFFER_WORDS, sizeof *b);
     b[0] = (void *)buffer_free, b[1] = (void *)buffer_base, b[2] = (void *)buffer_init, b[3] = (void *)buffer_memset;
     b[is("buffers-moved") ? 5 : 4] = (void *)buffer_set, b[is("buffers-moved") ? 4 : 5] = (void *)buffer_get;
     if (!is_old()) b[6] = (void *)buffer_set_2d, b[7] = (void *)nothing;
