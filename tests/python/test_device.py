@@ -154,7 +154,7 @@ def test_types(run, driver):
         driver,
     )
     assert [l.split()[1] for l in log if l.startswith("cuLaunch")] == [
-        f"lim_{kernel}_128_8_direct" for kernel in ("short_bf16", "short_bf16", "short_fp8", "attend_q8_0")
+        f"lim_{kernel}_128_8_direct" for kernel in ("short_bf16", "short_bf16", "short_fp8", "short_q8_0")
     ]
 
 
