@@ -1,4 +1,4 @@
-"""The base model out of its GGUF: dequantised, for transformers. And back: what llama.cpp calls an adapter's tensors."""
+"""The base model out of its GGUF: dequantised, by transformers' names. And back: what llama.cpp calls an adapter's tensors."""
 
 from __future__ import annotations
 
@@ -56,22 +56,6 @@ def weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     )
     tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
     return tensors, config
-
-
-def load(path: Path):
-    """The model for transformers, in float32, and its tokenizer."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tensors, values = weights(path)
-    config = LlamaConfig(**values)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    model = model.to_empty(device="cpu")
-    model.load_state_dict(tensors)
-    model.tie_weights()
-    # Not among the weights, and empty by now.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
 def halves(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 from base import weights
+from problems import END_ID
 from safetensors.torch import load_file, save_file
-
-END = 2  # <|im_end|>
 
 
 def merged(gguf: Path, adapter: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -43,7 +42,7 @@ def main():
         del tensors["lm_head.weight"]
     save_file({n: t.half().contiguous() for n, t in tensors.items()}, args.out / "model.safetensors", metadata={"format": "pt"})
     more = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float16", "hidden_act": "silu"}
-    more |= {"bos_token_id": 1, "eos_token_id": END, "pad_token_id": END, "attention_bias": False, "mlp_bias": False}
+    more |= {"bos_token_id": 1, "eos_token_id": END_ID, "pad_token_id": END_ID, "attention_bias": False, "mlp_bias": False}
     (args.out / "config.json").write_text(json.dumps({**config, **more}, indent=2) + "\n")
     for file in args.tokenizer.iterdir():
         if file.name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Callable
+from typing import Callable, Iterator
 
 # Every word is one token in SmolLM2's vocabulary, behind a space, and in one list only.
 PEOPLE = (
@@ -66,6 +66,9 @@ wound wrist yard year youth zebra zinc zone
 """.split()
 
 
+END, END_ID = "<|im_end|>", 2  # of a turn, in SmolLM2's vocabulary
+
+
 @dataclass(frozen=True)
 class Problem:
     family: str
@@ -75,6 +78,11 @@ class Problem:
     @property
     def answer(self) -> str:
         return self.chain.rsplit("\n", 1)[-1]
+
+    @property
+    def prompt(self) -> str:
+        """The question as SmolLM2's chat has it, with its marks."""
+        return f"<|im_start|>user\n{self.question}{END}\n<|im_start|>assistant\n"
 
 
 def write(
@@ -94,6 +102,16 @@ def accounts(steps: int) -> int:
     return max(3, steps // 6)
 
 
+def followed(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Each of the words, and the one after it."""
+    return zip(words, words[1:] + ["none"])
+
+
+def rises(rng: random.Random, value: int, by: int) -> bool:
+    """Whether a number of two digits goes up, or down, so that it keeps them."""
+    return rng.random() < 0.5 if 10 <= value - by and value + by < 100 else value < 50
+
+
 def ledger(rng: random.Random, steps: int) -> Problem:
     """What people have: each entry changes what an earlier entry left to the same person."""
     people = rng.sample(PEOPLE, min(len(PEOPLE), accounts(steps)))
@@ -102,13 +120,13 @@ def ledger(rng: random.Random, steps: int) -> Problem:
     has = {w: rng.randrange(10, 100) for w in last.values()}
     facts = [f"First entry {last[p]}: {p}, {last[p]} has {has[last[p]]}." for p in people]
     lines, names = [], words[:]
-    for i, word in enumerate(names):
+    for word, after in followed(names):
         person = rng.choice(people)
         before, more = last[person], rng.randrange(1, 10)
-        gets = rng.random() < 0.5 if 10 <= has[before] - more and has[before] + more < 100 else has[before] < 50
+        gets = rises(rng, has[before], more)
         has[word] = has[before] + more if gets else has[before] - more
         found = f"{before} has {has[before]}, {has[before]}{'+' if gets else '-'}{more}={has[word]}, {word} has {has[word]}."
-        line = f"Entry {word}: {person} {'gets' if gets else 'pays'} {more} after {before}, next {(names + ['none'])[i + 1]}."
+        line = f"Entry {word}: {person} {'gets' if gets else 'pays'} {more} after {before}, next {after}."
         lines.append((line, found))
         last[person] = word
     asked = rng.choice(list(has))
@@ -125,13 +143,12 @@ def boxes(rng: random.Random, steps: int) -> Problem:
     facts = [f"Box {w} holds {t}." for w, t in holds.items()]
     pairs = [tuple(words[i : i + 2]) for i in range(full, len(words), 2)]
     now, lines = words[:full], []
-    for i, (one, other) in enumerate(pairs):
+    for (one, other), (_, after) in zip(pairs, followed([one for one, _ in pairs])):
         a, b = (now.pop(rng.randrange(len(now))) for _ in range(2))
         crossed = rng.random() < 0.5
         holds[one], holds[other] = (holds[b], holds[a]) if crossed else (holds[a], holds[b])
         now += [one, other]
-        follows = pairs[i + 1][0] if i + 1 < len(pairs) else "none"
-        line = f"Move {one} and {other}: {'crossed' if crossed else 'straight'} from {a} and {b}, next {follows}."
+        line = f"Move {one} and {other}: {'crossed' if crossed else 'straight'} from {a} and {b}, next {after}."
         lines.append((line, f"{a} holds {holds[a]}, {b} holds {holds[b]}, {one} holds {holds[one]}, {other} holds {holds[other]}."))
     asked = rng.choice(list(holds))
     told = "Things move from two boxes to two new ones, straight or crossed. Follow the moves."
@@ -148,11 +165,11 @@ def walk(rng: random.Random, steps: int) -> Problem:
     at = rng.choice(towns)
     start = f"Start in {at}, next {names[0]}."
     lines = []
-    for i, word in enumerate(names):
+    for word, after in followed(names):
         turn = rng.choice(("left", "right"))
         to = exits[at][turn]
         found = f"From {at} left {exits[at]['left']}, right {exits[at]['right']}, so in {to}."
-        lines.append((f"Turn {word}: {turn}, next {(names + ['none'])[i + 1]}.", found))
+        lines.append((f"Turn {word}: {turn}, next {after}.", found))
         at = to
     told = "This is a map, and the turns of a walk. Follow the turns."
     return write("walk", rng, told, facts, lines, start, "Where does it end?", f"in {at}")
@@ -165,7 +182,7 @@ def sums(rng: random.Random, steps: int) -> Problem:
     value = {w: f"{rng.randrange(1000):03}" for w in words[:given]}
     facts = [f"Number {w} is {v}." for w, v in value.items()]
     names, lines = words[given:], []
-    for i, word in enumerate(names):
+    for word, after in followed(names):
         a, b = rng.sample(list(value), 2)
         carry, digits, parts = 0, "", []
         for x, y in zip(reversed(value[a]), reversed(value[b])):
@@ -173,7 +190,7 @@ def sums(rng: random.Random, steps: int) -> Problem:
             parts.append(f"{x}+{y}{'+1' if carry else ''}={total}")
             carry, digits = total // 10, str(total % 10) + digits
         value[word] = digits
-        line = f"Number {word}: {a} plus {b}, next {(names + ['none'])[i + 1]}."
+        line = f"Number {word}: {a} plus {b}, next {after}."
         lines.append((line, f"{a} is {value[a]}, {b} is {value[b]}, {', '.join(parts)}, {word} is {digits}."))
     asked = rng.choice(list(value))
     told = "These are numbers of three digits, and sums of two without what is above three digits. Follow the sums."
@@ -187,11 +204,11 @@ def ages(rng: random.Random, steps: int) -> Problem:
     age = {w: rng.randrange(30, 80) for w in words[:3]}
     facts = [f"Age of {w}: {w} is {n}." for w, n in age.items()]
     names, lines = words[3:], []
-    for i, word in enumerate(names):
+    for word, after in followed(names):
         of, more = rng.choice(list(age)), rng.randrange(1, 10)
-        older = rng.random() < 0.5 if 10 <= age[of] - more and age[of] + more < 100 else age[of] < 50
+        older = rises(rng, age[of], more)
         age[word] = age[of] + more if older else age[of] - more
-        line = f"Age of {word}: {more} {'older' if older else 'younger'} than {of}, next {(names + ['none'])[i + 1]}."
+        line = f"Age of {word}: {more} {'older' if older else 'younger'} than {of}, next {after}."
         lines.append((line, f"{of} is {age[of]}, {age[of]}{'+' if older else '-'}{more}={age[word]}, {word} is {age[word]}."))
     asked = rng.choice(list(age))
     told = "These are ages, one told by another. Follow them."

@@ -15,9 +15,7 @@ import random
 import time
 
 import llama_cpp
-from problems import FAMILIES, Problem, draw, first_wrong
-
-END = 2  # <|im_end|>
+from problems import END_ID, FAMILIES, Problem, draw, first_wrong
 
 
 def problem_of(seed: int, i: int, tokens: int) -> Problem:
@@ -26,17 +24,16 @@ def problem_of(seed: int, i: int, tokens: int) -> Problem:
 
 def solve(llm: llama_cpp.Llama, problem: Problem, stop: bool) -> dict:
     """What greedy decoding writes; stop: no further than the first wrong token, which a control has early."""
-    question = f"<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n"
-    prompt = llm.tokenize(question.encode(), add_bos=False, special=True)
-    chain = [*llm.tokenize(problem.chain.encode(), add_bos=False, special=False), END]
+    prompt = llm.tokenize(problem.prompt.encode(), add_bos=False, special=True)
+    chain = [*llm.tokenize(problem.chain.encode(), add_bos=False, special=False), END_ID]
     start, written = time.monotonic(), []
     llm.reset()
     for token in llm.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
         written.append(token)
         # A chain that went astray may go on for a while.
-        if token == END or len(written) >= len(chain) + len(chain) // 8 or stop and written != chain[: len(written)]:
+        if token == END_ID or len(written) >= len(chain) + len(chain) // 8 or stop and written != chain[: len(written)]:
             break
-    text = llm.detokenize(written[:-1] if written[-1] == END else written, special=True).decode(errors="replace")
+    text = llm.detokenize(written[:-1] if written[-1] == END_ID else written, special=True).decode(errors="replace")
     return {
         "family": problem.family,
         "exact": written == chain,

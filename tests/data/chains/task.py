@@ -10,7 +10,6 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-END = 2  # <|im_end|>
 SPARE = 40  # tokens of the chat's marks, and of what a problem may be longer than asked for
 
 
@@ -32,10 +31,10 @@ def steps_for(tokens: int) -> int:
 def tokens(rng: random.Random, size: int) -> tuple[list[int], list[int], list[int]]:
     """A problem's prompt, its chain and of each of the chain's tokens the line."""
     problem = problems.draw(rng, size - SPARE)
-    prompt = encode(f"<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n")
+    prompt = encode(problem.prompt)
     chain = tokenizer.encode(problem.chain, add_special_tokens=False)
     line = [problem.chain.count("\n", 0, start) for start, _ in chain.offsets]
-    return prompt, [*chain.ids, END], [*line, line[-1]]
+    return prompt, [*chain.ids, problems.END_ID], [*line, line[-1]]
 
 
 def encode(text: str) -> list[int]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from base import weights
 from model import Adapted
-from problems import FAMILIES, draw
+from problems import END, FAMILIES, draw
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -35,7 +35,6 @@ LENGTHS = (
     (1.01, {2048: 1, 4096: 2, 8192: 4}),
 )
 EXAMS = {1024: 1000, 2048: 2000, 4096: 4000, 8192: 7000}  # tokens of a problem in rows of a length
-END = "<|im_end|>"
 
 
 class Batches(IterableDataset):
@@ -70,8 +69,7 @@ def batch(rows: list[tuple[list[int], int]], length: int) -> tuple[torch.Tensor,
 
 def encode(tokenizer: Tokenizer, problem) -> tuple[list[int], int]:
     """The conversation's tokens, its end too, and where the chain begins."""
-    question = f"<|im_start|>user\n{problem.question}{END}\n<|im_start|>assistant\n"
-    start = tokenizer.encode(question, add_special_tokens=False).ids
+    start = tokenizer.encode(problem.prompt, add_special_tokens=False).ids
     return start + tokenizer.encode(problem.chain + END, add_special_tokens=False).ids, len(start)
 
 

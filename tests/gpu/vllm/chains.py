@@ -24,7 +24,6 @@ sys.path.insert(0, str(ROOT / "tests" / "data" / "chains"))
 import problems  # noqa: E402
 
 LENGTHS = [int(n) for n in os.environ.get("LENGTHS", "4096,7168").split(",")]  # tokens of a problem, question and chain
-END = 2  # <|im_end|>
 ROWS = int(os.environ.get("ROWS", 384))
 STORE = float(os.environ.get("STORE_GIB", 14))  # of K/V
 LIMIT = float(os.environ.get("LIMIT", 3600))  # seconds
@@ -37,8 +36,7 @@ DRAWS = 2000  # of a bootstrap
 
 
 def prompt(tokenizer, problem):
-    text = f"<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n"
-    return tokenizer.encode(text, add_special_tokens=False).ids
+    return tokenizer.encode(problem.prompt, add_special_tokens=False).ids
 
 
 def drawn(tokenizer, length, count, seed):
@@ -84,7 +82,7 @@ class Answers:
         from vllm import SamplingParams
 
         params = SamplingParams(
-            temperature=0, max_tokens=most, stop_token_ids=[END] if ends else None, ignore_eos=not ends, detokenize=False
+            temperature=0, max_tokens=most, stop_token_ids=[problems.END_ID] if ends else None, ignore_eos=not ends, detokenize=False
         )
         self.served.engine.add_request(name, {"prompt_token_ids": ids}, params)
 
@@ -149,7 +147,7 @@ def run(model, case, count, seed):
         for i, (problem, ids, tokens) in enumerate(wanted):
             if i not in given:
                 break
-            said = given[i][:-1] if given[i][-1] == END else given[i]
+            said = given[i][:-1] if given[i][-1] == problems.END_ID else given[i]
             text = tokenizer.decode(said, skip_special_tokens=False)
             wrong, answer = problems.first_wrong(problem, text), text.rsplit("\n", 1)[-1] == problem.answer
             rows.append(dict(family=problem.family, first_wrong=wrong, answer=answer, tokens=len(given[i]), wanted=tokens, prompt=len(ids)))
