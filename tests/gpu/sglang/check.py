@@ -62,13 +62,8 @@ def main(name):
         "close": all(value[0] < CLOSE for kind in ("full", "over the set") for value in found.get(kind, [])),
         "sets": all(value[0] for value in found.get("sets in order", [])) and library.get("no_set_calls") == 0,
     }
-    bad = [what for what, right in checks.items() if not right]
-    say(f"check {name}: {'FAILED: ' + ', '.join(bad) if bad else 'ok'}")
-    served.engine.shutdown()
-    return not bad
+    served.end(f"check {name}", checks)
 
 
 if __name__ == "__main__":
-    good = main(sys.argv[1])
-    sys.stdout.flush()
-    os._exit(0 if good else 1)
+    main(sys.argv[1])

@@ -61,6 +61,14 @@ class Served:
 
         return self.engine.loop.run_until_complete(every())
 
+    def end(self, name, checks):
+        """Says whether all that was checked is right, and ends the process by it: 0, or 1."""
+        bad = [what for what, right in checks.items() if not right]
+        say(f"{name}: {'FAILED: ' + ', '.join(bad) if bad else 'ok'}")
+        self.engine.shutdown()
+        sys.stdout.flush()
+        os._exit(bool(bad))
+
     def flush(self):
         """Empties the radix cache, which SGLang does when the last step is over."""
         for _ in range(50):
