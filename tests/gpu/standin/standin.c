@@ -385,7 +385,7 @@ static const char *kernel_arguments(const char *name, void **params) {
     more[0] = 0;
     if (strncmp(name, "lim_attend", 10) == 0 || strncmp(name, "lim_short", 9) == 0) {
         const lim_cuda_call *c = &((const lim_cuda_args *)params[0])->call;
-        char table[32];
+        char                 table[32];
         snprintf(table, sizeof table, c->table != 0 ? "page %d" : "no table", 1 << c->page_shift);
         snprintf(more, sizeof more, " mode %d rows %d capacity %d %s%s", c->mode, c->n_rows, c->capacity, table,
                  c->lengths == visibility.lengths && (c->table == visibility.table || c->table == 0) ? " sees what was looked at" : "");
