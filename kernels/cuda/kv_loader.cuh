@@ -94,6 +94,7 @@ struct AsyncLoader {
                 from_key += at * key.token_stride;
                 from_value += at * value.token_stride;
             }
+            if (Rows::kPadded && column >= args.call.dim * 2) continue; /* never read there, nor here */
             if (kEven || c < kTile * kChunks) {
                 const uint32_t bytes = r < count ? Rows::kCopy : 0;
                 const uint32_t to = to_stage + r * Rows::kPitch + column;

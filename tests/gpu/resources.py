@@ -26,8 +26,10 @@ def wanted_blocks(name):
         return 6
     if name.startswith("lim_short_"):
         return 1
-    kind, dim, heads, how = re.fullmatch(r"lim_attend_(\w+?)_(64|128|256)_(8|16)_(\w+)", name).groups()
-    return 2 if how.startswith("filtered") or kind == "q8_0" or int(dim) > 128 or int(heads) > 8 else 3
+    kind, dim, heads, how = re.fullmatch(r"lim_attend_(\w+?)_(?:upto)?(64|128|256)_(8|16)_(\w+)", name).groups()
+    if how.startswith("filtered") or int(dim) > 128 or int(heads) > 8:
+        return 2
+    return 4 if kind in ("q8_0", "q4_0") and dim == "128" else 3
 
 
 def read(path):

@@ -8,7 +8,10 @@
 // Without the build tag `cuda`, Open says that this build has no CUDA.
 package cuda
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Type is the element type of a tensor.
 type Type int32
@@ -18,8 +21,26 @@ const (
 	F16  Type = 1
 	BF16 Type = 2
 	Q8_0 Type = 3
+	Q4_0 Type = 4
 	FP8  Type = 5
 )
+
+// Step is what head_dim has to be a multiple of, up to MaxDim. For other key and value types than f16 and bf16 it is one of Dims.
+const (
+	Step   = 16
+	MaxDim = 256
+)
+
+// Dims are the head_dims of every type.
+var Dims = [...]int32{64, 128, 256}
+
+// Takes tells whether there are kernels for keys and values of the type in heads of so many elements.
+func (t Type) Takes(dim int32) bool {
+	if t == F16 || t == BF16 {
+		return dim >= Step && dim <= MaxDim && dim%Step == 0
+	}
+	return slices.Contains(Dims[:], dim)
+}
 
 // Mode says what a call does with its rows.
 type Mode int32
