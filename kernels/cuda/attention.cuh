@@ -339,8 +339,8 @@ struct Attention {
 
 template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kFilter = false>
 __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
-    extern __shared__ __align__(1024) uint8_t shared[];
     using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kFilter>;
+    uint8_t  *shared = DynamicShared();
     const int warp = (int)threadIdx.x >> 5, lane = threadIdx.x & 31;
     PdlLaunchDependents();
     A attention = {args, shared, warp, lane, {args, StreamPolicy(), warp, lane}, {args}, nullptr};

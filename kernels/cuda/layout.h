@@ -15,6 +15,7 @@ enum {
     LIM_CUDA_SELECT_THREADS = 512,
     LIM_CUDA_BUCKETS = 2048,    /* by which the selection brings candidates into order */
     LIM_CUDA_PROBE_THREADS = 256,
+    LIM_CUDA_MOST_STRIDE = 1 << 24, /* from token to token, of packed types: multiplied in 32 bits */
 };
 
 /* Blocks on a multiprocessor: as many as the registers allow without spills. Those of packed types (q8_0, q4_0) have more to

@@ -17,10 +17,13 @@
 #define LESSISMORE_CUDA_PACKED_CUH
 
 #include "layout.h"
+#include "mma.cuh"
 
 #include <stdint.h>
 
 namespace lessismore {
+
+constexpr uint32_t kThousand = 0x64006400; /* 1,024 twice in f16, whose last bit is 1 */
 
 /* Two numbers in f16: the integers that were put into the low bits of 1,024 (a bias of 8 or 128 with them), as they are. */
 __device__ __forceinline__ uint32_t Unbias(uint32_t two, float bias) {
@@ -60,11 +63,11 @@ struct Q4_0 {
     static constexpr __device__ int Second(int p) { return p + 4; }
 
     static __device__ __forceinline__ void Widen(uint32_t word, uint32_t (&two)[4]) {
-        two[0] = Unbias((word & 0x000f000f) | 0x64006400, 8);
-        two[1] = UnbiasHigh((word & 0x00f000f0) | 0x64006400, 8);
+        two[0] = Unbias(MaskedOr<0x000f000f, kThousand>(word), 8);
+        two[1] = UnbiasHigh(MaskedOr<0x00f000f0, kThousand>(word), 8);
         word >>= 8;
-        two[2] = Unbias((word & 0x000f000f) | 0x64006400, 8);
-        two[3] = UnbiasHigh((word & 0x00f000f0) | 0x64006400, 8);
+        two[2] = Unbias(MaskedOr<0x000f000f, kThousand>(word), 8);
+        two[3] = UnbiasHigh(MaskedOr<0x00f000f0, kThousand>(word), 8);
     }
     /* A token's part, in pairs. */
     static __device__ __forceinline__ void Pairs(const uint32_t (&part)[kWords], uint32_t (&two)[4]) { Widen(part[0], two); }

@@ -80,6 +80,8 @@ static int check_store(const char *name, const lim_cuda_store *s, const lim_cuda
         if (strides[i].stride < bytes)
             REFUSE(1, "%s's %s = %lld is less than a row of %lld bytes", name, strides[i].name, (long long)strides[i].stride,
                    (long long)bytes);
+        if (i == 0 && is_packed(c->kv_type) && strides[i].stride > LIM_CUDA_MOST_STRIDE)
+            REFUSE(2, "%s's %s = %lld is more than %d", name, strides[i].name, (long long)strides[i].stride, LIM_CUDA_MOST_STRIDE);
         if (strides[i].stride % align != 0)
             REFUSE(2, "%s's %s = %lld is not a multiple of %lld bytes", name, strides[i].name, (long long)strides[i].stride,
                    (long long)align);

@@ -50,7 +50,7 @@ struct Query {
 
     /* The block's warps meet here once for each split. */
     static __device__ __forceinline__ void Meet() {
-        asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+        MeetAt<1, kThreads>();
         if (kShort) ClusterWait(); /* long since over: all its blocks have begun, and may be sent to */
     }
 

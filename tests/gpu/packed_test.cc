@@ -7,65 +7,20 @@
 #include <random>
 #include <vector>
 
-#include "gtest/gtest.h"
+#include "simt/simt.h"
 
-namespace {
-
-/* f16 as the device has it, by the host's f32: the results of all operations here are exact in f32 before they are rounded. */
-float FromHalf(uint16_t h) {
-    const int   exponent = h >> 10 & 31, fraction = h & 1023;
-    const float size = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                     : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
-    return h >> 15 ? -size : size;
-}
-uint16_t ToHalf(float x) {
-    const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-    const float    size = std::fabs(x);
-    EXPECT_LT(size, 65520.0f);
-    int exponent = 0;
-    std::frexp(size, &exponent); /* size = [0.5, 1) * 2^exponent */
-    exponent = size == 0 ? -14 : std::max(exponent - 1, -14);
-    const int steps = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent))); /* to even */
-    return sign | static_cast<uint16_t>(((exponent + 14) << 10) + steps);
-}
-
-struct __half2 {
-    uint16_t x, y;
-};
-__half2 Each(__half2 a, __half2 b, float (*f)(float, float)) {
-    return {ToHalf(f(FromHalf(a.x), FromHalf(b.x))), ToHalf(f(FromHalf(a.y), FromHalf(b.y)))};
-}
-__half2 __float2half2_rn(float x) { return {ToHalf(x), ToHalf(x)}; }
-__half2 __hsub2(__half2 a, __half2 b) {
-    return Each(a, b, [](float x, float y) { return x - y; });
-}
-__half2 __hmul2(__half2 a, __half2 b) {
-    return Each(a, b, [](float x, float y) { return x * y; });
-}
-__half2 __hfma2(__half2 a, __half2 b, __half2 c) {
-    const auto one = [](uint16_t x, uint16_t y, uint16_t z) { return ToHalf(std::fma(FromHalf(x), FromHalf(y), FromHalf(z))); };
-    return {one(a.x, b.x, c.x), one(a.y, b.y, c.y)};
-}
-float    __low2float(__half2 a) { return FromHalf(a.x); }
-float    __high2float(__half2 a) { return FromHalf(a.y); }
-uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t which) {
-    const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
-    uint32_t       to = 0;
-    for (int i = 0; i < 4; i++) to |= static_cast<uint32_t>(both >> (which >> i * 4 & 7) * 8 & 255) << i * 8;
-    return to;
-}
-
-}  // namespace
-
-#define __device__
-#define __forceinline__ inline
 #include "packed.cuh"
+
+#include "gtest/gtest.h"
 
 namespace {
 
 using lessismore::PackedRows;
 using lessismore::Q4_0;
 using lessismore::Q8_0;
+
+using simt::FromHalf;
+using simt::ToHalf;
 
 float Lower(uint32_t two) { return FromHalf(static_cast<uint16_t>(two)); }
 float Upper(uint32_t two) { return FromHalf(static_cast<uint16_t>(two >> 16)); }
