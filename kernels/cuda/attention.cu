@@ -8,10 +8,10 @@
 using namespace lessismore;
 
 /* name: of the dim. */
-#define ATTEND(type, Rows, dim, name, heads, where, indexed)                                                        \
-    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), LIM_CUDA_MOST_BLOCKS(Rows::kPacked, dim, heads)) \
-        lim_attend_##type##_##name##_##heads##_##where(const __grid_constant__ lim_cuda_args args) {                \
-        Attend<Rows, dim, heads / 8, indexed, false>(args);                                                         \
+#define ATTEND(type, Rows, dim, name, heads, where, indexed)                                                                          \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), LIM_CUDA_MOST_BLOCKS(Rows::kPacked && !Rows::kPadded, dim, heads)) \
+        lim_attend_##type##_##name##_##heads##_##where(const __grid_constant__ lim_cuda_args args) {                                  \
+        Attend<Rows, dim, heads / 8, indexed, false>(args);                                                                           \
     }
 #define ATTEND_DIM(type, Rows, dim, name)                 \
     ATTEND(type, Rows<dim>, dim, name, 8, direct, false)  \
@@ -25,6 +25,8 @@ template <int kDim> using PaddedF16Rows = PaddedRows<kDim, false>;
 template <int kDim> using PaddedBF16Rows = PaddedRows<kDim, true>;
 template <int kDim> using Q8Rows = PackedRows<kDim, Q8_0>;
 template <int kDim> using Q4Rows = PackedRows<kDim, Q4_0>;
+template <int kDim> using Q8Rows96 = PackedRows<kDim, Q8_0, 96>;
+template <int kDim> using Q4Rows96 = PackedRows<kDim, Q4_0, 96>;
 
 #define ATTEND_TYPE(type, Rows)      \
     ATTEND_DIM(type, Rows, 64, 64)   \
@@ -33,6 +35,11 @@ template <int kDim> using Q4Rows = PackedRows<kDim, Q4_0>;
 #define ATTEND_PADDED(type, Rows)        \
     ATTEND_DIM(type, Rows, 128, upto128) \
     ATTEND_DIM(type, Rows, 256, upto256)
+
+/* As Phi-3 mini has them: one query head for each KV head. */
+#define ATTEND_96(type, Rows)                          \
+    ATTEND(type, Rows<128>, 128, 96, 8, direct, false) \
+    ATTEND(type, Rows<128>, 128, 96, 8, indexed, true)
 
 #define TMA(type, bf16, dim, name, paged, filter)                                                                    \
     extern "C" __global__ void __launch_bounds__(ThreadsOf(false), filter ? 2 : LIM_CUDA_MOST_BLOCKS(false, dim, 8)) \
@@ -65,6 +72,8 @@ ATTEND_TYPE(bf16, BF16Rows)
 ATTEND_TYPE(fp8, ByteRows)
 ATTEND_TYPE(q8_0, Q8Rows)
 ATTEND_TYPE(q4_0, Q4Rows)
+ATTEND_96(q8_0, Q8Rows96)
+ATTEND_96(q4_0, Q4Rows96)
 ATTEND_PADDED(f16, PaddedF16Rows)
 ATTEND_PADDED(bf16, PaddedBF16Rows)
 
@@ -76,6 +85,8 @@ SHORT_TYPE(bf16, BF16Rows)
 SHORT_TYPE(fp8, ByteRows)
 SHORT_TYPE(q8_0, Q8Rows)
 SHORT_TYPE(q4_0, Q4Rows)
+SHORT_DIM(q8_0, Q8Rows96, 128, 96)
+SHORT_DIM(q4_0, Q4Rows96, 128, 96)
 SHORT_DIM(f16, PaddedF16Rows, 128, upto128)
 SHORT_DIM(bf16, PaddedBF16Rows, 128, upto128)
 #endif

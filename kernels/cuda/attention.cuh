@@ -88,17 +88,17 @@ struct Attention {
     }
 
     /* The same of blocks with scales. */
-    __device__ __forceinline__ void PackedScores(const Q &query, const uint8_t *keys, float (&x)[kHeadTiles][4]) const {
+    __device__ __forceinline__ void PackedScores(const Q &query, const uint8_t *keys, uint32_t shift, float (&x)[kHeadTiles][4]) const {
         uint32_t again[kHeadTiles][4];
 #pragma unroll
         for (int h = 0; h < kHeadTiles; h++) x[h][0] = x[h][1] = x[h][2] = x[h][3] = 0;
 #pragma unroll
-        for (int u = 0; u < kFragments / 4; u++) {
+        for (int u = 0; u < Rows::kUnits; u++) {
             uint32_t a[4][4];
             float    scale[2][2];
-            Rows::Keys(keys, u, lane, a, scale);
+            Rows::Keys(keys, shift, u, lane, a, scale);
 #pragma unroll
-            for (int b = 0; b < 2; b++) {
+            for (int b = 0; b < (Rows::HasSecond(u) ? 2 : 1); b++) {
                 const int f = u * 4 + b * 2;
 #pragma unroll
                 for (int h = 0; h < kHeadTiles; h++) {
@@ -141,11 +141,11 @@ struct Attention {
         }
     }
 
-    __device__ __forceinline__ void PackedValues(const uint8_t *values, const uint32_t (&weights)[kHeadTiles][2], float (&o)[kHeadTiles][kFragments][4]) const {
+    __device__ __forceinline__ void PackedValues(const uint8_t *values, uint32_t shift, const uint32_t (&weights)[kHeadTiles][2], float (&o)[kHeadTiles][kFragments][4]) const {
 #pragma unroll
-        for (int u = 0; u < kFragments / 4; u++) {
+        for (int u = 0; u < Rows::kUnits; u++) {
             uint32_t a[4][4];
-            Rows::Values(values, u, lane, a);
+            Rows::Values(values, shift, u, lane, a);
 #pragma unroll
             for (int f = 0; f < 4; f++) {
 #pragma unroll
@@ -213,7 +213,7 @@ struct Attention {
             float          x[kHeadTiles][4];
             uint32_t       weights[kHeadTiles][2];
             if constexpr (Rows::kPacked) {
-                PackedScores(query, tile, x);
+                PackedScores(query, tile, loader.key_shift, x);
             } else {
                 Scores(query, keys, x);
             }
@@ -222,7 +222,7 @@ struct Attention {
             softmax.Weigh(x, lane >> 2, end - token, weights);
             loader.WaitForValues();
             if constexpr (Rows::kPacked) {
-                PackedValues(tile + StageOf<Rows>::kTileBytes, weights, softmax.o);
+                PackedValues(tile + StageOf<Rows>::kTileBytes, loader.value_shift, weights, softmax.o);
             } else {
                 Values(keys + StageOf<Rows>::kTileBytes, weights, softmax.o);
             }

@@ -23,11 +23,15 @@ struct Slots {
     int now = 0, later = 0; /* the next two tiles, the two after those */
 };
 
+/* Packed rows that need not begin at a multiple of four bytes. */
+template <class Rows> constexpr bool IsShifted = Rows::kPacked && Rows::kRowBytes % 4 != 0;
+
 template <class Rows, int kWarps, bool kIndexed, bool kShort>
 struct AsyncLoader {
-    static constexpr int kTurn = kWarps * kTile;
-    static constexpr int kChunks = Rows::kRowBytes / Rows::kCopy; /* copies of a row */
-    static constexpr int kStageBytes = StageOf<Rows>::kBytes;
+    static constexpr int  kTurn = kWarps * kTile;
+    static constexpr int  kChunks = Rows::kChunks;
+    static constexpr int  kStageBytes = StageOf<Rows>::kBytes;
+    static constexpr bool kShifted = IsShifted<Rows>, kWholeRows = Rows::kPacked && !kShifted;
 
     const lim_cuda_args &args;
     uint64_t             policy;
@@ -43,6 +47,8 @@ struct AsyncLoader {
     const uint8_t *value_row;
     int            value_count, value_lanes;
     uint32_t       into;
+    /* Packed: how far into the copies of a row the row begins. */
+    uint32_t key_shift, value_shift;
 
     /* The slot of a token of a row. */
     __device__ __forceinline__ int SlotOf(int of_row, int token, int last) const {
@@ -67,11 +73,22 @@ struct AsyncLoader {
         row = work.row, next = begin + warp * kTile, end = last;
         stages = args.stages, stage0 = first_stage;
         odd = fill = stage = 0;
+        if constexpr (kShifted) {
+            key_shift = Rows::ShiftOf(key.base), value_shift = Rows::ShiftOf(value.base);
+            key.base -= key_shift, value.base -= value_shift;
+        } else {
+            key_shift = value_shift = 0;
+        }
         if constexpr (kRuns) runs = FromOf(Address(key, next), Address(value, next));
     }
 
     __device__ __forceinline__ const uint8_t *Address(const Store &s, int slot) const {
         return kIndexed ? SlotAddress(args.call, s, slot) : s.base + (int64_t)slot * s.token_stride;
+    }
+
+    /* Of a copy, those of the row: memory may end there. */
+    static __device__ __forceinline__ uint32_t BytesAt(int column, uint32_t shift) {
+        return kShifted ? min((uint32_t)Rows::kCopy, Rows::kRowBytes + shift - column) : Rows::kCopy;
     }
 
     /* Starts copying a tile of `count` tokens (more than 16: all), or only its keys or values. Indexed, from_key and from_value
@@ -95,19 +112,18 @@ struct AsyncLoader {
                 from_key += at * key.token_stride;
                 from_value += at * value.token_stride;
             }
-            if (Rows::kPadded && column >= args.call.dim * 2) continue; /* never read there, nor here */
+            if (Rows::kPadded && !Rows::kPacked && column >= args.call.dim * 2) continue; /* never read there, nor here */
             if (kEven || c < kTile * kChunks) {
-                const uint32_t bytes = r < count ? Rows::kCopy : 0;
                 const uint32_t to = to_stage + r * Rows::kPitch + column;
-                if (kKeys) CopyAsync<Rows::kCopy>(to, from_key + column, bytes, policy);
-                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, bytes, policy);
+                if (kKeys) CopyAsync<Rows::kCopy>(to, from_key + column, r < count ? BytesAt(column, key_shift) : 0, policy);
+                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, r < count ? BytesAt(column, value_shift) : 0, policy);
             }
         }
     }
 
     /* Packed rows are 8 or 16 copies and one more: a warp does 8 or 16 of as many rows as it has lanes for at once, and then the
      * last ones of all rows, of keys by its first half and of values by the other. */
-    static constexpr int kMain = kChunks - 1, kRows = Rows::kPacked ? 32 / kMain : 1, kLast = kMain * Rows::kCopy;
+    static constexpr int kMain = kChunks - 1, kRows = kWholeRows ? 32 / kMain : 1, kLast = kMain * Rows::kCopy;
 
     /* Direct: where this lane copies from, of a tile. */
     struct PackedFrom {
@@ -171,7 +187,7 @@ struct AsyncLoader {
 
     template <bool kKeys, bool kValues>
     __device__ __forceinline__ void CopyTile(uint32_t to, const uint8_t *first_key, const uint8_t *first_value, int count, int from_lane) const {
-        if constexpr (!Rows::kPacked) {
+        if constexpr (!kWholeRows) {
             Copy<kKeys, kValues>(to, first_key, first_value, count, from_lane);
         } else if constexpr (kIndexed) {
             CopyPackedTokens<kKeys, kValues>(to, first_key, first_value, count, from_lane);
@@ -183,7 +199,7 @@ struct AsyncLoader {
         }
     }
     /* Direct, keys and values at once: the addresses run from tile to tile, which takes less than finding each anew. */
-    static constexpr bool kRuns = Rows::kPacked && !kIndexed && !kShort;
+    static constexpr bool kRuns = kWholeRows && !kIndexed && !kShort;
     PackedFrom            runs;
 
     __device__ __forceinline__ void LoadRunning() {

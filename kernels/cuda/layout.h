@@ -18,8 +18,8 @@ enum {
     LIM_CUDA_MOST_STRIDE = 1 << 24, /* from token to token, of packed types: multiplied in 32 bits */
 };
 
-/* Blocks on a multiprocessor: as many as the registers allow without spills. Those of packed types (q8_0, q4_0) have more to
- * compute for the bytes that they read. */
+/* Blocks on a multiprocessor: as many as the registers allow without spills. Whole rows of packed types (q8_0, q4_0) have more
+ * to compute for the bytes that they read. */
 #define LIM_CUDA_MOST_BLOCKS(packed, dim, heads) ((dim) > 128 || (heads) > 8 ? 2 : (packed) && (dim) == 128 ? 4 \
                                                                                                             : 3)
 

@@ -115,44 +115,52 @@ struct Q8_0 {
     }
 };
 
-template <int kDim, class Block>
+/* Heads of kElements, fewer than kDim: their last unit is one block, which stands for both where it is read, and rows need not begin at
+ * a multiple of four bytes. They are copied from such a multiple on, and words are put together of two. */
+template <int kDim, class Block, int kElements = kDim>
 struct PackedRows {
     static constexpr bool kBf16 = false;
     static constexpr bool kPacked = true;
-    static constexpr bool kPadded = false;
+    static constexpr bool kPadded = kElements != kDim;
     static constexpr bool kTma = false;
-    static constexpr int  kRowBytes = kDim / 32 * Block::kBytes;
-    static constexpr int  kCopy = kDim / 16; /* rows are 17 or 9 times that */
-    static constexpr int  kPitch = LIM_CUDA_PACKED_PITCH(kRowBytes);
-    static constexpr int  kUnits = kDim / 64;
+    static constexpr int  kHeadDim = kElements;
+    static constexpr int  kRowBytes = kElements / 32 * Block::kBytes;
+    static constexpr bool kShifted = kRowBytes % 4 != 0;
+    static constexpr int  kCopy = kShifted ? 4 : kDim / 16; /* rows are 17 or 9 times that, if they are whole */
+    static constexpr int  kChunks = kShifted ? (kRowBytes + 2) / 4 : kRowBytes / kCopy;
+    static constexpr int  kPitch = LIM_CUDA_PACKED_PITCH(kDim / 32 * Block::kBytes);
+    static constexpr int  kUnits = (kElements + 63) / 64;
     static constexpr int  kUnitWords = Block::kBytes / 2;
     static constexpr int  kTakeWord = 0x7654, kTakeRest = 0x5432; /* the word itself, or what the unit's first one and it have beside scales */
 
+    /* How far from a multiple of four bytes a head's rows begin. */
+    static __device__ __forceinline__ uint32_t        ShiftOf(const uint8_t *row) { return kShifted ? (uint32_t)(uintptr_t)row & 2 : 0; }
     static __device__ __forceinline__ const uint32_t *UnitAt(const uint8_t *tile, int token, int unit) {
         return (const uint32_t *)(tile + token * kPitch) + unit * kUnitWords;
     }
+    static __device__ __forceinline__ uint32_t Word(const uint32_t *w, int i, uint32_t shift) {
+        if constexpr (kShifted) return __byte_perm(w[i], w[i + 1], shift ? 0x5432 : 0x3210);
+        return w[i];
+    }
+    static __device__ __forceinline__ bool HasSecond(int unit) { return !kPadded || unit * 64 + 32 < kElements; }
 
     /* Tokens g and g + 8 of a tile, a unit: four steps' fragments, of which each two are of one block, and the blocks' scales
      * of both tokens. */
-    static __device__ __forceinline__ void Keys(const uint8_t *tile, int unit, int lane, uint32_t (&a)[4][4], float (&scale)[2][2]) {
+    static __device__ __forceinline__ void Keys(const uint8_t *tile, uint32_t shift, int unit, int lane, uint32_t (&a)[4][4], float (&scale)[2][2]) {
         const int g = lane >> 2, t = lane & 3, take = t == 3 ? kTakeRest : kTakeWord;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const uint32_t *const w = UnitAt(tile, g + r * 8, unit);
-            const uint32_t        start = w[0], middle = w[Block::kMiddle];
-            uint32_t              part[2][Block::kWords];
+            const uint32_t        start = Word(w, 0, shift);
 #pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
+            for (int odd = 0; odd < (HasSecond(unit) ? 2 : 1); odd++) {
+                uint32_t part[Block::kWords], two[4];
 #pragma unroll
-                for (int i = 0; i < Block::kWords; i++) part[odd][i] = w[Block::WordAt(odd, t, i)];
-            }
-            uint32_t &last = part[0][Block::kWords - 1];
-            last = __byte_perm(start, last, take);
-            scale[0][r] = LowerHalf(start), scale[1][r] = UpperHalf(middle);
-#pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-                uint32_t two[4];
-                Block::Pairs(part[odd], two);
+                for (int i = 0; i < Block::kWords; i++) part[i] = Word(w, Block::WordAt(odd, t, i), shift);
+                uint32_t &last = part[Block::kWords - 1];
+                if (odd == 0) last = __byte_perm(start, last, take);
+                scale[odd][r] = odd == 0 ? LowerHalf(start) : UpperHalf(Word(w, Block::kMiddle, shift));
+                Block::Pairs(part, two);
 #pragma unroll
                 for (int p = 0; p < 4; p++) a[odd * 2 + p / 2][p % 2 * 2 + r] = two[p];
             }
@@ -171,17 +179,17 @@ struct PackedRows {
     static __device__ __forceinline__ int PartElement(int odd, int part, int j) {
         return Block::Element(odd, part, Block::kWords == 2 && odd ? j ^ 4 : j);
     }
-    static __device__ __forceinline__ void Values(const uint8_t *tile, int unit, int lane, uint32_t (&a)[4][4]) {
-        const int g = lane >> 2, t = lane & 3, odd = g >> 2, part = g & 3, take = g == 3 ? kTakeRest : kTakeWord;
+    static __device__ __forceinline__ void Values(const uint8_t *tile, uint32_t shift, int unit, int lane, uint32_t (&a)[4][4]) {
+        const int g = lane >> 2, t = lane & 3, odd = HasSecond(unit) ? g >> 2 : 0, part = g & 3, take = odd == 0 && part == 3 ? kTakeRest : kTakeWord;
 #pragma unroll
         for (int r = 0; r < 2; r++) { /* tokens 2t and 2t + 1, the same in the upper eight */
             uint32_t word[2][Block::kWords], scale[2], two[8];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const uint32_t *const w = UnitAt(tile, t * 2 + i + r * 8, unit);
-                scale[i] = w[odd * Block::kMiddle];
+                scale[i] = Word(w, odd * Block::kMiddle, shift);
 #pragma unroll
-                for (int j = 0; j < Block::kWords; j++) word[i][j] = w[Block::WordAt(odd, part, Block::kWords == 2 ? j ^ odd : 0)];
+                for (int j = 0; j < Block::kWords; j++) word[i][j] = Word(w, Block::WordAt(odd, part, Block::kWords == 2 ? j ^ odd : 0), shift);
                 uint32_t &last = word[i][Block::kWords - 1];
                 last = __byte_perm(scale[i], last, take);
             }

@@ -57,12 +57,19 @@ static int check_dim(const lim_cuda_call *c, char *text, size_t size) {
     if (c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16 && c->kv_type != LIM_CUDA_FP8 && !is_packed(c->kv_type))
         REFUSE(2, "kv_type = %d is not f16, bf16, fp8, q8_0 or q4_0", c->kv_type);
     if (c->dim < 16 || c->dim > 256 || c->dim % 16 != 0) REFUSE(2, "dim = %d is not a multiple of 16 up to 256", c->dim);
-    if (is_padded(c) && !is_half(c->kv_type)) REFUSE(2, "dim = %d is not 64, 128 or 256, which other K/V than f16 and bf16 needs", c->dim);
+    if (!is_padded(c) || is_half(c->kv_type)) return 0;
+    if (!is_packed(c->kv_type)) REFUSE(2, "dim = %d is not 64, 128 or 256, as it has to be with fp8", c->dim);
+    if (c->dim != 96) REFUSE(2, "dim = %d is not 64, 96, 128 or 256, as it has to be with q8_0 and q4_0", c->dim);
+    if (group_of(c) > 8) REFUSE(2, "dim = %d with heads = %d, more than 8 for each of the %d KV heads, is not in q8_0 or q4_0", c->dim, c->heads, c->kv_heads);
     return 0;
 }
 
 static int check_store(const char *name, const lim_cuda_store *s, const lim_cuda_call *c, char *text, size_t size) {
-    const int64_t align = is_packed(c->kv_type) ? c->dim / 16 : 16, bytes = row_bytes(c->kv_type, c->dim);
+    /* Of 96 elements a row's bytes are no multiple of four: its head may begin between two. */
+    const int     shifted = is_packed(c->kv_type) && c->dim == 96;
+    const int64_t align = shifted ? 4 : is_packed(c->kv_type) ? c->dim / 16
+                                                              : 16,
+                  bytes = row_bytes(c->kv_type, c->dim);
     if (s->data == 0) REFUSE(1, "%s = NULL", name);
     if (s->data % align != 0)
         REFUSE(2, "%s = %#llx is not a multiple of %lld bytes", name, (unsigned long long)s->data, (long long)align);
@@ -82,9 +89,10 @@ static int check_store(const char *name, const lim_cuda_store *s, const lim_cuda
                    (long long)bytes);
         if (i == 0 && is_packed(c->kv_type) && strides[i].stride > LIM_CUDA_MOST_STRIDE)
             REFUSE(2, "%s's %s = %lld is more than %d", name, strides[i].name, (long long)strides[i].stride, LIM_CUDA_MOST_STRIDE);
-        if (strides[i].stride % align != 0)
+        const int64_t step = shifted && i == 1 ? 2 : align;
+        if (strides[i].stride % step != 0)
             REFUSE(2, "%s's %s = %lld is not a multiple of %lld bytes", name, strides[i].name, (long long)strides[i].stride,
-                   (long long)align);
+                   (long long)step);
     }
     return 0;
 }
@@ -215,7 +223,7 @@ typedef struct shape {
  * hidden as well, all that there may be; then as many blocks as fit. */
 static shape attend_shape(const lim_cuda_device *d, const lim_cuda_call *c) {
     shape     s = {2, 1, 0, 0};
-    const int most = LIM_CUDA_MOST_BLOCKS(is_packed(c->kv_type), kernel_dim(c), group_of(c)), beside = is_packed(c->kv_type) ? most : 2;
+    const int most = LIM_CUDA_MOST_BLOCKS(is_packed(c->kv_type) && !is_padded(c), kernel_dim(c), group_of(c)), beside = is_packed(c->kv_type) ? most : 2;
     for (int i = 0; i < DEPTHS; i++) {
         const int64_t bytes = attend_shared(c, depths[i]);
         if (bytes + STATIC > d->shared_per_block) continue;
@@ -358,7 +366,8 @@ static int may_filter(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t w
 
 static void name_of(const lim_cuda_call *c, const char *kind, const char *how, char name[LIM_CUDA_NAME]) {
     static const char *const types[] = {"", "f16", "bf16", "q8_0", "q4_0", "fp8"};
-    snprintf(name, LIM_CUDA_NAME, "lim_%s_%s_%s%d_%d_%s", kind, types[c->kv_type], is_padded(c) ? "upto" : "", kernel_dim(c), group_of(c) > 8 ? 16 : 8, how);
+    const int                upto = is_padded(c) && is_half(c->kv_type);
+    snprintf(name, LIM_CUDA_NAME, "lim_%s_%s_%s%d_%d_%s", kind, types[c->kv_type], upto ? "upto" : "", upto ? kernel_dim(c) : c->dim, group_of(c) > 8 ? 16 : 8, how);
 }
 
 int lim_cuda_entry_points(const lim_cuda_device *d, const lim_cuda_call *c, char names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME]) {

@@ -6,7 +6,7 @@
  *
  * Each type says:
  *   kCopy      bytes of one asynchronous copy; rows and strides are multiples of it
- *   RowBytes   bytes of a row in device memory
+ *   RowBytes   bytes of a row in device memory, and Chunks copies that bring them
  *   kPitch     bytes from row to row in shared memory: 16 more than the row, so that the eight rows of a
  *              matrix fall into different banks
  *   kTma       whether TMA loads whole tiles
@@ -34,6 +34,7 @@ struct HalfRows {
     static constexpr bool kTma = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim * 2;
+    static constexpr int  kChunks = kRowBytes / kCopy;
     static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 1;
 
@@ -90,6 +91,7 @@ struct ByteRows {
     static constexpr bool kTma = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim;
+    static constexpr int  kChunks = kRowBytes / kCopy;
     static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 2;
 

@@ -311,8 +311,9 @@ TEST(Plan, FitsEveryDeviceAndShape) {
     for (const lim_cuda_device *d : {&kH200, &kSmall}) {
         for (int type : {LIM_CUDA_F16, LIM_CUDA_BF16, LIM_CUDA_FP8, LIM_CUDA_Q8_0, LIM_CUDA_Q4_0}) {
             for (int dim : {64, 128, 256, 16, 80, 96, 112, 144, 192, 240}) {
-                if (dim != 64 && dim != 128 && dim != 256 && type != LIM_CUDA_F16 && type != LIM_CUDA_BF16) continue;
-                for (int group = 1; group <= 16; group++) {
+                const bool packed = type == LIM_CUDA_Q8_0 || type == LIM_CUDA_Q4_0, half = type == LIM_CUDA_F16 || type == LIM_CUDA_BF16;
+                if (dim != 64 && dim != 128 && dim != 256 && !half && !(packed && dim == 96)) continue;
+                for (int group = 1; group <= (packed && dim == 96 ? 8 : 16); group++) {
                     for (int rows : {1, 7, 25, 300}) {
                         for (int capacity : {1, 100, 2048, 131072}) {
                             lim_cuda_call c = Good();
@@ -528,6 +529,7 @@ TEST(Plan, TakesTheKernelOfTheCase) {
         {"lim_attend_fp8_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; }},
         {"lim_attend_q4_0_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 128); }},
         {"lim_attend_q8_0_256_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 256); c->mode = LIM_CUDA_SPARSE; }},
+        {"lim_short_q8_0_96_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 96); c->mode = LIM_CUDA_SPARSE; }},
         {"lim_short_q4_0_64_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 64); c->mode = LIM_CUDA_SPARSE; }},
         /* Heads of other sizes have the kernels of the next larger one, none with TMA. */
         {"lim_attend_f16_upto128_8_direct", "lim_select_union", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_F16, 96); }},
@@ -643,7 +645,11 @@ TEST(Plan, RefusalsNameTheArgument) {
         {"dim", [](lim_cuda_call *c) { c->dim = 72; }},
         {"dim", [](lim_cuda_call *c) { c->dim = 272; }},
         {"dim", [](lim_cuda_call *c) { c->dim = 0; }},
-        {"dim", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 96); }},
+        {"dim", [](lim_cuda_call *c) { c->heads = 128; SetHeads(c, LIM_CUDA_Q8_0, 96); }},
+        {"dim", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 192); }},
+        {"token_stride", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 96); c->value.token_stride += 2; }},
+        {"head_stride", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 96); c->key.head_stride += 1; }},
+        {"token_stride", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 128); c->key.token_stride = 1 << 25; }},
         {"dim", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 32); }},
         {"dim", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_FP8, 192); }},
         {"kv_type", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_F32; }},

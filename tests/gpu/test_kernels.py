@@ -41,6 +41,7 @@ class Problem:
         recency=0.25,
         set_sinks=4,
         page_shift=None,
+        hnd=None,
     ):
         gen = torch.Generator("cuda").manual_seed(rng.randrange(1 << 31))
         rows, heads = len(lengths), group * kv_heads
@@ -66,7 +67,8 @@ class Problem:
             page = 1 << self.page_shift
             each = -(-capacity // page)
             pages = rows * each + rng.randrange(3)
-            hnd, joint = rng.random() < 0.5, kv_type not in D.PACKED and rng.random() < 0.5  # K beside V, as vLLM has them
+            hnd = rng.random() < 0.5 if hnd is None else hnd
+            joint = kv_type not in D.PACKED and rng.random() < 0.5  # K beside V, as vLLM has them
             shape = (pages, kv_heads, page, dim) if hnd else (pages, page, kv_heads, dim)
             k, v = normal(*shape), normal(*shape)
             order = torch.randperm(pages, generator=gen, device="cuda")[: rows * each]
@@ -305,6 +307,33 @@ def test_every_kernel():
                         check_output(p, p.reference(), "every")
     kinds = {name.split("_", 2)[2] for name in names if name.startswith("lim_short")}
     assert len(kinds) == (kernels().device.capability == 90) * 2 * 12, sorted(kinds)
+
+
+def test_blocks_between_words():
+    """96 elements in blocks are no whole number of words: every other head begins between two."""
+    rng = random.Random(SEED + 14)
+    for i in range(6 if QUICK else 60):
+        budget = rng.choice([16, 100, 600])
+        p = random_problem(
+            rng,
+            kv_type=rng.choice(list(D.PACKED)),
+            dim=96,
+            group=rng.randint(1, 8),
+            kv_heads=rng.choice([2, 4, 32]),
+            layout=rng.choice(["strided", "paged"]),
+            hnd=False,
+            budget=budget,
+        )
+        for mode in (D.FULL, D.SELECT):
+            plan = p.plan(mode)
+            plan.run()
+            check_output(p, p.reference(), "between")
+        check_sets(p, plan)
+        visible = torch.zeros(p.rows, p.capacity, dtype=torch.bool, device="cuda")
+        for r, n in enumerate(p.lengths.tolist()):
+            visible[r, p.positions[r, : min(n, budget)].long()] = True
+        p.plan(D.SPARSE).run()
+        check_output(p, p.reference(visible), "between, list")
 
 
 def test_pages():

@@ -8,10 +8,7 @@
 // Without the build tag `cuda`, Open says that this build has no CUDA.
 package cuda
 
-import (
-	"fmt"
-	"slices"
-)
+import "fmt"
 
 // Type is the element type of a tensor.
 type Type int32
@@ -25,21 +22,22 @@ const (
 	FP8  Type = 5
 )
 
-// Step is what head_dim has to be a multiple of, up to MaxDim. For other key and value types than f16 and bf16 it is one of Dims.
+// Step is what head_dim has to be a multiple of, up to MaxDim, with keys and values in f16 or bf16.
 const (
 	Step   = 16
 	MaxDim = 256
 )
 
-// Dims are the head_dims of every type.
-var Dims = [...]int32{64, 128, 256}
-
-// Takes tells whether there are kernels for keys and values of the type in heads of so many elements.
+// Takes tells whether there are kernels for keys and values of the type in heads of so many elements; for 96 in blocks, of up
+// to 8 query heads for a KV head (lim_cuda_check).
 func (t Type) Takes(dim int32) bool {
-	if t == F16 || t == BF16 {
+	switch {
+	case t == F16 || t == BF16:
 		return dim >= Step && dim <= MaxDim && dim%Step == 0
+	case dim == 96:
+		return t == Q8_0 || t == Q4_0
 	}
-	return slices.Contains(Dims[:], dim)
+	return dim == 64 || dim == 128 || dim == 256
 }
 
 // Mode says what a call does with its rows.

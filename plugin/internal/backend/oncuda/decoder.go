@@ -202,8 +202,10 @@ func (d *Decoder) shape(layers int) error {
 	case typ.Takes(p.KeyDim):
 	case typ == cuda.F16 || typ == cuda.BF16:
 		return fault.NotSupported("head_dim = %d is not a multiple of %d up to %d", p.KeyDim, cuda.Step, cuda.MaxDim)
+	case typ == cuda.FP8:
+		return fault.NotSupported("head_dim = %d is not 64, 128 or 256, as it has to be with fp8", p.KeyDim)
 	default:
-		return fault.NotSupported("head_dim = %d is not 64, 128 or 256, as on a GPU it has to be with keys and values in %s", p.KeyDim, backend.Types[typ].Name)
+		return fault.NotSupported("head_dim = %d is not 64, 96, 128 or 256, as on a GPU it has to be with %s", p.KeyDim, backend.Types[typ].Name)
 	}
 	if d.model == nil {
 		if _, err := selection.NewRoles(layers, *config); err != nil {
