@@ -101,34 +101,37 @@ inline void Begin() {
     block->threads[block->now].done = true;
 }
 
+inline void RunBlock(int threads, const std::function<void()> &body) {
+    Block the;
+    block = &the;
+    the.body = body;
+    the.threads = std::vector<Thread>(threads);
+    the.warps.resize(threads / 32);
+    std::memset(dynamic_shared, 0xff, sizeof dynamic_shared); /* NaN in every type */
+    for (Thread &t : the.threads) {
+        getcontext(&t.context);
+        t.context.uc_stack = {t.stack.get(), 0, kStack};
+        t.context.uc_link = &the.scheduler;
+        makecontext(&t.context, Begin, 0);
+    }
+    for (bool some = true; some;) {
+        some = false;
+        for (the.now = 0; the.now < threads; the.now++) {
+            if (the.threads[the.now].done) continue;
+            some = true;
+            threadIdx = {static_cast<unsigned>(the.now), 0, 0};
+            swapcontext(&the.scheduler, &the.threads[the.now].context);
+        }
+    }
+    block = nullptr;
+}
 /* Runs a grid of blocks of so many threads, one block after the other. */
 inline void Launch(unsigned grid, int threads, const std::function<void()> &body) {
     gridDim = {grid, 1, 1};
     for (unsigned b = 0; b < grid; b++) {
-        Block the;
-        block = &the;
-        the.body = body;
-        the.threads = std::vector<Thread>(threads);
-        the.warps.resize(threads / 32);
-        std::memset(dynamic_shared, 0xff, sizeof dynamic_shared); /* NaN in every type */
-        for (Thread &t : the.threads) {
-            getcontext(&t.context);
-            t.context.uc_stack = {t.stack.get(), 0, kStack};
-            t.context.uc_link = &the.scheduler;
-            makecontext(&t.context, Begin, 0);
-        }
         blockIdx = {b, 0, 0};
-        for (bool some = true; some;) {
-            some = false;
-            for (the.now = 0; the.now < threads; the.now++) {
-                if (the.threads[the.now].done) continue;
-                some = true;
-                threadIdx = {static_cast<unsigned>(the.now), 0, 0};
-                swapcontext(&the.scheduler, &the.threads[the.now].context);
-            }
-        }
+        RunBlock(threads, body);
     }
-    block = nullptr;
 }
 
 }  // namespace simt
