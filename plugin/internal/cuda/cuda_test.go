@@ -269,8 +269,9 @@ func TestRefusals(t *testing.T) {
 		kind   Kind
 		text   string
 	}{
-		{func(c *Call) { c.Dim = 96 }, Unsupported, "dim = 96"},
-		{func(c *Call) { c.KVType = 4 }, Unsupported, "kv_type = 4"},
+		{func(c *Call) { c.Dim = 72 }, Unsupported, "dim = 72"},
+		{func(c *Call) { c.Dim, c.KVType = 192, Q4_0 }, Unsupported, "dim = 192"},
+		{func(c *Call) { c.KVType = 6 }, Unsupported, "kv_type = 6"},
 		{func(c *Call) { c.Heads = 33 }, BadArgument, "kv_heads = 8 does not divide heads = 33"},
 		{func(c *Call) { c.KVHeads = 1 }, Unsupported, "heads = 32"},
 		{func(c *Call) { c.Key.Data++ }, Unsupported, "key = 0x100001"},

@@ -193,15 +193,19 @@ func (d *Decoder) shape(layers int) error {
 		return fault.Bad("head_dim = %d is not in 1 .. %d", p.KeyDim, cpu.MaxDim)
 	case p.ValueDim != p.KeyDim:
 		return fault.NotSupported("value_dim = %d is not head_dim = %d, as on a GPU it has to be", p.ValueDim, p.KeyDim)
-	case p.KeyDim != 64 && p.KeyDim != 128 && p.KeyDim != 256:
-		return fault.NotSupported("head_dim = %d is not 64, 128 or 256", p.KeyDim)
 	}
-	switch cuda.Type(p.KVType) {
-	case cuda.F16, cuda.BF16, cuda.Q8_0, cuda.FP8:
-	case cuda.F32, cuda.Type(cpu.Q4_0):
-		return fault.NotSupported("kv_dtype = %d (%s) is not f16, bf16, fp8 or q8_0", p.KVType, backend.Types[p.KVType].Name)
-	default:
+	switch typ := cuda.Type(p.KVType); {
+	case typ < 0 || int(typ) >= len(backend.Types):
 		return fault.Bad("kv_dtype = %d is unknown", p.KVType)
+	case typ == cuda.F32:
+		return fault.NotSupported("kv_dtype = %d (f32) is not f16, bf16, fp8, q8_0 or q4_0", p.KVType)
+	case typ.Takes(p.KeyDim):
+	case typ == cuda.F16 || typ == cuda.BF16:
+		return fault.NotSupported("head_dim = %d is not a multiple of %d up to %d", p.KeyDim, cuda.Step, cuda.MaxDim)
+	case typ == cuda.FP8:
+		return fault.NotSupported("head_dim = %d is not 64, 128 or 256, as it has to be with fp8", p.KeyDim)
+	default:
+		return fault.NotSupported("head_dim = %d is not 64, 96, 128 or 256, as on a GPU it has to be with %s", p.KeyDim, backend.Types[typ].Name)
 	}
 	if d.model == nil {
 		if _, err := selection.NewRoles(layers, *config); err != nil {
