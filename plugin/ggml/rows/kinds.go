@@ -106,8 +106,11 @@ func (r *Rows) take(n *graph.Node, prompts int) stats.Reason {
 		return stats.ReasonDraft
 	case len(r.taken) == len(r.kinds):
 		return stats.Offloaded
-	case n.Divides == 0:
+	case n.Divides == graph.Whole:
 		return stats.ReasonMixed
+	case n.Divides == graph.Overlaid:
+		r.overlay(n)
+		return stats.Offloaded
 	}
 	r.leave(n)
 	if len(r.taken) == 0 {
@@ -139,8 +142,38 @@ func (r *Rows) leave(n *graph.Node) {
 	r.taken = slices.DeleteFunc(r.taken, func(i int32) bool { return int(i)/unit >= low && int(i)/unit < high })
 }
 
+// overlay leaves the host all rows of the batch, and the step those that the library computes once more: the most that lie one
+// behind the other. A server's batches begin with them.
+func (r *Rows) overlay(n *graph.Node) {
+	first, most := 0, 0
+	for from, to := 0, 0; from < len(r.taken); from = to {
+		for to = from + 1; to < len(r.taken) && r.taken[to] == r.taken[to-1]+1; {
+			to++
+		}
+		if to-from > most {
+			first, most = from, to-from
+		}
+	}
+	r.taken = r.taken[:copy(r.taken, r.taken[first:first+most])]
+	r.rest = graph.Rest{Tokens: n.Tokens, Streams: n.Streams}
+}
+
 // Divide leaves the host its part of a node of the step. False: that node cannot be divided.
 func (r *Rows) Divide(n *graph.Node) bool {
 	n.Rest = r.rest
-	return r.rest.Tokens == 0 || n.Divides != 0
+	return r.rest.Tokens == 0 || n.Divides != graph.Whole
+}
+
+// Mixed tells whether the batch has rows that are not the step's.
+func (r *Rows) Mixed() bool { return r.rest.Tokens > 0 }
+
+// Drafted tells whether rows of the step are of drafts.
+func (r *Rows) Drafted() bool { return r.drafted }
+
+// First is the batch's row that is the step's first one.
+func (r *Rows) First() int { return int(r.taken[0]) }
+
+// Follows tells whether row k of the step is of the text of the one before it, a token further on in a draft.
+func (r *Rows) Follows(n *graph.Node, k int) bool {
+	return k > 0 && r.kinds[r.taken[k]] == draft && r.Step.Rows[k].Stream == r.Step.Rows[k-1].Stream && r.Sees(n, k, r.Own(n, k-1))
 }

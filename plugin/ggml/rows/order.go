@@ -16,7 +16,7 @@ import (
 // see fills row k of the step, row i of the batch, with what its mask leaves visible. Of a row with more tokens than the budget the newest
 // must be known: it attends to everything where they are not, and where it belongs to a prompt.
 func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
-	if r.seen.goesOn(r, n, k, i, t) {
+	if r.kinds[i] != draft && r.seen.goesOn(r, n, k, i, t) { // drafts are taken back, and written anew in any slots
 		return
 	}
 	stream, token := i/int(n.Tokens), i%int(n.Tokens)

@@ -141,11 +141,8 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 		}
 	}
 	r.goOn(n)
-	if r.rest.Tokens > 0 {
-		if !r.Step.Sparse() && !r.Always { // the host may as well compute all of them
-			return stats.ReasonMixed
-		}
-		r.counts.MixedSteps++
+	if r.Mixed() && !r.Step.Sparse() && !r.Always { // the host may as well compute all of them
+		return stats.ReasonMixed
 	}
 	return stats.Offloaded
 }

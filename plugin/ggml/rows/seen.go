@@ -98,10 +98,10 @@ func (s *seen) goesOn(of *Rows, n *graph.Node, k, i int, t *Track) bool {
 	return true
 }
 
-// InOrderOfSlots tells whether row i of a step that has the whole batch, which has a list, sees its tokens in the order of slots.
-func (r *Rows) InOrderOfSlots(i int, slots []int32) bool {
-	s := &r.seen
-	if i < len(s.rows) && s.rows[i].known && s.rows[i].visible == len(slots) && s.rows[i].listed {
+// InOrderOfSlots tells whether row k of the step, which has a list, sees its tokens in the order of slots.
+func (r *Rows) InOrderOfSlots(k int, slots []int32) bool {
+	s, i := &r.seen, int(r.taken[k])
+	if i < len(s.rows) && s.rows[i].step == s.step && s.rows[i].known && s.rows[i].visible == len(slots) && s.rows[i].listed {
 		return s.rows[i].ascending
 	}
 	return ascending(slots)

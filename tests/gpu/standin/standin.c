@@ -298,14 +298,14 @@ static lim_cuda_visible visibility; /* the last one that was looked at */
 
 static void look(void) {
     for (int32_t row = 0; row < visibility.n_rows; row++) {
-        const uint16_t *mask = (const uint16_t *)(uintptr_t)(visibility.mask + (uint64_t)row * (uint64_t)visibility.mask_stride);
+        const uint16_t *mask = (const uint16_t *)(uintptr_t)VisibleMask(&visibility, row);
         int32_t        *slots = (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride, n = 0;
         for (int32_t at = 0; at < visibility.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
             uint32_t words[4];
             memcpy(words, mask + at, sizeof words);
             if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)visibility.odd = 1;
             const uint32_t bits = VisibleBits(words);
-            VisibleWrite(bits, row * visibility.slots_apart + at, slots + n);
+            VisibleWrite(bits, VisibleFirst(&visibility, row) + at, slots + n);
             n += __builtin_popcount(bits);
         }
         ((int32_t *)(uintptr_t)visibility.lengths)[row] = n;
