@@ -265,7 +265,7 @@ struct Attention {
         return work.tokens > args.call.budget && (uint32_t)work.tokens >= least && 2 * SpanOf(work, chunks, blocks).count <= LIM_CUDA_FILTER_LISTS &&
                work.total / blocks * args.chunk_tokens >= least;
     }
-    /* What the selection finds of the split. */
+    /* What the selection finds of the split, and of the row's query, where the row begins. */
     __device__ __forceinline__ void LeaveSurvivors(const WorkTile &work, uint32_t chunks, uint32_t blocks, int begin, int end, bool filters) const {
         const Span          span = SpanOf(work, chunks, blocks);
         lim_cuda_survivors *to = (lim_cuda_survivors *)args.survivors +
@@ -276,6 +276,14 @@ struct Attention {
             const float    bound = survivors->bound[0][head];
             to[head * LIM_CUDA_FILTER_LISTS] = lim_cuda_survivors{(uint32_t)begin, survivors->lines[head], bound, lists};
             to[head * LIM_CUDA_FILTER_LISTS + 1] = lim_cuda_survivors{(uint32_t)end - others, others, bound, lists};
+        }
+        if (!filters || begin != 0) return;
+        const int64_t first = ((int64_t)work.row * args.call.heads + work.head * args.group) * kDim;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < args.group * kDim; i += kThreads) {
+            const lim_cuda_rows &query = args.call.query;
+            const uint8_t       *from = (const uint8_t *)query.data + work.row * query.row_stride + (work.head * args.group + i / kDim) * query.head_stride;
+            ((float *)args.queries)[first + i] = LoadElement(from, query.type, i % kDim);
         }
     }
 

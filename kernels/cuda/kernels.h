@@ -168,8 +168,9 @@ typedef struct lim_cuda_args {
     uint64_t              survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
     uint64_t              no_sets;  /* uint32: see lim_cuda_no_sets */
     uint64_t              again;    /* uint32 [n_rows][heads]: 1 where logits were computed once more, and lie in the head's room */
+    uint64_t              queries;  /* float [n_rows][heads][dim], of rows whose logits are filtered: the caller's may be gone by then */
     uint32_t              floats;   /* of a head's room for a token: room_stride over logit_stride */
-    uint32_t              reserved[11];
+    uint32_t              reserved[9];
     LIM_CUDA_MAP uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;
 

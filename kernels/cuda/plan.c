@@ -286,6 +286,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
         a->logits = take(&used, room * c->heads * a->floats * 4);
         a->survivors = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_FILTER_LISTS * (int64_t)sizeof(lim_cuda_survivors));
         a->again = take(&used, (int64_t)c->n_rows * c->heads * 4);
+        a->queries = take(&used, (int64_t)c->n_rows * c->heads * c->dim * 4);
     }
     return used - c->work;
 }

@@ -1,5 +1,5 @@
-/* Which slots each row sees; see visible.h. One block per row: each warp counts its share of the mask, learns
- * how many slots the warps before it found, and writes its own. The mask is read twice, the second time from
+/* Which slots each row sees; see visible.h. One block per row: each warp counts its share of the mask and, where a table is
+ * wanted, learns how many slots the warps before it found, and writes its own. The mask is then read twice, the second time from
  * the cache. Once per step, beside the attention of all its layers. */
 #include "visible.h"
 
@@ -43,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(LIM_CUDA_VISIBLE_WARPS * 32) lim_vi
         all += found[w];
     }
     if (threadIdx.x == 0) ((int32_t *)v.lengths)[row] = all;
+    if (v.table == 0) return;
     int32_t  *to = (int32_t *)v.table + row * v.table_stride + before;
     const int first = VisibleFirst(&v, row);
     for (int at = begin; at < end; at += LIM_CUDA_VISIBLE_STEP) {

@@ -19,7 +19,7 @@ typedef struct lim_cuda_visible {
     uint64_t mask;         /* f16 [streams][tokens][n_slots]: -inf hides a slot, 0 shows it; 16-byte aligned */
     int64_t  token_stride, stream_stride; /* of the mask, in bytes, multiples of 16 */
     uint64_t lengths;      /* out: int32 [n_rows] */
-    uint64_t table;        /* out: int32 [n_rows][table_stride], the slots that a row sees, ascending */
+    uint64_t table;        /* out: int32 [n_rows][table_stride], the slots that a row sees, ascending; 0: not wanted */
     int64_t  table_stride; /* elements, at least n_slots */
     uint64_t odd;          /* uint32, set where a mask holds anything but -inf and 0; memory of device or host */
     int32_t  n_rows;

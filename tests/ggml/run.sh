@@ -211,7 +211,8 @@ then
 fi
 
 # A step: the host computes up to an attention and records an event, ours waits for it, looks at the masks once, attends
-# and records what the host waits for. No copy, no allocation, no waiting (what would be has an exclamation mark).
+# and records what the host waits for, before a set is chosen. A row that sees the first slots of its stream needs no table. No copy,
+# no allocation, no waiting (what would be has an exclamation mark).
 gpu sound "engaged on stand-in: at most 64 tokens of up to 256 attended outside layers \[1\]" yes
 happened "order" "second step" "more of the prompt" <<'EOF'
 host computes qkv0 to write0
@@ -219,28 +220,28 @@ host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
 cuLaunchKernel lim_visible stream 0x52
 row 0 sees 201 slots from 0 to 200
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 0 rows 1 capacity 256 page 1 sees what was looked at
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 0 rows 1 capacity 256 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host computes mlp0 to write1
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 1 rows 1 capacity 256 page 1 sees what was looked at
-cuLaunchKernel lim_select_union stream 0x52
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 1 rows 1 capacity 256 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
+cuLaunchKernel lim_select_union stream 0x52
 host waits for 0xe4
 host computes mlp1 to write2
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 page 1 sees what was looked at
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host computes mlp2 to write3
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 page 1 sees what was looked at
-cuLaunchKernel lim_tally stream 0x52
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
+cuLaunchKernel lim_tally stream 0x52
 host waits for 0xe4
 host computes mlp3 to logits0
 EOF
@@ -264,20 +265,20 @@ gpu graphs "engaged on stand-in" yes
 happened "a step is captured and replayed" "step 309" "step 310" <<'EOF'
 host computes qkv0 to write1
 cuStreamBeginCapture_v2 stream 0x52 mode 2
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 1 rows 1 capacity 512 page 1 sees what was looked at
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 1 rows 1 capacity 512 no table sees what was looked at
+cuEventRecord 0xe4 stream 0x52
 cuLaunchKernel lim_select_union stream 0x52
+host waits for 0xe4
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 page 1 sees what was looked at
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
-host waits for 0xe4
-host records 0xe3
-cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 page 1 sees what was looked at
 cuLaunchKernel lim_tally stream 0x52
-cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
@@ -414,11 +415,11 @@ else
     fail "gpu two-contexts"
 fi
 
-# Two streams of a store: one row each, whose slots are numbered through both.
+# Two streams of a store: one row each, which sees the first slots of its own.
 gpu streams "engaged on stand-in" yes
 if [ "$(between 'second step' 'more of the prompt' | grep -e ^row -e lim_attend | head -3)" = "row 0 sees 201 slots from 0 to 200
 row 1 sees 201 slots from 1024 to 1224
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 0 rows 2 capacity 256 page 1 sees what was looked at" ]; then
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 0 rows 2 capacity 256 no table sees what was looked at" ]; then
     passed=$((passed + 1))
 else
     fail "gpu streams: $(between 'second step' 'more of the prompt')"

@@ -92,8 +92,9 @@ class Args(C.Structure):
         ("survivors", u64),
         ("no_sets", u64),
         ("again", u64),
+        ("queries", u64),
         ("floats", u32),
-        ("reserved", u32 * 11),
+        ("reserved", u32 * 9),
         ("key_map", u64 * 16),
         ("value_map", u64 * 16),
     ]

@@ -37,6 +37,7 @@ type Device struct {
 	device     *cuda.Device
 	bridge     *cuda.Bridge
 	memory     *cuda.Memory // the rows' lengths and slots
+	table      uint64       // the slots in it
 	odd        *cuda.Pinned // set by the device: a mask is not what the kernels take it for
 	visibility cuda.Visibility
 	call       backend.Attention // of the node that is being looked at
@@ -229,7 +230,10 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 	v := &d.visibility
 	v.Mask, v.TokenStride, v.StreamStride = uint64(uintptr(n.Mask)), n.MaskTokenStride, n.MaskStreamStride
 	v.NRows, v.NSlots, v.SlotsApart = int32(rows), n.NKV, apart(n.Streams, &n.Call.Key)
-	v.Tokens, v.First = n.Tokens, int32(d.rows.First())
+	v.Tokens, v.First, v.Table = n.Tokens, int32(d.rows.First()), d.table
+	if d.unlisted(n) {
+		v.Table = 0
+	}
 	if !d.arrange() {
 		return stats.ReasonDense
 	}
@@ -240,6 +244,20 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 		d.form = d.forms.number(form{generation, d.decoders, *v})
 	}
 	return stats.Offloaded
+}
+
+// unlisted tells whether each row sees the first slots of its own stream, in their order: kernels then need no table, and
+// read whole tiles of the store.
+func (d *Device) unlisted(n *graph.Node) bool {
+	if n.Tokens > 1 || d.rows.Mixed() {
+		return false // they share a stream, or it begins elsewhere
+	}
+	for i := range d.rows.Step.Rows {
+		if d.rows.Step.Rows[i].Slots != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // arrange puts the slots of rows whose tokens are not in the order of slots where the device can get them; false: it has
@@ -371,30 +389,34 @@ func apart(streams int32, t *cpu.Tensor) int32 {
 	return int32(t.StreamStride / t.TokenStride)
 }
 
-// state says what a node attends to: pages of one token, numbered through all streams.
+// state says what a node attends to: pages of one token, numbered through all streams, or a stream for each row.
 func (d *Device) state(n *graph.Node, layer int) {
-	c := &n.Call
+	c, v := &n.Call, &d.visibility
 	rows := func(t *cpu.Tensor) backend.RowView {
 		stride := rowStride(n, t)
 		first := uintptr(t.Data) + uintptr(stride)*uintptr(d.visibility.First)
 		return backend.RowView{Data: first, RowStride: stride, HeadStride: t.HeadStride, Type: int32(t.Type)}
 	}
 	store := func(t *cpu.Tensor) backend.KVView {
-		return backend.KVView{Data: uintptr(t.Data), TokenStride: t.TokenStride, HeadStride: t.HeadStride, PageStride: t.TokenStride}
+		view := backend.KVView{Data: uintptr(t.Data), TokenStride: t.TokenStride, HeadStride: t.HeadStride, PageStride: t.TokenStride}
+		if v.Table == 0 {
+			view.PageStride = int64(v.SlotsApart) * t.TokenStride
+		}
+		return view
 	}
 	d.call = backend.Attention{
 		Layer: int32(layer), Rows: d.visibility.NRows, Slots: int64(n.NKV),
 		Query: rows(&c.Query), Output: rows(&c.Output), Key: store(&c.Key), Value: store(&c.Value),
-		Lengths: uintptr(d.visibility.Lengths), Table: uintptr(d.visibility.Table), TableStride: d.visibility.TableStride, PageSize: 1,
+		Lengths: uintptr(v.Lengths), Table: uintptr(v.Table), TableStride: v.TableStride, PageSize: 1,
 		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: d.bridge.Stream(), Last: d.last(),
 	}
 }
 
 // Table is where the device has the slots that the rows see.
-func (d *Device) Table() uint64 { return d.visibility.Table }
+func (d *Device) Table() uint64 { return d.table }
 
 // Attend queues an offloaded node between two events of the driver's: what the host queued before the first one is done when it
-// runs, and it is done when the second one is. After an error nothing is under way any more. In a recording the first event may
+// runs, and its output is there when the second one is. After an error nothing is under way any more. In a recording the first event may
 // be 0.
 func (d *Device) Attend(n *graph.Node, before, after uintptr) error {
 	return d.gone(d.attend(n, before, after))
@@ -423,7 +445,7 @@ func (d *Device) begin(before uintptr) error {
 	}
 	d.unseen = false
 	for _, o := range d.ordered {
-		to := d.visibility.Table + uint64(o.row)*uint64(d.visibility.TableStride)*4
+		to := d.table + uint64(o.row)*uint64(d.visibility.TableStride)*4
 		if err := d.orders[d.turn].Put(to, o.offset, 4*o.n, d.bridge.Stream()); err != nil {
 			return oncuda.DeviceError(err)
 		}
@@ -436,6 +458,7 @@ func (d *Device) attend(n *graph.Node, before, after uintptr) error {
 		return err
 	}
 	d.state(n, d.layers.Ordinal[n.Layer])
+	d.call.Attended = after
 	if err := d.decoder.Attend(&d.call); err != nil {
 		return err
 	}
@@ -446,9 +469,6 @@ func (d *Device) attend(n *graph.Node, before, after uintptr) error {
 		d.layers.Model.Mu.Unlock()
 		d.layers.Log(settings.LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
 			d.device.Name(), d.layers.Engine.Settings.Budget, n.NKV, choose))
-	}
-	if err := d.bridge.End(after); err != nil {
-		return oncuda.DeviceError(err)
 	}
 	return nil
 }
@@ -517,8 +537,9 @@ func (d *Device) allocate(params backend.Params) (err error) {
 	if d.memory, err = d.device.Zeroed(lengths + rows*slots*4); err != nil {
 		return err
 	}
+	d.table = d.memory.Address() + uint64(lengths)
 	d.visibility = cuda.Visibility{
-		Lengths: d.memory.Address(), Table: d.memory.Address() + uint64(lengths), TableStride: int64(slots),
+		Lengths: d.memory.Address(), TableStride: int64(slots),
 		Odd: uint64(uintptr(unsafe.Pointer(&d.odd.Bytes()[0]))),
 	}
 	return nil

@@ -223,7 +223,7 @@ func TestDecodePath(t *testing.T) {
 	require.NoError(t, err)
 	runtime.LockOSThread()
 	for _, p := range plans {
-		require.NoError(t, p.Run(0xabc0))
+		require.NoError(t, p.Run(0xabc0, 0))
 	}
 	// The same on a thread that never saw CUDA.
 	done := make(chan error)
@@ -231,7 +231,7 @@ func TestDecodePath(t *testing.T) {
 		runtime.LockOSThread()
 		var err error
 		for _, p := range plans {
-			err = errors.Join(err, p.Run(0xabc0))
+			err = errors.Join(err, p.Run(0xabc0, 0))
 		}
 		done <- err
 	}()
@@ -251,7 +251,7 @@ func TestRunAllocatesNothing(t *testing.T) {
 	p, err := d.Plan(&c, nil)
 	require.NoError(t, err)
 	defer p.Free()
-	require.Zero(t, testing.AllocsPerRun(100, func() { _ = p.Run(0xabc0) }))
+	require.Zero(t, testing.AllocsPerRun(100, func() { _ = p.Run(0xabc0, 0) }))
 	require.Zero(t, testing.AllocsPerRun(100, func() { p, _ = d.Plan(&c, p) }), "planning again")
 }
 

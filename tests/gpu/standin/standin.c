@@ -299,17 +299,22 @@ static lim_cuda_visible visibility; /* the last one that was looked at */
 static void look(void) {
     for (int32_t row = 0; row < visibility.n_rows; row++) {
         const uint16_t *mask = (const uint16_t *)(uintptr_t)VisibleMask(&visibility, row);
-        int32_t        *slots = (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride, n = 0;
+        int32_t        *slots = visibility.table != 0 ? (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride : NULL;
+        int32_t         n = 0, first = -1, last = -1;
         for (int32_t at = 0; at < visibility.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
             uint32_t words[4];
             memcpy(words, mask + at, sizeof words);
             if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)visibility.odd = 1;
             const uint32_t bits = VisibleBits(words);
-            VisibleWrite(bits, VisibleFirst(&visibility, row) + at, slots + n);
+            const int32_t slot = VisibleFirst(&visibility, row) + at;
+            if (slots != NULL) VisibleWrite(bits, slot, slots + n);
+            for (int32_t i = 0; i < LIM_CUDA_VISIBLE_LANE; i++) {
+                if (bits >> i & 1) last = slot + i, first = first < 0 ? last : first;
+            }
             n += __builtin_popcount(bits);
         }
         ((int32_t *)(uintptr_t)visibility.lengths)[row] = n;
-        note("row %d sees %d slots from %d to %d", row, n, n > 0 ? slots[0] : -1, n > 0 ? slots[n - 1] : -1);
+        note("row %d sees %d slots from %d to %d", row, n, first, last);
     }
 }
 
@@ -381,7 +386,9 @@ static const char *kernel_arguments(const char *name, void **params) {
     more[0] = 0;
     if (strncmp(name, "lim_attend", 10) == 0 || strncmp(name, "lim_short", 9) == 0) {
         const lim_cuda_call *c = &((const lim_cuda_args *)params[0])->call;
-        snprintf(more, sizeof more, " mode %d rows %d capacity %d page %d%s", c->mode, c->n_rows, c->capacity, 1 << c->page_shift,
+        char                 table[32];
+        snprintf(table, sizeof table, c->table != 0 ? "page %d" : "no table", 1 << c->page_shift);
+        snprintf(more, sizeof more, " mode %d rows %d capacity %d %s%s", c->mode, c->n_rows, c->capacity, table,
                  c->lengths == visibility.lengths && (c->table == visibility.table || c->table == 0) ? " sees what was looked at" : "");
     }
     return more;

@@ -371,9 +371,9 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	}
 	if probed {
 		d.Cal.plan.Tally(l.plan)
-		err = d.Cal.plan.Run(a.Stream)
+		err = d.Cal.plan.Run(a.Stream, a.Attended)
 	} else {
-		err = l.plan.Run(a.Stream)
+		err = l.plan.Run(a.Stream, a.Attended)
 	}
 	if err == nil {
 		err = d.Cal.queued(a, probed)
