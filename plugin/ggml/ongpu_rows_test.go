@@ -67,9 +67,13 @@ func newGPUBatches(t *testing.T, config settings.Config, slots, streams int, alw
 // graphOf is a batch's graph: rows of a stream lie one behind the other, and streams' with `apart` numbers between.
 func (h *gpuBatches) graphOf(tokens []token) *graph.Graph {
 	const token, row = batchKVHeads * batchDim * 2, batchHeads * batchDim * 4
+	before := h.mask
 	g := h.graph(tokens, 0, h.layers)
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
+		if len(before) == len(h.mask) {
+			n.Before = unsafe.Pointer(&before[0])
+		}
 		rowsOf := func(of []float32) cpu.Tensor {
 			return cpu.Tensor{Data: unsafe.Pointer(&of[0]), TokenStride: row, HeadStride: batchDim * 4, StreamStride: int64(n.Tokens)*row + int64(4*h.apart), Type: cpu.F32}
 		}
@@ -236,7 +240,7 @@ func TestGPUSpeculation(t *testing.T) {
 // Without the setting a draft is the host's; so is a text that is evaluated.
 func TestGPULeavesDrafts(t *testing.T) {
 	if !standin.Child() {
-		standin.Again(t)
+		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
 		return
 	}
 	config := gpuSettings(16)
@@ -291,6 +295,42 @@ func TestGPUSpeculationInStreams(t *testing.T) {
 	s := h.gpu.Stats()
 	require.EqualValues(t, 3*(1+2+3+4+5)+6+2, s.RowsSparse, "the first text is short again")
 	require.EqualValues(t, 1, s.MixedSteps)
+}
+
+// A token of a prompt, in a stream of its own, attends to everything, and so is the host's; the longer run of others is not.
+func TestGPULeavesDenseRows(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+		return
+	}
+	h := newGPUBatches(t, gpuSettings(16), 256, 4, true)
+	h.begin()
+	for s := range 4 {
+		h.feed(s, s, 0, 60, false)
+	}
+	for i, c := range []struct {
+		prompts     []int
+		first, rows int // that are taken
+	}{{nil, 0, 4}, {nil, 0, 4}, {[]int{1}, 2, 2}, {[]int{3}, 0, 1}, {[]int{0, 1, 2}, 0, 0}, {nil, 3, 1}, {nil, 0, 4}} {
+		h.wants = nil
+		var batch []token
+		for s := range 4 {
+			batch = append(batch, text(s, 60+i, s, int32(60+i), int32(61+i))...)
+			if !slices.Contains(c.prompts, s) {
+				h.wants = append(h.wants, int32(s))
+			}
+		}
+		n := h.batch(batch...).Nodes[1]
+		if c.rows == 0 { // each is a prompt's, or the token behind one
+			require.Equal(t, stats.ReasonDense, n.Reason, i)
+			continue
+		}
+		require.Equal(t, stats.Offloaded, n.Reason, i)
+		require.Equal(t, c.rows < 4, n.Rest.Tokens > 0)
+		require.Equal(t, c.first, h.gpu.rows.First())
+		require.Len(t, h.gpu.rows.Step.Rows, c.rows)
+	}
+	require.EqualValues(t, 4+4+2+1+1+4, h.gpu.Stats().RowsSparse)
 }
 
 // Random batches of prompts, drafts and decode rows in one stream, in holes of the store: the rows that are taken are decode rows and

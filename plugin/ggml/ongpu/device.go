@@ -177,13 +177,9 @@ func (d *Device) Begin(n *graph.Node) stats.Reason {
 	if len(s.Step.Rows) > mostGPURows {
 		return stats.ReasonPrompt
 	}
-	reason := stats.ReasonWithin
-	for i := range s.Step.Rows {
-		if r := &s.Step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
-			reason = stats.Offloaded
-		} else if r.SetLen == 0 && int(r.Visible) > d.layers.Engine.Settings.Budget {
-			reason = stats.ReasonDense
-		}
+	reason := d.beyond()
+	if reason == stats.ReasonDense && d.always && s.LeaveDense(n) {
+		reason = d.beyond()
 	}
 	d.sumUp()
 	if reason == stats.Offloaded && !d.always && d.saved(n) < d.price() {
@@ -202,6 +198,19 @@ func (d *Device) Begin(n *graph.Node) stats.Reason {
 		d.layers.Counts.Steps++
 		d.layers.Counts.Rows += uint64(len(s.Step.Rows))
 		d.layers.Counts.RowsFull += uint64(len(s.Step.Rows))
+	}
+	return reason
+}
+
+// beyond tells whether rows of the step are beyond the budget, and whether one of these has to attend to everything.
+func (d *Device) beyond() stats.Reason {
+	reason := stats.ReasonWithin
+	for i := range d.rows.Step.Rows {
+		if r := &d.rows.Step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
+			reason = stats.Offloaded
+		} else if r.SetLen == 0 && int(r.Visible) > d.layers.Engine.Settings.Budget {
+			reason = stats.ReasonDense
+		}
 	}
 	return reason
 }

@@ -145,17 +145,38 @@ func (r *Rows) leave(n *graph.Node) {
 // overlay leaves the host all rows of the batch, and the step those that the library computes once more: the most that lie one
 // behind the other. A server's batches begin with them.
 func (r *Rows) overlay(n *graph.Node) {
-	first, most := 0, 0
-	for from, to := 0, 0; from < len(r.taken); from = to {
-		for to = from + 1; to < len(r.taken) && r.taken[to] == r.taken[to-1]+1; {
+	r.keep(n, func(int) bool { return true })
+}
+
+// keep leaves the step the most rows that are fit and lie one behind the other, if there are any, and the host all rows of the batch.
+func (r *Rows) keep(n *graph.Node, fit func(k int) bool) (first, most int) {
+	for from, to := 0, 0; from < len(r.taken); from = max(to, from+1) {
+		for to = from; to < len(r.taken) && fit(to) && (to == from || r.taken[to] == r.taken[to-1]+1); {
 			to++
 		}
 		if to-from > most {
 			first, most = from, to-from
 		}
 	}
-	r.taken = r.taken[:copy(r.taken, r.taken[first:first+most])]
-	r.rest = graph.Rest{Tokens: n.Tokens, Streams: n.Streams}
+	if most > 0 {
+		r.taken = r.taken[:copy(r.taken, r.taken[first:first+most])]
+		r.rest = graph.Rest{Tokens: n.Tokens, Streams: n.Streams}
+	}
+	return first, most
+}
+
+// LeaveDense leaves the host those rows of a step that have begun to attend to everything, though they are beyond the budget, as those of a
+// prompt have to: the step has the most of the others that lie one behind the other. False: it has none, or the node is not such a one.
+func (r *Rows) LeaveDense(n *graph.Node) bool {
+	if n.Divides != graph.Overlaid {
+		return false
+	}
+	first, most := r.keep(n, func(k int) bool { return r.Step.Rows[k].SetLen > 0 || int(r.Step.Rows[k].Visible) <= r.config.Budget })
+	if most == 0 {
+		return false
+	}
+	r.Step.Rows = r.Step.Rows[first:][:most]
+	return r.Step.Sparse()
 }
 
 // Divide leaves the host its part of a node of the step. False: that node cannot be divided.

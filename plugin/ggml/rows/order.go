@@ -54,7 +54,7 @@ func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
 				slots = list[:visible]
 			}
 		}
-		r.seen.note(n, i, t, visible, slots, known)
+		r.seen.note(n, k, i, t, visible, slots, known)
 		if !r.decodes(k, i, t, storeStream, known, newest(slots, visible)) {
 			split = steps.Split{}
 		}
@@ -90,7 +90,7 @@ func (r *Rows) decodes(k, i int, t *Track, stream int, known bool, before int32)
 		r.counts.UntoldRows++
 	}
 	follows := before >= 0 && t.Index.Prompt(stream, before)
-	if !follows && r.kinds[i] == draft && before >= 0 && t.Index.Fresh(stream, before) {
+	if !follows && r.kinds[i] == draft && before >= 0 && slices.Contains(t.last, int64(stream)*r.slots+int64(before)) {
 		follows = !r.sparse(stream, before, k, t)
 	}
 	if t.told && t.prompt[i] || follows {

@@ -133,7 +133,7 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 		return stats.ReasonMemory
 	}
 	r.own = append(r.own[:0], t.last...)
-	r.seen.step++
+	r.seen.begin(len(r.taken))
 	for k, i := range r.taken {
 		r.see(n, k, int(i), t)
 		if r.kinds[i] == draft {
