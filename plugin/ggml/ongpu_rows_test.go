@@ -134,6 +134,15 @@ func (h *gpuBatches) compare(n *graph.Node, layer int, tokens []token) {
 			require.InDelta(h.t, want[d], out[d], 1e-4, "row %d of %d", i, len(tokens))
 		}
 	}
+	for k := range h.gpu.rows.Step.Rows { // in the order of their positions
+		row := &h.gpu.rows.Step.Rows[k]
+		if row.Slots == nil || row.SetLen == 0 {
+			continue
+		}
+		slots, cells := unsafe.Slice((*int32)(row.Slots), row.Visible), h.cells[int(n.FirstStream+row.Stream)]
+		require.True(h.t, slices.IsSortedFunc(slots, func(a, b int32) int { return int(cells[a].position - cells[b].position) }))
+		require.EqualValues(h.t, tokens[h.gpu.rows.First()+k].cell, slots[row.Visible-1])
+	}
 	require.Equal(h.t, h.gpu.rows.First(), first)
 	require.Len(h.t, h.gpu.rows.Step.Rows, last-first+1)
 }

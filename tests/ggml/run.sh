@@ -467,8 +467,8 @@ cuLaunchKernel lim_visible stream 0x53
 row 0 sees 103 slots from 0 to 184
 row 1 sees 83 slots from 100 to 185
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x53 mode 1 rows 2 capacity 512 page 1 sees what was looked at
-cuLaunchKernel lim_select_union stream 0x53
 cuEventRecord 0xe4 stream 0x53
+cuLaunchKernel lim_select_union stream 0x53
 host waits for 0xe4
 host computes mlp1 to attention2
 host records 0xe3
@@ -480,8 +480,8 @@ host computes mlp2 to attention3
 host records 0xe3
 cuStreamWaitEvent stream 0x53 event 0xe3
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x53 mode 2 rows 2 capacity 512 page 1 sees what was looked at
-cuLaunchKernel lim_tally stream 0x53
 cuEventRecord 0xe4 stream 0x53
+cuLaunchKernel lim_tally stream 0x53
 host waits for 0xe4
 host computes mlp3 to logits0
 EOF

@@ -16,7 +16,11 @@ import (
 // see fills row k of the step, row i of the batch, with what its mask leaves visible. Of a row with more tokens than the budget the newest
 // must be known: it attends to everything where they are not, and where it belongs to a prompt.
 func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
-	if r.kinds[i] != draft && r.seen.goesOn(r, n, k, i, t) { // drafts are taken back, and written anew in any slots
+	if r.kinds[i] == draft { // they are taken back, and written anew in any slots
+		if r.behind(n, k, i, t) {
+			return
+		}
+	} else if r.seen.goesOn(r, n, k, i, t) {
 		return
 	}
 	stream, token := i/int(n.Tokens), i%int(n.Tokens)
@@ -55,6 +59,7 @@ func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
 			}
 		}
 		r.seen.note(n, k, i, t, visible, slots, known)
+		r.front = front{row: k, batch: i, slots: slots, known: known && !r.ByCell && flags&cpu.Plain != 0}
 		if !r.decodes(k, i, t, storeStream, known, newest(slots, visible)) {
 			split = steps.Split{}
 		}

@@ -26,6 +26,7 @@ type Rows struct {
 	reason    stats.Reason // why the step's batch is left to the host; Offloaded: it is not
 	distances distances
 	seen      seen
+	front     front
 
 	kinds   []kind     // of the batch's rows
 	taken   []int32    // of these, the step's, ascending
@@ -134,6 +135,7 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 	}
 	r.own = append(r.own[:0], t.last...)
 	r.seen.begin(len(r.taken))
+	r.front = front{}
 	for k, i := range r.taken {
 		r.see(n, k, int(i), t)
 		if r.kinds[i] == draft {

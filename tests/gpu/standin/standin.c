@@ -306,7 +306,7 @@ static void look(void) {
             memcpy(words, mask + at, sizeof words);
             if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)visibility.odd = 1;
             const uint32_t bits = VisibleBits(words);
-            const int32_t slot = VisibleFirst(&visibility, row) + at;
+            const int32_t  slot = VisibleFirst(&visibility, row) + at;
             if (slots != NULL) VisibleWrite(bits, slot, slots + n);
             for (int32_t i = 0; i < LIM_CUDA_VISIBLE_LANE; i++) {
                 if (bits >> i & 1) last = slot + i, first = first < 0 ? last : first;
