@@ -6,7 +6,7 @@
 #include "shared.h"
 
 enum {
-    LIM_CUDA_VISIBLE_WARPS = 32, /* of the one block that a row has */
+    LIM_CUDA_VISIBLE_WARPS = 32, /* of a block */
     LIM_CUDA_VISIBLE_LANE = 8,  /* slots of a lane: one load of 16 bytes */
     LIM_CUDA_VISIBLE_STEP = 32 * LIM_CUDA_VISIBLE_LANE, /* of a warp */
 };
@@ -36,6 +36,13 @@ LIM_SHARED uint64_t VisibleMask(const lim_cuda_visible *v, int32_t row) {
     return v->mask + (uint64_t)(at / v->tokens * v->stream_stride + at % v->tokens * v->token_stride);
 }
 LIM_SHARED int32_t VisibleFirst(const lim_cuda_visible *v, int32_t row) { return (v->first + row) / v->tokens * v->slots_apart; }
+
+/* The blocks of a row, the grid's second axis: one multiprocessor writes 128K slots in 50 us. */
+LIM_SHARED int32_t VisibleParts(int32_t n_slots, int table) {
+    const int32_t parts = (n_slots + 16383) / 16384;
+    return !table || parts < 1 ? 1 : parts < 8 ? parts
+                                               : 8;
+}
 
 /* The slots of a warp: whole steps, in order. */
 LIM_SHARED int32_t VisibleChunk(int32_t n_slots, int32_t warps) {

@@ -99,6 +99,14 @@ func (s *Session) Stats() stats.Stats {
 	return out
 }
 
+// Waits tells whether Stats would wait for a device.
+func (s *Session) Waits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	on, ok := s.on.(interface{ Counts() bool })
+	return ok && on.Counts()
+}
+
 // Plan decides about each node of a compute call: Reason is Offloaded where the library computes it, with
 // Call ready to run. It must be called on every compute call of the context, also those without
 // attention: they carry positions and writes.

@@ -520,12 +520,12 @@ gpu sound "engaged on stand-in" yes LESSISMORE_POLICY=mass
 gpu host-fails "hooked" yes
 
 # What is refused, and how it is said.
-gpu sound "CUDA0: left alone, .*(LESSISMORE_CUDA=auto hooks it where it pays)" no LESSISMORE_CUDA=
-gpu sound "CUDA0: left alone" no LESSISMORE_CUDA=off
+gpu sound "CUDA0: hooked where it pays (LESSISMORE_CUDA=off leaves it alone)" no LESSISMORE_CUDA=
+gpu sound "CUDA0: left alone, .*(LESSISMORE_CUDA=off)" no LESSISMORE_CUDA=off
 gpu sound "inert: LESSISMORE_CUDA=\"yes\": must be auto, on or off" no LESSISMORE_CUDA=yes
 gpu sound "CUDA0: hooked where it pays" no LESSISMORE_CUDA=auto
 counted "steps that gain nothing" '"no_gain": 12'
-gpu sound "CUDA0: left alone, .*: LESSISMORE_INTERVAL=2" no LESSISMORE_CUDA=auto LESSISMORE_INTERVAL=2
+gpu sound "CUDA0: left alone, .*: LESSISMORE_INTERVAL=2" no LESSISMORE_CUDA= LESSISMORE_INTERVAL=2
 # A step like one that was left to the host is computed by it before it is planned: the first one beyond the budget is, too.
 gpu sound "engaged on stand-in" yes LESSISMORE_BUDGET=200
 counted "within the budget" '"within_budget": 4'
@@ -540,6 +540,8 @@ gpu sound "switched off by LESSISMORE" no LESSISMORE=off
 gpu sound "left alone: GGML_CUDA_GRAPH_OPT=1" no GGML_CUDA_GRAPH_OPT=1
 gpu sound "inert in this context: LESSISMORE_LAYERS: layers names layer 7.* (0 .. 3)\$" no LESSISMORE_LAYERS=7
 gpu no-gpu "this host has no CUDA device" no
+gpu no-gpu "loaded into ggml fake" no LESSISMORE_CUDA= LESSISMORE_LIBCUDA=/nonexistent/libcuda.so.1
+case $text in *CUDA*) fail "gpu no-gpu: a GPU is spoken of: $text" ;; esac
 gpu device-foreign "CUDA devices are left alone: .*CUDA0 is laid out" no
 gpu no-event-functions "CUDA devices are left alone: this host's CUDA backend is laid out" no
 gpu no-events "CUDA devices are left alone: this host's CUDA backend has no events" no

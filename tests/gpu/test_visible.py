@@ -30,9 +30,9 @@ class Visibility(C.Structure):
 
 
 class Look:
-    def __init__(self, shown, apart, spare, tokens=1, first=0):
+    def __init__(self, shown, apart, spare, parts=None, tokens=1, first=0):
         """shown: bool [rows][n_slots], of rows first ... of a batch of so many tokens to each stream, `spare` values behind each row and
-        eight more behind each stream."""
+        eight more behind each stream; parts: blocks of a row, else as many as the library takes."""
         rows, n = shown.shape
         self.shown, self.apart, self.tokens, self.first = shown, apart, tokens, first
         streams = (first + rows - 1) // tokens + 1
@@ -57,7 +57,7 @@ class Look:
             first,
             0,
         )
-        launch = D.Launch(b"lim_visible", (rows, 1, 1), 1024, 0)
+        launch = D.Launch(b"lim_visible", (rows, parts or max(1, min(8, (n + 16383) // 16384)), 1), 1024, 0)
         self.plan = D.Plan(kernels(), visibility, [launch])
 
     def row(self, row):
@@ -94,8 +94,8 @@ def test_slots():
     rng = random.Random(SEED)
     for _ in range(20 if QUICK else 200):
         rows, n = rng.choice([1, 1, 2, 7, 33]), 8 * rng.choice([1, 31, 32, 33, 512, rng.randrange(1, 4000), 16384])
-        tokens = rng.choice([1, 1, rows, rng.randrange(1, 8)])
-        look = Look(random_mask(rng, rows, n), rng.choice([0, n, 131072]), rng.choice([0, 8, 24]), tokens, rng.randrange(3))
+        tokens, parts = rng.choice([1, 1, rows, rng.randrange(1, 8)]), rng.choice([None, 1, 2, 3, 8])
+        look = Look(random_mask(rng, rows, n), rng.choice([0, n, 131072]), rng.choice([0, 8, 24]), parts, tokens, rng.randrange(3))
         look.plan.run()
         look.check()
         assert int(look.odd) == 0

@@ -96,6 +96,9 @@ func (d *Device) Close() {
 
 func (d *Device) Report(to *stats.Stats) { d.counted(to) }
 
+// Counts tells whether anything is counted on the device.
+func (d *Device) Counts() bool { return d.decoder != nil }
+
 // counted adds what was counted on the device.
 func (d *Device) counted(to *stats.Stats) {
 	if d.decoder == nil {

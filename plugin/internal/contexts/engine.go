@@ -38,6 +38,9 @@ type Engine struct {
 // statser is a session or a decoder: something that counts.
 type statser interface{ Stats() stats.Stats }
 
+// waiter is one whose counts are on a device, and waited for.
+type waiter interface{ Waits() bool }
+
 // MaxEnded bounds what is remembered of contexts that have been freed; older ones are summed up. Of models that only one
 // context knows as many are remembered.
 const MaxEnded = 64
@@ -171,6 +174,17 @@ func (e *Engine) Started(s statser) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.live = append(e.live, s)
+}
+
+// Waits tells whether a report would wait for a device now.
+func (e *Engine) Waits() bool {
+	e.mu.Lock()
+	live := slices.Clone(e.live)
+	e.mu.Unlock()
+	return slices.ContainsFunc(live, func(s statser) bool {
+		w, ok := s.(waiter)
+		return ok && w.Waits()
+	})
 }
 
 func (e *Engine) Finished(s statser) {
