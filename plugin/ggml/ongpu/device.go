@@ -181,15 +181,14 @@ func (d *Device) Begin(n *graph.Node) stats.Reason {
 		return stats.ReasonPrompt
 	}
 	reason := d.beyond()
-	if reason == stats.ReasonDense && d.always && s.LeaveDense(n) {
+	if reason == stats.ReasonDense && s.LeaveDense(n) {
 		reason = d.beyond()
 	}
 	d.sumUp()
 	if reason == stats.Offloaded && !d.always && d.saved(n) < d.price() {
 		reason = stats.ReasonNoGain
 	}
-	// As the next step will, most probably: a prompt that came in says nothing of that.
-	d.later = (reason == stats.ReasonWithin || reason == stats.ReasonNoGain) && !s.Mixed()
+	d.later = reason == stats.ReasonWithin || reason == stats.ReasonNoGain // as the next step will, most probably
 	switch {
 	case reason != stats.Offloaded:
 	case d.computed: // it was not foreseen
@@ -253,7 +252,7 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 	d.bridge.Look(v)
 	d.unseen, d.eager = true, eager
 	if !eager && !d.rows.Mixed() { // what the host computes of a mixed step is in no recording
-		d.form = d.forms.number(form{generation, d.decoders, *v})
+		d.form = d.forms.number(form{generation, d.decoders, *v, d.rows.Drafted()})
 	}
 	return stats.Offloaded
 }

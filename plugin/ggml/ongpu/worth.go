@@ -24,8 +24,8 @@ func (d *Device) price() float64 {
 	return pricePerLayer * layers
 }
 
-// saved is about how many seconds of the host's attention a step saves. Rows of one text, a draft's, it reads for once, and the library
-// for each of them; a mixed batch it computes in any case.
+// saved is about how many seconds of the host's attention a step saves. It reads a text once for all rows of a draft, and the library for
+// each of them.
 func (d *Device) saved(n *graph.Node) float64 {
 	host, full, held := 0, 0, 0 // tokens that a layer reads: the host's, ours, and ours that attends to token sets
 	for i := range d.rows.Step.Rows {
@@ -34,9 +34,6 @@ func (d *Device) saved(n *graph.Node) float64 {
 		if !d.rows.Follows(n, i) {
 			host += visible
 		}
-	}
-	if d.rows.Mixed() {
-		host = 0
 	}
 	sparse, choose := 0, d.choosing
 	for _, is := range d.sparseLayers {

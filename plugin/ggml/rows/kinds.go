@@ -106,7 +106,7 @@ func (r *Rows) take(n *graph.Node, prompts int) stats.Reason {
 		return stats.ReasonDraft
 	case len(r.taken) == len(r.kinds):
 		return stats.Offloaded
-	case n.Divides == graph.Whole:
+	case n.Divides == graph.Whole, n.Divides == graph.Overlaid && !r.Mixes:
 		return stats.ReasonMixed
 	case n.Divides == graph.Overlaid:
 		r.overlay(n)
@@ -168,7 +168,7 @@ func (r *Rows) keep(n *graph.Node, fit func(k int) bool) (first, most int) {
 // LeaveDense leaves the host those rows of a step that have begun to attend to everything, though they are beyond the budget, as those of a
 // prompt have to: the step has the most of the others that lie one behind the other. False: it has none, or the node is not such a one.
 func (r *Rows) LeaveDense(n *graph.Node) bool {
-	if n.Divides != graph.Overlaid {
+	if n.Divides != graph.Overlaid || !r.Mixes {
 		return false
 	}
 	first, most := r.keep(n, func(k int) bool { return r.Step.Rows[k].SetLen > 0 || int(r.Step.Rows[k].Visible) <= r.config.Budget })

@@ -25,7 +25,7 @@ type Stores struct {
 	rotates   bool    // the model's graphs have positions
 
 	Speculates bool // a draft's tokens are decode rows
-	Mixes      bool // decode rows are taken out of a device's batches with a prompt's
+	Mixes      bool // decode rows are taken out of a device's batches with a prompt's, which gains nothing there: the host computes them in any case
 	notes      cpu.Arena
 }
 
