@@ -22,7 +22,6 @@ type Session struct {
 	layers layers.Context
 	rows   rows.Rows
 	on     device
-	remedy string // for drafts that the host attends to
 }
 
 // device is what a session's context computes on.
@@ -54,8 +53,7 @@ type device interface {
 // NewSession starts taking part in a context whose graphs the CPU computes. log may be nil.
 func NewSession(e *contexts.Engine, log func(level settings.LogLevel, text string)) *Session {
 	s := &Session{}
-	s.on, s.rows.Speculates = oncpu.New(&s.layers, &s.rows), e.Settings.Speculation
-	s.remedy = ": LESSISMORE_SPECULATION=on decodes them sparsely"
+	s.on = oncpu.New(&s.layers, &s.rows)
 	s.start(e, log, kvindex.NewKVIndex)
 	return s
 }
@@ -70,6 +68,7 @@ func (s *Session) start(e *contexts.Engine, log func(level settings.LogLevel, te
 		Assigned: s.assigned,
 	})
 	s.rows.Init(&e.Settings, &s.layers.Counts, index)
+	s.rows.Speculates = e.Settings.Speculation
 	e.Started(s)
 }
 
@@ -145,7 +144,7 @@ func (s *Session) Plan(g *graph.Graph) {
 		}
 	}
 	l.Untakable(g)
-	l.Drafts(&g.Nodes[0], s.remedy, func(n *graph.Node) bool {
+	l.Drafts(&g.Nodes[0], func(n *graph.Node) bool {
 		if n.Scan == nil {
 			return true // it is not known
 		}
@@ -225,7 +224,11 @@ func (s *Session) look(n *graph.Node, layer int) stats.Reason {
 	if reason := s.rows.Begin(n, s.on.Groups()); reason != stats.Offloaded {
 		return reason
 	}
-	return s.on.Begin(n)
+	reason := s.on.Begin(n)
+	if reason == stats.Offloaded && s.rows.Mixed() {
+		s.layers.Counts.MixedSteps++
+	}
+	return reason
 }
 
 // leave leaves a whole graph to the host: the layers are not known.

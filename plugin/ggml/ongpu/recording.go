@@ -16,6 +16,7 @@ type form struct {
 	generation uint64 // of the layers' roles
 	decoder    uint64 // number of the decoder
 	visibility cuda.Visibility
+	drafted    bool
 }
 
 // forms numbers the last few of them.

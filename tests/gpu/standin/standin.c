@@ -298,7 +298,7 @@ static lim_cuda_visible visibility; /* the last one that was looked at */
 
 static void look(void) {
     for (int32_t row = 0; row < visibility.n_rows; row++) {
-        const uint16_t *mask = (const uint16_t *)(uintptr_t)(visibility.mask + (uint64_t)row * (uint64_t)visibility.mask_stride);
+        const uint16_t *mask = (const uint16_t *)(uintptr_t)VisibleMask(&visibility, row);
         int32_t        *slots = visibility.table != 0 ? (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride : NULL;
         int32_t         n = 0, first = -1, last = -1;
         for (int32_t at = 0; at < visibility.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
@@ -306,9 +306,10 @@ static void look(void) {
             memcpy(words, mask + at, sizeof words);
             if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)visibility.odd = 1;
             const uint32_t bits = VisibleBits(words);
-            if (slots != NULL) VisibleWrite(bits, row * visibility.slots_apart + at, slots + n);
+            const int32_t  slot = VisibleFirst(&visibility, row) + at;
+            if (slots != NULL) VisibleWrite(bits, slot, slots + n);
             for (int32_t i = 0; i < LIM_CUDA_VISIBLE_LANE; i++) {
-                if (bits >> i & 1) last = row * visibility.slots_apart + at + i, first = first < 0 ? last : first;
+                if (bits >> i & 1) last = slot + i, first = first < 0 ? last : first;
             }
             n += __builtin_popcount(bits);
         }
