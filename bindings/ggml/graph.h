@@ -128,6 +128,7 @@ typedef struct lim_ggml_graph {
     int32_t                later;    /* out, 1: the next graph may be computed before it is planned: nothing would be taken of it */
     int32_t                trial;    /* out, 1: to be computed twice, see lim_go_ggml_again; the logits of row `output` of `rows` tell the two apart */
     int32_t                output, rows;
+    uint64_t               host;     /* number of the host's context: that of the first of the backends that it has shown, by copies, to be its own */
 } lim_ggml_graph;
 
 #ifdef __cplusplus
