@@ -22,7 +22,8 @@ type Session struct {
 	layers layers.Context
 	rows   rows.Rows
 	on     device
-	remedy string // for drafts that the host attends to
+	left   contexts.Left // for the device behind this one; kept, so that a step allocates nothing
+	remedy string        // for drafts that the host attends to
 }
 
 // device is what a session's context computes on.
@@ -37,6 +38,8 @@ type device interface {
 	Fits(n *graph.Node) stats.Reason
 	// Ended is told that a new step begins.
 	Ended()
+	// Leaves adds where the step leaves its token sets for another device.
+	Leaves(left *contexts.Left)
 	// Begin begins a step whose rows are known, or leaves it to the host.
 	Begin(n *graph.Node) stats.Reason
 	// Direct states how a node of the step is computed.
@@ -87,6 +90,7 @@ func (s *Session) Close() {
 	s.layers.Engine.Finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.layers.Close()
 	s.on.Close()
 	s.rows.Free()
 }
@@ -144,6 +148,7 @@ func (s *Session) Plan(g *graph.Graph) {
 			l.Pass(n)
 		}
 	}
+	l.Show(g)
 	l.Untakable(g)
 	l.Drafts(&g.Nodes[0], s.remedy, func(n *graph.Node) bool {
 		if n.Scan == nil {
@@ -212,11 +217,13 @@ func (s *Session) node(n *graph.Node, fresh *bool) stats.Reason {
 
 // look finds out what the rows of a batch see, and begins a step unless the batch continues one.
 func (s *Session) look(n *graph.Node, layer int) stats.Reason {
-	if reason := s.rows.Known(n); reason != stats.Offloaded {
-		return reason
-	}
-	if s.rows.Continues(n, layer) {
+	reason := s.rows.Known(n)
+	if reason == stats.Offloaded && s.rows.Continues(n, layer) {
 		return stats.Offloaded
+	}
+	s.layers.Withdraw()
+	if reason != stats.Offloaded {
+		return reason
 	}
 	if reason := s.rows.Decode(n); reason != stats.Offloaded {
 		return reason
@@ -225,7 +232,12 @@ func (s *Session) look(n *graph.Node, layer int) stats.Reason {
 	if reason := s.rows.Begin(n, s.on.Groups()); reason != stats.Offloaded {
 		return reason
 	}
-	return s.on.Begin(n)
+	if reason = s.on.Begin(n); reason == stats.Offloaded && s.layers.Spread() {
+		s.left = s.rows.Leaves(n)
+		s.on.Leaves(&s.left)
+		s.layers.Offer(s.left)
+	}
+	return reason
 }
 
 // leave leaves a whole graph to the host: the layers are not known.
