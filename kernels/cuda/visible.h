@@ -6,7 +6,7 @@
 #include "shared.h"
 
 enum {
-    LIM_CUDA_VISIBLE_WARPS = 32, /* of the one block that a row has */
+    LIM_CUDA_VISIBLE_WARPS = 32, /* of a block */
     LIM_CUDA_VISIBLE_LANE = 8,  /* slots of a lane: one load of 16 bytes */
     LIM_CUDA_VISIBLE_STEP = 32 * LIM_CUDA_VISIBLE_LANE, /* of a warp */
 };
@@ -26,6 +26,13 @@ typedef struct lim_cuda_visible {
     int32_t  slots_apart;  /* from the first slot of a row's stream to the next row's */
     int32_t  reserved;
 } lim_cuda_visible;
+
+/* The blocks of a row, the grid's second axis: one multiprocessor writes 128K slots in 50 us. */
+LIM_SHARED int32_t VisibleParts(int32_t n_slots, int table) {
+    const int32_t parts = (n_slots + 16383) / 16384;
+    return !table || parts < 1 ? 1 : parts < 8 ? parts
+                                               : 8;
+}
 
 /* The slots of a warp: whole steps, in order. */
 LIM_SHARED int32_t VisibleChunk(int32_t n_slots, int32_t warps) {

@@ -27,8 +27,8 @@ class Visibility(C.Structure):
 
 
 class Look:
-    def __init__(self, shown, apart, spare):
-        """shown: bool [rows][n_slots]."""
+    def __init__(self, shown, apart, spare, parts=None):
+        """shown: bool [rows][n_slots]; parts: blocks of a row, else as many as the library takes."""
         rows, n = shown.shape
         self.shown, self.apart = shown, apart
         self.mask = torch.full((rows, n + spare), 3.0, dtype=torch.float16, device="cuda")
@@ -48,7 +48,7 @@ class Look:
             apart,
             0,
         )
-        launch = D.Launch(b"lim_visible", (rows, 1, 1), 1024, 0)
+        launch = D.Launch(b"lim_visible", (rows, parts or max(1, min(8, (n + 16383) // 16384)), 1), 1024, 0)
         self.plan = D.Plan(kernels(), visibility, [launch])
 
     def check(self):
@@ -78,7 +78,7 @@ def test_slots():
     rng = random.Random(SEED)
     for _ in range(20 if QUICK else 200):
         rows, n = rng.choice([1, 1, 2, 7, 33]), 8 * rng.choice([1, 31, 32, 33, 512, rng.randrange(1, 4000), 16384])
-        look = Look(random_mask(rng, rows, n), rng.choice([0, n, 131072]), rng.choice([0, 8, 24]))
+        look = Look(random_mask(rng, rows, n), rng.choice([0, n, 131072]), rng.choice([0, 8, 24]), rng.choice([None, 1, 2, 3, 8]))
         look.plan.run()
         look.check()
         assert int(look.odd) == 0
