@@ -134,7 +134,7 @@ void run(Tensor *, int ith, int nth, void *user) {
 
 bool divides(const Extract &extract) {
     for (const lim_ggml_node &n : extract.nodes) {
-        if (n.divides != 0) return true;
+        if (n.divides == LIM_GGML_DIVIDED) return true;
     }
     return false;
 }

@@ -38,8 +38,9 @@ bool is_plain(const Tensor *t);
 
 // Has rows that are moved out of a store, or into it, told apart by prints: of one store for each reader, whatever was
 // asked for before. 0: it may be any; kNoStore: none.
+// `mixed`: masks of batches with a prompt's rows are wanted, too.
 constexpr uint64_t kNoStore = 1;
-void               tell_rows(const void *reader, uint64_t store);
+void               tell_rows(const void *reader, uint64_t store, bool mixed);
 
 // What has happened to K stores since `reader` last asked, oldest first; prints lie in `prints`. False: more than is
 // remembered.

@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(LIM_CUDA_VISIBLE_WARPS * 32) lim_vi
     using namespace lessismore;
     __shared__ int32_t found[LIM_CUDA_VISIBLE_WARPS], earlier[LIM_CUDA_VISIBLE_WARPS];
     const int          row = (int)blockIdx.x, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    const uint16_t    *mask = (const uint16_t *)(v.mask + (uint64_t)row * (uint64_t)v.mask_stride);
+    const uint16_t    *mask = (const uint16_t *)VisibleMask(&v, row);
     const int          part = (int)blockIdx.y, parts = (int)gridDim.y, chunk = VisibleChunk(v.n_slots, LIM_CUDA_VISIBLE_WARPS * parts);
     const int          from = part * LIM_CUDA_VISIBLE_WARPS * chunk; /* the block's first slot */
     const int          begin = from + warp * chunk, end = min(begin + chunk, v.n_slots);
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(LIM_CUDA_VISIBLE_WARPS * 32) lim_vi
     if (threadIdx.x == 0 && part == parts - 1) ((int32_t *)v.lengths)[row] = all;
     if (v.table == 0) return;
     int32_t  *to = (int32_t *)v.table + row * v.table_stride + before;
-    const int first = row * v.slots_apart;
+    const int first = VisibleFirst(&v, row);
     for (int at = begin; at < end; at += LIM_CUDA_VISIBLE_STEP) {
         uint32_t  words[4];
         const int slot = at + lane * LIM_CUDA_VISIBLE_LANE;

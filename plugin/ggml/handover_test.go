@@ -428,7 +428,7 @@ func onDevices(t *testing.T, env ...string) (child bool, log []string) {
 	if standin.Child() {
 		return true, nil
 	}
-	return false, standin.Again(t, append([]string{"LIM_STANDIN_DEVICES=3", "LIM_STANDIN_ATTEND=1"}, env...)...)
+	return false, standin.Again(t, append([]string{"LIM_STANDIN_DEVICES=3", "LIM_STANDIN_ATTEND=sets"}, env...)...)
 }
 
 // settled has the first passes behind it: from the next step on, the layers have their roles. Of two lengths below zero the sequences have

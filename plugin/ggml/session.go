@@ -23,7 +23,6 @@ type Session struct {
 	rows   rows.Rows
 	on     device
 	left   contexts.Left // for the device behind this one; kept, so that a step allocates nothing
-	remedy string        // for drafts that the host attends to
 }
 
 // device is what a session's context computes on.
@@ -57,8 +56,7 @@ type device interface {
 // NewSession starts taking part in a context whose graphs the CPU computes. log may be nil.
 func NewSession(e *contexts.Engine, log func(level settings.LogLevel, text string)) *Session {
 	s := &Session{}
-	s.on, s.rows.Speculates = oncpu.New(&s.layers, &s.rows), e.Settings.Speculation
-	s.remedy = ": LESSISMORE_SPECULATION=on decodes them sparsely"
+	s.on = oncpu.New(&s.layers, &s.rows)
 	s.start(e, log, kvindex.NewKVIndex)
 	return s
 }
@@ -73,6 +71,7 @@ func (s *Session) start(e *contexts.Engine, log func(level settings.LogLevel, te
 		Assigned: s.assigned,
 	})
 	s.rows.Init(&e.Settings, &s.layers.Counts, index)
+	s.rows.Speculates = e.Settings.Speculation
 	e.Started(s)
 }
 
@@ -150,7 +149,7 @@ func (s *Session) Plan(g *graph.Graph) {
 	}
 	l.Show(g)
 	l.Untakable(g)
-	l.Drafts(&g.Nodes[0], s.remedy, func(n *graph.Node) bool {
+	l.Drafts(&g.Nodes[0], func(n *graph.Node) bool {
 		if n.Scan == nil {
 			return true // it is not known
 		}
@@ -232,7 +231,13 @@ func (s *Session) look(n *graph.Node, layer int) stats.Reason {
 	if reason := s.rows.Begin(n, s.on.Groups()); reason != stats.Offloaded {
 		return reason
 	}
-	if reason = s.on.Begin(n); reason == stats.Offloaded && s.layers.Spread() {
+	if reason = s.on.Begin(n); reason != stats.Offloaded {
+		return reason
+	}
+	if s.rows.Mixed() {
+		s.layers.Counts.MixedSteps++
+	}
+	if s.layers.Spread() {
 		s.left = s.rows.Leaves(n)
 		s.on.Leaves(&s.left)
 		s.layers.Offer(s.left)

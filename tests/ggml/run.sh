@@ -453,6 +453,50 @@ fi
 gpu slots "engaged on stand-in" yes LIM_STANDIN_PENDING=5
 counted "slots: order under way" '"dense_rows": 20'
 
+# A server's batches: decode rows before a prompt's, and behind it. The host computes all rows, and ours come behind: the fake host holds each row
+# against both. Its first layer is the host's alone.
+gpu mixed "engaged on stand-in" yes
+counted "mixed batches" '"mixed_steps": 6,'
+counted "mixed batches: drafts are the host's" '"draft": 4,'
+gpu mixed "engaged on stand-in" yes LESSISMORE_SPECULATION=on
+happened "a mixed batch" few many <<'EOF'
+host computes qkv0 to attention1
+host records 0xe3
+cuStreamWaitEvent stream 0x53 event 0xe3
+cuLaunchKernel lim_visible stream 0x53
+row 0 sees 103 slots from 0 to 184
+row 1 sees 83 slots from 100 to 185
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x53 mode 1 rows 2 capacity 512 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x53
+cuLaunchKernel lim_select_union stream 0x53
+host waits for 0xe4
+host computes mlp1 to attention2
+host records 0xe3
+cuStreamWaitEvent stream 0x53 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x53 mode 2 rows 2 capacity 512 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x53
+host waits for 0xe4
+host computes mlp2 to attention3
+host records 0xe3
+cuStreamWaitEvent stream 0x53 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x53 mode 2 rows 2 capacity 512 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x53
+cuLaunchKernel lim_tally stream 0x53
+host waits for 0xe4
+host computes mlp3 to logits0
+EOF
+counted "mixed batches beside drafts" '"mixed_steps": 5,'
+counted "rows of drafts" '"draft_rows": 9,'
+counted "all rows but a prompt's last are sparse" '"rows_sparse": 23,'
+# Where it does not pay the host is left alone: masks of large batches are not looked at.
+gpu mixed "CUDA0: hooked where it pays" no LESSISMORE_CUDA=auto LESSISMORE_SPECULATION=on LIM_STANDIN_FAIL=none
+counted "mixed batches that gain nothing" '"mixed_steps": 0,'
+counted "large ones are prompts" '"prompt": 16'
+# A call of the driver fails: the host computes the node once more.
+for call in cuLaunchKernel:700:9 cuLaunchKernelEx:700:9 cuLaunchKernelEx:700:12 cuStreamWaitEvent:700:16 cuEventRecord:700:16; do
+    gpu mixed "inert in this context: .*CUDA_ERROR (700)" yes LESSISMORE_SPECULATION=on LIM_STANDIN_FAIL=$call
+done
+
 # What the host does to its cells behind the graphs.
 gpu behind "engaged on stand-in" yes
 counted "behind the graphs: three rows' newest tokens are not known" '"cell_order": 3,'
@@ -623,7 +667,7 @@ done
 gpu dim-96 "inert in this context: head_dim = 96" no
 gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
 gpu alibi "layer 0 is left to the host: a bias by distance" no
-counted "ALiBi" '"shape": 16'
+counted "ALiBi" '"shape": 20'
 gpu biased "inert in this context: a mask holds other values" yes
 
 # The driver fails: the host computes the node and what follows itself, and goes on alone.

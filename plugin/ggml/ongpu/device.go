@@ -3,6 +3,7 @@ package ongpu
 
 import (
 	"fmt"
+	"math/bits"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -25,8 +26,10 @@ import (
 // the device; lengths and slots are made there from the same masks. Nothing of a step is ever waited for.
 //
 // A step that gains nothing, or whose rows have to attend to everything, is left to the host as a whole: its own graph is
-// faster than one in parts.
+// faster than one in parts. Of a batch with a prompt's rows the host computes all, and then the decode rows are attended to once more.
 type Device struct {
+	DraftMemory int // at most for drafts' rows, in bytes
+
 	layers *layers.Context
 	rows   *rows.Rows
 
@@ -48,12 +51,14 @@ type Device struct {
 
 	visible      uint64 // tokens that the rows of the step see
 	sparseLayers []bool // by the roles of a revision of the model's
+	choosing     int    // layers, by the same
 	revision     uint64
 
 	stride   contexts.Stride // through the first pass
 	computed bool            // the graph was, by the host
 	later    bool            // the next one may be, before it is planned
 	unseen   bool            // the step's masks have not been looked at
+	eager    bool            // the step may be measured or audited
 	form     uint64          // number of the step's; 0: it cannot be recorded
 	forgot   bool            // the layers were not known after all: what was decided before holds no more
 	rejected bool            // why layers are left to the host was said
@@ -73,14 +78,18 @@ type Device struct {
 // ordered is one row's slots in the order of their tokens, in pinned memory.
 type ordered struct{ row, offset, n int }
 
-// mostGPURows bounds the rows of a step: a larger batch is taken for a prompt, and its masks are not kept
-// (bindings/ggml/transfers.cc). Memory for them is got as they come, by powers of two.
+// mostGPURows bounds the rows of a step. Masks of larger batches are kept only where decode rows are taken out of these (Rows.Mixes,
+// bindings/ggml/transfers.cc). Memory for rows is got as they come, by powers of two.
 const mostGPURows = 64
+
+// mostDraftMemory bounds what is got for drafts' rows, each of which may see the whole store: logits of all heads, and slots. Where more
+// would be needed they are the host's.
+const mostDraftMemory = 1 << 30
 
 // New is the GPU for a context's layers and rows; always: steps are taken wherever rows are beyond the budget, also where the
 // host alone would be faster.
 func New(l *layers.Context, r *rows.Rows, always bool) *Device {
-	return &Device{layers: l, rows: r, always: always}
+	return &Device{DraftMemory: mostDraftMemory, layers: l, rows: r, always: always}
 }
 
 func (d *Device) Groups() int { return 1 }
@@ -137,9 +146,8 @@ func (d *Device) Called(g *graph.Graph) {
 // Fits tells whether a node is of the kind that the session was made for.
 func (d *Device) Fits(n *graph.Node) stats.Reason {
 	c, p := &n.Call, &d.decoder.Params
-	rows := n.Tokens * n.Streams
 	switch {
-	case rows > mostGPURows, n.Tokens > 1 && n.Streams > 1: // several tokens of one sequence: the rows of a sequence's own stream
+	case n.Tokens*n.Streams > mostGPURows && n.Scan == nil:
 		return stats.ReasonPrompt
 	case int32(c.Key.Type) != p.KVType || c.Value.Type != c.Key.Type:
 		return d.other(stats.ReasonType, n, "another element type than the first layer's")
@@ -147,7 +155,10 @@ func (d *Device) Fits(n *graph.Node) stats.Reason {
 		return d.other(stats.ReasonShape, n, "other heads than the first layer's")
 	case n.MaxBias != 0:
 		return d.reject(stats.ReasonShape, n, "a bias by distance (ALiBi)")
-	case uintptr(n.Mask)%cuda.VisibilityAlign != 0 || apartBy(n, n.MaskTokenStride, n.MaskStreamStride)%cuda.VisibilityAlign != 0 || n.NKV%cuda.VisibilityStep != 0:
+	case rowStride(n, &c.Query) < 0 || rowStride(n, &c.Output) < 0:
+		return d.reject(stats.ReasonShape, n, "rows of several streams that do not lie at one stride")
+	case uintptr(n.Mask)%cuda.VisibilityAlign != 0 || n.NKV%cuda.VisibilityStep != 0 ||
+		n.Tokens > 1 && n.MaskTokenStride%cuda.VisibilityAlign != 0 || n.Streams > 1 && n.MaskStreamStride%cuda.VisibilityAlign != 0:
 		return d.reject(stats.ReasonShape, n, "a mask that is not laid out in whole groups of 8 slots")
 	case n.NKV > p.Capacity:
 		return d.reject(stats.ReasonShape, n, "a store with more slots than the first layer's")
@@ -157,24 +168,26 @@ func (d *Device) Fits(n *graph.Node) stats.Reason {
 	return stats.Offloaded
 }
 
-// apartBy is how far rows lie apart: those of a batch with one token to a stream, or of one with one stream.
-func apartBy(n *graph.Node, token, stream int64) int64 {
-	if n.Streams > 1 {
-		return stream
+// rowStride is how far rows of a batch lie apart, token by token through all streams; -1: not at one stride.
+func rowStride(n *graph.Node, t *cpu.Tensor) int64 {
+	switch {
+	case n.Streams == 1 || t.StreamStride == int64(n.Tokens)*t.TokenStride:
+		return t.TokenStride
+	case n.Tokens == 1:
+		return t.StreamStride
 	}
-	return token
+	return -1
 }
 
 // Begin looks whether a step is worth it, and gets ready what its rows see.
 func (d *Device) Begin(n *graph.Node) stats.Reason {
 	s := d.rows
-	reason := stats.ReasonWithin
-	for i := range s.Step.Rows {
-		if r := &s.Step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
-			reason = stats.Offloaded
-		} else if r.SetLen == 0 && int(r.Visible) > d.layers.Engine.Settings.Budget {
-			reason = stats.ReasonDense
-		}
+	if len(s.Step.Rows) > mostGPURows {
+		return stats.ReasonPrompt
+	}
+	reason := d.beyond()
+	if reason == stats.ReasonDense && s.LeaveDense(n) {
+		reason = d.beyond()
 	}
 	d.sumUp()
 	if reason == stats.Offloaded && !d.always && d.saved(n) < d.price() {
@@ -196,10 +209,26 @@ func (d *Device) Begin(n *graph.Node) stats.Reason {
 	return reason
 }
 
+// beyond tells whether rows of the step are beyond the budget, and whether one of these has to attend to everything.
+func (d *Device) beyond() stats.Reason {
+	reason := stats.ReasonWithin
+	for i := range d.rows.Step.Rows {
+		if r := &d.rows.Step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
+			reason = stats.Offloaded
+		} else if r.SetLen == 0 && int(r.Visible) > d.layers.Engine.Settings.Budget {
+			reason = stats.ReasonDense
+		}
+	}
+	return reason
+}
+
 // taken tells whether a step that has sparse rows is taken, and gets it ready.
 func (d *Device) taken(n *graph.Node) stats.Reason {
 	rows := len(d.rows.Step.Rows)
 	if rows > int(d.decoder.Params.MaxRows) {
+		if d.rows.Drafted() && rowBytes(&d.decoder.Params)*powerOfTwo(rows) > d.DraftMemory {
+			return stats.ReasonMemory
+		}
 		if err := d.grow(n, rows); err != nil {
 			d.layers.Refuse(err.Error())
 			return stats.ReasonInert
@@ -214,14 +243,15 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 		d.layers.Counts.DenseSteps++
 		return stats.ReasonDense
 	}
-	if !d.arrange() {
-		return stats.ReasonDense
-	}
 	v := &d.visibility
-	v.Mask, v.MaskStride = uint64(uintptr(n.Mask)), apartBy(n, n.MaskTokenStride, n.MaskStreamStride)
-	v.NRows, v.NSlots, v.SlotsApart, v.Table = int32(rows), n.NKV, apart(n.Streams, &n.Call.Key), d.table
+	v.Mask, v.TokenStride, v.StreamStride = uint64(uintptr(n.Mask)), n.MaskTokenStride, n.MaskStreamStride
+	v.NRows, v.NSlots, v.SlotsApart = int32(rows), n.NKV, apart(n.Streams, &n.Call.Key)
+	v.Tokens, v.First, v.Table = n.Tokens, int32(d.rows.First()), d.table
 	if d.unlisted(n) {
 		v.Table = 0
+	}
+	if !d.arrange() {
+		return stats.ReasonDense
 	}
 	handed, reason := d.follow(n)
 	if reason != stats.Offloaded {
@@ -229,9 +259,9 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 	}
 	d.decoder.Reset()
 	d.bridge.Look(v)
-	d.unseen = true
-	if !eager {
-		d.form = d.forms.number(form{generation, d.decoders, *v, handed})
+	d.unseen, d.eager = true, eager
+	if !eager && !d.rows.Mixed() { // what the host computes of a mixed step is in no recording
+		d.form = d.forms.number(form{generation, d.decoders, *v, d.rows.Drafted(), handed})
 	}
 	return stats.Offloaded
 }
@@ -239,8 +269,8 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 // unlisted tells whether each row sees the first slots of its own stream, in their order: kernels then need no table, and
 // read whole tiles of the store.
 func (d *Device) unlisted(n *graph.Node) bool {
-	if n.Tokens > 1 {
-		return false // they share a stream
+	if n.Tokens > 1 || d.rows.Mixed() {
+		return false // they share a stream, or it begins elsewhere
 	}
 	for i := range d.rows.Step.Rows {
 		if d.rows.Step.Rows[i].Slots != nil {
@@ -270,7 +300,7 @@ func (d *Device) arrange() bool {
 				return false
 			}
 		}
-		apart := d.visibility.SlotsApart * int32(i)
+		apart := d.visibility.SlotsApart * r.Stream
 		to := unsafe.Slice((*int32)(unsafe.Pointer(&d.orders[d.turn].Bytes()[used])), len(slots))
 		for k, slot := range slots {
 			to[k] = slot + apart
@@ -286,8 +316,10 @@ func (d *Device) Direct(n *graph.Node, layer int) stats.Reason {
 	if d.computed {
 		return stats.ReasonNoGain
 	}
-	if layer == 0 && d.form != 0 && d.records && d.full(layer) {
-		return stats.ReasonNoGain // the host's device is busy with it while the rest of the step is planned
+	if d.full(layer) && (layer == 0 && d.form != 0 && d.records || !d.eager && (d.rows.Drafted() || d.rows.Mixed())) {
+		// The host's device is busy with it while the rest of the step is planned. Rows of one text it attends to at once, and those of
+		// a mixed batch it computes in any case.
+		return stats.ReasonNoGain
 	}
 	d.state(n, layer)
 	if err := d.decoder.Check(&d.call); err != nil {
@@ -381,7 +413,9 @@ func apart(streams int32, t *cpu.Tensor) int32 {
 func (d *Device) state(n *graph.Node, layer int) {
 	c, v := &n.Call, &d.visibility
 	rows := func(t *cpu.Tensor) backend.RowView {
-		return backend.RowView{Data: uintptr(t.Data), RowStride: apartBy(n, t.TokenStride, t.StreamStride), HeadStride: t.HeadStride, Type: int32(t.Type)}
+		stride := rowStride(n, t)
+		first := uintptr(t.Data) + uintptr(stride)*uintptr(d.visibility.First)
+		return backend.RowView{Data: first, RowStride: stride, HeadStride: t.HeadStride, Type: int32(t.Type)}
 	}
 	store := func(t *cpu.Tensor) backend.KVView {
 		view := backend.KVView{Data: uintptr(t.Data), TokenStride: t.TokenStride, HeadStride: t.HeadStride, PageStride: t.TokenStride}
@@ -391,7 +425,7 @@ func (d *Device) state(n *graph.Node, layer int) {
 		return view
 	}
 	d.call = backend.Attention{
-		Layer: int32(layer), Rows: n.Tokens * n.Streams, Slots: int64(n.NKV),
+		Layer: int32(layer), Rows: d.visibility.NRows, Slots: int64(n.NKV),
 		Query: rows(&c.Query), Output: rows(&c.Output), Key: store(&c.Key), Value: store(&c.Value),
 		Lengths: uintptr(v.Lengths), Table: uintptr(v.Table), TableStride: v.TableStride, PageSize: 1,
 		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: d.bridge.Stream(), Last: d.last(),
@@ -436,7 +470,7 @@ func (d *Device) begin(before uintptr) error {
 	}
 	d.unseen = false
 	for _, o := range d.ordered {
-		to := d.visibility.Table + uint64(o.row)*uint64(d.visibility.TableStride)*4
+		to := d.table + uint64(o.row)*uint64(d.visibility.TableStride)*4
 		if err := d.orders[d.turn].Put(to, o.offset, 4*o.n, d.bridge.Stream()); err != nil {
 			return oncuda.DeviceError(err)
 		}
@@ -474,10 +508,7 @@ func (d *Device) Assigned(n *graph.Node) error { return d.grow(n, int(n.Store.St
 // grow makes the decoder for so many rows, rounded up.
 func (d *Device) grow(n *graph.Node, rows int) error {
 	d.free()
-	c, most := &n.Call, int32(1)
-	for int(most) < rows {
-		most *= 2
-	}
+	c := &n.Call
 	if c.DimK != c.DimV {
 		return fmt.Errorf("head_dim = %d for keys and %d for values: kernels for GPUs want the same", c.DimK, c.DimV)
 	}
@@ -490,7 +521,7 @@ func (d *Device) grow(n *graph.Node, rows int) error {
 		return fmt.Errorf("a store of %d slots is more than %d", n.Store.Slots, backend.MaxSlots)
 	}
 	params := backend.Params{
-		Device: int32(ordinal), MaxRows: most, Capacity: int32(slots),
+		Device: int32(ordinal), MaxRows: int32(powerOfTwo(rows)), Capacity: int32(slots),
 		Heads: c.Heads, KVHeads: c.KVHeads, KeyDim: c.DimK, ValueDim: c.DimV, KVType: int32(c.Key.Type),
 	}
 	if d.device, err = oncuda.OpenDevice(ordinal); err != nil {
@@ -503,6 +534,12 @@ func (d *Device) grow(n *graph.Node, rows int) error {
 	}
 	return nil
 }
+
+// powerOfTwo is the least that is not below n.
+func powerOfTwo(n int) int { return 1 << bits.Len(uint(n-1)) }
+
+// rowBytes is about what a row takes of the device's memory: two numbers for each logit of each head, and its slots.
+func rowBytes(p *backend.Params) int { return int(p.Capacity) * (int(p.Heads)*8 + 4) }
 
 func (d *Device) allocate(params backend.Params) (err error) {
 	rows, slots := int(params.MaxRows), int(params.Capacity)

@@ -14,6 +14,7 @@ type form struct {
 	generation uint64 // of the layers' roles
 	decoder    uint64 // number of the decoder
 	visibility cuda.Visibility
+	drafted    bool
 	handed     bool // token sets come from another device
 }
 

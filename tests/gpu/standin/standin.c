@@ -1,6 +1,6 @@
 /* Stands in for libcuda.so.1 where there is no GPU: one device (LIM_STANDIN_DEVICES: as many), memory from the heap, kernels that do
  * nothing, but for those that look at masks and count steps: these are played, the first with the source that it shares with
- * the host. With LIM_STANDIN_ATTEND those that attend and choose are, too.
+ * the host. With LIM_STANDIN_ATTEND those that attend are, too, and with LIM_STANDIN_ATTEND=sets those that choose.
  * What is launched while a stream is captured is remembered and runs when the graph is launched, with what a host in this process
  * has to run in between (it exports standin_capturing).
  * Every call is written, one line each, to the file that LIM_STANDIN_LOG names, so that a test can see what the
@@ -345,7 +345,7 @@ static lim_cuda_visible visibility; /* the last one that was looked at */
 
 static void look(void) {
     for (int32_t row = 0; row < visibility.n_rows; row++) {
-        const uint16_t *mask = (const uint16_t *)(uintptr_t)(visibility.mask + (uint64_t)row * (uint64_t)visibility.mask_stride);
+        const uint16_t *mask = (const uint16_t *)(uintptr_t)VisibleMask(&visibility, row);
         int32_t        *slots = visibility.table != 0 ? (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride : NULL;
         int32_t         n = 0, first = -1, last = -1;
         for (int32_t at = 0; at < visibility.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
@@ -353,9 +353,10 @@ static void look(void) {
             memcpy(words, mask + at, sizeof words);
             if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)visibility.odd = 1;
             const uint32_t bits = VisibleBits(words);
-            if (slots != NULL) VisibleWrite(bits, row * visibility.slots_apart + at, slots + n);
+            const int32_t  slot = VisibleFirst(&visibility, row) + at;
+            if (slots != NULL) VisibleWrite(bits, slot, slots + n);
             for (int32_t i = 0; i < LIM_CUDA_VISIBLE_LANE; i++) {
-                if (bits >> i & 1) last = row * visibility.slots_apart + at + i, first = first < 0 ? last : first;
+                if (bits >> i & 1) last = slot + i, first = first < 0 ? last : first;
             }
             n += __builtin_popcount(bits);
         }
@@ -415,14 +416,21 @@ static float logit_at(const lim_cuda_call *c, int32_t row, int32_t head, int64_t
     return logit * c->scale;
 }
 
+/* Whether token sets are played, or what layers choose is taken for all that a row sees. */
+static int chooses(void) {
+    const char *wanted = getenv("LIM_STANDIN_ATTEND");
+    return wanted != NULL && strcmp(wanted, "sets") == 0;
+}
+
 /* Each row to all that it sees, or to its set. */
 static void attend(const lim_cuda_call *c) {
     if (!plays(c)) return;
+    const int   sparse = c->mode == 2 && chooses();
     const char *value = (const char *)(uintptr_t)c->value.data;
     float      *share = malloc((size_t)c->capacity * sizeof *share);
     for (int32_t row = 0; row < c->n_rows; row++) {
-        const int32_t  sees = ((const int32_t *)(uintptr_t)c->lengths)[row], n = c->mode == 2 && sees > c->budget ? c->budget : sees;
-        const int32_t *set = c->mode == 2 ? (const int32_t *)(uintptr_t)c->set + row * c->set_stride : NULL;
+        const int32_t  sees = ((const int32_t *)(uintptr_t)c->lengths)[row], n = sparse && sees > c->budget ? c->budget : sees;
+        const int32_t *set = sparse ? (const int32_t *)(uintptr_t)c->set + row * c->set_stride : NULL;
         for (int32_t h = 0; h < c->heads; h++) {
             float *out = (float *)((char *)(uintptr_t)c->output.data + row * c->output.row_stride + h * c->output.head_stride), sum = 0;
             for (int32_t i = 0; i < n; i++) {
@@ -450,7 +458,7 @@ static int better(const void *a, const void *b) {
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : (x->token > y->token) - (x->token < y->token);
 }
 static void choose(const lim_cuda_call *c) {
-    if (!plays(c)) return;
+    if (!plays(c) || !chooses()) return;
     struct ranked *ranks = malloc((size_t)c->heads * (size_t)c->capacity * sizeof *ranks);
     char          *in = malloc((size_t)c->capacity);
     for (int32_t row = 0; row < c->n_rows; row++) {
