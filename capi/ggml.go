@@ -131,6 +131,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, from *C.lim_ggml_graph) {
 		Lost:    from.lost != 0, Computed: from.computed != 0, Records: from.records != 0,
 
 		FirstBlock: int32(from.first_block), LastBlock: int32(from.last_block), Ends: int32(from.ends),
+		Host: uint64(from.host),
 	}
 	if from.n_outputs >= 0 {
 		g.Batch = int(from.n_batch)

@@ -211,6 +211,7 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
     if (!plan) return all ? 0 : compute_rest(c, graph, done, n);
     c->extract.graph.computed = all;
     c->extract.graph.records  = c->direct;
+    c->extract.graph.host     = c->host_context;
     lim_go_ggml_plan(c->session, &c->extract.graph);
     c->extract.follow();
     c->known = c->extract.graph.knows_weights != 0;

@@ -135,6 +135,7 @@ typedef struct lim_ggml_graph {
     int32_t                output, rows;
     int32_t                mixes;    /* out, on a GPU, 1: decode rows are taken out of batches with a prompt's, whose masks are to be kept */
     int32_t                reserved;
+    uint64_t               host;     /* number of the host's context: that of the first of the backends that it has shown, by copies, to be its own */
 } lim_ggml_graph;
 
 #ifdef __cplusplus

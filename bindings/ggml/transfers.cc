@@ -65,6 +65,7 @@ struct Moving { // a backend's own functions
     SetFn     set;
     void     *set_2d;
     CopyAsync copy;
+    Met       met;
 };
 
 // Larger inputs are those of a prompt, of which masks are kept where they are wanted, a few; larger stores of uploads are not one graph's.
@@ -371,8 +372,10 @@ void on_set_2d_async(Backend *backend, Tensor *t, const void *data, size_t offse
     note([&] { moved_in(t, offset, copies > 0 ? (copies - 1) * apart + n : 0, nullptr); });
 }
 bool on_copy_async(Backend *from_backend, Backend *backend, const Tensor *from, Tensor *to) {
-    const bool done = moving_of(backend).copy(from_backend, backend, from, to);
+    const Moving moving = moving_of(backend);
+    const bool   done   = moving.copy(from_backend, backend, from, to);
     if (done) note([&] { copied(from, to); });
+    moving.met(from_backend, backend); // also where the host has to go through its own memory, as from the CPU
     return done;
 }
 
@@ -524,10 +527,10 @@ std::string watch_transfers(void *handle, Device *device) {
     return "";
 }
 
-void watch_backend(Backend *backend) {
+void watch_backend(Backend *backend, Met met) {
     {
         const std::lock_guard lock(state().mutex);
-        state().backends[backend] = {reinterpret_cast<SetFn>(backend[kSetAsync]), backend[kSet2dAsync], reinterpret_cast<CopyAsync>(backend[kCopyAsync])};
+        state().backends[backend] = {reinterpret_cast<SetFn>(backend[kSetAsync]), backend[kSet2dAsync], reinterpret_cast<CopyAsync>(backend[kCopyAsync]), met};
     }
     backend[kSetAsync] = reinterpret_cast<void *>(on_set_async);
     if (backend[kSet2dAsync] != nullptr) backend[kSet2dAsync] = reinterpret_cast<void *>(on_set_2d_async);

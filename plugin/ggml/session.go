@@ -22,6 +22,7 @@ type Session struct {
 	layers layers.Context
 	rows   rows.Rows
 	on     device
+	left   contexts.Left // for the device behind this one; kept, so that a step allocates nothing
 }
 
 // device is what a session's context computes on.
@@ -36,6 +37,8 @@ type device interface {
 	Fits(n *graph.Node) stats.Reason
 	// Ended is told that a new step begins.
 	Ended()
+	// Leaves adds where the step leaves its token sets for another device.
+	Leaves(left *contexts.Left)
 	// Begin begins a step whose rows are known, or leaves it to the host.
 	Begin(n *graph.Node) stats.Reason
 	// Direct states how a node of the step is computed.
@@ -86,6 +89,7 @@ func (s *Session) Close() {
 	s.layers.Engine.Finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.layers.Close()
 	s.on.Close()
 	s.rows.Free()
 }
@@ -143,6 +147,7 @@ func (s *Session) Plan(g *graph.Graph) {
 			l.Pass(n)
 		}
 	}
+	l.Show(g)
 	l.Untakable(g)
 	l.Drafts(&g.Nodes[0], func(n *graph.Node) bool {
 		if n.Scan == nil {
@@ -211,11 +216,13 @@ func (s *Session) node(n *graph.Node, fresh *bool) stats.Reason {
 
 // look finds out what the rows of a batch see, and begins a step unless the batch continues one.
 func (s *Session) look(n *graph.Node, layer int) stats.Reason {
-	if reason := s.rows.Known(n); reason != stats.Offloaded {
-		return reason
-	}
-	if s.rows.Continues(n, layer) {
+	reason := s.rows.Known(n)
+	if reason == stats.Offloaded && s.rows.Continues(n, layer) {
 		return stats.Offloaded
+	}
+	s.layers.Withdraw()
+	if reason != stats.Offloaded {
+		return reason
 	}
 	if reason := s.rows.Decode(n); reason != stats.Offloaded {
 		return reason
@@ -224,9 +231,16 @@ func (s *Session) look(n *graph.Node, layer int) stats.Reason {
 	if reason := s.rows.Begin(n, s.on.Groups()); reason != stats.Offloaded {
 		return reason
 	}
-	reason := s.on.Begin(n)
-	if reason == stats.Offloaded && s.rows.Mixed() {
+	if reason = s.on.Begin(n); reason != stats.Offloaded {
+		return reason
+	}
+	if s.rows.Mixed() {
 		s.layers.Counts.MixedSteps++
+	}
+	if s.layers.Spread() {
+		s.left = s.rows.Leaves(n)
+		s.on.Leaves(&s.left)
+		s.layers.Offer(s.left)
 	}
 	return reason
 }

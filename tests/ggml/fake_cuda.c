@@ -44,8 +44,10 @@ struct cell {
 };
 struct model {
     struct tensor *key[MOST_LAYERS], *value[MOST_LAYERS];
-    int            streams, dim, type, first;
+    int            streams, dim, type, first, device;
     void         **inputs; /* buffer */
+    void         **rows;   /* buffer for queries and outputs; NULL: the heap */
+    size_t         used;   /* of it */
     struct cell    cells[STREAMS][SLOTS];
 };
 
@@ -54,14 +56,23 @@ static struct tensor *put(void **buffer, struct tensor *t, size_t at) {
     return t;
 }
 
-static void make_model(struct model *m, int streams) {
-    *m = (struct model){.streams = streams, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30
-                                                                                                                : 1,
+/* Memory of the model's device, as long as the host lives. */
+static void *room(struct model *m, size_t n) {
+    n = (n + 255) / 256 * 256;
+    if (m->rows == NULL) return aligned_alloc(256, n);
+    m->used += n;
+    return (char *)ggml_backend_buffer_get_base(m->rows) + m->used - n;
+}
+
+static void make_model_on(struct model *m, int streams, int device) {
+    *m = (struct model){.streams = streams, .device = device, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30
+                                                                                                                                  : 1,
                         .first = is("spread") || is("hybrid") ? 5 : 0};
     const size_t size = (size_t)m->dim * KV_HEADS * SLOTS * 2 * (size_t)streams;
-    void       **stores = ggml_backend_buft_alloc_buffer(buffer_types[0], 2 * LAYERS * size);
+    void       **type = buffer_types[device], **stores = ggml_backend_buft_alloc_buffer(type, 2 * LAYERS * size);
+    if (hands_over()) m->rows = ggml_backend_buft_alloc_buffer(type, 16 << 20);
     if (is("unseen-again")) ggml_backend_buffer_free(ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20)); /* one that was seen lay in its place */
-    m->inputs = is("unseen") || is("unseen-again") ? new_buffer(buffer_types[0], 8 << 20) : ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20);
+    m->inputs = is("unseen") || is("unseen-again") ? new_buffer(type, 8 << 20) : ggml_backend_buft_alloc_buffer(type, 8 << 20);
     for (int l = 0; l < LAYERS; l++) {
         m->key[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), 2 * (size_t)l * size);
         m->value[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), (2 * (size_t)l + 1) * size);
@@ -69,6 +80,8 @@ static void make_model(struct model *m, int streams) {
         snprintf(m->value[l]->name, 64, "cache_v_l%d", m->first + l);
     }
 }
+
+static void make_model(struct model *m, int streams) { make_model_on(m, streams, 0); }
 
 static struct tensor *put(void **buffer, struct tensor *t, size_t at);
 
@@ -130,14 +143,14 @@ static struct batch make_batch(struct model *m, const struct token *tokens, int 
     b.values[0] = values, b.values[1] = at, b.values[2] = where;
     for (int l = 0; l < LAYERS; l++) {
         struct tensor *q = ggml_new_tensor_4d(NULL, 0, m->dim, per, HEADS, m->streams);
-        q->data = aligned_alloc(256, (q->nb[3] * (size_t)m->streams + 255) / 256 * 256);
+        q->data = room(m, q->nb[3] * (size_t)m->streams);
         const struct tensor *k = m->key[l];
         struct tensor       *key = ggml_view_4d(NULL, m->key[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
         struct tensor       *value = ggml_view_4d(NULL, m->value[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
         if (m->type == 2) key->nb[0] = value->nb[0] = 18;
         struct tensor *node = ggml_flash_attn_ext(NULL, q, key, value, mask, 0.125f, is("alibi") ? 8.0f : 0.0f, 0.0f);
         snprintf(node->name, 64, "attention%d", l);
-        node->data = aligned_alloc(256, (node->nb[3] * (size_t)m->streams + 255) / 256 * 256);
+        node->data = room(m, node->nb[3] * (size_t)m->streams);
         struct tensor *rope = named("rope", l, m->first + l);
         rope->op = OP_ROPE, rope->src[1] = positions;
         struct tensor *write = ggml_set_rows(NULL, m->key[l], ggml_new_tensor_4d(NULL, 0, m->dim * KV_HEADS, n, 1, 1), slots);
@@ -193,6 +206,36 @@ static int spread(void ***backends, int (*compute)(void **, struct graph *)) {
                 struct graph part = {PER_LAYER, decode[d].graph.nodes + PER_LAYER * l, {0}};
                 CHECK(compute(backends[d], &part) == 0);
             }
+        }
+    }
+    note("end");
+    for (int d = 0; d < GPUS; d++) ggml_backend_free(backends[d]);
+    return 0;
+}
+
+/* Two devices, each with its layers in one graph, which is kept from step to step; what the first one computes last is copied to the other one. */
+static int handed(void ***backends, int (*compute)(void **, struct graph *)) {
+    enum { FIRST = PER_LAYER * LAYERS / GPUS };
+    struct model m[GPUS];
+    struct batch b[GPUS];
+    static void *foreign[24]; /* a backend that is not hooked */
+    bool (*copy)(void **, void **, const struct tensor *, struct tensor *);
+    memcpy(&copy, &backends[1][7], sizeof copy);
+    for (int d = 0; d < GPUS; d++) make_model_on(&m[d], 1, d);
+    struct tensor *from = put(m[0].rows, ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1), (16 << 20) - 4096);
+    struct tensor *to = put(m[1].rows, ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1), (16 << 20) - 4096);
+    for (int step = 0; step < 10; step++) {
+        note(step == 0 ? "prompt" : "step %d", step);
+        for (int d = 0; d < GPUS; d++) {
+            if (step < 2) b[d] = make_text(&m[d], step == 0 ? 0 : 199, 199 + step, 256);
+            if (step > 1) ((uint16_t *)b[d].values[0])[198 + step] = 0, *(int64_t *)b[d].values[1] = *(int32_t *)b[d].values[2] = 198 + step;
+            upload(&b[d]);
+        }
+        for (int d = 0; d < GPUS; d++) {
+            struct graph part = {d == 0 ? FIRST : b[d].graph.n - FIRST, b[d].graph.nodes + d * FIRST, {0}};
+            if (d == 1) copy(backends[0], backends[1], from, to);
+            if (d == 1 && step == 3) copy(foreign, backends[1], from, to);
+            CHECK(compute(backends[d], &part) == 0);
         }
     }
     note("end");
@@ -503,6 +546,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     memcpy(&compute, &backend[13], sizeof compute);
+    if (hands_over()) return handed(backends, compute);
     if (gpus() > 1) return spread(backends, compute);
     if (is("forked")) { /* a worker's backend is its own */
         const pid_t child = fork();

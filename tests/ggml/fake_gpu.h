@@ -29,8 +29,9 @@ enum { GPUS = 2 };
 static void           *gpu_words[GPUS][24];
 static struct registry gpu_registry;
 
-static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") || is("one-type") ? 2
-                                                                                                                      : 1; }
+static bool        hands_over(void) { return is("handed") || is("graphs-handed"); }
+static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") || is("one-type") || hands_over() ? 2
+                                                                                                                                      : 1; }
 static int         number_of(void *d) { return d == gpu_words[0] ? 0 : d == gpu_words[1] ? 1
                                                                                          : -1; }
 static const char *device_name(void *d) { return number_of(d) < 0 ? "CPU" : number_of(d) == 0 ? "CUDA0"
@@ -203,6 +204,22 @@ const char *ggml_backend_reg_name(void *r) { return r == &gpu_registry ? "CUDA" 
 
 /* ---- buffers ---- */
 
+/* The second GPU's memory, where the stand-in has two. */
+static struct memory {
+    uint64_t at, end;
+} seconds[64];
+int standin_device_of(uint64_t p) {
+    for (int i = 0; i < 64; i++) {
+        if (p >= seconds[i].at && p < seconds[i].end) return 1;
+    }
+    return 0;
+}
+static void owned(uint64_t p, size_t n) { /* 0: no more */
+    int i = 0;
+    while (n > 0 ? seconds[i].end != 0 : i < 63 && seconds[i].at != p) i++;
+    if (n > 0 || seconds[i].at == p) seconds[i] = (struct memory){n > 0 ? p : 0, n > 0 ? p + n : 0};
+}
+
 /* A buffer: its functions, its type, its memory. Hosts before autumn 2026 lack the two-dimensional ones. */
 enum { BUFFER_WORDS = 32 };
 static bool   is_old(void) { return is("buffers-old"); }
@@ -211,7 +228,7 @@ static void **buffer_types[GPUS];
 
 static bool   proven; /* the host has its backends */
 static void  *data_of(void **b) { return b[word_of(11) + 1]; }
-static void   buffer_free(void **b) { note("host frees a buffer"), free(data_of(b)); }
+static void   buffer_free(void **b) { note("host frees a buffer"), owned((uint64_t)(uintptr_t)data_of(b), 0), free(data_of(b)); }
 static void **buffer_of(const struct tensor *t) { return t->view_src != NULL ? t->view_src->buffer : t->buffer; }
 static bool   is_own(const struct tensor *t) { return buffer_of(t)[0] == (void *)buffer_free; } /* CUDA's backend tells its buffers so */
 static void  *buffer_base(void **b) { return data_of(b); }
@@ -241,6 +258,7 @@ static void **new_buffer(void **type, size_t size) {
     if (!is_old()) b[6] = (void *)buffer_set_2d, b[7] = (void *)nothing;
     b[word_of(8)] = (void *)buffer_copy, b[word_of(9)] = (void *)buffer_clear, b[word_of(10)] = (void *)nothing;
     b[word_of(11)] = type, b[word_of(11) + 1] = aligned_alloc(256, (size + 255) / 256 * 256), b[word_of(11) + 2] = (void *)size;
+    if (hands_over() && type == buffer_types[1]) owned((uint64_t)(uintptr_t)data_of(b), size);
     if (is("buffer-no-type")) b[word_of(11)] = NULL;
     if (is("buffer-few-functions")) b[3] = type;
     if (is("buffer-empty-word")) b[word_of(10)] = NULL;

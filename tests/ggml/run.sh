@@ -640,6 +640,67 @@ gpu heads-spread "inert in this context: its heads are spread over several GPUs 
 counted "heads spread" '"steps": 0,'
 gpu one-type "inert in this context: its heads are spread over several GPUs (-sm tensor)" no
 gpu layers-spread "this device computes layers 2 to 3 of the model, the others are on another device" yes
+# Where a copy between the devices has shown that they are of one context, the layers of both have one set of roles, and token sets go from the
+# one to the other: a copy that waits for the one device and that the other one waits for, before what was recorded is replayed. Nobody waits on the host.
+two() { # VARIANT, what the log must say once, VARIABLE=VALUE ...
+    of=$1 says=$2
+    shift 2
+    gpu "$of" "$says" yes LESSISMORE_LAYERS=0 LIM_STANDIN_DEVICES=2 "$@"
+}
+two handed "layers 2 to 3 of the model, the others are on another device: layers \[0\] of all 4 choose token sets, which go from device to device"
+counted "each step is handed over" '"handed_steps": 9,'
+counted "none is not" '"unhanded_steps": 0,'
+counted "tokens attended: one layer of four chooses" '"tokens_attended": 3564,'
+if sed -n '/"total"/,$p' "$out/stats.json" | tr -d ' \n' | grep -q '"layers":4,"selection_layers":\[0\],"layers_offloaded":\[0,1,2,3\]'; then
+    passed=$((passed + 1))
+else
+    fail "gpu handed: $(sed -n '/"total"/,/steps/p' "$out/stats.json")"
+fi
+two graphs-handed "layers 2 to 3 of the model, the others are on another device: layers \[0\] of all 4 choose"
+counted "each step is handed over" '"handed_steps": 9,'
+counted "and replayed on both devices" '"replayed_steps": 16,'
+happened "a step that is replayed, handed over" "step 8" "step 9" <<'EOF'
+host computes qkv0 to write0
+host records 0xe3
+cuStreamWaitEvent stream 0x53 event 0xe3
+cuLaunchKernel lim_visible stream 0x53
+row 0 sees 207 slots from 0 to 206
+cuGraphLaunch of 6 stream 0x53
+host's mlp0 to write1 run
+host's mlp1 to mlp1 run
+cuEventRecord 0xe4 stream 0x53
+host waits for 0xe4
+host computes qkv2 to write2
+host records 0xe7
+cuEventRecord 0x3000 stream 0x53
+cuStreamWaitEvent stream 0x54 event 0x3000
+cuMemcpyPeerAsync 256 from device 0 to 1 stream 0x54
+cuEventRecord 0x3001 stream 0x54
+cuStreamWaitEvent stream 0x53 event 0x3001
+cuStreamWaitEvent stream 0x54 event 0xe7
+cuLaunchKernel lim_visible stream 0x54
+row 0 sees 207 slots from 0 to 206
+cuGraphLaunch of 5 stream 0x54
+host's mlp2 to write3 run
+host's mlp3 to logits0 run
+cuEventRecord 0xe8 stream 0x54
+host waits for 0xe8
+EOF
+# A call of the driver's that this takes fails, in step 5: the later device's layers are the host's from there on.
+for call in cuMemcpyPeerAsync:700:4 cuEventRecord:700:30 cuEventRecord:700:31 cuStreamWaitEvent:700:30 cuStreamWaitEvent:700:31; do
+    two handed "inert in this context: handing token sets over: CUDA_ERROR (700)" LIM_STANDIN_FAIL=$call
+    counted "$call: until then" '"handed_steps": 5,'
+    if between "step 5" "step 6" | grep -q "^host computes attention2 to logits0$" && between "step 6" "step 7" | grep -q "^host computes qkv2 to logits0$"; then
+        passed=$((passed + 1))
+    else
+        fail "gpu handed, $call: $(between 'step 5' 'step 7')"
+    fi
+done
+# Or in getting it ready: an event of the one device, of the other one, and memory for what the CPU would hand over.
+for call in cuEventCreate:2:10 cuEventCreate:2:11 cuEventCreate:2:8 cuMemHostAlloc:2:12; do
+    two handed "inert in this context: .*CUDA_ERROR_OUT_OF_MEMORY" LIM_STANDIN_FAIL=$call
+    counted "$call: none" '"handed_steps": 0,'
+done
 gpu dim-96 "inert in this context: head_dim = 96" no
 gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
 gpu alibi "layer 0 is left to the host: a bias by distance" no

@@ -134,6 +134,8 @@ type Graph struct {
 	FirstBlock, LastBlock int32 // of the model, whose weights were hashed; FirstBlock -1: of none
 	Ends                  int32 // 1: so were those that follow the last block
 
+	Host uint64 // number of the host's context, as far as its devices have shown by copies from one to another that they are of one; 0: not known
+
 	KnowsWeights bool           // the answer: no more hashes are wanted
 	Notes        []kvindex.Note // the answer, in C memory
 

@@ -64,10 +64,15 @@ type Device struct {
 	rejected bool            // why layers are left to the host was said
 	others   []bool          // layers of other heads or types than the first one's: the host's
 
+	inherits bool     // the first layers that may be sparse attend to another device's sets, by their roles
+	gives    bool     // the last one chooses, and the next device's first ones attend to that
+	handover handover // of these
+
 	records   bool // steps that are alike are recorded
 	capturing bool // a recording is under way
 	decoders  uint64
 	forms     forms
+	chosen    [cuda.Recordings]bool // by number: what was recorded leaves token sets
 }
 
 // ordered is one row's slots in the order of their tokens, in pinned memory.
@@ -248,11 +253,15 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 	if !d.arrange() {
 		return stats.ReasonDense
 	}
+	handed, reason := d.follow(n)
+	if reason != stats.Offloaded {
+		return reason
+	}
 	d.decoder.Reset()
 	d.bridge.Look(v)
 	d.unseen, d.eager = true, eager
 	if !eager && !d.rows.Mixed() { // what the host computes of a mixed step is in no recording
-		d.form = d.forms.number(form{generation, d.decoders, *v, d.rows.Drafted()})
+		d.form = d.forms.number(form{generation, d.decoders, *v, d.rows.Drafted(), handed})
 	}
 	return stats.Offloaded
 }
@@ -337,7 +346,8 @@ func (d *Device) Planned(g *graph.Graph) {
 func (d *Device) ends(g *graph.Graph) bool {
 	for i := len(g.Nodes) - 1; i >= 0; i-- {
 		if layer, ok := d.layers.Ordinal[g.Nodes[i].Layer]; ok {
-			return layer == len(d.layers.Ordinal)-1
+			_, last := d.layers.Bounds()
+			return layer == last
 		}
 	}
 	return false
@@ -372,21 +382,20 @@ func (d *Device) reject(reason stats.Reason, n *graph.Node, why string) stats.Re
 func (d *Device) other(reason stats.Reason, n *graph.Node, why string) stats.Reason {
 	if layer, ok := d.layers.Ordinal[n.Layer]; ok {
 		if d.others == nil {
-			d.others = make([]bool, len(d.layers.Ordinal))
+			d.others = make([]bool, d.layers.Model.Layers)
 		}
 		d.others[layer] = true
 	}
 	return d.reject(reason, n, why)
 }
 
-// last is the layer that a step ends with; 0: the model's last one.
+// last is the layer that a step ends with here; 0: the model's last one.
 func (d *Device) last() int32 {
-	for layer := len(d.others) - 1; layer > 0; layer-- {
-		if !d.others[layer] {
-			return int32(layer)
-		}
+	_, last := d.layers.Bounds()
+	for d.others != nil && last > 0 && d.others[last] {
+		last--
 	}
-	return 0
+	return int32(last)
 }
 
 // apart is how many slots there are from a stream of the store to the next; -1: no whole number.
@@ -451,6 +460,11 @@ func (d *Device) gone(err error) error {
 // recording.
 func (d *Device) begin(before uintptr) error {
 	look := d.unseen && !d.capturing
+	if look { // while the host comes to the first layer
+		if err := d.bring(); err != nil {
+			return oncuda.DeviceError(err)
+		}
+	}
 	if err := d.bridge.Begin(before, look); err != nil || !look {
 		return oncuda.DeviceError(err)
 	}
@@ -472,6 +486,9 @@ func (d *Device) attend(n *graph.Node, before, after uintptr) error {
 	d.call.Attended = after
 	if err := d.decoder.Attend(&d.call); err != nil {
 		return err
+	}
+	if !d.capturing {
+		d.layers.Chose(d.decoder.Chosen())
 	}
 	if !d.layers.Engaged && d.decoder.Sparse() {
 		d.layers.Engaged = true
@@ -543,6 +560,9 @@ func (d *Device) allocate(params backend.Params) (err error) {
 			return err
 		}
 	}
+	if err = d.makeRoom(rows); err != nil {
+		return err
+	}
 	d.ordered = make([]ordered, 0, rows)
 	lengths := (rows*4 + oncuda.WorkAlign - 1) / oncuda.WorkAlign * oncuda.WorkAlign
 	if d.memory, err = d.device.Zeroed(lengths + rows*slots*4); err != nil {
@@ -568,6 +588,7 @@ func (d *Device) free() {
 		d.bridge.Free()
 		d.bridge = nil
 	}
+	d.handover.leave()
 	if d.memory != nil {
 		d.memory.Free()
 		d.memory = nil

@@ -17,6 +17,7 @@ type form struct {
 	decoder    uint64 // number of the decoder
 	visibility cuda.Visibility
 	drafted    bool
+	handed     bool // token sets come from another device
 }
 
 // forms numbers the last few of them.
@@ -55,6 +56,7 @@ func (d *Device) Cut(number int, before uintptr) error { return d.bridge.Cut(num
 // Captured ends the recording, see cuda.Bridge. The step itself is still to be done.
 func (d *Device) Captured(number int, before uintptr) error {
 	d.capturing = false
+	d.chosen[number] = d.decoder.Chosen()
 	d.decoder.Reset()
 	return d.bridge.Captured(number, before)
 }
@@ -77,6 +79,7 @@ func (d *Device) Replay(number int, before, after uintptr) error {
 		return err
 	}
 	d.layers.Counts.ReplayedSteps++
+	d.layers.Chose(d.chosen[number])
 	if err := d.bridge.End(after); err != nil {
 		_ = d.gone(oncuda.DeviceError(err)) // the last one, and waited for, as there is no event for the host to wait for
 	}

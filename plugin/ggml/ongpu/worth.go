@@ -1,6 +1,8 @@
 package ongpu
 
 import (
+	"slices"
+
 	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/selection"
@@ -41,6 +43,9 @@ func (d *Device) saved(n *graph.Node) float64 {
 			sparse++
 		}
 	}
+	if d.gives { // a full layer there
+		sparse++
+	}
 	if sparse == 0 { // not measured so far
 		choose = d.layers.Engine.Settings.SelectionsFor(len(d.layers.Ordinal))
 		sparse = max(len(d.layers.Ordinal)-selection.FirstSelection-choose, 0)
@@ -75,14 +80,25 @@ func (d *Device) sumUp() {
 	if d.sparseLayers != nil && d.revision == m.Revision {
 		return
 	}
-	d.revision, d.sparseLayers = m.Revision, make([]bool, len(d.layers.Ordinal))
-	for l := range d.sparseLayers {
+	d.revision, d.sparseLayers = m.Revision, make([]bool, m.Layers)
+	for _, l := range d.layers.Ordinal {
 		d.sparseLayers[l] = m.Roles.Role(l) == selection.RoleSparse
 	}
-	d.choosing = len(m.Roles.Selections())
+	first, last := d.layers.Bounds()
+	for first < last && m.Roles.Role(first) == selection.RoleFull {
+		first++
+	}
+	d.inherits = d.layers.Later() && m.Roles.Role(first) == selection.RoleSparse
+	d.gives = d.layers.Spread() && last+1 < m.Layers && m.Roles.Role(last) == selection.RoleSelect && m.Roles.Role(last+1) == selection.RoleSparse
+	d.choosing = 0
+	for _, l := range d.layers.Ordinal {
+		if m.Roles.Role(l) == selection.RoleSelect {
+			d.choosing++
+		}
+	}
 }
 
-// sparse tells whether a layer of the model would attend to a token set now.
+// sparse tells whether a layer of this device's would attend to a token set now, or choose one for the next device alone.
 func (d *Device) sparse() bool {
 	m := d.layers.Model
 	if m.Ablation.Load() != nil {
@@ -90,7 +106,7 @@ func (d *Device) sparse() bool {
 	}
 	m.Mu.Lock()
 	defer m.Mu.Unlock()
-	return m.Known && !m.Again && m.Roles.Sparse()
+	return m.Known && !m.Again && (d.gives || slices.Contains(d.sparseLayers, true))
 }
 
 // full tells whether a layer attends to everything and chooses nothing.

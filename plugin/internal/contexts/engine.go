@@ -26,6 +26,7 @@ type Engine struct {
 	ablation atomic.Pointer[selection.Ablation]
 	Hosted   atomic.Uint64 // there ever were
 	Lockstep lockstep      // of those on GPUs
+	Relay    Relay         // of those whose model is spread over devices
 
 	mu      sync.Mutex // never held while a session's, decoder's or model's own lock is taken
 	Models  map[selection.Identity]*selection.Model

@@ -114,6 +114,14 @@ type Join struct {
 	_            int32
 }
 
+// Sets are the token sets of a batch's rows in a GPU's memory, and the stream that they are made and read on.
+type Sets struct {
+	Device *Device // nil: there are none
+	Stream uintptr
+	Slots  uint64 // int32 [rows][Stride]
+	Stride int64
+}
+
 // Tally is a finished step to be counted, field by field lim_cuda_tally.
 type Tally struct {
 	Lengths, Counters, Kept, NoSets uint64

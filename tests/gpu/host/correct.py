@@ -54,7 +54,8 @@ def server(*arguments: str, **job) -> dict:
 
 # Name, host, settings (None: the host alone), the job, what is wanted: "exact", "wrong". "sparse": and every decode row
 # beyond the budget that the host shows is sparse; "whole": none is; "any": some may be or not; "measured", "profile": where the layers come from; "replayed":
-# most steps are replays of a recording. "mixed": batches of decode rows and a prompt's were taken apart, every one; "drafts": rows of drafts are
+# most steps are replays of a recording; "handed": token sets go from device to device, and only the layers that are given choose.
+# "mixed": batches of decode rows and a prompt's were taken apart, every one; "drafts": rows of drafts are
 # sparse, each one.
 RUNS = [
     ("alone", "cuda", None, {"scenario": "solve"}, "exact"),
@@ -103,7 +104,33 @@ RUNS = [
     ("holes, found by measuring", "cuda", AUTO, {"scenario": "holes"}, "exact"),
     ("shifted, found by measuring", "cuda", AUTO, {"scenario": "shift"}, "exact"),
     ("prompts beside, in streams", "cuda", HAND, {"scenario": "mixed", "unified": False}, "exact"),
-    *((f"{n} of 12 layers on the GPU", "cuda", HAND, {"scenario": "solve", "times": 1, "gpu_layers": n}, "exact") for n in range(1, 13)),
+    *(  # the first selection layer, 2, and others behind it on the CPU, or not
+        (
+            f"{n} of 12 layers on the GPU",
+            "cuda",
+            HAND,
+            {"scenario": "solve", "times": 1, "gpu_layers": n},
+            "exact" + " handed" * (1 < n < 11),
+        )
+        for n in range(1, 13)
+    ),
+    (
+        "7 of 12 layers on the GPU, 16 in one stream",
+        "cuda",
+        HAND,
+        {"scenario": "together", "times": 16, "context": 16 * 2048, "gpu_layers": 7},
+        "exact handed",
+    ),
+    (
+        "7 of 12 layers on the GPU, four streams",
+        "cuda",
+        HAND,
+        {"scenario": "together", "times": 4, "unified": False, "gpu_layers": 7},
+        "exact handed",
+    ),
+    ("7 of 12 layers on the GPU, holes", "cuda", HAND, {"scenario": "holes", "gpu_layers": 7}, "exact handed"),
+    ("7 of 12 layers on the GPU, shifted", "cuda", HAND, {"scenario": "shift", "gpu_layers": 7}, "exact handed"),
+    ("7 of 12 layers on the GPU, wrong layers", "cuda", WRONG, {"scenario": "solve", "gpu_layers": 7}, "wrong handed"),
     *(
         (f"{n} of 12 layers on the GPU, found by measuring", "cuda", AUTO, {"scenario": "solve", "gpu_layers": n}, "exact")
         for n in (4, 7, 10)
@@ -152,14 +179,15 @@ RUNS = [
     ("server, weights of half the layers on the CPU", "cuda-server", HAND, server("-ot", r"blk\.([6-9]|1[01])\.=CPU"), "exact"),
     ("server, one layer's feed-forward on the CPU", "cuda-server", HAND, server("-ot", r"blk\.5\.ffn_.*=CPU"), "exact"),
     ("server, K/V on the CPU", "cuda-server", HAND, server("-nkvo"), "exact any"),
-    (f"{TWO}, by layer", "cuda-server", HAND, server("-sm", "layer"), "exact"),
-    (f"{TWO}, by layer, 16 problems", "cuda-server", HAND, server("-sm", "layer", slots=16, times=16), "exact"),
-    (f"{TWO}, by layer, uneven", "cuda-server", HAND, server("-sm", "layer", "-ts", "3,10", slots=4, times=4), "exact"),
-    (f"{TWO}, by layer, streams", "cuda-server", HAND, server("-sm", "layer", slots=4, times=4, unified=False), "exact"),
-    (f"{TWO}, by layer, q8_0", "cuda-server", HAND, server("-sm", "layer", "-ctk", "q8_0", "-ctv", "q8_0"), "exact"),
+    (f"{TWO}, by layer", "cuda-server", HAND, server("-sm", "layer"), "exact handed"),
+    (f"{TWO}, by layer, 16 problems", "cuda-server", HAND, server("-sm", "layer", slots=16, times=16), "exact handed"),
+    (f"{TWO}, by layer, uneven", "cuda-server", HAND, server("-sm", "layer", "-ts", "3,10", slots=4, times=4), "exact handed"),
+    (f"{TWO}, by layer, uneven the other way", "cuda-server", HAND, server("-sm", "layer", "-ts", "8,5", slots=4, times=4), "exact handed"),
+    (f"{TWO}, by layer, streams", "cuda-server", HAND, server("-sm", "layer", slots=4, times=4, unified=False), "exact handed"),
+    (f"{TWO}, by layer, q8_0", "cuda-server", HAND, server("-sm", "layer", "-ctk", "q8_0", "-ctv", "q8_0"), "exact handed"),
     (f"{TWO}, by layer, found by measuring", "cuda-server", AUTO, server("-sm", "layer", slots=4, times=4), "exact"),
     (f"{TWO}, by layer, wrong layers", "cuda-server", WRONG, server("-sm", "layer", "-ts", "3,10"), "wrong"),
-    (f"{TWO} and the CPU", "cuda-server", HAND, server("-sm", "layer", "-ngl", "9"), "exact"),
+    (f"{TWO} and the CPU", "cuda-server", HAND, server("-sm", "layer", "-ngl", "9"), "exact handed"),
     (f"{TWO}, by heads", "cuda-server", HAND, server("-sm", "tensor"), "exact whole"),
     (f"{TWO}, by heads, alone", "cuda-server", None, server("-sm", "tensor"), "exact"),
     (
@@ -181,6 +209,16 @@ def visible() -> list[str]:
         return named.split(",")
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     return [str(i) for i in range(listed.count("UUID") - listed.count("MIG "))] or ["0"]
+
+
+def handed(contexts: list[dict]) -> bool:
+    """Whether each later device got nearly all of its token sets from the one before, and chose none by itself where it did."""
+    later = [c for c in contexts if c["handed_steps"] + c["unhanded_steps"]]
+    for c in later:
+        taken, own = c["handed_steps"] + c["unhanded_steps"], len(set(c["selection_layers"] or ()) & set(c["layers_offloaded"]))
+        if c["handed_steps"] < 0.95 * taken or c["select_calls"] > own * taken + c["unhanded_steps"]:
+            return False
+    return bool(later) and len({tuple(c["selection_layers"] or ()) for c in contexts}) == 1
 
 
 def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, problems: list[Problem], patience: float) -> dict:
@@ -217,11 +255,13 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
         **{k: total[k] for k in keep if k in total},
     }
     if r.stats and len(used := r.contexts()) > 1:
-        fields = ("device", "layers", "selection_layers", "rows", "rows_sparse", "replayed_steps", "layers_offloaded", "declined")
+        fields = ("device", "layers", "selection_layers", "rows", "rows_sparse", "replayed_steps", "handed_steps", "unhanded_steps", "select_calls", "layers_offloaded", "declined")  # fmt: skip
         out["contexts"] = [{k: c[k] for k in fields if k in c} for c in used][:8]
+        if "handed" in wanted:
+            out["ok"] = handed(used)
     if total.get("tokens_visible"):
         out["attended"] = round(total["tokens_attended"] / total["tokens_visible"], 4)
-    out["ok"] = bool(exact) and (not any(exact) if wanted == "wrong" else all(exact))
+    out["ok"] = out.get("ok", "handed" not in wanted) and bool(exact) and (not any(exact) if wanted == "wrong" else all(exact))
     if wanted == "wrong" or "sparse" in wanted:
         out["ok"] &= total.get("rows_sparse", 0) > 0 and total.get("cell_order", 1) == 0
     if "sparse" in wanted and r.rows:

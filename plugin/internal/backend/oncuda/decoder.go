@@ -45,6 +45,7 @@ type Decoder struct {
 	places    [12]uint64 // and its addresses
 	tally     cuda.Tally
 	Step      steps.Step
+	opening   steps.Step     // what a step begins with: whether other devices' layers come before it, and whether sets came from there
 	sees      cudaVisibility // what the step's token sets were chosen for
 	offloaded stats.LayerSet
 }
@@ -325,7 +326,7 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	sees := visibility(a)
 	switch {
 	case fresh:
-		s = steps.Step{}
+		s = d.opening
 		if last, err = d.begin(a); err != nil {
 			return false, DeviceError(err)
 		}
@@ -385,7 +386,7 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	if err != nil {
 		return true, DeviceError(err) // some of it may be under way
 	}
-	if mode == steps.Select || s.Resumed {
+	if mode == steps.Select || s.Resumed || fresh && s.Chosen {
 		d.sees = sees
 	}
 	last.whole = ends && d.hasAll(&s)
@@ -451,6 +452,18 @@ func (d *Decoder) look(c *cuda.Call, v *backend.Views) error {
 
 // Reset forgets the current step: the next call starts a new one, with token sets of its own.
 func (d *Decoder) Reset() { d.Step, d.lasting.whole = steps.Step{Layer: -1}, false }
+
+// Follow is for the layers of a later device: in the steps from now on, sets have been handed to it, or its first layer that may be
+// sparse chooses.
+func (d *Decoder) Follow(handed bool) { d.opening = steps.Step{Later: true, Chosen: handed} }
+
+// Sets is where the rows' token sets are; nowhere, where there are several groups of them, or none.
+func (d *Decoder) Sets() cuda.Sets {
+	if !d.selects || d.lasting.spare > 0 {
+		return cuda.Sets{}
+	}
+	return cuda.Sets{Device: d.Device, Stream: d.params.Stream, Slots: d.sets, Stride: d.setStride()}
+}
 
 // TokenSet is that of the last finished step, as positions. It waits for the device.
 func (d *Decoder) TokenSet(row int) ([]int32, error) {
