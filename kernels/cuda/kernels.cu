@@ -5,3 +5,4 @@
 #include "tally.cu"
 #include "join.cu"
 #include "visible.cu"
+#include "ahead.cu"
