@@ -326,12 +326,12 @@ host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
 cuLaunchKernel lim_visible stream 0x52
 row 0 sees 311 slots from 0 to 310
-cuGraphLaunch of 9 stream 0x52
+cuGraphLaunch of 12 stream 0x52
 host's mlp1 to write2 run
 host's mlp2 to write3 run
 host's mlp3 to write4 run
 host's mlp4 to write5 run
-cuGraphLaunch of 7 stream 0x52
+cuGraphLaunch of 10 stream 0x52
 host's mlp5 to write6 run
 host's mlp6 to write7 run
 host's mlp7 to logits0 run
