@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from .weights import Array
 
 CHUNK = 128  # queries that are computed at once
 EVERY = 8  # of the queries, those whose loss is measured
+CLOSE = 0.004  # of the bytes, how near a size's have to come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,3 +157,26 @@ def answers(problems: Sequence[Problem], right: Sequence[Array], lengths: Sequen
         },
         "right_problems": [int(e) for e in exact],
     }
+
+
+def solve(of: Callable[[float], float], target: float, low: float, high: float) -> Optional[float]:
+    """Where a rising function of a size comes to the target; whole sizes where `low` is whole. None: it is above everywhere."""
+    whole = isinstance(low, int)
+    below, above = of(low), of(high)
+    if below > target * (1 + CLOSE):
+        return None
+    near, distance = (low, abs(below - target)) if abs(below - target) < abs(above - target) else (high, abs(above - target))
+    for turn in range(16):
+        if distance <= CLOSE * target or above <= below or high - low <= whole:
+            break
+        share = (target - below) / (above - below) if turn % 2 == 0 else 0.5  # the latter for functions that are steep at one end
+        size = low + min(0.97, max(0.03, share)) * (high - low)
+        size = min(high - 1, max(low + 1, round(size))) if whole else size
+        value = of(size)
+        if abs(value - target) < distance:
+            near, distance = size, abs(value - target)
+        if value < target:
+            low, below = size, value
+        else:
+            high, above = size, value
+    return near
