@@ -14,7 +14,6 @@ from .methods import Full, Method, Rows, best, softmax
 from .model import Cache, Model
 from .weights import Array
 
-CHUNK = 128  # queries that are computed at once
 EVERY = 8  # of the queries, those whose loss is measured
 CLOSE = 0.004  # of the bytes, how near a size's have to come
 
@@ -41,9 +40,9 @@ class Prepared:
         """room: tokens, prompt and all, that are written behind each other at most; None: as many as the model has positions."""
         self.model, self.problem, self.cache = model, problem, model.cache(room)
         dense = Full(0)
-        for start in range(0, len(problem.prompt), CHUNK):
-            logits = model.run(problem.prompt[start : start + CHUNK], self.cache, dense)
-        self.first = int(logits[-1].argmax())
+        for start in range(0, len(problem.prompt), model.chunk):
+            said = model.next(problem.prompt[start : start + model.chunk], self.cache, dense)
+        self.first = int(said[-1])
 
     def _back(self, tokens: int) -> Cache:
         self.cache.length = len(self.problem.prompt) + tokens
@@ -53,9 +52,8 @@ class Prepared:
         """For each token of the solution, whether the method writes it behind those before it."""
         tokens, cache = self.problem.solution, self._back(0)
         said = [np.array([self.first])]
-        for start in range(0, len(tokens) - 1, CHUNK):
-            logits = self.model.run(tokens[start : min(start + CHUNK, len(tokens) - 1)], cache, method)
-            said.append(logits.argmax(-1))
+        for start in range(0, len(tokens) - 1, self.model.chunk):
+            said.append(self.model.next(tokens[start : min(start + self.model.chunk, len(tokens) - 1)], cache, method))
         right: Array = np.concatenate(said) == tokens
         return right
 
@@ -69,7 +67,7 @@ class Prepared:
         token = self.first if right == 0 else -1
         while True:
             if token < 0:
-                token = int(self.model.run(written[-1:], cache, method)[0].argmax())
+                token = int(self.model.next(written[-1:], cache, method)[0])
             if token == solution[-1]:
                 return written, True
             if len(written) == cap:

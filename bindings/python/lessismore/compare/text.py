@@ -23,7 +23,7 @@ from ..cli import _loss, _needles
 from ..engine import Engine
 from . import calibration, kascade
 from .device import host
-from .measure import CHUNK, Counts, solve
+from .measure import Counts, solve
 from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Rough, Rows, Seer, TidalDecode, Twilight, Window, attention
 from .model import Cache, Model
 from .sets import Library
@@ -37,6 +37,7 @@ ROUGH = (1, 2, 4)  # of so many layers one chooses, where keys of 4 bits do for 
 ANCHORS, DELTAS = 5, 3  # of Kascade on Qwen3-8B and of DELTA, by their authors
 CALIBRATED = 512  # tokens before those that are measured on which anchors are found …
 PROBED = 16  # … and those of them on which bytes are
+CHUNK = 128  # tokens that are computed at once
 PIECE = 32  # tokens whose logits are compared at once
 Say = Callable[[str], None]
 
