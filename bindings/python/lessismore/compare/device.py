@@ -88,7 +88,7 @@ def reaching(rows: Array, target: float, by_value: bool) -> Array:
     import cupy
 
     rows = cupy.ascontiguousarray(rows, np.float32)
-    found = cupy.empty((*rows.shape[:-1], 1), np.float32)
+    found: Array = cupy.empty((*rows.shape[:-1], 1), np.float32)
     if found.size:
         _select()((found.size,), (256,), (rows, np.int64(rows.shape[-1]), np.float64(target), np.int32(by_value), found))
     return found
