@@ -14,7 +14,7 @@ import numpy as np
 
 from . import calibration, host, kascade, measure
 from .measure import Counts, Prepared, Problem
-from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Seer, TidalDecode, Twilight, Window
+from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Rough, Seer, TidalDecode, Twilight, Window
 from .model import Model
 from .sets import Library
 from .weights import Array
@@ -22,6 +22,7 @@ from .weights import Array
 FORMAT = 1
 KASCADE = {"kascade": 4, "kascade-7": 7}  # anchor layers: as many as read every key under LessIsMore; as many bytes
 DELTAS = 3  # DELTA's selection layers, by its authors
+ROUGH = (1, 2, 4)  # of so many layers one chooses, where keys of 4 bits do for that
 Say = Callable[[str], None]
 
 
@@ -34,6 +35,10 @@ class Row:
     family: str
     by: str
     settings: str
+
+
+def drafts() -> list[Row]:
+    return [Row(f"rough-{n}", f"LessIsMore, 4-bit keys, each {n}", "draft", "rules", "a layer of so many chooses") for n in ROUGH]
 
 
 def rows(layers: Sequence[int], anchors: Optional[Sequence[int]] = None) -> list[Row]:
@@ -51,6 +56,7 @@ def rows(layers: Sequence[int], anchors: Optional[Sequence[int]] = None) -> list
         Row("lim-auto-mass", "LessIsMore, auto, mass", ours, "host", "mass, guard on, no profile at first"),
         Row("lim-interval", f"LessIsMore, layers {given}, interval 2", ours, "host", "union, guard off"),
         Row("lim-interval-guard", f"LessIsMore, layers {given}, interval 2, guard", ours, "host", "union, guard on"),
+        *drafts(),
         Row("tidal", "TidalDecode", free, "rules", f"selection at {given}, given; per query head"),
         Row("quest", "Quest", free, "rules", "pages of 16; layers 0 and 1 full"),
         Row("quest-spread", "Quest, mean + deviation", free, "rules", "pages of 16, the first and newest kept; layers 0 and 1 full"),
@@ -203,6 +209,8 @@ class Comparison:
         tokens = budget if size is None else int(size)
         if row.by == "abi":
             return Library(tokens, self.layers, row.settings, self.task.model.layers)
+        if row.family == "draft":
+            return Rough(tokens, int(row.key.removeprefix("rough-")))
         if row.key == "tidal":
             return TidalDecode(tokens, self.layers)
         if row.key == "delta":

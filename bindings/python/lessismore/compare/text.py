@@ -27,13 +27,12 @@ from .measure import Counts, solve
 from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Rough, Rows, Seer, TidalDecode, Twilight, Window, attention
 from .model import Cache, Model
 from .sets import Library
-from .table import Row
+from .table import Row, drafts
 from .weights import Array
 
 SETTLE = 256  # tokens that the measurements before may take
 BASE = "lim-auto"  # whose bytes the others get
 AUTO: dict[str, dict[str, Any]] = {"lim-auto": {}, "lim-2": {"selections": 2}, "lim-5": {"selections": 5}, "lim-mass": {"policy": "mass"}}
-ROUGH = (1, 2, 4)  # of so many layers one chooses, where keys of 4 bits do for that
 ANCHORS, DELTAS = 5, 3  # of Kascade on Qwen3-8B and of DELTA, by their authors
 CALIBRATED = 512  # tokens before those that are measured on which anchors are found …
 PROBED = 16  # … and those of them on which bytes are
@@ -55,7 +54,7 @@ def rows(given: Optional[Sequence[int]]) -> list[Row]:
         Row("lim-mass", "LessIsMore, auto, mass", ours, "abi", "ranked by the heads' summed softmax"),
         Row("lim-rule", "LessIsMore, the paper's layers", ours, "abi", "the third layer, and a third of the way up"),
         *([Row("lim", f"LessIsMore, layers {told}", ours, "abi", "given")] if given else []),
-        *[Row(f"rough-{n}", f"LessIsMore, 4-bit keys, each {n}", "draft", "rules", "a layer of so many chooses") for n in ROUGH],
+        *drafts(),
         Row("tidal", "TidalDecode", free, "rules", "LessIsMore's layers; per query head"),
         Row("quest", "Quest", free, "rules", "pages of 16; layers 0 and 1 full"),
         Row("quest-spread", "Quest, mean + deviation", free, "rules", "pages of 16, the first and the newest kept; layers 0 and 1 full"),
