@@ -95,7 +95,7 @@ def test_what_is_read_is_there(version):
         assert name in config["vllm.py"]["VllmConfig"]["fields"], name
     parallel = config["parallel.py"]["ParallelConfig"]
     for name in ("pipeline_parallel_size", "tensor_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size", "enable_dbo",
-                 "data_parallel_size", "data_parallel_rank", "world_size", "rank"):  # fmt: skip
+                 "data_parallel_size", "data_parallel_rank", "data_parallel_index", "world_size", "rank"):  # fmt: skip
         assert name in parallel["fields"], name
     assert "use_ubatching" in parallel["methods"]
     assert {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size"} <= set(
@@ -791,6 +791,21 @@ def test_a_file_of_statistics_is_one_process_s_and_replaces_nobody_else_s(monkey
         reporter.tick()
         assert (tmp_path / "theirs").read_text() == "kept" and reporter.stats is None and reporter.shown is not None
     assert caplog.text.count("was not written by lessismore") == 2
+
+
+@pytest.mark.parametrize(
+    "parallel, ranks",
+    [
+        (dict(world_size=1, rank=0), (0, 1)),
+        (dict(world_size=4, rank=3, data_parallel_size=1, data_parallel_rank=0, data_parallel_index=0), (3, 4)),
+        # two engines of a model of experts, and of a dense one, which vLLM 0.26 tells that they are alone
+        (dict(world_size=2, rank=1, data_parallel_size=2, data_parallel_rank=1, data_parallel_index=1), (3, 4)),
+        (dict(world_size=1, rank=0, data_parallel_size=1, data_parallel_rank=0, data_parallel_index=1), (1, 2)),
+        (dict(world_size=2, rank=1, data_parallel_size=1, data_parallel_rank=0, data_parallel_index=1), (3, 4)),
+    ],
+)
+def test_no_two_processes_have_the_same_number(parallel, ranks):
+    assert context._rank(stand_in.Object(**parallel)) == ranks
 
 
 def test_what_is_counted_is_read_only_when_someone_asked(monkeypatch, tmp_path):

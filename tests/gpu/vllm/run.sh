@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything of tests/gpu/vllm, each step in its own process and with its own limit; logs in a folder (default build/vllm).
-#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-128k serving ranks ranks-decode; default: all that one GPU can do
-# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks and ranks-decode want two GPUs, or RANKS of them.
+#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-128k serving ranks ranks-decode server-data2; default: all that one GPU can do
+# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks, ranks-decode and server-data2 want two GPUs, ranks-decode RANKS of them.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 logs=${1:-$here/../../../build/vllm}
@@ -59,6 +59,7 @@ for part in $parts; do
         wait
         one load-compared 60 "$python" "$here/load.py" compare "$logs/load.json" "$logs/load-stock.json"
         ;;
+    server-data2) one server-data2 240 "$python" "$here/server.py" "$logs" 2 ;; # two GPUs
     server) one server 240 "$python" "$here/server.py" "$logs" ;;
     auto) one auto 200 "$python" "$here/auto.py" ;;
     room)

@@ -242,6 +242,10 @@ def of(config: Any) -> Context:
 
 
 def _rank(parallel: Any) -> tuple[int, int]:
-    """This process's number among all that compute, and how many there are."""
-    world, replica = parallel.world_size, getattr(parallel, "data_parallel_rank", 0) or 0
-    return replica * world + getattr(parallel, "rank", 0), world * (getattr(parallel, "data_parallel_size", 1) or 1)
+    """This process's number among all that compute, and how many there are, as far as it knows: vLLM tells the engines of a dense model
+    with data parallelism that they are alone, and leaves each its number (data_parallel_index)."""
+    world, replica = parallel.world_size, getattr(parallel, "data_parallel_index", None)
+    if replica is None:
+        replica = getattr(parallel, "data_parallel_rank", 0) or 0
+    replicas = max(getattr(parallel, "data_parallel_size", 1) or 1, replica + 1)
+    return replica * world + getattr(parallel, "rank", 0), world * replicas
