@@ -41,6 +41,8 @@ for part in $parts; do
         wait
         reasoner stock-drafts drafts4 drafts16-eager drafts-control
         wait
+        reasoner stock-eagle eagle4 eagle16 eagle6-eager eagle-control
+        wait
         ;;
     check)
         check bf16 f16 fp8 drafts
@@ -51,6 +53,7 @@ for part in $parts; do
         one check-dense 200 "$python" "$here/check.py" 32768 &
         wait
         ;;
+    reasoner-*) one "$part" 200 "$python" "$here/reasoner.py" "${part#reasoner-}" ;;
     check-*) one "$part" 200 "$python" "$here/check.py" 1024 "${part#check-}" ;;
     load) # the model alone beside it, on another GPU where there is one
         seed=${SEED:-$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}
