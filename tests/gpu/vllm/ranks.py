@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """vLLM over several GPUs, its own executor: the reasoner, or decode steps of Qwen3-8B's shape.
 
-ranks.py reasoner TP PP [wrong]     16 problems, 6 rows; wrong: layers that cannot do it
+ranks.py reasoner TP PP [wrong] [ray]     16 problems, 6 rows; wrong: layers that cannot do it; ray: vLLM's executor for Ray
 ranks.py decode TP [CASES]          milliseconds a step, at the engine's output: FlashAttention's and ours, in one engine
 """
 
@@ -54,12 +54,25 @@ def add(served, name, ids, tokens):
     served.add_request(name, {"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False))
 
 
-def reasoner(tensor, pipeline, layers):
+def cluster(ranks):
+    """A Ray of this machine alone."""
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    import ray
+
+    ray.init(num_gpus=ranks, num_cpus=4, include_dashboard=False, object_store_memory=1 << 28, log_to_driver=True)
+
+
+def reasoner(tensor, pipeline, layers, executor=None):
+    if executor == "ray":
+        cluster(tensor * pipeline)
     stats = os.path.join(tempfile.mkdtemp(), "stats")
     served = start(
         DATA, {"budget": 128, "layers": layers, "stats": stats, "stats_interval": 0.5}, dtype="float16", max_model_len=2048, max_num_seqs=6,
         gpu_memory_utilization=0.1, kv_cache_memory_bytes=1 << 30, tensor_parallel_size=tensor, pipeline_parallel_size=pipeline,
+        **({"distributed_executor_backend": executor} if executor else {}),
     )  # fmt: skip
+    core = getattr(served.engine_core, "engine_core", None)  # in this process
+    say(f"executor {type(getattr(core, 'model_executor', None)).__name__}")
     wanted, given, begin = [], {}, time.time()
     for i in range(16):
         prompt, solution = task.problem(random.Random(960000 + i), task.steps_for(2048))
@@ -78,7 +91,12 @@ def reasoner(tensor, pipeline, layers):
         library = r["library"]
         say(f"    rank {r['rank']}: {r['reason'] or 'on'}, layers {r['layers']} of {r['taking_part']}, {r['counts']},",
             f"{library['tokens_attended'] / max(library['tokens_visible'], 1):.1%} attended, {library['rows_sparse']} rows sparse, no_set {library['no_set_calls']}")  # fmt: skip
-    keep(f"ranks-tensor{tensor}-pipeline{pipeline}{'' if layers == RIGHT else '-wrong'}", exact=exact, layers=layers, ranks=reports)
+    keep(
+        f"ranks-tensor{tensor}-pipeline{pipeline}{'' if layers == RIGHT else '-wrong'}{f'-{executor}' if executor else ''}",
+        exact=exact,
+        layers=layers,
+        ranks=reports,
+    )
     sparse = len(reports) == tensor * pipeline and all(
         r["library"]["rows_sparse"] > (10000 if layers == RIGHT else 0) and not r["library"]["no_set_calls"] for r in reports
     )
@@ -134,7 +152,7 @@ def time_case(served, case, mode):
 
 def main(what, *rest):
     if what == "reasoner":
-        good = reasoner(int(rest[0]), int(rest[1]), WRONG if "wrong" in rest else RIGHT)
+        good = reasoner(int(rest[0]), int(rest[1]), WRONG if "wrong" in rest else RIGHT, "ray" if "ray" in rest else None)
     else:
         good = decode(int(rest[0]), rest[1] if len(rest) > 1 else CASES)
     say(f"ranks {what} {' '.join(rest)}: {'ok' if good else 'FAILED'}")

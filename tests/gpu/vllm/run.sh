@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything of tests/gpu/vllm, each step in its own process and with its own limit; logs in a folder (default build/vllm).
-#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-128k serving ranks ranks-decode server-data2; default: all that one GPU can do
-# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks, ranks-decode and server-data2 want two GPUs, ranks-decode RANKS of them.
+#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-auto decode-128k serving ranks ranks-ray ranks-decode server-data2; default: all that one GPU can do
+# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks, ranks-ray (with Ray), ranks-decode and server-data2 want two GPUs, ranks-decode RANKS of them.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 logs=${1:-$here/../../../build/vllm}
@@ -69,6 +69,11 @@ for part in $parts; do
         one room-stock 150 "$python" "$here/room.py" 131072 stock
         for longest in 131072 40960; do one "room-$longest" 150 "$python" "$here/room.py" "$longest"; done
         ;;
+    decode-auto) # with the layers that vLLM finds while it serves
+        rm -f "$logs/chosen.json"
+        one auto 200 "$python" "$here/auto.py" 8 32768 "$logs/chosen.json"
+        one decode-auto 300 "$python" "$here/decode.py" --profile "$logs/chosen.json" --cases 8x32768,fitx32768 --graphs 1,8,16,24,32 --name decode-auto
+        ;;
     decode) one decode 400 "$python" "$here/decode.py" ;;
     decode-128k)
         one decode-128k 300 "$python" "$here/decode.py" --max-model-len 135168 --max-num-seqs 1024 --graphs 1,4,5,6 --cases 1x131072,fitx131072 --name decode-128k
@@ -85,6 +90,7 @@ for part in $parts; do
         one ranks-control 200 "$python" "$here/ranks.py" reasoner 2 1 wrong
         one ranks-pipeline2 200 "$python" "$here/ranks.py" reasoner 1 2
         ;;
+    ranks-ray) one ranks-ray 240 "$python" "$here/ranks.py" reasoner 2 1 ray ;;
     ranks-decode) one ranks-decode 300 "$python" "$here/ranks.py" decode "${RANKS:-2}" ;;
     *) echo "no part $part" && exit 2 ;;
     esac
