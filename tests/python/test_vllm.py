@@ -883,3 +883,42 @@ def test_a_preempted_requests_context_is_put_in_place_again(monkeypatch):
     request.num_preemptions = 1
     assert connector.get_num_new_matched_tokens(request, 0) == (context - 1, False)
     assert placed.CONNECTOR["kv_role"] == "kv_producer"
+
+
+def test_several_processes_that_serve_metrics_show_each_rank(monkeypatch, tmp_path):
+    client = pytest.importorskip("prometheus_client")
+    from prometheus_client import multiprocess
+
+    monkeypatch.setenv(metrics.SEVERAL, str(tmp_path))
+    library = dict.fromkeys((key for *_, keys in metrics.LIBRARY for key in keys.values()), 0)
+    reports = {
+        rank: {
+            "reason": None,
+            "work_bytes": 9 + rank,
+            "counts": {"decode_steps": 3},
+            "declined": {},
+            "library": {**library, "rows_sparse": 5},
+        }
+        for rank in range(2)
+    }
+    reporters = []
+    for rank, report in reports.items():
+        monkeypatch.setattr(os, "getpid", lambda: 1000 + rank)  # a process for each
+        reporters.append(metrics.Reporter(stand_in.Object(report=lambda report=report: report), rank, 2, 1e-9, None))
+    for times in range(2):
+        for reporter in reporters:
+            reporter.tick()
+    reports[1].update(reason="switched off", library=None)
+    reports[0]["counts"]["decode_steps"] = 4
+    for reporter in reporters:
+        reporter.tick()
+    registry = client.CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    page = client.generate_latest(registry).decode().splitlines()
+    for line in (
+        'lessismore_active{rank="0",reason=""} 1.0', 'lessismore_active{rank="1",reason=""} 0.0', 'lessismore_work_bytes{rank="1"} 10.0',
+        'lessismore_active{rank="1",reason="switched off"} 0.0', 'lessismore_steps_total{kind="decode",rank="0"} 4.0',
+        'lessismore_steps_total{kind="decode",rank="1"} 3.0', 'lessismore_rows_total{kind="sparse",rank="1"} 5.0',
+        "# TYPE lessismore_rows_total counter", "# TYPE lessismore_work_bytes gauge",
+    ):  # fmt: skip
+        assert line in page, (line, page)
