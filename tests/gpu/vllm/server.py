@@ -61,7 +61,7 @@ def main(folder, engines=1):
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(DATA), "--host", "127.0.0.1", "--port", str(port),
         "--served-model-name", "reasoner", "--skip-tokenizer-init", "--attention-backend", "CUSTOM", "--dtype", "float16", "--max-model-len", "2048",
         "--max-num-seqs", "8", "--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(1 << 30),
-        *(["--data-parallel-size", str(engines), "--api-server-count", "1"] if engines > 1 else []),
+        *(["--data-parallel-size", str(engines)] if engines > 1 else []),  # and as many processes that answer
         "--additional-config", json.dumps({"lessismore": {**SETTINGS, "stats": str(stats)}}),
     ]  # fmt: skip
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
