@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import lessismore
 import lessismore.vllm
 from lessismore._errors import ArgumentError, DeviceError
-from lessismore.vllm import context, layers, memory, metrics, profile, rows, serving, settings
+from lessismore.vllm import context, layers, memory, metrics, profile, ranks, rows, serving, settings
 
 VERSIONS = stand_in.VERSIONS
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
@@ -666,6 +666,75 @@ def test_layers_are_measured_where_graphs_can_leave_attention_out(monkeypatch, t
     assert made == ([(4, None)] if measured else [(4, (0,))] if given else []) and (made or "not known" in d.reason)
 
 
+def test_the_first_rank_says_what_all_of_them_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    said = []
+
+    def first(make):
+        if not said:
+            said.append(make())
+        return said[0]
+
+    monkeypatch.setattr(ranks, "first", first)
+    monkeypatch.setattr(ranks, "together", lambda n: n == 2)
+    for start in ("measured", "kept"):
+        opened = []
+        for rank in range(2):  # each on a machine of its own
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("second" if rank else "first")))
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+            opened.append(engines(monkeypatch, stand_in.config({}, tensor_parallel_size=2), range(4)))
+        choices = [d.choice for d, _ in opened]
+        if start == "measured":
+            assert [made for _, made in opened] == [[(4, None)]] * 2 and all(d.measures for d, _ in opened)
+            assert choices[0].profile and choices[1].profile is None  # one file, one process that writes it
+            force = serving.in_force(settings.Settings(), 4)
+            kept(type(tmp_path)(choices[0].profile), weights=f"model {choices[0].model}", settings=force)
+            said.clear()
+        else:  # in graphs, as the first rank knows it
+            assert [made for _, made in opened] == [[(4, (1, 3))]] * 2 and not any(d.measures for d, _ in opened)
+    given = engines(monkeypatch, stand_in.config({"layers": [0]}, tensor_parallel_size=2), range(4))
+    assert given[1] == [(4, (0,))] and not given[0].measures
+
+
+RANK = """
+import sys, torch.distributed as d
+from lessismore import ArgumentError
+from lessismore.vllm import ranks
+rank, path = int(sys.argv[1]), sys.argv[2]
+assert not ranks.together(2)
+d.init_process_group("gloo", init_method="file://" + path, rank=rank, world_size=2)
+assert ranks.together(2) and not ranks.together(4) and not ranks.together(1)
+def make():
+    assert rank == 0
+    return {"layers": (1, 3)}
+assert ranks.first(make) == {"layers": (1, 3)}
+def refuse():
+    raise ArgumentError("profile x: it is none")
+try:
+    ranks.first(refuse)
+except ArgumentError as e:
+    assert str(e) == "profile x: it is none"
+    print("refused")
+"""
+
+
+def test_ranks_agree_over_torch_distributed(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "GLOO_SOCKET_IFNAME": "lo"}
+    found = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "meet")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    for process in found:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and said.endswith("refused\n"), said
+
+
 def test_work_memory_bounds_the_rows():
     for limit, most in ((0, 0), (99, 0), (100, 1), (1000, 10), (1 << 40, 64)):
         assert memory.rows_within(lambda n: 100 * n, 64, limit) == most
@@ -779,9 +848,9 @@ def test_metrics_are_what_the_processes_wrote(monkeypatch, tmp_path):
 def test_a_file_of_statistics_is_one_process_s_and_replaces_nobody_else_s(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv(metrics.VARIABLE, str(tmp_path / "metrics"))
     counted = stand_in.Object(report=lambda: {"reason": None}, engine=stand_in.Object(report=lambda: {"version": "1"}))
-    for ranks, name, there in ((1, "%p.json", f"{os.getpid()}.json"), (2, "%p.json", f"{os.getpid()}.json"), (2, "s.json", "s.json.1")):
+    for n, name, there in ((1, "%p.json", f"{os.getpid()}.json"), (2, "%p.json", f"{os.getpid()}.json"), (2, "s.json", "s.json.1")):
         for _ in range(2):
-            metrics.Reporter(counted, 1, ranks, 1e-9, str(tmp_path / name)).tick()
+            metrics.Reporter(counted, 1, n, 1e-9, str(tmp_path / name)).tick()
         assert json.loads((tmp_path / there).read_text())["version"] == "1"
     (tmp_path / "theirs").write_text("kept")
     (tmp_path / "link").symlink_to(tmp_path / "theirs")

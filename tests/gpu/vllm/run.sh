@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything of tests/gpu/vllm, each step in its own process and with its own limit; logs in a folder (default build/vllm).
-#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-auto decode-128k serving ranks ranks-ray ranks-decode server-data2; default: all that one GPU can do
-# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks, ranks-ray (with Ray), ranks-decode and server-data2 want two GPUs, ranks-decode RANKS of them.
+#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-auto decode-128k serving ranks ranks-auto ranks-ray ranks-decode server-data2; default: all that one GPU can do
+# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks, ranks-auto, ranks-ray (with Ray), ranks-decode and server-data2 want two GPUs, ranks-decode RANKS of them.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 logs=${1:-$here/../../../build/vllm}
@@ -89,6 +89,10 @@ for part in $parts; do
         one ranks-tensor2 200 "$python" "$here/ranks.py" reasoner 2 1
         one ranks-control 200 "$python" "$here/ranks.py" reasoner 2 1 wrong
         one ranks-pipeline2 200 "$python" "$here/ranks.py" reasoner 1 2
+        ;;
+    ranks-auto) # nothing known, and then what that kept
+        one ranks-auto 200 env XDG_CACHE_HOME="$logs/cache" "$python" "$here/ranks.py" reasoner 2 1 auto
+        one ranks-again 200 env XDG_CACHE_HOME="$logs/cache" "$python" "$here/ranks.py" reasoner 2 1 again
         ;;
     ranks-ray) one ranks-ray 240 "$python" "$here/ranks.py" reasoner 2 1 ray ;;
     ranks-decode) one ranks-decode 300 "$python" "$here/ranks.py" decode "${RANKS:-2}" ;;
