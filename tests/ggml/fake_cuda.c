@@ -14,7 +14,7 @@
 
 #include "fake.h"
 
-enum { LAYERS = 4,
+enum { MOST_LAYERS = 8,
        DIM = 64,
        HEADS = 4,
        KV_HEADS = 2,
@@ -35,13 +35,15 @@ static void note(const char *format, ...) {
 
 /* ---- a model ---- */
 
+#define LAYERS (is("graphs-cut") ? MOST_LAYERS : 4)
+
 enum { STREAMS = 2,
        SEQUENCES = 4 };
 struct cell {
     int sequence, position; /* 0: empty; sequences count from 1 */
 };
 struct model {
-    struct tensor *key[LAYERS], *value[LAYERS];
+    struct tensor *key[MOST_LAYERS], *value[MOST_LAYERS];
     int            streams, dim, type, first, device;
     void         **inputs; /* buffer */
     void         **rows;   /* buffer for queries and outputs; NULL: the heap */
@@ -213,7 +215,7 @@ static int spread(void ***backends, int (*compute)(void **, struct graph *)) {
 
 /* Two devices, each with its layers in one graph, which is kept from step to step; what the first one computes last is copied to the other one. */
 static int handed(void ***backends, int (*compute)(void **, struct graph *)) {
-    enum { FIRST = PER_LAYER * LAYERS / GPUS };
+    const int    FIRST = PER_LAYER * LAYERS / GPUS;
     struct model m[GPUS];
     struct batch b[GPUS];
     static void *foreign[24]; /* a backend that is not hooked */

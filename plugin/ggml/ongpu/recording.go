@@ -1,6 +1,8 @@
 package ongpu
 
 import (
+	"errors"
+
 	"lessismore/plugin/internal/backend/oncuda"
 	"lessismore/plugin/internal/cuda"
 )
@@ -48,6 +50,9 @@ func (d *Device) Capture() error {
 	return nil
 }
 
+// Cut ends the recording's first graph and begins its second.
+func (d *Device) Cut(number int, before uintptr) error { return d.bridge.Cut(number, before) }
+
 // Captured ends the recording, see cuda.Bridge. The step itself is still to be done.
 func (d *Device) Captured(number int, before uintptr) error {
 	d.capturing = false
@@ -56,15 +61,22 @@ func (d *Device) Captured(number int, before uintptr) error {
 	return d.bridge.Captured(number, before)
 }
 
+// ErrBegun is that the first graph of a recording is done, and the second is not under way.
+var ErrBegun = errors.New("a recording ended where it was cut")
+
 // Replay queues a recording between two events of the driver's, as Attend does with a node. Once it is queued, no error may have the
 // host compute the step once more: parts of it have taken the place of what they were computed from.
 func (d *Device) Replay(number int, before, after uintptr) error {
-	err := d.begin(before)
+	err, begun := d.begin(before), false
 	if err == nil {
-		err = d.bridge.Replay(number)
+		begun, err = d.bridge.Replay(number)
 	}
 	if err != nil {
-		return d.gone(oncuda.DeviceError(err))
+		err = d.gone(oncuda.DeviceError(err))
+		if begun {
+			err = errors.Join(ErrBegun, err)
+		}
+		return err
 	}
 	d.layers.Counts.ReplayedSteps++
 	d.layers.Chose(d.chosen[number])
