@@ -715,3 +715,107 @@ func TestHandingOverFails(t *testing.T) {
 	require.Equal(t, 1, strings.Count(strings.Join(h.lines, "\n"), "inert in this context: "), "%v", h.lines)
 	require.Empty(t, h.stats()[0].Inert)
 }
+
+// Sequences come and go, in slots that others have left, some of them wait: whatever a step is, each row of each layer attends to everything or
+// to the set that it should, and most steps are handed over.
+func TestHandingOverByChance(t *testing.T) {
+	if child, log := onDevices(t, "LIM_STANDIN_LOG="); !child {
+		require.NotNil(t, log)
+		return
+	}
+	for _, devices := range [][]string{{"gpu0 0-2", "gpu1 3-5"}, {"cpu 0-2", "gpu0 3-5"}, {"cpu 0-1", "gpu1 2-3", "gpu0 4-5"}} {
+		t.Run(strings.Join(devices, ", "), func(t *testing.T) {
+			h := settled(t, []int{1}, devices, 100, 70)
+			handed, steps := h.handed(), 0
+			for range 60 {
+				switch what := h.random.Intn(12); {
+				case what == 0 && len(h.alive()) > 1:
+					h.end(h.alive()[h.random.Intn(len(h.alive()))])
+				case what == 1 && len(h.alive()) < 5 && h.free() > 200:
+					h.begin(20 + h.random.Intn(80))
+				default:
+					alive := h.alive()
+					h.random.Shuffle(len(alive), func(i, j int) { alive[i], alive[j] = alive[j], alive[i] })
+					some := alive[:max(1, len(alive)-h.random.Intn(2))]
+					var slots []int
+					for _, s := range some {
+						slot := h.next()
+						h.write(s, slot)
+						slots = append(slots, slot)
+					}
+					h.compute(slots, nil)
+					h.isAllowed(slots)
+					steps++
+				}
+			}
+			require.Greater(t, h.handed()-handed, uint64(steps/3), "of %d steps", steps)
+		})
+	}
+}
+
+// alive are the sequences that have tokens.
+func (h *relayHost) alive() (out []int) {
+	for s := range h.sequences {
+		if len(h.sequences[s]) > 0 {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (h *relayHost) end(sequence int) {
+	for _, slot := range h.sequences[sequence] {
+		h.cells[slot].sequence = -1
+	}
+	h.sequences[sequence] = nil
+}
+
+// begin has a new sequence's prompt computed.
+func (h *relayHost) begin(n int) {
+	var prompt []int
+	sequence := len(h.sequences)
+	for range n {
+		slot := h.next()
+		h.write(sequence, slot)
+		prompt = append(prompt, slot)
+	}
+	h.compute(prompt, nil)
+}
+
+func (h *relayHost) next() int {
+	return slices.IndexFunc(h.cells, func(c relayCell) bool { return c.sequence < 0 })
+}
+
+func (h *relayHost) free() (n int) {
+	for _, c := range h.cells {
+		if c.sequence < 0 {
+			n++
+		}
+	}
+	return n
+}
+
+func (h *relayHost) handed() (n uint64) {
+	for _, s := range h.stats() {
+		n = max(n, s.HandedSteps)
+	}
+	return n
+}
+
+// isAllowed tells that each layer of the last step attended to everything, or to the set that layer 1 chose, or the first one of its device.
+func (h *relayHost) isAllowed(slots []int) {
+	for _, l := range h.legs {
+		own := h.sets(max(l.from, 1), slots)
+		for k := l.from; k <= l.to; k++ {
+			near := func(want []float32) bool {
+				for i := range want {
+					if math.Abs(float64(want[i]-h.out[k][i])) > 2e-3 {
+						return false
+					}
+				}
+				return true
+			}
+			require.True(h.t, near(h.reference(k, slots, nil)) || k > 1 && near(h.reference(k, slots, h.sets(1, slots))) || k > l.from && near(h.reference(k, slots, own)), "layer %d", k)
+		}
+	}
+}

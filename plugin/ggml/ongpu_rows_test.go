@@ -136,10 +136,16 @@ func (h *gpuBatches) compare(n *graph.Node, layer int, tokens []token) {
 	}
 	for k := range h.gpu.rows.Step.Rows { // in the order of their positions
 		row := &h.gpu.rows.Step.Rows[k]
-		if row.Slots == nil || row.SetLen == 0 {
+		if row.SetLen == 0 {
 			continue
 		}
-		slots, cells := unsafe.Slice((*int32)(row.Slots), row.Visible), h.cells[int(n.FirstStream+row.Stream)]
+		cells, slots := h.cells[int(n.FirstStream+row.Stream)], make([]int32, row.Visible)
+		for i := range slots {
+			slots[i] = int32(i)
+		}
+		if row.Slots != nil {
+			copy(slots, unsafe.Slice((*int32)(row.Slots), row.Visible))
+		}
 		require.True(h.t, slices.IsSortedFunc(slots, func(a, b int32) int { return int(cells[a].position - cells[b].position) }))
 		require.EqualValues(h.t, tokens[h.gpu.rows.First()+k].cell, slots[row.Visible-1])
 	}
@@ -340,6 +346,95 @@ func TestGPULeavesDenseRows(t *testing.T) {
 		require.Len(t, h.gpu.rows.Step.Rows, c.rows)
 	}
 	require.EqualValues(t, 4+4+2+1+1+4, h.gpu.Stats().RowsSparse)
+}
+
+// Drafts of several streams in cells of chance: each row's order is put on the device, by its own stream's slots.
+func TestGPUOrderInStreams(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+		return
+	}
+	h := newGPUBatches(t, gpuSettings(16), 256, 3, true)
+	h.begin()
+	free := [3][]int{h.rng.Perm(256), h.rng.Perm(256), h.rng.Perm(256)}
+	batch := func(from, n int32, wanted bool) *graph.Graph {
+		var all []token
+		h.wants = nil
+		for s := range 3 {
+			for p := from; p < from+n; p++ {
+				if wanted || p == from+n-1 {
+					h.wants = append(h.wants, int32(len(all)))
+				}
+				all = append(all, token{s, free[s][0], s, p})
+				free[s] = free[s][1:]
+			}
+		}
+		return h.batch(all...)
+	}
+	batch(0, 60, false)
+	for _, n := range []int32{1, 3, 3, 2, 1, 1} {
+		require.Equal(t, stats.Offloaded, batch(h.position(), n, true).Nodes[2].Reason)
+	}
+	require.EqualValues(t, 3*11, h.gpu.Stats().RowsSparse)
+}
+
+// position is that of the text's next token.
+func (h *gpuBatches) position() (next int32) {
+	for _, c := range h.cells[0] {
+		if c.sequence == 0 {
+			next = max(next, c.position+1)
+		}
+	}
+	return next
+}
+
+// A draft behind a text in the order of slots, whose own tokens are not: they lie before it, or change places when the draft is taken back.
+func TestGPUOrderOfDrafts(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+		return
+	}
+	h := newGPUBatches(t, gpuSettings(16), 256, 1, true)
+	h.begin()
+	h.feed(0, 0, 0, 60, false)
+	for _, cells := range [][]int{{60, 61, 62}, {60, 62, 61}, {62, 60, 61}, {60, 100, 61}, {200, 61, 60}} {
+		h.wants = []int32{0, 1, 2}
+		n := h.batch(token{0, cells[0], 0, 60}, token{0, cells[1], 0, 61}, token{0, cells[2], 0, 62}).Nodes[2]
+		require.Equal(t, stats.Offloaded, n.Reason)
+		h.remove(0, 60)
+	}
+	require.EqualValues(t, 15, h.gpu.Stats().RowsSparse)
+}
+
+// Where a row of the step before has another number in this one, its list is another row's.
+func TestGPUListsOfOtherRows(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+		return
+	}
+	h := newGPUBatches(t, gpuSettings(16), 256, 1, true)
+	h.begin()
+	free := h.rng.Perm(256)
+	at := func(sequence int, position int32) token {
+		free = free[1:]
+		return token{0, free[0], sequence, position}
+	}
+	for q := range 2 {
+		var all []token
+		for p := range int32(40) {
+			all = append(all, at(q, p))
+		}
+		h.wants = []int32{39}
+		h.batch(all...)
+	}
+	h.wants = []int32{2, 3}
+	require.Equal(t, stats.Offloaded, h.batch(at(2, 0), at(2, 1), at(0, 40), at(1, 40)).Nodes[2].Reason)
+	require.Equal(t, stats.Offloaded, h.batch(at(2, 2), at(2, 3), at(0, 41), at(1, 41)).Nodes[2].Reason)
+	h.wants = []int32{1, 2}
+	require.Equal(t, stats.Offloaded, h.batch(at(2, 4), at(1, 42), at(0, 42), at(2, 5)).Nodes[2].Reason)
+	h.wants = []int32{0, 1, 2, 3}
+	require.Equal(t, stats.Offloaded, h.batch(at(3, 0), at(1, 43), at(0, 43), at(4, 0)).Nodes[2].Reason)
+	require.EqualValues(t, 8, h.gpu.Stats().RowsSparse)
 }
 
 // Random batches of prompts, drafts and decode rows in one stream, in holes of the store: the rows that are taken are decode rows and

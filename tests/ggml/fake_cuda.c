@@ -215,7 +215,7 @@ static int spread(void ***backends, int (*compute)(void **, struct graph *)) {
 
 /* Two devices, each with its layers in one graph, which is kept from step to step; what the first one computes last is copied to the other one. */
 static int handed(void ***backends, int (*compute)(void **, struct graph *)) {
-    const int FIRST = PER_LAYER * LAYERS / GPUS;
+    const int    FIRST = PER_LAYER * LAYERS / GPUS;
     struct model m[GPUS];
     struct batch b[GPUS];
     static void *foreign[24]; /* a backend that is not hooked */

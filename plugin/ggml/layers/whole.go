@@ -78,12 +78,20 @@ func (c *Context) Later() bool { return c.before != nil }
 // Take is what the step of the device before this one leaves.
 func (c *Context) Take() (contexts.Left, bool) { return c.before.Take(c.whole) }
 
-// Offer, Chose and Withdraw are for the device behind this one.
+// Offer, Chose and Withdraw are for the device behind this one, where the model is spread.
 func (c *Context) Offer(left contexts.Left) { c.leg.Offer(left) }
 
-func (c *Context) Chose(sets bool) { c.leg.Chose(sets) }
+func (c *Context) Chose(sets bool) {
+	if c.whole != nil {
+		c.leg.Chose(sets)
+	}
+}
 
-func (c *Context) Withdraw() { c.leg.Withdraw() }
+func (c *Context) Withdraw() {
+	if c.whole != nil {
+		c.leg.Withdraw()
+	}
+}
 
 // Bounds are the numbers of this device's first and last layer among those that can take part.
 func (c *Context) Bounds() (first, last int) { return c.first, c.last }

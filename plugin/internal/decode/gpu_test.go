@@ -4,6 +4,7 @@ package decode
 
 import (
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -50,6 +51,7 @@ func gpuCall(layer int) backend.Attention {
 
 func TestGPUDecodePath(t *testing.T) {
 	if standin.Child() {
+		runtime.LockOSThread() // a driver's context is a thread's
 		b := makeDecoder(t, nil)
 		for step := range 3 {
 			b.cuda().Device.Foreign([]uint64{4096}) // a mark in the log
