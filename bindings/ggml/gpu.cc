@@ -1,7 +1,6 @@
 // A GPU's graph: in parts, by the host's own function, around the attentions that are offloaded. These run on a stream of
 // the library's; the host's events order it with the host's. A step that is like the one before is captured, the host's parts with
 // ours, and from then on replayed as one graph of the driver's.
-#include <cstdlib>
 #include <mutex>
 #include <new>
 #include <type_traits>
@@ -78,7 +77,7 @@ bool capture(Context *c, Graph *graph, int n, Recording &r) {
         }
         c->gpus->event_record(c->before, c->backend);
         before = c->before[kEventHandle];
-        if (next == kFirstGraph && next < r.places.size() && !getenv("LIM_NOCUT")) {
+        if (next == kFirstGraph && next < r.places.size()) {
             whole  = whole && lim_go_ggml_cut(c->session, number, before) == 0;
             before = nullptr;
         }

@@ -1,5 +1,4 @@
 #include "launch.h"
-#include <stdlib.h>
 
 #include "context.h"
 #include "driver.h"
@@ -27,7 +26,7 @@ int lim_cuda_start(const lim_cuda_launch *l, void *function, void *stream, const
 int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream, void *attended) {
     int result = lim_cuda_enter(plan->context);
     /* A selection goes on beside what follows, for as long as a later layer is sure to be waited for. */
-    const int last = plan->tally_function != 0 || getenv("LIM_NOLAP") ? plan->count - 1 : 0;
+    const int last = plan->tally_function != 0 ? plan->count - 1 : 0;
     for (int i = 0; i < plan->count && result == 0; i++) {
         result = lim_cuda_start(&plan->launches[i], plan->functions[i], stream, &plan->args);
         if (i == last && attended != 0 && result == 0) result = cuEventRecord(attended, stream);
@@ -40,7 +39,6 @@ int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream, void *attended) {
 }
 
 int lim_cuda_start_ahead(void *function, void *context, const lim_cuda_call *call, void *stream) {
-    if (getenv("LIM_NOAHEAD")) return 0;
     int       row_bytes = (int)lim_cuda_row_bytes(call);
     void     *params[2] = {(void *)call, &row_bytes};
     const int result = lim_cuda_enter(context);
