@@ -668,7 +668,7 @@ host records 0xe3
 cuStreamWaitEvent stream 0x53 event 0xe3
 cuLaunchKernel lim_visible stream 0x53
 row 0 sees 207 slots from 0 to 206
-cuGraphLaunch of 6 stream 0x53
+cuGraphLaunch of 7 stream 0x53
 host's mlp0 to write1 run
 host's mlp1 to mlp1 run
 cuEventRecord 0xe4 stream 0x53
@@ -683,7 +683,7 @@ cuStreamWaitEvent stream 0x53 event 0x3001
 cuStreamWaitEvent stream 0x54 event 0xe7
 cuLaunchKernel lim_visible stream 0x54
 row 0 sees 207 slots from 0 to 206
-cuGraphLaunch of 5 stream 0x54
+cuGraphLaunch of 6 stream 0x54
 host's mlp2 to write3 run
 host's mlp3 to logits0 run
 cuEventRecord 0xe8 stream 0x54
@@ -704,8 +704,8 @@ for call in cuEventCreate:2:10 cuEventCreate:2:11 cuEventCreate:2:8 cuMemHostAll
     two handed "inert in this context: .*CUDA_ERROR_OUT_OF_MEMORY" LIM_STANDIN_FAIL=$call
     counted "$call: none" '"handed_steps": 0,'
 done
-gpu dim-96 "inert in this context: head_dim = 96" no
-gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
+gpu dim-96 "engaged on stand-in" yes
+gpu q4_0 "engaged on stand-in" yes
 gpu alibi "layer 0 is left to the host: a bias by distance" no
 counted "ALiBi" '"shape": 20'
 gpu biased "inert in this context: a mask holds other values" yes
