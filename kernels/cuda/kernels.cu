@@ -5,4 +5,3 @@
 #include "tally.cu"
 #include "join.cu"
 #include "visible.cu"
-#include "ahead.cu"

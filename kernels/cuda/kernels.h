@@ -117,9 +117,6 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *call, cha
  * n_rows, capacity, top_k and heads. */
 size_t lim_cuda_work_size(const lim_cuda_device *device, const lim_cuda_call *call);
 
-/* Bytes of a head's keys or values of one token. */
-int64_t lim_cuda_row_bytes(const lim_cuda_call *call);
-
 /* Where a selection leaves a uint32: 0, or 1 where it had no room in kv_tokens and chose nothing. At 1, SPARSE attends to everything.
  * Returns 0 with neither kv_tokens nor lasting: then there are always sets. */
 uint64_t lim_cuda_no_sets(const lim_cuda_device *device, const lim_cuda_call *call);

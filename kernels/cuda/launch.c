@@ -38,13 +38,6 @@ int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream, void *attended) {
     return result;
 }
 
-int lim_cuda_start_ahead(void *function, void *context, const lim_cuda_call *call, void *stream) {
-    int       row_bytes = (int)lim_cuda_row_bytes(call);
-    void     *params[2] = {(void *)call, &row_bytes};
-    const int result = lim_cuda_enter(context);
-    return result != 0 ? result : cuLaunchKernel(function, LIM_CUDA_AHEAD_BLOCKS, (uint32_t)call->n_rows, 1, LIM_CUDA_AHEAD_THREADS, 1, 1, 0, stream, params, 0);
-}
-
 int lim_cuda_start_join(void *function, void *context, const lim_cuda_join *join, void *stream) {
     void     *params[1] = {(void *)join};
     const int result = lim_cuda_enter(context);

@@ -2,7 +2,6 @@
 #ifndef LESSISMORE_CUDA_LAUNCH_H
 #define LESSISMORE_CUDA_LAUNCH_H
 
-#include "ahead.h"
 #include "join.h"
 #include "kernels.h"
 #include "tally.h"
@@ -30,9 +29,6 @@ int lim_cuda_start(const lim_cuda_launch *launch, void *function, void *stream, 
 /* Queues the plan's kernels on the stream. Nothing is allocated, copied or waited for. `attended`: an event (CUevent) that is recorded
  * once the output is there and the query is not read any more, before a selection that is not the step's last; 0: none. Returns a CUresult. */
 int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream, void *attended);
-
-/* Queues the fetching of what a layer's token sets name (ahead.h); a call in SPARSE mode. Returns a CUresult. */
-int lim_cuda_start_ahead(void *function, void *context, const lim_cuda_call *call, void *stream);
 
 /* Queues a join. Returns a CUresult. */
 int lim_cuda_start_join(void *function, void *context, const lim_cuda_join *join, void *stream);

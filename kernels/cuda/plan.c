@@ -64,8 +64,6 @@ static int check_dim(const lim_cuda_call *c, char *text, size_t size) {
     return 0;
 }
 
-int64_t lim_cuda_row_bytes(const lim_cuda_call *c) { return row_bytes(c->kv_type, c->dim); }
-
 static int check_store(const char *name, const lim_cuda_store *s, const lim_cuda_call *c, char *text, size_t size) {
     /* Of 96 elements a row's bytes are no multiple of four: its head may begin between two. */
     const int     shifted = is_packed(c->kv_type) && c->dim == 96;

@@ -260,8 +260,7 @@ counted "the first pass" '"discovery": 4,'
 counted "prompts" '"prompt": 8'
 
 # A host that keeps its graph, and makes graphs of the driver's only of what it computes again: a step that is like the one before is
-# captured, the host's parts with ours, and then replayed. The first layer, which attends to everything, is the host's; what token sets
-# name is fetched beside the host's work.
+# captured, the host's parts with ours, and then replayed. The first layer, which attends to everything, is the host's.
 gpu graphs "engaged on stand-in" yes
 happened "a step is captured and replayed" "step 309" "step 310" <<'EOF'
 host computes qkv0 to write1
@@ -271,13 +270,11 @@ cuEventRecord 0xe4 stream 0x52
 cuLaunchKernel lim_select_union stream 0x52
 host waits for 0xe4
 host records 0xe3
-cuLaunchKernel lim_ahead stream 0x52
 cuStreamWaitEvent stream 0x52 event 0xe3
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host records 0xe3
-cuLaunchKernel lim_ahead stream 0x52
 cuStreamWaitEvent stream 0x52 event 0xe3
 cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
@@ -291,7 +288,7 @@ host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
 cuLaunchKernel lim_visible stream 0x52
 row 0 sees 310 slots from 0 to 309
-cuGraphLaunch of 10 stream 0x52
+cuGraphLaunch of 8 stream 0x52
 host's mlp1 to write2 run
 host's mlp2 to write3 run
 host's mlp3 to logits0 run
@@ -304,7 +301,7 @@ host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
 cuLaunchKernel lim_visible stream 0x52
 row 0 sees 311 slots from 0 to 310
-cuGraphLaunch of 10 stream 0x52
+cuGraphLaunch of 8 stream 0x52
 host's mlp1 to write2 run
 host's mlp2 to write3 run
 host's mlp3 to logits0 run
@@ -326,12 +323,12 @@ host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
 cuLaunchKernel lim_visible stream 0x52
 row 0 sees 311 slots from 0 to 310
-cuGraphLaunch of 12 stream 0x52
+cuGraphLaunch of 9 stream 0x52
 host's mlp1 to write2 run
 host's mlp2 to write3 run
 host's mlp3 to write4 run
 host's mlp4 to write5 run
-cuGraphLaunch of 10 stream 0x52
+cuGraphLaunch of 7 stream 0x52
 host's mlp5 to write6 run
 host's mlp6 to write7 run
 host's mlp7 to logits0 run
@@ -668,7 +665,7 @@ host records 0xe3
 cuStreamWaitEvent stream 0x53 event 0xe3
 cuLaunchKernel lim_visible stream 0x53
 row 0 sees 207 slots from 0 to 206
-cuGraphLaunch of 7 stream 0x53
+cuGraphLaunch of 6 stream 0x53
 host's mlp0 to write1 run
 host's mlp1 to mlp1 run
 cuEventRecord 0xe4 stream 0x53
@@ -683,7 +680,7 @@ cuStreamWaitEvent stream 0x53 event 0x3001
 cuStreamWaitEvent stream 0x54 event 0xe7
 cuLaunchKernel lim_visible stream 0x54
 row 0 sees 207 slots from 0 to 206
-cuGraphLaunch of 6 stream 0x54
+cuGraphLaunch of 5 stream 0x54
 host's mlp2 to write3 run
 host's mlp3 to logits0 run
 cuEventRecord 0xe8 stream 0x54

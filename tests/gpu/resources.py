@@ -5,7 +5,7 @@ blocks that fit a multiprocessor by registers, per target."""
 import re
 import sys
 
-THREADS = {"attend": 128, "short": 256, "select": 512, "probe": 256, "tally": 128, "join": 256, "visible": 1024, "ahead": 256}
+THREADS = {"attend": 128, "short": 256, "select": 512, "probe": 256, "tally": 128, "join": 256, "visible": 1024}
 # Spills that are known and judged harmless. The largest tile of the types that are widened on the way:
 ALLOWED = {
     **{f"lim_attend_{kind}_256_16_{how}": 80 for kind in ("q8_0", "q4_0") for how in ("direct", "indexed")},
@@ -19,7 +19,7 @@ def wanted_blocks(name):
     """What plan.c counts on (attend_shape) and __launch_bounds__ states."""
     if name in ("lim_select_union", "lim_select_filtered"):
         return 2
-    if name in ("lim_select_mass", "lim_tally", "lim_join", "lim_visible", "lim_ahead"):
+    if name in ("lim_select_mass", "lim_tally", "lim_join", "lim_visible"):
         return 1
     if name == "lim_probe":
         return 6

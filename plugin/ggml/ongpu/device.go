@@ -479,15 +479,10 @@ func (d *Device) begin(before uintptr) error {
 }
 
 func (d *Device) attend(n *graph.Node, before, after uintptr) error {
-	d.state(n, d.layers.Ordinal[n.Layer])
-	if d.capturing { // else the host's work is done by the time that it would be queued
-		if err := d.decoder.Ahead(&d.call); err != nil {
-			return err
-		}
-	}
 	if err := d.begin(before); err != nil {
 		return err
 	}
+	d.state(n, d.layers.Ordinal[n.Layer])
 	d.call.Attended = after
 	if err := d.decoder.Attend(&d.call); err != nil {
 		return err

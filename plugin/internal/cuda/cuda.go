@@ -15,10 +15,6 @@ package cuda
 static int lim_run(const lim_cuda_plan_t *plan, uintptr_t stream, uintptr_t attended) {
 	return lim_cuda_run(plan, (void *)stream, (void *)attended);
 }
-static int lim_ahead_run(void *function, void *context, const lim_cuda_call *call, uintptr_t stream) {
-    return lim_cuda_start_ahead(function, context, call, (void *)stream);
-}
-static const char *lim_ahead_name(void) { return LIM_CUDA_AHEAD; }
 static int lim_join_run(void *function, void *context, const lim_cuda_join *join, uintptr_t stream) {
     return lim_cuda_start_join(function, context, join, (void *)stream);
 }
@@ -63,7 +59,6 @@ type Device struct {
 	module  cu.Module
 	limits  C.lim_cuda_device
 	reads   float64 // bytes a second that its memory can at most
-	cache   int     // bytes of its second-level cache; 0: not known
 
 	mu        sync.Mutex
 	functions map[string]unsafe.Pointer
@@ -127,7 +122,6 @@ func open(ordinal int) (*Device, error) {
 		*a.to = C.int32_t(v)
 	}
 	d.limits.capability = 10*major + minor
-	d.cache, _ = device.Attribute(cu.L2CacheSize)
 	d.reads = unknownBandwidth
 	clock, noClock := device.Attribute(cu.MemoryClockRate) // in kHz, of memory that moves twice in each
 	width, noWidth := device.Attribute(cu.GlobalMemoryBusWidth)
@@ -412,30 +406,6 @@ func (d *Device) Join(j *Join, stream uintptr) error {
 		return err
 	}
 	return driverError("launching lim_join", C.CUresult(C.lim_join_run(f, unsafe.Pointer(d.handle()), (*C.lim_cuda_join)(unsafe.Pointer(j)), C.uintptr_t(stream))))
-}
-
-var aheadName = C.lim_ahead_name()
-
-// LoadAhead finds what Ahead needs, which is then not looked up while a stream is being captured.
-func (d *Device) LoadAhead() error {
-	_, err := d.function(aheadName)
-	return err
-}
-
-// HoldsAhead tells whether what the rows' token sets name fits a small part of the device's second-level cache.
-func (d *Device) HoldsAhead(call *Call) bool {
-	const share = 4
-	token := int64(C.lim_cuda_row_bytes(call.c())) * 2 * int64(call.KVHeads)
-	return int64(call.NRows)*int64(call.Budget)*token <= int64(d.cache/share)
-}
-
-// Ahead queues the fetching of what a layer's token sets name into that cache; the call is in Sparse mode.
-func (d *Device) Ahead(call *Call, stream uintptr) error {
-	f, err := d.function(aheadName)
-	if err != nil {
-		return err
-	}
-	return driverError("launching lim_ahead", C.CUresult(C.lim_ahead_run(f, unsafe.Pointer(d.handle()), call.c(), C.uintptr_t(stream))))
 }
 
 // function finds an entry point, once, and allows it all the shared memory that the device has.

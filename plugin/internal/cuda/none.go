@@ -36,9 +36,6 @@ func (*Device) Zeroed(int) (*Memory, error)        { return nil, errNotBuilt }
 func (*Device) Pin(int) (*Pinned, error)           { return nil, errNotBuilt }
 func (*Device) Load(*Call) error                   { return errNotBuilt }
 func (*Device) Plan(*Call, *Plan) (*Plan, error)   { return nil, errNotBuilt }
-func (*Device) LoadAhead() error                   { return errNotBuilt }
-func (*Device) HoldsAhead(*Call) bool              { return false }
-func (*Device) Ahead(*Call, uintptr) error         { return errNotBuilt }
 func (*Device) LoadJoin() error                    { return errNotBuilt }
 func (*Device) Join(*Join, uintptr) error          { return errNotBuilt }
 func (*Device) Foreign([]uint64) int               { return -1 }

@@ -119,20 +119,6 @@ func (d *Decoder) Attend(a *backend.Attention) error {
 	return nil
 }
 
-// Ahead has what a layer of the current step is going to attend to fetched, where the engine can.
-func (d *Decoder) Ahead(a *backend.Attention) error {
-	on, can := d.on.(interface {
-		Ahead(a *backend.Attention) error
-	})
-	if !can {
-		return nil
-	}
-	if err := d.check(a); err != nil {
-		return err
-	}
-	return on.Ahead(a)
-}
-
 // Reset forgets the current step: the next call starts a new one.
 func (d *Decoder) Reset() { d.on.Reset() }
 

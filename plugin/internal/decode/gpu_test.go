@@ -4,7 +4,6 @@ package decode
 
 import (
 	"errors"
-	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -333,41 +332,4 @@ func TestGPUOutOfMemory(t *testing.T) {
 	_, err := NewDecoder(standin.Engine(t, nil), gpuLayers, nil, gpuShape)
 	requireKind(t, fault.NoMemory, err)
 	require.ErrorContains(t, err, "CUDA_ERROR_OUT_OF_MEMORY")
-}
-
-// What is fetched ahead are token sets that have been chosen, of layers that will attend to them, where the cache holds them.
-func TestGPUFetchesAhead(t *testing.T) {
-	if !standin.Child() {
-		for _, line := range standin.Again(t) {
-			if strings.HasPrefix(line, "cuLaunchKernel lim_ahead") {
-				require.Contains(t, line, "grid 16,1,1 ")
-			}
-		}
-		return
-	}
-	fetches := func() int {
-		log, err := os.ReadFile(os.Getenv("LIM_STANDIN_LOG"))
-		require.NoError(t, err)
-		return strings.Count(string(log), "cuLaunchKernel lim_ahead ")
-	}
-	for rows, fits := range map[int32]bool{1: true, 8: false} { // 8 and 64 MiB, of a cache of 50
-		b := makeDecoder(t, nil)
-		fetched := 0
-		for layer := range gpuLayers {
-			for of := layer; of < gpuLayers; of++ {
-				a := gpuCall(of)
-				a.Rows = rows
-				before := fetches()
-				require.NoError(t, b.Ahead(&a))
-				did := fetches() - before
-				require.Equal(t, fits && layer > 2 && (of == 3 || of == 5), did == 1, "layer %d, before layer %d", of, layer)
-				fetched += did
-			}
-			a := gpuCall(layer)
-			a.Rows = rows
-			require.NoError(t, b.Attend(&a))
-		}
-		require.Equal(t, fits, fetched > 0)
-		b.Free()
-	}
 }

@@ -18,7 +18,6 @@
 #include "../../../kernels/cuda/driver.h"
 #include "../../../kernels/cuda/kernels.h"
 #include "../../../kernels/cuda/tally.h"
-#include "../../../kernels/cuda/ahead.h"
 #include "../../../kernels/cuda/visible.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -125,7 +124,6 @@ EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
     case 16: *v = 132; break;     /* multiprocessors */
     case 36: *v = 3201000; break; /* memory clock, kHz */
     case 37: *v = 6144; break;    /* memory bus, bits */
-    case 38: *v = 50 << 20; break; /* second-level cache */
     case 75: *v = 9; break;       /* compute capability */
     case 81: *v = 233472; break;  /* shared memory of each */
     case 97: *v = 232448; break;  /* of a block, opting in */
@@ -530,8 +528,7 @@ static void launch(const char *name, CUstream stream, void **params) {
         return;
     }
     struct launched *l = malloc(sizeof *l);
-    const size_t     n = strcmp(name, LIM_CUDA_TALLY) == 0 ? sizeof(lim_cuda_tally) : strcmp(name, LIM_CUDA_AHEAD) == 0 ? sizeof(lim_cuda_call)
-                                                                                                                        : sizeof(lim_cuda_args);
+    const size_t     n = strcmp(name, LIM_CUDA_TALLY) == 0 ? sizeof(lim_cuda_tally) : sizeof(lim_cuda_args);
     void            *copy = malloc(n);
     memcpy(copy, params[0], n);
     snprintf(l->name, sizeof l->name, "%s", name);

@@ -154,9 +154,6 @@ func (d *Decoder) load() error {
 	if err := plan.Tally(d.Device, &d.tally); err != nil {
 		return err
 	}
-	if err := d.Device.LoadAhead(); err != nil {
-		return err
-	}
 	if d.lasting.spare > 0 {
 		if err := d.Device.LoadJoin(); err != nil {
 			return err
@@ -396,23 +393,6 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	d.Step, d.lasting = s, last
 	d.offloaded.Add(layer)
 	return false, nil
-}
-
-// Ahead has what a sparse layer's token sets name fetched into the device's cache, while other work goes on there: for a step that is
-// being recorded, before the layer is attended to. It changes nothing but the time that takes.
-func (d *Decoder) Ahead(a *backend.Attention) error {
-	s, c := d.Step, &d.call
-	if !s.Chosen || int(a.Layer) <= s.Layer || visibility(a) != d.sees {
-		return nil
-	}
-	d.fill(c, a, d.lasting.joined)
-	if d.Cal.Mode(&s, int(a.Layer), d.selects && d.Cal.chooses() && int(c.Capacity) > d.engine.Settings.Budget) != steps.Sparse {
-		return nil
-	}
-	if c.Mode = cuda.Sparse; !d.Device.HoldsAhead(c) {
-		return nil
-	}
-	return DeviceError(d.Device.Ahead(c, a.Stream))
 }
 
 // ends tells whether a call is of the layer that a step of so many ends with.
