@@ -4,7 +4,7 @@
  * the engines all KV heads of a token lie together) and in tiles: score the tile's keys, exponentiate, add up
  * its values. While one tile is computed the next one's rows are prefetched, which hides memory latency also
  * where the hardware prefetcher cannot guess the address, as with a token list. The query heads of a KV head
- * share the conversion of its rows to f32; four tokens are scored together so that the sums across a vector
+ * share the conversion of its rows; four tokens are scored together so that the sums across a vector
  * cost a quarter. */
 #include "targets.h"
 
@@ -418,7 +418,9 @@ void Attend(const KvChunk &chunk, const float *query, float *scratch, const Part
 void LoadQuery(const lim_cpu_call *call, const lim_cpu_row *row, float *query) {
     const F32    df;
     const size_t dim = (size_t)call->dim_k;
-    const auto   scale = hn::Set(df, call->scale);
+    const auto   store = call->key.type == LIM_CPU_Q8_0 ? QueryOf<RowQ8>::Store
+                       : call->key.type == LIM_CPU_Q4_0 ? QueryOf<RowQ4>::Store
+                                                        : Query32::Store;
     for (int h = 0; h < call->heads; h++) {
         alignas(64) float head[LIM_CPU_MAX_DIM];
         const uint8_t    *from = (const uint8_t *)call->query.data + row->stream * call->query.stream_stride +
@@ -430,9 +432,9 @@ void LoadQuery(const lim_cpu_call *call, const lim_cpu_row *row, float *query) {
             case LIM_CPU_BF16: v = LoadBrain(from + i * 2); break;
             default: v = hn::LoadU(df, (const float *)from + i); break;
             }
-            hn::Store(hn::Mul(v, scale), df, head + i);
+            hn::Store(v, df, head + i);
         }
-        Query32::Store(query, (size_t)call->heads, dim, (size_t)h, head);
+        store(query, (size_t)call->heads, dim, (size_t)h, head, call->scale);
     }
 }
 
