@@ -446,7 +446,10 @@ TEST(Attention, IntegersCostLittle) {
             for (int h = 0; h < heads; h++) query[(size_t)h * dim + random.Int(0, dim - 1)] *= outlier;
             for (float &x : keys) x = random.Normal();
             Guarded store((size_t)n * kv_heads * row_bytes);
-            for (int t = 0; t < n * kv_heads; t++) Store(type, store.bytes() + t * row_bytes, &std::vector<float>(keys)[(size_t)t * dim], dim);
+            for (int t = 0; t < n * kv_heads; t++) {
+                std::vector<float> key(keys.begin() + t * dim, keys.begin() + (t + 1) * dim); /* becomes what was stored */
+                Store(type, store.bytes() + t * row_bytes, key.data(), dim);
+            }
 
             lim_cpu_row  row = {0, 0, n, nullptr, nullptr, 0, 0, 0, 0, nullptr};
             lim_cpu_call call = {};
