@@ -12,14 +12,12 @@ package main
 import "C"
 
 import (
-	"errors"
 	"runtime/cgo"
 	"sync"
 	"unsafe"
 
 	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/ggml/host"
-	"lessismore/plugin/ggml/ongpu"
 )
 
 // process is the library in this process, where ggml hosts have loaded it.
@@ -182,7 +180,6 @@ func lim_go_ggml_untried(handle C.uintptr_t, from *C.lim_ggml_graph, why *C.char
 type onGPU interface {
 	Attend(n *graph.Node, before, after uintptr) error
 	Capture() error
-	Cut(number int, before uintptr) error
 	Captured(number int, before uintptr) error
 	Replay(number int, before, after uintptr) error
 }
@@ -209,11 +206,6 @@ func lim_go_ggml_capture(handle C.uintptr_t) C.int {
 	return queue(handle, onGPU.Capture)
 }
 
-//export lim_go_ggml_cut
-func lim_go_ggml_cut(handle C.uintptr_t, number C.int, before unsafe.Pointer) C.int {
-	return queue(handle, func(c onGPU) error { return c.Cut(int(number), uintptr(before)) })
-}
-
 //export lim_go_ggml_captured
 func lim_go_ggml_captured(handle C.uintptr_t, number C.int, before unsafe.Pointer) C.int {
 	return queue(handle, func(c onGPU) error { return c.Captured(int(number), uintptr(before)) })
@@ -221,16 +213,7 @@ func lim_go_ggml_captured(handle C.uintptr_t, number C.int, before unsafe.Pointe
 
 //export lim_go_ggml_replay
 func lim_go_ggml_replay(handle C.uintptr_t, number C.int, before, after unsafe.Pointer) C.int {
-	begun := false
-	failed := queue(handle, func(c onGPU) error {
-		err := c.Replay(int(number), uintptr(before), uintptr(after))
-		begun = errors.Is(err, ongpu.ErrBegun)
-		return err
-	})
-	if begun {
-		return C.LIM_GGML_CUT
-	}
-	return failed
+	return queue(handle, func(c onGPU) error { return c.Replay(int(number), uintptr(before), uintptr(after)) })
 }
 
 //export lim_go_ggml_close

@@ -51,19 +51,14 @@ bool takes(const Context *c, int done, Recording &r) {
     return n > 0 && n == r.places.size() && r.places.front() == done;
 }
 
-// A recording is cut behind so many attentions: launching a graph of a thousand nodes takes the host's thread as long as some layers
-// take the card, which has the first, short graph to do meanwhile.
-constexpr size_t kFirstGraph = 4;
-
 // Has what a step queues from its first attention on recorded instead of run. Where that fails, the host's parts are not
 // captured any more.
 bool capture(Context *c, Graph *graph, int n, Recording &r) {
     const std::lock_guard one(capturing());
     if (lim_go_ggml_capture(c->session) != 0) return false;
-    const int number = static_cast<int>(&r - c->recordings);
-    bool      whole  = true;
-    void     *before = nullptr;
-    size_t    next   = 0;
+    bool   whole  = true;
+    void  *before = nullptr;
+    size_t next   = 0;
     for (size_t i = 0; i < c->extract.nodes.size() && whole; i++) {
         lim_ggml_node &node = c->extract.nodes[i];
         if (next == r.places.size() || c->extract.places[i] != r.places[next]) continue;
@@ -77,11 +72,8 @@ bool capture(Context *c, Graph *graph, int n, Recording &r) {
         }
         c->gpus->event_record(c->before, c->backend);
         before = c->before[kEventHandle];
-        if (next == kFirstGraph && next < r.places.size()) {
-            whole  = whole && lim_go_ggml_cut(c->session, number, before) == 0;
-            before = nullptr;
-        }
     }
+    const int number = static_cast<int>(&r - c->recordings);
     return lim_go_ggml_captured(c->session, number, whole ? before : nullptr) == 0 && whole;
 }
 
@@ -103,11 +95,11 @@ void remember(Context *c, Graph *graph, int n, Recording *of) {
     c->read  = of;
 }
 
-// Queues a step as it was recorded, which is done first where it has not been. `done`: nodes that are, where it failed.
+// Queues a step as it was recorded, which is done first where it has not been.
 enum class Queued { kAll,
                     kNothing, // it cannot be recorded
                     kFailed /* nor will anything be */ };
-Queued replay(Context *c, Graph *graph, int n, Recording &r, int &done) {
+Queued replay(Context *c, Graph *graph, int n, Recording &r) {
     if (!r.made) r.made = capture(c, graph, n, r);
     if (!r.made) {
         c->direct = false;
@@ -115,10 +107,8 @@ Queued replay(Context *c, Graph *graph, int n, Recording &r, int &done) {
     }
     r.used = c->steps;
     c->gpus->event_record(c->before, c->backend);
-    const int result = lim_go_ggml_replay(c->session, static_cast<int>(&r - c->recordings), c->before[kEventHandle], c->after[kEventHandle]);
-    if (result != LIM_GGML_REPLAYED) {
+    if (lim_go_ggml_replay(c->session, static_cast<int>(&r - c->recordings), c->before[kEventHandle], c->after[kEventHandle]) != 0) {
         c->begun = 0;
-        if (result == LIM_GGML_CUT) done = r.places[kFirstGraph];
         return Queued::kFailed;
     }
     c->gpus->event_wait(c->backend, c->after);
@@ -220,7 +210,7 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
     c->steps++;
     const uint64_t form = c->direct ? c->extract.graph.form : 0;
     if (form != 0 && done > 0 && of != nullptr && of->may && of->form == form && takes(c, done, *of)) {
-        const Queued queued = replay(c, graph, n, *of, done);
+        const Queued queued = replay(c, graph, n, *of);
         if (queued == Queued::kFailed) return compute_rest(c, graph, done, n);
         if (queued == Queued::kAll) {
             offloaded = static_cast<int>(of->places.size());

@@ -44,11 +44,6 @@ enum { LIM_GGML_REHEARSED_BUDGET = 192 };
 /* Recordings that a context of a GPU's holds. */
 enum { LIM_GGML_RECORDINGS = 4 };
 
-/* What came of a recording. */
-enum { LIM_GGML_REPLAYED,
-       LIM_GGML_UNTOUCHED,
-       LIM_GGML_CUT };
-
 /* Implemented in Go (capi/ggml.go). */
 extern void     *lim_go_ggml_init(void *caller);              /* what ggml_backend_init returns */
 extern uintptr_t lim_go_ggml_open(int kind);                  /* a context begins; 0: left alone */
@@ -62,12 +57,10 @@ extern void lim_go_ggml_tried(uintptr_t session, double nats, int same);
 extern int lim_go_ggml_untried(uintptr_t session, lim_ggml_graph *graph, char *why);
 /* On a GPU: queues an offloaded node between two events of the driver's. 0: queued; else nothing is under way. */
 extern int lim_go_ggml_attend(uintptr_t session, lim_ggml_node *node, void *before, void *after);
-/* A recording of what is queued for a graph: begun, cut (what comes then is a graph of the driver's of its own), ended (see
- * lim_cuda_bridge_captured), replayed between two events. Of LIM_GGML_RECORDINGS, the one of that number. 0: done. */
-extern int lim_go_ggml_capture(uintptr_t session);
-extern int lim_go_ggml_cut(uintptr_t session, int number, void *before);
-extern int lim_go_ggml_captured(uintptr_t session, int number, void *before);
-/* LIM_GGML_CUT: what comes before the cut is done, and no more. */
+/* A recording of what is queued for a graph: begun, ended (see lim_cuda_bridge_captured), replayed between two events. Of
+ * LIM_GGML_RECORDINGS, the one of that number. 0: done. */
+extern int  lim_go_ggml_capture(uintptr_t session);
+extern int  lim_go_ggml_captured(uintptr_t session, int number, void *before);
 extern int  lim_go_ggml_replay(uintptr_t session, int number, void *before, void *after);
 extern void lim_go_ggml_close(uintptr_t session);
 extern void lim_go_ggml_problem(char *text);             /* the hook cannot work; for the log */

@@ -31,17 +31,11 @@ func (s *GPUSession) Attend(n *graph.Node, before, after uintptr) error {
 	return s.gpu.Attend(n, before, after)
 }
 
-// Capture, Cut, Captured and Replay record a step and queue it again.
+// Capture, Captured and Replay record a step and queue it again.
 func (s *GPUSession) Capture() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.gpu.Capture()
-}
-
-func (s *GPUSession) Cut(number int, before uintptr) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.gpu.Cut(number, before)
 }
 
 func (s *GPUSession) Captured(number int, before uintptr) error {

@@ -14,7 +14,7 @@
 
 #include "fake.h"
 
-enum { MOST_LAYERS = 8,
+enum { LAYERS = 4,
        DIM = 64,
        HEADS = 4,
        KV_HEADS = 2,
@@ -35,15 +35,13 @@ static void note(const char *format, ...) {
 
 /* ---- a model ---- */
 
-#define LAYERS (is("graphs-cut") ? MOST_LAYERS : 4)
-
 enum { STREAMS = 2,
        SEQUENCES = 4 };
 struct cell {
     int sequence, position; /* 0: empty; sequences count from 1 */
 };
 struct model {
-    struct tensor *key[MOST_LAYERS], *value[MOST_LAYERS];
+    struct tensor *key[LAYERS], *value[LAYERS];
     int            streams, dim, type, first, device;
     void         **inputs; /* buffer */
     void         **rows;   /* buffer for queries and outputs; NULL: the heap */

@@ -315,43 +315,6 @@ else
 fi
 counted "replayed" '"replayed_steps": 6,'
 counted "replayed steps are counted as any" '"rows_sparse": 11,'
-# A longer recording is cut behind its fourth attention: the card has the first graph to do while the second is launched.
-gpu graphs-cut "engaged on stand-in" yes
-happened "a recording is cut" "step 310" "step 311" <<'EOF'
-host computes qkv0 to write1
-host records 0xe3
-cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_visible stream 0x52
-row 0 sees 311 slots from 0 to 310
-cuGraphLaunch of 9 stream 0x52
-host's mlp1 to write2 run
-host's mlp2 to write3 run
-host's mlp3 to write4 run
-host's mlp4 to write5 run
-cuGraphLaunch of 7 stream 0x52
-host's mlp5 to write6 run
-host's mlp6 to write7 run
-host's mlp7 to logits0 run
-cuEventRecord 0xe4 stream 0x52
-host waits for 0xe4
-EOF
-counted "replayed in two graphs" '"replayed_steps": 6,'
-counted "replayed in two graphs, and counted once" '"rows_sparse": 11,'
-for call in cuStreamBeginCapture_v2:900:2 cuStreamEndCapture:900:2 cuGraphInstantiateWithFlags:900:2; do # of the second
-    gpu graphs-cut "engaged on stand-in" yes LIM_STANDIN_FAIL=$call
-    counted "$call fails in a cut recording" '"rows_sparse": 11,'
-    counted "$call fails in a cut recording: none is replayed" '"replayed_steps": 0,'
-done
-# The host goes on where a replay has ended.
-for failure in 3:attention1 4:attention5; do
-    gpu graphs-cut "inert in this context: a recording: CUDA_ERROR (900)" yes LIM_STANDIN_FAIL=cuGraphLaunch:900:${failure%:*}
-    if [ "$(between 'step 309' 'step 310' | sed -n '/StreamSynchronize/,$p')" = "!cuStreamSynchronize 0x52
-host computes ${failure#*:} to logits0" ] && [ "$(between 'step 310' 'step 311')" = "host computes qkv0 to logits0" ]; then
-        passed=$((passed + 1))
-    else
-        fail "gpu graphs-cut, a replay fails: $(between 'step 309' 'step 311')"
-    fi
-done
 gpu graphs-sum "engaged on stand-in" yes
 counted "operations that may wait" '"rows_sparse": 11,'
 counted "operations that may wait: none is replayed" '"replayed_steps": 0,'

@@ -104,7 +104,6 @@ int lim_go_ggml_attend(uintptr_t, lim_ggml_node *node, void *, void *) {
 }
 // No step is recorded: what is replayed is the driver's, and the whole library's (fake_cuda.c).
 int  lim_go_ggml_capture(uintptr_t) { return -1; }
-int  lim_go_ggml_cut(uintptr_t, int, void *) { return -1; }
 int  lim_go_ggml_captured(uintptr_t, int, void *) { return -1; }
 int  lim_go_ggml_replay(uintptr_t, int, void *, void *) { return -1; }
 void lim_go_ggml_problem(char *text) { snprintf(said, sizeof said, "%s", text); }

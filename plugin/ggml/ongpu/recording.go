@@ -1,8 +1,6 @@
 package ongpu
 
 import (
-	"errors"
-
 	"lessismore/plugin/internal/backend/oncuda"
 	"lessismore/plugin/internal/cuda"
 )
@@ -50,9 +48,6 @@ func (d *Device) Capture() error {
 	return nil
 }
 
-// Cut ends the recording's first graph and begins its second.
-func (d *Device) Cut(number int, before uintptr) error { return d.bridge.Cut(number, before) }
-
 // Captured ends the recording, see cuda.Bridge. The step itself is still to be done.
 func (d *Device) Captured(number int, before uintptr) error {
 	d.capturing = false
@@ -61,22 +56,15 @@ func (d *Device) Captured(number int, before uintptr) error {
 	return d.bridge.Captured(number, before)
 }
 
-// ErrBegun is that the first graph of a recording is done, and the second is not under way.
-var ErrBegun = errors.New("a recording ended where it was cut")
-
 // Replay queues a recording between two events of the driver's, as Attend does with a node. Once it is queued, no error may have the
 // host compute the step once more: parts of it have taken the place of what they were computed from.
 func (d *Device) Replay(number int, before, after uintptr) error {
-	err, begun := d.begin(before), false
+	err := d.begin(before)
 	if err == nil {
-		begun, err = d.bridge.Replay(number)
+		err = d.bridge.Replay(number)
 	}
 	if err != nil {
-		err = d.gone(oncuda.DeviceError(err))
-		if begun {
-			err = errors.Join(ErrBegun, err)
-		}
-		return err
+		return d.gone(oncuda.DeviceError(err))
 	}
 	d.layers.Counts.ReplayedSteps++
 	d.layers.Chose(d.chosen[number])

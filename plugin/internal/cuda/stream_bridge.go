@@ -22,8 +22,7 @@ type Bridge struct {
 	device *Device
 	stream cu.Stream
 	bridge *C.lim_cuda_bridge
-	ready  [Recordings]struct{ first, rest unsafe.Pointer } // graphs of the driver's; first: of a recording that was cut
-	cut    bool                                             // the recording that is under way was
+	ready  [Recordings]unsafe.Pointer // graphs of the driver's
 }
 
 // NewBridge makes a stream on the device.
@@ -69,65 +68,25 @@ func (t *Bridge) End(after uintptr) error {
 // Capture begins a recording: what is queued on the bridge's stream, and on the host's stream once that waits for an event of
 // the bridge's, is not run but remembered.
 func (t *Bridge) Capture() error {
-	t.cut = false
 	return driverError("a stream bridge's capture", C.CUresult(C.lim_cuda_bridge_capture(t.bridge)))
 }
 
-// Cut ends the first graph of a recording and begins its second. before is the event that the host recorded behind its last
-// work. The recording takes the place of that of its number.
-func (t *Bridge) Cut(number int, before uintptr) error {
-	t.forget(number)
-	first, err := t.captured(before)
-	if err != nil {
-		return err
-	}
-	t.ready[number].first = first
-	err = t.Capture()
-	t.cut = true
-	return err
-}
-
-// Captured ends a recording, as Cut does; with an event of 0 it is dropped.
+// Captured ends it. before is the event that the host recorded behind its last work; 0: the recording is dropped. It takes the
+// place of the recording of that number.
 func (t *Bridge) Captured(number int, before uintptr) error {
-	if !t.cut {
-		t.forget(number)
-	}
-	rest, err := t.captured(before)
-	if t.ready[number].rest = rest; rest == nil {
-		t.forget(number)
-	}
-	return err
+	t.forget(number)
+	return driverError("a stream bridge's recording", C.CUresult(C.lim_cuda_bridge_captured(t.bridge, handle(before), &t.ready[number])))
 }
 
-// captured ends what is being captured, and makes a graph of it; nil: none.
-func (t *Bridge) captured(before uintptr) (ready unsafe.Pointer, err error) {
-	err = driverError("a stream bridge's recording", C.CUresult(C.lim_cuda_bridge_captured(t.bridge, handle(before), &ready)))
-	return ready, err
-}
-
-// Replay queues what was recorded. begun: after an error, the first graph of a recording that was cut is queued all the same.
-func (t *Bridge) Replay(number int) (begun bool, err error) {
-	r := &t.ready[number]
-	if r.first != nil {
-		if err := t.replay(r.first); err != nil {
-			return false, err
-		}
-		begun = true
-	}
-	return begun, t.replay(r.rest)
-}
-
-func (t *Bridge) replay(ready unsafe.Pointer) error {
-	return driverError("a recording", C.CUresult(C.lim_cuda_bridge_replay(t.bridge, ready)))
+// Replay queues what was recorded.
+func (t *Bridge) Replay(number int) error {
+	return driverError("a recording", C.CUresult(C.lim_cuda_bridge_replay(t.bridge, t.ready[number])))
 }
 
 func (t *Bridge) forget(number int) {
-	r := &t.ready[number]
-	for _, ready := range [...]*unsafe.Pointer{&r.first, &r.rest} {
-		if *ready != nil {
-			C.lim_cuda_bridge_forget(t.bridge, *ready)
-			*ready = nil
-		}
+	if t.ready[number] != nil {
+		C.lim_cuda_bridge_forget(t.bridge, t.ready[number])
+		t.ready[number] = nil
 	}
 }
 

@@ -10,9 +10,8 @@ func (*Bridge) Look(*Visibility)            {}
 func (*Bridge) Begin(uintptr, bool) error   { return errNotBuilt }
 func (*Bridge) End(uintptr) error           { return errNotBuilt }
 func (*Bridge) Capture() error              { return errNotBuilt }
-func (*Bridge) Cut(int, uintptr) error      { return errNotBuilt }
 func (*Bridge) Captured(int, uintptr) error { return errNotBuilt }
-func (*Bridge) Replay(int) (bool, error)    { return false, errNotBuilt }
+func (*Bridge) Replay(int) error            { return errNotBuilt }
 func (*Bridge) Stream() uintptr             { return 0 }
 func (*Bridge) Wait() error                 { return errNotBuilt }
 func (*Bridge) Free()                       {}
