@@ -126,7 +126,8 @@ def main() -> None:
         "depths": {},
     }
     for depth in map(int, args.depths.split(",")):
-        for report["depths"][depth] in compared(args, depth, settings):
+        for known in compared(args, depth, settings):
+            report["depths"][depth] = known
             args.out.write_text(json.dumps(report, indent=1) + "\n")
         print(depth, json.dumps(report["depths"][depth]), flush=True)
 
