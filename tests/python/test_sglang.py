@@ -49,7 +49,7 @@ def test_what_is_read_is_there(version):
     found = stand_in.recorded(version)
     modules, first = found["modules"], version == stand_in.FIRST
     assert set(layers.AGAINST) - layers.LATER <= set(found["arguments"]) and ("dcp_size" in found["arguments"]) != first
-    assert {"disable_cuda_graph", "tp_size"} <= set(found["arguments"])
+    assert {"disable_cuda_graph", "tp_size", "dp_size", "base_gpu_id"} <= set(found["arguments"])
     assert found["names"] == ["ATTENTION_BACKEND_CHOICES", "add_attention_backend_choices"] and found["launch"]
     assert modules["layers/attention/attention_registry.py"]["register_attention_backend"]["parameters"] == ["name"]
     assert modules["plugins/__init__.py"]["GENERAL_PLUGINS_GROUP"] == {}
@@ -190,17 +190,22 @@ class Decoder:
         pass
 
 
-def test_a_runner_is_opened_by_what_its_model_and_store_are(backend, version, monkeypatch):
-    monkeypatch.setenv("LESSISMORE_LAYERS", "1")
-    monkeypatch.setenv("LESSISMORE_BUDGET", "128")
-    monkeypatch.setenv("LESSISMORE_POLICY", "mass")
-    monkeypatch.setenv("LESSISMORE_GUARD", "off")
+@pytest.fixture
+def cpu(monkeypatch):
+    """What opening a runner asks of a GPU."""
     monkeypatch.setattr(context.serving, "Decoder", Decoder)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: stand_in.Object(total_memory=64 * 7500))
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **more: zeros(*shape, **more))
     Decoder.made.clear()
+
+
+def test_a_runner_is_opened_by_what_its_model_and_store_are(backend, version, monkeypatch, cpu):
+    monkeypatch.setenv("LESSISMORE_LAYERS", "1")
+    monkeypatch.setenv("LESSISMORE_BUDGET", "128")
+    monkeypatch.setenv("LESSISMORE_POLICY", "mass")
+    monkeypatch.setenv("LESSISMORE_GUARD", "off")
     shared = backend.Backend(
         stand_in.runner(version, [stand_in.RadixAttention(i, sliding_window_size=-1 if i else 8) for i in range(4)])
     ).shared
@@ -215,6 +220,22 @@ def test_a_runner_is_opened_by_what_its_model_and_store_are(backend, version, mo
     assert report["layers"] == [1] and report["others"] == {"sliding-window layers": 1} and report["reason"] is None
     shared.close()
     assert not shared.active
+
+
+def test_each_process_of_several_has_its_own_statistics(backend, version, monkeypatch, cpu, tmp_path):
+    monkeypatch.setenv("LESSISMORE_LAYERS", "1")
+    monkeypatch.setenv("LESSISMORE_STATS", str(tmp_path / "stats"))
+    for tensor, data, base in ((1, 1, 0), (2, 1, 0), (1, 2, 0), (2, 2, 4)):
+        files = set()
+        for number in range(tensor * data):
+            monkeypatch.setattr(torch.cuda, "current_device", lambda: base + number)
+            runner = stand_in.runner(version, [stand_in.RadixAttention(i) for i in range(4)])
+            runner.server_args.__dict__.update(tp_size=tensor, dp_size=data, base_gpu_id=base)
+            shared = backend.Backend(runner).shared
+            assert shared.active and shared.reporter.rank == number
+            files.add(shared.reporter.stats)
+            shared.close()
+        assert files == ({str(tmp_path / "stats")} if tensor * data == 1 else {str(tmp_path / f"stats.{i}") for i in range(tensor * data)})
 
 
 # ---- steps ----

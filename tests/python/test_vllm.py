@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import lessismore
 import lessismore.vllm
 from lessismore._errors import ArgumentError, DeviceError
-from lessismore.vllm import context, layers, memory, metrics, profile, rows, serving, settings
+from lessismore.vllm import context, layers, memory, metrics, profile, ranks, rows, serving, settings
 
 VERSIONS = stand_in.VERSIONS
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
@@ -95,7 +95,7 @@ def test_what_is_read_is_there(version):
         assert name in config["vllm.py"]["VllmConfig"]["fields"], name
     parallel = config["parallel.py"]["ParallelConfig"]
     for name in ("pipeline_parallel_size", "tensor_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size", "enable_dbo",
-                 "data_parallel_size", "data_parallel_rank", "world_size", "rank"):  # fmt: skip
+                 "data_parallel_size", "data_parallel_rank", "data_parallel_index", "world_size", "rank"):  # fmt: skip
         assert name in parallel["fields"], name
     assert "use_ubatching" in parallel["methods"]
     assert {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size"} <= set(
@@ -666,6 +666,75 @@ def test_layers_are_measured_where_graphs_can_leave_attention_out(monkeypatch, t
     assert made == ([(4, None)] if measured else [(4, (0,))] if given else []) and (made or "not known" in d.reason)
 
 
+def test_the_first_rank_says_what_all_of_them_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    said = []
+
+    def first(make):
+        if not said:
+            said.append(make())
+        return said[0]
+
+    monkeypatch.setattr(ranks, "first", first)
+    monkeypatch.setattr(ranks, "together", lambda n: n == 2)
+    for start in ("measured", "kept"):
+        opened = []
+        for rank in range(2):  # each on a machine of its own
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("second" if rank else "first")))
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+            opened.append(engines(monkeypatch, stand_in.config({}, tensor_parallel_size=2), range(4)))
+        choices = [d.choice for d, _ in opened]
+        if start == "measured":
+            assert [made for _, made in opened] == [[(4, None)]] * 2 and all(d.measures for d, _ in opened)
+            assert choices[0].profile and choices[1].profile is None  # one file, one process that writes it
+            force = serving.in_force(settings.Settings(), 4)
+            kept(type(tmp_path)(choices[0].profile), weights=f"model {choices[0].model}", settings=force)
+            said.clear()
+        else:  # in graphs, as the first rank knows it
+            assert [made for _, made in opened] == [[(4, (1, 3))]] * 2 and not any(d.measures for d, _ in opened)
+    given = engines(monkeypatch, stand_in.config({"layers": [0]}, tensor_parallel_size=2), range(4))
+    assert given[1] == [(4, (0,))] and not given[0].measures
+
+
+RANK = """
+import sys, torch.distributed as d
+from lessismore import ArgumentError
+from lessismore.vllm import ranks
+rank, path = int(sys.argv[1]), sys.argv[2]
+assert not ranks.together(2)
+d.init_process_group("gloo", init_method="file://" + path, rank=rank, world_size=2)
+assert ranks.together(2) and not ranks.together(4) and not ranks.together(1)
+def make():
+    assert rank == 0
+    return {"layers": (1, 3)}
+assert ranks.first(make) == {"layers": (1, 3)}
+def refuse():
+    raise ArgumentError("profile x: it is none")
+try:
+    ranks.first(refuse)
+except ArgumentError as e:
+    assert str(e) == "profile x: it is none"
+    print("refused")
+"""
+
+
+def test_ranks_agree_over_torch_distributed(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "GLOO_SOCKET_IFNAME": "lo"}
+    found = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "meet")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    for process in found:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and said.endswith("refused\n"), said
+
+
 def test_work_memory_bounds_the_rows():
     for limit, most in ((0, 0), (99, 0), (100, 1), (1000, 10), (1 << 40, 64)):
         assert memory.rows_within(lambda n: 100 * n, 64, limit) == most
@@ -779,9 +848,9 @@ def test_metrics_are_what_the_processes_wrote(monkeypatch, tmp_path):
 def test_a_file_of_statistics_is_one_process_s_and_replaces_nobody_else_s(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv(metrics.VARIABLE, str(tmp_path / "metrics"))
     counted = stand_in.Object(report=lambda: {"reason": None}, engine=stand_in.Object(report=lambda: {"version": "1"}))
-    for ranks, name, there in ((1, "%p.json", f"{os.getpid()}.json"), (2, "%p.json", f"{os.getpid()}.json"), (2, "s.json", "s.json.1")):
+    for n, name, there in ((1, "%p.json", f"{os.getpid()}.json"), (2, "%p.json", f"{os.getpid()}.json"), (2, "s.json", "s.json.1")):
         for _ in range(2):
-            metrics.Reporter(counted, 1, ranks, 1e-9, str(tmp_path / name)).tick()
+            metrics.Reporter(counted, 1, n, 1e-9, str(tmp_path / name)).tick()
         assert json.loads((tmp_path / there).read_text())["version"] == "1"
     (tmp_path / "theirs").write_text("kept")
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
@@ -791,6 +860,21 @@ def test_a_file_of_statistics_is_one_process_s_and_replaces_nobody_else_s(monkey
         reporter.tick()
         assert (tmp_path / "theirs").read_text() == "kept" and reporter.stats is None and reporter.shown is not None
     assert caplog.text.count("was not written by lessismore") == 2
+
+
+@pytest.mark.parametrize(
+    "parallel, ranks",
+    [
+        (dict(world_size=1, rank=0), (0, 1)),
+        (dict(world_size=4, rank=3, data_parallel_size=1, data_parallel_rank=0, data_parallel_index=0), (3, 4)),
+        # two engines of a model of experts, and of a dense one, which vLLM 0.26 tells that they are alone
+        (dict(world_size=2, rank=1, data_parallel_size=2, data_parallel_rank=1, data_parallel_index=1), (3, 4)),
+        (dict(world_size=1, rank=0, data_parallel_size=1, data_parallel_rank=0, data_parallel_index=1), (1, 2)),
+        (dict(world_size=2, rank=1, data_parallel_size=1, data_parallel_rank=0, data_parallel_index=1), (3, 4)),
+    ],
+)
+def test_no_two_processes_have_the_same_number(parallel, ranks):
+    assert context._rank(stand_in.Object(**parallel)) == ranks
 
 
 def test_what_is_counted_is_read_only_when_someone_asked(monkeypatch, tmp_path):
@@ -868,3 +952,42 @@ def test_a_preempted_requests_context_is_put_in_place_again(monkeypatch):
     request.num_preemptions = 1
     assert connector.get_num_new_matched_tokens(request, 0) == (context - 1, False)
     assert placed.CONNECTOR["kv_role"] == "kv_producer"
+
+
+def test_several_processes_that_serve_metrics_show_each_rank(monkeypatch, tmp_path):
+    client = pytest.importorskip("prometheus_client")
+    from prometheus_client import multiprocess
+
+    monkeypatch.setenv(metrics.SEVERAL, str(tmp_path))
+    library = dict.fromkeys((key for *_, keys in metrics.LIBRARY for key in keys.values()), 0)
+    reports = {
+        rank: {
+            "reason": None,
+            "work_bytes": 9 + rank,
+            "counts": {"decode_steps": 3},
+            "declined": {},
+            "library": {**library, "rows_sparse": 5},
+        }
+        for rank in range(2)
+    }
+    reporters = []
+    for rank, report in reports.items():
+        monkeypatch.setattr(os, "getpid", lambda: 1000 + rank)  # a process for each
+        reporters.append(metrics.Reporter(stand_in.Object(report=lambda report=report: report), rank, 2, 1e-9, None))
+    for times in range(2):
+        for reporter in reporters:
+            reporter.tick()
+    reports[1].update(reason="switched off", library=None)
+    reports[0]["counts"]["decode_steps"] = 4
+    for reporter in reporters:
+        reporter.tick()
+    registry = client.CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    page = client.generate_latest(registry).decode().splitlines()
+    for line in (
+        'lessismore_active{rank="0",reason=""} 1.0', 'lessismore_active{rank="1",reason=""} 0.0', 'lessismore_work_bytes{rank="1"} 10.0',
+        'lessismore_active{rank="1",reason="switched off"} 0.0', 'lessismore_steps_total{kind="decode",rank="0"} 4.0',
+        'lessismore_steps_total{kind="decode",rank="1"} 3.0', 'lessismore_rows_total{kind="sparse",rank="1"} 5.0',
+        "# TYPE lessismore_rows_total counter", "# TYPE lessismore_work_bytes gauge",
+    ):  # fmt: skip
+        assert line in page, (line, page)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a step costs while vLLM with its default graphs finds the selection layers of a model of Qwen3-8B's shape, and after that.
 
-auto.py [ROWS] [CONTEXT]      8 rows of 32,768 tokens
+auto.py [ROWS] [CONTEXT] [PROFILE]      8 rows of 32,768 tokens; PROFILE: the file that keeps the choice, for decode.py --profile
 """
 
 import os
@@ -17,8 +17,8 @@ STEPS = 900
 MOST = 1.5  # times a dense step
 
 
-def main(rows, context):
-    bench = Bench(random_model.folder(), {"budget": 2048, "profile": "off"}, **arguments(33792, 64, [1, 8, 16, 32, 64]))
+def main(rows, context, profile="off"):
+    bench = Bench(random_model.folder(), {"budget": 2048, "profile": profile}, **arguments(33792, 64, [1, 8, 16, 32, 64]))
     random_model.randomize(bench.runner.model)
     for i in range(rows):
         bench.add(str(i), torch.randint(10, 150000, (context,)).tolist(), STEPS)
@@ -47,6 +47,6 @@ def main(rows, context):
 
 
 if __name__ == "__main__":
-    good = main(int(sys.argv[1]) if len(sys.argv) > 1 else 8, int(sys.argv[2]) if len(sys.argv) > 2 else 32768)
+    good = main(int(sys.argv[1]) if len(sys.argv) > 1 else 8, int(sys.argv[2]) if len(sys.argv) > 2 else 32768, *sys.argv[3:4])
     sys.stdout.flush()
     os._exit(0 if good else 1)

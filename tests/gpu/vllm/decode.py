@@ -24,6 +24,7 @@ p.add_argument(
 )
 p.add_argument("--budget", type=int, default=2048)
 p.add_argument("--layers", default="2,12")
+p.add_argument("--profile", help="a file that names the layers instead, as auto.py keeps one; all of a decode step is in a graph")
 p.add_argument("--max-model-len", type=int, default=33792)
 p.add_argument("--max-num-seqs", type=int, default=64)
 p.add_argument("--steps", type=int, default=40)
@@ -43,10 +44,14 @@ def table(results):
 
 
 def main():
-    bench = Bench(
-        random_model.folder(), {"budget": a.budget, "layers": [int(x) for x in a.layers.split(",")]},
-        **arguments(a.max_model_len, a.max_num_seqs, [int(x) for x in a.graphs.split(",")]),
-    )  # fmt: skip
+    more = arguments(a.max_model_len, a.max_num_seqs, [int(x) for x in a.graphs.split(",")])
+    own = {"budget": a.budget}
+    if a.profile:
+        own["profile"] = a.profile
+        more["compilation_config"]["cudagraph_mode"] = "FULL_DECODE_ONLY"  # vLLM's default would leave attention out, to audit the choice
+    else:
+        own["layers"] = [int(x) for x in a.layers.split(",")]
+    bench = Bench(random_model.folder(), own, **more)
     random_model.randomize(bench.runner.model)
     results, captured = {}, "on"
     for mode in a.modes.split(","):

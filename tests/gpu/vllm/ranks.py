@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """vLLM over several GPUs, its own executor: the reasoner, or decode steps of Qwen3-8B's shape.
 
-ranks.py reasoner TP PP [wrong]     16 problems, 6 rows; wrong: layers that cannot do it
+ranks.py reasoner TP PP [wrong|auto|again] [ray]     16 problems, 6 rows; wrong: layers that cannot do it; auto: measured while serving;
+                                    again: what auto kept; ray: vLLM's executor for Ray
 ranks.py decode TP [CASES]          milliseconds a step, at the engine's output: FlashAttention's and ours, in one engine
 """
 
@@ -54,35 +55,55 @@ def add(served, name, ids, tokens):
     served.add_request(name, {"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False))
 
 
-def reasoner(tensor, pipeline, layers):
+def cluster(ranks):
+    """A Ray of this machine alone."""
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    import ray
+
+    ray.init(num_gpus=ranks, num_cpus=4, include_dashboard=False, object_store_memory=1 << 28, log_to_driver=True)
+
+
+def reasoner(tensor, pipeline, kind, executor=None):
+    layers = {"wrong": WRONG, "right": RIGHT}.get(kind)
+    if executor == "ray":
+        cluster(tensor * pipeline)
     stats = os.path.join(tempfile.mkdtemp(), "stats")
     served = start(
-        DATA, {"budget": 128, "layers": layers, "stats": stats, "stats_interval": 0.5}, dtype="float16", max_model_len=2048, max_num_seqs=6,
+        DATA, {"budget": 128, **({"layers": layers} if layers else {}), "stats": stats, "stats_interval": 0.5}, dtype="float16", max_model_len=2048, max_num_seqs=6,
         gpu_memory_utilization=0.1, kv_cache_memory_bytes=1 << 30, tensor_parallel_size=tensor, pipeline_parallel_size=pipeline,
+        **({"distributed_executor_backend": executor} if executor else {}),
     )  # fmt: skip
+    core = getattr(served.engine_core, "engine_core", None)  # in this process
+    say(f"executor {type(getattr(core, 'model_executor', None)).__name__}")
     wanted, given, begin = [], {}, time.time()
     for i in range(16):
         prompt, solution = task.problem(random.Random(960000 + i), task.steps_for(2048))
         tokens = min(len(solution), 2047 - len(prompt))
-        wanted.append(task.encode(solution)[: tokens if layers == RIGHT else CONTROL])
+        wanted.append(task.encode(solution)[: CONTROL if kind == "wrong" else tokens])
         add(served, str(i), [task.BOS] + task.encode(prompt), len(wanted[-1]))
     while served.has_unfinished_requests():
         for out in served.step():
             given[int(out.request_id.split("-")[0])] = list(out.outputs[0].token_ids)
     exact = sum(given[i] == w for i, w in enumerate(wanted))
     say(
-        f"reasoner, tensor parallel {tensor}, pipeline parallel {pipeline}, layers {layers}: exact {exact} of 16 in {time.time() - begin:.1f} s"
+        f"reasoner, tensor parallel {tensor}, pipeline parallel {pipeline}, layers {layers or kind}: exact {exact} of 16 in {time.time() - begin:.1f} s"
     )
     reports = [json.loads(pathlib.Path(path).read_text())["vllm"] for path in sorted(glob.glob(f"{stats}.*"))]
     for r in reports:
         library = r["library"]
         say(f"    rank {r['rank']}: {r['reason'] or 'on'}, layers {r['layers']} of {r['taking_part']}, {r['counts']},",
             f"{library['tokens_attended'] / max(library['tokens_visible'], 1):.1%} attended, {library['rows_sparse']} rows sparse, no_set {library['no_set_calls']}")  # fmt: skip
-    keep(f"ranks-tensor{tensor}-pipeline{pipeline}{'' if layers == RIGHT else '-wrong'}", exact=exact, layers=layers, ranks=reports)
+    name = "-".join([f"ranks-tensor{tensor}-pipeline{pipeline}", *([] if kind == "right" else [kind]), *([executor] if executor else [])])
+    keep(name, exact=exact, layers=layers or kind, ranks=reports)
+    least = {"right": 10000, "wrong": 0}.get(kind, 1000)
     sparse = len(reports) == tensor * pipeline and all(
-        r["library"]["rows_sparse"] > (10000 if layers == RIGHT else 0) and not r["library"]["no_set_calls"] for r in reports
+        r["library"]["rows_sparse"] > least and not r["library"]["no_set_calls"] for r in reports
     )
-    return sparse and exact == (16 if layers == RIGHT else 0)
+    source = all(
+        (r["library"]["measured_steps"] > 0) == (kind == "auto") and (kind != "again" or r["source"].startswith("profile")) for r in reports
+    )
+    same = kind != "again" or len({str(r["layers"]) for r in reports}) == 1
+    return sparse and source and same and exact == (0 if kind == "wrong" else 16)
 
 
 def randomize(worker):
@@ -134,7 +155,12 @@ def time_case(served, case, mode):
 
 def main(what, *rest):
     if what == "reasoner":
-        good = reasoner(int(rest[0]), int(rest[1]), WRONG if "wrong" in rest else RIGHT)
+        good = reasoner(
+            int(rest[0]),
+            int(rest[1]),
+            next((k for k in ("wrong", "auto", "again") if k in rest), "right"),
+            "ray" if "ray" in rest else None,
+        )
     else:
         good = decode(int(rest[0]), rest[1] if len(rest) > 1 else CASES)
     say(f"ranks {what} {' '.join(rest)}: {'ok' if good else 'FAILED'}")

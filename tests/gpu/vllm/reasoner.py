@@ -11,6 +11,7 @@ import random
 import sys
 import time
 
+import drafter
 from engine import ROOT, Served, say, short
 
 DATA = ROOT / "tests" / "data" / "reasoner"
@@ -22,7 +23,8 @@ RIGHT, WRONG = [2, 9], [2, 6]
 PROBLEMS = 16
 LEAST = 0.25  # of the tokens, that must not have been attended to: else nothing was sparse
 
-DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 2}
+MOST_DRAFTS = 3
+DRAFTS = {"method": "ngram", "num_speculative_tokens": MOST_DRAFTS, "prompt_lookup_max": 3, "prompt_lookup_min": 2}
 
 # rows, prefix cache, graphs ("full": vLLM's default; "piecewise", "decode-only", "eager"), settings beside the budget, whether it must solve all
 CASES = {
@@ -46,6 +48,11 @@ CASES = {
     "drafts4": (4, True, "full", {"layers": RIGHT}, True),
     "drafts16-eager": (16, False, "eager", {"layers": RIGHT}, True),
     "drafts-control": (4, True, "full", {"layers": WRONG}, False),
+    "stock-eagle": (4, True, "full", None, True),
+    "eagle4": (4, True, "full", {"layers": RIGHT}, True),
+    "eagle16": (16, True, "full", {"layers": RIGHT}, True),
+    "eagle6-eager": (6, False, "eager", {"layers": RIGHT}, True),
+    "eagle-control": (4, True, "full", {"layers": WRONG}, False),
 }
 
 
@@ -65,6 +72,8 @@ def run(name):
         more["compilation_config"] = {"cudagraph_mode": {"piecewise": "PIECEWISE", "decode-only": "FULL_DECODE_ONLY"}[graphs]}
     if "drafts" in name:
         more["speculative_config"] = DRAFTS
+    if "eagle" in name:
+        more["speculative_config"] = {"method": "eagle", "model": str(drafter.folder(DATA)), "num_speculative_tokens": MOST_DRAFTS}
     if name == "preempt":
         more["num_gpu_blocks_override"] = 8 * 2048 // 16 + 1  # half of what the rows need
     served = Served(DATA, None if settings is None else {"budget": BUDGET, **settings}, **more)
@@ -83,8 +92,8 @@ def run(name):
         exact += wrong < 0 and len(given[i]) > 100
         first.append(wrong)
     report = served.report()
-    if "drafts" in name:  # tokens over requests of steps that computed no prompt
-        rows, tokens = (sum(step[k] for step in served.steps if step[2] <= 1 + DRAFTS["num_speculative_tokens"]) for k in (0, 1))
+    if "speculative_config" in more:  # tokens over requests of steps that computed no prompt
+        rows, tokens = (sum(step[k] for step in served.steps if step[2] <= 1 + MOST_DRAFTS) for k in (0, 1))
         say(
             f"    {tokens / max(rows, 1):.2f} tokens a request and step were computed, {sum(len(s) for _, s in wanted) / max(rows, 1):.2f} came of it"
         )

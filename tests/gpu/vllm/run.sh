@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything of tests/gpu/vllm, each step in its own process and with its own limit; logs in a folder (default build/vllm).
-#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-128k serving ranks ranks-decode; default: all that one GPU can do
-# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks and ranks-decode want two GPUs, or RANKS of them.
+#   run.sh [FOLDER] [PART...]     parts: reasoner check load server sanitize auto room decode decode-auto decode-128k serving ranks ranks-auto ranks-ray ranks-decode server-data2; default: all that one GPU can do
+# vLLM has to be importable: pip install vllm, or a pack (pack.py) on PYTHONPATH. ranks, ranks-auto, ranks-ray (with Ray), ranks-decode and server-data2 want two GPUs, ranks-decode RANKS of them.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 logs=${1:-$here/../../../build/vllm}
@@ -41,6 +41,8 @@ for part in $parts; do
         wait
         reasoner stock-drafts drafts4 drafts16-eager drafts-control
         wait
+        reasoner stock-eagle eagle4 eagle16 eagle6-eager eagle-control
+        wait
         ;;
     check)
         check bf16 f16 fp8 drafts
@@ -51,6 +53,7 @@ for part in $parts; do
         one check-dense 200 "$python" "$here/check.py" 32768 &
         wait
         ;;
+    reasoner-*) one "$part" 200 "$python" "$here/reasoner.py" "${part#reasoner-}" ;;
     check-*) one "$part" 200 "$python" "$here/check.py" 1024 "${part#check-}" ;;
     load) # the model alone beside it, on another GPU where there is one
         seed=${SEED:-$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}
@@ -59,11 +62,17 @@ for part in $parts; do
         wait
         one load-compared 60 "$python" "$here/load.py" compare "$logs/load.json" "$logs/load-stock.json"
         ;;
+    server-data2) one server-data2 240 "$python" "$here/server.py" "$logs" 2 ;; # two GPUs
     server) one server 240 "$python" "$here/server.py" "$logs" ;;
     auto) one auto 200 "$python" "$here/auto.py" ;;
     room)
         one room-stock 150 "$python" "$here/room.py" 131072 stock
         for longest in 131072 40960; do one "room-$longest" 150 "$python" "$here/room.py" "$longest"; done
+        ;;
+    decode-auto) # with the layers that vLLM finds while it serves
+        rm -f "$logs/chosen.json"
+        one auto 200 "$python" "$here/auto.py" 8 32768 "$logs/chosen.json"
+        one decode-auto 300 "$python" "$here/decode.py" --profile "$logs/chosen.json" --cases 8x32768,fitx32768 --graphs 1,8,16,24,32 --name decode-auto
         ;;
     decode) one decode 400 "$python" "$here/decode.py" ;;
     decode-128k)
@@ -81,6 +90,11 @@ for part in $parts; do
         one ranks-control 200 "$python" "$here/ranks.py" reasoner 2 1 wrong
         one ranks-pipeline2 200 "$python" "$here/ranks.py" reasoner 1 2
         ;;
+    ranks-auto) # nothing known, and then what that kept
+        one ranks-auto 200 env XDG_CACHE_HOME="$logs/cache" "$python" "$here/ranks.py" reasoner 2 1 auto
+        one ranks-again 200 env XDG_CACHE_HOME="$logs/cache" "$python" "$here/ranks.py" reasoner 2 1 again
+        ;;
+    ranks-ray) one ranks-ray 240 "$python" "$here/ranks.py" reasoner 2 1 ray ;;
     ranks-decode) one ranks-decode 300 "$python" "$here/ranks.py" decode "${RANKS:-2}" ;;
     *) echo "no part $part" && exit 2 ;;
     esac

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`vllm serve` as a person starts it, with the reasoner in it: problems over HTTP, /metrics, the statistics file.
 
-server.py FOLDER      logs go there
+server.py FOLDER [ENGINES]      logs go there; ENGINES: data parallel, a GPU for each
 """
 
 import concurrent.futures
@@ -51,8 +51,8 @@ def metrics(text):
     return found
 
 
-def main(folder):
-    stats = folder / "server-stats.json"
+def main(folder, engines=1):
+    stats, problems = folder / "server-stats.json", PROBLEMS * engines
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -61,6 +61,7 @@ def main(folder):
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(DATA), "--host", "127.0.0.1", "--port", str(port),
         "--served-model-name", "reasoner", "--skip-tokenizer-init", "--attention-backend", "CUSTOM", "--dtype", "float16", "--max-model-len", "2048",
         "--max-num-seqs", "8", "--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(1 << 30),
+        *(["--data-parallel-size", str(engines)] if engines > 1 else []),  # and as many processes that answer
         "--additional-config", json.dumps({"lessismore": {**SETTINGS, "stats": str(stats)}}),
     ]  # fmt: skip
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -81,11 +82,11 @@ def main(folder):
             return False
         say("server:", next(line for line in output.splitlines() if "layers take part" in line))
         ask(f"{base}/metrics")  # asks for what is counted: the next reading is for it
-        with concurrent.futures.ThreadPoolExecutor(PROBLEMS) as pool:
-            solved = list(pool.map(lambda i: solve(base, i), range(PROBLEMS)))
+        with concurrent.futures.ThreadPoolExecutor(problems) as pool:
+            solved = list(pool.map(lambda i: solve(base, i), range(problems)))
         time.sleep(1)
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:  # steps, so that the counts are read
-            solved += list(pool.map(lambda i: solve(base, i), range(PROBLEMS, PROBLEMS + 2)))
+        with concurrent.futures.ThreadPoolExecutor(2 * engines) as pool:  # steps, so that the counts are read
+            solved += list(pool.map(lambda i: solve(base, i), range(problems, problems + 2 * engines)))
         page = ask(f"{base}/metrics")
         found = metrics(page)
     finally:
@@ -97,25 +98,30 @@ def main(folder):
     for line in page.splitlines():
         if line.startswith("lessismore_"):
             say("   ", line)
-    saved = json.loads(stats.read_text())
+    saved = [json.loads(pathlib.Path(f"{stats}.{rank}" if rank else stats).read_text())["vllm"] for rank in range(engines)]
+    checks = {"answers": all(solved), "vLLM's own metrics": "vllm:num_requests_running" in page}
+    for rank in range(engines):
+        checks.update({f"{what}, rank {rank}": right for what, right in judged(found, rank, saved[rank]).items()})
+    bad = [what for what, good in checks.items() if not good]
+    say(f"server, {engines} engines: {sum(solved)} of {len(solved)} solved; {'FAILED: ' + ', '.join(bad) if bad else 'ok'}")
+    return not bad
+
+
+def judged(found, rank, saved):
+    """A rank's metrics, and its statistics file."""
 
     def of(name, **labels):
-        return found.get((name, *sorted({"rank": "0", **labels}.items())), 0)
+        return found.get((name, *sorted({"rank": str(rank), **labels}.items())), 0)
 
-    checks = {
-        "answers": all(solved),
+    return {
         "active": of("lessismore_active", reason="") == 1,
         "sparse rows": of("lessismore_rows_total", kind="sparse") > 1000,
         "tokens": 0 < of("lessismore_layer_tokens_total", kind="attended") < 0.6 * of("lessismore_layer_tokens_total", kind="visible"),
         "steps": of("lessismore_steps_total", kind="decode") > 1000 and of("lessismore_steps_total", kind="split") + of("lessismore_steps_total", kind="left") > 0,
         "alarms": of("lessismore_audits_total", kind="alarm") == 0 and of("lessismore_layer_calls_total", kind="no_set") == 0,
-        "statistics file": saved["vllm"]["counts"]["decode_steps"] > 1000 and saved["vllm"]["library"]["rows_sparse"] > 1000,
-        "vLLM's own metrics": "vllm:num_requests_running" in page,
+        "statistics file": saved["rank"] == rank and saved["counts"]["decode_steps"] > 1000 and saved["library"]["rows_sparse"] > 1000,
     }  # fmt: skip
-    bad = [what for what, good in checks.items() if not good]
-    say(f"server: {sum(solved)} of {len(solved)} solved; {'FAILED: ' + ', '.join(bad) if bad else 'ok'}")
-    return not bad
 
 
 if __name__ == "__main__":
-    sys.exit(0 if main(pathlib.Path(sys.argv[1]).resolve()) else 1)
+    sys.exit(0 if main(pathlib.Path(sys.argv[1]).resolve(), *map(int, sys.argv[2:3])) else 1)

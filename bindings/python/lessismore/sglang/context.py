@@ -68,8 +68,10 @@ class Context(serving.Serving):
             "lessismore %s: %d layers take part, selection layers %s; budget %d; query heads %d of %d; up to %d rows in a step, work memory %.0f MB",
             __version__, len(self.numbers), self.chosen(), force["budget"], first.tp_q_head_num, first.tp_q_head_num * arguments.tp_size, self.max_rows, self.work_bytes / 1e6,
         )  # fmt: skip
-        rank = int(getattr(runner, "tp_rank", 0) or 0)
-        self.report_by(metrics.Reporter(self, rank, int(arguments.tp_size), own.stats_interval, own.stats, "sglang"))
+        # Where SGLang keeps a process's ranks differs from version to version; its GPU it has to itself.
+        rank = shape["device"] - int(getattr(arguments, "base_gpu_id", 0) or 0)
+        ranks = int(arguments.tp_size) * int(getattr(arguments, "dp_size", 1) or 1)
+        self.report_by(metrics.Reporter(self, rank, ranks, own.stats_interval, own.stats, "sglang"))
 
     def tick(self) -> None:
         self.widened = (None, None)  # a table is one step's, whoever gives the same tensor again

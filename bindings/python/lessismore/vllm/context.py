@@ -14,7 +14,7 @@ from .. import _library
 from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from . import layers, memory, metrics, profile, rows, serving, settings
+from . import layers, memory, metrics, profile, ranks, rows, serving, settings
 
 logger = logging.getLogger("vllm.lessismore")
 
@@ -70,10 +70,10 @@ class Context(serving.Serving):
     def _make(self, census: layers.Census, device: torch.device) -> None:
         config, own = self.config, self.settings
         graphs, parallel = config.compilation_config.cudagraph_mode, config.parallel_config
-        ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        tensor, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
         # A graph keeps the layers' roles: where layers are measured, vLLM is told to leave attention out of its graphs.
         whole = graphs is not None and graphs.has_full_cudagraphs() and not graphs.has_piecewise_cudagraphs()
-        measures = not whole and ranks == 1 and stages == 1 and layers.most_tokens(config) == 1
+        measures = not whole and stages == 1 and layers.most_tokens(config) == 1
         n_layers, first = len(census.numbers), 0
         if stages > 1:
             n_layers = layers.total(config) or 0
@@ -81,8 +81,8 @@ class Context(serving.Serving):
                 first = census.stage(n_layers)
             except ValueError as e:
                 return self.refuse(str(e), logging.WARNING)
-        force = serving.in_force(own, n_layers)
-        self.choice = choice = profile.choose(own, force, n_layers, profile.about(config), measures)
+        force, choice = self._choose(n_layers, measures, tensor if stages == 1 else 0)
+        self.choice = choice
         if choice.reason is not None:
             return self.refuse(choice.reason, logging.WARNING)
         self.measures, self.most_tokens = choice.measure, layers.most_tokens(config)
@@ -102,13 +102,38 @@ class Context(serving.Serving):
         heads = census.first.num_heads
         logger.info(
             "lessismore %s: %d layers take part, selection layers %s; budget %d; query heads %d of %d; up to %d of %d rows in a step, work memory %.0f MB",
-            __version__, len(self.numbers), self.chosen(), force["budget"], heads, heads * ranks, self.max_rows, config.scheduler_config.max_num_seqs * self.most_tokens, self.work_bytes / 1e6,
+            __version__, len(self.numbers), self.chosen(), force["budget"], heads, heads * tensor, self.max_rows, config.scheduler_config.max_num_seqs * self.most_tokens, self.work_bytes / 1e6,
         )  # fmt: skip
         if self.measures and graphs is not None and graphs.has_full_cudagraphs():
             logger.info(
                 "lessismore: vLLM's graphs leave attention out, since layers are measured and audited while serving; where layers are given, graphs have everything"
             )
         self.report_by(metrics.Reporter(self, *_rank(config.parallel_config), own.stats_interval, own.stats))
+
+    def _choose(self, n_layers: int, measures: bool, tensor: int) -> tuple[dict[str, Any], profile.Choice]:
+        """The settings in force, and where the selection layers come from. Of several ranks the first one says so, since a graph of one
+        has to be a graph of all. Where it knows no layers, each measures its own heads and chooses for them; the first one's choice is kept,
+        and all take it from the next start on.
+
+        Args:
+            tensor: ranks, all of them with every layer; 0: each has some of the layers.
+        """
+        own, model = self.settings, profile.about(self.config)
+
+        def here() -> tuple[dict[str, Any], profile.Choice]:
+            force = serving.in_force(own, n_layers)
+            found = profile.choose(own, force, n_layers, model, measures and tensor == 1)
+            if found.reason is not None and measures and together:
+                found = profile.choose(own, force, n_layers, model, True)
+            return force, found
+
+        together = own.layers is None and ranks.together(tensor)
+        if not together:
+            return here()
+        force, found = ranks.first(here)
+        if found.measure and torch.distributed.get_rank() != 0:
+            found = dataclasses.replace(found, profile=None)
+        return force, found
 
     def _fit(self, census: layers.Census, number: int) -> bool:
         """The decoder for what vLLM may ask of a step; False: there is not enough work memory for a row."""
@@ -242,6 +267,10 @@ def of(config: Any) -> Context:
 
 
 def _rank(parallel: Any) -> tuple[int, int]:
-    """This process's number among all that compute, and how many there are."""
-    world, replica = parallel.world_size, getattr(parallel, "data_parallel_rank", 0) or 0
-    return replica * world + getattr(parallel, "rank", 0), world * (getattr(parallel, "data_parallel_size", 1) or 1)
+    """This process's number among all that compute, and how many there are, as far as it knows: vLLM tells the engines of a dense model
+    with data parallelism that they are alone, and leaves each its number (data_parallel_index)."""
+    world, replica = parallel.world_size, getattr(parallel, "data_parallel_index", None)
+    if replica is None:
+        replica = getattr(parallel, "data_parallel_rank", 0) or 0
+    replicas = max(getattr(parallel, "data_parallel_size", 1) or 1, replica + 1)
+    return replica * world + getattr(parallel, "rank", 0), world * replicas

@@ -2,6 +2,9 @@
 
 The process that computes writes a small file now and then, the one that serves /metrics reads it. Both know the folder by an environment
 variable, which vLLM's processes inherit. Reading the counts waits for the GPU: it is done only after someone has asked for /metrics.
+
+Where several processes serve /metrics, each shows what prometheus_client finds in a folder of its own, whoever wrote it there. That nobody
+can see whether someone has asked: the counts are then read whenever it is time.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ logger = logging.getLogger("vllm.lessismore")
 VARIABLE = "LESSISMORE_VLLM_METRICS"
 MOST_BYTES = 1 << 20
 ASKED = "asked"  # a file whose time is that of the last request
+SEVERAL = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's folder, where several processes serve /metrics
 
 
 class Family(NamedTuple):
@@ -131,6 +135,43 @@ def families(found: list[dict[str, Any]]) -> list[Family]:
     ]  # fmt: skip
 
 
+class Several:
+    """A process's metrics in prometheus_client's folder, which adds up counters and takes the largest of gauges: each rank has one process."""
+
+    def __init__(self, folder: str) -> None:
+        from prometheus_client.mmap_dict import MmapedDict, mmap_key
+
+        # Names of our own beside those that vLLM's metrics have in this process.
+        self.key, me = mmap_key, f"lessismore{os.getpid()}"
+        self.files = {
+            counter: MmapedDict(os.path.join(folder, f"{kind}_{me}.db")) for counter, kind in ((True, "counter"), (False, "gauge_max"))
+        }
+        self.gauges: set[str] = set()
+
+    def write(self, report: dict[str, Any]) -> None:
+        gone, self.gauges = self.gauges, set()
+        for family in families([report]):
+            name = f"{family.name}_total" if family.counter else family.name
+            for labels, value in family.values:
+                key = self.key(family.name, name, list(family.labels), list(labels), family.text)
+                self.files[family.counter].write_value(key, float(value), 0.0)
+                if not family.counter:
+                    self.gauges.add(key)
+        for key in gone - self.gauges:  # a reason that is no longer the one
+            self.files[False].write_value(key, 0.0, 0.0)
+
+
+def _several() -> Optional[Several]:
+    folder = os.environ.get(SEVERAL)
+    if not folder:
+        return None
+    try:
+        return Several(folder)
+    except Exception as e:  # prometheus_client, as other versions have it
+        logger.warning("lessismore: nothing in /metrics of several processes: %s", e)
+        return None
+
+
 class Reporter:
     """Writes what a process counted: now and then, and at its end."""
 
@@ -143,6 +184,7 @@ class Reporter:
             name = stats.replace("%p", str(os.getpid()))
             stats = name if ranks == 1 or name != stats else f"{stats}.{rank}"
         self.stats = stats
+        self.several = _several()
         self.next = time.monotonic() + interval
         self.asked = 0  # when /metrics was last asked for, as far as it was answered
 
@@ -151,7 +193,7 @@ class Reporter:
         if not self.interval or time.monotonic() < self.next:
             return
         self.next = time.monotonic() + self.interval
-        if self._asked() or self.stats is not None:
+        if self._asked() or self.stats is not None or self.several is not None:
             self.write()
 
     def _asked(self) -> bool:
@@ -169,9 +211,11 @@ class Reporter:
             report = {"rank": self.rank, **self.context.report()}
             if self.shown is not None and os.path.isdir(os.path.dirname(self.shown)):
                 _files.write(self.shown, json.dumps(report).encode(), mine=True)
+            if self.several is not None:
+                self.several.write(report)
         except Exception as e:  # statistics are no reason to end a server
             logger.warning("lessismore: no statistics: %s", e)
-            self.shown = self.stats = None
+            self.shown = self.stats = self.several = None
         if self.stats is None:
             return
         try:

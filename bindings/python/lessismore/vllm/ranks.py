@@ -1,0 +1,35 @@
+"""What the ranks of one engine have to have in common: whether attention is in their graphs, and which layers choose."""
+
+from __future__ import annotations
+
+from typing import Callable, TypeVar
+
+import torch
+
+from .._errors import Error
+
+T = TypeVar("T")
+
+
+def together(ranks: int) -> bool:
+    """Whether this process and the others of its torch.distributed world are the ranks of one engine, and no one else."""
+    distributed = torch.distributed
+    return ranks > 1 and distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() == ranks
+
+
+def first(make: Callable[[], T]) -> T:
+    """What make() gives on the first rank, on each of them: all call this at the same point. What it raises there is raised everywhere."""
+    distributed = torch.distributed
+    group = distributed.new_group(backend="gloo")  # the world's own is of GPUs
+    said: list[object] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            said = [make()]
+        except Error as e:
+            said = [e]
+    distributed.broadcast_object_list(said, src=0, group=group)
+    distributed.destroy_process_group(group)
+    found = said[0]
+    if isinstance(found, Error):
+        raise found
+    return found  # type: ignore[return-value]
