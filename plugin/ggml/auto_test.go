@@ -52,7 +52,7 @@ func TestChoiceOfTheReasoner(t *testing.T) {
 	require.InDelta(t, 0.36, l.Worst([]int{2, 9}), 1e-6)
 	require.InDelta(t, 0.74, l.Worst([]int{2, 6}), 1e-6)
 	require.Equal(t, []int{2}, lossesOf(12, func(i, j int) float64 { return 0.1 }).Choose(2), "one is enough")
-	require.Equal(t, []int{2, 9}, l.Choose(3), "a third is not worth what it reads")
+	require.Equal(t, []int{2, 9, 10}, l.Choose(3), "layer 10 as well, when asked for more")
 }
 
 // Every pair of layers is compared equally often, and often enough.

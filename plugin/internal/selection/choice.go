@@ -11,10 +11,10 @@ const (
 	LeastMeasured = FirstSelection + 3
 	// DensePrice is what it costs that all of a model's layers attend to everything, in squared losses: one layer costs its
 	// share. docs/auto.md has what it was set by.
-	DensePrice = 3.0
+	DensePrice = 0.5
 	// CostTolerance is how much more a choice may cost that is in force, or is written in a profile, than the best one: what is
 	// measured in other steps differs by about that.
-	CostTolerance = 0.05
+	CostTolerance = 0.01
 )
 
 // Losses is what was measured of a model: of each pair of layers i < j, the share of its attention that a head of layer j loses
@@ -22,7 +22,7 @@ const (
 type Losses struct {
 	layers int
 	Loss   []float32 // mean of the head whose mean is largest; a triangle: layer j's begin at j*(j-1)/2
-	Square []float32 // mean square of the head whose mean square is largest
+	Square []float32 // mean square, over steps and heads
 	err    []float32 // standard error of Loss
 	before int       // layers that come before these, on another device
 }
@@ -53,9 +53,9 @@ func (l *Losses) Choose(selections int) (chosen []int) {
 	return chosen
 }
 
-// Cost is what a choice loses and what it reads: the mean squares of what its sparse layers' heads lose, added up, and the price of
-// the layers that attend to everything. A step that looks one token up, and misses it, loses all of a head's attention at once. In
-// a mean over steps that is no more than a head that looks everywhere always loses, without harm; in a mean of squares it is.
+// Cost is what a choice loses and what it reads: the mean squares of what its sparse layers lose, added up, and the price of the
+// layers that attend to everything. A step that looks one token up, and misses it, loses all of a head's attention at once. In a
+// mean over steps that is no more than a head that looks everywhere always loses, without harm; in a mean of squares it is.
 func (l *Losses) Cost(choice []int) (cost float64) {
 	cost = DensePrice
 	if len(choice) > 0 {

@@ -267,7 +267,7 @@ func (s *Sums) finish(layers, heads int) (l Losses, ok bool) {
 			if x > worst {
 				worst, square = x, xx
 			}
-			l.Square[p] = max(l.Square[p], float32(xx))
+			l.Square[p] += float32(xx / float64(heads))
 		}
 		l.Loss[p] = float32(worst)
 		l.err[p] = float32(math.Sqrt(max(square-worst*worst, 0) / n))

@@ -88,7 +88,7 @@ type Profile struct {
 	// Row j-1: what the worst head of layer j loses on the sets of layers 0 .. j-1, and its standard error.
 	Loss  [][]float32 `json:"loss"`
 	Error [][]float32 `json:"loss_error"`
-	// The mean square of what a head loses, of the head whose is largest. Profiles had none at first.
+	// The mean square of it, over steps and heads. Profiles had none at first.
 	Square [][]float32 `json:"loss_square,omitempty"`
 	// What was found by ablation; the choice is then by that, and the loss what the guard expects of it.
 	Calibrated *Calibration `json:"calibrated,omitempty"`
