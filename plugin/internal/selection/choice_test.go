@@ -1,8 +1,11 @@
 package selection
 
 import (
+	"encoding/json"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -90,4 +93,33 @@ func TestRareLookUpIsSeen(t *testing.T) {
 		l.Square[p] = loss * loss / heads
 	}
 	require.Equal(t, []int{2}, l.Choose(2))
+}
+
+// lossesIn are losses that were measured of a real model (docs/auto.md#the-choice).
+func lossesIn(t *testing.T, name string) *Losses {
+	text, err := os.ReadFile(filepath.Join("testdata", name+".json"))
+	require.NoError(t, err)
+	var p Profile
+	require.NoError(t, json.Unmarshal(text, &p))
+	p.Model.Layers, p.Error = len(p.Loss)+1, p.Loss
+	l := p.measurement().Losses
+	return &l
+}
+
+// Losses of three models, and what their choices did to what the models say: the chains of 7,168 tokens (tests/data/chains) that layers
+// 7,17 and 7,14,17 lose are exact with 7,17,20, those that 2,7,17 loses with 2,7,17,20.
+func TestChoicesOfRealModels(t *testing.T) {
+	chains := lossesIn(t, "chains")
+	require.Equal(t, []int{3, 7, 14, 17, 20}, chains.Choose(5))
+	for _, c := range []struct{ exact, lossy []int }{
+		{[]int{7, 17, 20}, []int{7, 14, 17}},
+		{[]int{8, 17, 20}, []int{8, 17}},
+		{[]int{2, 7, 17, 20}, []int{2, 7, 17}},
+		{[]int{2, 7, 14, 17, 20}, []int{2, 7, 17}},
+	} {
+		require.Less(t, chains.Cost(c.exact), chains.Cost(c.lossy), "%v", c)
+	}
+	require.Greater(t, chains.Worst([]int{7, 17, 20}), chains.Worst([]int{7, 14, 17}), "by the largest mean it is the other way round")
+	require.Equal(t, []int{2, 17, 20}, lossesIn(t, "text").Choose(5), "the base of that model, on plain text")
+	require.Equal(t, []int{2, 9}, lossesIn(t, "reasoner").Choose(2))
 }
