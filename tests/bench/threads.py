@@ -26,13 +26,16 @@ from make_model import PRESETS, make  # noqa: E402
 
 
 def measure(workers: dict[str, hostlib.Worker], rounds: int, steps: int) -> dict[str, np.ndarray]:
-    """Milliseconds a token of each round, by way."""
+    """Milliseconds a token of each round, by way.
+
+    The first token of a turn does not count: the threads of the turn before wait for work in a loop, on the same cores, for a while.
+    """
     names, times = list(workers), {name: [] for name in workers}
     for name in names:
         workers[name].decode(1)  # its threads are where they shall be
     for k in range(rounds):
         for i in np.roll(range(len(names)), k):
-            times[names[i]].append(float(np.median(workers[names[i]].decode(steps))))
+            times[names[i]].append(float(np.median(workers[names[i]].decode(1 + steps)[1:])))
     return {name: np.array(t) for name, t in times.items()}
 
 

@@ -8,7 +8,8 @@ holds the same context: the host with flash attention on, and off, the same of i
 neighbours (engines that a user could pick instead, same file, threads and text), and the
 library. They take turns, a few tokens each, round after round, so that a machine that
 slows down slows all of them; the baseline is the best of all that are not the library, and one that takes
-twice its time in the first rounds is left out of the rest. Contexts are filled with all cores that this process may use.
+twice its time in the first rounds is left out of the rest. Where memory has no room for all of them, they take turns in groups, each with the
+library's process again. Contexts are filled with all cores that this process may use.
 The ratio is the median over rounds, its interval a bootstrap over rounds. Text and
 weights are random, which is all that the time depends on.
 """
@@ -20,6 +21,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import hostlib
 import numpy as np
@@ -27,6 +29,7 @@ from make_model import PRESETS, make
 
 KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
 ALL_ROUNDS = 2  # in which slow ways take part too
+BESIDE = 700 << 20  # bytes that a process with a context has beside its K/V
 NEIGHBOURS = {  # beside the host itself
     "node-libs": "llama.cpp of node-llama-cpp",
     "ik-llama": "ik_llama.cpp",
@@ -53,40 +56,68 @@ def say(text: str):
     print(text, file=sys.stderr, flush=True)
 
 
+def groups(stock: list[str], context_bytes: int, memory: int) -> list[list[str]]:
+    """The stock ways, in as few groups as the memory allows, each with room for the library's context beside them."""
+    at_once = max(1, memory // context_bytes - 1)
+    count = -(-len(stock) // at_once)
+    return [stock[i::count] for i in range(count)]
+
+
+def available() -> int:
+    """Bytes of memory that processes can still have, less a tenth."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024 * 9 // 10
+
+
+def turns(ways: dict, jobs: dict, args, at: str) -> tuple[dict[str, list], dict | None]:
+    """Milliseconds a token of each round, by way, and the library's statistics. All of the ways hold their contexts at once."""
+    names, stock = list(ways), [n for n in ways if n != "library"]
+    workers, times, slow = {}, {n: [] for n in names}, set()
+    try:
+        for n, (engine, setting) in ways.items():
+            say(f"  {at}, {n}: filling")
+            workers[n] = hostlib.Worker(engine, setting, **jobs[n])
+        for k in range(args.rounds):
+            if k == ALL_ROUNDS:
+                medians = {n: np.median(times[n]) for n in stock}
+                own = min((n for n in stock if ways[n][0] == args.host), key=medians.get, default=None)
+                slow = {n for n in stock if n != own and medians[n] > 2 * min(medians.values())}
+            for n in np.roll(names, -k).tolist():
+                if n not in slow:
+                    times[n].append(float(np.median(workers[n].decode(args.steps))))
+    finally:
+        for w in workers.values():
+            w.close()
+    return times, workers["library"].stats if "library" in workers else None
+
+
 def measure(args, shape, model, context: int, threads: int, kv: str, library) -> dict:
     # Layers by hand: what a model with random weights would have measured means nothing.
     settings = {"LESSISMORE_BUDGET": args.budget, "LESSISMORE_LAYERS": args.layers or f"2,{shape.layers // 3}"}
     flash = ("on",) if kv.startswith("q") else ("off", "on")  # quantised values need flash attention
-    stock = {f"{engine}, flash attention {f}": (engine, f) for engine in (args.host, *args.neighbours) for f in flash}
-    ways = stock | ({"library": (args.host, "library")} if library else {})
-    names = list(ways)
-    # A row of the library's is sparse where it has seen the newest tokens come: a quarter of the budget.
-    seen = {n: args.budget // 4 if n == "library" and args.budget < context else 32 for n in names}
+    stock = {f"{engine}, flash attention {f}": (engine, f) for f in flash for engine in (args.host, *args.neighbours)}
+    ours = {"library": (args.host, "library")} if library else {}
     job = dict(library=library, settings=settings, model=model, context=context, threads=threads, kv=kv)
     job["fill_threads"] = len(os.sched_getaffinity(0))
-    workers, times, slow = {}, {n: [] for n in names}, set()
-    try:
-        for n, (engine, setting) in ways.items():
-            say(f"  {context} tokens, {threads} thread(s), {kv}, {n}: filling")
-            workers[n] = hostlib.Worker(engine, setting, in_place=seen[n], **job)
-        for k in range(args.rounds):
-            if k == ALL_ROUNDS:
-                medians = {n: np.median(times[n]) for n in stock}
-                host_best = min((n for n in stock if stock[n][0] == args.host), key=medians.get)
-                slow = {n for n in stock if n != host_best and medians[n] > 2 * min(medians.values())}
-            for n in np.roll(names, -k).tolist():
-                if n in slow:
-                    continue
-                times[n].append(float(np.median(workers[n].decode(args.steps))))
-    finally:
-        for w in workers.values():
-            w.close()
+    # A row of the library's is sparse where it has seen the newest tokens come: a quarter of the budget.
+    seen = {"library": args.budget // 4 if args.budget < context else 32}
+    jobs = {n: job | {"in_place": seen.get(n, 32)} for n in stock | ours}
+    context_bytes = context * shape.layers * shape.kv_bytes(KV_BYTES[kv]) + BESIDE
+    times, library_ms, ratios, stats = {}, [], {}, None
+    for group in groups(list(stock), context_bytes, args.memory or available()):
+        took, stats = turns({n: stock[n] for n in group} | ours, jobs, args, f"{context} tokens, {threads} thread(s), {kv}")
+        beside = np.array(took.pop("library", []))
+        times |= took
+        library_ms += beside.tolist()
+        ratios |= {n: np.array(t) / beside[: len(t)] for n, t in took.items()} if library else {}
     if (load := os.getloadavg()[0]) > threads + 1:
         say(f"  warning: other programs run here (load {load:.1f}): these numbers mean little")
     rng = np.random.default_rng(0)
     ms = {n: float(np.median(t)) for n, t in times.items()}
-    best = min(stock, key=ms.get)
-    own = min((n for n, (engine, _) in stock.items() if engine == args.host), key=ms.get)
+    # Beside the library each is as fast as its group's minutes were: their ratios compare them.
+    speed = {n: float(np.median(r)) for n, r in ratios.items()} or ms
+    best = min(stock, key=speed.get)
+    own = min((n for n, (engine, _) in stock.items() if engine == args.host), key=speed.get)
     out = {
         "name": "decode",
         "host": hostlib.built(args.host),
@@ -113,14 +144,12 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
         "limit_share": None,
     }
     if library:
-        stats = workers["library"].stats
         if not stats or stats["state"] != "active":
             raise SystemExit(f"the library took no part: {stats and stats['reason']}")
         used = next(c for c in stats["contexts"] if c["rows"])
-        ratios = {n: np.array(times[n]) / np.array(times["library"][: len(times[n])]) for n in stock}
         low, high = interval(ratios[best], rng)
         out |= {
-            "ms": ms["library"],
+            "ms": (ours_ms := float(np.median(library_ms))),
             "ratio": float(np.median(ratios[best])),
             "ratio_interval": [low, high],
             "ratio_to_host": float(np.median(ratios[own])),
@@ -130,7 +159,7 @@ def measure(args, shape, model, context: int, threads: int, kv: str, library) ->
             "share_attended": used["tokens_attended"] / max(1, used["tokens_visible"]),
         }
         if args.bandwidth:
-            out["limit_share"] = out["bytes"] / (args.bandwidth * 1e9) * 1e3 / ms["library"]
+            out["limit_share"] = out["bytes"] / (args.bandwidth * 1e9) * 1e3 / ours_ms
     return out
 
 
@@ -148,6 +177,7 @@ def main():
     ap.add_argument("--rounds", type=int, default=7)
     ap.add_argument("--steps", type=int, default=4, help="tokens per setting and round")
     ap.add_argument("--bandwidth", type=float, help="measured read bandwidth, GB/s, for limit_share")
+    ap.add_argument("--memory", type=int, help="bytes that all contexts may have together (what is available, less a tenth)")
     ap.add_argument("--stock", action="store_true", help="measure the host only")
     ap.add_argument("--out", help="JSON file (default: standard output)")
     args = ap.parse_args()
