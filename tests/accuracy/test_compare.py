@@ -70,6 +70,20 @@ def test_budgets_are_honoured(results):
         assert results[key]["read"] > results[key]["attended"], key
 
 
+def test_equal_bytes():
+    """A method's own size is the one that reads what LessIsMore does."""
+    settings = ["--problems", 1, "--seed", 8000, "--steps", 8, "--budgets", 64, "--forced", "--equal", "both", "--layers", "2,9"]
+    said, _ = compare(FOLDER, *settings, "--methods", "lim,window,twilight", "--json")
+    found = {(r["method"], r.get("equal", "tokens")): r for r in json.loads(said)["results"]}
+    ours = found["lim", "tokens"]["read"]
+    assert ("lim", "bytes") not in found
+    for method in ("window", "twilight"):
+        of = found[method, "bytes"]
+        assert of["read"] == pytest.approx(ours, rel=0.04), method  # found on other problems, in whole tokens
+        assert of["budget"] == 64 and of["size"] != 64 and of["problems"] == 1
+    assert found["window", "bytes"]["size"] > 64 > found["window", "tokens"]["distinct"] - 1 and 0 < found["twilight", "bytes"]["size"] < 1
+
+
 def test_loss(results):
     for key, full in {"lim": (0, 1, 2, 9), "tidal": (0, 1, 2, 9), "quest": (0, 1), "full": range(12), "oracle": range(12)}.items():
         loss = results[key]["loss"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import FOLDER, ROOT, compare
 
-from lessismore.compare import calibration, methods, text
+from lessismore.compare import calibration, measure, methods, text
 from lessismore.compare.methods import Rows
 
 CONTEXT, K, STEPS = 960, 128, 64
@@ -151,11 +151,11 @@ def test_solve():
         asked.append(x)
         return x**2
 
-    assert text.solve(of, 400.0, 1, 1000) == 20 and len(asked) <= 18
-    assert text.solve(lambda p: 1 / (1.0001 - p), 50.0, 0.05, 0.9999) == pytest.approx(0.9801, abs=1e-3)
-    assert text.solve(lambda x: 100.0 + x, 50.0, 1, 1000) is None
-    assert text.solve(float, 5000.0, 1, 1000) == 1000
-    assert abs(text.solve(lambda x: x // 16 * 16.0, 500.0, 16, 1000) - 500) <= 28, "in steps"
+    assert measure.solve(of, 400.0, 1, 1000) == 20 and len(asked) <= 18
+    assert measure.solve(lambda p: 1 / (1.0001 - p), 50.0, 0.05, 0.9999) == pytest.approx(0.9801, abs=1e-3)
+    assert measure.solve(lambda x: 100.0 + x, 50.0, 1, 1000) is None
+    assert measure.solve(float, 5000.0, 1, 1000) == 1000
+    assert abs(measure.solve(lambda x: x // 16 * 16.0, 500.0, 16, 1000) - 500) <= 28, "in steps"
 
 
 def test_ahead(rng):

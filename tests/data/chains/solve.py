@@ -54,16 +54,19 @@ def main():
     parser.add_argument("--problems", type=int, default=5)
     parser.add_argument("--begin", type=int, default=0, help="the first problem's number")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--budget", type=int, help="without it the host is alone")
+    parser.add_argument("--budget", type=int, help="without it, and without --quality, the host is alone")
+    parser.add_argument(
+        "--quality", type=float, help="nats a token that may be lost: it chooses the layers, and the budget where none is given"
+    )
     parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--stats", help="the library's counters")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stop", action="store_true", help="at the first wrong token")
     args = parser.parse_args()
-    if args.budget:
+    if args.budget or args.quality:
         import lessismore.llama_cpp
 
-        lessismore.llama_cpp.enable(budget=args.budget, layers=args.layers, stats=args.stats)
+        lessismore.llama_cpp.enable(budget=args.budget, layers=args.layers, quality=args.quality, stats=args.stats)
     threads = {"n_threads": args.threads, "n_threads_batch": args.threads}
     llm = llama_cpp.Llama(args.model, lora_path=args.adapter, n_ctx=args.tokens * 5 // 4 + 256, flash_attn=True, verbose=False, **threads)
     for i in range(args.begin, args.begin + args.problems):

@@ -6,7 +6,8 @@
 
 Each case is an engine of its own; all draw the same problems from the seed. Where no layers are named, they are found from nothing by
 the first decoded tokens of a few longest problems, before any is counted. LIMIT: how many seconds a process may take, start and all. What it
-has then is counted up to the first problem without an answer: problems that take long would else be missing.
+has then is counted up to the first problem without an answer: problems that take long would else be missing. TURN: a file; no problem is
+asked before it is there, so that an engine may start while another one has the GPU.
 """
 
 import concurrent.futures
@@ -28,6 +29,8 @@ ROWS = int(os.environ.get("ROWS", 384))
 STORE = float(os.environ.get("STORE_GIB", 14))  # of K/V
 LIMIT = float(os.environ.get("LIMIT", 3600))  # seconds
 SKIP = int(os.environ.get("SKIP", 0))  # problems that an earlier call has answered
+TURN = os.environ.get("TURN")
+SAVE = 20  # seconds between two looks at what there is
 GRAPHS = sorted(
     {1, 2, 4, 8, *range(16, ROWS, 32), ROWS}
 )  # rows for which a step's graph is captured: few, since each costs time at the start
@@ -86,9 +89,10 @@ class Answers:
         )
         self.served.engine.add_request(name, {"prompt_token_ids": ids}, params)
 
-    def all(self, wanted, until):
-        """Each problem's tokens, of those that were answered in time."""
+    def all(self, wanted, until, tell):
+        """Each problem's tokens, of those that were answered in time. tell() is given what there is so far, now and then."""
         engine, given, waiting, held = self.served.engine, {}, list(enumerate(wanted))[::-1], {}
+        told = time.time()
         while held or waiting:
             while waiting and len(held) < ROWS:
                 i, (_, ids, tokens) = waiting[-1]
@@ -106,6 +110,9 @@ class Answers:
                     del held[i]
             if time.time() > until:
                 break
+            if time.time() > told + SAVE:
+                tell(given)
+                told = time.time()
         return given
 
 
@@ -118,6 +125,17 @@ def find_layers(answers, tokenizer, seed):
         answers.ask(f"layers_{i}", ids[: max(LENGTHS) - 2 * tokens], tokens, ends=False)
     while answers.served.engine.has_unfinished_requests():
         answers.served.engine.step()
+
+
+def judge(tokenizer, wanted, given, rows):
+    """Goes on with a row for each problem, up to the first without an answer."""
+    while len(rows) in given:
+        i = len(rows)
+        problem, ids, tokens = wanted[i]
+        said = given[i][:-1] if given[i][-1] == problems.END_ID else given[i]
+        text = tokenizer.decode(said, skip_special_tokens=False)
+        wrong, answer = problems.first_wrong(problem, text), text.rsplit("\n", 1)[-1] == problem.answer
+        rows.append(dict(family=problem.family, first_wrong=wrong, answer=answer, tokens=len(given[i]), wanted=tokens, prompt=len(ids)))
 
 
 def run(model, case, count, seed):
@@ -139,31 +157,32 @@ def run(model, case, count, seed):
         before = counts(served)
     asked = drawing.result()
     beside.shutdown()
+    while TURN and not os.path.exists(TURN):
+        time.sleep(0.2)
     for length in LENGTHS:
-        wanted, begin = asked[length], time.time()
-        steps = len(served.steps)
-        given = answers.all(wanted, BEGIN + LIMIT)
-        rows = []
-        for i, (problem, ids, tokens) in enumerate(wanted):
-            if i not in given:
-                break
-            said = given[i][:-1] if given[i][-1] == problems.END_ID else given[i]
-            text = tokenizer.decode(said, skip_special_tokens=False)
-            wrong, answer = problems.first_wrong(problem, text), text.rsplit("\n", 1)[-1] == problem.answer
-            rows.append(dict(family=problem.family, first_wrong=wrong, answer=answer, tokens=len(given[i]), wanted=tokens, prompt=len(ids)))
-        seconds, library = time.time() - begin, counts(served)
-        counted = {k: v - before.get(k, 0) for k, v in library.items()}
-        before = library
-        share = counted["tokens_attended"] / counted["tokens_visible"] if counted.get("tokens_visible") else 1.0
-        report = served.report()
-        found[length] = dict(rows=rows, seconds=seconds, attended=share, library=counted, preempted=len(preempted))
-        exact, tokens = sum(r["first_wrong"] is None for r in rows), sum(len(g) for g in given.values())
+        wanted, rows, begin, steps = asked[length], [], time.time(), len(served.steps)
+
+        def tell(given):
+            library = counts(served)
+            counted = {k: v - before.get(k, 0) for k, v in library.items()}
+            share = counted["tokens_attended"] / counted["tokens_visible"] if counted.get("tokens_visible") else 1.0
+            judge(tokenizer, wanted, given, rows)
+            found[length] = dict(rows=rows, seconds=time.time() - begin, attended=share, library=counted, preempted=len(preempted))
+            report = served.report()
+            keep(f"chains-{case}-{SKIP}", case=case, seed=seed, skip=SKIP, settings=settings_of(case), lengths=found,
+                 layers=report and report["layers"], source=report and report["source"], reason=report and report["reason"])  # fmt: skip
+            return library
+
+        given = answers.all(wanted, BEGIN + LIMIT, tell)
+        before = tell(given)
+        seconds, tokens = time.time() - begin, sum(map(len, given.values()))
+        exact = sum(r["first_wrong"] is None for r in rows)
         say(f"chains {case}, {length}: exact {exact} of {len(rows)} ({len(given)} ended), answers {sum(r['answer'] for r in rows)},",
-            f"{share:.1%} attended, {len(served.steps) - steps} steps, {tokens / seconds:,.0f} tokens/s, {seconds:.0f} s, preempted {len(preempted)}")  # fmt: skip
-        keep(f"chains-{case}-{SKIP}", case=case, seed=seed, skip=SKIP, settings=settings_of(case), lengths=found,
-             layers=report and report["layers"], source=report and report["source"], reason=report and report["reason"])  # fmt: skip
+            f"{found[length]['attended']:.1%} attended, {len(served.steps) - steps} steps, {tokens / seconds:,.0f} tokens/s,",
+            f"{seconds:.0f} s, preempted {len(preempted)}")  # fmt: skip
         if time.time() > BEGIN + LIMIT:
             break
+    report = served.report()
     if report:
         say(f"    {short(report)}")
         say(f"    layers {report['layers']} ({report['source']}), reason {report['reason']}")

@@ -50,6 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     task.add_argument("--problems", type=_options.positive, default=30, help="default 30")
     task.add_argument("--calibration-seed", type=int, default=4000, help=f"of {CALIBRATION} others (default 4000)")
     task.add_argument("--forced", action="store_true", help="leave out how long the answers of methods that go wrong are")
+    task.add_argument("--equal", choices=("tokens", "bytes", "both"), default="tokens", help="what goes with a budget (default tokens)")
     task.add_argument("--anchors", type=_options.numbers, help="Kascade's, from 0 (default: by its calibration)")
 
 
@@ -97,18 +98,20 @@ def _task(options: argparse.Namespace) -> int:
         }
         report = _kept(options.out, comparison.head(made, options.budgets, known))
         rewritten = options.out and not _files.streams(options.out)
-        there = {(r["method"], r["budget"]) for r in report["results"]}
-        todo = [(row, None) for row in chosen if row.family == "reference"]
-        todo += [(row, budget) for budget in options.budgets for row in chosen if row.family != "reference"]
-        todo = [(row, budget) for row, budget in todo if (row.key, budget) not in there]
+        there = {(r["method"], r["budget"], r.get("equal", "tokens")) for r in report["results"]}
+        todo = [(row, None, "tokens") for row in chosen if row.family == "reference"]
+        for equal in ("tokens", "bytes") if options.equal == "both" else (options.equal,):
+            of = [row for row in chosen if row.family != "reference" and (equal == "tokens" or row.family != "lessismore")]
+            todo += [(row, budget, equal) for budget in options.budgets for row in of]
+        todo = [(row, budget, equal) for row, budget, equal in todo if (row.key, budget, equal) not in there]
         with _show.progress(max(1, len(todo))) as step:
-            for i, (row, budget) in enumerate(todo):
-                report["results"].append(comparison.result(row, budget, _Place(step, i)))
+            for i, (row, budget, equal) in enumerate(todo):
+                report["results"].append(comparison.result(row, budget, _Place(step, i), equal))
                 if rewritten:
                     _results.write(report, options.out)
     finally:
         comparison.close()
-    report["made"]["seconds"] = round(sum(r["seconds"] for r in report["results"]), 1)
+    report["made"]["seconds"] = round(sum(r.get("seconds", 0) for r in report["results"]), 1)
     _results.write(report, options.out)
     print(json.dumps(report) if options.json else _show.table(table.HEAD, table.cells(report)))
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)

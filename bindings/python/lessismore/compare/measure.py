@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from .methods import Full, Method, Rows, best, softmax
 from .model import Cache, Model
 from .weights import Array
 
-CHUNK = 128  # queries that are computed at once
 EVERY = 8  # of the queries, those whose loss is measured
+CLOSE = 0.004  # of the bytes, how near a size's have to come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Prepared:
         """room: tokens, prompt and all, that are written behind each other at most; None: as many as the model has positions."""
         self.model, self.problem, self.cache = model, problem, model.cache(room)
         dense = Full(0)
-        for start in range(0, len(problem.prompt), CHUNK):
-            logits = model.run(problem.prompt[start : start + CHUNK], self.cache, dense)
-        self.first = int(logits[-1].argmax())
+        for start in range(0, len(problem.prompt), model.chunk):
+            said = model.next(problem.prompt[start : start + model.chunk], self.cache, dense)
+        self.first = int(said[-1])
 
     def _back(self, tokens: int) -> Cache:
         self.cache.length = len(self.problem.prompt) + tokens
@@ -52,9 +52,8 @@ class Prepared:
         """For each token of the solution, whether the method writes it behind those before it."""
         tokens, cache = self.problem.solution, self._back(0)
         said = [np.array([self.first])]
-        for start in range(0, len(tokens) - 1, CHUNK):
-            logits = self.model.run(tokens[start : min(start + CHUNK, len(tokens) - 1)], cache, method)
-            said.append(logits.argmax(-1))
+        for start in range(0, len(tokens) - 1, self.model.chunk):
+            said.append(self.model.next(tokens[start : min(start + self.model.chunk, len(tokens) - 1)], cache, method))
         right: Array = np.concatenate(said) == tokens
         return right
 
@@ -68,7 +67,7 @@ class Prepared:
         token = self.first if right == 0 else -1
         while True:
             if token < 0:
-                token = int(self.model.run(written[-1:], cache, method)[0].argmax())
+                token = int(self.model.next(written[-1:], cache, method)[0])
             if token == solution[-1]:
                 return written, True
             if len(written) == cap:
@@ -156,3 +155,26 @@ def answers(problems: Sequence[Problem], right: Sequence[Array], lengths: Sequen
         },
         "right_problems": [int(e) for e in exact],
     }
+
+
+def solve(of: Callable[[float], float], target: float, low: float, high: float) -> Optional[float]:
+    """Where a rising function of a size comes to the target; whole sizes where `low` is whole. None: it is above everywhere."""
+    whole = isinstance(low, int)
+    below, above = of(low), of(high)
+    if below > target * (1 + CLOSE):
+        return None
+    near, distance = (low, abs(below - target)) if abs(below - target) < abs(above - target) else (high, abs(above - target))
+    for turn in range(16):
+        if distance <= CLOSE * target or above <= below or high - low <= whole:
+            break
+        share = (target - below) / (above - below) if turn % 2 == 0 else 0.5  # the latter for functions that are steep at one end
+        size = low + min(0.97, max(0.03, share)) * (high - low)
+        size = min(high - 1, max(low + 1, round(size))) if whole else size
+        value = of(size)
+        if abs(value - target) < distance:
+            near, distance = size, abs(value - target)
+        if value < target:
+            low, below = size, value
+        else:
+            high, above = size, value
+    return near

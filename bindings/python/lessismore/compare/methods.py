@@ -10,6 +10,7 @@ from typing import Any, Optional, Sequence
 
 import numpy as np
 
+from . import device
 from .weights import Array
 
 PAGE, BLOCK = 16, 64
@@ -85,7 +86,7 @@ def best(scores: Array, count: int) -> Array:
     n = scores.shape[-1]
     if count >= n:
         return scores > -np.inf
-    limit = np.partition(scores, n - count, -1)[..., n - count, None]
+    limit = device.reaching(scores, count, False) if device.is_cuda(scores) else np.partition(scores, n - count, -1)[..., n - count, None]
     mask: Array = (scores >= limit) & (scores > -np.inf)
     many = np.count_nonzero(mask, -1) > count
     if many.any():  # ties at the limit: the lower positions
@@ -99,10 +100,14 @@ def best(scores: Array, count: int) -> Array:
 
 def fewest(shares: Array, least: float) -> Array:
     """Mask of the fewest of the last axis that come to `least` of 1; of equal ones, all."""
-    ranked = np.sort(shares, -1)[..., ::-1]
-    sums = np.cumsum(ranked, -1, dtype=np.float64)
-    count = np.minimum((sums < least).sum(-1, keepdims=True), shares.shape[-1] - 1)
-    mask: Array = (shares >= np.take_along_axis(ranked, count, -1)) & (shares > 0)
+    if device.is_cuda(shares):
+        limit = device.reaching(shares, least, True)
+    else:
+        ranked = np.sort(shares, -1)[..., ::-1]
+        sums = np.cumsum(ranked, -1, dtype=np.float64)
+        count = np.minimum((sums < least).sum(-1, keepdims=True), shares.shape[-1] - 1)
+        limit = np.take_along_axis(ranked, count, -1)
+    mask: Array = (shares >= limit) & (shares > 0)
     return mask
 
 

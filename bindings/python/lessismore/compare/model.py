@@ -10,6 +10,8 @@ import numpy as np
 from . import device, weights
 from .weights import Array, Tensors
 
+CHUNKS = {"cpu": 128, "cuda": 512}  # tokens that are best computed at once
+
 
 class Attend(Protocol):
     """Attention of one layer: query [kv_heads, group, m, dim] at positions first...; key, value [kv_heads, first + m, dim].
@@ -39,6 +41,7 @@ class Model:
         arrays = device.module(where)
         shape, tensors = weights.read(path)
         tensors = {name: arrays.asarray(tensor) for name, tensor in tensors.items()}
+        self.chunk = CHUNKS[where]
         self.layers, self.heads, self.kv_heads, self.dim = shape.layers, shape.heads, shape.kv_heads, shape.dim
         self.positions, self.epsilon, self._rates = shape.positions, shape.epsilon, shape.rates
         self.embedding = _taken(tensors, "model.embed_tokens.weight")
@@ -54,6 +57,13 @@ class Model:
     def run(self, tokens: Sequence[int], cache: Cache, attend: Attend, last: Optional[int] = None) -> Array:
         """Appends the tokens to the cache; logits [tokens, vocabulary] behind each, or behind so many of the
         last, in the host's memory."""
+        return device.host(self._run(tokens, cache, attend, last))
+
+    def next(self, tokens: Sequence[int], cache: Cache, attend: Attend) -> Array:
+        """Appends the tokens to the cache; the likeliest token behind each, in the host's memory."""
+        return device.host(self._run(tokens, cache, attend, None).argmax(-1))
+
+    def _run(self, tokens: Sequence[int], cache: Cache, attend: Attend, last: Optional[int]) -> Array:
         m, first = len(tokens), cache.length
         end = first + m
         x = self.embedding[np.asarray(tokens, like=self.embedding)]
@@ -74,7 +84,8 @@ class Model:
         cache.length = end
         if last == 0:
             return np.zeros((0, len(self.output)), np.float32)
-        return device.host(self._normed(x[m - last :] if last is not None else x, self.norm) @ self.output.T)
+        logits: Array = self._normed(x[m - last :] if last is not None else x, self.norm) @ self.output.T
+        return logits
 
     def _normed(self, x: Array, weight: Optional[Array]) -> Array:
         if weight is None:

@@ -10,9 +10,11 @@ import tempfile
 import time
 from typing import Any, Callable, Optional, Sequence
 
+import numpy as np
+
 from . import calibration, host, kascade, measure
 from .measure import Counts, Prepared, Problem
-from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Seer, TidalDecode, Twilight, Window
+from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Rough, Seer, TidalDecode, Twilight, Window
 from .model import Model
 from .sets import Library
 from .weights import Array
@@ -20,6 +22,7 @@ from .weights import Array
 FORMAT = 1
 KASCADE = {"kascade": 4, "kascade-7": 7}  # anchor layers: as many as read every key under LessIsMore; as many bytes
 DELTAS = 3  # DELTA's selection layers, by its authors
+ROUGH = (1, 2, 4)  # of so many layers one chooses, where keys of 4 bits do for that
 Say = Callable[[str], None]
 
 
@@ -32,6 +35,10 @@ class Row:
     family: str
     by: str
     settings: str
+
+
+def drafts() -> list[Row]:
+    return [Row(f"rough-{n}", f"LessIsMore, 4-bit keys, each {n}", "draft", "rules", "a layer of so many chooses") for n in ROUGH]
 
 
 def rows(layers: Sequence[int], anchors: Optional[Sequence[int]] = None) -> list[Row]:
@@ -49,6 +56,7 @@ def rows(layers: Sequence[int], anchors: Optional[Sequence[int]] = None) -> list
         Row("lim-auto-mass", "LessIsMore, auto, mass", ours, "host", "mass, guard on, no profile at first"),
         Row("lim-interval", f"LessIsMore, layers {given}, interval 2", ours, "host", "union, guard off"),
         Row("lim-interval-guard", f"LessIsMore, layers {given}, interval 2, guard", ours, "host", "union, guard on"),
+        *drafts(),
         Row("tidal", "TidalDecode", free, "rules", f"selection at {given}, given; per query head"),
         Row("quest", "Quest", free, "rules", "pages of 16; layers 0 and 1 full"),
         Row("quest-spread", "Quest, mean + deviation", free, "rules", "pages of 16, the first and newest kept; layers 0 and 1 full"),
@@ -118,17 +126,52 @@ class Comparison:
         self._prepared: dict[int, Prepared] = {}
         self._likeness: dict[int, Array] = {}
         self._learned: dict[str, Any] = {}
+        self._before: list[Prepared] = []  # the calibration problems
         self._profiles = tempfile.TemporaryDirectory(prefix="lessismore-")
         self._known: set[int] = set()  # budgets that a profile was measured for
 
     def close(self) -> None:
         self._profiles.cleanup()
 
-    def result(self, row: Row, budget: Optional[int], say: Say) -> dict[str, Any]:
+    def result(self, row: Row, budget: Optional[int], say: Say, equal: str = "tokens") -> dict[str, Any]:
+        """equal: "tokens", or "bytes": the method's own number of tokens (Twilight: p) is the one that reads what LessIsMore reads with
+        `budget`; where none reads as little, `size` is null and there is no more."""
         start = time.monotonic()
         name = row.name if budget is None else f"{row.name}, {budget} tokens"
-        found = self._host(row, budget, name, say) if row.by == "host" else self._here(row, budget, name, say)
-        return {"method": row.key, "budget": budget, **found, "seconds": round(time.monotonic() - start, 1)}
+        head: dict[str, Any] = {"method": row.key, "budget": budget}
+        size: Optional[float] = None
+        if equal == "bytes" and budget is not None:
+            size = self.size(row, budget, say)
+            head.update(equal=equal, size=size)
+            if size is None:
+                return head
+            name += f" (its size {size:g}: equal bytes)"
+        found = self._host(row, budget, name, say) if row.by == "host" else self._here(row, budget, size, name, say)
+        return {**head, **found, "seconds": round(time.monotonic() - start, 1)}
+
+    def size(self, row: Row, budget: int, say: Say) -> Optional[float]:
+        """What makes a method read, on the calibration problems, the bytes that LessIsMore reads there with these layers."""
+        model = self.task.model
+        visible = np.concatenate([len(p.problem.prompt) + np.arange(1, len(p.problem.solution)) for p in self._calibrated()])
+        full = self.layers[0] + len(self.layers)  # layers below the first that chooses, and those that choose
+        target = (full + (model.layers - full) * np.minimum(budget, visible).sum() / visible.sum()) / model.layers
+
+        def read(size: float) -> float:
+            say(f"{row.name}: reading as much as with {budget} tokens: {size:g}")
+            method = self.method(row, budget, say, size)
+            counts = Counts(model, method, losses=False)
+            for prepared in self._calibrated():
+                prepared.forced(method)
+            return float(counts.result()["read"])
+
+        ends = (0.05, 0.9999) if row.key == "twilight" else (16, int(visible.max()))
+        return measure.solve(read, target, *ends)
+
+    def _calibrated(self) -> list[Prepared]:
+        if not self._before:
+            problems = [self.task.problem(seed) for seed in self.calibration]
+            self._before = [Prepared(self.task.model, p, len(p.prompt) + len(p.solution)) for p in problems]
+        return self._before
 
     def prepared(self, problem: Problem) -> Prepared:
         if problem.seed not in self._prepared:
@@ -140,9 +183,9 @@ class Comparison:
         """Kascade's, on the calibration problems."""
         if budget not in self._likeness:
             measured = kascade.Likeness(budget, self.task.model.layers, self.task.model.kv_heads)
-            for seed in self.calibration:
+            for prepared in self._calibrated():
                 say(f"Kascade, {budget} tokens: calibration")
-                Prepared(self.task.model, self.task.problem(seed)).forced(measured)
+                prepared.forced(measured)
             self._likeness[budget] = measured.mean()
         likeness = self._likeness[budget]
         return kascade.plan(likeness, self.anchors or kascade.anchor_layers(kascade.matched(likeness), anchors))
@@ -151,32 +194,36 @@ class Comparison:
         """DELTA's layers, or what Twilight's p is read from, on the calibration problems."""
         if by not in self._learned:
             measured: Full = calibration.Shift(self.task.model.layers) if by == "delta" else calibration.Shares()
-            for seed in self.calibration:
+            for prepared in self._calibrated():
                 say(f"{by}: calibration")
-                Prepared(self.task.model, self.task.problem(seed)).forced(measured)
+                prepared.forced(measured)
             self._learned[by] = measured
         return self._learned[by]
 
-    def method(self, row: Row, budget: Optional[int], say: Say) -> Method:
+    def method(self, row: Row, budget: Optional[int], say: Say, size: Optional[float] = None) -> Method:
+        """size: its number of tokens, or Twilight's p, where that is not what goes with the budget. Layers and anchors are the budget's."""
         if budget is None:
             return Full(self.task.model.positions)
-        if row.by == "abi":
-            return Library(budget, self.layers, row.settings, self.task.model.layers)
-        if row.key == "tidal":
-            return TidalDecode(budget, self.layers)
-        if row.key == "delta":
-            return Delta(budget, calibration.spread(self.learned("delta", say).mean(), DELTAS))
         if row.key == "twilight":
-            return Twilight(budget, self.learned("twilight", say).p(budget))
+            return Twilight(budget, self.learned("twilight", say).p(budget) if size is None else size)
+        tokens = budget if size is None else int(size)
+        if row.by == "abi":
+            return Library(tokens, self.layers, row.settings, self.task.model.layers)
+        if row.family == "draft":
+            return Rough(tokens, int(row.key.removeprefix("rough-")))
+        if row.key == "tidal":
+            return TidalDecode(tokens, self.layers)
+        if row.key == "delta":
+            return Delta(tokens, calibration.spread(self.learned("delta", say).mean(), DELTAS))
         if row.key in KASCADE:
-            return Kascade(budget, self.plan(budget, KASCADE[row.key], say))
+            return Kascade(tokens, self.plan(budget, KASCADE[row.key], say))
         simple: dict[str, Callable[[int], Method]] = {
             "quest": Quest, "quest-spread": QuestSpread, "seer": Seer, "window": Window, "oracle": Oracle,
         }  # fmt: skip
-        return simple[row.key](budget)
+        return simple[row.key](tokens)
 
-    def _here(self, row: Row, budget: Optional[int], name: str, say: Say) -> dict[str, Any]:
-        method = self.method(row, budget, say)
+    def _here(self, row: Row, budget: Optional[int], size: Optional[float], name: str, say: Say) -> dict[str, Any]:
+        method = self.method(row, budget, say, size)
         counts = Counts(self.task.model, method)
         right: list[Array] = []
         lengths: list[Optional[tuple[int, bool]]] = []
@@ -261,7 +308,14 @@ def cells(report: dict[str, Any]) -> list[list[str]]:
     names = {m["key"]: m["name"] for m in report["methods"]}
     order = {m["key"]: i for i, m in enumerate(report["methods"])}
     out = []
-    for r in sorted(report["results"], key=lambda r: (r["budget"] or 0, order[r["method"]])):
+    for r in sorted(report["results"], key=lambda r: (r.get("equal", ""), r["budget"] or 0, order[r["method"]])):
+        budget = "" if r["budget"] is None else str(r["budget"])
+        if "equal" in r:
+            size = "none" if r["size"] is None else f"p = {r['size']:.3f}" if r["method"] == "twilight" else f"{r['size']:.0f}"
+            budget = f"{size} (bytes of {budget})"
+        if "exact" not in r:
+            out.append([names[r["method"]], budget, *[""] * (len(HEAD) - 2)])
+            continue
         low, high = r["exact_interval"]
         steps, loss, length = sorted(r["first_wrong"]["steps"]), r["loss"], r["length"]
         worst = max(range(len(loss)), key=lambda i: loss[i]) if loss else 0
@@ -271,7 +325,7 @@ def cells(report: dict[str, Any]) -> list[list[str]]:
         out.append(
             [
                 names[r["method"]],
-                "" if r["budget"] is None else str(r["budget"]),
+                budget,
                 f"{r['exact']}/{r['problems']}",
                 f"{100 * low:.0f}-{100 * high:.0f}",
                 f"{100 * r['tokens_right']:.2f} %",

@@ -23,22 +23,21 @@ from ..cli import _loss, _needles
 from ..engine import Engine
 from . import calibration, kascade
 from .device import host
-from .measure import CHUNK, Counts
+from .measure import Counts, solve
 from .methods import Delta, Full, Kascade, Method, Oracle, Quest, QuestSpread, Rough, Rows, Seer, TidalDecode, Twilight, Window, attention
 from .model import Cache, Model
 from .sets import Library
-from .table import Row
+from .table import Row, drafts
 from .weights import Array
 
 SETTLE = 256  # tokens that the measurements before may take
 BASE = "lim-auto"  # whose bytes the others get
 AUTO: dict[str, dict[str, Any]] = {"lim-auto": {}, "lim-2": {"selections": 2}, "lim-5": {"selections": 5}, "lim-mass": {"policy": "mass"}}
-ROUGH = (1, 2, 4)  # of so many layers one chooses, where keys of 4 bits do for that
 ANCHORS, DELTAS = 5, 3  # of Kascade on Qwen3-8B and of DELTA, by their authors
 CALIBRATED = 512  # tokens before those that are measured on which anchors are found …
 PROBED = 16  # … and those of them on which bytes are
+CHUNK = 128  # tokens that are computed at once
 PIECE = 32  # tokens whose logits are compared at once
-CLOSE = 0.004  # of the bytes, how near they have to come
 Say = Callable[[str], None]
 
 
@@ -55,7 +54,7 @@ def rows(given: Optional[Sequence[int]]) -> list[Row]:
         Row("lim-mass", "LessIsMore, auto, mass", ours, "abi", "ranked by the heads' summed softmax"),
         Row("lim-rule", "LessIsMore, the paper's layers", ours, "abi", "the third layer, and a third of the way up"),
         *([Row("lim", f"LessIsMore, layers {told}", ours, "abi", "given")] if given else []),
-        *[Row(f"rough-{n}", f"LessIsMore, 4-bit keys, each {n}", "draft", "rules", "a layer of so many chooses") for n in ROUGH],
+        *drafts(),
         Row("tidal", "TidalDecode", free, "rules", "LessIsMore's layers; per query head"),
         Row("quest", "Quest", free, "rules", "pages of 16; layers 0 and 1 full"),
         Row("quest-spread", "Quest, mean + deviation", free, "rules", "pages of 16, the first and the newest kept; layers 0 and 1 full"),
@@ -302,26 +301,3 @@ def ahead(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """How many nats a token a result is behind another one, step by step; below 0 where it is ahead."""
     more = np.array(result["nats"]["steps"]) - np.array(base["nats"]["steps"])
     return {"mean": float(more.mean()), "interval": _loss.interval(more, lambda x: x)}
-
-
-def solve(of: Callable[[float], float], target: float, low: float, high: float) -> Optional[float]:
-    """Where a rising function of a size comes to the target; whole sizes where `low` is whole. None: it is above everywhere."""
-    whole = isinstance(low, int)
-    below, above = of(low), of(high)
-    if below > target * (1 + CLOSE):
-        return None
-    near, distance = (low, abs(below - target)) if abs(below - target) < abs(above - target) else (high, abs(above - target))
-    for turn in range(16):
-        if distance <= CLOSE * target or above <= below or high - low <= whole:
-            break
-        share = (target - below) / (above - below) if turn % 2 == 0 else 0.5  # the latter for functions that are steep at one end
-        size = low + min(0.97, max(0.03, share)) * (high - low)
-        size = min(high - 1, max(low + 1, round(size))) if whole else size
-        value = of(size)
-        if abs(value - target) < distance:
-            near, distance = size, abs(value - target)
-        if value < target:
-            low, below = size, value
-        else:
-            high, above = size, value
-    return near
