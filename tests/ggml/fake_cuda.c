@@ -377,9 +377,9 @@ static int mixed(struct model *m) {
     for (int c = cell; c < cell + 2; c++) m->cells[0][c].sequence = 0;
     CHECK(run_mixed("draft again", BATCH({1, 4, 4}, {2, 1, 1}), 1, drafts ? 0 : 4, drafts ? 5 : 1) == 0);
     CHECK(run_mixed("draft beside", BATCH({1, 2, 2}, {2, 1, 1}, {4, 8, 0}), 1, drafts ? 0 : 2, drafts ? 3 : 1) == 0);
-    /* Other large inputs, of which few are kept, and one of more rows than any batch that is. */
-    for (int i = 0; i < 3; i++) {
-        struct tensor *t = put(m->inputs, ggml_new_tensor_4d(NULL, 1, 8, i < 2 ? 100 : 2000, 1, 1), (size_t)(i + 1) << 20);
+    /* Other large inputs, of which the newest are kept, and one of more rows than any batch that is. */
+    for (int i = 0; i < 4; i++) {
+        struct tensor *t = put(m->inputs, ggml_new_tensor_4d(NULL, 1, 8, i < 3 ? 100 : 2000, 1, 1), (size_t)(i % 2 + 1) << 20);
         ggml_backend_tensor_set(t, calloc(1, t->nb[3]), 0, t->nb[3]);
     }
     CHECK(run_mixed("many again", BATCH({1, 1, 1}, {2, 1, 1}, {5, 70, 0}), 1, 0, 2) == 0);

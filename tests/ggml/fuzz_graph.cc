@@ -374,6 +374,7 @@ void on_plan(lim_ggml_graph *g) {
     require(g->n_outputs <= 0 || (g->outputs != nullptr && g->n_outputs <= g->n_batch), "outputs");
     g->knows_weights = static_cast<int32_t>(host.taken >> 60 & 1);
     g->later = static_cast<int32_t>(host.taken >> 61 & 1);
+    g->mixes = static_cast<int32_t>(host.taken >> 58 & 1);
     g->followed = host.taken >> 62 & 1 ? reinterpret_cast<uint64_t>(host.tensors[0].data) : 0;
 }
 
