@@ -720,6 +720,33 @@ func TestHandingOverFails(t *testing.T) {
 	require.Empty(t, h.stats()[0].Inert)
 }
 
+// A host computes the CPU's layers of a long prompt on a GPU: the CPU's part shows itself with the first steps, when the GPUs' have had roles of
+// their own.
+func TestPartsThatJoinLater(t *testing.T) {
+	if child, log := onDevices(t); !child {
+		require.NotEmpty(t, log)
+		return
+	}
+	for _, devices := range [][]string{{"cpu 0-2", "gpu0 3-5"}, {"cpu 0-1", "gpu0 2-3", "gpu1 4-5"}} {
+		h := newRelayHost(t, []int{1}, devices...)
+		h.change = func(l *leg, _ *graph.Graph) bool { return l.gpu != nil }
+		h.text(150, 90)
+		h.change = nil
+		for range 24 { // until the CPU knows the order of the newest tokens
+			h.decode(nil)
+		}
+		before := h.stats()[1]
+		for range 4 {
+			h.chosenBy(h.decode(nil), 1)
+		}
+		after := h.stats()[1]
+		require.EqualValues(t, 4, after.HandedSteps-before.HandedSteps)
+		require.EqualValues(t, 4, after.Steps-before.Steps)
+		require.Equal(t, []int{1}, after.SelectionLayers)
+		require.Equal(t, relayLayers, after.Layers)
+	}
+}
+
 // Two contexts of one model, with texts of equal lengths in equal slots, take turns on one thread, also in the middle of a step: each has its
 // own sets.
 func TestSetsOfTwoContexts(t *testing.T) {
