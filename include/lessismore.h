@@ -205,7 +205,7 @@ typedef struct lim_engine_params {
     int32_t reserved;    /* 0 */
 
     /* What finds, keeps and watches the selection layers where none are given. */
-    int32_t selections; /* at most so many layers choose, up to LIM_MAX_SELECTION_LAYERS; 0 (default): one for ten of n_layers, at least 2 */
+    int32_t selections; /* at most so many layers choose, up to LIM_MAX_SELECTION_LAYERS; 0 (default): one for six of n_layers, at least 2 */
     int32_t guard;      /* steps between two audits, about, up to LIM_MAX_GUARD; 0: none; default 16 */
 
     /* Steps that a token set serves, 1 (default) to LIM_MAX_INTERVAL: new tokens join it, and the selection layers
@@ -387,6 +387,10 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  * each row is one page: page r, place t; with a page stride of 0 (on the CPU) the rows share one, as several query tokens
  * of one sequence do. The key of KV head h is at
  *     key + page * key_page_stride + place * key_token_stride + h * key_head_stride.
+ *
+ * Precision, on the CPU. Arithmetic is F32, within 1e-6 of float64 on the same stored numbers where the key is F32, F16
+ * or BF16. For a key of Q8_0 or Q4_0 the query is rounded to 16 bits, which costs about a hundredth of what storing keys
+ * so has cost. NaN in a query makes its head's output NaN. Results are the same bits for any number of threads.
  *
  * Sequences. The library keeps no keys, values or pages, so what a host does to its sequences is said by the next step:
  *     append           a longer length, or a later query position

@@ -7,6 +7,7 @@ from conftest import FOLDER
 from lessismore.compare import measure, methods, table
 from lessismore.compare.measure import Counts, Prepared
 from lessismore.compare.methods import Full
+from lessismore.compare.sets import Library
 
 
 def test_model_against_transformers(task):
@@ -22,6 +23,21 @@ def test_model_against_transformers(task):
     with torch.inference_mode():
         want = model(torch.tensor([tokens])).logits[0].numpy()
     np.testing.assert_allclose(np.concatenate(logits), want, rtol=2e-3, atol=2e-3)
+
+
+def test_the_library_s_sets_alone(task, rng):
+    """On a GPU the rules attend to what the library chose: the same as the library does."""
+    tokens, found = rng.integers(3, 60, 340).tolist(), []
+    for alone in (False, True):
+        method = Library(64, [2, 9], "union", task.model.layers, alone)
+        counts, cache = Counts(task.model, method), task.model.cache(340)
+        task.model.run(tokens[:300], cache, Full(0), 0)
+        found.append((task.model.run(tokens[300:], cache, method), counts.result()))
+        method.close()
+    (theirs, counted), (ours, again) = found
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(again.pop("loss"), counted.pop("loss"), atol=1e-4)
+    assert again == counted and counted["tokens"] == 64
 
 
 @pytest.fixture(scope="module")

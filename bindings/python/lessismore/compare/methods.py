@@ -67,7 +67,9 @@ def pooled(rows: Rows) -> Array:
 def attention(rows: Rows, value: Array, mask: Optional[Array]) -> Array:
     """Softmax over the tokens of a set."""
     logits = rows.logits
-    if mask is not None:  # far below whatever is in the set; np.where() takes several times as long
+    if mask is not None and device.is_cuda(mask):
+        logits = np.where(mask, logits, -FAR)
+    elif mask is not None:  # far below whatever is in the set; NumPy's where() takes several times as long
         hidden = mask.astype(np.float32)
         hidden -= 1
         hidden *= FAR

@@ -23,6 +23,7 @@ FORMAT = 1
 KASCADE = {"kascade": 4, "kascade-7": 7}  # anchor layers: as many as read every key under LessIsMore; as many bytes
 DELTAS = 3  # DELTA's selection layers, by its authors
 ROUGH = (1, 2, 4)  # of so many layers one chooses, where keys of 4 bits do for that
+SIZED = 2  # calibration problems by which a size is found
 Say = Callable[[str], None]
 
 
@@ -150,9 +151,9 @@ class Comparison:
         return {**head, **found, "seconds": round(time.monotonic() - start, 1)}
 
     def size(self, row: Row, budget: int, say: Say) -> Optional[float]:
-        """What makes a method read, on the calibration problems, the bytes that LessIsMore reads there with these layers."""
-        model = self.task.model
-        visible = np.concatenate([len(p.problem.prompt) + np.arange(1, len(p.problem.solution)) for p in self._calibrated()])
+        """What makes a method read, on the first calibration problems, the bytes that LessIsMore reads there with these layers."""
+        model, some = self.task.model, self._calibrated()[:SIZED]
+        visible = np.concatenate([len(p.problem.prompt) + np.arange(1, len(p.problem.solution)) for p in some])
         full = self.layers[0] + len(self.layers)  # layers below the first that chooses, and those that choose
         target = (full + (model.layers - full) * np.minimum(budget, visible).sum() / visible.sum()) / model.layers
 
@@ -160,7 +161,7 @@ class Comparison:
             say(f"{row.name}: reading as much as with {budget} tokens: {size:g}")
             method = self.method(row, budget, say, size)
             counts = Counts(model, method, losses=False)
-            for prepared in self._calibrated():
+            for prepared in some:
                 prepared.forced(method)
             return float(counts.result()["read"])
 
