@@ -93,7 +93,11 @@ func newRelayHost(t *testing.T, layers []int, devices ...string) *relayHost {
 	config.Layers, config.Budget = layers, relayBudget
 	engine, err := contexts.NewEngine(config)
 	require.NoError(t, err)
-	h := &relayHost{t: t, random: rand.New(rand.NewSource(seed)), engine: engine, host: 7, pool: cpu.NewPool(2)}
+	return newRelayHostOn(t, engine, 7, seed, devices)
+}
+
+func newRelayHostOn(t *testing.T, engine *contexts.Engine, number uint64, seed int64, devices []string) *relayHost {
+	h := &relayHost{t: t, random: rand.New(rand.NewSource(seed)), engine: engine, host: number, pool: cpu.NewPool(2)}
 	for range relaySlots {
 		h.cells = append(h.cells, relayCell{-1, 0})
 	}
@@ -714,6 +718,63 @@ func TestHandingOverFails(t *testing.T) {
 	require.GreaterOrEqual(t, inert, 0, "%s", os.Getenv("LIM_STANDIN_FAIL"))
 	require.Equal(t, 1, strings.Count(strings.Join(h.lines, "\n"), "inert in this context: "), "%v", h.lines)
 	require.Empty(t, h.stats()[0].Inert)
+}
+
+// A host computes the CPU's layers of a long prompt on a GPU: the CPU's part shows itself with the first steps, when the GPUs' have had roles of
+// their own.
+func TestPartsThatJoinLater(t *testing.T) {
+	if child, log := onDevices(t); !child {
+		require.NotEmpty(t, log)
+		return
+	}
+	for _, devices := range [][]string{{"cpu 0-2", "gpu0 3-5"}, {"cpu 0-1", "gpu0 2-3", "gpu1 4-5"}} {
+		h := newRelayHost(t, []int{1}, devices...)
+		h.change = func(l *leg, _ *graph.Graph) bool { return l.gpu != nil }
+		h.text(150, 90)
+		h.change = nil
+		for range 24 { // until the CPU knows the order of the newest tokens
+			h.decode(nil)
+		}
+		before := h.stats()[1]
+		for range 4 {
+			h.chosenBy(h.decode(nil), 1)
+		}
+		after := h.stats()[1]
+		require.EqualValues(t, 4, after.HandedSteps-before.HandedSteps)
+		require.EqualValues(t, 4, after.Steps-before.Steps)
+		require.Equal(t, []int{1}, after.SelectionLayers)
+		require.Equal(t, relayLayers, after.Layers)
+	}
+}
+
+// Two contexts of one model, with texts of equal lengths in equal slots, take turns on one thread, also in the middle of a step: each has its
+// own sets.
+func TestSetsOfTwoContexts(t *testing.T) {
+	if child, log := onDevices(t); !child {
+		require.NotEmpty(t, log)
+		return
+	}
+	for _, devices := range [][]string{{"gpu0 0-2", "gpu1 3-5"}, {"cpu 0-2", "gpu0 3-5"}} {
+		one := newRelayHost(t, []int{1}, devices...)
+		other := newRelayHostOn(t, one.engine, 8, one.random.Int63(), devices)
+		for _, h := range []*relayHost{one, other} {
+			h.text(120, 90)
+			h.decode(nil)
+		}
+		for range 4 {
+			one.decode(func(l *leg, _ *graph.Graph) bool {
+				if l == one.legs[1] {
+					other.decode(nil)
+				}
+				return true
+			})
+			one.chosenBy(one.last, 1)
+			other.chosenBy(other.last, 1)
+		}
+		for _, h := range []*relayHost{one, other} {
+			require.EqualValues(t, 4, h.stats()[1].HandedSteps)
+		}
+	}
 }
 
 // Sequences come and go, in slots that others have left, some of them wait: whatever a step is, each row of each layer attends to everything or

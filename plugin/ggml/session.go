@@ -132,6 +132,7 @@ func (s *Session) Plan(g *graph.Graph) {
 		return
 	}
 	l.Shown()
+	l.Regroup()
 	s.on.Called(g)
 	if l.Anew(g) || l.Adapted(g) {
 		s.leave(g)

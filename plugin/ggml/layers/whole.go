@@ -60,6 +60,15 @@ func (c *Context) join(n *graph.Node, layers []int32) (bool, error) {
 	return true, nil
 }
 
+// Regroup has the layers get their numbers and roles anew, where other devices have made a whole of this one's part and theirs since.
+func (c *Context) Regroup() {
+	if c.Ordinal == nil || c.whole != nil || c.Counts.Inert != "" || !c.leg.Joined() {
+		return
+	}
+	c.then.Unlearn()
+	c.Ordinal, c.Model = nil, nil
+}
+
 // where says which layers this device has of a model that others have parts of.
 func (c *Context) where(layers []int32) string {
 	if where := c.blocks.elsewhere(); where != "" {

@@ -23,7 +23,6 @@ type Leg struct {
 	relay *Relay
 	shown Shown
 	whole *Whole
-	alone bool // its layers have roles of their own
 
 	mu   sync.Mutex // of what the last step leaves
 	left Left
@@ -100,13 +99,13 @@ func (l *Leg) Show(s Shown) {
 // Forget drops it: the device's layers are not known any more.
 func (l *Leg) Forget() {
 	l.relay.mu.Lock()
-	l.shown, l.whole, l.alone = Shown{}, nil, false
+	l.shown, l.whole = Shown{}, nil
 	l.relay.mu.Unlock()
 	l.Withdraw()
 }
 
 // Whole is the model that a device has a part of, whose layers in it are now known for good. Its first device makes the model,
-// once all others have shown their parts in a first pass; nil: each device has layers with roles of their own.
+// once all others have shown their parts in a first pass; nil: each device has layers with roles of their own, so far.
 func (l *Leg) Whole(layers []int32, host uint64, model func(layers []int32, weights uint64) (*selection.Model, error)) *Whole {
 	r := l.relay
 	r.mu.Lock()
@@ -118,8 +117,15 @@ func (l *Leg) Whole(layers []int32, host uint64, model func(layers []int32, weig
 	if l.whole != nil && !slices.Equal(l.shown.Layers, layers) {
 		l.whole = nil
 	}
-	l.alone = l.whole == nil
 	return l.whole
+}
+
+// Joined tells whether a device that has been by itself is part of a whole now: in a long prompt a host computes the CPU's layers on a
+// GPU, so that the CPU's part shows itself only later.
+func (l *Leg) Joined() bool {
+	l.relay.mu.Lock()
+	defer l.relay.mu.Unlock()
+	return l.whole != nil
 }
 
 // complete makes a whole of a device's part and those that follow it, if they are one.
@@ -137,7 +143,7 @@ func (r *Relay) complete(first *Leg, model func(layers []int32, weights uint64) 
 	w := &Whole{legs: legs}
 	var weights uint64
 	for i, l := range legs {
-		if l.whole != nil || l.alone || l.shown.Slots != first.shown.Slots || i > 0 && l.shown.First != legs[i-1].shown.Last+1 {
+		if l.whole != nil || l.shown.Slots != first.shown.Slots || i > 0 && l.shown.First != legs[i-1].shown.Last+1 {
 			return
 		}
 		w.Layers = append(w.Layers, l.shown.Layers...)
