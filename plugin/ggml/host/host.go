@@ -80,6 +80,8 @@ func (p *Process) configure(lookup func(name string) (string, bool)) {
 	}
 	p.env = env
 	p.engine, _ = contexts.NewEngine(env.Config)
+	// On two H200s it has been right, but not shown to pay: see RATIONALE.md.
+	p.engine.Relay.HandsOver = env.CUDA == settings.CUDAOn
 	if env.Profiles {
 		p.engine.Keep(selection.Profiles{Dir: profileDir(lookup), Path: env.Profile})
 	}

@@ -14,6 +14,8 @@ import (
 // Relay is where the devices that a host's model is spread over by layers find each other: several GPUs (llama.cpp's -sm layer),
 // or the CPU and GPUs (a part of the layers off-loaded).
 type Relay struct {
+	HandsOver bool // set before the first device joins; false: each device chooses for itself
+
 	mu   sync.Mutex
 	legs []*Leg
 }
@@ -111,7 +113,7 @@ func (l *Leg) Whole(layers []int32, host uint64, model func(layers []int32, weig
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l.shown.Host = host
-	if l.whole == nil {
+	if l.whole == nil && r.HandsOver {
 		r.complete(l, model)
 	}
 	if l.whole != nil && !slices.Equal(l.shown.Layers, layers) {
