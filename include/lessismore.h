@@ -388,6 +388,10 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  * of one sequence do. The key of KV head h is at
  *     key + page * key_page_stride + place * key_token_stride + h * key_head_stride.
  *
+ * Precision, on the CPU. Arithmetic is F32, within 1e-6 of float64 on the same stored numbers where the key is F32, F16
+ * or BF16. For a key of Q8_0 or Q4_0 the query is rounded to 16 bits, which costs about a hundredth of what storing keys
+ * so has cost. NaN in a query makes its head's output NaN. Results are the same bits for any number of threads.
+ *
  * Sequences. The library keeps no keys, values or pages, so what a host does to its sequences is said by the next step:
  *     append           a longer length, or a later query position
  *     truncate         a shorter length, or an earlier query position

@@ -4,7 +4,7 @@
  * the engines all KV heads of a token lie together) and in tiles: score the tile's keys, exponentiate, add up
  * its values. While one tile is computed the next one's rows are prefetched, which hides memory latency also
  * where the hardware prefetcher cannot guess the address, as with a token list. The query heads of a KV head
- * share the conversion of its rows to f32; four tokens are scored together so that the sums across a vector
+ * share the conversion of its rows; four tokens are scored together so that the sums across a vector
  * cost a quarter. */
 #include "targets.h"
 
@@ -20,7 +20,7 @@
 #include "hwy/highway.h"
 
 #include "hwy/contrib/math/math-inl.h"
-#include "convert-inl.h"
+#include "query-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lessismore {
@@ -73,13 +73,13 @@ constexpr float kLowest = -3.0e38f;
 
 /* ---- scores ---- */
 
-/* Sums across each of four vectors, stored side by side. */
-HWY_INLINE void StoreFourSums(Vec a, Vec b, Vec c, Vec d, float *to) {
+/* Sums across each of four vectors, times a factor, stored side by side. */
+HWY_INLINE void StoreFourSums(Vec a, Vec b, Vec c, Vec d, Vec by, float *to) {
 #if HWY_TARGET == HWY_SCALAR
-    to[0] = hn::GetLane(a);
-    to[1] = hn::GetLane(b);
-    to[2] = hn::GetLane(c);
-    to[3] = hn::GetLane(d);
+    to[0] = hn::GetLane(hn::Mul(a, by));
+    to[1] = hn::GetLane(hn::Mul(b, by));
+    to[2] = hn::GetLane(hn::Mul(c, by));
+    to[3] = hn::GetLane(hn::Mul(d, by));
 #else
     const F32                          df;
     const hn::Repartition<double, F32> pairs;
@@ -87,7 +87,7 @@ HWY_INLINE void StoreFourSums(Vec a, Vec b, Vec c, Vec d, float *to) {
     const auto                         cd = hn::Add(hn::InterleaveLower(df, c, d), hn::InterleaveUpper(df, c, d));
     const auto                         lower = hn::InterleaveLower(pairs, hn::BitCast(pairs, ab), hn::BitCast(pairs, cd));
     const auto                         upper = hn::InterleaveUpper(pairs, hn::BitCast(pairs, ab), hn::BitCast(pairs, cd));
-    const auto                         abcd = hn::Add(hn::BitCast(df, lower), hn::BitCast(df, upper));
+    const auto                         abcd = hn::Mul(hn::Add(hn::BitCast(df, lower), hn::BitCast(df, upper)), by);
 #if HWY_TARGET == HWY_AVX3
     const hn::Half<F32>            half;
     const hn::Half<decltype(half)> quarter;
@@ -108,40 +108,25 @@ HWY_INLINE const uint8_t *Opaque(const uint8_t *p) {
     return p;
 }
 
-/* Four tokens by kHeads query heads of one KV head. */
+/* Four tokens by kHeads query heads of one KV head, from `head` on. */
 template <class Row, int kHeads>
-HWY_INLINE void ScoreFour(const uint8_t *const *rows, size_t offset, const float *query, size_t dim, float *logits) {
-    const F32      df;
+HWY_INLINE void ScoreFour(const uint8_t *const *rows, size_t offset, const QueryOf<Row> &query, size_t head, size_t dim, float *logits) {
     const uint8_t *row[4];
     Vec            sum[kHeads][4];
 #pragma GCC unroll 4
     for (int t = 0; t < 4; t++) {
         row[t] = rows[t] + offset;
 #pragma GCC unroll 4
-        for (int h = 0; h < kHeads; h++) sum[h][t] = hn::Zero(df);
+        for (int h = 0; h < kHeads; h++) sum[h][t] = hn::Zero(F32());
     }
     for (size_t i = 0; i < dim; i += Row::kStep) {
-        typename Row::Scale scale[4];
-#pragma GCC unroll 4
-        for (int t = 0; t < 4; t++) scale[t] = Row::ScaleAt(row[t]);
-#pragma GCC unroll 8
-        for (size_t j = 0; j < Row::kStep; j += kLanes) {
-            Vec q[kHeads];
-#pragma GCC unroll 4
-            for (int h = 0; h < kHeads; h++) q[h] = hn::LoadU(df, query + h * dim + i + j);
-#pragma GCC unroll 4
-            for (int t = 0; t < 4; t++) {
-                const Vec k = Row::Load(row[t], j, scale[t]);
-#pragma GCC unroll 4
-                for (int h = 0; h < kHeads; h++) sum[h][t] = hn::MulAdd(q[h], k, sum[h][t]);
-            }
-        }
+        AddProducts<Row>(row, query.numbers + head * dim + i, dim, sum);
 #pragma GCC unroll 4
         for (int t = 0; t < 4; t++) row[t] += Row::Bytes(Row::kStep);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < kHeads; h++) {
-        StoreFourSums(sum[h][0], sum[h][1], sum[h][2], sum[h][3], logits + h * kTile);
+        StoreFourSums(sum[h][0], sum[h][1], sum[h][2], sum[h][3], query.Step(head + h), logits + (head + h) * kTile);
     }
 }
 
@@ -150,23 +135,19 @@ template <class Row>
 void ScoreTile(const lim_cpu_call &call, const Rows &rows, int n, const float *query, float *logits) {
     const size_t       dim = (size_t)call.dim_k;
     const int          group = call.heads / call.kv_heads;
+    const QueryOf<Row> all(query, (size_t)call.heads, dim);
     KeyPrefetcher<Row> prefetcher(rows, call.key, Row::Bytes(dim), call.kv_heads);
     for (int t = 0; t < n; t += 4) {
         for (int g = 0; g < call.kv_heads; g++) {
             const size_t offset = (size_t)(g * call.key.head_stride);
             for (int i = 0; i < 4; i++) prefetcher.Next();
-            const float *q = query + (size_t)g * group * dim;
-            float       *x = logits + (size_t)g * group * kTile + t;
-            int          left = group;
+            size_t       head = (size_t)(g * group);
+            const size_t end = head + (size_t)group;
             if (kSums >= 16) {
-                for (; left >= 4; left -= 4, q += 4 * dim, x += 4 * kTile) {
-                    ScoreFour<Row, kSums / 4>(rows.at + t, offset, q, dim, x);
-                }
+                for (; head + 4 <= end; head += 4) ScoreFour<Row, kSums / 4>(rows.at + t, offset, all, head, dim, logits + t);
             }
-            for (; left >= 2; left -= 2, q += 2 * dim, x += 2 * kTile) {
-                ScoreFour<Row, 2>(rows.at + t, offset, q, dim, x);
-            }
-            if (left > 0) ScoreFour<Row, 1>(rows.at + t, offset, q, dim, x);
+            for (; head + 2 <= end; head += 2) ScoreFour<Row, 2>(rows.at + t, offset, all, head, dim, logits + t);
+            if (head < end) ScoreFour<Row, 1>(rows.at + t, offset, all, head, dim, logits + t);
         }
     }
 }
@@ -437,10 +418,13 @@ void Attend(const KvChunk &chunk, const float *query, float *scratch, const Part
 void LoadQuery(const lim_cpu_call *call, const lim_cpu_row *row, float *query) {
     const F32    df;
     const size_t dim = (size_t)call->dim_k;
-    const auto   scale = hn::Set(df, call->scale);
-    for (int h = 0; h < call->heads; h++, query += dim) {
-        const uint8_t *from = (const uint8_t *)call->query.data + row->stream * call->query.stream_stride +
-                              h * call->query.head_stride + row->token * call->query.token_stride;
+    const auto   store = call->key.type == LIM_CPU_Q8_0 ? QueryOf<RowQ8>::Store
+                       : call->key.type == LIM_CPU_Q4_0 ? QueryOf<RowQ4>::Store
+                                                        : Query32::Store;
+    for (int h = 0; h < call->heads; h++) {
+        alignas(64) float head[LIM_CPU_MAX_DIM];
+        const uint8_t    *from = (const uint8_t *)call->query.data + row->stream * call->query.stream_stride +
+                                 h * call->query.head_stride + row->token * call->query.token_stride;
         for (size_t i = 0; i < dim; i += kLanes) {
             Vec v;
             switch (call->query.type) {
@@ -448,8 +432,9 @@ void LoadQuery(const lim_cpu_call *call, const lim_cpu_row *row, float *query) {
             case LIM_CPU_BF16: v = LoadBrain(from + i * 2); break;
             default: v = hn::LoadU(df, (const float *)from + i); break;
             }
-            hn::StoreU(hn::Mul(v, scale), df, query + i);
+            hn::Store(v, df, head + i);
         }
+        store(query, (size_t)call->heads, dim, (size_t)h, head, call->scale);
     }
 }
 

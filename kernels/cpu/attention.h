@@ -33,7 +33,7 @@ struct KvChunk {
 };
 
 struct AttentionKernels {
-    /* The row's query times the scale, as f32 [heads][dim_k]. */
+    /* The row's query with the scale, as its keys' type wants it (query-inl.h), in the room of f32 [heads][dim_k]. */
     void (*load_query)(const lim_cpu_call *call, const lim_cpu_row *row, float *query);
     /* scratch: kScratchPerHead floats for each head and kTile more. */
     void (*attend)(const KvChunk &chunk, const float *query, float *scratch, const Part &part);

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention.h"
 #include "gtest/gtest.h"
 #include "reference.h"
 
@@ -183,8 +184,11 @@ void CheckOutput(Problem &p, const std::string &where) {
                 norm += expected[i] * expected[i];
             }
             const double relative = std::sqrt(error) / (std::sqrt(norm) + 0.02 * std::sqrt((double)call.dim_v));
-            const double limit = call.output.type == LIM_CPU_F32 ? 1e-5 : call.output.type == LIM_CPU_F16 ? 6e-4
+            /* A query for keys in blocks has 16 bits; what that may change a logit by, IntegersCostLittle says. */
+            const double arithmetic = call.key.type >= LIM_CPU_Q8_0 ? 4e-4 : 1e-5;
+            const double rounding = call.output.type == LIM_CPU_F32 ? 0 : call.output.type == LIM_CPU_F16 ? 6e-4
                                                                                                           : 4e-3;
+            const double limit = std::max(arithmetic, rounding);
             ASSERT_LE(n == 0 ? error : relative, n == 0 ? 0 : limit) << where << " row " << r << " head " << h << " n " << n;
         }
     }
@@ -404,6 +408,131 @@ TEST(Attention, QuantizedNumbersAreExact) {
             RunAttend(call, 1);
             for (int d = 0; d < dim; d++) {
                 ASSERT_EQ(((const float *)output.data())[d], Load(type, call.value.data, d)) << target << " " << TypeName(type) << " " << d;
+            }
+        }
+    }
+    lim_cpu_force_target(nullptr);
+}
+
+/* A row's logits, [heads][n], as the target's kernels leave them for a selection. */
+std::vector<std::vector<double>> LogitsOf(const lim_cpu_call &call, const std::string &target) {
+    EXPECT_TRUE(lim_cpu_force_target(target.c_str()));
+    const lessismore::AttentionKernels &kernels = *lessismore::AttentionFor(lessismore::CurrentTarget());
+    const lim_cpu_row                  &row = call.rows[0];
+    const int64_t                       stride = row.n + lessismore::kTile;
+    std::vector<float>                  logits((size_t)(call.heads * stride)), query((size_t)call.heads * call.dim_k + 16),
+        scratch((size_t)call.heads * lessismore::kScratchPerHead + lessismore::kTile + 16), part(lessismore::Part::Floats(call.heads, call.dim_v) + 16);
+    kernels.load_query(&call, &row, query.data());
+    kernels.attend({&call, &row, nullptr, row.n, 0, row.n, -1, logits.data(), stride}, query.data(), scratch.data(), {part.data(), call.heads});
+    std::vector<std::vector<double>> all;
+    for (int h = 0; h < call.heads; h++) all.emplace_back(logits.begin() + h * stride, logits.begin() + h * stride + row.n);
+    return all;
+}
+
+/* Keys in blocks are multiplied by a query of 16 bits. Each logit is within what rounding the query may cost at most, whatever its
+ * size; with normal queries and keys all of them together are off by a hundredth of what storing the keys in blocks costs, two at the most. */
+TEST(Attention, IntegersCostLittle) {
+    Random random(107);
+    for (const std::string &target : Targets()) {
+        for (int i = 0; i < Cases(60); i++) {
+            const int    type = random.Pick({LIM_CPU_Q8_0, LIM_CPU_Q4_0}), dim = 32 * random.Int(1, 8), n = random.Int(1, 150);
+            const int    kv_heads = random.Int(1, 3), heads = kv_heads * random.Int(1, 7);
+            const size_t row_bytes = TypeBytes(type, dim);
+            const float  size = random.Pick({1.0f, 1.0f, 0.0f, 1e-20f, 1e-32f, 1e-39f, 1e30f}), outlier = random.Pick({1.0f, 1e3f});
+            const bool   normal = size == 1 && outlier == 1;
+
+            std::vector<float> query((size_t)heads * dim), keys((size_t)n * kv_heads * dim), output(query.size());
+            for (float &x : query) x = random.Normal() * size;
+            for (int h = 0; h < heads; h++) query[(size_t)h * dim + random.Int(0, dim - 1)] *= outlier;
+            for (float &x : keys) x = random.Normal();
+            Guarded store((size_t)n * kv_heads * row_bytes);
+            for (int t = 0; t < n * kv_heads; t++) {
+                std::vector<float> key(keys.begin() + t * dim, keys.begin() + (t + 1) * dim); /* becomes what was stored */
+                Store(type, store.bytes() + t * row_bytes, key.data(), dim);
+            }
+
+            lim_cpu_row  row = {0, 0, n, nullptr, nullptr, 0, 0, 0, 0, nullptr};
+            lim_cpu_call call = {};
+            call.query = {query.data(), 0, 4 * dim, 0, LIM_CPU_F32};
+            call.output = {output.data(), 0, 4 * dim, 0, LIM_CPU_F32};
+            call.key = call.value = {store.data(), (int64_t)row_bytes * kv_heads, (int64_t)row_bytes, 0, type};
+            call.heads = heads;
+            call.kv_heads = kv_heads;
+            call.dim_k = call.dim_v = dim;
+            call.scale = 1;
+            call.rows = &row;
+            call.n_rows = 1;
+            const auto logits = LogitsOf(call, target);
+            double     lost = 0, lost_in_store = 0;
+            for (int h = 0; h < heads; h++) {
+                double most = 0;
+                for (int d = 0; d < dim; d++) most = std::max(most, (double)std::fabs(query[(size_t)h * dim + d]));
+                const auto expected = ReferenceLogits(call, row, h, nullptr, n);
+                for (int t = 0; t < n; t++) {
+                    double magnitude = 0, weighted = 0, unstored = 0;
+                    for (int d = 0; d < dim; d++) {
+                        const double q = query[(size_t)h * dim + d], k = Load(type, KvRow(call, call.key, row, h / (heads / kv_heads), t), d);
+                        magnitude += std::fabs(k);
+                        weighted += std::fabs(q * k);
+                        unstored += q * keys[((size_t)t * kv_heads + h / (heads / kv_heads)) * dim + d];
+                    }
+                    const double error = std::fabs(logits[h][t] - expected[t]);
+                    ASSERT_LE(error, most / 32767 * magnitude + 2e-6 * weighted + 32767 * 0x1p-150 * magnitude) /* the last: steps may be subnormal */
+                        << target << " " << TypeName(type) << " size " << size << " outlier " << outlier << " head " << h << " token " << t;
+                    lost += error * error;
+                    lost_in_store += (unstored - expected[t]) * (unstored - expected[t]);
+                }
+            }
+            if (normal && n * heads > 100) { ASSERT_LT(50 * std::sqrt(lost), std::sqrt(lost_in_store)) << target << " " << TypeName(type); }
+        }
+    }
+    lim_cpu_force_target(nullptr);
+}
+
+/* A query that is not finite, or a block's scale that is NaN, must never become numbers: whatever it meets is NaN, nothing else. */
+TEST(Attention, NanInBlocksShows) {
+    Random random(108);
+    for (const std::string &target : Targets()) {
+        for (int type : {LIM_CPU_Q8_0, LIM_CPU_Q4_0}) {
+            for (const float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+                const int          dim = 32 * random.Int(1, 8), n = random.Int(1, 70), heads = 4;
+                const size_t       row_bytes = TypeBytes(type, dim);
+                std::vector<float> query((size_t)heads * dim), output(query.size()), key(dim);
+                Guarded            store((size_t)n * 2 * row_bytes);
+                for (float &x : query) x = random.Normal();
+                for (int t = 0; t < 2 * n; t++) {
+                    for (float &x : key) x = random.Normal();
+                    Store(type, store.bytes() + t * row_bytes, key.data(), dim);
+                }
+                lim_cpu_row  row = {0, 0, n, nullptr, nullptr, 0, 0, 0, 0, nullptr};
+                lim_cpu_call call = {};
+                call.query = {query.data(), 0, 4 * dim, 0, LIM_CPU_F32};
+                call.output = {output.data(), 0, 4 * dim, 0, LIM_CPU_F32};
+                call.key = call.value = {store.data(), (int64_t)row_bytes * 2, (int64_t)row_bytes, 0, type};
+                call.heads = heads;
+                call.kv_heads = 2;
+                call.dim_k = call.dim_v = dim;
+                call.scale = 1;
+                call.rows = &row;
+                call.n_rows = 1;
+                const int ruined = random.Int(0, heads - 1), token = random.Int(0, n - 1), block = random.Int(0, dim / 32 - 1);
+                float    &picked = query[(size_t)ruined * dim + random.Int(0, dim - 1)], before = picked;
+                picked = bad;
+                auto logits = LogitsOf(call, target);
+                for (int h = 0; h < heads; h++) {
+                    for (int t = 0; t < n; t++) {
+                        /* In f32 an infinite query gives infinite logits, too. */
+                        ASSERT_EQ(std::isfinite(logits[h][t]), h != ruined) << target << " " << TypeName(type) << " " << bad << " head " << h;
+                        if (std::isnan(bad) && h == ruined) { ASSERT_TRUE(std::isnan(logits[h][t])); }
+                    }
+                }
+                picked = before;
+                const uint16_t scale = 0x7e00;
+                memcpy(store.bytes() + (token * 2 + 1) * row_bytes + TypeBytes(type, 32) * block, &scale, 2);
+                logits = LogitsOf(call, target);
+                for (int h = 0; h < heads; h++) {
+                    for (int t = 0; t < n; t++) ASSERT_EQ(std::isnan(logits[h][t]), h >= 2 && t == token) << target << " " << TypeName(type);
+                }
             }
         }
     }
