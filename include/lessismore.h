@@ -205,7 +205,7 @@ typedef struct lim_engine_params {
     int32_t reserved;    /* 0 */
 
     /* What finds, keeps and watches the selection layers where none are given. */
-    int32_t selections; /* at most so many layers choose, up to LIM_MAX_SELECTION_LAYERS; 0 (default): one for ten of n_layers, at least 2 */
+    int32_t selections; /* at most so many layers choose, up to LIM_MAX_SELECTION_LAYERS; 0 (default): one for six of n_layers, at least 2 */
     int32_t guard;      /* steps between two audits, about, up to LIM_MAX_GUARD; 0: none; default 16 */
 
     /* Steps that a token set serves, 1 (default) to LIM_MAX_INTERVAL: new tokens join it, and the selection layers

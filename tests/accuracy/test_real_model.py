@@ -49,7 +49,7 @@ def test_what_a_budget_costs_a_real_model(found):
 def test_it_was_sparse_by_layers_that_it_found(found):
     (of,) = found["contexts"]
     ours = of["results"][-1]
-    assert ours["layers_from"] == "measured" and 1 <= len(ours["selection_layers"]) <= 3 and ours["dense_steps"] == 0
+    assert ours["layers_from"] == "measured" and 1 <= len(ours["selection_layers"]) <= 5 and ours["dense_steps"] == 0
     assert 0.25 < ours["attended"] < 0.45 and 60 < of["from"] - CONTEXT < 100, "measured in 62 steps, before"
 
 

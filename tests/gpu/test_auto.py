@@ -96,6 +96,8 @@ def test_the_cpu_engines_choice():
         assert worst < 2e-3, f"{policy}: the losses differ by {worst}"
         worst = max(abs(a - b) for x, y in zip(got["loss_error"], want["loss_error"]) for a, b in zip(x, y))
         assert worst < 2e-3, f"{policy}: their errors differ by {worst}"
+        worst = max(abs(a - b) for x, y in zip(got["loss_square"], want["loss_square"]) for a, b in zip(x, y))
+        assert worst < 2e-3, f"{policy}: their squares differ by {worst}"
         stats = gpu.decoder.stats()
         assert stats["steps"] == STEPS + 2 and stats["select_calls"] == 2 and stats["sparse_calls"] == 8, stats
         gpu.close()

@@ -788,7 +788,7 @@ def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
     force = {**{k: v for k, v in IN_FORCE.items() if k != "selections"}, "quality": True}
     assert serving.in_force(settings.Settings(quality=0.01, layers=(0, 2)), 4) == force
     assert serving.in_force(settings.Settings(), 4) == IN_FORCE
-    assert serving.in_force(settings.Settings(), 36) == {**IN_FORCE, "selections": 3}
+    assert serving.in_force(settings.Settings(), 36) == {**IN_FORCE, "selections": 6}
 
     def choose(measures, path, quality=0.01):
         return profile.choose(settings.Settings(quality=quality, profile=path), force, 4, "m", measures)

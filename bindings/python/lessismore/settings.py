@@ -61,7 +61,7 @@ class Settings:
     sink_tokens: Optional[int] = _setting("whole", "first tokens that are always kept (default 4)")
     policy: Optional[str] = _setting("policy", 'how tokens are ranked: "union" (the paper\'s, default) or "mass"')
     selections: Optional[int] = _setting(
-        "whole", "without layers: at most so many choose (default 0: one for ten of the model's layers, at least 2)"
+        "whole", "without layers: at most so many choose (default 0: one for six of the model's layers, at least 2)"
     )
     quality: Optional[float] = _setting(
         "target",

@@ -229,7 +229,7 @@ func TestGPUCalibrationFindsItsLayers(t *testing.T) {
 	found := selection.NewLosses(calLayers)
 	for j := range calLayers {
 		for i := range j {
-			found.Loss[selection.Pair(i, j)] = float32(asTheReasoner(i, j))
+			found.Square[selection.Pair(i, j)] = float32(asTheReasoner(i, j) * asTheReasoner(i, j))
 		}
 	}
 	require.Equal(t, []string{"c:select", "d:list", "e:list", "f:list", "g:list", "h:list", "i:list", "j:select", "k:list", "l:list"}, p.step())

@@ -1,36 +1,35 @@
 package selection
 
-import (
-	"math"
-	"slices"
-)
+import "math"
 
-// What a choice of selection layers may be.
+// What a choice of selection layers may be, and what it costs.
 const (
 	// FirstSelection is the lowest layer that is chosen: the layers below it attend to everything. Early
 	// layers look everywhere, and what they lose all others lose.
 	FirstSelection = 2
-	// FewSelections is how many selection layers a model always may have.
-	FewSelections = 2
 	// LeastMeasured is the smallest model that has a choice to make.
 	LeastMeasured = FirstSelection + 3
-	// LossTolerance is how much more of a head's attention a choice may lose that reads less. The loss of
-	// 32 measured steps is known to about that (docs/auto.md).
-	LossTolerance = 0.05
+	// DensePrice is what it costs that all of a model's layers attend to everything, in squared losses: one layer costs its
+	// share. docs/auto.md has what it was set by.
+	DensePrice = 0.5
+	// CostTolerance is how much more a choice may cost that is in force, or is written in a profile, than the best one: what is
+	// measured in other steps differs by about that.
+	CostTolerance = 0.01
 )
 
-// Losses is what was measured of a model: at(i, j) is the share of its attention that the worst head of
-// layer j loses by attending to the token set of layer i < j instead of its own best set.
+// Losses is what was measured of a model: of each pair of layers i < j, the share of its attention that a head of layer j loses
+// by attending to the token set of layer i instead of its own best set.
 type Losses struct {
 	layers int
-	Loss   []float32 // a triangle: layer j's losses begin at j*(j-1)/2
-	err    []float32 // standard error of each
+	Loss   []float32 // mean of the head whose mean is largest; a triangle: layer j's begin at j*(j-1)/2
+	Square []float32 // mean square, over steps and heads
+	err    []float32 // standard error of Loss
 	before int       // layers that come before these, on another device
 }
 
 func NewLosses(layers int) Losses {
 	n := layers * (layers - 1) / 2
-	return Losses{layers: layers, Loss: make([]float32, n), err: make([]float32, n)}
+	return Losses{layers: layers, Loss: make([]float32, n), Square: make([]float32, n), err: make([]float32, n)}
 }
 
 // Pair is where the loss of layer j on the set of layer i < j is kept.
@@ -44,47 +43,33 @@ func DenseCap(layers, selections int) int {
 	return max(layers/3, FirstSelection+selections)
 }
 
-// Choose finds the selection layers that lose least: the largest loss over the sparse layers counts,
-// and among choices within a tolerance of the best the one that reads fewest bytes, that is with the
-// fewest layers that attend to everything; of these the one whose losses have the least sum of squares. A third layer and more come beside the
-// first two or in their place, but the layers below the first, which attend to everything, are no more for that.
-func (l *Losses) Choose(selections int) []int {
-	if selections > FewSelections {
-		if few := l.choose(FewSelections, l.layers); few != nil {
-			return l.choose(selections, few[0])
-		}
-	}
-	return l.choose(selections, l.layers)
-}
-
-// choose is Choose with a bound for the first layer.
-func (l *Losses) choose(selections, latest int) (chosen []int) {
-	allowed := func(yield func(c []int) bool, limit float64) {
-		for first := max(FirstSelection-l.before, 0); first <= min(latest, l.layers-2); first++ {
-			for count, c := range l.from(first, selections, limit) {
-				if c != nil && first+count+1 <= DenseCap(l.layers, selections) && !yield(c) {
-					return
-				}
-			}
-		}
-	}
-	best := math.Inf(1)
-	allowed(func(c []int) bool {
-		best = min(best, l.Worst(c))
-		return true
-	}, math.Inf(1))
-	dense := func(c []int) int { return c[0] + len(c) }
-	allowed(func(c []int) bool {
-		if chosen == nil || dense(c) < dense(chosen) || dense(c) == dense(chosen) && l.squares(c) < l.squares(chosen) {
+// Choose finds the choice that costs least, of at most so many selection layers.
+func (l *Losses) Choose(selections int) (chosen []int) {
+	for _, c := range l.nested(selections) {
+		if chosen == nil || l.Cost(c) < l.Cost(chosen) {
 			chosen = c
 		}
-		return true
-	}, best+LossTolerance)
+	}
 	return chosen
 }
 
-// each gives the loss of every sparse layer of a choice.
-func (l *Losses) each(choice []int, add func(loss float64)) {
+// Cost is what a choice loses and what it reads: the mean squares of what its sparse layers lose, added up, and the price of the
+// layers that attend to everything. A step that looks one token up, and misses it, loses all of a head's attention at once. In a
+// mean over steps that is no more than a head that looks everywhere always loses, without harm; in a mean of squares it is.
+func (l *Losses) Cost(choice []int) (cost float64) {
+	cost = DensePrice
+	if len(choice) > 0 {
+		cost = l.price(choice[0] + len(choice))
+	}
+	l.each(choice, func(p int) { cost += float64(l.Square[p]) })
+	return cost
+}
+
+// price is that of so many layers that attend to everything.
+func (l *Losses) price(dense int) float64 { return DensePrice * float64(dense) / float64(l.layers) }
+
+// each gives every sparse layer of a choice, as a pair with the layer whose set it attends to.
+func (l *Losses) each(choice []int, add func(pair int)) {
 	if len(choice) == 0 { // everything is dense
 		return
 	}
@@ -94,82 +79,63 @@ func (l *Losses) each(choice []int, add func(loss float64)) {
 			at++
 			continue
 		}
-		add(l.at(choice[at], j))
+		add(Pair(choice[at], j))
 	}
 }
 
-// Worst is the largest loss of a choice.
+// Worst is the largest loss of a choice, in the mean over steps.
 func (l *Losses) Worst(choice []int) (worst float64) {
-	l.each(choice, func(loss float64) { worst = max(worst, loss) })
+	l.each(choice, func(p int) { worst = max(worst, float64(l.Loss[p])) })
 	return worst
 }
 
-// squares is the sum of a choice's losses, squared: one that is twice as large tells four times as much in what the model says.
-func (l *Losses) squares(choice []int) (sum float64) {
-	l.each(choice, func(loss float64) { sum += loss * loss })
-	return sum
-}
-
-// from finds, for 1, 2, … selection layers of which the first is given, those that lose least over the layers that follow each
-// selection: by the largest loss, then by the sum of squares. With a limit of the largest loss, by the sum of squares alone.
-func (l *Losses) from(first, selections int, limit float64) [][]int {
-	type cost struct{ most, sum float64 }
-	never := cost{math.Inf(1), math.Inf(1)}
-	less := func(a, b cost) bool {
-		if math.IsInf(limit, 1) && a.most != b.most {
-			return a.most < b.most
-		}
-		return a.sum < b.sum
-	}
-	join := func(a, b cost) cost {
-		if most := max(a.most, b.most); most <= limit {
-			return cost{most, a.sum + b.sum}
-		}
-		return never
-	}
-	// span(i)[k]: what layers i+1 .. k-1 lose on the set of layer i.
-	span := make([][]cost, l.layers)
-	for i := first; i < l.layers; i++ {
-		span[i] = make([]cost, l.layers+1)
-		for k := i + 2; k <= l.layers; k++ {
-			x := l.at(i, k-1)
-			span[i][k] = join(span[i][k-1], cost{x, x * x})
+// nested are the choices of 1, 2, … selection layers that cost least of as many, as far as there are any.
+func (l *Losses) nested(most int) (out [][]int) {
+	least := max(FirstSelection-l.before, 0)
+	// tail[i] is what the layers from i on cost if layer i selects and `count` more do behind it, without the price of those below
+	// i; then[count][i] is the first of these.
+	tail, then := make([]float64, l.layers), [][]int{}
+	for i := range tail {
+		for j := i + 1; j < l.layers; j++ {
+			tail[i] += float64(l.Square[Pair(i, j)])
 		}
 	}
-	out := make([][]int, selections)
-	// best[i]: the cheapest way to have layer i as the latest of count selections; before layer i only.
-	best := make([]cost, l.layers)
-	for i := range best {
-		best[i] = never
-	}
-	best[first] = cost{}
-	previous := [][]int{}
-	for count := range selections {
-		last, end := -1, never
-		for i := first; i < l.layers-1; i++ {
-			if c := join(best[i], span[i][l.layers]); less(c, end) {
-				last, end = i, c
+	for count := range most {
+		if count > 0 {
+			var first []int
+			tail, first = l.behind(tail)
+			then = append(then, first)
+		}
+		begin, cost := -1, math.Inf(1)
+		for i := least; i < l.layers-1 && i+count+1 <= DenseCap(l.layers, count+1); i++ {
+			if c := l.price(i+1) + tail[i]; c < cost {
+				begin, cost = i, c
 			}
 		}
-		for k, at := len(previous)-1, last; at >= 0; k-- {
-			out[count] = append(out[count], at)
-			if k < 0 {
-				break
-			}
-			at = previous[k][at]
+		if begin < 0 {
+			break
 		}
-		slices.Reverse(out[count])
-
-		next, from := make([]cost, l.layers), make([]int, l.layers)
-		for i := range next {
-			next[i] = never
-			for p := first; p < i; p++ {
-				if c := join(best[p], span[p][i]); less(c, next[i]) {
-					next[i], from[i] = c, p
-				}
-			}
+		choice := []int{begin}
+		for k := count - 1; k >= 0; k-- {
+			choice = append(choice, then[k][choice[len(choice)-1]])
 		}
-		best, previous = next, append(previous, from)
+		out = append(out, choice)
 	}
 	return out
+}
+
+// behind goes from tails with some selection layers to those with one more: the first of them for each layer, too.
+func (l *Losses) behind(tail []float64) (longer []float64, first []int) {
+	longer, first = make([]float64, l.layers), make([]int, l.layers)
+	for i := range l.layers {
+		longer[i] = math.Inf(1)
+		lost := 0.0 // by the layers between i and k
+		for k := i + 1; k < l.layers-1; k++ {
+			if c := lost + l.price(1) + tail[k]; c < longer[i] {
+				longer[i], first[i] = c, k
+			}
+			lost += float64(l.Square[Pair(i, k)])
+		}
+	}
+	return longer, first
 }

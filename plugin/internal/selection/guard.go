@@ -49,7 +49,7 @@ func (g *guard) Expect(m *Model, choice []int) {
 	if m.Fixed { // nothing was measured: only what a layer's own set loses with age can be judged
 		held = nil
 	} else if best := m.measured.Choose(m.Config.Selections); m.truth == nil && m.Trials == nil && best != nil &&
-		m.measured.Worst(choice) > m.measured.Worst(best)+LossTolerance {
+		m.measured.Cost(choice) > m.measured.Cost(best)+CostTolerance {
 		held = best
 	}
 	g.Layers, g.Trial = make([]watched, m.Layers), 0

@@ -263,9 +263,11 @@ func (s *Sums) finish(layers, heads int) (l Losses, ok bool) {
 		}
 		worst, square := math.Inf(-1), 0.0
 		for h := range heads {
-			if x := float64(s.Sum[p*heads+h]) / n; x > worst {
-				worst, square = x, float64(s.Square[p*heads+h])/n
+			x, xx := float64(s.Sum[p*heads+h])/n, float64(s.Square[p*heads+h])/n
+			if x > worst {
+				worst, square = x, xx
 			}
+			l.Square[p] += float32(xx / float64(heads))
 		}
 		l.Loss[p] = float32(worst)
 		l.err[p] = float32(math.Sqrt(max(square-worst*worst, 0) / n))
@@ -302,12 +304,12 @@ func (m *Model) Finish(tokens, budget int) *Profile {
 	return m.choose(why)
 }
 
-// choose takes the choice that loses least into force, and returns the profile to be saved.
+// choose takes the choice that costs least into force, and returns the profile to be saved.
 func (m *Model) choose(why string) *Profile {
 	found := &m.measured.Losses
 	choice, old := found.Choose(m.Config.Selections), m.Roles.Selections()
 	// Near-equals take turns at being the best: what works stays.
-	if m.Known && len(old) > 0 && len(old) <= m.Config.Selections && found.Worst(old) <= found.Worst(choice)+LossTolerance {
+	if m.Known && len(old) > 0 && len(old) <= m.Config.Selections && found.Cost(old) <= found.Cost(choice)+CostTolerance {
 		choice = old
 	}
 	m.adopt(slices.Clone(choice), m.Config.Budget, SourceMeasured)

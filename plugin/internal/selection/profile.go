@@ -88,6 +88,8 @@ type Profile struct {
 	// Row j-1: what the worst head of layer j loses on the sets of layers 0 .. j-1, and its standard error.
 	Loss  [][]float32 `json:"loss"`
 	Error [][]float32 `json:"loss_error"`
+	// The mean square of it, over steps and heads. Profiles had none at first.
+	Square [][]float32 `json:"loss_square,omitempty"`
 	// What was found by ablation; the choice is then by that, and the loss what the guard expects of it.
 	Calibrated *Calibration `json:"calibrated,omitempty"`
 	// With a quality target: what was tried for it, by which the choice is.
@@ -128,11 +130,14 @@ func (m *Model) profile() *Profile {
 		p.Tried = &Trials{Measure: trialMeasure, Target: m.Config.Quality, Least: leastMet, Candidates: slices.Clone(m.Trials.Candidates)}
 	}
 	for j := 1; j < m.Layers; j++ {
-		loss, err := make([]float32, j), make([]float32, j)
-		for i := range j {
-			loss[i], err[i] = float32(Round(m.measured.at(i, j))), float32(Round(float64(m.measured.err[Pair(i, j)])))
+		row := func(of []float32) []float32 {
+			out := slices.Clone(of[Pair(0, j):Pair(j, j)])
+			for i, x := range out {
+				out[i] = float32(Round(float64(x)))
+			}
+			return out
 		}
-		p.Loss, p.Error = append(p.Loss, loss), append(p.Error, err)
+		p.Loss, p.Error, p.Square = append(p.Loss, row(m.measured.Loss)), append(p.Error, row(m.measured.err)), append(p.Square, row(m.measured.Square))
 	}
 	return p
 }
@@ -145,6 +150,13 @@ func (p *Profile) measurement() measurement {
 	for j := range p.Loss {
 		copy(m.Loss[Pair(0, j+1):], p.Loss[j])
 		copy(m.err[Pair(0, j+1):], p.Error[j])
+		if p.Square != nil {
+			copy(m.Square[Pair(0, j+1):], p.Square[j])
+			continue
+		}
+		for i, x := range p.Loss[j] {
+			m.Square[Pair(i, j+1)] = x * x
+		}
 	}
 	return m
 }
@@ -189,8 +201,16 @@ func (p *Profile) sound() error {
 			return err
 		}
 	}
-	if err := triangle("loss", n, p.Loss, p.Error, 0, 1, "a share"); err != nil || p.Calibrated == nil {
+	if err := triangle("loss", n, p.Loss, p.Error, 0, 1, "a share"); err != nil {
 		return err
+	}
+	if p.Square != nil {
+		if err := triangle("loss_square", n, p.Square, p.Square, 0, 1, "a share's square"); err != nil {
+			return err
+		}
+	}
+	if p.Calibrated == nil {
+		return nil
 	}
 	return triangle("calibrated", n, p.Calibrated.Nats, p.Calibrated.Error, -1, mostNats, "a divergence")
 }

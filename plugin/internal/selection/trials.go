@@ -181,28 +181,6 @@ func (t *Trials) follow(target float64) int {
 	return t.chosen
 }
 
-// nested are the best choices of 1, 2, … selection layers, by loss and as Choose takes them.
-func (l *Losses) nested(most int) (out [][]int) {
-	for count := 1; count <= most; count++ {
-		of := func(limit float64) (all [][]int) {
-			for first := max(FirstSelection-l.before, 0); first < l.layers-1; first++ {
-				if c := l.from(first, count, limit)[count-1]; c != nil && first+count <= DenseCap(l.layers, count) {
-					all = append(all, c)
-				}
-			}
-			return all
-		}
-		least := math.Inf(1)
-		for _, c := range of(math.Inf(1)) {
-			least = min(least, l.Worst(c))
-		}
-		if good := of(least + LossTolerance); len(good) > 0 { // the first of them begins first, and is the best that does
-			out = append(out, good[0])
-		}
-	}
-	return out
-}
-
 // sound tells what is wrong with trials that may have been edited.
 func (t *Trials) sound(layers int) error {
 	if len(t.Candidates) == 0 || len(t.Candidates) > 16*MostTried {

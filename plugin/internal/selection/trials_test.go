@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -320,67 +319,4 @@ func TestTargetChoosesTheBudget(t *testing.T) {
 	both, _ := measured(t, config, file) // what both have tried is kept
 	require.Equal(t, 64, both.Budget)
 	require.Len(t, both.Roles.Selections(), 3)
-}
-
-// Of each number of layers: no choice loses less beyond the tolerance, and none as good begins earlier.
-func TestNestedChoicesAreTheBest(t *testing.T) {
-	seed := rand.Uint64()
-	random := rand.New(rand.NewPCG(seed, 0))
-	for range 40 {
-		l := NewLosses(LeastMeasured + random.IntN(6))
-		for p := range l.Loss {
-			l.Loss[p] = float32(random.ExpFloat64() / 5)
-		}
-		for i, got := range l.nested(MostTried) {
-			least, found := math.Inf(1), false
-			ways := choices(l.layers, i+1)
-			for _, way := range ways {
-				least, found = min(least, l.Worst(way)), found || slices.Equal(way, got)
-			}
-			require.True(t, found, "seed %d: %v", seed, got)
-			require.LessOrEqual(t, l.Worst(got), least+LossTolerance, "seed %d: %v", seed, got)
-			for _, way := range ways {
-				require.False(t, way[0] < got[0] && l.Worst(way) <= least+LossTolerance, "seed %d: %v before %v", seed, way, got)
-			}
-		}
-	}
-}
-
-// choices are all of so many layers that the rules allow.
-func choices(layers, count int) (out [][]int) {
-	for mask := range 1 << layers {
-		var way []int
-		for l := range layers {
-			if mask>>l&1 == 1 {
-				way = append(way, l)
-			}
-		}
-		if len(way) == count && way[0] >= FirstSelection && way[count-1] < layers-1 && way[0]+count <= DenseCap(layers, count) {
-			out = append(out, way)
-		}
-	}
-	return out
-}
-
-// Of choices that read the same and lose as much within the tolerance, the one is taken whose losses are smaller in sum of squares.
-func TestChoiceAmongEquals(t *testing.T) {
-	seed := rand.Uint64()
-	random := rand.New(rand.NewPCG(seed, 0))
-	for range 100 {
-		l := NewLosses(LeastMeasured + random.IntN(6))
-		for p := range l.Loss {
-			l.Loss[p] = float32(0.2 + 0.1*random.Float64())
-		}
-		got := l.Choose(FewSelections)
-		least := math.Inf(1)
-		ways := append(choices(l.layers, 1), choices(l.layers, 2)...)
-		for _, way := range ways {
-			least = min(least, l.Worst(way))
-		}
-		for _, way := range ways {
-			if l.Worst(way) <= least+LossTolerance && way[0]+len(way) == got[0]+len(got) {
-				require.LessOrEqual(t, l.squares(got), l.squares(way), "seed %d: %v, not %v", seed, got, way)
-			}
-		}
-	}
 }

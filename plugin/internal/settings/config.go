@@ -104,7 +104,7 @@ func (c *Config) Numbers() iter.Seq2[string, *int] {
 
 // LayersASelection is how many layers of a model go to each that may be chosen to select, where Selections is 0; docs/auto.md says
 // where it comes from.
-const LayersASelection = 10
+const LayersASelection = 6
 
 // SelectionsFor is how many selection layers may be chosen of a model with that many layers.
 func (c *Config) SelectionsFor(layers int) int {

@@ -206,10 +206,10 @@ func TestEnvironmentOfATarget(t *testing.T) {
 	}
 }
 
-// One layer for ten of the model's, at least two, unless a number is given.
+// One layer for six of the model's, at least two, unless a number is given.
 func TestSelectionsForAModel(t *testing.T) {
 	config := DefaultConfig()
-	for layers, most := range map[int]int{5: 2, 12: 2, 29: 2, 30: 3, 36: 3, 40: 4, 80: 8, MaxLayer + 1: MaxSelections} {
+	for layers, most := range map[int]int{5: 2, 12: 2, 17: 2, 18: 3, 30: 5, 36: 6, 80: 13, MaxLayer + 1: MaxSelections} {
 		require.Equal(t, most, config.SelectionsFor(layers), "%d layers", layers)
 	}
 	config.Selections = 5

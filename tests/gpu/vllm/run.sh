@@ -14,7 +14,7 @@ RESULTS=$(cd "$logs" && pwd) && export RESULTS # each part's figures as JSON
 
 # one NAME SECONDS COMMAND...
 one() {
-    name=$1 limit=$2 begin=$(date +%s)
+    name=$1 limit=${LIMIT_EACH:-$2} begin=$(date +%s) # LIMIT_EACH: a busy machine starts engines slowly
     shift 2
     if timeout -k 5 "$limit" "$@" >"$logs/$name.log" 2>&1; then result=ok; else result="FAILED ($?)" && touch "$logs/failed"; fi
     echo "$result $name, $(($(date +%s) - begin)) s"
@@ -91,8 +91,11 @@ for part in $parts; do
         one ranks-pipeline2 200 "$python" "$here/ranks.py" reasoner 1 2
         ;;
     ranks-auto) # nothing known, and then what that kept
-        one ranks-auto 200 env XDG_CACHE_HOME="$logs/cache" "$python" "$here/ranks.py" reasoner 2 1 auto
-        one ranks-again 200 env XDG_CACHE_HOME="$logs/cache" "$python" "$here/ranks.py" reasoner 2 1 again
+        cache=$(mktemp -d)
+        export VLLM_CACHE_ROOT="${VLLM_CACHE_ROOT:-$XDG_CACHE_HOME/vllm}" # what is compiled is everybody's
+        one ranks-auto 200 env XDG_CACHE_HOME="$cache" "$python" "$here/ranks.py" reasoner 2 1 auto
+        one ranks-again 200 env XDG_CACHE_HOME="$cache" "$python" "$here/ranks.py" reasoner 2 1 again
+        rm -rf "$cache"
         ;;
     ranks-ray) one ranks-ray 240 "$python" "$here/ranks.py" reasoner 2 1 ray ;;
     ranks-decode) one ranks-decode 300 "$python" "$here/ranks.py" decode "${RANKS:-2}" ;;

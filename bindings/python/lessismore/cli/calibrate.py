@@ -198,7 +198,7 @@ def divergence(dense: _text.Logits, other: _text.Logits) -> float:
 
 def choose(nats: Matrix, error: Matrix, selections: int) -> list[int]:
     """The choice of at most so many selection layers that diverges least; within the tolerance of it, or its
-    standard error, the one with the fewest layers that attend to everything. Rules as in the library (docs/auto.md)."""
+    standard error, the one with the fewest layers that attend to everything. The library bounds it alike (docs/auto.md)."""
     layers = len(nats)
     most = max(layers // 3, FIRST + selections)
     latest = choose(nats, error, FEW)[0] if selections > FEW else layers - 2

@@ -48,7 +48,7 @@ def rows(given: Optional[Sequence[int]]) -> list[Row]:
     return [
         Row("full", "full attention", "reference", "rules", ""),
         Row("stock", "full attention, the host's own", "reference", "host", "the noise: two ways to compute the same"),
-        Row("lim-auto", "LessIsMore, auto", ours, "abi", "found by measuring: one selection layer for ten at most, at least two"),
+        Row("lim-auto", "LessIsMore, auto", ours, "abi", "found by measuring: one selection layer for six at most, or two"),
         Row("lim-2", "LessIsMore, auto, two layers", ours, "abi", "two at most"),
         Row("lim-5", "LessIsMore, auto, five layers", ours, "abi", "five at most"),
         Row("lim-mass", "LessIsMore, auto, mass", ours, "abi", "ranked by the heads' summed softmax"),
