@@ -129,6 +129,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, from *C.lim_ggml_graph) {
 		Lost:    from.lost != 0, Computed: from.computed != 0, Records: from.records != 0,
 
 		FirstBlock: int32(from.first_block), LastBlock: int32(from.last_block), Ends: int32(from.ends),
+		Host: uint64(from.host),
 	}
 	if from.n_outputs >= 0 {
 		g.Batch = int(from.n_batch)
@@ -142,6 +143,7 @@ func lim_go_ggml_plan(handle C.uintptr_t, from *C.lim_ggml_graph) {
 		from.knows_weights = 1
 	}
 	from.followed, from.later, from.form = C.uint64_t(g.Followed), number(g.Later), C.uint64_t(g.Form)
+	from.mixes = number(g.Mixes)
 	from.trial, from.output, from.rows = number(g.Trial), C.int32_t(g.Output), C.int32_t(g.Rows)
 	from.notes, from.n_notes = (*C.lim_ggml_note)(unsafe.Pointer(unsafe.SliceData(g.Notes))), C.int64_t(len(g.Notes))
 	done = true
@@ -271,6 +273,7 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.What)-unsafe.Offsetof(C.lim_ggml_node{}.what)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Remedy)-unsafe.Offsetof(C.lim_ggml_node{}.remedy)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Divides)-unsafe.Offsetof(C.lim_ggml_node{}.divides)]
+	_ = [1]int{}[graph.Overlaid-C.LIM_GGML_OVERLAID]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Rest.Tokens)+unsafe.Offsetof(graph.Node{}.Rest)-unsafe.Offsetof(C.lim_ggml_node{}.rest_tokens)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Value)-unsafe.Offsetof(C.lim_ggml_node{}.value)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Write{}.Slots)-unsafe.Offsetof(C.lim_ggml_write{}.slots)]

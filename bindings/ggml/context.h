@@ -1,6 +1,7 @@
 // One backend of the host, as the hook knows it.
 #pragma once
 
+#include <atomic>
 #include <mutex>
 #include <vector>
 
@@ -25,6 +26,9 @@ struct Context {
     bool               known;    // the model's weights are
     uint32_t           hashed;   // graphs without anything for the plan, while they are not
     Repeat             repeat;
+
+    // The number of the host's context: its backends begin with one each, and copies between them show that they are of one (see met).
+    std::atomic<uint64_t> host_context;
 
     // Of a GPU's backend alone.
     const Gpus *gpus;            // null: it is the CPU's

@@ -315,7 +315,13 @@ void Extract::read_node(const Host &host, Tensor *t, int place, bool flagged, bo
 // place, while the host's own computes the rest. What reads the attention's rows comes later than both, or is that node.
 void Extract::find_spares(const Host &host, bool flagged) {
     spares.assign(nodes.size(), nullptr);
-    if (memory != Memory::kHost || !host.indivisible.empty()) return; // a device's graph is computed in parts anyway
+    if (memory == Memory::kDevice) { // its graph is computed in parts anyway: ours comes behind the host's
+        for (lim_ggml_node &n : nodes) {
+            if (n.reason == LIM_GGML_OFFLOADED && n.tokens * n.streams > 1) n.divides = LIM_GGML_OVERLAID;
+        }
+        return;
+    }
+    if (!host.indivisible.empty()) return;
     for (size_t i = 0; i < nodes.size(); i++) {
         const size_t   next = static_cast<size_t>(places[i]) + 1;
         lim_ggml_node &n    = nodes[i];
@@ -324,7 +330,7 @@ void Extract::find_spares(const Host &host, bool flagged) {
         if (!is_view(t)) continue;
         if ((flagged && (t->flags & kFlagCompute) == 0) || is_empty(t)) continue; // the host passes over it
         spares[i] = t;
-        n.divides = 1;
+        n.divides = LIM_GGML_DIVIDED;
     }
 }
 
@@ -449,7 +455,7 @@ void Extract::read_changes() {
     graph.n_changes = static_cast<int64_t>(changes.size());
 }
 
-void Extract::follow() const { tell_rows(this, graph.followed); }
+void Extract::follow() const { tell_rows(this, graph.followed, graph.mixes != 0); }
 
 void Extract::note() const {
     for (int64_t k = 0; k < graph.n_notes; k++) lim_cpu_prints_note(&graph.notes[k].prints, graph.notes[k].slots, graph.notes[k].n);

@@ -144,11 +144,12 @@ int compute_parts(Context *c, Graph *graph, int n, int done, int &offloaded) {
         }
         const int place = c->extract.places[i];
         if (place < done) continue; // the graph is not like the last one, after all
-        if (place > done) {
-            const int status = compute_part(c, graph, done, place);
+        const int until = node.rest_tokens > 0 ? place + 1 : place; // the host computes all rows of a mixed batch, before ours some once more
+        if (until > done) {
+            const int status = compute_part(c, graph, done, until);
             if (status != 0) return status;
-            done = place;
         }
+        done = place;
         c->gpus->event_record(c->before, backend);
         if (lim_go_ggml_attend(c->session, &node, c->before[kEventHandle], c->after[kEventHandle]) != 0) break; // the host does the rest
         c->gpus->event_wait(backend, c->after);
@@ -200,6 +201,7 @@ int take_part_on_gpu(Context *c, Graph *graph, int &offloaded) {
     if (!plan) return all ? 0 : compute_rest(c, graph, done, n);
     c->extract.graph.computed = all;
     c->extract.graph.records  = c->direct;
+    c->extract.graph.host     = c->host_context;
     lim_go_ggml_plan(c->session, &c->extract.graph);
     c->extract.follow();
     c->known = c->extract.graph.knows_weights != 0;

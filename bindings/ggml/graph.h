@@ -25,6 +25,11 @@ enum {
     LIM_GGML_SPARSE_HINT = 9,
 };
 
+/* Whether the library can take some of a node's rows. */
+enum { LIM_GGML_WHOLE,   /* it cannot */
+       LIM_GGML_DIVIDED, /* the host computes the others alone: see rest_tokens */
+       LIM_GGML_OVERLAID /* the host computes all of them, and the library some of them once more behind it, at one stride */ };
+
 /* The host's K store that a node reads or writes. */
 typedef struct lim_ggml_store {
     uint64_t id;      /* address of the store's first byte */
@@ -51,7 +56,7 @@ typedef struct lim_ggml_node {
     int64_t        mask_token_stride, mask_stream_stride;
     float          max_bias;     /* ALiBi */
     int32_t        max_threads;  /* out: how many of the host's threads may share the call */
-    int32_t        divides;      /* 1: the host can be left a part of the rows, see rest_tokens */
+    int32_t        divides;      /* LIM_GGML_WHOLE ... */
     int32_t        reason;       /* in and out: LIM_GGML_OFFLOADED, or why the host keeps the node */
     /* For the log, of a node that the shim refuses: what is refused, of which type (the host's name) or else of which
      * value, and what would be taken. Texts that stay; NULL: the reason alone tells. */
@@ -128,6 +133,9 @@ typedef struct lim_ggml_graph {
     int32_t                later;    /* out, 1: the next graph may be computed before it is planned: nothing would be taken of it */
     int32_t                trial;    /* out, 1: to be computed twice, see lim_go_ggml_again; the logits of row `output` of `rows` tell the two apart */
     int32_t                output, rows;
+    int32_t                mixes;    /* out, on a GPU, 1: decode rows are taken out of batches with a prompt's, whose masks are to be kept */
+    int32_t                reserved;
+    uint64_t               host;     /* number of the host's context: that of the first of the backends that it has shown, by copies, to be its own */
 } lim_ggml_graph;
 
 #ifdef __cplusplus

@@ -8,6 +8,7 @@
 // The same is done to CUDA devices where that is asked for, but a GPU's graph is computed in parts: see gpu.cc.
 #include "hook.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <csignal>
@@ -49,6 +50,7 @@ struct State {
     std::mutex               rehearsing; // on a GPU: taken before the other one
     std::vector<Installed *> hosts;
     std::vector<Context *>   contexts;
+    uint64_t                 made; // contexts, so far
 };
 
 // The process that loaded the library. Go's runtime, which starts with it, does not survive a fork: in a
@@ -95,6 +97,22 @@ Context *find_context(Backend *backend) {
     return nullptr;
 }
 
+// Something was to be copied between two backends: they are of one context of the host's, and so are all that were known to be of one with
+// either.
+void met(const Backend *from, const Backend *to) {
+    const auto lock = lock_state();
+    Context   *a = nullptr, *b = nullptr;
+    for (Context *c : state().contexts) {
+        if (c->backend == from) a = c;
+        if (c->backend == to) b = c;
+    }
+    if (a == nullptr || b == nullptr || a->host_context == b->host_context) return;
+    const uint64_t one = std::min<uint64_t>(a->host_context, b->host_context), other = std::max<uint64_t>(a->host_context, b->host_context);
+    for (Context *c : state().contexts) {
+        if (c->host_context == other) c->host_context = one;
+    }
+}
+
 // A handler without SA_ONSTACK runs on the stack that it interrupts. While a thread is in Go that is a
 // goroutine's, of a few kilobytes, and Go's runtime aborts. Go gives the flag to the handlers that it finds
 // at its start; hosts install theirs later (llama-server after loading the model).
@@ -116,7 +134,7 @@ void run(Tensor *, int ith, int nth, void *user) {
 
 bool divides(const Extract &extract) {
     for (const lim_ggml_node &n : extract.nodes) {
-        if (n.divides != 0) return true;
+        if (n.divides == LIM_GGML_DIVIDED) return true;
     }
     return false;
 }
@@ -164,6 +182,7 @@ int take_part(Context *c, Graph *graph) {
         return c->compute(c->backend, graph);
     }
     if (!wants_plan(c)) return c->compute(c->backend, graph);
+    c->extract.graph.host = c->host_context;
     lim_go_ggml_plan(c->session, &c->extract.graph);
     c->known         = c->extract.graph.knows_weights != 0;
     const bool twice = can_repeat(c);
@@ -343,9 +362,10 @@ bool join(const Host &host, const Gpus *gpus, Backend *backend, int word, Event 
     {
         std::lock_guard lock(state().mutex);
         state().contexts.push_back(c.get());
+        c->host_context = ++state().made;
     }
     try {
-        if (gpus != nullptr) watch_backend(backend);
+        if (gpus != nullptr) watch_backend(backend, met);
         c->session = lim_go_ggml_open(gpus != nullptr ? LIM_GGML_GPU : LIM_GGML_CPU);
     } catch (const std::bad_alloc &) { // of the transfers
         lim_go_ggml_left_alone(kNoMemory);

@@ -48,6 +48,7 @@ struct Upload {
     uint64_t             serial;
     char                 name[sizeof(Tensor::name)];
     bool                 whole; // nothing else has been put there since
+    bool                 large; // of more rows than kMostRows
     std::vector<uint8_t> bytes;
     std::vector<uint8_t> before; // what the upload before this one brought
 };
@@ -64,10 +65,13 @@ struct Moving { // a backend's own functions
     SetFn     set;
     void     *set_2d;
     CopyAsync copy;
+    Met       met;
 };
 
-// Larger inputs are those of a prompt; larger stores of uploads are not one graph's.
+// Larger inputs are those of a prompt, of which masks are kept where they are wanted, a few; larger stores of uploads are not one graph's.
 constexpr int64_t kMostRows    = 64;
+constexpr int64_t kMostMixed   = 1024;
+constexpr size_t  kMostLarge   = 2; // one for the layers that see everything, and one for those that slide
 constexpr size_t  kMostBytes   = 64 << 20;
 constexpr size_t  kMostUploads = 64;
 constexpr size_t  kMostChanges = 4096;
@@ -83,6 +87,7 @@ struct Logged {
 struct Reader {
     uint64_t seen;  // number of the first change that it has not seen
     uint64_t store; // whose rows are told apart
+    bool     mixed; // masks of batches with a prompt's rows are wanted
 };
 
 // Never destroyed: hosts free buffers while the process ends.
@@ -142,6 +147,27 @@ Upload &upload_at(Watched &w, const void *data) {
     return *oldest;
 }
 
+// Has room for one more large upload than this one: the memory of the oldest is given back.
+void forget_large(Watched &w, const Upload &but) {
+    size_t  n      = 0;
+    Upload *oldest = nullptr;
+    for (auto &u : w.uploads) {
+        if (u.get() == &but || !u->large) continue;
+        n++;
+        if (oldest == nullptr || u->serial < oldest->serial) oldest = u.get();
+    }
+    if (n < kMostLarge) return;
+    oldest->whole = oldest->large = false;
+    std::vector<uint8_t>().swap(oldest->bytes);
+}
+
+bool wants_mixed() {
+    for (const auto &reader : state().readers) {
+        if (reader.second.mixed) return true;
+    }
+    return false;
+}
+
 // Stores that a reader follows; before it has chosen, any may be.
 bool is_wanted(uint64_t store) {
     for (const auto &reader : state().readers) {
@@ -192,13 +218,13 @@ void log_rows(int kind, const Tensor *t, size_t offset, size_t n, const void *da
     log_change(change, std::move(prints));
 }
 
-bool has_few_rows(const Tensor *t) {
+bool has_few_rows(const Tensor *t, int64_t most) {
     int64_t rows = 1;
     for (int i = 1; i < 4; i++) {
-        if (t->ne[i] < 0 || t->ne[i] > kMostRows) return false;
+        if (t->ne[i] < 0 || t->ne[i] > most) return false;
         rows *= t->ne[i];
     }
-    return rows <= kMostRows;
+    return rows <= most;
 }
 
 // Something was put into n bytes from `offset` of a tensor.
@@ -207,15 +233,22 @@ void moved_in(const Tensor *t, size_t offset, size_t n, const void *data) {
     if (w == nullptr) return;
     forget_uploads(*w, static_cast<const char *>(t->data) + offset, n);
     log_rows(LIM_GGML_WRITTEN, t, offset, n, data);
-    const bool integers = t->type == kI32 || t->type == kI64;
+    const bool integers = t->type == kI32 || t->type == kI64, large = !integers && !has_few_rows(t, kMostRows);
     if (data == nullptr || offset != 0 || n != bytes_of(t) || n > kMostBytes || t->view_src != nullptr || w->layout->usage(buffer_of(t)) == kWeights ||
-        (!integers && (!has_few_rows(t) || (t->type != kF16 && t->type != kF32)))) {
+        (!integers && t->type != kF16 && t->type != kF32) || (large && (!wants_mixed() || !has_few_rows(t, kMostMixed)))) {
         return;
     }
     Upload    &u    = upload_at(*w, t->data);
-    const bool same = u.data == t->data && strncmp(u.name, t->name, sizeof u.name) == 0;
-    std::swap(u.bytes, u.before);
+    const bool same = u.data == t->data && !u.large && !large && strncmp(u.name, t->name, sizeof u.name) == 0;
+    if (large) {
+        forget_large(*w, u);
+    } else if (u.large) {
+        std::vector<uint8_t>().swap(u.bytes);
+    } else {
+        std::swap(u.bytes, u.before);
+    }
     if (!same) u.before.clear();
+    u.large  = large;
     u.data   = t->data;
     u.serial = ++state().serial;
     memcpy(u.name, t->name, sizeof u.name);
@@ -339,8 +372,10 @@ void on_set_2d_async(Backend *backend, Tensor *t, const void *data, size_t offse
     note([&] { moved_in(t, offset, copies > 0 ? (copies - 1) * apart + n : 0, nullptr); });
 }
 bool on_copy_async(Backend *from_backend, Backend *backend, const Tensor *from, Tensor *to) {
-    const bool done = moving_of(backend).copy(from_backend, backend, from, to);
+    const Moving moving = moving_of(backend);
+    const bool   done   = moving.copy(from_backend, backend, from, to);
     if (done) note([&] { copied(from, to); });
+    moving.met(from_backend, backend); // also where the host has to go through its own memory, as from the CPU
     return done;
 }
 
@@ -492,10 +527,10 @@ std::string watch_transfers(void *handle, Device *device) {
     return "";
 }
 
-void watch_backend(Backend *backend) {
+void watch_backend(Backend *backend, Met met) {
     {
         const std::lock_guard lock(state().mutex);
-        state().backends[backend] = {reinterpret_cast<SetFn>(backend[kSetAsync]), backend[kSet2dAsync], reinterpret_cast<CopyAsync>(backend[kCopyAsync])};
+        state().backends[backend] = {reinterpret_cast<SetFn>(backend[kSetAsync]), backend[kSet2dAsync], reinterpret_cast<CopyAsync>(backend[kCopyAsync]), met};
     }
     backend[kSetAsync] = reinterpret_cast<void *>(on_set_async);
     if (backend[kSet2dAsync] != nullptr) backend[kSet2dAsync] = reinterpret_cast<void *>(on_set_2d_async);
@@ -541,10 +576,10 @@ bool is_plain(const Tensor *t) {
     return false;
 }
 
-void tell_rows(const void *reader, uint64_t store) {
+void tell_rows(const void *reader, uint64_t store, bool mixed) {
     const std::lock_guard lock(state().mutex);
     const auto            it = state().readers.find(reader);
-    if (it != state().readers.end()) it->second.store = store;
+    if (it != state().readers.end()) it->second.store = store, it->second.mixed = mixed;
 }
 
 bool changes_since(const void *reader, std::vector<lim_ggml_change> &changes, std::vector<uint64_t> &prints) {
@@ -553,7 +588,7 @@ bool changes_since(const void *reader, std::vector<lim_ggml_change> &changes, st
     const uint64_t        end = s.dropped + s.changes.size();
     changes.clear();
     prints.clear();
-    const auto [it, first] = s.readers.try_emplace(reader, Reader{end, 0});
+    const auto [it, first] = s.readers.try_emplace(reader, Reader{end, 0, false});
     const uint64_t from    = it->second.seen;
     it->second.seen        = end;
     if (first) return true;

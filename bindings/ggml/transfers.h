@@ -18,8 +18,10 @@ namespace lim::ggml {
 // or what is not as it should be. A small buffer is made for it.
 std::string watch_transfers(void *handle, Device *device);
 
-// Sees what a backend moves on its stream, too. For a backend whose layout is proven.
-void watch_backend(Backend *backend);
+// Sees what a backend moves on its stream, too. For a backend whose layout is proven. `met` is told between which backends something was to be
+// copied: a host does so between those of one of its contexts.
+using Met = void (*)(const Backend *from, const Backend *to);
+void watch_backend(Backend *backend, Met met);
 void forget_backend(Backend *backend);
 
 // The values of a tensor, where the host has put them there whole, and nothing has since; null: they are not known. They
@@ -36,8 +38,9 @@ bool is_plain(const Tensor *t);
 
 // Has rows that are moved out of a store, or into it, told apart by prints: of one store for each reader, whatever was
 // asked for before. 0: it may be any; kNoStore: none.
+// `mixed`: masks of batches with a prompt's rows are wanted, too.
 constexpr uint64_t kNoStore = 1;
-void               tell_rows(const void *reader, uint64_t store);
+void               tell_rows(const void *reader, uint64_t store, bool mixed);
 
 // What has happened to K stores since `reader` last asked, oldest first; prints lie in `prints`. False: more than is
 // remembered.

@@ -14,6 +14,7 @@
 #include "kernels.h"
 #include "kv_loader.cuh"
 #include "logit_sink.cuh"
+#include "packed.cuh"
 #include "query.cuh"
 #include "rows.cuh"
 #include "softmax.cuh"
@@ -50,10 +51,12 @@ struct Attention {
 
     /* ---- a tile ---- */
 
+    /* Steps of a head: fewer than there are fragments where it is padded. */
+    __device__ __forceinline__ bool Has(int fragment) const { return !Rows::kPadded || fragment * 16 < args.call.dim; }
+
     /* The scores: K times query. Rows of x are tokens g and g + 8, columns heads 2t and 2t + 1. */
-    static __device__ __forceinline__ void Scores(const Q &query, uint32_t keys, const uint8_t *raw, int lane, float (&x)[kHeadTiles][4]) {
+    __device__ __forceinline__ void Scores(const Q &query, uint32_t keys, float (&x)[kHeadTiles][4]) const {
         float    odd_x[kHeadTiles][4]; /* short: a chain of its own for every other step: each waits for the one before */
-        float    block[kHeadTiles][4]; /* q8_0: the part of a score within a block */
         uint32_t again[kHeadTiles][4]; /* the query's fragments where registers do not hold them */
 #pragma unroll
         for (int h = 0; h < kHeadTiles; h++) {
@@ -63,34 +66,15 @@ struct Attention {
         const uint32_t key_lane = keys + Rows::KeyLane(lane);
 #pragma unroll
         for (int f = 0; f < kFragments; f += kSteps) {
-            if (Rows::kConvert && f % 2 == 0) {
-#pragma unroll
-                for (int h = 0; h < kHeadTiles; h++) block[h][0] = block[h][1] = block[h][2] = block[h][3] = 0;
-            }
+            if (!Has(f)) break;
             uint32_t a[kSteps][4];
             Rows::KeyFragments(key_lane, f / kSteps, a);
 #pragma unroll
             for (int s = 0; s < kSteps; s++) {
 #pragma unroll
                 for (int h = 0; h < kHeadTiles; h++) {
-                    float (&to)[4] = Rows::kConvert ? block[h] : (f + s) % 2 == 1 && kShort ? odd_x[h]
-                                                                                            : x[h];
-                    if constexpr (Q::kInRegisters) {
-                        MultiplyAdd<Rows::kBf16>(to, a[s], query.q[h][f + s][0], query.q[h][f + s][1]);
-                    } else {
-                        if ((f + s) % 2 == 0) query.Fragments(h, f + s, again[h]);
-                        MultiplyAdd<Rows::kBf16>(to, a[s], again[h][(f + s) % 2 * 2], again[h][(f + s) % 2 * 2 + 1]);
-                    }
-                }
-            }
-            if constexpr (Rows::kConvert) {
-                if (f % 2 == 1) {
-                    const float low = Rows::ScaleOf(raw, lane >> 2, f / 2), high = Rows::ScaleOf(raw, (lane >> 2) + 8, f / 2);
-#pragma unroll
-                    for (int h = 0; h < kHeadTiles; h++) {
-                        x[h][0] += block[h][0] * low, x[h][1] += block[h][1] * low;
-                        x[h][2] += block[h][2] * high, x[h][3] += block[h][3] * high;
-                    }
+                    query.Pair(h, f + s, again[h]);
+                    MultiplyAdd<Rows::kBf16>((f + s) % 2 == 1 && kShort ? odd_x[h] : x[h], a[s], query.Low(h, f + s, again[h]), query.High(h, f + s, again[h]));
                 }
             }
         }
@@ -99,6 +83,32 @@ struct Attention {
             for (int h = 0; h < kHeadTiles; h++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) x[h][i] += odd_x[h][i];
+            }
+        }
+    }
+
+    /* The same of blocks with scales. */
+    __device__ __forceinline__ void PackedScores(const Q &query, const uint8_t *keys, uint32_t shift, float (&x)[kHeadTiles][4]) const {
+        uint32_t again[kHeadTiles][4];
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; h++) x[h][0] = x[h][1] = x[h][2] = x[h][3] = 0;
+#pragma unroll
+        for (int u = 0; u < Rows::kUnits; u++) {
+            uint32_t a[4][4];
+            float    scale[2][2];
+            Rows::Keys(keys, shift, u, lane, a, scale);
+#pragma unroll
+            for (int b = 0; b < (Rows::HasSecond(u) ? 2 : 1); b++) {
+                const int f = u * 4 + b * 2;
+#pragma unroll
+                for (int h = 0; h < kHeadTiles; h++) {
+                    float block[4] = {0, 0, 0, 0};
+                    query.Pair(h, f, again[h]);
+                    MultiplyAdd<false>(block, a[b * 2], query.Low(h, f, again[h]), query.High(h, f, again[h]));
+                    MultiplyAdd<false>(block, a[b * 2 + 1], query.Low(h, f + 1, again[h]), query.High(h, f + 1, again[h]));
+                    x[h][0] += block[0] * scale[b][0], x[h][1] += block[1] * scale[b][0];
+                    x[h][2] += block[2] * scale[b][1], x[h][3] += block[3] * scale[b][1];
+                }
             }
         }
     }
@@ -115,21 +125,12 @@ struct Attention {
         }
     }
 
-    /* q8_0: the keys of a tile, or its values, as f16, and where they are then. */
-    template <bool kValues>
-    __device__ __forceinline__ uint32_t Widen(const uint8_t *raw, uint8_t *wide) const {
-        if (kValues) raw += StageOf<Rows>::kTileBytes, wide += StageOf<HalfRows<kDim, false>>::kTileBytes;
-        Rows::template Convert<kValues>(raw, wide, lane);
-        __syncwarp();
-        return SharedAddress(wide);
-    }
-
     /* The accumulator: V transposed times weights. */
-    static __device__ __forceinline__ void Values(uint32_t values, int lane, const uint32_t (&weights)[kHeadTiles][2],
-                                                  float (&o)[kHeadTiles][kFragments][4]) {
+    __device__ __forceinline__ void Values(uint32_t values, const uint32_t (&weights)[kHeadTiles][2], float (&o)[kHeadTiles][kFragments][4]) const {
         const uint32_t value_lane = values + Rows::ValueLane(lane);
 #pragma unroll
         for (int f = 0; f < kFragments; f += kSteps) {
+            if (!Has(f)) break;
             uint32_t a[kSteps][4];
             Rows::ValueFragments(value_lane, f / kSteps, a);
 #pragma unroll
@@ -140,18 +141,28 @@ struct Attention {
         }
     }
 
+    __device__ __forceinline__ void PackedValues(const uint8_t *values, uint32_t shift, const uint32_t (&weights)[kHeadTiles][2], float (&o)[kHeadTiles][kFragments][4]) const {
+#pragma unroll
+        for (int u = 0; u < Rows::kUnits; u++) {
+            uint32_t a[4][4];
+            Rows::Values(values, shift, u, lane, a);
+#pragma unroll
+            for (int f = 0; f < 4; f++) {
+#pragma unroll
+                for (int h = 0; h < kHeadTiles; h++) MultiplyAdd<false>(o[h][u * 4 + f], a[f], weights[h][0], weights[h][1]);
+            }
+        }
+    }
+
     /* ---- a split ---- */
 
-    __device__ __forceinline__ uint32_t WarpBytes() const {
-        return args.stages * StageOf<Rows>::kBytes + (Rows::kConvert ? StageOf<HalfRows<kDim, false>>::kBytes : 0);
-    }
+    __device__ __forceinline__ uint32_t WarpBytes() const { return WarpBytesOf(args.stages * StageOf<Rows>::kBytes, kHeadTiles * 8, kDim); }
 
     /* Tokens [begin, end) of a work tile by the whole block. Whether the row's logits are filtered, is the row's. */
     __device__ __forceinline__ void Split(const WorkTile &work, int begin, int end, bool whole, uint32_t part, bool filters = false) {
         const lim_cuda_call &call = args.call;
         const uint32_t       warp_bytes = WarpBytes();
         uint8_t             *mine = shared + Q::kBytes + warp * warp_bytes;
-        uint8_t             *wide = mine + args.stages * StageOf<Rows>::kBytes; /* q8_0: the tile as f16 */
         loader.Open(work, begin, end, SharedAddress(mine));
 
         const uint8_t *from = (const uint8_t *)call.query.data + work.row * call.query.row_stride +
@@ -197,19 +208,24 @@ struct Attention {
             if (!computes) continue;
 
             const int      token = loader.Token(at);
-            const uint8_t *raw = mine + loader.stage * StageOf<Rows>::kBytes;
-            uint32_t       keys = loader.stage0 + loader.stage * StageOf<Rows>::kBytes, values = keys + StageOf<Rows>::kTileBytes;
-            if constexpr (Rows::kConvert) keys = Widen<false>(raw, wide);
-            float    x[kHeadTiles][4];
-            uint32_t weights[kHeadTiles][2];
-            Scores(query, keys, raw, lane, x);
+            const uint8_t *tile = mine + loader.stage * StageOf<Rows>::kBytes;
+            const uint32_t keys = loader.stage0 + loader.stage * StageOf<Rows>::kBytes;
+            float          x[kHeadTiles][4];
+            uint32_t       weights[kHeadTiles][2];
+            if constexpr (Rows::kPacked) {
+                PackedScores(query, tile, loader.key_shift, x);
+            } else {
+                Scores(query, keys, x);
+            }
             Scale(x);
             sink.Put(x, token);
             softmax.Weigh(x, lane >> 2, end - token, weights);
             loader.WaitForValues();
-            if constexpr (Rows::kConvert) values = Widen<true>(raw, wide);
-            Values(values, lane, weights, softmax.o);
-            if (Rows::kConvert) __syncwarp();
+            if constexpr (Rows::kPacked) {
+                PackedValues(tile + StageOf<Rows>::kTileBytes, loader.value_shift, weights, softmax.o);
+            } else {
+                Values(keys + StageOf<Rows>::kTileBytes, weights, softmax.o);
+            }
             loader.Done();
         }
         if (!staged) {
@@ -265,7 +281,7 @@ struct Attention {
         return work.tokens > args.call.budget && (uint32_t)work.tokens >= least && 2 * SpanOf(work, chunks, blocks).count <= LIM_CUDA_FILTER_LISTS &&
                work.total / blocks * args.chunk_tokens >= least;
     }
-    /* What the selection finds of the split. */
+    /* What the selection finds of the split, and of the row's query, where the row begins. */
     __device__ __forceinline__ void LeaveSurvivors(const WorkTile &work, uint32_t chunks, uint32_t blocks, int begin, int end, bool filters) const {
         const Span          span = SpanOf(work, chunks, blocks);
         lim_cuda_survivors *to = (lim_cuda_survivors *)args.survivors +
@@ -276,6 +292,14 @@ struct Attention {
             const float    bound = survivors->bound[0][head];
             to[head * LIM_CUDA_FILTER_LISTS] = lim_cuda_survivors{(uint32_t)begin, survivors->lines[head], bound, lists};
             to[head * LIM_CUDA_FILTER_LISTS + 1] = lim_cuda_survivors{(uint32_t)end - others, others, bound, lists};
+        }
+        if (!filters || begin != 0) return;
+        const int64_t first = ((int64_t)work.row * args.call.heads + work.head * args.group) * kDim;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < args.group * kDim; i += kThreads) {
+            const lim_cuda_rows &query = args.call.query;
+            const uint8_t       *from = (const uint8_t *)query.data + work.row * query.row_stride + (work.head * args.group + i / kDim) * query.head_stride;
+            ((float *)args.queries)[first + i] = LoadElement(from, query.type, i % kDim);
         }
     }
 
@@ -323,8 +347,8 @@ struct Attention {
 
 template <class Rows, int kDim, int kHeadTiles, bool kIndexed, bool kShort, bool kFilter = false>
 __device__ __forceinline__ void Attend(const lim_cuda_args &args) {
-    extern __shared__ __align__(1024) uint8_t shared[];
     using A = Attention<Rows, kDim, kHeadTiles, kIndexed, kShort, kFilter>;
+    uint8_t  *shared = DynamicShared();
     const int warp = (int)threadIdx.x >> 5, lane = threadIdx.x & 31;
     PdlLaunchDependents();
     A attention = {args, shared, warp, lane, {args, StreamPolicy(), warp, lane}, {args}, nullptr};

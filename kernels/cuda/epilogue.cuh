@@ -102,7 +102,8 @@ struct SplitEpilogue {
         float    *part = (float *)args.parts + which * (size_t)PartFloats(group, kDim);
 #pragma unroll 1
         for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
-            const int     head = i / (kDim / 4), d = i % (kDim / 4) * 4;
+            const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
+            if (Rows::kPadded && d >= args.call.dim) continue;
             const Partial p = warps.Four(head, d, tiles, warp_bytes);
             if (whole) {
                 Finish(work, head, d, p);
@@ -144,7 +145,8 @@ struct SplitEpilogue {
 #pragma unroll 1
         for (int i = threadIdx.x; i < group * (kDim / 4); i += kThreads) {
             const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-            Partial   all = NoPartial();
+            if (Rows::kPadded && d >= args.call.dim) continue;
+            Partial all = NoPartial();
             /* Several parts under way at once: the time is all latency. */
 #pragma unroll 1
             for (int base = 0; base < count; base += kAtOnce) {
@@ -209,7 +211,8 @@ struct ClusterEpilogue {
     __device__ __forceinline__ void Finish(const WorkTile &work) const {
         if (threadIdx.x == 0) MbarrierExpect(SharedAddress(full), args.cluster * 24 * finish_count);
         MbarrierWaitCluster(full);
-        if (threadIdx.x >= finish_count) return;
+        const int four = (int)(finish_first + threadIdx.x), d = four % (kDim / 4) * 4;
+        if (threadIdx.x >= finish_count || (Rows::kPadded && d >= args.call.dim)) return;
         const float4 *values = (const float4 *)dsmem + threadIdx.x;
         const float2 *sums = (const float2 *)((const float4 *)dsmem + args.cluster * fours) + threadIdx.x;
         Partial       part[LIM_CUDA_MOST_CLUSTER];
@@ -218,8 +221,7 @@ struct ClusterEpilogue {
             const float2 sum = p < args.cluster ? sums[p * fours] : float2{kLowest, 0};
             part[p] = {p < args.cluster ? values[p * fours] : float4{0, 0, 0, 0}, sum.x, sum.y};
         }
-        const int four = (int)(finish_first + threadIdx.x);
-        FinishHead(args, kShift, work.row, work.head * args.group + four / (kDim / 4), four % (kDim / 4) * 4, Merge(part));
+        FinishHead(args, kShift, work.row, work.head * args.group + four / (kDim / 4), d, Merge(part));
     }
 };
 

@@ -19,13 +19,14 @@
 extern "C" {
 #endif
 
-/* Element types; the first four are the numbers of lim_dtype in lessismore.h. */
+/* Element types; the first five are the numbers of lim_dtype in lessismore.h. */
 enum {
     LIM_CUDA_F32 = 0, /* query and output only */
     LIM_CUDA_F16 = 1,
     LIM_CUDA_BF16 = 2,
     LIM_CUDA_Q8_0 = 3, /* key and value only: blocks of 32, f16 scale and 32 x int8 (ggml's layout) */
-    LIM_CUDA_FP8 = 5, /* key and value only: e4m3 (4 is taken by q4_0) */
+    LIM_CUDA_Q4_0 = 4, /* key and value only: blocks of 32, f16 scale and 16 bytes of two elements, 16 apart (ggml's layout) */
+    LIM_CUDA_FP8 = 5,  /* key and value only: e4m3 */
 };
 
 enum {
@@ -89,8 +90,8 @@ typedef struct lim_cuda_call {
     int64_t        kv_tokens; /* that all rows above the budget see together, at most: more, and nothing is chosen; 0: rows * capacity */
     int32_t        n_rows;
     int32_t        heads, kv_heads;
-    int32_t        dim;       /* 64, 128 or 256 */
-    int32_t        kv_type;   /* F16, BF16, FP8 or Q8_0 */
+    int32_t        dim;       /* 64, 128 or 256; with F16 and BF16 any multiple of 16 up to 256 */
+    int32_t        kv_type;   /* F16, BF16, FP8, Q8_0 or Q4_0 */
     int32_t        page_shift; /* log2 of the page; read with a table only */
     int32_t        capacity;  /* no length will be above this */
     float          scale;     /* logit = softcap(scale * q.k); an fp8 key's scale is folded in by the caller */
@@ -168,8 +169,9 @@ typedef struct lim_cuda_args {
     uint64_t              survivors; /* lim_cuda_survivors [n_rows][heads][LIM_CUDA_FILTER_LISTS]; 0: all logits are stored */
     uint64_t              no_sets;  /* uint32: see lim_cuda_no_sets */
     uint64_t              again;    /* uint32 [n_rows][heads]: 1 where logits were computed once more, and lie in the head's room */
+    uint64_t              queries;  /* float [n_rows][heads][dim], of rows whose logits are filtered: the caller's may be gone by then */
     uint32_t              floats;   /* of a head's room for a token: room_stride over logit_stride */
-    uint32_t              reserved[11];
+    uint32_t              reserved[9];
     LIM_CUDA_MAP uint64_t key_map[16], value_map[16]; /* CUtensorMap */
 } lim_cuda_args;
 

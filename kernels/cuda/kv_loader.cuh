@@ -23,11 +23,15 @@ struct Slots {
     int now = 0, later = 0; /* the next two tiles, the two after those */
 };
 
+/* Packed rows that need not begin at a multiple of four bytes. */
+template <class Rows> constexpr bool IsShifted = Rows::kPacked && Rows::kRowBytes % 4 != 0;
+
 template <class Rows, int kWarps, bool kIndexed, bool kShort>
 struct AsyncLoader {
-    static constexpr int kTurn = kWarps * kTile;
-    static constexpr int kChunks = Rows::kRowBytes / Rows::kCopy; /* copies of a row */
-    static constexpr int kStageBytes = StageOf<Rows>::kBytes;
+    static constexpr int  kTurn = kWarps * kTile;
+    static constexpr int  kChunks = Rows::kChunks;
+    static constexpr int  kStageBytes = StageOf<Rows>::kBytes;
+    static constexpr bool kShifted = IsShifted<Rows>, kWholeRows = Rows::kPacked && !kShifted;
 
     const lim_cuda_args &args;
     uint64_t             policy;
@@ -43,6 +47,8 @@ struct AsyncLoader {
     const uint8_t *value_row;
     int            value_count, value_lanes;
     uint32_t       into;
+    /* Packed: how far into the copies of a row the row begins. */
+    uint32_t key_shift, value_shift;
 
     /* The slot of a token of a row. */
     __device__ __forceinline__ int SlotOf(int of_row, int token, int last) const {
@@ -67,10 +73,22 @@ struct AsyncLoader {
         row = work.row, next = begin + warp * kTile, end = last;
         stages = args.stages, stage0 = first_stage;
         odd = fill = stage = 0;
+        if constexpr (kShifted) {
+            key_shift = Rows::ShiftOf(key.base), value_shift = Rows::ShiftOf(value.base);
+            key.base -= key_shift, value.base -= value_shift;
+        } else {
+            key_shift = value_shift = 0;
+        }
+        if constexpr (kRuns) runs = FromOf(Address(key, next), Address(value, next));
     }
 
     __device__ __forceinline__ const uint8_t *Address(const Store &s, int slot) const {
         return kIndexed ? SlotAddress(args.call, s, slot) : s.base + (int64_t)slot * s.token_stride;
+    }
+
+    /* Of a copy, those of the row: memory may end there. */
+    static __device__ __forceinline__ uint32_t BytesAt(int column, uint32_t shift) {
+        return kShifted ? min((uint32_t)Rows::kCopy, Rows::kRowBytes + shift - column) : Rows::kCopy;
     }
 
     /* Starts copying a tile of `count` tokens (more than 16: all), or only its keys or values. Indexed, from_key and from_value
@@ -94,18 +112,117 @@ struct AsyncLoader {
                 from_key += at * key.token_stride;
                 from_value += at * value.token_stride;
             }
+            if (Rows::kPadded && !Rows::kPacked && column >= args.call.dim * 2) continue; /* never read there, nor here */
             if (kEven || c < kTile * kChunks) {
-                const uint32_t bytes = r < count ? Rows::kCopy : 0;
                 const uint32_t to = to_stage + r * Rows::kPitch + column;
-                if (kKeys) CopyAsync<Rows::kCopy>(to, from_key + column, bytes, policy);
-                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, bytes, policy);
+                if (kKeys) CopyAsync<Rows::kCopy>(to, from_key + column, r < count ? BytesAt(column, key_shift) : 0, policy);
+                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, r < count ? BytesAt(column, value_shift) : 0, policy);
             }
         }
+    }
+
+    /* Packed rows are 8 or 16 copies and one more: a warp does 8 or 16 of as many rows as it has lanes for at once, and then the
+     * last ones of all rows, of keys by its first half and of values by the other. */
+    static constexpr int kMain = kChunks - 1, kRows = kWholeRows ? 32 / kMain : 1, kLast = kMain * Rows::kCopy;
+
+    /* Direct: where this lane copies from, of a tile. */
+    struct PackedFrom {
+        const uint8_t *key, *value, *last;
+    };
+    __device__ __forceinline__ bool       CopiesLastOfKeys() const { return lane < kTile; }
+    __device__ __forceinline__ uint32_t   KeyStride() const { return (uint32_t)args.call.key.token_stride; } /* of 16 tiles and more it fits: LIM_CUDA_MOST_STRIDE */
+    __device__ __forceinline__ uint32_t   ValueStride() const { return (uint32_t)args.call.value.token_stride; }
+    __device__ __forceinline__ PackedFrom FromOf(const uint8_t *first_key, const uint8_t *first_value) const {
+        const uint32_t row = lane / kMain, column = lane % kMain * Rows::kCopy, last_row = lane % kTile;
+        return {first_key + KeyStride() * row + column, first_value + ValueStride() * row + column,
+                CopiesLastOfKeys() ? first_key + KeyStride() * last_row : first_value + ValueStride() * last_row};
+    }
+
+    /* As Copy, of all 16 tokens. */
+    template <bool kKeys, bool kValues>
+    __device__ __forceinline__ void CopyPacked(uint32_t to_stage, const PackedFrom &from) const {
+        constexpr uint32_t kValuesAt = StageOf<Rows>::kTileBytes;
+        const uint32_t     to = to_stage + lane / kMain * Rows::kPitch + lane % kMain * Rows::kCopy;
+#pragma unroll
+        for (int i = 0; i < kTile / kRows; i++) {
+            const uint32_t at = to + i * kRows * Rows::kPitch;
+            if (kKeys) CopyAsync<Rows::kCopy>(at, from.key + KeyStride() * (i * kRows), Rows::kCopy, policy);
+            if (kValues) CopyAsync<Rows::kCopy>(at + kValuesAt, from.value + ValueStride() * (i * kRows), Rows::kCopy, policy);
+        }
+        CopyLast<kKeys, kValues>(to_stage, from.last, Rows::kCopy);
+    }
+    template <bool kKeys, bool kValues>
+    __device__ __forceinline__ void CopyLast(uint32_t to_stage, const uint8_t *from, uint32_t bytes) const {
+        const uint32_t to = to_stage + lane % kTile * Rows::kPitch + kLast + (CopiesLastOfKeys() ? 0 : StageOf<Rows>::kTileBytes);
+        if (CopiesLastOfKeys() ? kKeys : kValues) CopyAsync<Rows::kCopy>(to, from + kLast, bytes, policy);
+    }
+    /* Of fewer tokens, the split's last ones: what is not there is zero. */
+    static __device__ __noinline__ void CopyShortTile(uint32_t to, const uint8_t *from, uint32_t stride, int count, int lane, uint64_t policy) {
+#pragma unroll 1
+        for (int i = lane; i < kTile * kChunks; i += 32) {
+            const int r = i / kChunks, column = i % kChunks * Rows::kCopy;
+            CopyAsync<Rows::kCopy>(to + r * Rows::kPitch + column, from + stride * min(r, count - 1) + column, r < count ? Rows::kCopy : 0, policy);
+        }
+    }
+
+    /* As Copy, indexed. */
+    template <bool kKeys, bool kValues>
+    __device__ __forceinline__ void CopyPackedTokens(uint32_t to_stage, const uint8_t *key_row, const uint8_t *from_value, int count, int from_lane) const {
+        constexpr uint32_t kValuesAt = StageOf<Rows>::kTileBytes;
+        const int          row = lane / kMain, column = lane % kMain * Rows::kCopy, last_row = lane % kTile;
+#pragma unroll
+        for (int i = 0; i < kTile / kRows; i++) {
+            const int      r = row + i * kRows;
+            const uint32_t at = to_stage + r * Rows::kPitch + column, bytes = r < count ? Rows::kCopy : 0;
+            if (kKeys) CopyAsync<Rows::kCopy>(at, OfLane(key_row, from_lane + r) + column, bytes, policy);
+            if (kValues) CopyAsync<Rows::kCopy>(at + kValuesAt, OfLane(from_value, from_lane + r) + column, bytes, policy);
+        }
+        const uint8_t *const key_last = kKeys ? OfLane(key_row, from_lane + last_row) : nullptr;
+        const uint8_t *const value_last = kValues ? OfLane(from_value, from_lane + last_row) : nullptr;
+        CopyLast<kKeys, kValues>(to_stage, CopiesLastOfKeys() ? key_last : value_last, last_row < count ? Rows::kCopy : 0);
+    }
+    static __device__ __forceinline__ const uint8_t *OfLane(const uint8_t *p, int from) {
+        return (const uint8_t *)__shfl_sync(kAll, (unsigned long long)p, from);
+    }
+
+    template <bool kKeys, bool kValues>
+    __device__ __forceinline__ void CopyTile(uint32_t to, const uint8_t *first_key, const uint8_t *first_value, int count, int from_lane) const {
+        if constexpr (!kWholeRows) {
+            Copy<kKeys, kValues>(to, first_key, first_value, count, from_lane);
+        } else if constexpr (kIndexed) {
+            CopyPackedTokens<kKeys, kValues>(to, first_key, first_value, count, from_lane);
+        } else if (count >= kTile) {
+            CopyPacked<kKeys, kValues>(to, FromOf(first_key, first_value));
+        } else {
+            if (kKeys) CopyShortTile(to, first_key, KeyStride(), count, lane, policy);
+            if (kValues) CopyShortTile(to + StageOf<Rows>::kTileBytes, first_value, ValueStride(), count, lane, policy);
+        }
+    }
+    /* Direct, keys and values at once: the addresses run from tile to tile, which takes less than finding each anew. */
+    static constexpr bool kRuns = kWholeRows && !kIndexed && !kShort;
+    PackedFrom            runs;
+
+    __device__ __forceinline__ void LoadRunning() {
+        into = stage0 + fill * kStageBytes;
+        if (end - next >= kTile) {
+            CopyPacked<true, true>(into, runs);
+            runs.key += KeyStride() * kTurn, runs.value += ValueStride() * kTurn;
+            runs.last += (CopiesLastOfKeys() ? KeyStride() : ValueStride()) * kTurn;
+        } else if (next < end) {
+            CopyTile<true, true>(into, Address(key, next), Address(value, next), end - next, 0);
+        }
+        next += kTurn;
+        CopyCommit();
+        fill = fill + 1 == stages ? 0 : fill + 1;
     }
 
     /* Short: values are copied apart from keys, once as much has come, so that a warp never has more than it needs under way
      * (SHORT_BYTES in plan.c). While the pipeline is being filled nothing has, and they follow at once. */
     __device__ __forceinline__ void Load(bool filling) {
+        if constexpr (kRuns) {
+            LoadRunning();
+            return;
+        }
         into = stage0 + fill * kStageBytes;
         value_row = nullptr;
         value_count = end - next, value_lanes = odd;
@@ -113,7 +230,7 @@ struct AsyncLoader {
             const int      which = kIndexed ? slots.now : next;
             const uint8_t *key_row = Address(key, which);
             value_row = Address(value, which);
-            Copy<true, !kShort>(into, key_row, value_row, end - next, odd);
+            CopyTile<true, !kShort>(into, key_row, value_row, end - next, odd);
             next += kTurn;
             odd ^= 16;
             if (kIndexed && odd == 0) {
@@ -126,7 +243,7 @@ struct AsyncLoader {
         fill = fill + 1 == stages ? 0 : fill + 1;
     }
     __device__ __forceinline__ void LoadValues() const {
-        if (value_row != nullptr) Copy<false, true>(into, nullptr, value_row, value_count, value_lanes);
+        if (value_row != nullptr) CopyTile<false, true>(into, nullptr, value_row, value_count, value_lanes);
         CopyCommit();
     }
 

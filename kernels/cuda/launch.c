@@ -23,10 +23,14 @@ int lim_cuda_start(const lim_cuda_launch *l, void *function, void *stream, const
     return cuLaunchKernelEx(&config, function, params, 0);
 }
 
-int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream) {
+int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream, void *attended) {
     int result = lim_cuda_enter(plan->context);
-    for (int i = 0; i < plan->count && result == 0; i++)
+    /* A selection goes on beside what follows, for as long as a later layer is sure to be waited for. */
+    const int last = plan->tally_function != 0 ? plan->count - 1 : 0;
+    for (int i = 0; i < plan->count && result == 0; i++) {
         result = lim_cuda_start(&plan->launches[i], plan->functions[i], stream, &plan->args);
+        if (i == last && attended != 0 && result == 0) result = cuEventRecord(attended, stream);
+    }
     if (result == 0 && plan->tally_function != 0) {
         void *step[1] = {(void *)&plan->tally};
         result = cuLaunchKernel(plan->tally_function, 1, 1, 1, LIM_CUDA_TALLY_THREADS, 1, 1, 0, stream, step, 0);

@@ -26,8 +26,9 @@ typedef struct lim_cuda_plan_t {
 /* Queues one kernel that gets `args`. Returns a CUresult. */
 int lim_cuda_start(const lim_cuda_launch *launch, void *function, void *stream, const void *args);
 
-/* Queues the plan's kernels on the stream. Nothing is allocated, copied or waited for. Returns a CUresult. */
-int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream);
+/* Queues the plan's kernels on the stream. Nothing is allocated, copied or waited for. `attended`: an event (CUevent) that is recorded
+ * once the output is there and the query is not read any more, before a selection that is not the step's last; 0: none. Returns a CUresult. */
+int lim_cuda_run(const lim_cuda_plan_t *plan, void *stream, void *attended);
 
 /* Queues a join. Returns a CUresult. */
 int lim_cuda_start_join(void *function, void *context, const lim_cuda_join *join, void *stream);

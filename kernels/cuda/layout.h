@@ -11,20 +11,31 @@ enum {
     LIM_CUDA_SHORT_WARPS = 8,   /* of one that has a multiprocessor for itself: a short split's tiles then all run side by side */
     LIM_CUDA_MOST_STAGES = 6,   /* of a warp's pipeline */
     LIM_CUDA_MOST_CLUSTER = 8,  /* blocks of a cluster */
+    LIM_CUDA_MOST_RESIDENT = 4, /* blocks on a multiprocessor, of any kernel: see LIM_CUDA_MOST_BLOCKS */
     LIM_CUDA_SELECT_THREADS = 512,
     LIM_CUDA_BUCKETS = 2048,    /* by which the selection brings candidates into order */
     LIM_CUDA_PROBE_THREADS = 256,
+    LIM_CUDA_MOST_STRIDE = 1 << 24, /* from token to token, of packed types: multiplied in 32 bits */
 };
 
-/* Blocks on a multiprocessor: three where the registers allow it without spills, else two. */
-#define LIM_CUDA_MOST_BLOCKS(converts, dim, heads) ((converts) || (dim) > 128 || (heads) > 8 ? 2 : 3)
+/* Blocks on a multiprocessor: as many as the registers allow without spills. Whole rows of packed types (q8_0, q4_0) have more
+ * to compute for the bytes that they read. */
+#define LIM_CUDA_MOST_BLOCKS(packed, dim, heads) ((dim) > 128 || (heads) > 8 ? 2 : (packed) && (dim) == 128 ? 4 \
+                                                                                                            : 3)
 
-/* Bytes from row to row in shared memory. 16 more than a row, so that the eight rows of a matrix lie in different banks; not
- * in q8_0, which is not read as matrices. */
-#define LIM_CUDA_PITCH(row_bytes) ((row_bytes) + 16)
-#define LIM_CUDA_QUERY_PITCH(dim) LIM_CUDA_PITCH((dim) * 2)
+/* Bytes from row to row in shared memory. 16 more than a row, so that the eight rows of a matrix lie in different banks. Packed
+ * ones, which are not read as matrices, lie at odd multiples of 16: see packed.cuh. */
+#define LIM_CUDA_PITCH(row_bytes)        ((row_bytes) + 16)
+#define LIM_CUDA_PACKED_PITCH(row_bytes) (((row_bytes) + 15) / 32 * 32 + 16)
+#define LIM_CUDA_QUERY_PITCH(dim)        LIM_CUDA_PITCH((dim) * 2)
 /* TMA's tiles, which lie behind the query, begin at multiples of 1,024 bytes. */
 #define LIM_CUDA_TMA_QUERY_BYTES(dim) ((8 * LIM_CUDA_QUERY_PITCH(dim) + 1023) / 1024 * 1024)
+
+/* A warp's part of shared memory: its stages, and in the end its values in f32, whose rows are 16 bytes further apart. */
+LIM_SHARED uint32_t WarpBytesOf(uint32_t stages_bytes, uint32_t heads, uint32_t dim) {
+    const uint32_t values = heads * (dim + 4) * 4;
+    return stages_bytes > values ? stages_bytes : values;
+}
 
 /* A cluster's blocks finish equal numbers of its fours of elements, and store to each other what the other needs: for each
  * four float4 [cluster], values, and float2 [cluster], row_max and row_sum. */

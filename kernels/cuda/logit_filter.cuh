@@ -105,7 +105,7 @@ struct LogitFilter {
                 survivors->found[warp][head + lane] = last >= 0xff800000u ? -INFINITY : __uint_as_float(OrderBits(last)); /* all but NaN */
             }
         }
-        asm volatile("bar.sync 2, %0;" ::"n"(kWarps * 32) : "memory");
+        MeetAt<2, kWarps * 32>();
         if (lane < group) {
             float mean = 0;
 #pragma unroll

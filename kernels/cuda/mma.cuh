@@ -10,6 +10,18 @@ namespace lessismore {
 
 __device__ __forceinline__ uint32_t SharedAddress(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+/* What the launch has given the block. */
+__device__ __forceinline__ uint8_t *DynamicShared() {
+    extern __shared__ __align__(1024) uint8_t shared[];
+    return shared;
+}
+
+/* A barrier of the block's besides that of __syncthreads(). */
+template <int kBarrier, int kThreads>
+__device__ __forceinline__ void MeetAt() {
+    asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+
 /* ---- asynchronous copies into shared memory ---- */
 
 /* For what is read once: K and V leave the second-level cache first, the logits stay for the selection. */
@@ -197,6 +209,14 @@ __device__ __forceinline__ uint32_t PackPair(float low, float high) {
     }
     const __half2 p = __floats2half2_rn(low, high);
     return *(const uint32_t *)&p;
+}
+
+/* x & mask | bits, as one instruction: two constants make the compiler take two. */
+template <uint32_t kMask, uint32_t kBits>
+__device__ __forceinline__ uint32_t MaskedOr(uint32_t x) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(kMask), "r"(kBits));
+    return y;
 }
 
 __device__ __forceinline__ float Exp2(float x) {

@@ -33,17 +33,43 @@ static int group_of(const lim_cuda_call *c) { return c->heads / c->kv_heads; }
         return kind;                       \
     } while (0)
 
+static int is_packed(int type) { return type == LIM_CUDA_Q8_0 || type == LIM_CUDA_Q4_0; }
+static int is_half(int type) { return type == LIM_CUDA_F16 || type == LIM_CUDA_BF16; }
+
 static int64_t row_bytes(int type, int dim) {
     switch (type) {
     case LIM_CUDA_FP8: return dim;
     case LIM_CUDA_Q8_0: return dim / 32 * 34;
+    case LIM_CUDA_Q4_0: return dim / 32 * 18;
     case LIM_CUDA_F32: return dim * 4;
     default: return dim * 2;
     }
 }
 
+/* The elements that the kernel for this head_dim has room for; it is a padded one where they are more. */
+static int kernel_dim(const lim_cuda_call *c) {
+    if (c->dim == 64) return 64;
+    return c->dim <= 128 ? 128 : 256;
+}
+static int is_padded(const lim_cuda_call *c) { return c->dim != kernel_dim(c); }
+
+static int check_dim(const lim_cuda_call *c, char *text, size_t size) {
+    if (c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16 && c->kv_type != LIM_CUDA_FP8 && !is_packed(c->kv_type))
+        REFUSE(2, "kv_type = %d is not f16, bf16, fp8, q8_0 or q4_0", c->kv_type);
+    if (c->dim < 16 || c->dim > 256 || c->dim % 16 != 0) REFUSE(2, "dim = %d is not a multiple of 16 up to 256", c->dim);
+    if (!is_padded(c) || is_half(c->kv_type)) return 0;
+    if (!is_packed(c->kv_type)) REFUSE(2, "dim = %d is not 64, 128 or 256, as it has to be with fp8", c->dim);
+    if (c->dim != 96) REFUSE(2, "dim = %d is not 64, 96, 128 or 256, as it has to be with q8_0 and q4_0", c->dim);
+    if (group_of(c) > 8) REFUSE(2, "dim = %d with heads = %d, more than 8 for each of the %d KV heads, is not in q8_0 or q4_0", c->dim, c->heads, c->kv_heads);
+    return 0;
+}
+
 static int check_store(const char *name, const lim_cuda_store *s, const lim_cuda_call *c, char *text, size_t size) {
-    const int64_t align = c->kv_type == LIM_CUDA_Q8_0 ? c->dim / 16 : 16, bytes = row_bytes(c->kv_type, c->dim);
+    /* Of 96 elements a row's bytes are no multiple of four: its head may begin between two. */
+    const int     shifted = is_packed(c->kv_type) && c->dim == 96;
+    const int64_t align = shifted ? 4 : is_packed(c->kv_type) ? c->dim / 16
+                                                              : 16,
+                  bytes = row_bytes(c->kv_type, c->dim);
     if (s->data == 0) REFUSE(1, "%s = NULL", name);
     if (s->data % align != 0)
         REFUSE(2, "%s = %#llx is not a multiple of %lld bytes", name, (unsigned long long)s->data, (long long)align);
@@ -61,9 +87,12 @@ static int check_store(const char *name, const lim_cuda_store *s, const lim_cuda
         if (strides[i].stride < bytes)
             REFUSE(1, "%s's %s = %lld is less than a row of %lld bytes", name, strides[i].name, (long long)strides[i].stride,
                    (long long)bytes);
-        if (strides[i].stride % align != 0)
+        if (i == 0 && is_packed(c->kv_type) && strides[i].stride > LIM_CUDA_MOST_STRIDE)
+            REFUSE(2, "%s's %s = %lld is more than %d", name, strides[i].name, (long long)strides[i].stride, LIM_CUDA_MOST_STRIDE);
+        const int64_t step = shifted && i == 1 ? 2 : align;
+        if (strides[i].stride % step != 0)
             REFUSE(2, "%s's %s = %lld is not a multiple of %lld bytes", name, strides[i].name, (long long)strides[i].stride,
-                   (long long)align);
+                   (long long)step);
     }
     return 0;
 }
@@ -93,15 +122,14 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
         REFUSE(1, "kv_heads = %d does not divide heads = %d", c->kv_heads, c->heads);
     if (group_of(c) > LIM_CUDA_MAX_GROUP)
         REFUSE(2, "heads = %d is more than %d for each of the %d KV heads", c->heads, LIM_CUDA_MAX_GROUP, c->kv_heads);
-    if (c->dim != 64 && c->dim != 128 && c->dim != 256) REFUSE(2, "dim = %d is not 64, 128 or 256", c->dim);
-    if (c->kv_type != LIM_CUDA_F16 && c->kv_type != LIM_CUDA_BF16 && c->kv_type != LIM_CUDA_FP8 && c->kv_type != LIM_CUDA_Q8_0)
-        REFUSE(2, "kv_type = %d is not f16, bf16, fp8 or q8_0", c->kv_type);
+    int refused = check_dim(c, text, size);
+    if (refused != 0) return refused;
     if (c->capacity < 1 || c->capacity > 1 << 28) REFUSE(1, "capacity = %d is not in 1 .. %d", c->capacity, 1 << 28);
     if (c->kv_tokens < 0 || c->kv_tokens > (int64_t)LIM_CUDA_MAX_ROWS << 20) REFUSE(1, "kv_tokens = %lld is not in 0 .. %lld", (long long)c->kv_tokens, (long long)LIM_CUDA_MAX_ROWS << 20);
     if (!(c->softcap >= 0) || c->softcap > 3.0e38f) REFUSE(1, "softcap = %g is not a finite number of 0 or more", c->softcap);
     if (!(c->scale > -3.0e38f && c->scale < 3.0e38f)) REFUSE(1, "scale = %g is not a finite number", c->scale);
     if (!(c->value_scale > -3.0e38f && c->value_scale < 3.0e38f)) REFUSE(1, "value_scale = %g is not a finite number", c->value_scale);
-    int refused = check_rows("query", &c->query, c, text, size);
+    refused = check_rows("query", &c->query, c, text, size);
     if (refused == 0) refused = check_rows("output", &c->output, c, text, size);
     if (refused == 0) refused = check_store("key", &c->key, c, text, size);
     if (refused == 0) refused = check_store("value", &c->value, c, text, size);
@@ -144,10 +172,10 @@ int lim_cuda_check(const lim_cuda_device *device, const lim_cuda_call *c, char *
 
 /* Which kernels there are besides those for every card: see attention.cu. */
 static int has_short(const lim_cuda_device *d, const lim_cuda_call *c) {
-    return d->capability == HOPPER && c->dim <= 128 && group_of(c) <= 8;
+    return d->capability == HOPPER && kernel_dim(c) <= 128 && group_of(c) <= 8;
 }
 static int has_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
-    return has_short(d, c) && (c->kv_type == LIM_CUDA_F16 || c->kv_type == LIM_CUDA_BF16);
+    return has_short(d, c) && is_half(c->kv_type) && !is_padded(c);
 }
 
 /* TMA loads whole tiles, of rows without a table or in pages of whole tiles, where the kernel for it has the registers. */
@@ -164,11 +192,10 @@ static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
 }
 
 static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
-    const int64_t row = row_bytes(c->kv_type, c->dim), pitch = c->kv_type == LIM_CUDA_Q8_0 ? row : LIM_CUDA_PITCH(row);
-    int64_t       warp = stages * 2 * LIM_CUDA_TILE * pitch;
-    if (c->kv_type == LIM_CUDA_Q8_0) warp += 2 * LIM_CUDA_TILE * LIM_CUDA_PITCH(c->dim * 2); /* the tile as f16 */
-    const int64_t query = (int64_t)(group_of(c) > 8 ? 16 : 8) * LIM_CUDA_QUERY_PITCH(c->dim);
-    return query + warp * warps;
+    const int      heads = group_of(c) > 8 ? 16 : 8, dim = kernel_dim(c);
+    const int64_t  row = row_bytes(c->kv_type, dim), pitch = is_packed(c->kv_type) ? LIM_CUDA_PACKED_PITCH(row) : LIM_CUDA_PITCH(row);
+    const uint32_t warp = WarpBytesOf((uint32_t)(stages * 2 * LIM_CUDA_TILE * pitch), (uint32_t)heads, (uint32_t)dim);
+    return (int64_t)heads * LIM_CUDA_QUERY_PITCH(dim) + (int64_t)warp * warps;
 }
 static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, LIM_CUDA_WARPS, stages); }
 /* Without the padding of rows, and the tiles at multiples of 1,024. */
@@ -176,7 +203,7 @@ static int64_t tma_shared(const lim_cuda_call *c, int stages) {
     return LIM_CUDA_TMA_QUERY_BYTES(c->dim) + (int64_t)stages * LIM_CUDA_WARPS * 2 * LIM_CUDA_TILE * c->dim * 2;
 }
 static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
-    const uint32_t fours = cluster > 1 ? DsmemFours((uint32_t)group_of(c), (uint32_t)c->dim, (uint32_t)cluster) : 0;
+    const uint32_t fours = cluster > 1 ? DsmemFours((uint32_t)group_of(c), (uint32_t)kernel_dim(c), (uint32_t)cluster) : 0;
     return pipeline_shared(c, LIM_CUDA_SHORT_WARPS, stages) + DsmemBytes(fours, (uint32_t)cluster);
 }
 
@@ -192,19 +219,19 @@ typedef struct shape {
     uint32_t blocks;
 } shape;
 
-/* Bytes in flight hide the memory's latency: as deep as two blocks on each multiprocessor allow, then as many
- * blocks as fit. */
+/* Bytes in flight hide the memory's latency: as deep as two blocks on each multiprocessor allow, or, where the computing has to be
+ * hidden as well, all that there may be; then as many blocks as fit. */
 static shape attend_shape(const lim_cuda_device *d, const lim_cuda_call *c) {
-    shape s = {2, 1, 0, 0};
+    shape     s = {2, 1, 0, 0};
+    const int most = LIM_CUDA_MOST_BLOCKS(is_packed(c->kv_type) && !is_padded(c), kernel_dim(c), group_of(c)), beside = is_packed(c->kv_type) ? most : 2;
     for (int i = 0; i < DEPTHS; i++) {
         const int64_t bytes = attend_shared(c, depths[i]);
         if (bytes + STATIC > d->shared_per_block) continue;
-        if (2 * (bytes + STATIC + RESERVED) > d->shared_per_multiprocessor && depths[i] > 2) continue;
+        if (beside * (bytes + STATIC + RESERVED) > d->shared_per_multiprocessor && depths[i] > 2) continue;
         s.stages = depths[i];
         break;
     }
     const int64_t fit = d->shared_per_multiprocessor / (attend_shared(c, s.stages) + STATIC + RESERVED);
-    const int     most = LIM_CUDA_MOST_BLOCKS(c->kv_type == LIM_CUDA_Q8_0, c->dim, group_of(c));
     s.per_multiprocessor = fit < 1 ? 1 : fit > most ? most
                                                     : (int)fit;
     s.blocks = (uint32_t)(d->multiprocessors * s.per_multiprocessor);
@@ -232,7 +259,8 @@ static shape short_shape(const lim_cuda_device *d, const lim_cuda_call *c, uint3
     if (size < 2 || (int)work_tiles * size > d->multiprocessors || (size < LIM_CUDA_MOST_CLUSTER && (int)work_tiles * size * 2 < d->multiprocessors)) return s;
     /* As many stages as a warp has bytes for: more under way is not read faster, and the multiprocessors' shares drift apart. */
     const int64_t fit = SHORT_BYTES / (2 * LIM_CUDA_TILE * row_bytes(c->kv_type, c->dim));
-    const int     stages = fit < depths[0] ? (int)fit : depths[0];
+    int           stages = 2;
+    for (int i = DEPTHS - 1; i >= 0; i--) stages = depths[i] <= fit ? depths[i] : stages;
     if (short_shared(c, stages, size) + STATIC > d->shared_per_block) return s;
     s.stages = stages;
     s.cluster = size;
@@ -266,14 +294,14 @@ static uint64_t take(uint64_t *used, int64_t bytes) {
 
 static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_args *a) {
     uint64_t      used = c->work;
-    const int64_t part = (int64_t)PartFloats((uint32_t)group_of(c), (uint32_t)c->dim) * 4;
-    const int     three = d->multiprocessors * 3; /* the most blocks of any mode */
+    const int64_t part = (int64_t)PartFloats((uint32_t)group_of(c), (uint32_t)kernel_dim(c)) * 4;
+    const int     blocks = d->multiprocessors * LIM_CUDA_MOST_RESIDENT; /* the most of any mode */
     a->logit_stride = ((int64_t)c->capacity + 31) / 32 * 32;
     a->room_stride = (d->capability == HOPPER ? 2 : 1) * a->logit_stride; /* only there are they filtered */
     /* What has to be zero stays in its place when the number of rows changes. */
     a->arrivals = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * c->kv_heads * 4);
     a->gathered = take(&used, (int64_t)LIM_CUDA_MAX_ROWS * 4);
-    a->parts = take(&used, 2 * three * part);
+    a->parts = take(&used, 2 * blocks * part);
     a->floats = (uint32_t)(a->room_stride / a->logit_stride);
     if (c->kv_tokens > 0 || c->lasting) a->no_sets = take(&used, 4);
     a->sums = take(&used, (int64_t)c->n_rows * c->heads * 4);
@@ -286,6 +314,7 @@ static size_t carve(const lim_cuda_device *d, const lim_cuda_call *c, lim_cuda_a
         a->logits = take(&used, room * c->heads * a->floats * 4);
         a->survivors = take(&used, (int64_t)c->n_rows * c->heads * LIM_CUDA_FILTER_LISTS * (int64_t)sizeof(lim_cuda_survivors));
         a->again = take(&used, (int64_t)c->n_rows * c->heads * 4);
+        a->queries = take(&used, (int64_t)c->n_rows * c->heads * c->dim * 4);
     }
     return used - c->work;
 }
@@ -337,8 +366,9 @@ static int may_filter(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t w
 }
 
 static void name_of(const lim_cuda_call *c, const char *kind, const char *how, char name[LIM_CUDA_NAME]) {
-    static const char *const types[] = {"", "f16", "bf16", "q8_0", "", "fp8"};
-    snprintf(name, LIM_CUDA_NAME, "lim_%s_%s_%d_%d_%s", kind, types[c->kv_type], c->dim, group_of(c) > 8 ? 16 : 8, how);
+    static const char *const types[] = {"", "f16", "bf16", "q8_0", "q4_0", "fp8"};
+    const int                upto = is_padded(c) && is_half(c->kv_type);
+    snprintf(name, LIM_CUDA_NAME, "lim_%s_%s_%s%d_%d_%s", kind, types[c->kv_type], upto ? "upto" : "", upto ? kernel_dim(c) : c->dim, group_of(c) > 8 ? 16 : 8, how);
 }
 
 int lim_cuda_entry_points(const lim_cuda_device *d, const lim_cuda_call *c, char names[LIM_CUDA_MOST_ENTRIES][LIM_CUDA_NAME]) {

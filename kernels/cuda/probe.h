@@ -67,7 +67,7 @@ typedef struct lim_cuda_probe_plan {
 } lim_cuda_probe_plan;
 
 /* As lim_cuda_run. */
-int lim_cuda_run_probe(const lim_cuda_probe_plan *plan, void *stream);
+int lim_cuda_run_probe(const lim_cuda_probe_plan *plan, void *stream, void *attended);
 
 #ifdef __cplusplus
 }

@@ -30,15 +30,17 @@ struct Query {
             uint32_t  two = 0;
             if (head < args.group) {
                 const uint8_t *from = query + head * args.call.query.head_stride;
-                const int      d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4);
-                if (type == (Rows::kBf16 ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
+                const int      d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4), next = Rows::QueryNext(pair / 8, pair / 4 % 2, pair % 4);
+                if (Rows::kPadded && d >= args.call.dim) {
+                    two = 0;
+                } else if (!Rows::kPacked && type == (Rows::kBf16 ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
                     if constexpr (kShort) { /* ahead of the copies of K and V, which then need not wait for it */
                         CopyAsyncPair(SharedAddress(shared + head * kPitch + pair * 4), from + d * 2);
                         continue;
                     }
                     two = __ldg((const uint32_t *)from + d / 2); /* the usual case needs no conversion */
                 } else {
-                    two = PackPair<Rows::kBf16>(LoadElement(from, type, d), LoadElement(from, type, d + 1));
+                    two = PackPair<Rows::kBf16>(LoadElement(from, type, d), LoadElement(from, type, d + next));
                 }
             }
             *(uint32_t *)(shared + head * kPitch + pair * 4) = two;
@@ -48,13 +50,28 @@ struct Query {
 
     /* The block's warps meet here once for each split. */
     static __device__ __forceinline__ void Meet() {
-        asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+        MeetAt<1, kThreads>();
         if (kShort) ClusterWait(); /* long since over: all its blocks have begun, and may be sent to */
     }
 
     /* Two steps' fragments of eight heads. */
     __device__ __forceinline__ void Fragments(int tile, int step, uint32_t (&b)[4]) const {
         LoadMatrices(b, SharedAddress(shared) + (tile * 8 + (threadIdx.x & 7)) * kPitch + step * 32 + ((threadIdx.x & 31) >> 3) * 16);
+    }
+
+    /* A step's operand: held, or, for each two steps, brought again by Pair. */
+    __device__ __forceinline__ void Pair(int tile, int step, uint32_t (&again)[4]) const {
+        if constexpr (!kInRegisters) {
+            if (step % 2 == 0) Fragments(tile, step, again);
+        }
+    }
+    __device__ __forceinline__ uint32_t Low(int tile, int step, const uint32_t (&again)[4]) const {
+        if constexpr (kInRegisters) return q[tile][step][0];
+        return again[step % 2 * 2];
+    }
+    __device__ __forceinline__ uint32_t High(int tile, int step, const uint32_t (&again)[4]) const {
+        if constexpr (kInRegisters) return q[tile][step][1];
+        return again[step % 2 * 2 + 1];
     }
 
     __device__ __forceinline__ void Hold() {

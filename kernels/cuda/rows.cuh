@@ -6,12 +6,15 @@
  *
  * Each type says:
  *   kCopy      bytes of one asynchronous copy; rows and strides are multiples of it
- *   RowBytes   bytes of a row in device memory
+ *   RowBytes   bytes of a row in device memory, and Chunks copies that bring them
  *   kPitch     bytes from row to row in shared memory: 16 more than the row, so that the eight rows of a
  *              matrix fall into different banks
- *   kTma    whether TMA loads whole tiles
+ *   kTma       whether TMA loads whole tiles
+ *   kPacked    blocks with a scale, which are no matrices in shared memory: see packed.cuh
+ *   kPadded    whether heads have fewer elements than kDim
  *   KeyFragments / ValueFragments   one ldmatrix: kSteps k-steps (K) or m-tiles (V) of 16 elements
- *   QueryDim / ValueDim             which element of the head a fragment's index means */
+ *   QueryDim / ValueDim             which element of the head a fragment's index means; of a query's pair the first one, and
+ *                                   how far from it the second is: QueryNext */
 #ifndef LESSISMORE_CUDA_ROWS_CUH
 #define LESSISMORE_CUDA_ROWS_CUH
 
@@ -26,10 +29,12 @@ constexpr int kTile = LIM_CUDA_TILE;
 template <int kDim, bool kBf16Type>
 struct HalfRows {
     static constexpr bool kBf16 = kBf16Type;
-    static constexpr bool kConvert = false;
+    static constexpr bool kPacked = false;
+    static constexpr bool kPadded = false;
     static constexpr bool kTma = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim * 2;
+    static constexpr int  kChunks = kRowBytes / kCopy;
     static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 1;
 
@@ -46,8 +51,15 @@ struct HalfRows {
     }
     /* The query element for register `half` of k-step `step`, lane's column pair `t`: it and the next one. */
     static __device__ __forceinline__ int QueryDim(int step, int half, int t) { return step * 16 + half * 8 + t * 2; }
+    static __device__ __forceinline__ int QueryNext(int, int, int) { return 1; }
     /* The value element of accumulator row `g` (+ 8 for the upper half) of m-tile `step`. */
     static __device__ __forceinline__ int ValueDim(int step, int upper, int g) { return step * 16 + upper * 8 + g; }
+};
+
+/* The same for heads of fewer elements than kDim, a multiple of 16: only those are read, and steps beyond them are left out. */
+template <int kDim, bool kBf16Type>
+struct PaddedRows : HalfRows<kDim, kBf16Type> {
+    static constexpr bool kPadded = true;
 };
 
 /* The same as TMA leaves them: tiles of 64 elements after one another, rows of 128 bytes whose 16-byte
@@ -74,10 +86,12 @@ struct TmaRows : HalfRows<kDim, kBf16Type> {
 template <int kDim>
 struct ByteRows {
     static constexpr bool kBf16 = false;
-    static constexpr bool kConvert = false;
+    static constexpr bool kPacked = false;
+    static constexpr bool kPadded = false;
     static constexpr bool kTma = false;
     static constexpr int  kCopy = 16;
     static constexpr int  kRowBytes = kDim;
+    static constexpr int  kChunks = kRowBytes / kCopy;
     static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 2;
 
@@ -126,43 +140,8 @@ struct ByteRows {
         }
     }
     static __device__ __forceinline__ int QueryDim(int step, int half, int t) { return step * 16 + t * 4 + half * 2; }
+    static __device__ __forceinline__ int QueryNext(int, int, int) { return 1; }
     static __device__ __forceinline__ int ValueDim(int step, int upper, int g) { return step * 16 + g * 2 + upper; }
-};
-
-/* q8_0: 34-byte blocks cannot be read as matrices, so each warp widens its tile first. Keys become the integers
- * themselves, which f16 holds exactly, and each block's part of a score is multiplied by its scale in f32: the
- * ranking sees no rounding. Values are multiplied before they are rounded to f16. */
-template <int kDim>
-struct BlockRows : HalfRows<kDim, false> {
-    using Wide = HalfRows<kDim, false>;
-    static constexpr bool kConvert = true;
-    static constexpr int  kRowBytes = kDim / 32 * 34;
-    static constexpr int  kCopy = kDim / 16; /* rows are 17 times that, and blocks follow one another */
-    static constexpr int  kPitch = kRowBytes;
-
-    /* Four elements at a time. A byte b, biased by 128, is the low end of the f16 number 1024 + b. */
-    template <bool kScaled>
-    static __device__ __forceinline__ void Convert(const uint8_t *from, uint8_t *to, int lane) {
-        constexpr int kFours = kDim / 4;
-#pragma unroll 4
-        for (int i = lane; i < kTile * kFours; i += 32) {
-            const int       row = i / kFours, four = i % kFours;
-            const uint8_t  *block = from + row * kPitch + four / 8 * 34;
-            const uint16_t *at = (const uint16_t *)(block + 2 + four % 8 * 4); /* not at a multiple of 4 in every other block */
-            const uint32_t  biased = (at[0] | (uint32_t)at[1] << 16) ^ 0x80808080u;
-            uint2           wide = {__byte_perm(biased, 0x64646464u, 0x4140), __byte_perm(biased, 0x64646464u, 0x4342)};
-            __half2         low = __hsub2(*(__half2 *)&wide.x, __float2half2_rn(1152)), high = __hsub2(*(__half2 *)&wide.y, __float2half2_rn(1152));
-            if (kScaled) {
-                const __half2 scale = __half2half2(*(const __half *)block);
-                low = __hmul2(low, scale), high = __hmul2(high, scale);
-            }
-            wide = {*(uint32_t *)&low, *(uint32_t *)&high};
-            *(uint2 *)(to + row * Wide::kPitch + four * 8) = wide;
-        }
-    }
-    static __device__ __forceinline__ float ScaleOf(const uint8_t *from, int row, int block) {
-        return __half2float(*(const __half *)(from + row * kPitch + block * 34));
-    }
 };
 
 /* Shared memory of a warp: a stage is a tile of K and one of V. */

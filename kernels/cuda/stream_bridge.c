@@ -7,8 +7,9 @@ int lim_cuda_bridge_begin(const lim_cuda_bridge *t, void *before, int look) {
     int result = lim_cuda_enter(t->context);
     if (result == 0 && before != 0) result = cuStreamWaitEvent(t->stream, before, 0);
     if (result != 0 || !look) return result;
-    void *params[1] = {(void *)&t->visible};
-    return cuLaunchKernel(t->function, (unsigned)t->visible.n_rows, 1, 1, LIM_CUDA_VISIBLE_WARPS * 32, 1, 1, 0, t->stream, params, 0);
+    void          *params[1] = {(void *)&t->visible};
+    const unsigned parts = (unsigned)VisibleParts(t->visible.n_slots, t->visible.table != 0);
+    return cuLaunchKernel(t->function, (unsigned)t->visible.n_rows, parts, 1, LIM_CUDA_VISIBLE_WARPS * 32, 1, 1, 0, t->stream, params, 0);
 }
 
 int lim_cuda_bridge_end(const lim_cuda_bridge *t, void *after) { return cuEventRecord(after, t->stream); }

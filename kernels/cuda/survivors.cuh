@@ -153,8 +153,7 @@ static __device__ __noinline__ Logits Recompute(const lim_cuda_args &args, int r
     const int            kv_head = head / args.group;
     __syncthreads();
     for (int d = threadIdx.x; d < call.dim; d += kThreads) {
-        const uint8_t *from = (const uint8_t *)call.query.data + row * call.query.row_stride + head * call.query.head_stride;
-        const float    v = LoadElement(from, call.query.type, d);
+        const float v = __ldcg((const float *)args.queries + ((int64_t)row * call.heads + head) * call.dim + d);
         query[d] = bf16 ? __bfloat162float(__float2bfloat16_rn(v)) : __half2float(__float2half_rn(v));
     }
     __syncthreads();

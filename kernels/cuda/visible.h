@@ -6,26 +6,43 @@
 #include "shared.h"
 
 enum {
-    LIM_CUDA_VISIBLE_WARPS = 32, /* of the one block that a row has */
+    LIM_CUDA_VISIBLE_WARPS = 32, /* of a block */
     LIM_CUDA_VISIBLE_LANE = 8,  /* slots of a lane: one load of 16 bytes */
     LIM_CUDA_VISIBLE_STEP = 32 * LIM_CUDA_VISIBLE_LANE, /* of a warp */
 };
 
 #define LIM_CUDA_VISIBLE "lim_visible"
 
-/* The masks of a batch's rows. Slots are numbered through a store of several streams, of which each row sees one. */
+/* The masks of rows of a batch, which are the tokens of one stream after those of another. Slots are numbered through a store of
+ * several streams, of which each row sees one. */
 typedef struct lim_cuda_visible {
-    uint64_t mask;         /* f16 [n_rows][n_slots]: -inf hides a slot, 0 shows it; 16-byte aligned */
-    int64_t  mask_stride;  /* bytes from row to row, a multiple of 16 */
+    uint64_t mask;         /* f16 [streams][tokens][n_slots]: -inf hides a slot, 0 shows it; 16-byte aligned */
+    int64_t  token_stride, stream_stride; /* of the mask, in bytes, multiples of 16 */
     uint64_t lengths;      /* out: int32 [n_rows] */
-    uint64_t table;        /* out: int32 [n_rows][table_stride], the slots that a row sees, ascending */
+    uint64_t table;        /* out: int32 [n_rows][table_stride], the slots that a row sees, ascending; 0: not wanted */
     int64_t  table_stride; /* elements, at least n_slots */
     uint64_t odd;          /* uint32, set where a mask holds anything but -inf and 0; memory of device or host */
     int32_t  n_rows;
     int32_t  n_slots;      /* a multiple of 8 */
-    int32_t  slots_apart;  /* from the first slot of a row's stream to the next row's */
+    int32_t  slots_apart;  /* from the first slot of a stream to the next one's */
+    int32_t  tokens;       /* rows of the batch to a stream */
+    int32_t  first;        /* the batch's row that is the first of these */
     int32_t  reserved;
 } lim_cuda_visible;
+
+/* The mask of a row, and the first slot of its stream. */
+LIM_SHARED uint64_t VisibleMask(const lim_cuda_visible *v, int32_t row) {
+    const int64_t at = v->first + row;
+    return v->mask + (uint64_t)(at / v->tokens * v->stream_stride + at % v->tokens * v->token_stride);
+}
+LIM_SHARED int32_t VisibleFirst(const lim_cuda_visible *v, int32_t row) { return (v->first + row) / v->tokens * v->slots_apart; }
+
+/* The blocks of a row, the grid's second axis: one multiprocessor writes 128K slots in 50 us. */
+LIM_SHARED int32_t VisibleParts(int32_t n_slots, int table) {
+    const int32_t parts = (n_slots + 16383) / 16384;
+    return !table || parts < 1 ? 1 : parts < 8 ? parts
+                                               : 8;
+}
 
 /* The slots of a warp: whole steps, in order. */
 LIM_SHARED int32_t VisibleChunk(int32_t n_slots, int32_t warps) {

@@ -19,7 +19,7 @@ type GPUSession struct {
 func NewGPUSession(e *contexts.Engine, log func(level settings.LogLevel, text string), always bool) *GPUSession {
 	s := &GPUSession{}
 	s.gpu = ongpu.New(&s.layers, &s.rows, always)
-	s.on = s.gpu
+	s.on, s.rows.Mixes = s.gpu, always
 	s.start(e, log, kvindex.NewWatched)
 	return s
 }

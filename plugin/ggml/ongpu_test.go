@@ -176,14 +176,18 @@ func TestGPUStatsWaitForTheirStream(t *testing.T) {
 		require.Positive(t, read, "nothing was read")
 		return
 	}
-	s := NewGPUSession(standin.Engine(t, func(c *settings.Config) { c.Budget = 100 }), nil, true)
+	engine := standin.Engine(t, func(c *settings.Config) { c.Budget = 100 })
+	s := NewGPUSession(engine, nil, true)
 	h, g := newGPUHost(t, 1, 300), &graph.Graph{}
 	h.prompt(s)
+	require.False(t, engine.Waits())
 	for range 3 {
 		h.step(t, s, g)
 	}
+	require.True(t, engine.Waits())
 	require.EqualValues(t, 2, s.Stats().Steps)
 	s.Close()
+	require.False(t, engine.Waits())
 }
 
 func TestGPUAllocatesNothing(t *testing.T) {

@@ -22,7 +22,7 @@ type Session struct {
 	layers layers.Context
 	rows   rows.Rows
 	on     device
-	remedy string // for drafts that the host attends to
+	left   contexts.Left // for the device behind this one; kept, so that a step allocates nothing
 }
 
 // device is what a session's context computes on.
@@ -37,6 +37,8 @@ type device interface {
 	Fits(n *graph.Node) stats.Reason
 	// Ended is told that a new step begins.
 	Ended()
+	// Leaves adds where the step leaves its token sets for another device.
+	Leaves(left *contexts.Left)
 	// Begin begins a step whose rows are known, or leaves it to the host.
 	Begin(n *graph.Node) stats.Reason
 	// Direct states how a node of the step is computed.
@@ -54,8 +56,7 @@ type device interface {
 // NewSession starts taking part in a context whose graphs the CPU computes. log may be nil.
 func NewSession(e *contexts.Engine, log func(level settings.LogLevel, text string)) *Session {
 	s := &Session{}
-	s.on, s.rows.Speculates = oncpu.New(&s.layers, &s.rows), e.Settings.Speculation
-	s.remedy = ": LESSISMORE_SPECULATION=on decodes them sparsely"
+	s.on = oncpu.New(&s.layers, &s.rows)
 	s.start(e, log, kvindex.NewKVIndex)
 	return s
 }
@@ -70,6 +71,7 @@ func (s *Session) start(e *contexts.Engine, log func(level settings.LogLevel, te
 		Assigned: s.assigned,
 	})
 	s.rows.Init(&e.Settings, &s.layers.Counts, index)
+	s.rows.Speculates = e.Settings.Speculation
 	e.Started(s)
 }
 
@@ -87,6 +89,7 @@ func (s *Session) Close() {
 	s.layers.Engine.Finished(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.layers.Close()
 	s.on.Close()
 	s.rows.Free()
 }
@@ -98,6 +101,14 @@ func (s *Session) Stats() stats.Stats {
 	out := s.layers.Counts
 	s.on.Report(&out)
 	return out
+}
+
+// Waits tells whether Stats would wait for a device.
+func (s *Session) Waits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	on, ok := s.on.(interface{ Counts() bool })
+	return ok && on.Counts()
 }
 
 // Plan decides about each node of a compute call: Reason is Offloaded where the library computes it, with
@@ -121,6 +132,7 @@ func (s *Session) Plan(g *graph.Graph) {
 		return
 	}
 	l.Shown()
+	l.Regroup()
 	s.on.Called(g)
 	if l.Anew(g) || l.Adapted(g) {
 		s.leave(g)
@@ -136,8 +148,9 @@ func (s *Session) Plan(g *graph.Graph) {
 			l.Pass(n)
 		}
 	}
+	l.Show(g)
 	l.Untakable(g)
-	l.Drafts(&g.Nodes[0], s.remedy, func(n *graph.Node) bool {
+	l.Drafts(&g.Nodes[0], func(n *graph.Node) bool {
 		if n.Scan == nil {
 			return true // it is not known
 		}
@@ -204,11 +217,13 @@ func (s *Session) node(n *graph.Node, fresh *bool) stats.Reason {
 
 // look finds out what the rows of a batch see, and begins a step unless the batch continues one.
 func (s *Session) look(n *graph.Node, layer int) stats.Reason {
-	if reason := s.rows.Known(n); reason != stats.Offloaded {
-		return reason
-	}
-	if s.rows.Continues(n, layer) {
+	reason := s.rows.Known(n)
+	if reason == stats.Offloaded && s.rows.Continues(n, layer) {
 		return stats.Offloaded
+	}
+	s.layers.Withdraw()
+	if reason != stats.Offloaded {
+		return reason
 	}
 	if reason := s.rows.Decode(n); reason != stats.Offloaded {
 		return reason
@@ -217,7 +232,18 @@ func (s *Session) look(n *graph.Node, layer int) stats.Reason {
 	if reason := s.rows.Begin(n, s.on.Groups()); reason != stats.Offloaded {
 		return reason
 	}
-	return s.on.Begin(n)
+	if reason = s.on.Begin(n); reason != stats.Offloaded {
+		return reason
+	}
+	if s.rows.Mixed() {
+		s.layers.Counts.MixedSteps++
+	}
+	if s.layers.Spread() {
+		s.left = s.rows.Leaves(n)
+		s.on.Leaves(&s.left)
+		s.layers.Offer(s.left)
+	}
+	return reason
 }
 
 // leave leaves a whole graph to the host: the layers are not known.

@@ -125,9 +125,9 @@ func (h *fakeHost) graph(tokens []token, from, to int) *graph.Graph {
 	if h.wanting {
 		g.Outputs, g.Batch = h.wants, len(tokens)
 	}
-	divides := int32(0)
+	divides := graph.Whole
 	if h.divides {
-		divides = 1
+		divides = graph.Divided
 	}
 	for l := from; l < to; l++ {
 		store := h.store(l)

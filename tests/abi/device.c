@@ -107,10 +107,9 @@ static void parameters(void) {
     REFUSED(kv_heads, 3, LIM_ERROR_ARGUMENT, "kv_heads = 3 does not divide heads = 8");
     REFUSED(heads, 34, LIM_ERROR_UNSUPPORTED, "heads = 34 is more than 16 for each of kv_heads = 2");
     REFUSED(head_dim, -64, LIM_ERROR_ARGUMENT, "head_dim = -64");
-    REFUSED(head_dim, 96, LIM_ERROR_UNSUPPORTED, "head_dim = 96 is not 64, 128 or 256");
+    REFUSED(head_dim, 72, LIM_ERROR_UNSUPPORTED, "head_dim = 72 is not a multiple of 16 up to 256");
     REFUSED(value_dim, 64, LIM_ERROR_UNSUPPORTED, "value_dim = 64 is not head_dim = 128");
     REFUSED(kv_dtype, LIM_DTYPE_F32, LIM_ERROR_UNSUPPORTED, "kv_dtype = 0 (f32)");
-    REFUSED(kv_dtype, LIM_DTYPE_Q4_0, LIM_ERROR_UNSUPPORTED, "kv_dtype = 4 (q4_0)");
     REFUSED(kv_dtype, 6, LIM_ERROR_ARGUMENT, "kv_dtype = 6 is unknown");
 
     lim_decoder_params right = right_params();

@@ -49,9 +49,10 @@ enum { OP_NONE,
        OP_RESHAPE = 7,
        OP_SET_ROWS = 8,
        OP_CUSTOM = 9,
-       OP_FLASH = 11,
+       OP_GET_ROWS = 11,
+       OP_FLASH = 12,
        OP_COUNT };
-static const char *op_names[] = {"NONE", "CPY", "ADD", "ROPE", "MUL_MAT", "SOFT_MAX", "SCALE", "RESHAPE", "SET_ROWS", "CUSTOM", "SUM", "FLASH_ATTN_EXT"};
+static const char *op_names[] = {"NONE", "CPY", "ADD", "ROPE", "MUL_MAT", "SOFT_MAX", "SCALE", "RESHAPE", "SET_ROWS", "CUSTOM", "SUM", "GET_ROWS", "FLASH_ATTN_EXT"};
 
 const char *ggml_op_name(int op) {
     if (op >= OP_COUNT) return is("endless-ops") ? "SUM" : NULL;
@@ -249,12 +250,15 @@ static void compute_flash(const struct tensor *t) {
             float        *out = (float *)((char *)t->data + head * (int64_t)t->nb[1] + token * (int64_t)t->nb[2]), sum = 0;
             for (int64_t d = 0; d < v->ne[0]; d++) out[d] = 0;
             for (int64_t i = 0; i < k->ne[1]; i++) {
+                share[i] = 0;
+                if (hides[i] == 0xFC00) continue;
                 const uint16_t *key = (const uint16_t *)((char *)k->data + i * (int64_t)k->nb[1] + group * (int64_t)k->nb[2]);
                 float           logit = 0;
                 for (int64_t d = 0; d < q->ne[0]; d++) logit += query[d] * from_half(key[d]);
                 share[i] = expf(logit * params[0] + from_half(hides[i])), sum += share[i];
             }
             for (int64_t i = 0; i < k->ne[1]; i++) {
+                if (share[i] == 0) continue;
                 const uint16_t *value = (const uint16_t *)((char *)v->data + i * (int64_t)v->nb[1] + group * (int64_t)v->nb[2]);
                 for (int64_t d = 0; d < v->ne[0]; d++) out[d] += share[i] / sum * from_half(value[d]);
             }

@@ -42,8 +42,10 @@ struct cell {
 };
 struct model {
     struct tensor *key[LAYERS], *value[LAYERS];
-    int            streams, dim, type, first;
+    int            streams, dim, type, first, device;
     void         **inputs; /* buffer */
+    void         **rows;   /* buffer for queries and outputs; NULL: the heap */
+    size_t         used;   /* of it */
     struct cell    cells[STREAMS][SLOTS];
 };
 
@@ -52,14 +54,23 @@ static struct tensor *put(void **buffer, struct tensor *t, size_t at) {
     return t;
 }
 
-static void make_model(struct model *m, int streams) {
-    *m = (struct model){.streams = streams, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30
-                                                                                                                : 1,
+/* Memory of the model's device, as long as the host lives. */
+static void *room(struct model *m, size_t n) {
+    n = (n + 255) / 256 * 256;
+    if (m->rows == NULL) return aligned_alloc(256, n);
+    m->used += n;
+    return (char *)ggml_backend_buffer_get_base(m->rows) + m->used - n;
+}
+
+static void make_model_on(struct model *m, int streams, int device) {
+    *m = (struct model){.streams = streams, .device = device, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30
+                                                                                                                                  : 1,
                         .first = is("spread") || is("hybrid") ? 5 : 0};
     const size_t size = (size_t)m->dim * KV_HEADS * SLOTS * 2 * (size_t)streams;
-    void       **stores = ggml_backend_buft_alloc_buffer(buffer_types[0], 2 * LAYERS * size);
+    void       **type = buffer_types[device], **stores = ggml_backend_buft_alloc_buffer(type, 2 * LAYERS * size);
+    if (hands_over()) m->rows = ggml_backend_buft_alloc_buffer(type, 16 << 20);
     if (is("unseen-again")) ggml_backend_buffer_free(ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20)); /* one that was seen lay in its place */
-    m->inputs = is("unseen") || is("unseen-again") ? new_buffer(buffer_types[0], 8 << 20) : ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20);
+    m->inputs = is("unseen") || is("unseen-again") ? new_buffer(type, 8 << 20) : ggml_backend_buft_alloc_buffer(type, 8 << 20);
     for (int l = 0; l < LAYERS; l++) {
         m->key[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), 2 * (size_t)l * size);
         m->value[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), (2 * (size_t)l + 1) * size);
@@ -67,6 +78,8 @@ static void make_model(struct model *m, int streams) {
         snprintf(m->value[l]->name, 64, "cache_v_l%d", m->first + l);
     }
 }
+
+static void make_model(struct model *m, int streams) { make_model_on(m, streams, 0); }
 
 static struct tensor *put(void **buffer, struct tensor *t, size_t at);
 
@@ -93,14 +106,17 @@ struct token {
 enum { PER_LAYER = 5 };
 
 /* A batch and its graph, with inputs that are put on the device before each compute call. */
+enum { INPUTS = 4 };
 struct batch {
     struct graph   graph;
-    struct tensor *inputs[3];
-    void          *values[3];
+    struct tensor *inputs[INPUTS]; /* mask, slots, positions; and whose logits are wanted, where graphs tell */
+    void          *values[INPUTS];
 };
+static const int32_t *wanted; /* rows of the next batch */
+static int            n_wanted = -1;
 
 static struct batch make_batch(struct model *m, const struct token *tokens, int n, int n_kv) {
-    struct batch   b = {.graph = {0, calloc(PER_LAYER * LAYERS + 1, sizeof(void *)), {0}}};
+    struct batch   b = {.graph = {0, calloc(PER_LAYER * LAYERS + 2, sizeof(void *)), {0}}};
     const int      per = n / m->streams;
     struct tensor *mask = put(m->inputs, ggml_new_tensor_4d(NULL, 1, n_kv, per, 1, m->streams), 0);
     struct tensor *slots = put(m->inputs, ggml_new_tensor_4d(NULL, 27, n, 1, 1, 1), 6 << 20);
@@ -125,14 +141,14 @@ static struct batch make_batch(struct model *m, const struct token *tokens, int 
     b.values[0] = values, b.values[1] = at, b.values[2] = where;
     for (int l = 0; l < LAYERS; l++) {
         struct tensor *q = ggml_new_tensor_4d(NULL, 0, m->dim, per, HEADS, m->streams);
-        q->data = aligned_alloc(256, (q->nb[3] * (size_t)m->streams + 255) / 256 * 256);
+        q->data = room(m, q->nb[3] * (size_t)m->streams);
         const struct tensor *k = m->key[l];
         struct tensor       *key = ggml_view_4d(NULL, m->key[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
         struct tensor       *value = ggml_view_4d(NULL, m->value[l], m->dim, n_kv, KV_HEADS, m->streams, k->nb[1], k->nb[1] / KV_HEADS, k->nb[2], 0);
         if (m->type == 2) key->nb[0] = value->nb[0] = 18;
         struct tensor *node = ggml_flash_attn_ext(NULL, q, key, value, mask, 0.125f, is("alibi") ? 8.0f : 0.0f, 0.0f);
         snprintf(node->name, 64, "attention%d", l);
-        node->data = aligned_alloc(256, (node->nb[3] * (size_t)m->streams + 255) / 256 * 256);
+        node->data = room(m, node->nb[3] * (size_t)m->streams);
         struct tensor *rope = named("rope", l, m->first + l);
         rope->op = OP_ROPE, rope->src[1] = positions;
         struct tensor *write = ggml_set_rows(NULL, m->key[l], ggml_new_tensor_4d(NULL, 0, m->dim * KV_HEADS, n, 1, 1), slots);
@@ -142,6 +158,14 @@ static struct batch make_batch(struct model *m, const struct token *tokens, int 
         b.graph.nodes[b.graph.n++] = write;
         b.graph.nodes[b.graph.n++] = node;
         b.graph.nodes[b.graph.n++] = named("mlp", l, m->first + l);
+    }
+    if (n_wanted >= 0) {
+        struct tensor *rows = named("wanted", 0, m->first + LAYERS - 1), *all = ggml_new_tensor_4d(NULL, 0, DIM, n, 1, 1);
+        b.inputs[3] = put(m->inputs, ggml_new_tensor_4d(NULL, 26, n_wanted, 1, 1, 1), (7 << 20) + (1 << 19));
+        b.inputs[3]->nb[0] = 4, b.inputs[3]->nb[1] = b.inputs[3]->nb[2] = b.inputs[3]->nb[3] = 4 * (size_t)n_wanted;
+        b.values[3] = memcpy(malloc((size_t)n_wanted * 4 + 1), wanted, (size_t)n_wanted * 4);
+        all->op = 2, rows->op = OP_GET_ROWS, rows->src[0] = all, rows->src[1] = b.inputs[3];
+        b.graph.nodes[b.graph.n++] = rows;
     }
     b.graph.nodes[b.graph.n++] = named("logits", 0, -1);
     return b;
@@ -158,7 +182,9 @@ static struct batch make_text(struct model *m, int from, int to, int n_kv) {
 }
 
 static void upload(const struct batch *b) {
-    for (int i = 0; i < 3; i++) ggml_backend_tensor_set(b->inputs[i], b->values[i], 0, b->inputs[i]->nb[3] * (size_t)b->inputs[i]->ne[3]);
+    for (int i = 0; i < INPUTS && b->inputs[i] != NULL; i++) {
+        ggml_backend_tensor_set(b->inputs[i], b->values[i], 0, b->inputs[i]->nb[3] * (size_t)b->inputs[i]->ne[3]);
+    }
 }
 
 /* Two devices: each computes its heads of a layer before any goes on, or its layers after the other one has. */
@@ -178,6 +204,36 @@ static int spread(void ***backends, int (*compute)(void **, struct graph *)) {
                 struct graph part = {PER_LAYER, decode[d].graph.nodes + PER_LAYER * l, {0}};
                 CHECK(compute(backends[d], &part) == 0);
             }
+        }
+    }
+    note("end");
+    for (int d = 0; d < GPUS; d++) ggml_backend_free(backends[d]);
+    return 0;
+}
+
+/* Two devices, each with its layers in one graph, which is kept from step to step; what the first one computes last is copied to the other one. */
+static int handed(void ***backends, int (*compute)(void **, struct graph *)) {
+    const int    FIRST = PER_LAYER * LAYERS / GPUS;
+    struct model m[GPUS];
+    struct batch b[GPUS];
+    static void *foreign[24]; /* a backend that is not hooked */
+    bool (*copy)(void **, void **, const struct tensor *, struct tensor *);
+    memcpy(&copy, &backends[1][7], sizeof copy);
+    for (int d = 0; d < GPUS; d++) make_model_on(&m[d], 1, d);
+    struct tensor *from = put(m[0].rows, ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1), (16 << 20) - 4096);
+    struct tensor *to = put(m[1].rows, ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1), (16 << 20) - 4096);
+    for (int step = 0; step < 10; step++) {
+        note(step == 0 ? "prompt" : "step %d", step);
+        for (int d = 0; d < GPUS; d++) {
+            if (step < 2) b[d] = make_text(&m[d], step == 0 ? 0 : 199, 199 + step, 256);
+            if (step > 1) ((uint16_t *)b[d].values[0])[198 + step] = 0, *(int64_t *)b[d].values[1] = *(int32_t *)b[d].values[2] = 198 + step;
+            upload(&b[d]);
+        }
+        for (int d = 0; d < GPUS; d++) {
+            struct graph part = {d == 0 ? FIRST : b[d].graph.n - FIRST, b[d].graph.nodes + d * FIRST, {0}};
+            if (d == 1) copy(backends[0], backends[1], from, to);
+            if (d == 1 && step == 3) copy(foreign, backends[1], from, to);
+            CHECK(compute(backends[d], &part) == 0);
         }
     }
     note("end");
@@ -236,6 +292,97 @@ static int slots(struct model *m) {
     note("prompts and steps");
     for (int i = 0; i < 3; i++) tokens[i] = (struct token){0, 1000 + i, i == 2 ? 2 : 1, i == 2 ? 0 : length[0] - 1 + i};
     CHECK(run("mixed", make_batch(m, tokens, 3, 1024)) == 0);
+    note("end");
+    ggml_backend_free(backend);
+    return 0;
+}
+
+/* Whether so many rows of an attention from `first` on are what the library computes, and the others what the host does. */
+static bool is_by(const struct tensor *alone, const float *got, int first, int rows) {
+    const int64_t row = alone->ne[0] * alone->ne[1];
+    for (int64_t k = 0; k < row * alone->ne[2]; k++) {
+        const float of = ((const float *)alone->data)[k];
+        const bool  ours = k / row >= first && k / row < first + rows;
+        if (ours ? fabsf(got[k] - of) > 1e-4f : got[k] != of + BY_HOST) return false;
+    }
+    return true;
+}
+
+/* A batch whose rows' attention is what the host computes, or in layers from `from_layer` on for so many rows what the library does. Where something
+ * fails, all of a layer's rows are the host's. */
+static int run_mixed(const char *what, struct batch b, int from_layer, int first, int rows) {
+    static unsigned state = 17;
+    const bool      fails = getenv("LIM_STANDIN_FAIL") != NULL || getenv("LIM_FAULT") != NULL;
+    for (int i = 0; i < b.graph.n; i++) {
+        const struct tensor *t = b.graph.nodes[i];
+        if (t->op != OP_FLASH) continue;
+        for (int64_t k = 0; k < t->ne[0] * t->ne[1] * t->ne[2]; k++) ((float *)t->src[0]->data)[k] = (float)((state = state * 1664525 + 1013904223) >> 8) / (1 << 23) - 1;
+    }
+    CHECK(run(what, b) == 0);
+    for (int i = 0, layer = 0; i < b.graph.n; i++) {
+        const struct tensor *t = b.graph.nodes[i];
+        if (t->op != OP_FLASH) continue;
+        float *got = memcpy(malloc(t->nb[3]), t->data, t->nb[3]);
+        compute_flash(t);
+        if (!is_by(t, got, first, layer < from_layer ? 0 : rows) && !(fails && is_by(t, got, 0, 0))) {
+            note("%s: layer %d is by neither", what, layer);
+            return -1;
+        }
+        free(got);
+        layer++;
+    }
+    return 0;
+}
+
+/* Rows of sequences in cells from `cell` on, each from where it is: so many tokens of it; and the host wants the logits of `want` of them. */
+struct more {
+    int sequence, tokens, want;
+};
+static struct batch make_more(struct model *m, const struct more *more, int n, int *cell, int length[], int n_kv) {
+    static struct token tokens[512];
+    static int32_t      rows[512];
+    int                 all = 0;
+    n_wanted = 0, wanted = rows;
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < more[i].tokens; k++) {
+            if (k >= more[i].tokens - more[i].want) rows[n_wanted++] = all;
+            tokens[all++] = (struct token){0, (*cell)++, more[i].sequence, length[more[i].sequence]++};
+        }
+    }
+    return make_batch(m, tokens, all, n_kv);
+}
+
+/* A server's batches: sequences that decode, and behind them prompts, small and large, and drafts, some of which are taken back. */
+static int mixed(struct model *m) {
+    enum { N_KV = 512 };
+    int cell = 0, length[8] = {0};
+    for (int l = 0; l < LAYERS; l++) {
+        for (int i = 0; i < SLOTS * DIM * KV_HEADS; i++) {
+            ((uint16_t *)m->key[l]->data)[i] = (uint16_t)(((unsigned)(i + l) * 2654435761u >> 16 & 0x83FF) | 0x3000);
+            ((uint16_t *)m->value[l]->data)[i] = (uint16_t)(((unsigned)(i + l) * 2246822519u >> 16 & 0x83FF) | 0x3800);
+        }
+    }
+#define BATCH(...) make_more(m, (const struct more[]){__VA_ARGS__}, sizeof((const struct more[]){__VA_ARGS__}) / sizeof(struct more), &cell, length, N_KV)
+    const bool drafts = getenv("LESSISMORE_SPECULATION") != NULL;
+    CHECK(run_mixed("prompts", BATCH({1, 100, 0}), LAYERS, 0, 0) == 0);
+    CHECK(run_mixed("another", BATCH({2, 80, 0}), LAYERS, 0, 0) == 0);
+    CHECK(run_mixed("ends", BATCH({1, 1, 1}, {2, 1, 1}), LAYERS, 0, 0) == 0); /* the last tokens of prompts */
+    CHECK(run_mixed("decodes", BATCH({1, 1, 1}, {2, 1, 1}), 0, 0, 2) == 0);
+    CHECK(run_mixed("few", BATCH({1, 1, 1}, {2, 1, 1}, {3, 6, 0}), 1, 0, 2) == 0);
+    CHECK(run_mixed("many", BATCH({1, 1, 1}, {2, 1, 1}, {3, 90, 1}), 1, 0, 2) == 0);
+    CHECK(run_mixed("decodes again", BATCH({1, 1, 1}, {2, 1, 1}), 0, 0, 2) == 0);
+    CHECK(run_mixed("behind", BATCH({4, 70, 0}, {1, 1, 1}, {2, 1, 1}), 1, 70, 2) == 0);
+    CHECK(run_mixed("draft", BATCH({1, 3, 3}), drafts ? 1 : LAYERS, 0, 3) == 0);
+    cell -= 2, length[1] -= 2; /* two are taken back */
+    for (int c = cell; c < cell + 2; c++) m->cells[0][c].sequence = 0;
+    CHECK(run_mixed("draft again", BATCH({1, 4, 4}, {2, 1, 1}), 1, drafts ? 0 : 4, drafts ? 5 : 1) == 0);
+    CHECK(run_mixed("draft beside", BATCH({1, 2, 2}, {2, 1, 1}, {4, 8, 0}), 1, drafts ? 0 : 2, drafts ? 3 : 1) == 0);
+    /* Other large inputs, of which the newest are kept, and one of more rows than any batch that is. */
+    for (int i = 0; i < 4; i++) {
+        struct tensor *t = put(m->inputs, ggml_new_tensor_4d(NULL, 1, 8, i < 3 ? 100 : 2000, 1, 1), (size_t)(i % 2 + 1) << 20);
+        ggml_backend_tensor_set(t, calloc(1, t->nb[3]), 0, t->nb[3]);
+    }
+    CHECK(run_mixed("many again", BATCH({1, 1, 1}, {2, 1, 1}, {5, 70, 0}), 1, 0, 2) == 0);
     note("end");
     ggml_backend_free(backend);
     return 0;
@@ -397,6 +544,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     memcpy(&compute, &backend[13], sizeof compute);
+    if (hands_over()) return handed(backends, compute);
     if (gpus() > 1) return spread(backends, compute);
     if (is("forked")) { /* a worker's backend is its own */
         const pid_t child = fork();
@@ -410,6 +558,7 @@ int main(int argc, char **argv) {
     make_model(&m, is("streams") ? 2 : 1);
     const int decoded = is("host-fails") ? -1 : 0;
     if (is("slots")) return slots(&m);
+    if (is("mixed")) return mixed(&m);
     CHECK(run("prompt", make_text(&m, 0, 199, 256)) == 0);
     CHECK(run("first step", make_text(&m, 199, 200, 256)) == decoded);
     CHECK(run("second step", make_text(&m, 200, 201, 256)) == decoded);

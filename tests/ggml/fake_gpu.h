@@ -29,8 +29,9 @@ enum { GPUS = 2 };
 static void           *gpu_words[GPUS][24];
 static struct registry gpu_registry;
 
-static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") || is("one-type") ? 2
-                                                                                                                      : 1; }
+static bool        hands_over(void) { return is("handed") || is("graphs-handed"); }
+static int         gpus(void) { return is("no-gpu") ? 0 : is("heads-spread") || is("layers-spread") || is("one-type") || hands_over() ? 2
+                                                                                                                                      : 1; }
 static int         number_of(void *d) { return d == gpu_words[0] ? 0 : d == gpu_words[1] ? 1
                                                                                          : -1; }
 static const char *device_name(void *d) { return number_of(d) < 0 ? "CPU" : number_of(d) == 0 ? "CUDA0"
@@ -54,7 +55,19 @@ static inline bool all_done(const struct graph *g) { /* an attention of the libr
         if (g->nodes[i]->op != OP_FLASH) return false;
         left++;
     }
-    return left == waits || (replayed > 0 && waits > 0);
+    return left == waits || (replayed > 0 && waits > 0) ||
+           (is("mixed") && left == 0); /* all rows by the host, some once more */
+}
+
+/* "mixed": what the host computes of attention is told by what it adds. */
+enum { BY_HOST = 100 };
+static void attend_as_host(const struct graph *g) {
+    for (int i = 0; is("mixed") && i < g->n; i++) {
+        const struct tensor *t = g->nodes[i];
+        if (t->op != OP_FLASH) continue;
+        compute_flash(t);
+        for (int64_t k = 0; k < t->ne[0] * t->ne[1] * t->ne[2]; k++) ((float *)t->data)[k] += BY_HOST;
+    }
 }
 
 struct event *ggml_backend_event_new(void *device) {
@@ -118,6 +131,7 @@ static void run_part(void *of) {
     struct graph *g = of;
     if (looks) replayed++;
     mark(g, 1);
+    attend_as_host(g);
     if (g->nodes[g->n - 1]->name[0] == 0) compute_all(g);
     else note("host's %s to %s run", g->nodes[0]->name, g->nodes[g->n - 1]->name);
 }
@@ -139,6 +153,7 @@ static int graph_compute(void **b, struct graph *g) {
     }
     if (g->nodes[g->n - 1]->name[0] == 0) return compute_graph(g); /* the self-test's, whose nodes have no names */
     mark(g, 1);
+    attend_as_host(g);
     note("host computes %s to %s", g->nodes[0]->name, g->nodes[g->n - 1]->name);
     return is("host-fails") && strcmp(g->nodes[0]->name, "mlp1") == 0 ? -1 : 0;
 }
@@ -190,6 +205,22 @@ const char *ggml_backend_reg_name(void *r) { return r == &gpu_registry ? "CUDA" 
 
 /* ---- buffers ---- */
 
+/* The second GPU's memory, where the stand-in has two. */
+static struct memory {
+    uint64_t at, end;
+} seconds[64];
+int standin_device_of(uint64_t p) {
+    for (int i = 0; i < 64; i++) {
+        if (p >= seconds[i].at && p < seconds[i].end) return 1;
+    }
+    return 0;
+}
+static void owned(uint64_t p, size_t n) { /* 0: no more */
+    int i = 0;
+    while (n > 0 ? seconds[i].end != 0 : i < 63 && seconds[i].at != p) i++;
+    if (n > 0 || seconds[i].at == p) seconds[i] = (struct memory){n > 0 ? p : 0, n > 0 ? p + n : 0};
+}
+
 /* A buffer: its functions, its type, its memory. Hosts before autumn 2026 lack the two-dimensional ones. */
 enum { BUFFER_WORDS = 32 };
 static bool   is_old(void) { return is("buffers-old"); }
@@ -198,7 +229,7 @@ static void **buffer_types[GPUS];
 
 static bool   proven; /* the host has its backends */
 static void  *data_of(void **b) { return b[word_of(11) + 1]; }
-static void   buffer_free(void **b) { note("host frees a buffer"), free(data_of(b)); }
+static void   buffer_free(void **b) { note("host frees a buffer"), owned((uint64_t)(uintptr_t)data_of(b), 0), free(data_of(b)); }
 static void **buffer_of(const struct tensor *t) { return t->view_src != NULL ? t->view_src->buffer : t->buffer; }
 static bool   is_own(const struct tensor *t) { return buffer_of(t)[0] == (void *)buffer_free; } /* CUDA's backend tells its buffers so */
 static void  *buffer_base(void **b) { return data_of(b); }
@@ -228,6 +259,7 @@ static void **new_buffer(void **type, size_t size) {
     if (!is_old()) b[6] = (void *)buffer_set_2d, b[7] = (void *)nothing;
     b[word_of(8)] = (void *)buffer_copy, b[word_of(9)] = (void *)buffer_clear, b[word_of(10)] = (void *)nothing;
     b[word_of(11)] = type, b[word_of(11) + 1] = aligned_alloc(256, (size + 255) / 256 * 256), b[word_of(11) + 2] = (void *)size;
+    if (hands_over() && type == buffer_types[1]) owned((uint64_t)(uintptr_t)data_of(b), size);
     if (is("buffer-no-type")) b[word_of(11)] = NULL;
     if (is("buffer-few-functions")) b[3] = type;
     if (is("buffer-empty-word")) b[word_of(10)] = NULL;

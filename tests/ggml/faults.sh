@@ -18,19 +18,22 @@ right_on_cpu() {
     [ "$(echo "$1" | grep -c 'inert: ')" -le 1 ] &&
         echo "$1" | grep -q -e "largest 0.943648 equal [48] of 52" -e "largest 0 equal 52 of 52" -e "largest [0-9.]*e-0[67] equal [48] of 52"
 }
-# The same with a CUDA device; such a host sees to it itself that each node is computed.
-on_gpu() {
-    LIM_FAULT=$1 LESSISMORE_CUDA=on LESSISMORE_LIBCUDA=$hosts/libcuda.so.1 LIM_STANDIN_LOG=$out/log.$1 LIM_STANDIN_ATTEND=1 \
-        "$hosts/fake_cuda" "$out/liblessismore.so" graphs 2>&1
+# The same with a CUDA device; such a host sees to it itself that each node is computed, and with mixed batches by whom each row.
+cuda() {
+    LIM_FAULT=$1 LESSISMORE_CUDA=on LESSISMORE_LIBCUDA=$hosts/libcuda.so.1 LIM_STANDIN_LOG=$out/log.$2.$1 LIM_STANDIN_ATTEND=1 \
+        "$hosts/fake_cuda" "$out/liblessismore.so" "$2" 2>&1
 }
+on_gpu() { cuda "$1" graphs; }
+on_mixed() { LESSISMORE_SPECULATION=on cuda "$1" mixed; }
 right_on_gpu() {
     [ "$(echo "$1" | grep -c -e 'inert: ' -e 'inert in this context: ' -e 'left alone: ')" -le 1 ]
 }
+right_on_mixed() { right_on_gpu "$1"; }
 
 if [ "${1:-}" = one ]; then # HOST KIND:N
-    export LIM_FAULT_COUNT="$out/count.$3"
+    export LIM_FAULT_COUNT="$out/count.$2.$3"
     if text=$("on_$2" "$3") && "right_on_$2" "$text" && grep -q "failed 1" "$LIM_FAULT_COUNT"; then echo "passed $2 $3"; else echo "FAILED $2 $3: $text"; fi
-    rm -f "$LIM_FAULT_COUNT" "$out/log.$3"
+    rm -f "$LIM_FAULT_COUNT" "$out"/log.*."$3"
     exit
 fi
 
@@ -60,6 +63,7 @@ calls cpu >"$out/calls"
 [ "$(wc -l <"$out/calls")" -gt 150 ] || { echo "tests/ggml/faults: no calls: $(cat "$out/calls")" >&2; exit 1; }
 if [ -n "$toolkit" ]; then
     calls gpu >"$out/gpu"
+    calls mixed >>"$out/gpu"
     seed=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')
     if [ "${1:-100}" = all ]; then
         cat "$out/gpu" >>"$out/calls"

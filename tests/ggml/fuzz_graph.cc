@@ -29,7 +29,7 @@ enum { kNone = 0,
        kReshape = 7,
        kSetRows = 8,
        kCustom = 9,
-       kFlash = 11 };
+       kFlash = 12 };
 constexpr int kTypes[] = {lim::ggml::kF16, lim::ggml::kF16, lim::ggml::kF16, lim::ggml::kBF16, lim::ggml::kF32, lim::ggml::kQ8_0, lim::ggml::kQ4_0, 7};
 
 void require(bool holds, const char *what) {
@@ -356,7 +356,7 @@ void on_plan(lim_ggml_graph *g) {
         } else {
             n.max_threads = 0;
             host.offloaded++;
-            if (n.divides != 0 && (host.taken >> 40 & 1) != 0) { // a mixed batch: the host keeps the last rows
+            if (n.divides != LIM_GGML_WHOLE && (host.taken >> 40 & 1) != 0) { // a mixed batch: the host keeps the last rows
                 require(n.tokens * n.streams > 1, "a divided attention of one row");
                 n.rest_token = n.tokens > 1 ? n.tokens - 1 : 0;
                 n.rest_tokens = 1;
@@ -374,6 +374,7 @@ void on_plan(lim_ggml_graph *g) {
     require(g->n_outputs <= 0 || (g->outputs != nullptr && g->n_outputs <= g->n_batch), "outputs");
     g->knows_weights = static_cast<int32_t>(host.taken >> 60 & 1);
     g->later = static_cast<int32_t>(host.taken >> 61 & 1);
+    g->mixes = static_cast<int32_t>(host.taken >> 58 & 1);
     g->followed = host.taken >> 62 & 1 ? reinterpret_cast<uint64_t>(host.tensors[0].data) : 0;
 }
 

@@ -73,7 +73,7 @@ TEST(Hook, ContextsInAnyOrder) {
 }
 
 // A graph of an attention over a store and a product with weights, whose result are logits.
-constexpr int kRope = 3, kMulMat = 4, kFlash = 11; // as fake.h numbers them
+constexpr int kRope = 3, kMulMat = 4, kFlash = 12; // as fake.h numbers them
 constexpr int kWords = 32, kDim = 64, kSlots = 8;
 
 struct Decode {

@@ -211,7 +211,8 @@ then
 fi
 
 # A step: the host computes up to an attention and records an event, ours waits for it, looks at the masks once, attends
-# and records what the host waits for. No copy, no allocation, no waiting (what would be has an exclamation mark).
+# and records what the host waits for, before a set is chosen. A row that sees the first slots of its stream needs no table. No copy,
+# no allocation, no waiting (what would be has an exclamation mark).
 gpu sound "engaged on stand-in: at most 64 tokens of up to 256 attended outside layers \[1\]" yes
 happened "order" "second step" "more of the prompt" <<'EOF'
 host computes qkv0 to write0
@@ -219,28 +220,28 @@ host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
 cuLaunchKernel lim_visible stream 0x52
 row 0 sees 201 slots from 0 to 200
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 0 rows 1 capacity 256 page 1 sees what was looked at
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 0 rows 1 capacity 256 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host computes mlp0 to write1
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 1 rows 1 capacity 256 page 1 sees what was looked at
-cuLaunchKernel lim_select_union stream 0x52
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 1 rows 1 capacity 256 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
+cuLaunchKernel lim_select_union stream 0x52
 host waits for 0xe4
 host computes mlp1 to write2
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 page 1 sees what was looked at
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host computes mlp2 to write3
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 page 1 sees what was looked at
-cuLaunchKernel lim_tally stream 0x52
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 256 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
+cuLaunchKernel lim_tally stream 0x52
 host waits for 0xe4
 host computes mlp3 to logits0
 EOF
@@ -264,20 +265,20 @@ gpu graphs "engaged on stand-in" yes
 happened "a step is captured and replayed" "step 309" "step 310" <<'EOF'
 host computes qkv0 to write1
 cuStreamBeginCapture_v2 stream 0x52 mode 2
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 1 rows 1 capacity 512 page 1 sees what was looked at
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 1 rows 1 capacity 512 no table sees what was looked at
+cuEventRecord 0xe4 stream 0x52
 cuLaunchKernel lim_select_union stream 0x52
+host waits for 0xe4
+host records 0xe3
+cuStreamWaitEvent stream 0x52 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 page 1 sees what was looked at
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 no table sees what was looked at
 cuEventRecord 0xe4 stream 0x52
-host waits for 0xe4
-host records 0xe3
-cuStreamWaitEvent stream 0x52 event 0xe3
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 2 rows 1 capacity 512 page 1 sees what was looked at
 cuLaunchKernel lim_tally stream 0x52
-cuEventRecord 0xe4 stream 0x52
 host waits for 0xe4
 host records 0xe3
 cuStreamWaitEvent stream 0x52 event 0xe3
@@ -414,11 +415,11 @@ else
     fail "gpu two-contexts"
 fi
 
-# Two streams of a store: one row each, whose slots are numbered through both.
+# Two streams of a store: one row each, which sees the first slots of its own.
 gpu streams "engaged on stand-in" yes
 if [ "$(between 'second step' 'more of the prompt' | grep -e ^row -e lim_attend | head -3)" = "row 0 sees 201 slots from 0 to 200
 row 1 sees 201 slots from 1024 to 1224
-cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x52 mode 0 rows 2 capacity 256 page 1 sees what was looked at" ]; then
+cuLaunchKernel lim_attend_f16_64_8_direct stream 0x52 mode 0 rows 2 capacity 256 no table sees what was looked at" ]; then
     passed=$((passed + 1))
 else
     fail "gpu streams: $(between 'second step' 'more of the prompt')"
@@ -452,6 +453,50 @@ fi
 gpu slots "engaged on stand-in" yes LIM_STANDIN_PENDING=5
 counted "slots: order under way" '"dense_rows": 20'
 
+# A server's batches: decode rows before a prompt's, and behind it. The host computes all rows, and ours come behind: the fake host holds each row
+# against both. Its first layer is the host's alone.
+gpu mixed "engaged on stand-in" yes
+counted "mixed batches" '"mixed_steps": 6,'
+counted "mixed batches: drafts are the host's" '"draft": 4,'
+gpu mixed "engaged on stand-in" yes LESSISMORE_SPECULATION=on
+happened "a mixed batch" few many <<'EOF'
+host computes qkv0 to attention1
+host records 0xe3
+cuStreamWaitEvent stream 0x53 event 0xe3
+cuLaunchKernel lim_visible stream 0x53
+row 0 sees 103 slots from 0 to 184
+row 1 sees 83 slots from 100 to 185
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x53 mode 1 rows 2 capacity 512 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x53
+cuLaunchKernel lim_select_union stream 0x53
+host waits for 0xe4
+host computes mlp1 to attention2
+host records 0xe3
+cuStreamWaitEvent stream 0x53 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x53 mode 2 rows 2 capacity 512 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x53
+host waits for 0xe4
+host computes mlp2 to attention3
+host records 0xe3
+cuStreamWaitEvent stream 0x53 event 0xe3
+cuLaunchKernel lim_attend_f16_64_8_indexed stream 0x53 mode 2 rows 2 capacity 512 page 1 sees what was looked at
+cuEventRecord 0xe4 stream 0x53
+cuLaunchKernel lim_tally stream 0x53
+host waits for 0xe4
+host computes mlp3 to logits0
+EOF
+counted "mixed batches beside drafts" '"mixed_steps": 5,'
+counted "rows of drafts" '"draft_rows": 9,'
+counted "all rows but a prompt's last are sparse" '"rows_sparse": 23,'
+# Where it does not pay the host is left alone: masks of large batches are not looked at.
+gpu mixed "CUDA0: hooked where it pays" no LESSISMORE_CUDA=auto LESSISMORE_SPECULATION=on LIM_STANDIN_FAIL=none
+counted "mixed batches that gain nothing" '"mixed_steps": 0,'
+counted "large ones are prompts" '"prompt": 16'
+# A call of the driver fails: the host computes the node once more.
+for call in cuLaunchKernel:700:9 cuLaunchKernelEx:700:9 cuLaunchKernelEx:700:12 cuStreamWaitEvent:700:16 cuEventRecord:700:16; do
+    gpu mixed "inert in this context: .*CUDA_ERROR (700)" yes LESSISMORE_SPECULATION=on LIM_STANDIN_FAIL=$call
+done
+
 # What the host does to its cells behind the graphs.
 gpu behind "engaged on stand-in" yes
 counted "behind the graphs: three rows' newest tokens are not known" '"cell_order": 3,'
@@ -475,12 +520,12 @@ gpu sound "engaged on stand-in" yes LESSISMORE_POLICY=mass
 gpu host-fails "hooked" yes
 
 # What is refused, and how it is said.
-gpu sound "CUDA0: left alone, .*(LESSISMORE_CUDA=auto hooks it where it pays)" no LESSISMORE_CUDA=
-gpu sound "CUDA0: left alone" no LESSISMORE_CUDA=off
+gpu sound "CUDA0: hooked where it pays (LESSISMORE_CUDA=off leaves it alone)" no LESSISMORE_CUDA=
+gpu sound "CUDA0: left alone, .*(LESSISMORE_CUDA=off)" no LESSISMORE_CUDA=off
 gpu sound "inert: LESSISMORE_CUDA=\"yes\": must be auto, on or off" no LESSISMORE_CUDA=yes
 gpu sound "CUDA0: hooked where it pays" no LESSISMORE_CUDA=auto
 counted "steps that gain nothing" '"no_gain": 12'
-gpu sound "CUDA0: left alone, .*: LESSISMORE_INTERVAL=2" no LESSISMORE_CUDA=auto LESSISMORE_INTERVAL=2
+gpu sound "CUDA0: left alone, .*: LESSISMORE_INTERVAL=2" no LESSISMORE_CUDA= LESSISMORE_INTERVAL=2
 # A step like one that was left to the host is computed by it before it is planned: the first one beyond the budget is, too.
 gpu sound "engaged on stand-in" yes LESSISMORE_BUDGET=200
 counted "within the budget" '"within_budget": 4'
@@ -495,6 +540,8 @@ gpu sound "switched off by LESSISMORE" no LESSISMORE=off
 gpu sound "left alone: GGML_CUDA_GRAPH_OPT=1" no GGML_CUDA_GRAPH_OPT=1
 gpu sound "inert in this context: LESSISMORE_LAYERS: layers names layer 7.* (0 .. 3)\$" no LESSISMORE_LAYERS=7
 gpu no-gpu "this host has no CUDA device" no
+gpu no-gpu "loaded into ggml fake" no LESSISMORE_CUDA= LESSISMORE_LIBCUDA=/nonexistent/libcuda.so.1
+case $text in *CUDA*) fail "gpu no-gpu: a GPU is spoken of: $text" ;; esac
 gpu device-foreign "CUDA devices are left alone: .*CUDA0 is laid out" no
 gpu no-event-functions "CUDA devices are left alone: this host's CUDA backend is laid out" no
 gpu no-events "CUDA devices are left alone: this host's CUDA backend has no events" no
@@ -556,10 +603,71 @@ gpu heads-spread "inert in this context: its heads are spread over several GPUs 
 counted "heads spread" '"steps": 0,'
 gpu one-type "inert in this context: its heads are spread over several GPUs (-sm tensor)" no
 gpu layers-spread "this device computes layers 2 to 3 of the model, the others are on another device" yes
-gpu dim-96 "inert in this context: head_dim = 96" no
-gpu q4_0 "inert in this context: kv_dtype = 4 (q4_0)" no
+# Where a copy between the devices has shown that they are of one context, the layers of both have one set of roles, and token sets go from the
+# one to the other: a copy that waits for the one device and that the other one waits for, before what was recorded is replayed. Nobody waits on the host.
+two() { # VARIANT, what the log must say once, VARIABLE=VALUE ...
+    of=$1 says=$2
+    shift 2
+    gpu "$of" "$says" yes LESSISMORE_LAYERS=0 LIM_STANDIN_DEVICES=2 "$@"
+}
+two handed "layers 2 to 3 of the model, the others are on another device: layers \[0\] of all 4 choose token sets, which go from device to device"
+counted "each step is handed over" '"handed_steps": 9,'
+counted "none is not" '"unhanded_steps": 0,'
+counted "tokens attended: one layer of four chooses" '"tokens_attended": 3564,'
+if sed -n '/"total"/,$p' "$out/stats.json" | tr -d ' \n' | grep -q '"layers":4,"selection_layers":\[0\],"layers_offloaded":\[0,1,2,3\]'; then
+    passed=$((passed + 1))
+else
+    fail "gpu handed: $(sed -n '/"total"/,/steps/p' "$out/stats.json")"
+fi
+two graphs-handed "layers 2 to 3 of the model, the others are on another device: layers \[0\] of all 4 choose"
+counted "each step is handed over" '"handed_steps": 9,'
+counted "and replayed on both devices" '"replayed_steps": 16,'
+happened "a step that is replayed, handed over" "step 8" "step 9" <<'EOF'
+host computes qkv0 to write0
+host records 0xe3
+cuStreamWaitEvent stream 0x53 event 0xe3
+cuLaunchKernel lim_visible stream 0x53
+row 0 sees 207 slots from 0 to 206
+cuGraphLaunch of 6 stream 0x53
+host's mlp0 to write1 run
+host's mlp1 to mlp1 run
+cuEventRecord 0xe4 stream 0x53
+host waits for 0xe4
+host computes qkv2 to write2
+host records 0xe7
+cuEventRecord 0x3000 stream 0x53
+cuStreamWaitEvent stream 0x54 event 0x3000
+cuMemcpyPeerAsync 256 from device 0 to 1 stream 0x54
+cuEventRecord 0x3001 stream 0x54
+cuStreamWaitEvent stream 0x53 event 0x3001
+cuStreamWaitEvent stream 0x54 event 0xe7
+cuLaunchKernel lim_visible stream 0x54
+row 0 sees 207 slots from 0 to 206
+cuGraphLaunch of 5 stream 0x54
+host's mlp2 to write3 run
+host's mlp3 to logits0 run
+cuEventRecord 0xe8 stream 0x54
+host waits for 0xe8
+EOF
+# A call of the driver's that this takes fails, in step 5: the later device's layers are the host's from there on.
+for call in cuMemcpyPeerAsync:700:4 cuEventRecord:700:30 cuEventRecord:700:31 cuStreamWaitEvent:700:30 cuStreamWaitEvent:700:31; do
+    two handed "inert in this context: handing token sets over: CUDA_ERROR (700)" LIM_STANDIN_FAIL=$call
+    counted "$call: until then" '"handed_steps": 5,'
+    if between "step 5" "step 6" | grep -q "^host computes attention2 to logits0$" && between "step 6" "step 7" | grep -q "^host computes qkv2 to logits0$"; then
+        passed=$((passed + 1))
+    else
+        fail "gpu handed, $call: $(between 'step 5' 'step 7')"
+    fi
+done
+# Or in getting it ready: an event of the one device, of the other one, and memory for what the CPU would hand over.
+for call in cuEventCreate:2:10 cuEventCreate:2:11 cuEventCreate:2:8 cuMemHostAlloc:2:12; do
+    two handed "inert in this context: .*CUDA_ERROR_OUT_OF_MEMORY" LIM_STANDIN_FAIL=$call
+    counted "$call: none" '"handed_steps": 0,'
+done
+gpu dim-96 "engaged on stand-in" yes
+gpu q4_0 "engaged on stand-in" yes
 gpu alibi "layer 0 is left to the host: a bias by distance" no
-counted "ALiBi" '"shape": 16'
+counted "ALiBi" '"shape": 20'
 gpu biased "inert in this context: a mask holds other values" yes
 
 # The driver fails: the host computes the node and what follows itself, and goes on alone.

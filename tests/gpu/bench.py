@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 warnings.filterwarnings("ignore")
 
-HEADS, KV_HEADS, DIM, LAYERS = 32, 8, 128, 36
+HEADS, KV_HEADS, LAYERS = 32, 8, 36
+DIM = 128  # unless --dim says otherwise
 DENSE, SELECTING = (0, 1), (2, 12)
 BUDGET = 2048
 PAGE = 16  # of the paged layout
@@ -99,7 +100,7 @@ class Bench:
 
     def case(self, batch, context, layout, kv_type, others):
         torch.cuda.empty_cache()
-        element = {D.F16: 2, D.BF16: 2, D.FP8: 1, D.Q8_0: 34 / 32}[kv_type]
+        element = {D.F16: 2, D.BF16: 2, D.FP8: 1, D.Q8_0: 34 / 32, D.Q4_0: 18 / 32}[kv_type]
         per_layer = batch * context * KV_HEADS * DIM * 2 * element
         layers = max(2, min(8, int(24e9 / per_layer)))
         shape = {
@@ -110,8 +111,8 @@ class Bench:
 
         def make():
             x = torch.randn(shape, device="cuda", dtype=torch.float16)
-            if kv_type == D.Q8_0:
-                return torch.cat([D.to_q8_0(part)[0] for part in x.split(1)])
+            if kv_type in D.PACKED:
+                return torch.cat([D.PACKED[kv_type](part)[0] for part in x.split(1)])
             return x.to(D.TORCH[kv_type])
 
         kv = [[make() for _ in range(2)] for _ in range(layers)]
@@ -159,7 +160,7 @@ class Bench:
 
             return time_graph(body, 9) / layers / rounds
 
-        r = {"batch": batch, "context": context, "layout": layout, "kv": D.NAMES[kv_type]}
+        r = {"batch": batch, "context": context, "layout": layout, "kv": D.NAMES[kv_type], "dim": DIM}
         r["full_us"] = run(D.FULL)
         r["full_share"] = per_layer / r["full_us"] / 1e6 / self.read
         r["select_us"] = run(D.SELECT)
@@ -190,7 +191,7 @@ class Bench:
             r["speedup"] = r["others_us"] / r["step_us"]
         self.result["rows"].append(r)
         print(
-            f"b{batch:<3} {context // 1024:>4}K {layout:<10} {r['kv']:<5} full {r['full_us']:8.1f} us {r['full_share']:4.0%}  selection {r['selection_us']:6.1f} us "
+            f"b{batch:<3} {context // 1024:>4}K {layout:<10} {r['kv']:<5} {DIM:<3} full {r['full_us']:8.1f} us {r['full_share']:4.0%}  selection {r['selection_us']:6.1f} us "
             f"{r['selection_us'] / r['full_us']:5.1%} (logits +{r['attend_logits_us'] - r['full_us']:.1f})  list {r.get('list_us', 0):6.1f} us {r.get('list_share', 0):4.0%}  "
             f"step {r['step_us']:9.0f} us"
             + "".join(f"  {who} {us:9.0f} us ({r[f'{who}_by']})" for who, us in measured.items())
@@ -308,12 +309,14 @@ def main():
     p.add_argument("--paged", default="8:32,16:32", help="further cases, in pages")
     p.add_argument("--layouts", default="strided")
     p.add_argument("--types", default="f16")
+    p.add_argument("--dim", type=int, default=DIM, help="head_dim, of 8 KV heads and 32 query heads")
     p.add_argument(
         "--others",
         default="torch,flashinfer,vllm",
         help="whose attention is timed too; torch's and FlashInfer's with f16 only, FlashInfer's in the strided layout only, vLLM's (FlashAttention 3) in pages only",
     )
     a = p.parse_args()
+    globals()["DIM"] = a.dim
     others = [who for who in a.others.split(",") if who]
     if unknown := set(others) - {"torch", "flashinfer", "vllm"}:
         p.error(f"--others: {', '.join(unknown)} is not torch, flashinfer or vllm")

@@ -12,11 +12,12 @@ import torch
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 FATBIN = os.environ.get("LESSISMORE_FATBIN", os.path.join(ROOT, "build", "cuda", "kernels.fatbin"))
 
-F32, F16, BF16, Q8_0, FP8 = 0, 1, 2, 3, 5
+F32, F16, BF16, Q8_0, Q4_0, FP8 = range(6)
 FULL, SELECT, SPARSE = 0, 1, 2
 UNION, MASS = 0, 1
 TORCH = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16, FP8: torch.float8_e4m3fn}
-NAMES = {F32: "f32", F16: "f16", BF16: "bf16", Q8_0: "q8_0", FP8: "fp8"}
+NAMES = {F32: "f32", F16: "f16", BF16: "bf16", Q8_0: "q8_0", Q4_0: "q4_0", FP8: "fp8"}
+PADDED_DIMS = tuple(dim for dim in range(16, 256, 16) if dim not in (64, 128))  # with f16 and bf16
 
 i32, i64, u32, u64, f32 = C.c_int32, C.c_int64, C.c_uint32, C.c_uint64, C.c_float
 
@@ -92,8 +93,9 @@ class Args(C.Structure):
         ("survivors", u64),
         ("no_sets", u64),
         ("again", u64),
+        ("queries", u64),
         ("floats", u32),
-        ("reserved", u32 * 11),
+        ("reserved", u32 * 9),
         ("key_map", u64 * 16),
         ("value_map", u64 * 16),
     ]
@@ -265,3 +267,17 @@ def to_q8_0(x):
     q = torch.where(scale > 0, (blocks / scale.float()).round(), torch.zeros_like(blocks)).clamp(-128, 127).to(torch.int8)
     data = torch.cat([scale.view(torch.uint8).reshape(*scale.shape[:-1], 2), q.view(torch.uint8)], -1)
     return data.reshape(*x.shape[:-1], -1).contiguous(), (q.double() * scale.double()).reshape(x.shape)
+
+
+def to_q4_0(x):
+    """The same with 16 bytes of two elements: an element in the lower half, the one 16 after it in the upper."""
+    blocks = x.float().reshape(*x.shape[:-1], -1, 32)
+    at = blocks.abs().argmax(-1, keepdim=True)
+    scale = (blocks.gather(-1, at) / -8).half()
+    q = torch.where(scale != 0, (blocks / scale.float()).round(), torch.zeros_like(blocks)).clamp(-8, 7) + 8
+    nibbles = q.to(torch.uint8)
+    data = torch.cat([scale.view(torch.uint8).reshape(*scale.shape[:-1], 2), nibbles[..., :16] | nibbles[..., 16:] << 4], -1)
+    return data.reshape(*x.shape[:-1], -1).contiguous(), ((q.double() - 8) * scale.double()).reshape(x.shape)
+
+
+PACKED = {Q8_0: to_q8_0, Q4_0: to_q4_0}

@@ -289,27 +289,43 @@ lim_cuda_call Good() {
     return c;
 }
 
+int64_t RowBytes(int type, int dim) {
+    switch (type) {
+    case LIM_CUDA_FP8: return dim;
+    case LIM_CUDA_Q8_0: return dim / 32 * 34;
+    case LIM_CUDA_Q4_0: return dim / 32 * 18;
+    default: return dim * 2;
+    }
+}
+/* Good() with heads of so many elements. */
+void SetHeads(lim_cuda_call *c, int type, int dim) {
+    c->kv_type = type, c->dim = dim;
+    c->query.head_stride = c->output.head_stride = dim * 2;
+    c->query.row_stride = c->output.row_stride = dim * 2 * c->heads;
+    c->key.head_stride = c->value.head_stride = RowBytes(type, dim);
+    c->key.token_stride = c->value.token_stride = RowBytes(type, dim) * 8;
+}
+
 TEST(Plan, FitsEveryDeviceAndShape) {
     char text[256];
     for (const lim_cuda_device *d : {&kH200, &kSmall}) {
-        for (int type : {LIM_CUDA_F16, LIM_CUDA_BF16, LIM_CUDA_FP8, LIM_CUDA_Q8_0}) {
-            for (int dim : {64, 128, 256}) {
-                for (int group = 1; group <= 16; group++) {
+        for (int type : {LIM_CUDA_F16, LIM_CUDA_BF16, LIM_CUDA_FP8, LIM_CUDA_Q8_0, LIM_CUDA_Q4_0}) {
+            for (int dim : {64, 128, 256, 16, 80, 96, 112, 144, 192, 240}) {
+                const bool packed = type == LIM_CUDA_Q8_0 || type == LIM_CUDA_Q4_0, half = type == LIM_CUDA_F16 || type == LIM_CUDA_BF16;
+                if (dim != 64 && dim != 128 && dim != 256 && !half && !(packed && dim == 96)) continue;
+                for (int group = 1; group <= (packed && dim == 96 ? 8 : 16); group++) {
                     for (int rows : {1, 7, 25, 300}) {
                         for (int capacity : {1, 100, 2048, 131072}) {
                             lim_cuda_call c = Good();
-                            c.kv_type = type, c.dim = dim, c.heads = 8 * group, c.n_rows = rows, c.capacity = capacity;
-                            c.query.head_stride = c.output.head_stride = dim * 2;
-                            c.query.row_stride = c.output.row_stride = dim * 2 * c.heads;
-                            c.key.head_stride = c.value.head_stride = type == LIM_CUDA_Q8_0 ? dim / 32 * 34 : dim * 2;
-                            c.key.token_stride = c.value.token_stride = c.key.head_stride * 8;
+                            c.heads = 8 * group, c.n_rows = rows, c.capacity = capacity;
+                            SetHeads(&c, type, dim);
                             for (int way = 0; way < 9; way++) { /* each mode without a table, with small pages, with those of a tile */
                                 const int mode = way / 3;
                                 c.mode = mode, c.table = way % 3 == 0 ? 0 : 64, c.table_stride = 1 << 17, c.page_shift = way % 3 == 1 ? 0 : 4;
                                 if (lim_cuda_check(d, &c, text, sizeof text) != 0) {
                                     ASSERT_EQ(d, &kSmall) << text; /* the largest tiles do not fit the smallest cards */
                                     ASSERT_NE(std::string(text).find("shared memory"), std::string::npos) << text;
-                                    ASSERT_EQ(dim, 256);
+                                    ASSERT_GT(dim, 128);
                                     continue;
                                 }
                                 lim_cuda_args   args;
@@ -323,7 +339,7 @@ TEST(Plan, FitsEveryDeviceAndShape) {
                                     ASSERT_EQ(std::count_if(names, names + entries, [&](const char *n) { return strcmp(n, l[k].name) == 0; }), 1) << l[k].name;
                                 for (int k = 0; k < count; k++) ASSERT_LE(l[k].shared + 1024, (uint32_t)d->shared_per_block) << l[k].name;
                                 ASSERT_GE(l[0].grid[0], 1u);
-                                ASSERT_LE(l[0].grid[0], (uint32_t)d->multiprocessors * 3);
+                                ASSERT_LE(l[0].grid[0], (uint32_t)d->multiprocessors * LIM_CUDA_MOST_RESIDENT);
                                 ASSERT_EQ(args.cluster, l[0].cluster);
                                 ASSERT_EQ(args.cluster != 0, std::string(l[0].name).find("lim_short_") == 0) << l[0].name;
                                 if (args.cluster != 0) { /* all blocks at once, one on each multiprocessor */
@@ -511,6 +527,15 @@ TEST(Plan, TakesTheKernelOfTheCase) {
         {"lim_attend_f16_128_16_direct", "lim_select_union", [](lim_cuda_call *c) { c->heads = 128; }},
         {"lim_attend_f16_256_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->dim = 256; c->key.head_stride = c->value.head_stride = 512; c->query.head_stride = c->output.head_stride = 512; c->query.row_stride = c->output.row_stride = 16384; }},
         {"lim_attend_fp8_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; }},
+        {"lim_attend_q4_0_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 128); }},
+        {"lim_attend_q8_0_256_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 256); c->mode = LIM_CUDA_SPARSE; }},
+        {"lim_short_q8_0_96_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 96); c->mode = LIM_CUDA_SPARSE; }},
+        {"lim_short_q4_0_64_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 64); c->mode = LIM_CUDA_SPARSE; }},
+        /* Heads of other sizes have the kernels of the next larger one, none with TMA. */
+        {"lim_attend_f16_upto128_8_direct", "lim_select_union", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_F16, 96); }},
+        {"lim_attend_bf16_upto128_8_direct", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_BF16, 48); c->mode = LIM_CUDA_FULL; }},
+        {"lim_short_f16_upto128_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_F16, 80); c->mode = LIM_CUDA_SPARSE; }},
+        {"lim_attend_f16_upto256_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_F16, 192); c->mode = LIM_CUDA_SPARSE; }},
         {"lim_attend_f16_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->value.page_stride = (int64_t)1 << 40; }},
         {"lim_short_f16_128_8_indexed", "", [](lim_cuda_call *c) { c->mode = LIM_CUDA_SPARSE; }},
     };
@@ -617,8 +642,18 @@ TEST(Plan, RefusalsNameTheArgument) {
         const char *name;
         void (*spoil)(lim_cuda_call *);
     } cases[] = {
-        {"dim", [](lim_cuda_call *c) { c->dim = 80; }},
-        {"kv_type", [](lim_cuda_call *c) { c->kv_type = 4; }},
+        {"dim", [](lim_cuda_call *c) { c->dim = 72; }},
+        {"dim", [](lim_cuda_call *c) { c->dim = 272; }},
+        {"dim", [](lim_cuda_call *c) { c->dim = 0; }},
+        {"dim", [](lim_cuda_call *c) { c->heads = 128; SetHeads(c, LIM_CUDA_Q8_0, 96); }},
+        {"dim", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 192); }},
+        {"token_stride", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 96); c->value.token_stride += 2; }},
+        {"head_stride", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 96); c->key.head_stride += 1; }},
+        {"token_stride", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 128); c->key.token_stride = 1 << 25; }},
+        {"dim", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 32); }},
+        {"dim", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_FP8, 192); }},
+        {"kv_type", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_F32; }},
+        {"kv_type", [](lim_cuda_call *c) { c->kv_type = 6; }},
         {"heads", [](lim_cuda_call *c) { c->heads = 256; }},
         {"scale", [](lim_cuda_call *c) { c->scale = NAN; }},
         {"softcap", [](lim_cuda_call *c) { c->softcap = INFINITY; }},

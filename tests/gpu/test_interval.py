@@ -62,7 +62,7 @@ def test_sets_serve_several_steps():
         lengths = [rng.choice([0, 1, budget - 2, budget, budget + 1, rng.randint(1, 1500)]) for _ in range(rng.choice([1, 2, 5]))]
         capacity = max(*lengths, budget) + 2 * steps + 2
         p = random_problem(rng, lengths=lengths, capacity=capacity, budget=budget)
-        base = D.TORCH[D.F16 if p.kv_type in (D.Q8_0, D.FP8) else p.kv_type]
+        base = D.TORCH[D.F16 if p.kv_type in (*D.PACKED, D.FP8) else p.kv_type]
         # Layers from the second selection layer on have queries of their own, and so other sets.
         queries = [p.query, torch.randn(p.query.shape, device="cuda").to(p.query.dtype)]
         outs = [torch.empty_like(p.output) for _ in range(LAYERS)]

@@ -41,13 +41,14 @@ class Problem:
         recency=0.25,
         set_sinks=4,
         page_shift=None,
+        hnd=None,
     ):
         gen = torch.Generator("cuda").manual_seed(rng.randrange(1 << 31))
         rows, heads = len(lengths), group * kv_heads
         capacity = capacity or max(max(lengths), 1)
         self.rows, self.heads, self.kv_heads, self.group, self.dim, self.kv_type = rows, heads, kv_heads, group, dim, kv_type
         self.capacity, self.layout, self.softcap, self.budget = capacity, layout, softcap, budget
-        base = D.F16 if kv_type in (D.Q8_0, D.FP8) else kv_type
+        base = D.F16 if kv_type in (*D.PACKED, D.FP8) else kv_type
         self.query_type = base if query_type is None else query_type
         self.output_type = D.F32 if output_type is None else output_type
 
@@ -66,7 +67,8 @@ class Problem:
             page = 1 << self.page_shift
             each = -(-capacity // page)
             pages = rows * each + rng.randrange(3)
-            hnd, joint = rng.random() < 0.5, kv_type != D.Q8_0 and rng.random() < 0.5  # K beside V, as vLLM has them
+            hnd = rng.random() < 0.5 if hnd is None else hnd
+            joint = kv_type not in D.PACKED and rng.random() < 0.5  # K beside V, as vLLM has them
             shape = (pages, kv_heads, page, dim) if hnd else (pages, page, kv_heads, dim)
             k, v = normal(*shape), normal(*shape)
             order = torch.randperm(pages, generator=gen, device="cuda")[: rows * each]
@@ -88,9 +90,9 @@ class Problem:
 
             axes = {"page": 0, "token": 2 if layout == "contiguous" else 1, "head": 1 if layout == "contiguous" else 2}
         v[..., 0] += 3  # no output is near zero by cancelling
-        if kv_type == D.Q8_0:
-            self.key, k64 = D.to_q8_0(k)
-            self.value, v64 = D.to_q8_0(v)
+        if kv_type in D.PACKED:
+            self.key, k64 = D.PACKED[kv_type](k)
+            self.value, v64 = D.PACKED[kv_type](v)
         else:
             self.key, self.value = k.to(D.TORCH[kv_type]), v.to(D.TORCH[kv_type])
             if joint:
@@ -212,7 +214,7 @@ class Problem:
 
 
 # Weights are rounded to the store's type before the second product, outputs to theirs.
-TOLERANCE = {D.F16: 6e-4, D.BF16: 4e-3, D.FP8: 6e-4, D.Q8_0: 8e-4}
+TOLERANCE = {D.F16: 6e-4, D.BF16: 4e-3, D.FP8: 6e-4, D.Q8_0: 8e-4, D.Q4_0: 8e-4}
 OUTPUT = {D.F32: 0, D.F16: 5e-4, D.BF16: 4e-3}
 
 
@@ -248,7 +250,10 @@ def literal_union(logits, n, sink_tokens, top_k, recent):
 
 
 def random_problem(rng, **fixed):
-    kv_type = rng.choice([D.F16, D.F16, D.BF16, D.FP8, D.Q8_0])
+    kv_type = fixed.get("kv_type", rng.choice([D.F16, D.F16, D.BF16, D.FP8, D.Q8_0, D.Q4_0]))
+    dims = [64, 128, 128, 256]
+    if kv_type in (D.F16, D.BF16):
+        dims += [80, 96, 112, 192, rng.choice(D.PADDED_DIMS)]
     rows = rng.choice([1, 1, 2, 3, 5, 8, 33])
     longest = rng.choice([1, 7, 64, 200, 1000, 3000]) if rows > 8 else rng.choice([1, 17, 64, 65, 500, 2000, 5000, 20000])
     if QUICK:
@@ -256,7 +261,7 @@ def random_problem(rng, **fixed):
     lengths = [rng.choice([rng.randint(0, longest), longest]) for _ in range(rows)]
     args = dict(
         kv_type=kv_type,
-        dim=rng.choice([64, 128, 128, 256]),
+        dim=rng.choice(dims),
         group=rng.choice([1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16]),
         kv_heads=rng.choice([1, 2, 4, 8]),
         lengths=lengths,
@@ -287,15 +292,48 @@ def test_full_attention():
 def test_every_kernel():
     """No entry point is left out by chance."""
     rng = random.Random(SEED + 1)
-    for kv_type in (D.F16, D.BF16, D.FP8, D.Q8_0):
-        for dim in (64, 128, 256):
+    names = set()
+    for kv_type in (D.F16, D.BF16, D.FP8, D.Q8_0, D.Q4_0):
+        for dim in (64, 128, 256, *(D.PADDED_DIMS if kv_type in (D.F16, D.BF16) else ())):
             for group in (4, 12):
                 for layout in ("contiguous", "paged"):
-                    p = random_problem(
-                        rng, kv_type=kv_type, dim=dim, group=group, kv_heads=2, layout=layout, lengths=[300, 0, 77], capacity=300
-                    )
-                    p.plan(D.FULL).run()
-                    check_output(p, p.reference(), "every")
+                    for capacity in (300, 9000):  # short work has kernels of its own
+                        p = random_problem(
+                            rng, kv_type=kv_type, dim=dim, group=group, kv_heads=2, layout=layout, lengths=[300, 0, 77], capacity=capacity
+                        )
+                        plan = p.plan(D.FULL)
+                        names.add(plan.launches[0].name.decode())
+                        plan.run()
+                        check_output(p, p.reference(), "every")
+    kinds = {name.split("_", 2)[2] for name in names if name.startswith("lim_short")}
+    assert len(kinds) == (kernels().device.capability == 90) * 2 * 12, sorted(kinds)
+
+
+def test_blocks_between_words():
+    """96 elements in blocks are no whole number of words: every other head begins between two."""
+    rng = random.Random(SEED + 14)
+    for i in range(6 if QUICK else 60):
+        budget = rng.choice([16, 100, 600])
+        p = random_problem(
+            rng,
+            kv_type=rng.choice(list(D.PACKED)),
+            dim=96,
+            group=rng.randint(1, 8),
+            kv_heads=rng.choice([2, 4, 32]),
+            layout=rng.choice(["strided", "paged"]),
+            hnd=False,
+            budget=budget,
+        )
+        for mode in (D.FULL, D.SELECT):
+            plan = p.plan(mode)
+            plan.run()
+            check_output(p, p.reference(), "between")
+        check_sets(p, plan)
+        visible = torch.zeros(p.rows, p.capacity, dtype=torch.bool, device="cuda")
+        for r, n in enumerate(p.lengths.tolist()):
+            visible[r, p.positions[r, : min(n, budget)].long()] = True
+        p.plan(D.SPARSE).run()
+        check_output(p, p.reference(visible), "between, list")
 
 
 def test_pages():
@@ -543,8 +581,10 @@ def test_refusals():
     p.call.mode = D.SELECT
     assert kernels().check(p.call)[0] == 0
     for field, value in [
-        ("dim", 96),
-        ("kv_type", 4),
+        ("dim", 72),
+        ("dim", 272),
+        ("kv_type", 0),
+        ("kv_type", 6),
         ("heads", 0),
         ("kv_heads", 7),
         ("mode", 9),

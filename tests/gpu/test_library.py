@@ -18,7 +18,7 @@ import lessismore  # noqa: E402
 from lessismore import _library  # noqa: E402
 
 LAYERS, SELECTING = 5, [1, 3]
-KINDS = {D.F16: "f16", D.BF16: "bf16", D.FP8: "fp8", D.Q8_0: "q8_0"}
+KINDS = {D.F16: "f16", D.BF16: "bf16", D.FP8: "fp8", D.Q8_0: "q8_0", D.Q4_0: "q4_0"}
 
 
 def make_engine(budget, **more):
@@ -124,7 +124,7 @@ def test_sets_of_the_cpu_engine():
     """Integers whose sums are exact: both engines see the same logits, ties and all, and choose the same tokens."""
     rng, nrng = random.Random(SEED + 1), np.random.default_rng(SEED)
     for _ in range(4 if QUICK else 25):
-        dim, kv_heads, group = rng.choice([64, 128, 256]), rng.choice([1, 2, 8]), rng.choice([1, 3, 4, 7, 16])
+        dim, kv_heads, group = rng.choice([64, 80, 96, 128, 192, 256]), rng.choice([1, 2, 8]), rng.choice([1, 3, 4, 7, 16])
         rows, budget = rng.choice([1, 3, 8]), rng.choice([1, 7, 13, 16, 128, 700])
         lengths = [rng.randint(1, 500 if QUICK else 4000) for _ in range(rows)]
         capacity = max(lengths) + rng.choice([0, 33])

@@ -14,7 +14,8 @@ SPARE = -7  # what is not to be written
 class Visibility(C.Structure):
     _fields_ = [
         ("mask", D.u64),
-        ("mask_stride", D.i64),
+        ("token_stride", D.i64),
+        ("stream_stride", D.i64),
         ("lengths", D.u64),
         ("table", D.u64),
         ("table_stride", D.i64),
@@ -22,22 +23,28 @@ class Visibility(C.Structure):
         ("n_rows", D.i32),
         ("n_slots", D.i32),
         ("slots_apart", D.i32),
+        ("tokens", D.i32),
+        ("first", D.i32),
         ("reserved", D.i32),
     ]
 
 
 class Look:
-    def __init__(self, shown, apart, spare):
-        """shown: bool [rows][n_slots]."""
+    def __init__(self, shown, apart, spare, parts=None, tokens=1, first=0):
+        """shown: bool [rows][n_slots], of rows first ... of a batch of so many tokens to each stream, `spare` values behind each row and
+        eight more behind each stream; parts: blocks of a row, else as many as the library takes."""
         rows, n = shown.shape
-        self.shown, self.apart = shown, apart
-        self.mask = torch.full((rows, n + spare), 3.0, dtype=torch.float16, device="cuda")
-        self.mask[:, :n] = torch.where(shown, 0.0, -torch.inf)
+        self.shown, self.apart, self.tokens, self.first = shown, apart, tokens, first
+        streams = (first + rows - 1) // tokens + 1
+        self.mask = torch.full((streams, tokens * (n + spare) + 8), 3.0, dtype=torch.float16, device="cuda")
+        for row in range(rows):
+            self.row(row)[:] = torch.where(shown[row], 0.0, -torch.inf)
         self.lengths = torch.full((rows + 1,), SPARE, dtype=torch.int32, device="cuda")
         self.table = torch.full((rows + 1, n + 5), SPARE, dtype=torch.int32, device="cuda")
         self.odd = torch.zeros(1, dtype=torch.int32, device="cuda")
         visibility = Visibility(
             self.mask.data_ptr(),
+            (n + spare) * 2,
             self.mask.stride(0) * 2,
             self.lengths.data_ptr(),
             self.table.data_ptr(),
@@ -46,15 +53,24 @@ class Look:
             rows,
             n,
             apart,
+            tokens,
+            first,
             0,
         )
-        launch = D.Launch(b"lim_visible", (rows, 1, 1), 1024, 0)
+        launch = D.Launch(b"lim_visible", (rows, parts or max(1, min(8, (n + 16383) // 16384)), 1), 1024, 0)
         self.plan = D.Plan(kernels(), visibility, [launch])
+
+    def row(self, row):
+        """A row's mask."""
+        stream, token = divmod(self.first + row, self.tokens)
+        n = self.shown.shape[1]
+        at = token * ((self.mask.shape[1] - 8) // self.tokens)
+        return self.mask[stream, at : at + n]
 
     def check(self):
         rows = self.shown.shape[0]
         for row in range(rows):
-            want = torch.nonzero(self.shown[row]).flatten().int() + row * self.apart
+            want = torch.nonzero(self.shown[row]).flatten().int() + (self.first + row) // self.tokens * self.apart
             n = int(self.lengths[row])
             assert n == len(want), (row, n, len(want))
             assert torch.equal(self.table[row, :n], want), row
@@ -78,11 +94,12 @@ def test_slots():
     rng = random.Random(SEED)
     for _ in range(20 if QUICK else 200):
         rows, n = rng.choice([1, 1, 2, 7, 33]), 8 * rng.choice([1, 31, 32, 33, 512, rng.randrange(1, 4000), 16384])
-        look = Look(random_mask(rng, rows, n), rng.choice([0, n, 131072]), rng.choice([0, 8, 24]))
+        tokens, parts = rng.choice([1, 1, rows, rng.randrange(1, 8)]), rng.choice([None, 1, 2, 3, 8])
+        look = Look(random_mask(rng, rows, n), rng.choice([0, n, 131072]), rng.choice([0, 8, 24]), parts, tokens, rng.randrange(3))
         look.plan.run()
         look.check()
         assert int(look.odd) == 0
-        look.mask[:, :n] = torch.where(look.mask[:, :n] == 0, -0.0, look.mask[:, :n])  # a zero as well
+        look.mask[look.mask == 0] = -0.0  # a zero as well
         look.plan.run()
         look.check()
         assert int(look.odd) == 0
@@ -95,7 +112,7 @@ def test_odd_values_are_told():
         look = Look(random_mask(rng, 3, n), 0, 8)
         at = rng.randrange(n)
         look.shown[1, at] = True
-        look.mask[1, at] = value
+        look.row(1)[at] = value
         look.plan.run()
         look.check()
         assert int(look.odd) == 1, value
@@ -112,7 +129,8 @@ def test_captured():
         look.plan.run()
     for n in (1, 255, 256, 257, 4096):
         look.shown[:, :n] = True
-        look.mask[:, :n] = 0
+        for row in range(2):
+            look.row(row)[:n] = 0
         look.table.fill_(SPARE)
         graph.replay()
         look.check()

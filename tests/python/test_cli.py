@@ -71,7 +71,8 @@ def test_doctor_asks_the_library_about_gpus(tmp_path, root):
     found = json.loads(cli("doctor", "--quick", "--json", LD_LIBRARY_PATH=str(tmp_path))[0])["driver"]
     assert found["gpus"] == ["stand-in"]
     assert found["why"] is None or "GPU 0: " in found["why"] and "this build of the library has no CUDA" in found["why"]
-    for setting, said in (("", "left to llama.cpp"), ("auto", "steps that gain by it are taken"), ("on", "every step beyond the budget")):
+    steps = "steps that gain by it are taken"
+    for setting, said in (("", steps), ("off", "left to llama.cpp"), ("auto", steps), ("on", "every step beyond the budget")):
         out, _ = cli("doctor", "--quick", LD_LIBRARY_PATH=str(tmp_path), LESSISMORE_CUDA=setting)
         assert (f"llama.cpp on GPUs  {said}" in out) == (found["why"] is None), out
 

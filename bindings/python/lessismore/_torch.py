@@ -14,7 +14,6 @@ from .engine import Engine
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # lim_dtype
 HEAD_DIM_STEP, HEAD_DIM_MAX = 16, 256
-CUDA_HEAD_DIMS = (64, 128, 256)
 
 
 def check(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
@@ -23,11 +22,8 @@ def check(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
         raise UnsupportedError(f"{name} is on {device}: this version attends on the CPU and on CUDA devices only")
     if dtype not in DTYPES:
         raise UnsupportedError(f"{name} is {dtype}, which is none of float32, float16, bfloat16")
-    if device.type == "cuda":
-        if name != "query" and dtype == torch.float32:
-            raise UnsupportedError(f"{name} is {dtype}: on {device} it has to be float16 or bfloat16")
-        if head_dim not in CUDA_HEAD_DIMS:
-            raise UnsupportedError(f"{name} has heads of {head_dim}: on {device} it has to be one of {CUDA_HEAD_DIMS}")
+    if device.type == "cuda" and name != "query" and dtype == torch.float32:
+        raise UnsupportedError(f"{name} is {dtype}: on {device} it has to be float16 or bfloat16")
     if head_dim % HEAD_DIM_STEP or not 0 < head_dim <= HEAD_DIM_MAX:
         raise UnsupportedError(f"{name} has heads of {head_dim}: no multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}")
 

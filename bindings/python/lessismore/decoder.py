@@ -46,8 +46,8 @@ class Decoder(Handle):
             (torch.cuda.device).
         capacity: tokens that a row may see, at most. This and what follows is for a GPU, and needed there but for work.
         heads, kv_heads: query and key/value heads; up to 16 query heads for each KV head.
-        head_dim: of query, key and value; 64, 128 or 256.
-        dtype: of key and value: "f16", "bf16", "fp8" (e4m3) or "q8_0".
+        head_dim: of query, key and value; 64, 128 or 256, with f16 and bf16 any multiple of 16 up to 256.
+        dtype: of key and value: "f16", "bf16", "fp8" (e4m3), "q8_0" or "q4_0".
         kv_tokens: tokens that all rows above the budget will see together, at most: work memory grows with it rather than with
             max_rows * capacity, and a step of rows that see more is dense. Only with an engine whose layers are given. 0: no
             such bound.
@@ -120,7 +120,7 @@ class Decoder(Handle):
             key, value: [rows, slots, kv_heads, head_dim], the new tokens' own included; with a table [pages, page_size,
                 kv_heads, head_dim], also of one row, page_size a power of two. On the CPU [1, slots, ...] is for all rows: query tokens of
                 one sequence; value may have another head_dim; float32, float16, bfloat16, or uint8 blocks with a
-                key_dtype. On a GPU of the decoder's dtype: q8_0 as uint8 with 34 bytes for each 32 elements, fp8 as
+                key_dtype. On a GPU of the decoder's dtype: q8_0 and q4_0 as uint8 with 34 or 18 bytes for each 32 elements, fp8 as
                 float8_e4m3fn or uint8. For a store with another order of dimensions hand over a transposed view.
             lengths: [rows] int32: tokens that each row sees, its own included. Needed on a GPU and with a table; else the
                 default on the CPU is all slots, unless query_positions are given.

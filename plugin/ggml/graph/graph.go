@@ -41,7 +41,7 @@ type Node struct {
 	MaskStreamStride int64
 	MaxBias          float32
 	MaxThreads       int32 // how many of the host's threads may share the call
-	Divides          int32 // 1: the host can be left a part of the node's rows
+	Divides          Divides
 	Reason           stats.Reason
 	What             unsafe.Pointer // texts of the shim's, for the log: what it refuses …
 	Type             unsafe.Pointer // … of which type, or else of which value …
@@ -49,6 +49,15 @@ type Node struct {
 	Value            int64
 	Rest             Rest
 }
+
+// Divides is whether the library can take some of a node's rows.
+type Divides int32
+
+const (
+	Whole    Divides = iota // it cannot
+	Divided                 // the host computes the others alone
+	Overlaid                // the host computes all of them, and the library some of them once more behind it, at one stride
+)
 
 // Rest is the rows of an offloaded node that the host computes itself: those of these tokens, of these streams. All tokens
 // of a stream, if there are several streams.
@@ -125,6 +134,8 @@ type Graph struct {
 	FirstBlock, LastBlock int32 // of the model, whose weights were hashed; FirstBlock -1: of none
 	Ends                  int32 // 1: so were those that follow the last block
 
+	Host uint64 // number of the host's context, as far as its devices have shown by copies from one to another that they are of one; 0: not known
+
 	KnowsWeights bool           // the answer: no more hashes are wanted
 	Notes        []kvindex.Note // the answer, in C memory
 
@@ -137,6 +148,7 @@ type Graph struct {
 	Trial    bool     // the answer: to be computed twice, see Retrier
 	Output   int      // whose logits tell the two apart: the number among those that logits are wanted of, …
 	Rows     int      // … or, where the graph does not tell, among all rows of the batch
+	Mixes    bool     // the answer, on a GPU: decode rows are taken out of batches with a prompt's, whose masks are to be kept
 	Followed uint64   // the answer, on a GPU: the store whose rows are to be told apart, AnyStore or NoStore
 }
 

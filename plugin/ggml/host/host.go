@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +35,6 @@ type Process struct {
 	written []byte     // to that file, last
 	failed  string     // why it could not be, the last time
 	once    sync.Once  // keeps the statistics current
-	gpus    atomic.Int32
 }
 
 // Where contexts live as long as their process, and that is ended by a signal (an RPC server's), the statistics that are
@@ -82,6 +80,8 @@ func (p *Process) configure(lookup func(name string) (string, bool)) {
 	}
 	p.env = env
 	p.engine, _ = contexts.NewEngine(env.Config)
+	// On two H200s it has been right, but not shown to pay: see RATIONALE.md.
+	p.engine.Relay.HandsOver = env.CUDA == settings.CUDAOn
 	if env.Profiles {
 		p.engine.Keep(selection.Profiles{Dir: profileDir(lookup), Path: env.Profile})
 	}
@@ -170,9 +170,9 @@ func (p *Process) GPUs(n int, about string) {
 	case n > 0 && p.env.CUDA == settings.CUDAOn:
 		p.log(settings.LogInfo, about+": hooked (LESSISMORE_CUDA=on)")
 	case n > 0 && p.env.CUDA == settings.CUDAAuto:
-		p.log(settings.LogInfo, about+": hooked where it pays (LESSISMORE_CUDA=auto)")
+		p.log(settings.LogInfo, about+": hooked where it pays (LESSISMORE_CUDA=off leaves it alone)")
 	case n > 0:
-		p.log(settings.LogInfo, about+": left alone, what is computed there stays as it is (LESSISMORE_CUDA=auto hooks it where it pays)")
+		p.log(settings.LogInfo, about+": left alone, what is computed there stays as it is (LESSISMORE_CUDA=off)")
 	case n < 0:
 		p.log(settings.LogInfo, "CUDA devices are left alone: "+about)
 	case p.env.CUDA == settings.CUDAOn:
@@ -240,7 +240,6 @@ func (p *Process) Open() Context {
 
 // OpenGPU begins a context whose graphs a GPU computes.
 func (p *Process) OpenGPU() Context {
-	p.gpus.Add(1)
 	s := ggml.NewGPUSession(p.engine, p.log, p.env.CUDA == settings.CUDAOn)
 	if p.byCell {
 		s.OrderByCell()
@@ -291,8 +290,8 @@ func (p *Process) writeStats(text []byte) (ok bool) {
 	return why == ""
 }
 
-// keepCurrent writes the statistics again and again, where they have changed, as long as that works. Not once a GPU has been
-// used: what it has counted is waited for.
+// keepCurrent writes the statistics again and again, where they have changed, as long as that works. Not while a GPU
+// counts: it would be waited for.
 func (p *Process) keepCurrent() {
 	defer p.Guard("statistics")
 	every := current
@@ -301,11 +300,12 @@ func (p *Process) keepCurrent() {
 	}
 	for ok := true; ok; {
 		time.Sleep(every)
+		if p.engine.Waits() {
+			continue
+		}
 		p.file.Lock()
-		if ok = p.gpus.Load() == 0; ok {
-			if text := p.engine.Report().JSON(); !bytes.Equal(text, p.written) {
-				ok = p.writeStats(text)
-			}
+		if text := p.engine.Report().JSON(); !bytes.Equal(text, p.written) {
+			ok = p.writeStats(text)
 		}
 		p.file.Unlock()
 	}

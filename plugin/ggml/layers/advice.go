@@ -59,8 +59,8 @@ func (c *Context) Untakable(g *graph.Graph) {
 }
 
 // Drafts says once that calls of a context have several query tokens of a sequence, as of a host that checks drafts: it looks
-// as if the library did nothing. begins tells whether a text may begin with the call's tokens; remedy, what a user can do.
-func (c *Context) Drafts(n *graph.Node, remedy string, begins func(n *graph.Node) bool) {
+// as if the library did nothing. begins tells whether a text may begin with the call's tokens.
+func (c *Context) Drafts(n *graph.Node, begins func(n *graph.Node) bool) {
 	what := ""
 	switch {
 	case c.drafted:
@@ -70,8 +70,8 @@ func (c *Context) Drafts(n *graph.Node, remedy string, begins func(n *graph.Node
 	case n.Tokens < 2 || n.Tokens > mostShort || begins(n):
 	case n.Reason == stats.ReasonDraft:
 		if c.checks++; c.checks == ShortCalls {
-			what = fmt.Sprintf("the host attends to everything in %d calls so far that check a draft (a few tokens of a sequence, whose logits are all wanted)%s",
-				ShortCalls, remedy)
+			what = fmt.Sprintf("the host attends to everything in %d calls so far that check a draft (a few tokens of a sequence, whose logits are all wanted): "+
+				"LESSISMORE_SPECULATION=on decodes them sparsely", ShortCalls)
 		}
 	case n.Reason == stats.ReasonPrompt:
 		if c.short++; c.short == ShortCalls {

@@ -33,11 +33,17 @@ type Context struct {
 	weights   uint64           // hash of the model's weights, as far as the first pass shows them
 	adapters  map[int32]uint64 // that the graphs apply, by their first attention's layer
 	blocks    blocks
-	attention bool // the host has shown attention that can be offloaded
-	warned    bool // why layers are refused was said
-	short     int  // calls of several query tokens, one after another
-	checks    int  // calls that check a draft
-	drafted   bool // that there are no others was said
+	host      uint64 // number of the host's context, see graph.Graph
+	leg       *contexts.Leg
+	whole     *contexts.Whole // what this device has a part of; nil: all, or that is not known
+	before    *contexts.Leg   // the device that computes the layers before these; nil: none does, or none that is known
+	first     int             // the least number among the layers that can take part …
+	last      int             // … and the largest, of this device's
+	attention bool            // the host has shown attention that can be offloaded
+	warned    bool            // why layers are refused was said
+	short     int             // calls of several query tokens, one after another
+	checks    int             // calls that check a draft
+	drafted   bool            // that there are no others was said
 }
 
 // maxHashed is how many compute calls are waited for the model's layers, hashing weights. A host that calls
@@ -57,7 +63,11 @@ func (c *Context) Init(e *contexts.Engine, log func(level settings.LogLevel, tex
 		log = func(settings.LogLevel, string) {}
 	}
 	c.Engine, c.number, c.Log, c.then = e, e.Hosted.Add(1), log, then
+	c.leg = e.Relay.Join()
 }
+
+// Close ends it: other devices do not find it any more.
+func (c *Context) Close() { c.leg.Part() }
 
 // learn takes note of an attention, whether the kernels take it or not. It returns true once the model's layers are
 // known, this one among them.
@@ -115,6 +125,7 @@ func (c *Context) Refuse(why string) {
 
 // Survey takes note of what a graph with attention shows of the model as a whole.
 func (c *Context) Survey(g *graph.Graph) {
+	c.host = g.Host
 	if first := g.Nodes[0].Layer; first >= 0 && c.discovery.begins(first) {
 		c.weights += g.Weights
 		c.blocks.add(g)
@@ -211,6 +222,8 @@ func (c *Context) Asks(g *graph.Graph) {
 func (c *Context) restart() {
 	c.then.Unlearn()
 	c.discovery, c.Ordinal, c.blocks, c.Model = discovery{}, nil, blocks{}, nil
+	c.whole, c.before = nil, nil
+	c.leg.Forget()
 	clear(c.adapters)
 	c.Counts.Inert = ""
 }
@@ -228,12 +241,31 @@ func (c *Context) assign(n *graph.Node) error {
 	if len(layers) == 0 {
 		return fmt.Errorf("the layers that see the whole context are left to the host (%s), and sliding-window layers gain nothing", c.discovery.kept())
 	}
-	var err error
+	c.Ordinal = map[int32]int{}
+	whole, err := c.join(n, layers)
+	if err == nil && !whole {
+		err = c.stand(n, layers)
+	}
+	if err != nil {
+		c.Ordinal = nil
+		return err
+	}
+	c.asked = false
+	c.first, c.last = c.Ordinal[layers[0]], c.Ordinal[layers[len(layers)-1]]
+	c.Model.Mu.Lock()
+	choose, source := c.Model.Roles.Selections(), c.Model.Source
+	c.Model.Mu.Unlock()
+	c.Log(settings.LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), choose, source))
+	return nil
+}
+
+// stand makes the layers a model of their own.
+func (c *Context) stand(n *graph.Node, layers []int32) (err error) {
 	part := partOf(&c.blocks, c.discovery.layers[0].layer, layers)
 	if l, missing := part.missing(c.Engine.Settings.Layers, &c.blocks); missing {
 		return fmt.Errorf("LESSISMORE_LAYERS: layers names layer %d, but the model's last one is %d: %s", l, c.blocks.last, part.where)
 	}
-	if c.Model, err = c.Engine.ModelWith(part.settings(c.Engine.Settings), c.identity(n, layers), c.Log); err != nil {
+	if c.Model, err = c.Engine.ModelWith(part.settings(c.Engine.Settings), c.identity(n, layers, c.weights), c.Log); err != nil {
 		if where := c.blocks.elsewhere(); where != "" {
 			return fmt.Errorf("LESSISMORE_LAYERS: %w: %s", err, where)
 		}
@@ -243,22 +275,17 @@ func (c *Context) assign(n *graph.Node) error {
 		c.Model.Part(int(part.first))
 		c.Log(settings.LogInfo, part.String())
 	}
-	c.Ordinal, c.asked = map[int32]int{}, false
 	for i, l := range layers {
 		c.Ordinal[l] = i
 	}
-	c.Model.Mu.Lock()
-	choose, source := c.Model.Roles.Selections(), c.Model.Source
-	c.Model.Mu.Unlock()
-	c.Log(settings.LogDebug, fmt.Sprintf("%d layers can take part, %v choose (%s)", len(layers), choose, source))
 	return nil
 }
 
 // identity is what the graphs show of the model.
-func (c *Context) identity(n *graph.Node, layers []int32) selection.Identity {
+func (c *Context) identity(n *graph.Node, layers []int32, hash uint64) selection.Identity {
 	call := &n.Call
-	weights := fmt.Sprintf("%016x", c.weights)
-	if c.unhashed || c.weights == 0 { // this context alone knows the model
+	weights := fmt.Sprintf("%016x", hash)
+	if c.unhashed || hash == 0 { // this context alone knows the model
 		weights = fmt.Sprintf("%s %d", selection.UnknownWeights, c.number)
 	}
 	return selection.Identity{

@@ -13,6 +13,7 @@ import (
 	"lessismore/plugin/ggml/rows"
 	"lessismore/plugin/internal/backend/oncpu"
 	"lessismore/plugin/internal/calibrate"
+	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
@@ -64,6 +65,9 @@ func (c *Device) Begin(n *graph.Node) stats.Reason {
 	c.Probes.Begin(&r.Step, int(n.Call.Heads), r.Whole(c.graph), &c.layers.Counts,
 		func(row int, slot int32) bool { return r.Sees(n, row, slot) },
 		func(row int) int32 { return r.Own(n, row) })
+	if r.Step.Later = c.layers.Later(); r.Step.Later && r.Step.Sparse() {
+		c.layers.Counts.UnhandedSteps++
+	}
 	r.Step.Began(&c.layers.Counts, c.Probes.Kind == calibrate.StepMeasure || c.Probes.Kind == calibrate.StepTrial)
 	return stats.Offloaded
 }
@@ -112,7 +116,17 @@ func (c *Device) Planned(g *graph.Graph) {
 			c.rows.Step.Planned(&c.layers.Counts, layer, c.Probes.Role(layer), n.Call.Mode)
 		}
 	}
+	c.layers.Chose(c.leaves())
 }
+
+// leaves tells whether the step will have left its rows' token sets once it is computed.
+func (c *Device) leaves() bool {
+	p := c.Probes
+	return p != nil && c.rows.Step.Chosen && c.rows.Step.Groups == 1 && (p.Kind == calibrate.StepPlain || p.Kind == calibrate.StepAudit)
+}
+
+// Leaves has nothing to add: the rows have their sets.
+func (c *Device) Leaves(*contexts.Left) {}
 
 // share gives calls their common work memory; where there is none, their nodes stay with the host.
 func (c *Device) share(nodes []graph.Node) {

@@ -3,6 +3,7 @@ package ongpu
 
 import (
 	"fmt"
+	"math/bits"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -25,8 +26,10 @@ import (
 // the device; lengths and slots are made there from the same masks. Nothing of a step is ever waited for.
 //
 // A step that gains nothing, or whose rows have to attend to everything, is left to the host as a whole: its own graph is
-// faster than one in parts.
+// faster than one in parts. Of a batch with a prompt's rows the host computes all, and then the decode rows are attended to once more.
 type Device struct {
+	DraftMemory int // at most for drafts' rows, in bytes
+
 	layers *layers.Context
 	rows   *rows.Rows
 
@@ -34,6 +37,7 @@ type Device struct {
 	device     *cuda.Device
 	bridge     *cuda.Bridge
 	memory     *cuda.Memory // the rows' lengths and slots
+	table      uint64       // the slots in it
 	odd        *cuda.Pinned // set by the device: a mask is not what the kernels take it for
 	visibility cuda.Visibility
 	call       backend.Attention // of the node that is being looked at
@@ -47,34 +51,45 @@ type Device struct {
 
 	visible      uint64 // tokens that the rows of the step see
 	sparseLayers []bool // by the roles of a revision of the model's
+	choosing     int    // layers, by the same
 	revision     uint64
 
 	stride   contexts.Stride // through the first pass
 	computed bool            // the graph was, by the host
 	later    bool            // the next one may be, before it is planned
 	unseen   bool            // the step's masks have not been looked at
+	eager    bool            // the step may be measured or audited
 	form     uint64          // number of the step's; 0: it cannot be recorded
 	forgot   bool            // the layers were not known after all: what was decided before holds no more
 	rejected bool            // why layers are left to the host was said
 	others   []bool          // layers of other heads or types than the first one's: the host's
 
+	inherits bool     // the first layers that may be sparse attend to another device's sets, by their roles
+	gives    bool     // the last one chooses, and the next device's first ones attend to that
+	handover handover // of these
+
 	records   bool // steps that are alike are recorded
 	capturing bool // a recording is under way
 	decoders  uint64
 	forms     forms
+	chosen    [cuda.Recordings]bool // by number: what was recorded leaves token sets
 }
 
 // ordered is one row's slots in the order of their tokens, in pinned memory.
 type ordered struct{ row, offset, n int }
 
-// mostGPURows bounds the rows of a step: a larger batch is taken for a prompt, and its masks are not kept
-// (bindings/ggml/transfers.cc). Memory for them is got as they come, by powers of two.
+// mostGPURows bounds the rows of a step. Masks of larger batches are kept only where decode rows are taken out of these (Rows.Mixes,
+// bindings/ggml/transfers.cc). Memory for rows is got as they come, by powers of two.
 const mostGPURows = 64
+
+// mostDraftMemory bounds what is got for drafts' rows, each of which may see the whole store: logits of all heads, and slots. Where more
+// would be needed they are the host's.
+const mostDraftMemory = 1 << 30
 
 // New is the GPU for a context's layers and rows; always: steps are taken wherever rows are beyond the budget, also where the
 // host alone would be faster.
 func New(l *layers.Context, r *rows.Rows, always bool) *Device {
-	return &Device{layers: l, rows: r, always: always}
+	return &Device{DraftMemory: mostDraftMemory, layers: l, rows: r, always: always}
 }
 
 func (d *Device) Groups() int { return 1 }
@@ -85,6 +100,9 @@ func (d *Device) Close() {
 }
 
 func (d *Device) Report(to *stats.Stats) { d.counted(to) }
+
+// Counts tells whether anything is counted on the device.
+func (d *Device) Counts() bool { return d.decoder != nil }
 
 // counted adds what was counted on the device.
 func (d *Device) counted(to *stats.Stats) {
@@ -128,9 +146,8 @@ func (d *Device) Called(g *graph.Graph) {
 // Fits tells whether a node is of the kind that the session was made for.
 func (d *Device) Fits(n *graph.Node) stats.Reason {
 	c, p := &n.Call, &d.decoder.Params
-	rows := n.Tokens * n.Streams
 	switch {
-	case rows > mostGPURows, n.Tokens > 1 && n.Streams > 1: // several tokens of one sequence: the rows of a sequence's own stream
+	case n.Tokens*n.Streams > mostGPURows && n.Scan == nil:
 		return stats.ReasonPrompt
 	case int32(c.Key.Type) != p.KVType || c.Value.Type != c.Key.Type:
 		return d.other(stats.ReasonType, n, "another element type than the first layer's")
@@ -138,7 +155,10 @@ func (d *Device) Fits(n *graph.Node) stats.Reason {
 		return d.other(stats.ReasonShape, n, "other heads than the first layer's")
 	case n.MaxBias != 0:
 		return d.reject(stats.ReasonShape, n, "a bias by distance (ALiBi)")
-	case uintptr(n.Mask)%cuda.VisibilityAlign != 0 || apartBy(n, n.MaskTokenStride, n.MaskStreamStride)%cuda.VisibilityAlign != 0 || n.NKV%cuda.VisibilityStep != 0:
+	case rowStride(n, &c.Query) < 0 || rowStride(n, &c.Output) < 0:
+		return d.reject(stats.ReasonShape, n, "rows of several streams that do not lie at one stride")
+	case uintptr(n.Mask)%cuda.VisibilityAlign != 0 || n.NKV%cuda.VisibilityStep != 0 ||
+		n.Tokens > 1 && n.MaskTokenStride%cuda.VisibilityAlign != 0 || n.Streams > 1 && n.MaskStreamStride%cuda.VisibilityAlign != 0:
 		return d.reject(stats.ReasonShape, n, "a mask that is not laid out in whole groups of 8 slots")
 	case n.NKV > p.Capacity:
 		return d.reject(stats.ReasonShape, n, "a store with more slots than the first layer's")
@@ -148,24 +168,26 @@ func (d *Device) Fits(n *graph.Node) stats.Reason {
 	return stats.Offloaded
 }
 
-// apartBy is how far rows lie apart: those of a batch with one token to a stream, or of one with one stream.
-func apartBy(n *graph.Node, token, stream int64) int64 {
-	if n.Streams > 1 {
-		return stream
+// rowStride is how far rows of a batch lie apart, token by token through all streams; -1: not at one stride.
+func rowStride(n *graph.Node, t *cpu.Tensor) int64 {
+	switch {
+	case n.Streams == 1 || t.StreamStride == int64(n.Tokens)*t.TokenStride:
+		return t.TokenStride
+	case n.Tokens == 1:
+		return t.StreamStride
 	}
-	return token
+	return -1
 }
 
 // Begin looks whether a step is worth it, and gets ready what its rows see.
 func (d *Device) Begin(n *graph.Node) stats.Reason {
 	s := d.rows
-	reason := stats.ReasonWithin
-	for i := range s.Step.Rows {
-		if r := &s.Step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
-			reason = stats.Offloaded
-		} else if r.SetLen == 0 && int(r.Visible) > d.layers.Engine.Settings.Budget {
-			reason = stats.ReasonDense
-		}
+	if len(s.Step.Rows) > mostGPURows {
+		return stats.ReasonPrompt
+	}
+	reason := d.beyond()
+	if reason == stats.ReasonDense && s.LeaveDense(n) {
+		reason = d.beyond()
 	}
 	d.sumUp()
 	if reason == stats.Offloaded && !d.always && d.saved(n) < d.price() {
@@ -187,10 +209,26 @@ func (d *Device) Begin(n *graph.Node) stats.Reason {
 	return reason
 }
 
+// beyond tells whether rows of the step are beyond the budget, and whether one of these has to attend to everything.
+func (d *Device) beyond() stats.Reason {
+	reason := stats.ReasonWithin
+	for i := range d.rows.Step.Rows {
+		if r := &d.rows.Step.Rows[i]; r.SetLen > 0 && reason == stats.ReasonWithin {
+			reason = stats.Offloaded
+		} else if r.SetLen == 0 && int(r.Visible) > d.layers.Engine.Settings.Budget {
+			reason = stats.ReasonDense
+		}
+	}
+	return reason
+}
+
 // taken tells whether a step that has sparse rows is taken, and gets it ready.
 func (d *Device) taken(n *graph.Node) stats.Reason {
 	rows := len(d.rows.Step.Rows)
 	if rows > int(d.decoder.Params.MaxRows) {
+		if d.rows.Drafted() && rowBytes(&d.decoder.Params)*powerOfTwo(rows) > d.DraftMemory {
+			return stats.ReasonMemory
+		}
 		if err := d.grow(n, rows); err != nil {
 			d.layers.Refuse(err.Error())
 			return stats.ReasonInert
@@ -205,19 +243,41 @@ func (d *Device) taken(n *graph.Node) stats.Reason {
 		d.layers.Counts.DenseSteps++
 		return stats.ReasonDense
 	}
+	v := &d.visibility
+	v.Mask, v.TokenStride, v.StreamStride = uint64(uintptr(n.Mask)), n.MaskTokenStride, n.MaskStreamStride
+	v.NRows, v.NSlots, v.SlotsApart = int32(rows), n.NKV, apart(n.Streams, &n.Call.Key)
+	v.Tokens, v.First, v.Table = n.Tokens, int32(d.rows.First()), d.table
+	if d.unlisted(n) {
+		v.Table = 0
+	}
 	if !d.arrange() {
 		return stats.ReasonDense
 	}
+	handed, reason := d.follow(n)
+	if reason != stats.Offloaded {
+		return reason
+	}
 	d.decoder.Reset()
-	v := &d.visibility
-	v.Mask, v.MaskStride = uint64(uintptr(n.Mask)), apartBy(n, n.MaskTokenStride, n.MaskStreamStride)
-	v.NRows, v.NSlots, v.SlotsApart = int32(rows), n.NKV, apart(n.Streams, &n.Call.Key)
 	d.bridge.Look(v)
-	d.unseen = true
-	if !eager {
-		d.form = d.forms.number(form{generation, d.decoders, *v})
+	d.unseen, d.eager = true, eager
+	if !eager && !d.rows.Mixed() { // what the host computes of a mixed step is in no recording
+		d.form = d.forms.number(form{generation, d.decoders, *v, d.rows.Drafted(), handed})
 	}
 	return stats.Offloaded
+}
+
+// unlisted tells whether each row sees the first slots of its own stream, in their order: kernels then need no table, and
+// read whole tiles of the store.
+func (d *Device) unlisted(n *graph.Node) bool {
+	if n.Tokens > 1 || d.rows.Mixed() {
+		return false // they share a stream, or it begins elsewhere
+	}
+	for i := range d.rows.Step.Rows {
+		if d.rows.Step.Rows[i].Slots != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // arrange puts the slots of rows whose tokens are not in the order of slots where the device can get them; false: it has
@@ -240,7 +300,7 @@ func (d *Device) arrange() bool {
 				return false
 			}
 		}
-		apart := d.visibility.SlotsApart * int32(i)
+		apart := d.visibility.SlotsApart * r.Stream
 		to := unsafe.Slice((*int32)(unsafe.Pointer(&d.orders[d.turn].Bytes()[used])), len(slots))
 		for k, slot := range slots {
 			to[k] = slot + apart
@@ -256,8 +316,10 @@ func (d *Device) Direct(n *graph.Node, layer int) stats.Reason {
 	if d.computed {
 		return stats.ReasonNoGain
 	}
-	if layer == 0 && d.form != 0 && d.records && d.full(layer) {
-		return stats.ReasonNoGain // the host's device is busy with it while the rest of the step is planned
+	if d.full(layer) && (layer == 0 && d.form != 0 && d.records || !d.eager && (d.rows.Drafted() || d.rows.Mixed())) {
+		// The host's device is busy with it while the rest of the step is planned. Rows of one text it attends to at once, and those of
+		// a mixed batch it computes in any case.
+		return stats.ReasonNoGain
 	}
 	d.state(n, layer)
 	if err := d.decoder.Check(&d.call); err != nil {
@@ -284,7 +346,8 @@ func (d *Device) Planned(g *graph.Graph) {
 func (d *Device) ends(g *graph.Graph) bool {
 	for i := len(g.Nodes) - 1; i >= 0; i-- {
 		if layer, ok := d.layers.Ordinal[g.Nodes[i].Layer]; ok {
-			return layer == len(d.layers.Ordinal)-1
+			_, last := d.layers.Bounds()
+			return layer == last
 		}
 	}
 	return false
@@ -319,21 +382,20 @@ func (d *Device) reject(reason stats.Reason, n *graph.Node, why string) stats.Re
 func (d *Device) other(reason stats.Reason, n *graph.Node, why string) stats.Reason {
 	if layer, ok := d.layers.Ordinal[n.Layer]; ok {
 		if d.others == nil {
-			d.others = make([]bool, len(d.layers.Ordinal))
+			d.others = make([]bool, d.layers.Model.Layers)
 		}
 		d.others[layer] = true
 	}
 	return d.reject(reason, n, why)
 }
 
-// last is the layer that a step ends with; 0: the model's last one.
+// last is the layer that a step ends with here; 0: the model's last one.
 func (d *Device) last() int32 {
-	for layer := len(d.others) - 1; layer > 0; layer-- {
-		if !d.others[layer] {
-			return int32(layer)
-		}
+	_, last := d.layers.Bounds()
+	for d.others != nil && last > 0 && d.others[last] {
+		last--
 	}
-	return 0
+	return int32(last)
 }
 
 // apart is how many slots there are from a stream of the store to the next; -1: no whole number.
@@ -347,28 +409,34 @@ func apart(streams int32, t *cpu.Tensor) int32 {
 	return int32(t.StreamStride / t.TokenStride)
 }
 
-// state says what a node attends to: pages of one token, numbered through all streams.
+// state says what a node attends to: pages of one token, numbered through all streams, or a stream for each row.
 func (d *Device) state(n *graph.Node, layer int) {
-	c := &n.Call
+	c, v := &n.Call, &d.visibility
 	rows := func(t *cpu.Tensor) backend.RowView {
-		return backend.RowView{Data: uintptr(t.Data), RowStride: apartBy(n, t.TokenStride, t.StreamStride), HeadStride: t.HeadStride, Type: int32(t.Type)}
+		stride := rowStride(n, t)
+		first := uintptr(t.Data) + uintptr(stride)*uintptr(d.visibility.First)
+		return backend.RowView{Data: first, RowStride: stride, HeadStride: t.HeadStride, Type: int32(t.Type)}
 	}
 	store := func(t *cpu.Tensor) backend.KVView {
-		return backend.KVView{Data: uintptr(t.Data), TokenStride: t.TokenStride, HeadStride: t.HeadStride, PageStride: t.TokenStride}
+		view := backend.KVView{Data: uintptr(t.Data), TokenStride: t.TokenStride, HeadStride: t.HeadStride, PageStride: t.TokenStride}
+		if v.Table == 0 {
+			view.PageStride = int64(v.SlotsApart) * t.TokenStride
+		}
+		return view
 	}
 	d.call = backend.Attention{
-		Layer: int32(layer), Rows: n.Tokens * n.Streams, Slots: int64(n.NKV),
+		Layer: int32(layer), Rows: d.visibility.NRows, Slots: int64(n.NKV),
 		Query: rows(&c.Query), Output: rows(&c.Output), Key: store(&c.Key), Value: store(&c.Value),
-		Lengths: uintptr(d.visibility.Lengths), Table: uintptr(d.visibility.Table), TableStride: d.visibility.TableStride, PageSize: 1,
+		Lengths: uintptr(v.Lengths), Table: uintptr(v.Table), TableStride: v.TableStride, PageSize: 1,
 		Sinks: uintptr(c.Sinks), Scale: c.Scale, Softcap: c.Softcap, Stream: d.bridge.Stream(), Last: d.last(),
 	}
 }
 
 // Table is where the device has the slots that the rows see.
-func (d *Device) Table() uint64 { return d.visibility.Table }
+func (d *Device) Table() uint64 { return d.table }
 
 // Attend queues an offloaded node between two events of the driver's: what the host queued before the first one is done when it
-// runs, and it is done when the second one is. After an error nothing is under way any more. In a recording the first event may
+// runs, and its output is there when the second one is. After an error nothing is under way any more. In a recording the first event may
 // be 0.
 func (d *Device) Attend(n *graph.Node, before, after uintptr) error {
 	return d.gone(d.attend(n, before, after))
@@ -392,12 +460,17 @@ func (d *Device) gone(err error) error {
 // recording.
 func (d *Device) begin(before uintptr) error {
 	look := d.unseen && !d.capturing
+	if look { // while the host comes to the first layer
+		if err := d.bring(); err != nil {
+			return oncuda.DeviceError(err)
+		}
+	}
 	if err := d.bridge.Begin(before, look); err != nil || !look {
 		return oncuda.DeviceError(err)
 	}
 	d.unseen = false
 	for _, o := range d.ordered {
-		to := d.visibility.Table + uint64(o.row)*uint64(d.visibility.TableStride)*4
+		to := d.table + uint64(o.row)*uint64(d.visibility.TableStride)*4
 		if err := d.orders[d.turn].Put(to, o.offset, 4*o.n, d.bridge.Stream()); err != nil {
 			return oncuda.DeviceError(err)
 		}
@@ -410,8 +483,12 @@ func (d *Device) attend(n *graph.Node, before, after uintptr) error {
 		return err
 	}
 	d.state(n, d.layers.Ordinal[n.Layer])
+	d.call.Attended = after
 	if err := d.decoder.Attend(&d.call); err != nil {
 		return err
+	}
+	if !d.capturing {
+		d.layers.Chose(d.decoder.Chosen())
 	}
 	if !d.layers.Engaged && d.decoder.Sparse() {
 		d.layers.Engaged = true
@@ -420,9 +497,6 @@ func (d *Device) attend(n *graph.Node, before, after uintptr) error {
 		d.layers.Model.Mu.Unlock()
 		d.layers.Log(settings.LogInfo, fmt.Sprintf("engaged on %s: at most %d tokens of up to %d attended outside layers %v",
 			d.device.Name(), d.layers.Engine.Settings.Budget, n.NKV, choose))
-	}
-	if err := d.bridge.End(after); err != nil {
-		return oncuda.DeviceError(err)
 	}
 	return nil
 }
@@ -434,10 +508,7 @@ func (d *Device) Assigned(n *graph.Node) error { return d.grow(n, int(n.Store.St
 // grow makes the decoder for so many rows, rounded up.
 func (d *Device) grow(n *graph.Node, rows int) error {
 	d.free()
-	c, most := &n.Call, int32(1)
-	for int(most) < rows {
-		most *= 2
-	}
+	c := &n.Call
 	if c.DimK != c.DimV {
 		return fmt.Errorf("head_dim = %d for keys and %d for values: kernels for GPUs want the same", c.DimK, c.DimV)
 	}
@@ -450,7 +521,7 @@ func (d *Device) grow(n *graph.Node, rows int) error {
 		return fmt.Errorf("a store of %d slots is more than %d", n.Store.Slots, backend.MaxSlots)
 	}
 	params := backend.Params{
-		Device: int32(ordinal), MaxRows: most, Capacity: int32(slots),
+		Device: int32(ordinal), MaxRows: int32(powerOfTwo(rows)), Capacity: int32(slots),
 		Heads: c.Heads, KVHeads: c.KVHeads, KeyDim: c.DimK, ValueDim: c.DimV, KVType: int32(c.Key.Type),
 	}
 	if d.device, err = oncuda.OpenDevice(ordinal); err != nil {
@@ -463,6 +534,12 @@ func (d *Device) grow(n *graph.Node, rows int) error {
 	}
 	return nil
 }
+
+// powerOfTwo is the least that is not below n.
+func powerOfTwo(n int) int { return 1 << bits.Len(uint(n-1)) }
+
+// rowBytes is about what a row takes of the device's memory: two numbers for each logit of each head, and its slots.
+func rowBytes(p *backend.Params) int { return int(p.Capacity) * (int(p.Heads)*8 + 4) }
 
 func (d *Device) allocate(params backend.Params) (err error) {
 	rows, slots := int(params.MaxRows), int(params.Capacity)
@@ -483,13 +560,17 @@ func (d *Device) allocate(params backend.Params) (err error) {
 			return err
 		}
 	}
+	if err = d.makeRoom(rows); err != nil {
+		return err
+	}
 	d.ordered = make([]ordered, 0, rows)
 	lengths := (rows*4 + oncuda.WorkAlign - 1) / oncuda.WorkAlign * oncuda.WorkAlign
 	if d.memory, err = d.device.Zeroed(lengths + rows*slots*4); err != nil {
 		return err
 	}
+	d.table = d.memory.Address() + uint64(lengths)
 	d.visibility = cuda.Visibility{
-		Lengths: d.memory.Address(), Table: d.memory.Address() + uint64(lengths), TableStride: int64(slots),
+		Lengths: d.memory.Address(), TableStride: int64(slots),
 		Odd: uint64(uintptr(unsafe.Pointer(&d.odd.Bytes()[0]))),
 	}
 	return nil
@@ -507,6 +588,7 @@ func (d *Device) free() {
 		d.bridge.Free()
 		d.bridge = nil
 	}
+	d.handover.leave()
 	if d.memory != nil {
 		d.memory.Free()
 		d.memory = nil

@@ -14,6 +14,8 @@ type form struct {
 	generation uint64 // of the layers' roles
 	decoder    uint64 // number of the decoder
 	visibility cuda.Visibility
+	drafted    bool
+	handed     bool // token sets come from another device
 }
 
 // forms numbers the last few of them.
@@ -49,6 +51,7 @@ func (d *Device) Capture() error {
 // Captured ends the recording, see cuda.Bridge. The step itself is still to be done.
 func (d *Device) Captured(number int, before uintptr) error {
 	d.capturing = false
+	d.chosen[number] = d.decoder.Chosen()
 	d.decoder.Reset()
 	return d.bridge.Captured(number, before)
 }
@@ -64,6 +67,7 @@ func (d *Device) Replay(number int, before, after uintptr) error {
 		return d.gone(oncuda.DeviceError(err))
 	}
 	d.layers.Counts.ReplayedSteps++
+	d.layers.Chose(d.chosen[number])
 	if err := d.bridge.End(after); err != nil {
 		_ = d.gone(oncuda.DeviceError(err)) // the last one, and waited for, as there is no event for the host to wait for
 	}

@@ -1,6 +1,8 @@
 package ongpu
 
 import (
+	"slices"
+
 	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/selection"
@@ -24,28 +26,37 @@ func (d *Device) price() float64 {
 	return pricePerLayer * layers
 }
 
-// saved is about how many seconds of the host's attention a step saves.
+// saved is about how many seconds of the host's attention a step saves. It reads a text once for all rows of a draft, and the library for
+// each of them.
 func (d *Device) saved(n *graph.Node) float64 {
-	beyond := 0
+	host, full, held := 0, 0, 0 // tokens that a layer reads: the host's, ours, and ours that attends to token sets
 	for i := range d.rows.Step.Rows {
-		beyond += max(int(d.rows.Step.Rows[i].Visible)-d.layers.Engine.Settings.Budget, 0)
+		visible := int(d.rows.Step.Rows[i].Visible)
+		full, held = full+visible, held+min(visible, d.layers.Engine.Settings.Budget)
+		if !d.rows.Follows(n, i) {
+			host += visible
+		}
 	}
-	sparse := 0
+	sparse, choose := 0, d.choosing
 	for _, is := range d.sparseLayers {
 		if is {
 			sparse++
 		}
 	}
+	if d.gives { // a full layer there
+		sparse++
+	}
 	if sparse == 0 { // not measured so far
-		sparse = max(len(d.layers.Ordinal)-selection.FirstSelection-d.layers.Engine.Settings.SelectionsFor(len(d.layers.Ordinal)), 0)
+		choose = d.layers.Engine.Settings.SelectionsFor(len(d.layers.Ordinal))
+		sparse = max(len(d.layers.Ordinal)-selection.FirstSelection-choose, 0)
 	}
 	c := &n.Call
-	token := float64(c.KVHeads) * (rowBytes(c.Key.Type, c.DimK) + rowBytes(c.Value.Type, c.DimV))
-	return float64(beyond) * float64(sparse) * token / d.reads
+	token := float64(c.KVHeads) * (headBytes(c.Key.Type, c.DimK) + headBytes(c.Value.Type, c.DimV))
+	return float64(sparse*(host-held)+choose*(host-full)) * token / d.reads
 }
 
-// rowBytes is the size of a token's keys or values in one head.
-func rowBytes(t cpu.Type, dim int32) float64 {
+// headBytes is the size of a token's keys or values in one head.
+func headBytes(t cpu.Type, dim int32) float64 {
 	switch t {
 	case cpu.F32:
 		return 4 * float64(dim)
@@ -69,13 +80,25 @@ func (d *Device) sumUp() {
 	if d.sparseLayers != nil && d.revision == m.Revision {
 		return
 	}
-	d.revision, d.sparseLayers = m.Revision, make([]bool, len(d.layers.Ordinal))
-	for l := range d.sparseLayers {
+	d.revision, d.sparseLayers = m.Revision, make([]bool, m.Layers)
+	for _, l := range d.layers.Ordinal {
 		d.sparseLayers[l] = m.Roles.Role(l) == selection.RoleSparse
+	}
+	first, last := d.layers.Bounds()
+	for first < last && m.Roles.Role(first) == selection.RoleFull {
+		first++
+	}
+	d.inherits = d.layers.Later() && m.Roles.Role(first) == selection.RoleSparse
+	d.gives = d.layers.Spread() && last+1 < m.Layers && m.Roles.Role(last) == selection.RoleSelect && m.Roles.Role(last+1) == selection.RoleSparse
+	d.choosing = 0
+	for _, l := range d.layers.Ordinal {
+		if m.Roles.Role(l) == selection.RoleSelect {
+			d.choosing++
+		}
 	}
 }
 
-// sparse tells whether a layer of the model would attend to a token set now.
+// sparse tells whether a layer of this device's would attend to a token set now, or choose one for the next device alone.
 func (d *Device) sparse() bool {
 	m := d.layers.Model
 	if m.Ablation.Load() != nil {
@@ -83,7 +106,7 @@ func (d *Device) sparse() bool {
 	}
 	m.Mu.Lock()
 	defer m.Mu.Unlock()
-	return m.Known && !m.Again && m.Roles.Sparse()
+	return m.Known && !m.Again && (d.gives || slices.Contains(d.sparseLayers, true))
 }
 
 // full tells whether a layer attends to everything and chooses nothing.

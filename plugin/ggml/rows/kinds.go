@@ -106,8 +106,11 @@ func (r *Rows) take(n *graph.Node, prompts int) stats.Reason {
 		return stats.ReasonDraft
 	case len(r.taken) == len(r.kinds):
 		return stats.Offloaded
-	case n.Divides == 0:
+	case n.Divides == graph.Whole, n.Divides == graph.Overlaid && !r.Mixes:
 		return stats.ReasonMixed
+	case n.Divides == graph.Overlaid:
+		r.overlay(n)
+		return stats.Offloaded
 	}
 	r.leave(n)
 	if len(r.taken) == 0 {
@@ -139,8 +142,59 @@ func (r *Rows) leave(n *graph.Node) {
 	r.taken = slices.DeleteFunc(r.taken, func(i int32) bool { return int(i)/unit >= low && int(i)/unit < high })
 }
 
+// overlay leaves the host all rows of the batch, and the step those that the library computes once more: the most that lie one
+// behind the other. A server's batches begin with them.
+func (r *Rows) overlay(n *graph.Node) {
+	r.keep(n, func(int) bool { return true })
+}
+
+// keep leaves the step the most rows that are fit and lie one behind the other, if there are any, and the host all rows of the batch.
+func (r *Rows) keep(n *graph.Node, fit func(k int) bool) (first, most int) {
+	for from, to := 0, 0; from < len(r.taken); from = max(to, from+1) {
+		for to = from; to < len(r.taken) && fit(to) && (to == from || r.taken[to] == r.taken[to-1]+1); {
+			to++
+		}
+		if to-from > most {
+			first, most = from, to-from
+		}
+	}
+	if most > 0 {
+		r.taken = r.taken[:copy(r.taken, r.taken[first:first+most])]
+		r.rest = graph.Rest{Tokens: n.Tokens, Streams: n.Streams}
+	}
+	return first, most
+}
+
+// LeaveDense leaves the host those rows of a step that have begun to attend to everything, though they are beyond the budget, as those of a
+// prompt have to: the step has the most of the others that lie one behind the other. False: it has none, or the node is not such a one.
+func (r *Rows) LeaveDense(n *graph.Node) bool {
+	if n.Divides != graph.Overlaid || !r.Mixes {
+		return false
+	}
+	first, most := r.keep(n, func(k int) bool { return r.Step.Rows[k].SetLen > 0 || int(r.Step.Rows[k].Visible) <= r.config.Budget })
+	if most == 0 {
+		return false
+	}
+	r.Step.Rows = r.Step.Rows[first:][:most]
+	return r.Step.Sparse()
+}
+
 // Divide leaves the host its part of a node of the step. False: that node cannot be divided.
 func (r *Rows) Divide(n *graph.Node) bool {
 	n.Rest = r.rest
-	return r.rest.Tokens == 0 || n.Divides != 0
+	return r.rest.Tokens == 0 || n.Divides != graph.Whole
+}
+
+// Mixed tells whether the batch has rows that are not the step's.
+func (r *Rows) Mixed() bool { return r.rest.Tokens > 0 }
+
+// Drafted tells whether rows of the step are of drafts.
+func (r *Rows) Drafted() bool { return r.drafted }
+
+// First is the batch's row that is the step's first one.
+func (r *Rows) First() int { return int(r.taken[0]) }
+
+// Follows tells whether row k of the step is of the text of the one before it, a token further on in a draft.
+func (r *Rows) Follows(n *graph.Node, k int) bool {
+	return k > 0 && r.kinds[r.taken[k]] == draft && r.Step.Rows[k].Stream == r.Step.Rows[k-1].Stream && r.Sees(n, k, r.Own(n, k-1))
 }

@@ -16,7 +16,11 @@ import (
 // see fills row k of the step, row i of the batch, with what its mask leaves visible. Of a row with more tokens than the budget the newest
 // must be known: it attends to everything where they are not, and where it belongs to a prompt.
 func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
-	if r.seen.goesOn(r, n, k, i, t) {
+	if r.kinds[i] == draft { // they are taken back, and written anew in any slots
+		if r.behind(n, k, i, t) {
+			return
+		}
+	} else if r.seen.goesOn(r, n, k, i, t) {
 		return
 	}
 	stream, token := i/int(n.Tokens), i%int(n.Tokens)
@@ -54,7 +58,8 @@ func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
 				slots = list[:visible]
 			}
 		}
-		r.seen.note(n, i, t, visible, slots, known)
+		r.seen.note(n, k, i, t, visible, slots, known)
+		r.front = front{row: k, batch: i, slots: slots, known: known && !r.ByCell && flags&cpu.Plain != 0}
 		if !r.decodes(k, i, t, storeStream, known, newest(slots, visible)) {
 			split = steps.Split{}
 		}
@@ -90,7 +95,7 @@ func (r *Rows) decodes(k, i int, t *Track, stream int, known bool, before int32)
 		r.counts.UntoldRows++
 	}
 	follows := before >= 0 && t.Index.Prompt(stream, before)
-	if !follows && r.kinds[i] == draft && before >= 0 && t.Index.Fresh(stream, before) {
+	if !follows && r.kinds[i] == draft && before >= 0 && slices.Contains(t.last, int64(stream)*r.slots+int64(before)) {
 		follows = !r.sparse(stream, before, k, t)
 	}
 	if t.told && t.prompt[i] || follows {

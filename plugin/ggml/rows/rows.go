@@ -26,6 +26,7 @@ type Rows struct {
 	reason    stats.Reason // why the step's batch is left to the host; Offloaded: it is not
 	distances distances
 	seen      seen
+	front     front
 
 	kinds   []kind     // of the batch's rows
 	taken   []int32    // of these, the step's, ascending
@@ -133,7 +134,8 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 		return stats.ReasonMemory
 	}
 	r.own = append(r.own[:0], t.last...)
-	r.seen.step++
+	r.seen.begin(len(r.taken))
+	r.front = front{}
 	for k, i := range r.taken {
 		r.see(n, k, int(i), t)
 		if r.kinds[i] == draft {
@@ -141,11 +143,8 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 		}
 	}
 	r.goOn(n)
-	if r.rest.Tokens > 0 {
-		if !r.Step.Sparse() && !r.Always { // the host may as well compute all of them
-			return stats.ReasonMixed
-		}
-		r.counts.MixedSteps++
+	if r.Mixed() && !r.Step.Sparse() && !r.Always { // the host may as well compute all of them
+		return stats.ReasonMixed
 	}
 	return stats.Offloaded
 }

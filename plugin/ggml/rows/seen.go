@@ -19,6 +19,7 @@ type seen struct {
 	nkv     int32  // of all rows
 	tokens  int32
 	streams int32
+	taken   int // rows of the step: with others, lists lie elsewhere
 }
 
 type seenRow struct {
@@ -29,13 +30,23 @@ type seenRow struct {
 	stream    int   // of the store
 	place     int32 // of the newest token
 	changes   uint64
-	listed    bool // the row has a list, in the step's memory
+	row       int  // of the step …
+	listed    bool // … which has a list, in the step's memory
 	ascending bool // the order is that of slots
 	index     *kvindex.KVIndex
 }
 
-// note keeps what was found out of row i of the batch.
-func (s *seen) note(n *graph.Node, i int, t *Track, visible int, slots []int32, known bool) {
+// begin begins a step of so many rows.
+func (s *seen) begin(rows int) {
+	s.step++
+	if s.taken != rows {
+		s.taken = rows
+		clear(s.rows)
+	}
+}
+
+// note keeps what was found out of row i of the batch, row k of the step.
+func (s *seen) note(n *graph.Node, k, i int, t *Track, visible int, slots []int32, known bool) {
 	if n.Before == nil && len(s.rows) == 0 {
 		return
 	}
@@ -43,7 +54,7 @@ func (s *seen) note(n *graph.Node, i int, t *Track, visible int, slots []int32, 
 	if s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || len(s.rows) != rows {
 		s.nkv, s.tokens, s.streams = n.NKV, n.Tokens, n.Streams
 		if cap(s.rows) < rows {
-			s.rows = make([]seenRow, rows, mostTaken)
+			s.rows = make([]seenRow, rows, max(rows, mostTaken))
 		}
 		s.rows = s.rows[:rows]
 		clear(s.rows)
@@ -53,7 +64,7 @@ func (s *seen) note(n *graph.Node, i int, t *Track, visible int, slots []int32, 
 	place, changes := t.Index.Place(stream, own)
 	s.rows[i] = seenRow{
 		known: known, step: s.step, visible: visible, own: own, stream: stream, place: place, changes: changes,
-		listed: slots != nil, ascending: slots == nil || ascending(slots), index: t.Index,
+		row: k, listed: slots != nil, ascending: slots == nil || ascending(slots), index: t.Index,
 	}
 }
 
@@ -66,7 +77,7 @@ func (s *seen) goesOn(of *Rows, n *graph.Node, k, i int, t *Track) bool {
 	stream := int(n.FirstStream) + i/int(n.Tokens)
 	own := t.slot(n, i)
 	place, changes := t.Index.Place(stream, own)
-	if !r.known || r.step+1 != s.step || r.index != t.Index || r.stream != stream || r.changes != changes || place == kvindex.Unknown || place != r.place+1 ||
+	if !r.known || r.row != k || r.step+1 != s.step || r.index != t.Index || r.stream != stream || r.changes != changes || place == kvindex.Unknown || place != r.place+1 ||
 		own < 0 || own >= n.NKV || r.visible >= int(n.NKV) || t.Index.Tied {
 		return false
 	}
@@ -98,10 +109,10 @@ func (s *seen) goesOn(of *Rows, n *graph.Node, k, i int, t *Track) bool {
 	return true
 }
 
-// InOrderOfSlots tells whether row i of a step that has the whole batch, which has a list, sees its tokens in the order of slots.
-func (r *Rows) InOrderOfSlots(i int, slots []int32) bool {
-	s := &r.seen
-	if i < len(s.rows) && s.rows[i].known && s.rows[i].visible == len(slots) && s.rows[i].listed {
+// InOrderOfSlots tells whether row k of the step, which has a list, sees its tokens in the order of slots.
+func (r *Rows) InOrderOfSlots(k int, slots []int32) bool {
+	s, i := &r.seen, int(r.taken[k])
+	if i < len(s.rows) && s.rows[i].step == s.step && s.rows[i].known && s.rows[i].visible == len(slots) && s.rows[i].listed {
 		return s.rows[i].ascending
 	}
 	return ascending(slots)

@@ -25,6 +25,7 @@ type Stores struct {
 	rotates   bool    // the model's graphs have positions
 
 	Speculates bool // a draft's tokens are decode rows
+	Mixes      bool // decode rows are taken out of a device's batches with a prompt's, which gains nothing there: the host computes them in any case
 	notes      cpu.Arena
 }
 
@@ -135,7 +136,7 @@ func (s *Stores) Note(g *graph.Graph, idle bool) {
 	case idle:
 		g.Followed = graph.NoStore
 	case s.Followed != nil:
-		g.Followed = s.Followed.id
+		g.Followed, g.Mixes = s.Followed.id, s.Mixes
 	default:
 		g.Followed = graph.AnyStore
 	}

@@ -49,6 +49,9 @@ type Attention struct {
 
 	// On a GPU: the layer that a step ends with, where the model's later ones are attended to elsewhere; 0: the model's last one.
 	Last int32
+	// On a GPU: an event of the driver's that is recorded once the output is there and the query is not read any more, while a
+	// selection goes on; 0: none.
+	Attended uintptr
 
 	// On the CPU.
 	Pages     int64   // of key and value; 0: as many as the table names

@@ -26,6 +26,7 @@ type Engine struct {
 	ablation atomic.Pointer[selection.Ablation]
 	Hosted   atomic.Uint64 // there ever were
 	Lockstep lockstep      // of those on GPUs
+	Relay    Relay         // of those whose model is spread over devices
 
 	mu      sync.Mutex // never held while a session's, decoder's or model's own lock is taken
 	Models  map[selection.Identity]*selection.Model
@@ -37,6 +38,9 @@ type Engine struct {
 
 // statser is a session or a decoder: something that counts.
 type statser interface{ Stats() stats.Stats }
+
+// waiter is one whose counts are on a device, and waited for.
+type waiter interface{ Waits() bool }
 
 // MaxEnded bounds what is remembered of contexts that have been freed; older ones are summed up. Of models that only one
 // context knows as many are remembered.
@@ -171,6 +175,17 @@ func (e *Engine) Started(s statser) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.live = append(e.live, s)
+}
+
+// Waits tells whether a report would wait for a device now.
+func (e *Engine) Waits() bool {
+	e.mu.Lock()
+	live := slices.Clone(e.live)
+	e.mu.Unlock()
+	return slices.ContainsFunc(live, func(s statser) bool {
+		w, ok := s.(waiter)
+		return ok && w.Waits()
+	})
 }
 
 func (e *Engine) Finished(s statser) {

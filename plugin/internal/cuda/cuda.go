@@ -12,7 +12,9 @@ package cuda
 #include "launch.h"
 
 // A stream's handle can be a small number, which Go takes for no pointer.
-static int lim_run(const lim_cuda_plan_t *plan, uintptr_t stream) { return lim_cuda_run(plan, (void *)stream); }
+static int lim_run(const lim_cuda_plan_t *plan, uintptr_t stream, uintptr_t attended) {
+	return lim_cuda_run(plan, (void *)stream, (void *)attended);
+}
 static int lim_join_run(void *function, void *context, const lim_cuda_join *join, uintptr_t stream) {
     return lim_cuda_start_join(function, context, join, (void *)stream);
 }
@@ -437,9 +439,9 @@ func (d *Device) function(name *C.char) (unsafe.Pointer, error) {
 }
 
 // Run queues the call on a stream of the plan's device (0: the default stream) and returns. It may be called
-// while the stream is being captured.
-func (p *Plan) Run(stream uintptr) error {
-	r := C.lim_run(p.plan, C.uintptr_t(stream))
+// while the stream is being captured. attended: an event that is recorded behind the attention, before a selection; 0: none.
+func (p *Plan) Run(stream, attended uintptr) error {
+	r := C.lim_run(p.plan, C.uintptr_t(stream), C.uintptr_t(attended))
 	if r != 0 {
 		return driverError("launching "+C.GoString(&p.plan.launches[0].name[0]), C.CUresult(r))
 	}

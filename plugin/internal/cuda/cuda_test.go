@@ -223,7 +223,7 @@ func TestDecodePath(t *testing.T) {
 	require.NoError(t, err)
 	runtime.LockOSThread()
 	for _, p := range plans {
-		require.NoError(t, p.Run(0xabc0))
+		require.NoError(t, p.Run(0xabc0, 0))
 	}
 	// The same on a thread that never saw CUDA.
 	done := make(chan error)
@@ -231,7 +231,7 @@ func TestDecodePath(t *testing.T) {
 		runtime.LockOSThread()
 		var err error
 		for _, p := range plans {
-			err = errors.Join(err, p.Run(0xabc0))
+			err = errors.Join(err, p.Run(0xabc0, 0))
 		}
 		done <- err
 	}()
@@ -251,7 +251,7 @@ func TestRunAllocatesNothing(t *testing.T) {
 	p, err := d.Plan(&c, nil)
 	require.NoError(t, err)
 	defer p.Free()
-	require.Zero(t, testing.AllocsPerRun(100, func() { _ = p.Run(0xabc0) }))
+	require.Zero(t, testing.AllocsPerRun(100, func() { _ = p.Run(0xabc0, 0) }))
 	require.Zero(t, testing.AllocsPerRun(100, func() { p, _ = d.Plan(&c, p) }), "planning again")
 }
 
@@ -269,8 +269,9 @@ func TestRefusals(t *testing.T) {
 		kind   Kind
 		text   string
 	}{
-		{func(c *Call) { c.Dim = 96 }, Unsupported, "dim = 96"},
-		{func(c *Call) { c.KVType = 4 }, Unsupported, "kv_type = 4"},
+		{func(c *Call) { c.Dim = 72 }, Unsupported, "dim = 72"},
+		{func(c *Call) { c.Dim, c.KVType = 192, Q4_0 }, Unsupported, "dim = 192"},
+		{func(c *Call) { c.KVType = 6 }, Unsupported, "kv_type = 6"},
 		{func(c *Call) { c.Heads = 33 }, BadArgument, "kv_heads = 8 does not divide heads = 33"},
 		{func(c *Call) { c.KVHeads = 1 }, Unsupported, "heads = 32"},
 		{func(c *Call) { c.Key.Data++ }, Unsupported, "key = 0x100001"},

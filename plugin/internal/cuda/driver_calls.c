@@ -62,6 +62,15 @@ CUresult lim_read(CUcontext ours, void *to, CUdeviceptr from, size_t n, uintptr_
     return r;
 }
 
+CUresult lim_hand_over(const lim_handover *h) {
+    const CUstream from = (CUstream)h->from_stream, to = (CUstream)h->to_stream;
+    CUresult       r = cuEventRecord(h->made, from);
+    if (r == CUDA_SUCCESS) r = cuStreamWaitEvent(to, h->made, 0);
+    if (r == CUDA_SUCCESS) r = cuMemcpyPeerAsync(h->target, h->to, h->source, h->from, h->bytes, to);
+    if (r == CUDA_SUCCESS) r = cuEventRecord(h->brought, to);
+    return r == CUDA_SUCCESS ? cuStreamWaitEvent(from, h->brought, 0) : r;
+}
+
 int lim_capturing(CUcontext ours, uintptr_t stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (lim_cuda_enter(ours) != CUDA_SUCCESS || cuStreamIsCapturing((CUstream)stream, &status) != CUDA_SUCCESS) return 1;

@@ -28,6 +28,19 @@ CUresult lim_clear(CUcontext ours, CUdeviceptr at, size_t n, uintptr_t stream);
 /* Copies to the host and waits, for this stream alone. Spoils no capture by another thread of the host. */
 CUresult lim_read(CUcontext ours, void *to, CUdeviceptr from, size_t n, uintptr_t stream);
 
+/* What brings bytes from one device's memory to another one's. */
+typedef struct lim_handover {
+    CUcontext   from, to;
+    uintptr_t   from_stream, to_stream; /* what is queued on the first one so far makes the bytes, the second one is to read them */
+    CUdeviceptr source, target;
+    size_t      bytes;
+    CUevent     made, brought; /* one of each device's */
+} lim_handover;
+
+/* Queues the copy: behind what makes the bytes, before what reads them, and before what the first stream does next, which may put others in
+ * their place. Nothing waits on the host. */
+CUresult lim_hand_over(const lim_handover *h);
+
 /* CUDA_ERROR_NOT_READY until the event was reached. Spoils no capture by another thread of the host. */
 CUresult lim_ready(CUevent e);
 

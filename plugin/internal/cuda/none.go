@@ -47,5 +47,5 @@ func (*Memory) Free()                              {}
 func (*Pinned) Bytes() []byte                      { return nil }
 func (*Pinned) Free()                              {}
 func (*Plan) Tally(*Device, *Tally) error          { return errNotBuilt }
-func (*Plan) Run(uintptr) error                    { return errNotBuilt }
+func (*Plan) Run(uintptr, uintptr) error           { return errNotBuilt }
 func (*Plan) Free()                                {}

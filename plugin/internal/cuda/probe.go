@@ -8,7 +8,9 @@ package cuda
 #include "probe.h"
 
 // Streams come as numbers: 1 and 2 are streams, but no pointers to Go.
-static int lim_probe_on(const lim_cuda_probe_plan *p, uintptr_t stream) { return lim_cuda_run_probe(p, (void *)stream); }
+static int lim_probe_on(const lim_cuda_probe_plan *p, uintptr_t stream, uintptr_t attended) {
+	return lim_cuda_run_probe(p, (void *)stream, (void *)attended);
+}
 */
 import "C"
 
@@ -89,8 +91,8 @@ func (p *ProbePlan) Tally(of *Plan) {
 }
 
 // Run queues the call and its probe on a stream and returns.
-func (p *ProbePlan) Run(stream uintptr) error {
-	return driverError("launching a probed call", C.CUresult(C.lim_probe_on(p.plan, C.uintptr_t(stream))))
+func (p *ProbePlan) Run(stream, attended uintptr) error {
+	return driverError("launching a probed call", C.CUresult(C.lim_probe_on(p.plan, C.uintptr_t(stream), C.uintptr_t(attended))))
 }
 
 // Free gives the plan's memory back.

@@ -12,7 +12,7 @@ func (*Device) PlanProbe(*Call, *Probe, *ProbePlan) (*ProbePlan, error) { return
 func (*Device) NewFetch(int) (*Fetch, error)                            { return nil, errNotBuilt }
 func NewProbePlan() (*ProbePlan, error)                                 { return nil, errNotBuilt }
 func (*ProbePlan) Tally(*Plan)                                          {}
-func (*ProbePlan) Run(uintptr) error                                    { return errNotBuilt }
+func (*ProbePlan) Run(uintptr, uintptr) error                           { return errNotBuilt }
 func (*ProbePlan) Free()                                                {}
 func (*Device) Clear(uint64, int, uintptr) error                        { return errNotBuilt }
 func (*Device) Capturing(uintptr) bool                                  { return false }

@@ -77,7 +77,7 @@ func TestProbePath(t *testing.T) {
 	require.False(t, d.Capturing(0xabc0))
 	require.True(t, d.Capturing(0xcab0))
 	require.NoError(t, d.Clear(results.Address(), 64, 0xabc0))
-	require.NoError(t, plan.Run(0xabc0))
+	require.NoError(t, plan.Run(0xabc0, 0))
 	// The device's part: what a kernel would have written.
 	at := results.Address()
 	*(*uint32)(*(*unsafe.Pointer)(unsafe.Pointer(&at))) = 42
@@ -108,7 +108,7 @@ func TestProbeAllocatesNothing(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		_, _ = d.PlanProbe(&c, &p, plan)
-		_ = plan.Run(0xabc0)
+		_ = plan.Run(0xabc0, 0)
 		_ = fetch.Start(memory.Address(), 64, 0xabc0)
 		_, _ = fetch.Ready()
 		_ = d.Clear(memory.Address(), 64, 0xabc0)

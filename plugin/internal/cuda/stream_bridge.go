@@ -119,7 +119,9 @@ var (
 	_ [unsafe.Sizeof(Visibility{}) - C.sizeof_lim_cuda_visible]struct{}
 	_ [C.sizeof_lim_cuda_visible - unsafe.Sizeof(Visibility{})]struct{}
 
+	_ = [1]int{}[unsafe.Offsetof(Visibility{}.StreamStride)-unsafe.Offsetof(C.lim_cuda_visible{}.stream_stride)]
 	_ = [1]int{}[unsafe.Offsetof(Visibility{}.TableStride)-unsafe.Offsetof(C.lim_cuda_visible{}.table_stride)]
 	_ = [1]int{}[unsafe.Offsetof(Visibility{}.Odd)-unsafe.Offsetof(C.lim_cuda_visible{}.odd)]
 	_ = [1]int{}[unsafe.Offsetof(Visibility{}.SlotsApart)-unsafe.Offsetof(C.lim_cuda_visible{}.slots_apart)]
+	_ = [1]int{}[unsafe.Offsetof(Visibility{}.First)-unsafe.Offsetof(C.lim_cuda_visible{}.first)]
 )

@@ -18,8 +18,27 @@ const (
 	F16  Type = 1
 	BF16 Type = 2
 	Q8_0 Type = 3
+	Q4_0 Type = 4
 	FP8  Type = 5
 )
+
+// Step is what head_dim has to be a multiple of, up to MaxDim, with keys and values in f16 or bf16.
+const (
+	Step   = 16
+	MaxDim = 256
+)
+
+// Takes tells whether there are kernels for keys and values of the type in heads of so many elements; for 96 in blocks, of up
+// to 8 query heads for a KV head (lim_cuda_check).
+func (t Type) Takes(dim int32) bool {
+	switch {
+	case t == F16 || t == BF16:
+		return dim >= Step && dim <= MaxDim && dim%Step == 0
+	case dim == 96:
+		return t == Q8_0 || t == Q4_0
+	}
+	return dim == 64 || dim == 128 || dim == 256
+}
 
 // Mode says what a call does with its rows.
 type Mode int32
@@ -93,6 +112,14 @@ type Join struct {
 	GroupStride  int64 // elements from a group of sets to the next one's
 	Groups       int32
 	_            int32
+}
+
+// Sets are the token sets of a batch's rows in a GPU's memory, and the stream that they are made and read on.
+type Sets struct {
+	Device *Device // nil: there are none
+	Stream uintptr
+	Slots  uint64 // int32 [rows][Stride]
+	Stride int64
 }
 
 // Tally is a finished step to be counted, field by field lim_cuda_tally.

@@ -7,6 +7,7 @@ import (
 	"lessismore/plugin/internal/backend/oncpu"
 	"lessismore/plugin/internal/backend/oncuda"
 	"lessismore/plugin/internal/contexts"
+	"lessismore/plugin/internal/cuda"
 	"lessismore/plugin/internal/fault"
 	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/stats"
@@ -120,6 +121,15 @@ func (d *Decoder) Attend(a *backend.Attention) error {
 
 // Reset forgets the current step: the next call starts a new one.
 func (d *Decoder) Reset() { d.on.Reset() }
+
+// Follow is for the layers of a later one of the devices that a model is spread over, see oncuda.
+func (d *Decoder) Follow(handed bool) { d.on.(*oncuda.Decoder).Follow(handed) }
+
+// Sets is where the token sets of rows are on a GPU.
+func (d *Decoder) Sets() cuda.Sets { return d.on.(*oncuda.Decoder).Sets() }
+
+// Chosen tells whether the current step has token sets, as far as it has come.
+func (d *Decoder) Chosen() bool { return d.on.Progress().Chosen }
 
 // Sparse tells whether a layer of the current step has attended to token sets.
 func (d *Decoder) Sparse() bool { return d.on.Progress().Did.Sparse > 0 }

@@ -4,6 +4,7 @@ package decode
 
 import (
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -50,6 +51,7 @@ func gpuCall(layer int) backend.Attention {
 
 func TestGPUDecodePath(t *testing.T) {
 	if standin.Child() {
+		runtime.LockOSThread() // a driver's context is a thread's
 		b := makeDecoder(t, nil)
 		for step := range 3 {
 			b.cuda().Device.Foreign([]uint64{4096}) // a mark in the log
@@ -251,6 +253,12 @@ func TestGPURefusals(t *testing.T) {
 		{func(p *backend.Params) { p.Work, p.WorkSize = 256, 1<<40 }, fault.BadArgument, "of CUDA device 0's memory"},
 		{func(p *backend.Params) { p.WorkSize = 4096 }, fault.BadArgument, "work_size = 4096, but work = 0"},
 		{func(p *backend.Params) { p.Capacity = 1<<20 + 1 }, fault.Unsupported, "capacity = 1048577"},
+		{func(p *backend.Params) { p.KeyDim, p.ValueDim = 72, 72 }, fault.Unsupported, "head_dim = 72 is not a multiple of 16 up to 256"},
+		{func(p *backend.Params) { p.KeyDim, p.ValueDim, p.KVType = 192, 192, 4 }, fault.Unsupported, "head_dim = 192 is not 64, 96, 128 or 256, as on a GPU it has to be with q4_0"},
+		{func(p *backend.Params) { p.KeyDim, p.ValueDim, p.KVType = 96, 96, 5 }, fault.Unsupported, "head_dim = 96 is not 64, 128 or 256, as it has to be with fp8"},
+		{func(p *backend.Params) { p.KeyDim, p.ValueDim, p.KVType, p.Heads = 96, 96, 3, 128 }, fault.Unsupported, "dim = 96 with heads = 128"},
+		{func(p *backend.Params) { p.KVType = 0 }, fault.Unsupported, "kv_dtype = 0 (f32)"},
+		{func(p *backend.Params) { p.KVType = 6 }, fault.BadArgument, "kv_dtype = 6 is unknown"},
 		{func(p *backend.Params) { p.KVTokens = -1 }, fault.BadArgument, "kv_tokens = -1"},
 		{func(p *backend.Params) { p.KVTokens = int64(p.MaxRows)*int64(p.Capacity) + 1 }, fault.BadArgument, "max_rows * capacity"},
 		{func(p *backend.Params) { *p = backend.Params{Device: backend.CPU, MaxRows: 1, KVTokens: 7} }, fault.Unsupported, "kv_tokens = 7"},
@@ -262,6 +270,12 @@ func TestGPURefusals(t *testing.T) {
 		require.True(t, errors.As(err, &refusal), "%v: %v", bad.text, err)
 		require.Contains(t, refusal.Text, bad.text)
 		require.Equal(t, bad.kind, refusal.Kind, refusal.Text)
+	}
+	for _, good := range []struct{ dim, typ int32 }{{80, 1}, {96, 2}, {112, 1}, {192, 1}, {16, 2}, {64, 4}, {96, 4}, {256, 4}, {96, 3}} {
+		params := gpuShape
+		params.KeyDim, params.ValueDim, params.KVType = good.dim, good.dim, good.typ
+		_, err := WorkSize(standin.Engine(t, nil), gpuLayers, params)
+		require.NoError(t, err)
 	}
 	_, err = NewDecoder(standin.Engine(t, func(c *settings.Config) { c.Budget = 30000 }), gpuLayers, nil, gpuShape)
 	require.ErrorContains(t, err, "top_k = 22500 is more than")

@@ -186,7 +186,7 @@ const (
 // names the variable and the value: the library then stays inert, it never guesses. hasCUDA tells whether this build has
 // the CUDA engine.
 func FromEnvironment(lookup func(name string) (string, bool), hasCUDA bool) (Environment, error) {
-	env := Environment{Config: DefaultConfig(), Enabled: true, Log: LogInfo, Profiles: true}
+	env := Environment{Config: DefaultConfig(), Enabled: true, Log: LogInfo, Profiles: true, CUDA: CUDAAuto}
 	var first error // the others are read all the same: the log and the statistics tell what is wrong
 	for _, v := range variables {
 		s, ok := lookup(v.name)

@@ -31,8 +31,12 @@ func TestEnvironmentDefaults(t *testing.T) {
 	} {
 		env, err := FromEnvironment(lookup, cuda.Built)
 		require.NoError(t, err)
-		require.Equal(t, Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1},
-			Enabled: true, Log: LogInfo, Profiles: true}, env)
+		want := Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1},
+			Enabled: true, Log: LogInfo, Profiles: true, CUDA: CUDAAuto}
+		if !cuda.Built {
+			want.NoCUDA = "this build of the library has no CUDA engine"
+		}
+		require.Equal(t, want, env)
 	}
 }
 
@@ -81,6 +85,9 @@ func TestEnvironmentValues(t *testing.T) {
 		want, err := FromEnvironment(environment(), cuda.Built)
 		require.NoError(t, err)
 		c.want(&want)
+		if err := want.onCUDA(cuda.Built); err != nil {
+			want.NoCUDA = err.Error()
+		}
 		got, err := FromEnvironment(environment(c.name, c.value), cuda.Built)
 		require.NoError(t, err, "%s=%s", c.name, c.value)
 		require.Equal(t, want, got, "%s=%s", c.name, c.value)
@@ -110,7 +117,11 @@ func TestEnvironmentCUDA(t *testing.T) {
 			require.Equal(t, CUDAOn, env.CUDA)
 		}
 	}
-	env, err := FromEnvironment(environment("LESSISMORE_CUDA", "off"), cuda.Built)
+	env, err := FromEnvironment(environment(), cuda.Built)
+	require.NoError(t, err)
+	require.Equal(t, CUDAAuto, env.CUDA, "where nothing is said")
+	require.Equal(t, cuda.Built, env.NoCUDA == "", "a build without the engine leaves GPUs alone, and says so")
+	env, err = FromEnvironment(environment("LESSISMORE_CUDA", "off", "LESSISMORE_INTERVAL", "2"), cuda.Built)
 	require.NoError(t, err)
 	require.Equal(t, CUDAOff, env.CUDA)
 	require.Empty(t, env.NoCUDA)

@@ -119,6 +119,8 @@ type Stats struct {
 	TrialSteps    uint64      `json:"trial_steps"`    // computed twice, the second time densely, to see what a choice of layers loses (LESSISMORE_QUALITY)
 	TrialsRefused uint64      `json:"trials_refused"` // steps that could not be: computed densely
 	ReplayedSteps uint64      `json:"replayed_steps"` // of a host's GPU: like the one before, and queued as one graph with the host's work
+	HandedSteps   uint64      `json:"handed_steps"`   // whose token sets came from the device that computes the layers before
+	UnhandedSteps uint64      `json:"unhanded_steps"` // that got none from there: the first layer that may be sparse chose
 	ReusedSteps   uint64      `json:"reused_steps"`   // with the token sets of the step before (LESSISMORE_INTERVAL)
 	Ablations     uint64      `json:"ablation_steps,omitempty"`
 	Audits        uint64      `json:"audits"` // of a sparse layer by the guard

@@ -26,6 +26,7 @@ type Step struct {
 	Layer   int  // the last one; -1: the step is over, or there was none
 	Chosen  bool // a selection layer has chosen sets, for what the rows see
 	Resumed bool // the sets of the step before are gone on with
+	Later   bool // layers come before it, on another device: where no set came from there, its first one that may be sparse chooses
 	Did     did
 }
 
@@ -33,7 +34,8 @@ type Step struct {
 type did struct{ Dense, Chose, Sparse, Without int32 }
 
 // Mode says how a layer of a role attends, and notes that it does; sparse: some row sees more tokens than the budget. A
-// layer whose set was never chosen in this step (the host left the selection layer out) attends to everything.
+// layer whose set was never chosen in this step (the host left the selection layer out) attends to everything, but for the first one of
+// a later device, which chooses.
 func (s *Step) Mode(role selection.Role, sparse bool) Mode {
 	switch {
 	case !sparse || role == selection.RoleFull:
@@ -41,7 +43,7 @@ func (s *Step) Mode(role selection.Role, sparse bool) Mode {
 		s.Chosen = true
 		s.Did.Sparse++
 		return Sparse
-	case role == selection.RoleSelect:
+	case role == selection.RoleSelect, s.Later && !s.Chosen:
 		s.Chosen = true
 		s.Did.Chose++
 		return Select
@@ -150,6 +152,7 @@ func (st *RowSets) Planned(s *stats.Stats, layer int, role selection.Role, mode 
 	switch {
 	case mode == cpu.Select:
 		s.SelectCalls++
+		role = selection.RoleSelect // also where it chose because no other device's set had come
 	case mode == cpu.Sparse:
 		s.SparseCalls++
 	default:

@@ -73,11 +73,16 @@ def bench(args, depth: int, settings: dict | None) -> dict:
         return out
 
 
-def compared(args, depth: int, settings: dict) -> dict:
+def compared(args, depth: int, settings: dict):
+    """What is known after each pair: whoever ends this early has those that were done."""
     runs: dict = {"alone": [], "library": []}
     for pair in range(args.pairs):
         for side in sorted(runs, reverse=pair % 2 == 1):
             runs[side].append(bench(args, depth, settings if side == "library" else None))
+        yield summed_up(runs)
+
+
+def summed_up(runs: dict) -> dict:
     out: dict = {side: {**of[-1], "samples": [r.get("samples", r) for r in of]} for side, of in runs.items()}
     if not any("error" in r for of in runs.values() for r in of):
         for side, of in runs.items():
@@ -121,9 +126,10 @@ def main() -> None:
         "depths": {},
     }
     for depth in map(int, args.depths.split(",")):
-        report["depths"][depth] = compared(args, depth, settings)
+        for known in compared(args, depth, settings):
+            report["depths"][depth] = known
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
         print(depth, json.dumps(report["depths"][depth]), flush=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

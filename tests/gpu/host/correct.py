@@ -33,8 +33,13 @@ from hostlib import Problem  # noqa: E402
 HAND = {"LESSISMORE_CUDA": "on", "LESSISMORE_BUDGET": 128, "LESSISMORE_LAYERS": "2,9"}
 AUTO = {"LESSISMORE_CUDA": "on", "LESSISMORE_BUDGET": 128}
 KEPT = {**AUTO, "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="lessismore-")}
-WRONG = {**HAND, "LESSISMORE_LAYERS": "2,6"}
-DRAFTS = {**HAND, "LESSISMORE_SPECULATION": "on"}
+LAYERS_WRONG = {"LESSISMORE_LAYERS": "2,6"}
+WRONG = {**HAND, **LAYERS_WRONG}
+SPECULATION = {"LESSISMORE_SPECULATION": "on"}
+DRAFTS = {**HAND, **SPECULATION}
+ARRIVE = [0, 60, 150, 300]  # tokens of the first request, when others come
+PIECES = ["-b", "128", "-ub", "128"]
+Q8 = ["-ctk", "q8_0", "-ctv", "q8_0"]
 PERTURBED = Path(KEPT["XDG_CACHE_HOME"]) / "perturbed.gguf"
 TWO = "two GPUs"  # the names of runs on two begin so
 
@@ -49,7 +54,9 @@ def server(*arguments: str, **job) -> dict:
 
 # Name, host, settings (None: the host alone), the job, what is wanted: "exact", "wrong". "sparse": and every decode row
 # beyond the budget that the host shows is sparse; "whole": none is; "any": some may be or not; "measured", "profile": where the layers come from; "replayed":
-# most steps are replays of a recording.
+# most steps are replays of a recording; "handed": token sets go from device to device, and only the layers that are given choose.
+# "mixed": batches of decode rows and a prompt's were taken apart, every one; "drafts": rows of drafts are
+# sparse, each one.
 RUNS = [
     ("alone", "cuda", None, {"scenario": "solve"}, "exact"),
     ("one sequence", "cuda", HAND, {"scenario": "solve"}, "exact sparse replayed"),
@@ -75,7 +82,12 @@ RUNS = [
     ("restored, holes before", "cuda", HAND, {"scenario": "restore", "beside": True, "ends": True}, "exact sparse"),
     ("restored afresh", "cuda", HAND, {"scenario": "restore", "fresh": True}, "exact"),
     ("several contexts", "cuda", HAND, {"scenario": "threads", "times": 2}, "exact sparse"),
-    ("prompts beside", "cuda", HAND, {"scenario": "mixed"}, "exact"),
+    ("prompts beside", "cuda", HAND, {"scenario": "mixed"}, "exact mixed"),
+    ("prompts beside, larger ones", "cuda", HAND, {"scenario": "mixed", "chunk": 300}, "exact mixed"),
+    ("prompts beside, found by measuring", "cuda", AUTO, {"scenario": "mixed"}, "exact"),
+    ("prompts beside, q8_0", "cuda", HAND, {"scenario": "mixed", "kv": "q8_0"}, "exact mixed"),
+    ("prompts beside, wrong layers", "cuda", WRONG, {"scenario": "mixed"}, "wrong"),
+    ("prompts beside, where it pays", "cuda", {**HAND, "LESSISMORE_CUDA": "auto"}, {"scenario": "mixed"}, "exact whole"),
     ("asked between layers", "cuda", HAND, {"scenario": "solve", "ask": ["kqv_out"]}, "exact"),
     ("q8_0", "cuda", HAND, {"scenario": "solve", "kv": "q8_0"}, "exact sparse replayed"),
     ("bf16", "cuda", HAND, {"scenario": "solve", "kv": "bf16"}, "exact sparse"),
@@ -92,7 +104,33 @@ RUNS = [
     ("holes, found by measuring", "cuda", AUTO, {"scenario": "holes"}, "exact"),
     ("shifted, found by measuring", "cuda", AUTO, {"scenario": "shift"}, "exact"),
     ("prompts beside, in streams", "cuda", HAND, {"scenario": "mixed", "unified": False}, "exact"),
-    *((f"{n} of 12 layers on the GPU", "cuda", HAND, {"scenario": "solve", "times": 1, "gpu_layers": n}, "exact") for n in range(1, 13)),
+    *(  # handed over where layer 2 is on the CPU, and the GPU's first layer does not choose itself
+        (
+            f"{n} of 12 layers on the GPU",
+            "cuda",
+            HAND,
+            {"scenario": "solve", "times": 1, "gpu_layers": n},
+            "exact" + " handed" * (1 < n < 11 and n != 4),
+        )
+        for n in range(1, 13)
+    ),
+    (
+        "7 of 12 layers on the GPU, 16 in one stream",
+        "cuda",
+        HAND,
+        {"scenario": "together", "times": 16, "context": 16 * 2048, "gpu_layers": 7},
+        "exact handed",
+    ),
+    (
+        "7 of 12 layers on the GPU, four streams",
+        "cuda",
+        HAND,
+        {"scenario": "together", "times": 4, "unified": False, "gpu_layers": 7},
+        "exact handed",
+    ),
+    ("7 of 12 layers on the GPU, holes", "cuda", HAND, {"scenario": "holes", "gpu_layers": 7}, "exact handed"),
+    ("7 of 12 layers on the GPU, shifted", "cuda", HAND, {"scenario": "shift", "gpu_layers": 7}, "exact handed"),
+    ("7 of 12 layers on the GPU, wrong layers", "cuda", WRONG, {"scenario": "solve", "gpu_layers": 7}, "wrong"),
     *(
         (f"{n} of 12 layers on the GPU, found by measuring", "cuda", AUTO, {"scenario": "solve", "gpu_layers": n}, "exact")
         for n in (4, 7, 10)
@@ -103,23 +141,53 @@ RUNS = [
     ("server, 16 slots", "cuda-server", HAND, {"slots": 16, "times": 16, "arguments": ["-ngl", "99"]}, "exact"),
     ("server, 4 streams", "cuda-server", HAND, {"slots": 4, "times": 4, "unified": False, "arguments": ["-ngl", "99"]}, "exact"),
     ("server, 16 streams", "cuda-server", HAND, {"slots": 16, "times": 16, "unified": False, "arguments": ["-ngl", "99"]}, "exact"),
-    ("server, slots that come in", "cuda-server", HAND, server(slots=4, times=4, after=[0, 60, 150, 300]), "exact"),
-    ("server, a draft model, itself", "cuda-server", DRAFTS, server(*drafting(hostlib.REASONER)), "exact"),
-    ("server, a draft model, perturbed", "cuda-server", DRAFTS, server(*drafting(PERTURBED)), "exact"),
+    ("server, slots that come in", "cuda-server", HAND, server(slots=4, times=4, after=ARRIVE), "exact mixed"),
+    ("server, streams that come in", "cuda-server", HAND, server(slots=4, times=4, after=ARRIVE, unified=False), "exact"),
+    ("server, slots that come in, pieces of 128", "cuda-server", HAND, server(*PIECES, slots=4, times=4, after=ARRIVE), "exact mixed"),
+    ("server, slots that come in, q8_0", "cuda-server", HAND, server(*PIECES, *Q8, slots=4, times=4, after=ARRIVE), "exact mixed"),
+    ("server, slots that come in, found by measuring", "cuda-server", AUTO, server(slots=4, times=4, after=ARRIVE), "exact"),
+    ("server, slots that come in, wrong layers", "cuda-server", WRONG, server(slots=4, times=4, after=ARRIVE), "wrong"),
+    ("server, a draft model, itself", "cuda-server", DRAFTS, server(*drafting(hostlib.REASONER)), "exact drafts"),
+    ("server, a draft model, perturbed", "cuda-server", DRAFTS, server(*drafting(PERTURBED)), "exact drafts"),
+    ("server, a draft model, wrong layers", "cuda-server", {**DRAFTS, **LAYERS_WRONG}, server(*drafting(hostlib.REASONER)), "wrong"),
     ("server, a draft model, drafts left dense", "cuda-server", HAND, server(*drafting(hostlib.REASONER)), "exact any"),
-    ("server, drafts from the text, 4 slots", "cuda-server", DRAFTS, server(*NGRAMS, slots=4, times=4), "exact"),
-    ("server, drafts from the text, 4 streams", "cuda-server", DRAFTS, server(*NGRAMS, slots=4, times=4, unified=False), "exact"),
+    ("server, a draft model, 4 slots", "cuda-server", DRAFTS, server(*drafting(PERTURBED), slots=4, times=4), "exact drafts"),
+    (
+        "server, a draft model, 4 streams",
+        "cuda-server",
+        DRAFTS,
+        server(*drafting(PERTURBED), slots=4, times=4, unified=False),
+        "exact drafts",
+    ),
+    ("server, a draft model, found by measuring", "cuda-server", {**AUTO, **SPECULATION}, server(*drafting(PERTURBED)), "exact"),
+    (
+        "server, a draft model, where it pays",
+        "cuda-server",
+        {**DRAFTS, "LESSISMORE_CUDA": "auto"},
+        server(*drafting(PERTURBED)),
+        "exact whole",
+    ),
+    ("server, drafts from the text, 4 slots", "cuda-server", DRAFTS, server(*NGRAMS, slots=4, times=4), "exact drafts"),
+    ("server, drafts from the text, 4 streams", "cuda-server", DRAFTS, server(*NGRAMS, slots=4, times=4, unified=False), "exact drafts"),
+    (
+        "server, drafts beside prompts",
+        "cuda-server",
+        DRAFTS,
+        server(*NGRAMS, *PIECES, slots=4, times=4, after=ARRIVE),
+        "exact mixed drafts",
+    ),
     ("server, weights of half the layers on the CPU", "cuda-server", HAND, server("-ot", r"blk\.([6-9]|1[01])\.=CPU"), "exact"),
     ("server, one layer's feed-forward on the CPU", "cuda-server", HAND, server("-ot", r"blk\.5\.ffn_.*=CPU"), "exact"),
     ("server, K/V on the CPU", "cuda-server", HAND, server("-nkvo"), "exact any"),
-    (f"{TWO}, by layer", "cuda-server", HAND, server("-sm", "layer"), "exact"),
-    (f"{TWO}, by layer, 16 problems", "cuda-server", HAND, server("-sm", "layer", slots=16, times=16), "exact"),
-    (f"{TWO}, by layer, uneven", "cuda-server", HAND, server("-sm", "layer", "-ts", "3,10", slots=4, times=4), "exact"),
-    (f"{TWO}, by layer, streams", "cuda-server", HAND, server("-sm", "layer", slots=4, times=4, unified=False), "exact"),
-    (f"{TWO}, by layer, q8_0", "cuda-server", HAND, server("-sm", "layer", "-ctk", "q8_0", "-ctv", "q8_0"), "exact"),
+    (f"{TWO}, by layer", "cuda-server", HAND, server("-sm", "layer"), "exact handed"),
+    (f"{TWO}, by layer, 16 problems", "cuda-server", HAND, server("-sm", "layer", slots=16, times=16), "exact handed"),
+    (f"{TWO}, by layer, uneven", "cuda-server", HAND, server("-sm", "layer", "-ts", "3,10", slots=4, times=4), "exact handed"),
+    (f"{TWO}, by layer, uneven the other way", "cuda-server", HAND, server("-sm", "layer", "-ts", "8,5", slots=4, times=4), "exact handed"),
+    (f"{TWO}, by layer, streams", "cuda-server", HAND, server("-sm", "layer", slots=4, times=4, unified=False), "exact handed"),
+    (f"{TWO}, by layer, q8_0", "cuda-server", HAND, server("-sm", "layer", "-ctk", "q8_0", "-ctv", "q8_0"), "exact handed"),
     (f"{TWO}, by layer, found by measuring", "cuda-server", AUTO, server("-sm", "layer", slots=4, times=4), "exact"),
     (f"{TWO}, by layer, wrong layers", "cuda-server", WRONG, server("-sm", "layer", "-ts", "3,10"), "wrong"),
-    (f"{TWO} and the CPU", "cuda-server", HAND, server("-sm", "layer", "-ngl", "9"), "exact"),
+    (f"{TWO} and the CPU", "cuda-server", HAND, server("-sm", "layer", "-ngl", "9"), "exact handed"),
     (f"{TWO}, by heads", "cuda-server", HAND, server("-sm", "tensor"), "exact whole"),
     (f"{TWO}, by heads, alone", "cuda-server", None, server("-sm", "tensor"), "exact"),
     (
@@ -141,6 +209,16 @@ def visible() -> list[str]:
         return named.split(",")
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     return [str(i) for i in range(listed.count("UUID") - listed.count("MIG "))] or ["0"]
+
+
+def handed(contexts: list[dict]) -> bool:
+    """Whether each later device got most of its token sets from the one before, and chose none by itself where it did."""
+    later = [c for c in contexts if c["handed_steps"] + c["unhanded_steps"]]
+    for c in later:
+        taken, own = c["handed_steps"] + c["unhanded_steps"], len(set(c["selection_layers"] or ()) & set(c["layers_offloaded"]))
+        if c["handed_steps"] < 0.8 * taken or c["select_calls"] > own * taken + c["unhanded_steps"]:
+            return False
+    return bool(later) and len({tuple(c["selection_layers"] or ()) for c in contexts}) == 1
 
 
 def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, problems: list[Problem], patience: float) -> dict:
@@ -168,7 +246,7 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
         exact = [r.tokens[i] == some[i].solution for i in r.tokens]
     total = r.stats["total"] if r.stats else {}
     keep = ("steps", "rows", "rows_sparse", "rows_full", "position_order", "cell_order", "prompt_rows", "untold_rows", "replayed_steps", "draft_rows",
-            "measured_steps", "dense_steps", "audits", "alarms", "selection_layers", "layers_from", "declined", "tokens_visible", "tokens_attended")  # fmt: skip
+            "mixed_steps", "measured_steps", "dense_steps", "audits", "alarms", "selection_layers", "layers_from", "declined", "tokens_visible", "tokens_attended")  # fmt: skip
     out = {
         "name": name,
         "exact": sum(exact),
@@ -177,11 +255,13 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
         **{k: total[k] for k in keep if k in total},
     }
     if r.stats and len(used := r.contexts()) > 1:
-        fields = ("device", "layers", "selection_layers", "rows", "rows_sparse", "replayed_steps", "layers_offloaded", "declined")
+        fields = ("device", "layers", "selection_layers", "rows", "rows_sparse", "replayed_steps", "handed_steps", "unhanded_steps", "select_calls", "layers_offloaded", "declined")  # fmt: skip
         out["contexts"] = [{k: c[k] for k in fields if k in c} for c in used][:8]
+        if "handed" in wanted:
+            out["ok"] = handed(used)
     if total.get("tokens_visible"):
         out["attended"] = round(total["tokens_attended"] / total["tokens_visible"], 4)
-    out["ok"] = bool(exact) and (not any(exact) if wanted == "wrong" else all(exact))
+    out["ok"] = out.get("ok", "handed" not in wanted) and bool(exact) and (not any(exact) if wanted == "wrong" else all(exact))
     if wanted == "wrong" or "sparse" in wanted:
         out["ok"] &= total.get("rows_sparse", 0) > 0 and total.get("cell_order", 1) == 0
     if "sparse" in wanted and r.rows:
@@ -191,6 +271,19 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
         out["ok"] &= (total.get("rows_sparse", 0) > 0) == ("whole" not in wanted)
     if "replayed" in wanted:
         out["ok"] &= total.get("replayed_steps", 0) > total["steps"] / 2
+    if "mixed" in wanted:
+        out["ok"] &= total.get("mixed_steps", 0) > 0 and "mixed" not in total["declined"] and "unknown_rows" not in total["declined"]
+    if "drafts" in wanted:
+        model = next((c for c in r.contexts() if c["draft_rows"] > 0), None)
+        out["ok"] &= (
+            bool(model)
+            and "draft" not in model["declined"]
+            and model["cell_order"] == 0
+            and model["rows_sparse"] > model["draft_rows"] // 2
+        )
+        out["model"] = model and {
+            k: model[k] for k in ("rows", "rows_sparse", "rows_full", "draft_rows", "mixed_steps", "prompt_rows", "declined")
+        }
     for source in ("measured", "profile"):
         out["ok"] &= source not in wanted or total.get("layers_from") == source
     if not out["ok"]:

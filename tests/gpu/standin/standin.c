@@ -1,6 +1,6 @@
-/* Stands in for libcuda.so.1 where there is no GPU: one device, memory from the heap, kernels that do nothing, but
- * for those that look at masks and count steps: these are played, the first with the source that it shares with
- * the host.
+/* Stands in for libcuda.so.1 where there is no GPU: one device (LIM_STANDIN_DEVICES: as many), memory from the heap, kernels that do
+ * nothing, but for those that look at masks and count steps: these are played, the first with the source that it shares with
+ * the host. With LIM_STANDIN_ATTEND those that attend are, too, and with LIM_STANDIN_ATTEND=sets those that choose.
  * What is launched while a stream is captured is remembered and runs when the graph is launched, with what a host in this process
  * has to run in between (it exports standin_capturing).
  * Every call is written, one line each, to the file that LIM_STANDIN_LOG names, so that a test can see what the
@@ -56,6 +56,45 @@ static int fails(const char *name) {
     const int standin_fails = fails(#name); \
     if (standin_fails != 0) return standin_fails
 
+/* ---- devices: which one a thread's context is of, and which one memory is in ---- */
+
+enum { DEVICES = 4,
+       BLOCKS = 4096 };
+static int       devices(void) { return getenv("LIM_STANDIN_DEVICES") != NULL ? atoi(getenv("LIM_STANDIN_DEVICES")) : 1; }
+static CUcontext context_of(int device) { return (CUcontext)(uintptr_t)(0x1000 + 0x100 * device); }
+static int       device_of(CUcontext c) { return c == NULL ? 0 : (int)(((uintptr_t)c - 0x1000) / 0x100); }
+
+static struct block {
+    uint64_t at, end;
+    int      device;
+} blocks[BLOCKS];
+static void own(uint64_t p, size_t n) {
+    pthread_mutex_lock(&mutex);
+    struct block *b = blocks;
+    while (b->end != 0) b++;
+    *b = (struct block){p, p + n, device_of(current)};
+    pthread_mutex_unlock(&mutex);
+}
+static void disown(uint64_t p) {
+    pthread_mutex_lock(&mutex);
+    for (struct block *b = blocks; b != blocks + BLOCKS; b++) {
+        if (b->at == p) *b = (struct block){0, 0, 0};
+    }
+    pthread_mutex_unlock(&mutex);
+}
+/* Where the library's own memory is, and a host's that tells (it exports standin_device_of); all else is the first one's. */
+static int device_at(uint64_t p) {
+    int (*told)(uint64_t), device = 0;
+    pthread_mutex_lock(&mutex);
+    for (const struct block *b = blocks; b != blocks + BLOCKS; b++) {
+        if (p >= b->at && p < b->end) device = b->device;
+    }
+    pthread_mutex_unlock(&mutex);
+    *(void **)&told = dlsym(RTLD_DEFAULT, "standin_device_of");
+    const int hosts = told != NULL ? told(p) : 0;
+    return hosts > 0 ? hosts : device;
+}
+
 EXPORT int cuInit(unsigned flags) {
     BEGIN(cuInit, "!", "%u", flags);
     return 0;
@@ -66,7 +105,7 @@ EXPORT int cuDriverGetVersion(int *v) {
 }
 EXPORT int cuDeviceGetCount(int *n) {
     BEGIN(cuDeviceGetCount, "", "%s", "");
-    *n = 1;
+    *n = devices();
     return 0;
 }
 EXPORT int cuDeviceGet(int *d, int i) {
@@ -94,7 +133,7 @@ EXPORT int cuDeviceGetAttribute(int *v, int which, int d) {
 }
 EXPORT int cuDevicePrimaryCtxRetain(void **c, int d) {
     BEGIN(cuDevicePrimaryCtxRetain, "!", "%d", d);
-    *c = (void *)0x1000;
+    *c = (void *)context_of(d);
     return 0;
 }
 EXPORT int cuDevicePrimaryCtxRelease_v2(int d) {
@@ -134,10 +173,12 @@ EXPORT int cuFuncSetAttribute(void *f, int which, int v) {
 EXPORT int cuMemAlloc_v2(uint64_t *p, size_t n) {
     BEGIN(cuMemAlloc_v2, "!", "%zu", n);
     *p = (uint64_t)(uintptr_t)aligned_alloc(4096, (n + 4095) / 4096 * 4096);
+    own(*p, n);
     return 0;
 }
 EXPORT int cuMemFree_v2(uint64_t p) {
     BEGIN(cuMemFree_v2, "!", "%s", "");
+    disown(p);
     free((void *)(uintptr_t)p);
     return 0;
 }
@@ -180,9 +221,15 @@ EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *s
     memcpy((void *)(uintptr_t)to, from, n);
     return 0;
 }
+EXPORT int cuMemcpyPeerAsync(uint64_t to, CUcontext into, uint64_t from, CUcontext of, size_t n, void *s) {
+    BEGIN(cuMemcpyPeerAsync, "", "%zu from device %d to %d stream %p", n, device_of(of), device_of(into), s);
+    if (into == of || device_at(to) != device_of(into) || device_at(from) != device_of(of)) return 1;
+    memcpy((void *)(uintptr_t)to, (void *)(uintptr_t)from, n);
+    return 0;
+}
 EXPORT int cuEventCreate(void **e, unsigned flags) {
     BEGIN(cuEventCreate, "!", "%u", flags);
-    *e = (void *)0x3000;
+    *e = (void *)(uintptr_t)(0x3000 + device_of(current));
     return 0;
 }
 EXPORT int cuEventDestroy_v2(void *e) {
@@ -270,7 +317,7 @@ EXPORT int cuStreamIsCapturing(void *s, int *status) {
 EXPORT int cuPointerGetAttribute(void *v, int which, uint64_t p) {
     BEGIN(cuPointerGetAttribute, "", "%d", which);
     if (p < 4096 || p >> 12 == 3) return 1; /* 0x3000 to 0x3fff are the host's */
-    *(int *)v = 0;
+    *(int *)v = device_at(p);
     return 0;
 }
 EXPORT int cuGetErrorName(int code, const char **name) {
@@ -298,18 +345,23 @@ static lim_cuda_visible visibility; /* the last one that was looked at */
 
 static void look(void) {
     for (int32_t row = 0; row < visibility.n_rows; row++) {
-        const uint16_t *mask = (const uint16_t *)(uintptr_t)(visibility.mask + (uint64_t)row * (uint64_t)visibility.mask_stride);
-        int32_t        *slots = (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride, n = 0;
+        const uint16_t *mask = (const uint16_t *)(uintptr_t)VisibleMask(&visibility, row);
+        int32_t        *slots = visibility.table != 0 ? (int32_t *)(uintptr_t)visibility.table + row * visibility.table_stride : NULL;
+        int32_t         n = 0, first = -1, last = -1;
         for (int32_t at = 0; at < visibility.n_slots; at += LIM_CUDA_VISIBLE_LANE) {
             uint32_t words[4];
             memcpy(words, mask + at, sizeof words);
             if (VisibleOdd(words)) *(uint32_t *)(uintptr_t)visibility.odd = 1;
             const uint32_t bits = VisibleBits(words);
-            VisibleWrite(bits, row * visibility.slots_apart + at, slots + n);
+            const int32_t  slot = VisibleFirst(&visibility, row) + at;
+            if (slots != NULL) VisibleWrite(bits, slot, slots + n);
+            for (int32_t i = 0; i < LIM_CUDA_VISIBLE_LANE; i++) {
+                if (bits >> i & 1) last = slot + i, first = first < 0 ? last : first;
+            }
             n += __builtin_popcount(bits);
         }
         ((int32_t *)(uintptr_t)visibility.lengths)[row] = n;
-        note("row %d sees %d slots from %d to %d", row, n, n > 0 ? slots[0] : -1, n > 0 ? slots[n - 1] : -1);
+        note("row %d sees %d slots from %d to %d", row, n, first, last);
     }
 }
 
@@ -324,6 +376,7 @@ static void count(const lim_cuda_tally *t) {
     c[LIM_CUDA_STEPS]++, c[LIM_CUDA_ROWS] += (uint64_t)t->n_rows, c[LIM_CUDA_ROWS_SPARSE] += sparse;
     c[LIM_CUDA_TOKENS_VISIBLE] += visible * (uint64_t)(t->dense + t->select + t->sparse);
     c[LIM_CUDA_TOKENS_ATTENDED] += visible * (uint64_t)(t->dense + t->select) + held * (uint64_t)t->sparse;
+    c[LIM_CUDA_DENSE_CALLS] += (uint64_t)t->dense, c[LIM_CUDA_SELECT_CALLS] += (uint64_t)t->select, c[LIM_CUDA_SPARSE_CALLS] += (uint64_t)t->sparse;
 }
 
 static float from_half(uint16_t h) {
@@ -340,39 +393,97 @@ static float exponential(float x) { /* without the mathematics library */
     return e;
 }
 
-/* Where a row's token lies: in the page that a table lists, of one token each, or in the row's own. */
+/* Where a row's slot lies: a page of one token, or in the row's own page. */
+static int64_t place_of_slot(const lim_cuda_call *c, const lim_cuda_store *s, int32_t row, int32_t slot) {
+    return c->table == 0 ? row * s->page_stride + slot * s->token_stride : slot * s->page_stride;
+}
+/* The same of a token. */
 static int64_t place(const lim_cuda_call *c, const lim_cuda_store *s, int32_t row, int32_t token) {
-    if (c->table == 0) return row * s->page_stride + token * s->token_stride;
-    return ((const int32_t *)(uintptr_t)c->table + row * c->table_stride)[token] * s->page_stride;
+    return place_of_slot(c, s, row, c->table == 0 ? token : ((const int32_t *)(uintptr_t)c->table + row * c->table_stride)[token]);
 }
 
-/* LIM_STANDIN_ATTEND: attention over f16 in tokens' rows, each row to all that it sees. Where the sets that
- * layers choose hold all that matters, sparse attention is that, too. */
-static void attend(const lim_cuda_call *c) {
+/* LIM_STANDIN_ATTEND: attention over f16 in tokens' rows, in pages of one token. */
+static int plays(const lim_cuda_call *c) {
     const char *wanted = getenv("LIM_STANDIN_ATTEND");
-    if (wanted == NULL || *wanted == 0 || c->lengths != visibility.lengths || c->kv_type != 1 || c->query.type != 0) return;
-    const char *key = (const char *)(uintptr_t)c->key.data, *value = (const char *)(uintptr_t)c->value.data;
+    return wanted != NULL && *wanted != 0 && c->lengths == visibility.lengths && c->kv_type == 1 && c->query.type == 0;
+}
+
+static float logit_at(const lim_cuda_call *c, int32_t row, int32_t head, int64_t at) {
+    const float    *q = (const float *)((const char *)(uintptr_t)c->query.data + row * c->query.row_stride + head * c->query.head_stride);
+    const uint16_t *k = (const uint16_t *)((const char *)(uintptr_t)c->key.data + at + head / (c->heads / c->kv_heads) * c->key.head_stride);
+    float           logit = 0;
+    for (int32_t d = 0; d < c->dim; d++) logit += q[d] * from_half(k[d]);
+    return logit * c->scale;
+}
+
+/* Whether token sets are played, or what layers choose is taken for all that a row sees. */
+static int chooses(void) {
+    const char *wanted = getenv("LIM_STANDIN_ATTEND");
+    return wanted != NULL && strcmp(wanted, "sets") == 0;
+}
+
+/* Each row to all that it sees, or to its set. */
+static void attend(const lim_cuda_call *c) {
+    if (!plays(c)) return;
+    const int   sparse = c->mode == 2 && chooses();
+    const char *value = (const char *)(uintptr_t)c->value.data;
     float      *share = malloc((size_t)c->capacity * sizeof *share);
     for (int32_t row = 0; row < c->n_rows; row++) {
-        const int32_t n = ((const int32_t *)(uintptr_t)c->lengths)[row];
+        const int32_t  sees = ((const int32_t *)(uintptr_t)c->lengths)[row], n = sparse && sees > c->budget ? c->budget : sees;
+        const int32_t *set = sparse ? (const int32_t *)(uintptr_t)c->set + row * c->set_stride : NULL;
         for (int32_t h = 0; h < c->heads; h++) {
-            const int32_t kv = h / (c->heads / c->kv_heads);
-            const float  *q = (const float *)((const char *)(uintptr_t)c->query.data + row * c->query.row_stride + h * c->query.head_stride);
-            float        *out = (float *)((char *)(uintptr_t)c->output.data + row * c->output.row_stride + h * c->output.head_stride), sum = 0;
+            float *out = (float *)((char *)(uintptr_t)c->output.data + row * c->output.row_stride + h * c->output.head_stride), sum = 0;
             for (int32_t i = 0; i < n; i++) {
-                const uint16_t *k = (const uint16_t *)(key + place(c, &c->key, row, i) + kv * c->key.head_stride);
-                float           logit = 0;
-                for (int32_t d = 0; d < c->dim; d++) logit += q[d] * from_half(k[d]);
-                share[i] = exponential(logit * c->scale), sum += share[i];
+                const int64_t at = set != NULL ? place_of_slot(c, &c->key, row, set[i]) : place(c, &c->key, row, i);
+                share[i] = exponential(logit_at(c, row, h, at)), sum += share[i];
             }
             for (int32_t d = 0; d < c->dim; d++) out[d] = 0;
             for (int32_t i = 0; i < n; i++) {
-                const uint16_t *v = (const uint16_t *)(value + place(c, &c->value, row, i) + kv * c->value.head_stride);
+                const int64_t   at = set != NULL ? place_of_slot(c, &c->value, row, set[i]) : place(c, &c->value, row, i);
+                const uint16_t *v = (const uint16_t *)(value + at + h / (c->heads / c->kv_heads) * c->value.head_stride);
                 for (int32_t d = 0; d < c->dim; d++) out[d] += share[i] / sum * from_half(v[d]);
             }
         }
     }
     free(share);
+}
+
+/* Each row's set, by the ranks of all heads (union). */
+struct ranked {
+    float   logit;
+    int32_t token;
+};
+static int better(const void *a, const void *b) {
+    const struct ranked *x = a, *y = b;
+    return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : (x->token > y->token) - (x->token < y->token);
+}
+static void choose(const lim_cuda_call *c) {
+    if (!plays(c) || !chooses()) return;
+    struct ranked *ranks = malloc((size_t)c->heads * (size_t)c->capacity * sizeof *ranks);
+    char          *in = malloc((size_t)c->capacity);
+    for (int32_t row = 0; row < c->n_rows; row++) {
+        const int32_t n = ((const int32_t *)(uintptr_t)c->lengths)[row], middle = n - c->recent - c->sink_tokens;
+        int32_t      *set = (int32_t *)(uintptr_t)c->set + row * c->set_stride, left = c->top_k, put = 0;
+        for (int32_t i = 0; i < n; i++) in[i] = n <= c->budget || i < c->sink_tokens || i >= n - c->recent;
+        for (int32_t h = 0; h < c->heads && n > c->budget; h++) {
+            for (int32_t i = 0; i < middle; i++) {
+                const int32_t token = c->sink_tokens + i;
+                const float   logit = logit_at(c, row, h, place(c, &c->key, row, token));
+                ranks[h * c->capacity + i] = (struct ranked){logit == logit ? logit : -3e38f, token}; /* NaN ranks last */
+            }
+            qsort(ranks + h * c->capacity, (size_t)middle, sizeof *ranks, better);
+        }
+        for (int32_t r = 0; n > c->budget && r < middle && left > 0; r++) {
+            for (int32_t h = 0; h < c->heads && left > 0; h++) {
+                char *is = &in[ranks[h * c->capacity + r].token];
+                left -= !*is, *is = 1;
+            }
+        }
+        for (int32_t i = 0; i < n; i++) {
+            if (in[i]) set[put++] = c->table == 0 ? i : ((const int32_t *)(uintptr_t)c->table + row * c->table_stride)[i];
+        }
+    }
+    free(ranks), free(in);
 }
 
 /* What a launch is remembered by, and what the kernel does as far as the host sees it. */
@@ -381,7 +492,9 @@ static const char *kernel_arguments(const char *name, void **params) {
     more[0] = 0;
     if (strncmp(name, "lim_attend", 10) == 0 || strncmp(name, "lim_short", 9) == 0) {
         const lim_cuda_call *c = &((const lim_cuda_args *)params[0])->call;
-        snprintf(more, sizeof more, " mode %d rows %d capacity %d page %d%s", c->mode, c->n_rows, c->capacity, 1 << c->page_shift,
+        char                 table[32];
+        snprintf(table, sizeof table, c->table != 0 ? "page %d" : "no table", 1 << c->page_shift);
+        snprintf(more, sizeof more, " mode %d rows %d capacity %d %s%s", c->mode, c->n_rows, c->capacity, table,
                  c->lengths == visibility.lengths && (c->table == visibility.table || c->table == 0) ? " sees what was looked at" : "");
     }
     return more;
@@ -392,6 +505,8 @@ static void run_kernel(const char *name, void **params) {
         look();
     } else if (strncmp(name, "lim_attend", 10) == 0 || strncmp(name, "lim_short", 9) == 0) {
         attend(&((const lim_cuda_args *)params[0])->call);
+    } else if (strncmp(name, "lim_select", 10) == 0) {
+        choose(&((const lim_cuda_args *)params[0])->call);
     } else if (strcmp(name, LIM_CUDA_TALLY) == 0) {
         count((const lim_cuda_tally *)params[0]);
     }

@@ -14,7 +14,7 @@ import threading
 import time
 
 import numpy as np
-from engine import Context
+from engine import Context, timed_batches
 from protocol import emit
 
 
@@ -228,6 +228,25 @@ def mixed(model, prompts, lengths, chunk=64, context=8192, unified=True, **optio
     ctx.remove(0, start)
     verified = ctx.decode([(t, start + i, [0], True) for i, t in enumerate(tail)])
     emit(verified=verified, expected=out[-4:])
+    ctx.free()
+
+
+def verify(model, depth, rows, steps, beside=0, context=None, **options):
+    """Milliseconds of calls with so many tokens each behind a text, as of a draft that is verified, all but the first of which are taken
+    back: {"ms": {rows: [...]}}. Beside a prompt of another sequence, if that is wanted: {"beside": {...}}, see engine.timed_batches."""
+    ctx = Context(model, context or depth + 2048, n_seq=6, unified=True, **options)
+    rng = random.Random(depth)
+    ctx.prompt([rng.randrange(3, min(model.n_vocab, 40_000) - 10) for _ in range(depth)])
+    pos, out = depth, {}
+    for n in rows:
+        out[n] = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            ctx.decode([(3 + pos % 40, pos + i, [0], True) for i in range(n)])
+            out[n].append((time.perf_counter() - start) * 1e3)
+            pos += 1
+            ctx.remove(0, pos)
+    emit(ms=out, beside=timed_batches(ctx, pos, 4, beside) if beside else None)
     ctx.free()
 
 

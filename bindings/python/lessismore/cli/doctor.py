@@ -120,7 +120,7 @@ def _gpus(count: int) -> Optional[str]:
 
 # What LESSISMORE_CUDA has the library do in a llama.cpp host's graphs on a GPU.
 CUDA = {
-    "off": "left to llama.cpp (LESSISMORE_CUDA=auto: steps that gain by it are taken)",
+    "off": "left to llama.cpp (LESSISMORE_CUDA=off)",
     "auto": "steps that gain by it are taken, on cards that pass a test when the host loads the library",
     "on": "every step beyond the budget is taken, on cards that pass a test when the host loads the library",
 }
@@ -222,7 +222,7 @@ def _text(found: dict[str, Any]) -> str:
         lines.append(
             (
                 "llama.cpp on GPUs",
-                CUDA.get((found["environment"].get("LESSISMORE_CUDA") or "off").lower(), "LESSISMORE_CUDA is auto, on or off"),
+                CUDA.get((found["environment"].get("LESSISMORE_CUDA") or "auto").lower(), "LESSISMORE_CUDA is auto, on or off"),
                 True,
             )
         )

@@ -45,6 +45,7 @@ type Decoder struct {
 	places    [12]uint64 // and its addresses
 	tally     cuda.Tally
 	Step      steps.Step
+	opening   steps.Step     // what a step begins with: whether other devices' layers come before it, and whether sets came from there
 	sees      cudaVisibility // what the step's token sets were chosen for
 	offloaded stats.LayerSet
 }
@@ -193,15 +194,19 @@ func (d *Decoder) shape(layers int) error {
 		return fault.Bad("head_dim = %d is not in 1 .. %d", p.KeyDim, cpu.MaxDim)
 	case p.ValueDim != p.KeyDim:
 		return fault.NotSupported("value_dim = %d is not head_dim = %d, as on a GPU it has to be", p.ValueDim, p.KeyDim)
-	case p.KeyDim != 64 && p.KeyDim != 128 && p.KeyDim != 256:
-		return fault.NotSupported("head_dim = %d is not 64, 128 or 256", p.KeyDim)
 	}
-	switch cuda.Type(p.KVType) {
-	case cuda.F16, cuda.BF16, cuda.Q8_0, cuda.FP8:
-	case cuda.F32, cuda.Type(cpu.Q4_0):
-		return fault.NotSupported("kv_dtype = %d (%s) is not f16, bf16, fp8 or q8_0", p.KVType, backend.Types[p.KVType].Name)
-	default:
+	switch typ := cuda.Type(p.KVType); {
+	case typ < 0 || int(typ) >= len(backend.Types):
 		return fault.Bad("kv_dtype = %d is unknown", p.KVType)
+	case typ == cuda.F32:
+		return fault.NotSupported("kv_dtype = %d (f32) is not f16, bf16, fp8, q8_0 or q4_0", p.KVType)
+	case typ.Takes(p.KeyDim):
+	case typ == cuda.F16 || typ == cuda.BF16:
+		return fault.NotSupported("head_dim = %d is not a multiple of %d up to %d", p.KeyDim, cuda.Step, cuda.MaxDim)
+	case typ == cuda.FP8:
+		return fault.NotSupported("head_dim = %d is not 64, 128 or 256, as it has to be with fp8", p.KeyDim)
+	default:
+		return fault.NotSupported("head_dim = %d is not 64, 96, 128 or 256, as on a GPU it has to be with %s", p.KeyDim, backend.Types[typ].Name)
 	}
 	if d.model == nil {
 		if _, err := selection.NewRoles(layers, *config); err != nil {
@@ -321,7 +326,7 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	sees := visibility(a)
 	switch {
 	case fresh:
-		s = steps.Step{}
+		s = d.opening
 		if last, err = d.begin(a); err != nil {
 			return false, DeviceError(err)
 		}
@@ -371,9 +376,9 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	}
 	if probed {
 		d.Cal.plan.Tally(l.plan)
-		err = d.Cal.plan.Run(a.Stream)
+		err = d.Cal.plan.Run(a.Stream, a.Attended)
 	} else {
-		err = l.plan.Run(a.Stream)
+		err = l.plan.Run(a.Stream, a.Attended)
 	}
 	if err == nil {
 		err = d.Cal.queued(a, probed)
@@ -381,7 +386,7 @@ func (d *Decoder) Attend(a *backend.Attention) (lost bool, err error) {
 	if err != nil {
 		return true, DeviceError(err) // some of it may be under way
 	}
-	if mode == steps.Select || s.Resumed {
+	if mode == steps.Select || s.Resumed || fresh && s.Chosen {
 		d.sees = sees
 	}
 	last.whole = ends && d.hasAll(&s)
@@ -447,6 +452,18 @@ func (d *Decoder) look(c *cuda.Call, v *backend.Views) error {
 
 // Reset forgets the current step: the next call starts a new one, with token sets of its own.
 func (d *Decoder) Reset() { d.Step, d.lasting.whole = steps.Step{Layer: -1}, false }
+
+// Follow is for the layers of a later device: in the steps from now on, sets have been handed to it, or its first layer that may be
+// sparse chooses.
+func (d *Decoder) Follow(handed bool) { d.opening = steps.Step{Later: true, Chosen: handed} }
+
+// Sets is where the rows' token sets are; nowhere, where there are several groups of them, or none.
+func (d *Decoder) Sets() cuda.Sets {
+	if !d.selects || d.lasting.spare > 0 {
+		return cuda.Sets{}
+	}
+	return cuda.Sets{Device: d.Device, Stream: d.params.Stream, Slots: d.sets, Stride: d.setStride()}
+}
 
 // TokenSet is that of the last finished step, as positions. It waits for the device.
 func (d *Decoder) TokenSet(row int) ([]int32, error) {
