@@ -9,6 +9,9 @@ THREADS = {"attend": 128, "short": 256, "select": 512, "probe": 256, "tally": 12
 # Spills that are known and judged harmless. The largest tile of the types that are widened on the way:
 ALLOWED = {
     **{f"lim_attend_{kind}_256_16_{how}": 80 for kind in ("q8_0", "q4_0") for how in ("direct", "indexed")},
+    # A register or two, with four (128) and three (96) blocks on a multiprocessor of sm_100 and sm_120.
+    "lim_attend_q8_0_128_8_direct": 8,
+    "lim_attend_q8_0_96_8_direct": 16,
     # With 64 registers two blocks share a multiprocessor. Most of it is in code for heads that hardly differ.
     "lim_select_union": 430,
     "lim_select_filtered": 600,

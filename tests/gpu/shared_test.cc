@@ -394,7 +394,7 @@ TEST(Plan, SharedRoomGrowsWithTheTokens) {
     const size_t few = lim_cuda_work_size(&kH200, &c);
     c.n_rows = 1024;
     const size_t many = lim_cuda_work_size(&kH200, &c);
-    EXPECT_LT(many - few, (size_t)512 * c.heads * (LIM_CUDA_FILTER_LISTS * sizeof(lim_cuda_survivors) + 16)); /* lists, sums, again */
+    EXPECT_LT(many - few, (size_t)512 * c.heads * (LIM_CUDA_FILTER_LISTS * sizeof(lim_cuda_survivors) + 16 + (size_t)c.dim * 4)); /* lists, sums, again, queries */
     EXPECT_LT(many, (size_t)800000 * c.heads * 4 * 4);
     c.kv_tokens *= 2;
     EXPECT_GT(lim_cuda_work_size(&kH200, &c), many);
@@ -493,13 +493,14 @@ TEST(Plan, WorkIsInside) {
     lim_cuda_launch l[2];
     lim_cuda_plan(&kH200, &c, &a, l);
     const uint64_t end = c.work + lim_cuda_work_size(&kH200, &c);
-    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits, a.survivors, a.again};
+    const uint64_t parts[] = {a.arrivals, a.gathered, a.parts, a.sums, a.ranks, a.mass, a.logits, a.survivors, a.again, a.queries};
     for (size_t i = 0; i + 1 < sizeof parts / sizeof *parts; i++) ASSERT_LT(parts[i], parts[i + 1]);
     ASSERT_GE(parts[0], c.work);
     ASSERT_GE(a.room_stride, 2 * a.logit_stride); /* two floats for each token that is kept */
     ASSERT_LE(a.logits + (uint64_t)c.n_rows * c.heads * a.room_stride * 4, a.survivors);
     ASSERT_LE(a.survivors + (uint64_t)c.n_rows * c.heads * LIM_CUDA_FILTER_LISTS * sizeof(lim_cuda_survivors), a.again);
-    ASSERT_EQ(a.again + (uint64_t)c.n_rows * c.heads * 4, end);
+    ASSERT_LE(a.again + (uint64_t)c.n_rows * c.heads * 4, a.queries);
+    ASSERT_EQ(a.queries + (uint64_t)c.n_rows * c.heads * c.dim * 4, end);
     ASSERT_EQ(a.logits % 256, 0u);
 }
 
