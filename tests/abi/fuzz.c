@@ -100,11 +100,10 @@ static lim_status answered(lim_status status) {
     return status;
 }
 
-/* Bytes that an array takes, or more than there are. */
+/* Bytes that an array takes, or more than there are. A negative stride, which the library ignores where it is not taken, makes up for no other. */
 static size_t extent(double row, double count0, double stride0, double count1, double stride1, double count2, double stride2) {
-    double size = row + (count0 > 1 ? (count0 - 1) * stride0 : 0) + (count1 > 1 ? (count1 - 1) * stride1 : 0) + (count2 > 1 ? (count2 - 1) * stride2 : 0);
-    return size > 0 && size < (double)kRoom ? (size_t)size : size > 0 ? kRoom
-                                                                      : 0;
+    double size = row + fmax(count0 - 1, 0) * fabs(stride0) + fmax(count1 - 1, 0) * fabs(stride1) + fmax(count2 - 1, 0) * fabs(stride2);
+    return size < (double)kRoom ? (size_t)size : kRoom;
 }
 
 /* Whether this host has the memory that a call states, and the patience. */
