@@ -322,7 +322,8 @@ typedef struct lim_decoder_params {
     int32_t capacity;  /* tokens that a row may see, 1 to LIM_MAX_SLOTS; on a GPU, above the budget, at most 1048576 */
     int32_t heads;     /* query heads, a multiple of kv_heads; on a GPU up to 16 for each KV head */
     int32_t kv_heads;
-    int32_t head_dim;  /* elements of a query's or key's head; on a GPU 64, 128 or 256, with F16 and BF16 any multiple of 16 up to 256 */
+    int32_t head_dim;  /* elements of a query's or key's head; on a GPU 64, 128 or 256, with F16 and BF16 any multiple of 16 up to 256,
+                        * with Q8_0 and Q4_0 also 96, of up to 8 query heads for each KV head */
     int32_t value_dim; /* of a value's; 0: head_dim, as on a GPU it has to be */
     int32_t kv_dtype;  /* lim_dtype of key and value on a GPU: F16, BF16, FP8, Q8_0 or Q4_0; on the CPU not read */
 
@@ -403,7 +404,8 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  * Strides are in bytes, not negative, and at least as large as what they step over; one that would never be taken (a
  * single head, row or slot) is ignored. The elements of a row are contiguous. Addresses and strides are multiples of the
  * element's size (of 2 for the quantised types); on a GPU key and value and their strides are multiples of 16 bytes (Q8_0 and
- * Q4_0: of head_dim / 16), query and output of 4. Output may not overlap query, key or value. */
+ * Q4_0: of head_dim / 16, and token strides up to 16 MiB; with a head_dim of 96 of 4, head strides of 2), query and output of 4.
+ * Output may not overlap query, key or value. */
 typedef struct lim_attention {
     size_t struct_size;
 

@@ -714,6 +714,12 @@ try:
     ranks.first(refuse)
 except ArgumentError as e:
     assert str(e) == "profile x: it is none"
+def fail():
+    raise OSError(5, "a disk's fault")
+try:
+    ranks.first(fail)
+except OSError as e:
+    assert e.errno == 5
     print("refused")
 """
 

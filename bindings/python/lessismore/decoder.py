@@ -46,7 +46,8 @@ class Decoder(Handle):
             (torch.cuda.device).
         capacity: tokens that a row may see, at most. This and what follows is for a GPU, and needed there but for work.
         heads, kv_heads: query and key/value heads; up to 16 query heads for each KV head.
-        head_dim: of query, key and value; 64, 128 or 256, with f16 and bf16 any multiple of 16 up to 256.
+        head_dim: of query, key and value; 64, 128 or 256, with f16 and bf16 any multiple of 16 up to 256, with q8_0 and q4_0
+            also 96, of up to 8 query heads for each KV head.
         dtype: of key and value: "f16", "bf16", "fp8" (e4m3), "q8_0" or "q4_0".
         kv_tokens: tokens that all rows above the budget will see together, at most: work memory grows with it rather than with
             max_rows * capacity, and a step of rows that see more is dense. Only with an engine whose layers are given. 0: no

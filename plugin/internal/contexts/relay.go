@@ -125,6 +125,9 @@ func (l *Leg) Whole(layers []int32, host uint64, model func(layers []int32, weig
 // Joined tells whether a device that has been by itself is part of a whole now: in a long prompt a host computes the CPU's layers on a
 // GPU, so that the CPU's part shows itself only later.
 func (l *Leg) Joined() bool {
+	if !l.relay.HandsOver { // asked at every call: contexts that have nothing in common need not meet at one lock
+		return false
+	}
 	l.relay.mu.Lock()
 	defer l.relay.mu.Unlock()
 	return l.whole != nil

@@ -6,8 +6,6 @@ from typing import Callable, TypeVar
 
 import torch
 
-from .._errors import Error
-
 T = TypeVar("T")
 
 
@@ -25,11 +23,11 @@ def first(make: Callable[[], T]) -> T:
     if distributed.get_rank() == 0:
         try:
             said = [make()]
-        except Error as e:
+        except Exception as e:  # whatever it is, the others wait for an answer
             said = [e]
     distributed.broadcast_object_list(said, src=0, group=group)
     distributed.destroy_process_group(group)
     found = said[0]
-    if isinstance(found, Error):
+    if isinstance(found, Exception):
         raise found
     return found  # type: ignore[return-value]
