@@ -90,7 +90,7 @@ typedef struct lim_cuda_call {
     int64_t        kv_tokens; /* that all rows above the budget see together, at most: more, and nothing is chosen; 0: rows * capacity */
     int32_t        n_rows;
     int32_t        heads, kv_heads;
-    int32_t        dim;       /* 64, 128 or 256; with F16 and BF16 any multiple of 16 up to 256 */
+    int32_t        dim;       /* 64, 128 or 256; with F16 and BF16 any multiple of 16 up to 256, with Q8_0 and Q4_0 also 96 */
     int32_t        kv_type;   /* F16, BF16, FP8, Q8_0 or Q4_0 */
     int32_t        page_shift; /* log2 of the page; read with a table only */
     int32_t        capacity;  /* no length will be above this */
