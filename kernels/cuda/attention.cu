@@ -55,6 +55,12 @@ template <int kDim> using Q4Rows96 = PackedRows<kDim, Q4_0, 96>;
     TMA_DIM(type, bf16, 64)  \
     TMA_DIM(type, bf16, 128)
 
+#define TMA_PACKED(type, Block, dim)                                                                   \
+    extern "C" __global__ void __launch_bounds__(ThreadsOf(false), LIM_CUDA_MOST_BLOCKS(true, dim, 8)) \
+        lim_attend_##type##_##dim##_8_tma(const __grid_constant__ lim_cuda_args args) {                \
+        Attend<TmaPackedRows<dim, Block>, dim, 1, false, false>(args);                                 \
+    }
+
 #define SHORT(type, Rows, dim, name, where, indexed)                                        \
     extern "C" __global__ void __launch_bounds__(ThreadsOf(true), 1)                        \
         lim_short_##type##_##name##_8_##where(const __grid_constant__ lim_cuda_args args) { \
@@ -80,6 +86,10 @@ ATTEND_PADDED(bf16, PaddedBF16Rows)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
 TMA_TYPE(f16, false)
 TMA_TYPE(bf16, true)
+TMA_PACKED(q8_0, Q8_0, 64)
+TMA_PACKED(q8_0, Q8_0, 128)
+TMA_PACKED(q4_0, Q4_0, 64)
+TMA_PACKED(q4_0, Q4_0, 128)
 SHORT_TYPE(f16, F16Rows)
 SHORT_TYPE(bf16, BF16Rows)
 SHORT_TYPE(fp8, ByteRows)

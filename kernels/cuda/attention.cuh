@@ -169,7 +169,7 @@ struct Attention {
                               (int64_t)work.head * args.group * call.query.head_stride;
         Q              query;
         query.shared = shared;
-        if constexpr (!kTma) query.Stage(args, from);
+        if constexpr (!Q::kLate) query.Stage(args, from);
         /* The copies do not wait for it: warps meet when they first need it, those without a tile at the end. */
         bool staged = false;
 
@@ -197,7 +197,7 @@ struct Attention {
             if (computes) {
                 if (!staged) {
                     staged = true;
-                    if constexpr (kTma) query.Stage(args, from);
+                    if constexpr (Q::kLate) query.Stage(args, from);
                     loader.WaitForQuery();
                     query.Meet();
                     query.Hold();
@@ -229,7 +229,7 @@ struct Attention {
             loader.Done();
         }
         if (!staged) {
-            if constexpr (kTma) query.Stage(args, from);
+            if constexpr (Q::kLate) query.Stage(args, from);
             loader.WaitForAll();
             query.Meet();
         }

@@ -289,8 +289,10 @@ struct AsyncLoader {
 template <class Rows, int kWarps, bool kPaged, bool kSampled>
 struct TmaLoader {
     static constexpr int kTurn = kWarps * kTile;
-    static constexpr int kChunks = Rows::kRowBytes / 16;
+    static constexpr int kChunks = Rows::kRowBytes / (Rows::kPacked ? 4 : 16); /* of a short tile's row */
     static constexpr int kStageBytes = StageOf<Rows>::kBytes;
+
+    static constexpr uint32_t key_shift = 0, value_shift = 0; /* packed rows begin where words do */
 
     const lim_cuda_args &args;
     uint64_t             policy;
@@ -366,17 +368,22 @@ struct TmaLoader {
         if (lane != 0) return;
         MbarrierExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
         if (count < kTile) return;
-        TmaLoad(to, args.key_map, head, at, kPaged ? page : row, full + fill * 8, policy);
-        TmaLoad(to + kBytes, args.value_map, head, at, kPaged ? page : row, full + fill * 8, policy);
+        const int element = Rows::kPacked ? head * (Rows::kRowBytes / 2) : 0, of_head = Rows::kPacked ? 0 : head;
+        TmaLoad(to, args.key_map, element, of_head, at, kPaged ? page : row, full + fill * 8, policy);
+        TmaLoad(to + kBytes, args.value_map, element, of_head, at, kPaged ? page : row, full + fill * 8, policy);
     }
     /* What is not there is zero. */
     static __device__ __noinline__ void LoadShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
 #pragma unroll 1
         for (int i = lane; i < kTile * kChunks; i += 32) {
             const int at = i / kChunks, chunk = i % kChunks;
-            uint4     v = {0, 0, 0, 0};
+            if constexpr (Rows::kPacked) {
+                StoreShared(to + at * Rows::kPitch + chunk * 4, at < count ? __ldg((const uint32_t *)(from + at * stride + chunk * 4)) : 0u);
+                continue;
+            }
+            uint4 v = {0, 0, 0, 0};
             if (at < count) v = __ldg((const uint4 *)(from + at * stride + chunk * 16));
-            StoreShared(to + chunk / 8 * (kTile * 128) + Rows::Chunk(at, chunk % 8), v);
+            if constexpr (!Rows::kPacked) StoreShared(to + chunk / 8 * (kTile * 128) + Rows::Chunk(at, chunk % 8), v);
         }
     }
 

@@ -64,6 +64,10 @@ __device__ __forceinline__ void StoreShared(uint32_t to, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+__device__ __forceinline__ void StoreShared(uint32_t to, uint32_t v) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+
 /* ---- TMA: a tile by one instruction of one thread ---- */
 
 /* A barrier that counts the bytes that have come: one phase for each time that some are expected. */
@@ -86,12 +90,12 @@ __device__ __forceinline__ void MbarrierWait(uint32_t full, uint32_t parity) {
     }
 #endif
 }
-/* The box at `token` of a row's KV head; see lim_cuda_encode for the map's axes. */
-__device__ __forceinline__ void TmaLoad(uint32_t to, const uint64_t *map, int head, int token, int row, uint32_t full, uint64_t policy) {
+/* The box at `token` of a row's KV head, or, packed, of what begins there at an element; see lim_cuda_encode for the map's axes. */
+__device__ __forceinline__ void TmaLoad(uint32_t to, const uint64_t *map, int element, int head, int token, int row, uint32_t full, uint64_t policy) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%3, %4, %5, %3, %6}], [%2], %7;" ::"r"(to),
-                 "l"(map), "r"(full), "r"(0), "r"(head), "r"(token), "r"(row), "l"(policy) : "memory");
+                 "[%0], [%1, {%3, %4, %5, %8, %6}], [%2], %7;" ::"r"(to),
+                 "l"(map), "r"(full), "r"(element), "r"(head), "r"(token), "r"(row), "l"(policy), "r"(0) : "memory");
 #endif
 }
 /* Between a thread's own accesses to shared memory and TMA's. */

@@ -205,6 +205,12 @@ struct PackedRows {
     }
 };
 
+/* The same as TMA leaves them: rows at the pitch, with what follows them in memory in between. */
+template <int kDim, class Block>
+struct TmaPackedRows : PackedRows<kDim, Block> {
+    static constexpr bool kTma = true;
+};
+
 }  // namespace lessismore
 
 #endif

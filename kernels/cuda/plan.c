@@ -175,7 +175,15 @@ static int has_short(const lim_cuda_device *d, const lim_cuda_call *c) {
     return d->capability == HOPPER && kernel_dim(c) <= 128 && group_of(c) <= 8;
 }
 static int has_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
-    return has_short(d, c) && is_half(c->kv_type) && !is_padded(c);
+    return has_short(d, c) && (is_half(c->kv_type) || is_packed(c->kv_type)) && !is_padded(c);
+}
+/* In pages, and with the logits filtered. */
+static int has_more_tma(const lim_cuda_device *d, const lim_cuda_call *c) { return has_tma(d, c) && is_half(c->kv_type); }
+
+/* Packed rows are read by TMA as parts of a token's, which lie at multiples of 16. */
+static int fits_packed_tma(const lim_cuda_call *c, const lim_cuda_store *s) {
+    return c->table == 0 && s->data % 16 == 0 && s->token_stride % 16 == 0 && (c->n_rows == 1 || s->page_stride % 16 == 0) &&
+           (c->kv_heads == 1 || s->head_stride == row_bytes(c->kv_type, c->dim));
 }
 
 /* TMA loads whole tiles, of rows without a table or in pages of whole tiles, where the kernel for it has the registers. */
@@ -185,6 +193,7 @@ static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
     if (!has_tma(d, c) || c->mode == LIM_CUDA_SPARSE || (c->table != 0 && 1 << c->page_shift < LIM_CUDA_TILE)) return 0;
     for (int i = 0; i < 2; i++) {
         const lim_cuda_store *s = stores[i];
+        if (is_packed(c->kv_type) && !fits_packed_tma(c, s)) return 0;
         if (s->token_stride >= far || (c->kv_heads > 1 && s->head_stride >= far)) return 0;
         if ((c->table != 0 || c->n_rows > 1) && s->page_stride >= far) return 0;
     }
@@ -200,6 +209,7 @@ static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
 static int64_t attend_shared(const lim_cuda_call *c, int stages) { return pipeline_shared(c, LIM_CUDA_WARPS, stages); }
 /* Without the padding of rows, and the tiles at multiples of 1,024. */
 static int64_t tma_shared(const lim_cuda_call *c, int stages) {
+    if (is_packed(c->kv_type)) return pipeline_shared(c, LIM_CUDA_WARPS, stages) - 8 * LIM_CUDA_QUERY_PITCH(c->dim) + LIM_CUDA_TMA_QUERY_BYTES(c->dim);
     return LIM_CUDA_TMA_QUERY_BYTES(c->dim) + (int64_t)stages * LIM_CUDA_WARPS * 2 * LIM_CUDA_TILE * c->dim * 2;
 }
 static int64_t short_shared(const lim_cuda_call *c, int stages, int cluster) {
@@ -361,7 +371,7 @@ static void plan_select(const lim_cuda_call *c, int filtered, lim_cuda_launch *l
 /* Whether some row may have splits that are worth filtering. */
 static int may_filter(const lim_cuda_call *c, const lim_cuda_args *a, uint32_t work_tiles, uint32_t blocks) {
     const uint32_t chunks = work_tiles * SplitChunks(c->capacity, a->chunk_tokens);
-    return a->tma && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->top_k > 0 && c->capacity > c->budget &&
+    return a->tma && is_half(c->kv_type) && c->mode == LIM_CUDA_SELECT && c->policy == LIM_CUDA_UNION && c->top_k > 0 && c->capacity > c->budget &&
            2 * blocks <= LIM_CUDA_FILTER_LISTS * work_tiles && chunks / blocks * a->chunk_tokens >= FilterLeast(a->need, (uint32_t)a->group, LIM_CUDA_WARPS);
 }
 
@@ -381,8 +391,8 @@ int lim_cuda_entry_points(const lim_cuda_device *d, const lim_cuda_call *c, char
         name_of(c, "short", "direct", names[count++]);
         name_of(c, "short", "indexed", names[count++]);
     }
-    for (int i = 0; i < 4 && has_tma(d, c); i++) name_of(c, "attend", tma[i], names[count++]);
-    for (int i = 0; i < (has_tma(d, c) ? 3 : 2) && c->budget > 0; i++) snprintf(names[count++], LIM_CUDA_NAME, "%s", selections[i]);
+    for (int i = 0; i < (has_more_tma(d, c) ? 4 : has_tma(d, c)); i++) name_of(c, "attend", tma[i], names[count++]);
+    for (int i = 0; i < (has_more_tma(d, c) ? 3 : 2) && c->budget > 0; i++) snprintf(names[count++], LIM_CUDA_NAME, "%s", selections[i]);
     return count;
 }
 

@@ -16,36 +16,53 @@ struct Query {
     static constexpr bool kInRegisters = kFragments * kHeadTiles <= 16;
     static constexpr int  kHeld = kInRegisters ? kFragments : 1;
     static constexpr int  kPitch = LIM_CUDA_QUERY_PITCH(kDim);
+    /* Brought when it is needed, after the first tiles have been asked for: where copies do not do it, they would wait for it. */
+    static constexpr bool kLate = Rows::kTma || Rows::kPacked;
     static constexpr int  kBytes = Rows::kTma ? LIM_CUDA_TMA_QUERY_BYTES(kDim) : kHeadTiles * 8 * kPitch;
 
     uint8_t *shared;
     uint32_t q[kHeadTiles][kHeld][2];
 
-    /* The block brings the group's query, as the store's type; heads that are not there are zero. */
-    __device__ __forceinline__ void Stage(const lim_cuda_args &args, const uint8_t *query) const {
-        const int type = args.call.query.type;
-#pragma unroll Rows::kTma ? kHeadTiles * 8 * (kDim / 2) / kThreads : 1
+    static constexpr int kTurns = kHeadTiles * 8 * (kDim / 2) / kThreads;
+
+    /* A pair of elements to where its fragment is; heads that are not there are zero. */
+    template <int kUnroll, class Load>
+    __device__ __forceinline__ void StagePairs(const lim_cuda_args &args, const uint8_t *query, Load load) const {
+#pragma unroll kUnroll
         for (int i = threadIdx.x; i < kHeadTiles * 8 * (kDim / 2); i += kThreads) {
             const int head = i / (kDim / 2), pair = i % (kDim / 2); /* of a step's eight: half * 4 + t */
-            uint32_t  two = 0;
-            if (head < args.group) {
-                const uint8_t *from = query + head * args.call.query.head_stride;
-                const int      d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4), next = Rows::QueryNext(pair / 8, pair / 4 % 2, pair % 4);
-                if (Rows::kPadded && d >= args.call.dim) {
-                    two = 0;
-                } else if (!Rows::kPacked && type == (Rows::kBf16 ? LIM_CUDA_BF16 : LIM_CUDA_F16)) {
-                    if constexpr (kShort) { /* ahead of the copies of K and V, which then need not wait for it */
-                        CopyAsyncPair(SharedAddress(shared + head * kPitch + pair * 4), from + d * 2);
-                        continue;
-                    }
-                    two = __ldg((const uint32_t *)from + d / 2); /* the usual case needs no conversion */
-                } else {
-                    two = PackPair<Rows::kBf16>(LoadElement(from, type, d), LoadElement(from, type, d + next));
-                }
+            const int d = Rows::QueryDim(pair / 8, pair / 4 % 2, pair % 4), next = Rows::QueryNext(pair / 8, pair / 4 % 2, pair % 4);
+            uint8_t  *to = shared + head * kPitch + pair * 4;
+            if (head < args.group && (!Rows::kPadded || d < args.call.dim)) {
+                load(to, query + head * args.call.query.head_stride, d, d + next);
+            } else {
+                *(uint32_t *)to = 0;
             }
-            *(uint32_t *)(shared + head * kPitch + pair * 4) = two;
         }
-        if constexpr (kShort) CopyCommit();
+    }
+
+    /* The block brings the group's query, as the store's type. */
+    __device__ __forceinline__ void Stage(const lim_cuda_args &args, const uint8_t *query) const {
+        const int     type = args.call.query.type;
+        constexpr int kAtOnce = kShort ? kTurns : 1; /* under way together, where the registers are free */
+        if (!Rows::kPacked && type == (Rows::kBf16 ? LIM_CUDA_BF16 : LIM_CUDA_F16)) { /* the usual case needs no conversion */
+            StagePairs<Rows::kTma ? kTurns : 1>(args, query, [](uint8_t *to, const uint8_t *from, int d, int) {
+                if constexpr (kShort) { /* ahead of the copies of K and V, which then need not wait for it */
+                    CopyAsyncPair(SharedAddress(to), from + d * 2);
+                } else {
+                    *(uint32_t *)to = __ldg((const uint32_t *)from + d / 2);
+                }
+            });
+        } else if (type == LIM_CUDA_F32) {
+            StagePairs<kAtOnce>(args, query, [](uint8_t *to, const uint8_t *from, int d, int other) {
+                *(uint32_t *)to = PackPair<Rows::kBf16>(__ldg((const float *)from + d), __ldg((const float *)from + other));
+            });
+        } else {
+            StagePairs<1>(args, query, [type](uint8_t *to, const uint8_t *from, int d, int other) {
+                *(uint32_t *)to = PackPair<Rows::kBf16>(LoadElement(from, type, d), LoadElement(from, type, other));
+            });
+        }
+        if constexpr (kShort && !kLate) CopyCommit();
     }
 
     /* The block's warps meet here once for each split. */

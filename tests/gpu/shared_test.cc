@@ -528,7 +528,12 @@ TEST(Plan, TakesTheKernelOfTheCase) {
         {"lim_attend_f16_128_16_direct", "lim_select_union", [](lim_cuda_call *c) { c->heads = 128; }},
         {"lim_attend_f16_256_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->dim = 256; c->key.head_stride = c->value.head_stride = 512; c->query.head_stride = c->output.head_stride = 512; c->query.row_stride = c->output.row_stride = 16384; }},
         {"lim_attend_fp8_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { c->kv_type = LIM_CUDA_FP8; }},
-        {"lim_attend_q4_0_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 128); }},
+        {"lim_attend_q4_0_128_8_tma", "lim_select_union", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 128); }},
+        {"lim_attend_q8_0_64_8_tma", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 64); c->mode = LIM_CUDA_FULL; }},
+        /* Packed rows that TMA does not take: tokens at no multiple of 16, heads that lie apart, pages. */
+        {"lim_attend_q4_0_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 128); c->value.token_stride += 8; }},
+        {"lim_attend_q4_0_128_8_direct", "lim_select_union", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 128); c->key.head_stride += 8; c->key.token_stride += 64; }},
+        {"lim_attend_q8_0_128_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 128); c->mode = LIM_CUDA_FULL, c->table = 64, c->table_stride = 1 << 12, c->page_shift = 4; }},
         {"lim_attend_q8_0_256_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 256); c->mode = LIM_CUDA_SPARSE; }},
         {"lim_short_q8_0_96_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q8_0, 96); c->mode = LIM_CUDA_SPARSE; }},
         {"lim_short_q4_0_64_8_indexed", "", [](lim_cuda_call *c) { SetHeads(c, LIM_CUDA_Q4_0, 64); c->mode = LIM_CUDA_SPARSE; }},

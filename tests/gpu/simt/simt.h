@@ -226,6 +226,7 @@ template <int kPending> void CopyWait() {
     }
 }
 inline void StoreShared(uint32_t to, uint4 v) { std::memcpy(SharedAt(to), &v, sizeof v); }
+inline void StoreShared(uint32_t to, uint32_t v) { std::memcpy(SharedAt(to), &v, sizeof v); }
 
 /* Of Hopper's kernels, which are not instantiated here. */
 void        MbarrierInit(uint64_t *);
@@ -233,7 +234,7 @@ void        MbarrierExpect(uint32_t, uint32_t);
 void        MbarrierWait(uint32_t, uint32_t);
 void        MbarrierFenceCluster();
 void        MbarrierWaitCluster(uint64_t *);
-void        TmaLoad(uint32_t, const uint64_t *, int, int, int, uint32_t, uint64_t);
+void        TmaLoad(uint32_t, const uint64_t *, int, int, int, int, uint32_t, uint64_t);
 void        FenceAsyncProxy();
 uint32_t    ClusterRank();
 void        ClusterArrive();
