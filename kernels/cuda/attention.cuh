@@ -63,7 +63,7 @@ struct Attention {
             x[h][0] = x[h][1] = x[h][2] = x[h][3] = 0;
             odd_x[h][0] = odd_x[h][1] = odd_x[h][2] = odd_x[h][3] = 0;
         }
-        const uint32_t key_lane = keys + Rows::KeyLane(lane);
+        const uint32_t key_lane = keys + Rows::KeyLane(lane, Rows::Pitch(args.call.dim));
 #pragma unroll
         for (int f = 0; f < kFragments; f += kSteps) {
             if (!Has(f)) break;
@@ -127,7 +127,7 @@ struct Attention {
 
     /* The accumulator: V transposed times weights. */
     __device__ __forceinline__ void Values(uint32_t values, const uint32_t (&weights)[kHeadTiles][2], float (&o)[kHeadTiles][kFragments][4]) const {
-        const uint32_t value_lane = values + Rows::ValueLane(lane);
+        const uint32_t value_lane = values + Rows::ValueLane(lane, Rows::Pitch(args.call.dim));
 #pragma unroll
         for (int f = 0; f < kFragments; f += kSteps) {
             if (!Has(f)) break;
@@ -156,7 +156,7 @@ struct Attention {
 
     /* ---- a split ---- */
 
-    __device__ __forceinline__ uint32_t WarpBytes() const { return WarpBytesOf(args.stages * StageOf<Rows>::kBytes, kHeadTiles * 8, kDim); }
+    __device__ __forceinline__ uint32_t WarpBytes() const { return WarpBytesOf(args.stages * StageOf<Rows>::Bytes(args.call.dim), kHeadTiles * 8, kDim); }
 
     /* Tokens [begin, end) of a work tile by the whole block. Whether the row's logits are filtered, is the row's. */
     __device__ __forceinline__ void Split(const WorkTile &work, int begin, int end, bool whole, uint32_t part, bool filters = false) {
@@ -208,8 +208,8 @@ struct Attention {
             if (!computes) continue;
 
             const int      token = loader.Token(at);
-            const uint8_t *tile = mine + loader.stage * StageOf<Rows>::kBytes;
-            const uint32_t keys = loader.stage0 + loader.stage * StageOf<Rows>::kBytes;
+            const uint8_t *tile = mine + loader.stage * StageOf<Rows>::Bytes(args.call.dim);
+            const uint32_t keys = loader.stage0 + loader.stage * StageOf<Rows>::Bytes(args.call.dim);
             float          x[kHeadTiles][4];
             uint32_t       weights[kHeadTiles][2];
             if constexpr (Rows::kPacked) {
@@ -222,9 +222,9 @@ struct Attention {
             softmax.Weigh(x, lane >> 2, end - token, weights);
             loader.WaitForValues();
             if constexpr (Rows::kPacked) {
-                PackedValues(tile + StageOf<Rows>::kTileBytes, loader.value_shift, weights, softmax.o);
+                PackedValues(tile + StageOf<Rows>::TileBytes(args.call.dim), loader.value_shift, weights, softmax.o);
             } else {
-                Values(keys + StageOf<Rows>::kTileBytes, weights, softmax.o);
+                Values(keys + StageOf<Rows>::TileBytes(args.call.dim), weights, softmax.o);
             }
             loader.Done();
         }

@@ -30,7 +30,6 @@ template <class Rows, int kWarps, bool kIndexed, bool kShort>
 struct AsyncLoader {
     static constexpr int  kTurn = kWarps * kTile;
     static constexpr int  kChunks = Rows::kChunks;
-    static constexpr int  kStageBytes = StageOf<Rows>::kBytes;
     static constexpr bool kShifted = IsShifted<Rows>, kWholeRows = Rows::kPacked && !kShifted;
 
     const lim_cuda_args &args;
@@ -114,9 +113,9 @@ struct AsyncLoader {
             }
             if (Rows::kPadded && !Rows::kPacked && column >= args.call.dim * 2) continue; /* never read there, nor here */
             if (kEven || c < kTile * kChunks) {
-                const uint32_t to = to_stage + r * Rows::kPitch + column;
+                const uint32_t to = to_stage + r * Rows::Pitch(args.call.dim) + column;
                 if (kKeys) CopyAsync<Rows::kCopy>(to, from_key + column, r < count ? BytesAt(column, key_shift) : 0, policy);
-                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::kTileBytes, from_value + column, r < count ? BytesAt(column, value_shift) : 0, policy);
+                if (kValues) CopyAsync<Rows::kCopy>(to + StageOf<Rows>::TileBytes(args.call.dim), from_value + column, r < count ? BytesAt(column, value_shift) : 0, policy);
             }
         }
     }
@@ -141,19 +140,19 @@ struct AsyncLoader {
     /* As Copy, of all 16 tokens. */
     template <bool kKeys, bool kValues>
     __device__ __forceinline__ void CopyPacked(uint32_t to_stage, const PackedFrom &from) const {
-        constexpr uint32_t kValuesAt = StageOf<Rows>::kTileBytes;
-        const uint32_t     to = to_stage + lane / kMain * Rows::kPitch + lane % kMain * Rows::kCopy;
+        const uint32_t values_at = StageOf<Rows>::TileBytes(args.call.dim);
+        const uint32_t to = to_stage + lane / kMain * Rows::kPitch + lane % kMain * Rows::kCopy;
 #pragma unroll
         for (int i = 0; i < kTile / kRows; i++) {
             const uint32_t at = to + i * kRows * Rows::kPitch;
             if (kKeys) CopyAsync<Rows::kCopy>(at, from.key + KeyStride() * (i * kRows), Rows::kCopy, policy);
-            if (kValues) CopyAsync<Rows::kCopy>(at + kValuesAt, from.value + ValueStride() * (i * kRows), Rows::kCopy, policy);
+            if (kValues) CopyAsync<Rows::kCopy>(at + values_at, from.value + ValueStride() * (i * kRows), Rows::kCopy, policy);
         }
         CopyLast<kKeys, kValues>(to_stage, from.last, Rows::kCopy);
     }
     template <bool kKeys, bool kValues>
     __device__ __forceinline__ void CopyLast(uint32_t to_stage, const uint8_t *from, uint32_t bytes) const {
-        const uint32_t to = to_stage + lane % kTile * Rows::kPitch + kLast + (CopiesLastOfKeys() ? 0 : StageOf<Rows>::kTileBytes);
+        const uint32_t to = to_stage + lane % kTile * Rows::kPitch + kLast + (CopiesLastOfKeys() ? 0 : StageOf<Rows>::TileBytes(args.call.dim));
         if (CopiesLastOfKeys() ? kKeys : kValues) CopyAsync<Rows::kCopy>(to, from + kLast, bytes, policy);
     }
     /* Of fewer tokens, the split's last ones: what is not there is zero. */
@@ -168,14 +167,14 @@ struct AsyncLoader {
     /* As Copy, indexed. */
     template <bool kKeys, bool kValues>
     __device__ __forceinline__ void CopyPackedTokens(uint32_t to_stage, const uint8_t *key_row, const uint8_t *from_value, int count, int from_lane) const {
-        constexpr uint32_t kValuesAt = StageOf<Rows>::kTileBytes;
-        const int          row = lane / kMain, column = lane % kMain * Rows::kCopy, last_row = lane % kTile;
+        const uint32_t values_at = StageOf<Rows>::TileBytes(args.call.dim);
+        const int      row = lane / kMain, column = lane % kMain * Rows::kCopy, last_row = lane % kTile;
 #pragma unroll
         for (int i = 0; i < kTile / kRows; i++) {
             const int      r = row + i * kRows;
             const uint32_t at = to_stage + r * Rows::kPitch + column, bytes = r < count ? Rows::kCopy : 0;
             if (kKeys) CopyAsync<Rows::kCopy>(at, OfLane(key_row, from_lane + r) + column, bytes, policy);
-            if (kValues) CopyAsync<Rows::kCopy>(at + kValuesAt, OfLane(from_value, from_lane + r) + column, bytes, policy);
+            if (kValues) CopyAsync<Rows::kCopy>(at + values_at, OfLane(from_value, from_lane + r) + column, bytes, policy);
         }
         const uint8_t *const key_last = kKeys ? OfLane(key_row, from_lane + last_row) : nullptr;
         const uint8_t *const value_last = kValues ? OfLane(from_value, from_lane + last_row) : nullptr;
@@ -195,7 +194,7 @@ struct AsyncLoader {
             CopyPacked<kKeys, kValues>(to, FromOf(first_key, first_value));
         } else {
             if (kKeys) CopyShortTile(to, first_key, KeyStride(), count, lane, policy);
-            if (kValues) CopyShortTile(to + StageOf<Rows>::kTileBytes, first_value, ValueStride(), count, lane, policy);
+            if (kValues) CopyShortTile(to + StageOf<Rows>::TileBytes(args.call.dim), first_value, ValueStride(), count, lane, policy);
         }
     }
     /* Direct, keys and values at once: the addresses run from tile to tile, which takes less than finding each anew. */
@@ -203,7 +202,7 @@ struct AsyncLoader {
     PackedFrom            runs;
 
     __device__ __forceinline__ void LoadRunning() {
-        into = stage0 + fill * kStageBytes;
+        into = stage0 + fill * StageOf<Rows>::Bytes(args.call.dim);
         if (end - next >= kTile) {
             CopyPacked<true, true>(into, runs);
             runs.key += KeyStride() * kTurn, runs.value += ValueStride() * kTurn;
@@ -223,7 +222,7 @@ struct AsyncLoader {
             LoadRunning();
             return;
         }
-        into = stage0 + fill * kStageBytes;
+        into = stage0 + fill * StageOf<Rows>::Bytes(args.call.dim);
         value_row = nullptr;
         value_count = end - next, value_lanes = odd;
         if (next < end) {
@@ -290,7 +289,6 @@ template <class Rows, int kWarps, bool kPaged, bool kSampled>
 struct TmaLoader {
     static constexpr int kTurn = kWarps * kTile;
     static constexpr int kChunks = Rows::kRowBytes / (Rows::kPacked ? 4 : 16); /* of a short tile's row */
-    static constexpr int kStageBytes = StageOf<Rows>::kBytes;
 
     static constexpr uint32_t key_shift = 0, value_shift = 0; /* packed rows begin where words do */
 
@@ -356,21 +354,21 @@ struct TmaLoader {
     /* The tile from `token` on, which is in `page` where there are pages. Of fewer than 16 tokens only those are read: a
      * row's memory may end there, and values that no weight is for must be numbers. */
     __device__ __forceinline__ void LoadTile(uint32_t to, int token, int page, int count) const {
-        constexpr int kBytes = StageOf<Rows>::kTileBytes;
-        const int     at = kPaged ? InPage(args.call, token) : token;
+        const uint32_t bytes = StageOf<Rows>::TileBytes(args.call.dim);
+        const int      at = kPaged ? InPage(args.call, token) : token;
         if (count < kTile) {
             const uint8_t *const key_page = kPaged ? key.base + page * key.page_stride : key.base;
             const uint8_t *const value_page = kPaged ? value.base + page * value.page_stride : value.base;
             LoadShortTile(to, key_page + (int64_t)at * key.token_stride, key.token_stride, count, lane);
-            LoadShortTile(to + kBytes, value_page + (int64_t)at * value.token_stride, value.token_stride, count, lane);
+            LoadShortTile(to + bytes, value_page + (int64_t)at * value.token_stride, value.token_stride, count, lane);
             __syncwarp();
         }
         if (lane != 0) return;
-        MbarrierExpect(full + fill * 8, count < kTile ? 0 : 2 * kBytes);
+        MbarrierExpect(full + fill * 8, count < kTile ? 0 : 2 * bytes);
         if (count < kTile) return;
         const int element = Rows::kPacked ? head * (Rows::kRowBytes / 2) : 0, of_head = Rows::kPacked ? 0 : head;
         TmaLoad(to, args.key_map, element, of_head, at, kPaged ? page : row, full + fill * 8, policy);
-        TmaLoad(to + kBytes, args.value_map, element, of_head, at, kPaged ? page : row, full + fill * 8, policy);
+        TmaLoad(to + bytes, args.value_map, element, of_head, at, kPaged ? page : row, full + fill * 8, policy);
     }
     /* What is not there is zero. */
     static __device__ __noinline__ void LoadShortTile(uint32_t to, const uint8_t *from, int64_t stride, int count, int lane) {
@@ -391,7 +389,7 @@ struct TmaLoader {
         __syncwarp(); /* the tile before has been read: its place is free */
         const int token = kSampled ? order.token : next;
         if (next < end) {
-            LoadTile(stage0 + fill * kStageBytes, token, kPaged ? NextPage() : 0, end - token);
+            LoadTile(stage0 + fill * StageOf<Rows>::Bytes(args.call.dim), token, kPaged ? NextPage() : 0, end - token);
             if constexpr (kSampled) {
                 if (lane == 0) tokens[fill] = token;
                 TileOrderNext(&order, first, kTurn, step, samples);

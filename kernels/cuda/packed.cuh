@@ -133,6 +133,7 @@ struct PackedRows {
     static constexpr int  kUnitWords = Block::kBytes / 2;
     static constexpr int  kTakeWord = 0x7654, kTakeRest = 0x5432; /* the word itself, or what the unit's first one and it have beside scales */
 
+    static __device__ __forceinline__ uint32_t Pitch(int) { return kPitch; }
     /* How far from a multiple of four bytes a head's rows begin. */
     static __device__ __forceinline__ uint32_t        ShiftOf(const uint8_t *row) { return kShifted ? (uint32_t)(uintptr_t)row & 2 : 0; }
     static __device__ __forceinline__ const uint32_t *UnitAt(const uint8_t *tile, int token, int unit) {

@@ -202,7 +202,7 @@ static int fits_tma(const lim_cuda_device *d, const lim_cuda_call *c) {
 
 static int64_t pipeline_shared(const lim_cuda_call *c, int warps, int stages) {
     const int      heads = group_of(c) > 8 ? 16 : 8, dim = kernel_dim(c);
-    const int64_t  row = row_bytes(c->kv_type, dim), pitch = is_packed(c->kv_type) ? LIM_CUDA_PACKED_PITCH(row) : LIM_CUDA_PITCH(row);
+    const int64_t  pitch = is_packed(c->kv_type) ? LIM_CUDA_PACKED_PITCH(row_bytes(c->kv_type, dim)) : LIM_CUDA_PITCH(row_bytes(c->kv_type, c->dim));
     const uint32_t warp = WarpBytesOf((uint32_t)(stages * 2 * LIM_CUDA_TILE * pitch), (uint32_t)heads, (uint32_t)dim);
     return (int64_t)heads * LIM_CUDA_QUERY_PITCH(dim) + (int64_t)warp * warps;
 }

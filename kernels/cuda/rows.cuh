@@ -39,11 +39,12 @@ struct HalfRows {
     static constexpr int  kSteps = 1;
 
     /* From a K tile's address: this lane's row address for ldmatrix, to which the step's offset is added. */
-    static __device__ __forceinline__ uint32_t KeyLane(int lane) { return (lane & 15) * kPitch + (lane >> 4) * 16; }
-    static __device__ __forceinline__ uint32_t ValueLane(int lane) {
-        return ((lane & 7) + (lane >> 4) * 8) * kPitch + (lane >> 3 & 1) * 16;
+    static __device__ __forceinline__ uint32_t KeyLane(int lane, uint32_t pitch) { return (lane & 15) * pitch + (lane >> 4) * 16; }
+    static __device__ __forceinline__ uint32_t ValueLane(int lane, uint32_t pitch) {
+        return ((lane & 7) + (lane >> 4) * 8) * pitch + (lane >> 3 & 1) * 16;
     }
-    static __device__ __forceinline__ void KeyFragments(uint32_t from, int step, uint32_t (&a)[kSteps][4]) {
+    static __device__ __forceinline__ uint32_t Pitch(int) { return kPitch; } /* of heads of so many elements */
+    static __device__ __forceinline__ void     KeyFragments(uint32_t from, int step, uint32_t (&a)[kSteps][4]) {
         LoadMatrices(a[0], from + step * 32);
     }
     static __device__ __forceinline__ void ValueFragments(uint32_t from, int step, uint32_t (&a)[kSteps][4]) {
@@ -60,6 +61,8 @@ struct HalfRows {
 template <int kDim, bool kBf16Type>
 struct PaddedRows : HalfRows<kDim, kBf16Type> {
     static constexpr bool kPadded = true;
+
+    static __device__ __forceinline__ uint32_t Pitch(int dim) { return LIM_CUDA_PITCH((uint32_t)dim * 2); } /* less room, deeper pipelines */
 };
 
 /* The same as TMA leaves them: tiles of 64 elements after one another, rows of 128 bytes whose 16-byte
@@ -72,8 +75,8 @@ struct TmaRows : HalfRows<kDim, kBf16Type> {
     static constexpr int  kBoxBytes = kTile * 128;
 
     static __device__ __forceinline__ uint32_t Chunk(int row, int chunk) { return row * 128 + (chunk ^ (row & 7)) * 16; }
-    static __device__ __forceinline__ uint32_t KeyLane(int lane) { return Chunk(lane & 15, lane >> 4); }
-    static __device__ __forceinline__ uint32_t ValueLane(int lane) { return Chunk((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1); }
+    static __device__ __forceinline__ uint32_t KeyLane(int lane, uint32_t) { return Chunk(lane & 15, lane >> 4); }
+    static __device__ __forceinline__ uint32_t ValueLane(int lane, uint32_t) { return Chunk((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1); }
     static __device__ __forceinline__ uint32_t StepFrom(uint32_t from, int step) { return (from ^ step % 4 * 32) + step / 4 * kBoxBytes; }
     static __device__ __forceinline__ void     KeyFragments(uint32_t from, int step, uint32_t (&a)[1][4]) { LoadMatrices(a[0], StepFrom(from, step)); }
     static __device__ __forceinline__ void     ValueFragments(uint32_t from, int step, uint32_t (&a)[1][4]) {
@@ -95,8 +98,9 @@ struct ByteRows {
     static constexpr int  kPitch = LIM_CUDA_PITCH(kRowBytes);
     static constexpr int  kSteps = 2;
 
-    static __device__ __forceinline__ uint32_t KeyLane(int lane) { return (lane & 15) * kPitch + (lane >> 4) * 16; }
-    static __device__ __forceinline__ uint32_t ValueLane(int lane) { return KeyLane(lane); }
+    static __device__ __forceinline__ uint32_t KeyLane(int lane, uint32_t pitch) { return (lane & 15) * pitch + (lane >> 4) * 16; }
+    static __device__ __forceinline__ uint32_t ValueLane(int lane, uint32_t pitch) { return KeyLane(lane, pitch); }
+    static __device__ __forceinline__ uint32_t Pitch(int) { return kPitch; }
 
     static __device__ __forceinline__ uint32_t Widen(uint32_t two) {
 #if __CUDA_ARCH__ >= 890
@@ -147,8 +151,8 @@ struct ByteRows {
 /* Shared memory of a warp: a stage is a tile of K and one of V. */
 template <class Rows>
 struct StageOf {
-    static constexpr int kTileBytes = kTile * Rows::kPitch;
-    static constexpr int kBytes = 2 * kTileBytes;
+    static __device__ __forceinline__ uint32_t TileBytes(int dim) { return kTile * Rows::Pitch(dim); }
+    static __device__ __forceinline__ uint32_t Bytes(int dim) { return 2 * TileBytes(dim); }
 };
 
 }  // namespace lessismore
