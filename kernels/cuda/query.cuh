@@ -17,7 +17,7 @@ struct Query {
     static constexpr int  kHeld = kInRegisters ? kFragments : 1;
     static constexpr int  kPitch = LIM_CUDA_QUERY_PITCH(kDim);
     /* Brought when it is needed, after the first tiles have been asked for: where copies do not do it, they would wait for it. */
-    static constexpr bool kLate = Rows::kTma || Rows::kPacked;
+    static constexpr bool kLate = Rows::kTma || (Rows::kPacked && kShort);
     static constexpr int  kBytes = Rows::kTma ? LIM_CUDA_TMA_QUERY_BYTES(kDim) : kHeadTiles * 8 * kPitch;
 
     uint8_t *shared;
