@@ -176,6 +176,19 @@ func (n *Node) Values(stream, token int) unsafe.Pointer {
 	return unsafe.Add(n.Scan, int64(stream)*n.ScanStreamStride+int64(token)*n.ScanTokenStride)
 }
 
+// ValueSize is the size of one of them.
+func (n *Node) ValueSize() int {
+	if n.ScanType == cpu.F32 {
+		return 4
+	}
+	return 2
+}
+
+// ValueBytes are those of one query token.
+func (n *Node) ValueBytes(stream, token int) []byte {
+	return unsafe.Slice((*byte)(n.Values(stream, token)), n.ValueSize()*int(n.NKV))
+}
+
 // Sees tells whether a query token's mask leaves a slot visible.
 func (n *Node) Sees(stream, token int, slot int64) bool {
 	row := n.Values(stream, token)

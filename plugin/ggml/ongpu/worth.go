@@ -81,8 +81,13 @@ func (d *Device) sumUp() {
 		return
 	}
 	d.revision, d.sparseLayers = m.Revision, make([]bool, m.Layers)
+	d.choosing = 0
 	for _, l := range d.layers.Ordinal {
-		d.sparseLayers[l] = m.Roles.Role(l) == selection.RoleSparse
+		role := m.Roles.Role(l)
+		d.sparseLayers[l] = role == selection.RoleSparse
+		if role == selection.RoleSelect {
+			d.choosing++
+		}
 	}
 	first, last := d.layers.Bounds()
 	for first < last && m.Roles.Role(first) == selection.RoleFull {
@@ -90,12 +95,6 @@ func (d *Device) sumUp() {
 	}
 	d.inherits = d.layers.Later() && m.Roles.Role(first) == selection.RoleSparse
 	d.gives = d.layers.Spread() && last+1 < m.Layers && m.Roles.Role(last) == selection.RoleSelect && m.Roles.Role(last+1) == selection.RoleSparse
-	d.choosing = 0
-	for _, l := range d.layers.Ordinal {
-		if m.Roles.Role(l) == selection.RoleSelect {
-			d.choosing++
-		}
-	}
 }
 
 // sparse tells whether a layer of this device's would attend to a token set now, or choose one for the next device alone.

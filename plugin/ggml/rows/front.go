@@ -1,28 +1,23 @@
 package rows
 
 import (
-	"bytes"
-	"unsafe"
-
 	"lessismore/plugin/ggml/graph"
-	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
-	"lessismore/plugin/internal/steps"
 )
 
 // front is the row of the step that was looked at last, beyond the budget. The rows of a draft each see one token more than the one before:
 // where their masks say so, the order of a row is that of the row in front with its own token behind.
 type front struct {
-	row, batch int     // of the step, of the batch
-	slots      []int32 // in the order of tokens; nil: 0 .. visible-1
-	known      bool    // that they are, and that the mask says nothing else of them
+	row   int     // of the step
+	slots []int32 // in the order of tokens; nil: 0 .. visible-1
+	known bool    // that they are, and that the mask says nothing else of them
 }
 
 // behind fills row k of the step, row i of the batch, if it is a token behind the row in front.
 func (r *Rows) behind(n *graph.Node, k, i int, t *Track) bool {
 	f := &r.front
 	stream, token := i/int(n.Tokens), i%int(n.Tokens)
-	if !f.known || f.row+1 != k || f.batch+1 != i || token == 0 || n.MaxBias != 0 || t.Index.Tied {
+	if !f.known || f.row+1 != k || int(r.taken[f.row])+1 != i || token == 0 || n.MaxBias != 0 || t.Index.Tied {
 		return false
 	}
 	own, last, visible := t.slot(n, i), t.slot(n, i-1), int(r.Step.Rows[f.row].Visible)
@@ -31,15 +26,7 @@ func (r *Rows) behind(n *graph.Node, k, i int, t *Track) bool {
 	if place == kvindex.Unknown || place != before+1 || own < 0 || own >= n.NKV || visible >= int(n.NKV) || f.slots == nil && int(own) != visible {
 		return false
 	}
-	size := 2
-	if n.ScanType == cpu.F32 {
-		size = 4
-	}
-	at := size * int(own)
-	now := unsafe.Slice((*byte)(n.Values(stream, token)), size*int(n.NKV))
-	then := unsafe.Slice((*byte)(n.Values(stream, token-1)), size*int(n.NKV))
-	var zero [4]byte
-	if !bytes.Equal(now[at:at+size], zero[:size]) || n.Sees(stream, token-1, int64(own)) || !bytes.Equal(now[:at], then[:at]) || !bytes.Equal(now[at+size:], then[at+size:]) {
+	if !adds(n.ValueBytes(stream, token), n.ValueBytes(stream, token-1), int(own), n.ValueSize()) {
 		return false
 	}
 	if f.slots != nil {
@@ -48,11 +35,7 @@ func (r *Rows) behind(n *graph.Node, k, i int, t *Track) bool {
 		list[visible] = own
 		f.slots = list[:visible+1]
 	}
-	f.row, f.batch = k, i
-	split := steps.SplitBudget(visible+1, r.config.Budget, r.config.Recency, r.config.SinkTokens)
-	if !r.decodes(k, i, t, int(n.FirstStream)+stream, true, last) {
-		split = steps.Split{}
-	}
-	r.Step.See(k, token, stream, visible+1, f.slots, nil, split)
+	f.row = k
+	r.further(n, k, i, t, visible+1, f.slots, last)
 	return true
 }

@@ -29,10 +29,6 @@ func (r *Rows) Same(n *graph.Node, left *contexts.Left) bool {
 	if shapeOf(n) != left.Shape || n.ScanType != left.Masks.Type || len(r.Step.Rows) != len(left.Rows) || !slices.Equal(r.own, left.Own) {
 		return false
 	}
-	size := int64(n.NKV) * 2
-	if n.ScanType == cpu.F32 {
-		size *= 2
-	}
 	for i := range r.Step.Rows {
 		mine, other := &r.Step.Rows[i], &left.Rows[i]
 		if mine.Token != other.Token || mine.Stream != other.Stream || mine.Visible != other.Visible || mine.SetLen != other.SetLen ||
@@ -40,8 +36,8 @@ func (r *Rows) Same(n *graph.Node, left *contexts.Left) bool {
 			return false
 		}
 		at := unsafe.Add(left.Masks.At, int64(other.Stream)*left.Masks.StreamStride+int64(other.Token)*left.Masks.TokenStride)
-		seen := n.Values(int(mine.Stream), int(mine.Token))
-		if !bytes.Equal(unsafe.Slice((*byte)(seen), size), unsafe.Slice((*byte)(at), size)) {
+		seen := n.ValueBytes(int(mine.Stream), int(mine.Token))
+		if !bytes.Equal(seen, unsafe.Slice((*byte)(at), len(seen))) {
 			return false
 		}
 	}

@@ -59,7 +59,7 @@ func (r *Rows) see(n *graph.Node, k, i int, t *Track) {
 			}
 		}
 		r.seen.note(n, k, i, t, visible, slots, known)
-		r.front = front{row: k, batch: i, slots: slots, known: known && !r.ByCell && flags&cpu.Plain != 0}
+		r.front = front{row: k, slots: slots, known: known && !r.ByCell && flags&cpu.Plain != 0}
 		if !r.decodes(k, i, t, storeStream, known, newest(slots, visible)) {
 			split = steps.Split{}
 		}

@@ -1,13 +1,11 @@
 package rows
 
 import (
-	"bytes"
 	"unsafe"
 
 	"lessismore/plugin/ggml/graph"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
-	"lessismore/plugin/internal/steps"
 )
 
 // seen is what the rows of the step before saw. A decode step adds one token to each row: where a row's mask differs from
@@ -85,10 +83,9 @@ func (s *seen) goesOn(of *Rows, n *graph.Node, k, i int, t *Track) bool {
 		return false // the row needs a list from now on
 	}
 	row, token := i/int(n.Tokens), i%int(n.Tokens)
-	now := unsafe.Slice((*byte)(n.Values(row, token)), 2*n.NKV)
-	before := unsafe.Slice((*byte)(unsafe.Add(n.Before, int64(row)*n.ScanStreamStride+int64(token)*n.ScanTokenStride)), 2*n.NKV)
-	hidden := *(*[2]byte)(before[2*own:]) == [2]byte{0x00, 0xfc} && *(*[2]byte)(now[2*own:]) == [2]byte{}
-	if !hidden || !bytes.Equal(now[:2*own], before[:2*own]) || !bytes.Equal(now[2*own+2:], before[2*own+2:]) {
+	now := n.ValueBytes(row, token)
+	before := unsafe.Slice((*byte)(unsafe.Add(n.Before, int64(row)*n.ScanStreamStride+int64(token)*n.ScanTokenStride)), len(now))
+	if !adds(now, before, int(own), n.ValueSize()) {
 		return false
 	}
 	last := r.own
@@ -100,12 +97,7 @@ func (s *seen) goesOn(of *Rows, n *graph.Node, k, i int, t *Track) bool {
 		slots = list[:r.visible]
 		r.ascending = r.ascending && own > last
 	}
-	config := of.config
-	split := steps.SplitBudget(r.visible, config.Budget, config.Recency, config.SinkTokens)
-	if !of.decodes(k, i, t, stream, true, last) {
-		split = steps.Split{}
-	}
-	of.Step.See(k, token, row, r.visible, slots, nil, split)
+	of.further(n, k, i, t, r.visible, slots, last)
 	return true
 }
 
