@@ -271,7 +271,7 @@ def side(bench, mode, load, goal, skew, until, done, partly):
         if longest < LEAST:
             say(f"no time for {mode}:{load}:{goal}")
             return
-        one, rows = Side(bench, mode, skew), 0
+        one = Side(bench, mode, skew)
         others = [f["rate"] for f in done if f["mode"] == load and not f["overloaded"]]
         if load in NAMES and not others:
             say(f"no rate of {load} for {mode}")
