@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 F32, F16, BF16, Q8_0, Q4_0 = range(5)
 NAMES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
-BLOCK, BLOCK_BYTES = 32, {Q8_0: 34, Q4_0: 18}
+BLOCK_BYTES = {NAMES[name]: size for name, size in _library.BLOCK_BYTES.items()}
 
 
 def state(
@@ -181,4 +181,4 @@ def _elements(name: str, array: Array, number: int) -> int:
         return length
     if length % BLOCK_BYTES[number]:
         raise ArgumentError(f"{name} has shape {array.shape}: its rows are not whole blocks of {BLOCK_BYTES[number]} bytes")
-    return length // BLOCK_BYTES[number] * BLOCK
+    return length // BLOCK_BYTES[number] * _library.BLOCK

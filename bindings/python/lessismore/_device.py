@@ -63,7 +63,6 @@ def view(name: str, array: Any, ndim: int) -> View:
 
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "q8_0": 3, "q4_0": 4, "fp8": 5}  # lim_dtype
 BYTES = {"f16": ("f16",), "bf16": ("bf16",), "fp8": ("fp8", "u8"), "q8_0": ("u8",), "q4_0": ("u8",)}  # how K/V of a type may come
-BLOCK, BLOCK_BYTES = 32, {"q8_0": 34, "q4_0": 18}
 
 
 class Shape(NamedTuple):
@@ -96,7 +95,7 @@ def state(
         if found.dtype not in ("f32", "f16", "bf16"):
             raise ArgumentError(f"{name} has dtype {found.dtype}, which is none of f32, f16, bf16")
     _vector("lengths", n, "i32", rows)
-    width = head_dim // BLOCK * BLOCK_BYTES[dtype] if dtype in BLOCK_BYTES else head_dim
+    width = head_dim // _library.BLOCK * _library.BLOCK_BYTES[dtype] if dtype in _library.BLOCK_BYTES else head_dim
     k, v = view("key", key, 4), view("value", value, 4)
     for name, found in (("key", k), ("value", v)):
         if found.dtype not in BYTES[dtype]:

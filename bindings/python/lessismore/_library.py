@@ -16,6 +16,8 @@ from .settings import EngineParams
 NAME = "liblessismore.so"
 VARIABLE = "LESSISMORE_LIBRARY"
 
+BLOCK, BLOCK_BYTES = 32, {"q8_0": 34, "q4_0": 18}  # elements of a block of K/V, and bytes by its type
+
 
 class DecoderParams(ctypes.Structure):
     _fields_ = [
