@@ -306,6 +306,10 @@ static void attention(void) {
     expect(lim_decoder_attend(both, &one), LIM_ERROR_ARGUMENT, "table[1][1]", "= -2");
     pages[1][1] = 1;
     OK(lim_decoder_attend(both, &one));
+    one.output_row_stride = SMALL_DIM * 4; /* those of output may not: the second would be written over the first */
+    expect(lim_decoder_attend(both, &one), LIM_ERROR_ARGUMENT, "output_row_stride", "and output_head_stride = 256: of 2 rows of 2 heads with 256 bytes each, some overlap");
+    one.output_head_stride = 2 * SMALL_DIM * 4; /* a head's rows side by side */
+    OK(lim_decoder_attend(both, &one));
     OK(lim_decoder_free(both));
 
     expect(lim_decoder_attend(decoder, NULL), LIM_ERROR_ARGUMENT, "attention", "NULL");

@@ -201,7 +201,30 @@ func (a *Attention) CheckViews() (v Views, err error) {
 	if v.Output.Overlaps(v.Query) {
 		return v, fault.Bad("output = %#x overlaps query = %#x", a.Output.Data, a.Query.Data)
 	}
+	size := RowSize(a.Output.Type, a.ValueDim)
+	if rowsMeet(size, extent{stride: a.Output.RowStride, count: rows}, extent{stride: a.Output.HeadStride, count: heads}) {
+		return v, fault.Bad("output_row_stride = %d and output_head_stride = %d: of %d rows of %d heads with %d bytes each, some overlap",
+			a.Output.RowStride, a.Output.HeadStride, rows, heads, size)
+	}
 	return v, nil
+}
+
+// rowsMeet says whether two rows of so many bytes share memory, where neither stride is shorter than a row.
+func rowsMeet(size int64, far, near extent) bool {
+	if far.count <= 1 || near.count <= 1 {
+		return false
+	}
+	if far.stride < near.stride {
+		far, near = near, far
+	}
+	// One run of near rows against each later run, until it is passed: mostly at once.
+	for x, run := far.stride, near.stride*(near.count-1)+size; x < run && x <= far.stride*(far.count-1); x += far.stride {
+		before := x / near.stride * near.stride
+		if x-before < size || before+near.stride-x < size && before+near.stride < run {
+			return true
+		}
+	}
+	return false
 }
 
 func checkStore(name string, s *KVView, elements int32, paged bool, pages, tokens, heads int64) (span, error) {
