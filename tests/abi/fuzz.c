@@ -106,8 +106,14 @@ static size_t extent(double row, double count0, double stride0, double count1, d
     return size < (double)kRoom ? (size_t)size : kRoom;
 }
 
+static lim_decoder_params shape; /* of the decoder: what a call's zeros mean */
+
 /* Whether this host has the memory that a call states, and the patience. */
-static int has(const lim_attention *a, int value_dim) {
+static int has(lim_attention call) {
+    lim_attention *a = &call;
+    if (a->n_slots == 0) a->n_slots = shape.capacity;
+    if (a->heads == 0) a->heads = shape.heads;
+    if (a->kv_heads == 0) a->kv_heads = shape.kv_heads;
     double pages = a->table ? 64 : a->n_rows, slots = a->table ? a->page_size : (double)a->n_slots;
     if (a->table && a->n_pages > 64) return 0;
     if (a->n_slots > 1 << 14 || a->n_rows > ROWS || (a->table && a->table_stride > 1 << 14)) return 0;
@@ -117,7 +123,7 @@ static int has(const lim_attention *a, int value_dim) {
            extent(row, a->n_rows, (double)a->output_row_stride, a->heads, (double)a->output_head_stride, 0, 0) < kRoom &&
            extent(row, pages, (double)a->key_page_stride, slots, (double)a->key_token_stride, a->kv_heads, (double)a->key_head_stride) < kRoom &&
            extent(row, pages, (double)a->value_page_stride, slots, (double)a->value_token_stride, a->kv_heads, (double)a->value_head_stride) < kRoom &&
-           value_dim <= 1 << 20;
+           a->value_dim <= 1 << 20;
 }
 
 static lim_attention right(bytes *b) {
@@ -184,14 +190,22 @@ static void attend(lim_decoder *decoder, bytes *b) {
         int32_t *arrays[] = {lengths, query_positions, positions, table};
         arrays[one(b) % 4][one(b) % 8] = (int32_t)number(b);
     }
-    if (!has(&a, a.value_dim)) return;
-    for (int i = 0; i < ROWS << 14 && a.table && !a.n_pages; i++) /* of pages that there are not, the library is told */
-        if (table[i] >= 64) a.n_pages = 64;
+    if (!has(a)) return;
+    /* Of pages that there are not, the library is told; where the structure ends before it can be, there are none. */
+    lim_attention *stated = at_edge(&a, sizeof a, b);
+    const int      tells = stated->struct_size >= sizeof a;
+    for (int i = 0; i < ROWS << 14 && a.table && !(tells && a.n_pages); i++) {
+        if (table[i] < 64) continue;
+        if (tells)
+            a.n_pages = stated->n_pages = 64;
+        else
+            table[i] = 63;
+    }
     char      before[4096];
     lim_stats was = {.struct_size = sizeof was}, is = was;
     require(lim_decoder_stats(decoder, &was) == LIM_OK, "stats");
     memcpy(before, room[OUTPUT], sizeof before);
-    if (answered(lim_decoder_attend(decoder, at_edge(&a, sizeof a, b))) == LIM_OK) {
+    if (answered(lim_decoder_attend(decoder, stated)) == LIM_OK) {
         accepted++;
         return;
     }
@@ -229,7 +243,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     bytes       b = {data, data + size};
     lim_engine *engine = engine_of(&b);
     if (!engine) return 0;
-    lim_decoder_params shape = {.struct_size = sizeof shape, .device = LIM_DEVICE_CPU, .max_rows = ROWS};
+    shape = (lim_decoder_params){.struct_size = sizeof shape, .device = LIM_DEVICE_CPU, .max_rows = ROWS};
     if (one(&b) % 4 == 0) {
         size_t   at = 8 + one(&b) * 4u % (sizeof shape - 8);
         uint64_t x = number(&b);
