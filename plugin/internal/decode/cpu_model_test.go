@@ -81,6 +81,23 @@ func TestCPUKeepProfiles(t *testing.T) {
 	}
 }
 
+// What tells models apart may be the bytes of a hash, which are no text: each has a profile of its own, and finds it.
+func TestCPUProfilesOfBytes(t *testing.T) {
+	dir, x := t.TempDir(), newTensors(t, rand.New(rand.NewSource(rand.Int63())), 500)
+	for _, about := range []string{"\xfe\x01", "\xff\x01"} {
+		var said []string
+		walk(t, decoderOf(t, auto(32), testLayers, selection.Profiles{Dir: dir}, about, &said), x, 300, 80)
+		require.Contains(t, strings.Join(said, "\n"), "measured in 56 steps")
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	require.NoError(t, err)
+	require.Len(t, files, 2)
+	for _, about := range []string{"\xfe\x01", "\xff\x01"} {
+		again := decoderOf(t, auto(32), testLayers, selection.Profiles{Dir: dir}, about, new([]string))
+		require.Contains(t, walk(t, again, x, 300, 1)[0], cpu.Sparse)
+	}
+}
+
 func tokenSet(t *testing.T, d *Decoder) []int32 {
 	set, err := d.TokenSet(0)
 	require.NoError(t, err)
