@@ -405,7 +405,7 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  * single head, row or slot) is ignored. The elements of a row are contiguous. Addresses and strides are multiples of the
  * element's size (of 2 for the quantised types); on a GPU key and value and their strides are multiples of 16 bytes (Q8_0 and
  * Q4_0: of head_dim / 16, and token strides up to 16 MiB; with a head_dim of 96 of 4, head strides of 2), query and output of 4.
- * Output may not overlap query, key or value, nor rows of it each other. */
+ * Output may not overlap anything else that a call states, nor rows of it each other. */
 typedef struct lim_attention {
     size_t struct_size;
 
