@@ -224,7 +224,7 @@ static lim_engine *engine_of(bytes *b) {
     lim_engine_params    params;
     lim_engine          *engine = NULL;
     require(lim_engine_default_params(&params, sizeof params) == LIM_OK, "defaults");
-    params.n_layers = LAYERS, params.n_threads = 1, params.budget = 1 + one(b) % 32, params.interval = 1 + one(b) % 3;
+    params.n_layers = LAYERS, params.n_threads = 1 + (one(b) % 4 == 0), params.budget = 1 + one(b) % 32, params.interval = 1 + one(b) % 3;
     params.policy = one(b) % 2;
     if (one(b) % 4) params.layers = layers, params.layers_count = 2;
     if (one(b) % 4 == 0) { /* something is wrong; not where its files are: they would be written */

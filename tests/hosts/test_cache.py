@@ -76,19 +76,26 @@ def test_restored_beside_one_that_ends(fresh, native, problems):
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
 def test_texts_stay_whatever_is_done_to_their_cells(kv, library, request):
-    """Operations of chance that a server does not have. With --long ten times as many."""
+    """Operations of chance that a server does not have; what the host alone gets wrong is not ours. With --long ten times as many."""
     seed = random.SystemRandom().randrange(1 << 32)
     some = [Problem.make(k, steps=25) for k in SEEDS]
-    result = hostlib.run(
-        "llama-cpp-python", library=library, settings=SPARSE, scenario="chaos", kv=kv, threads=2, seed=seed, timeout=900,
-        prompts=[p.prompt for p in some], solutions=[p.solution for p in some],
-        operations=600 if request.config.getoption("--long") else 60,
-    )  # fmt: skip
-    wrong = [line for line in result.lines if line["wrong"]]
-    assert not wrong, f"seed {seed}: {wrong}"
+    job = {
+        "scenario": "chaos", "kv": kv, "threads": 2, "seed": seed, "timeout": 900,
+        "prompts": [p.prompt for p in some], "solutions": [p.solution for p in some],
+        "operations": 600 if request.config.getoption("--long") else 60,
+    }  # fmt: skip
+    result = hostlib.run("llama-cpp-python", library=library, settings=SPARSE, **job)
+    if any(missed(result)):
+        alone = missed(hostlib.run("llama-cpp-python", **job))
+        assert missed(result) == alone, f"seed {seed}: {result.lines}, the host alone: {alone}"
     total = active(result)
     print(
         f"seed {seed}: {sum(line['tokens'] for line in result.lines)} tokens",
         {k: total[k] for k in ("rows_sparse", "rows_full", "cell_order")},
     )
     assert total["rows_sparse"] > 4 * total["rows_full"], total
+
+
+def missed(result):
+    """Of each operation the tokens that were not the solution's."""
+    return [[of[:2] for of in line["wrong"]] for line in result.lines]

@@ -8,6 +8,7 @@ Tokens are fed from the solutions, right or wrong, so that one wrong answer is n
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes as ct
 import random
 
@@ -15,8 +16,9 @@ from engine import Context
 from protocol import emit
 
 SEQUENCES = 6
+DRAFTED = 8  # tokens of a draft, at most
 WEIGHTS = {
-    "begin": 10, "decode": 40, "fork": 8, "end": 5, "rewind": 10, "patch": 10, "move": 6, "restore": 8, "junk": 6, "abort": 8, "both": 6,
+    "begin": 10, "decode": 40, "fork": 8, "end": 5, "rewind": 10, "patch": 10, "move": 6, "restore": 8, "junk": 6, "abort": 8, "both": 6, "draft": 12,
 }  # fmt: skip
 AbortCallback = ct.CFUNCTYPE(ct.c_bool, ct.c_void_p)
 
@@ -53,22 +55,29 @@ class Chaos:
                 what = "begin"
             self.wrong, self.looked_at = [], 0
             getattr(self, f"op_{what}")()
-            for s in [s for s, q in self.live.items() if q.at >= len(q.text) - 12]:
+            for s in [s for s, q in self.live.items() if q.at >= len(q.text) - DRAFTED]:
                 self.op_end(s)
             emit(operation=what, wrong=self.wrong, tokens=self.looked_at)
 
     def free(self):
         return [s for s in range(SEQUENCES) if s not in self.live]
 
-    def decoding(self):
-        return [s for s, q in self.live.items() if q.at >= q.prompt]
+    def decoding(self, ahead=1):
+        """Sequences behind their prompt, with so many tokens to come."""
+        return [s for s, q in self.live.items() if q.prompt <= q.at < len(q.text) - ahead]
 
     def decode(self, rows, sees):
-        """rows: those of one batch; sees: for each whose logits are wanted its text, and the number of its token in that."""
-        for (q, i), best in zip(sees, self.ctx.decode(rows)):
-            self.looked_at += 1
-            if best != q.text[i + 1]:
-                self.wrong.append([q.number, i + 1 - q.prompt, best])
+        """rows: those of one batch; sees: for each whose logits are wanted its text, and the number of its token in that; None: it is of none."""
+        for seen, best in zip(sees, self.ctx.decode(rows)):
+            self.look(seen, best)
+
+    def look(self, seen, best):
+        if seen is None:
+            return
+        q, i = seen
+        self.looked_at += 1
+        if best != q.text[i + 1]:
+            self.wrong.append([q.number, i + 1 - q.prompt, best])
 
     def step(self, seqs, more=()):
         """A token of each sequence, in any order, with rows beside that no logits are wanted of."""
@@ -137,13 +146,14 @@ class Chaos:
 
     def op_move(self):
         """All of a sequence's positions are others. Not where cells are another one's, too."""
-        alone = [s for s, q in self.live.items() if all(o is q or (o.number, o.base) != (q.number, q.base) for o in self.live.values())]
+        alone = [s for s in self.decoding() for q in [self.live[s]] if all(o is q or (o.number, o.base) != (q.number, q.base) for o in self.live.values())]
         if alone:
             s = self.rng.choice(alone)
             delta = self.rng.choice([1, 40, 200, -7])
             if self.live[s].base + delta >= 0:
                 self.ctx.add(s, delta)
                 self.live[s].base += delta
+                self.step([s])  # where the host rotates the keys: whatever comes before takes them for rotated ones
 
     def op_restore(self):
         """A sequence is saved and ends, others go on, and it comes back, under some number."""
@@ -181,11 +191,26 @@ class Chaos:
             self.ctx.remove(s, self.live[s].base + before[s])
         self.step(list(seqs))
 
+    def op_draft(self):
+        """Several tokens of each sequence at once, as drafts are looked at, with wrong ones behind, which are taken back."""
+        seqs, rows, sees = [s for s in self.decoding(DRAFTED) if self.rng.random() < 0.7], [], []
+        for s in seqs:
+            q, right = self.live[s], self.rng.randrange(1, DRAFTED)
+            sees += [(q, i) for i in range(q.at, q.at + right)]
+            rows += q.rows([s], right, right)
+            wrong = self.rng.randrange(DRAFTED - right + 1)
+            rows += [(self.rng.randrange(3, 30), q.base + q.at + i, [s], True) for i in range(wrong)]
+            sees += wrong * [None]
+        if rows:
+            self.decode(rows, sees)
+            for s in seqs:
+                self.ctx.remove(s, self.live[s].base + self.live[s].at)
+
     def op_both(self):
-        """A token of two sequences of one text at once."""
+        """Tokens of two sequences of one text at once."""
         pairs = [
             (a, b) for a, x in self.live.items() for b, y in self.live.items()
-            if a < b and (x.number, x.base, x.at) == (y.number, y.base, y.at) and a in self.decoding()
+            if a < b and (x.number, x.base, x.at) == (y.number, y.base, y.at) and a in self.decoding(DRAFTED)
         ]  # fmt: skip
         if not pairs:
             return self.op_fork()
@@ -196,7 +221,13 @@ class Chaos:
             self.decode(q.rows([a, b], 1, 1), [(q, q.at - 1)])
 
 
-def chaos(model, prompts, solutions, seed, operations, context=6144, **options):
-    ctx = Context(model, context, n_seq=SEQUENCES, unified=True, **options)
-    Chaos(ctx, prompts, solutions, seed).run(operations)
-    ctx.free()
+def chaos(model, prompts, solutions, seed, operations, contexts=1, context=6144, **options):
+    """In several contexts of one model at once, if that is wanted, each on a thread of its own."""
+
+    def work(number):
+        ctx = Context(model, context, n_seq=SEQUENCES, unified=True, **options)
+        Chaos(ctx, prompts, solutions, f"{seed} {number}").run(operations)
+        ctx.free()
+
+    with concurrent.futures.ThreadPoolExecutor(contexts) as pool:
+        list(pool.map(work, range(contexts)))
