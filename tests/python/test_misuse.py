@@ -7,6 +7,7 @@ import pickle
 import signal
 import threading
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,6 +61,7 @@ BAD = [
     ({"query": np.zeros((HEADS, DIM))}, ["query", "float64"]),
     ({"query": f32(HEADS, DIM).astype(">f4")}, ["query", ">f4"]),
     ({"query": f32(HEADS, DIM).astype(object)}, ["query", "object"]),
+    ({"query": f32(HEADS, DIM).astype(np.dtype(ml_dtypes.bfloat16).newbyteorder())}, ["query", "none of float32"]),
     ({"query": f32(HEADS, DIM * 2)[:, ::2]}, ["query", "contiguous"]),
     ({"query": f32(HEADS, DIM)[:, ::-1]}, ["query", "contiguous"]),
     ({"query": f32(HEADS, DIM)[::-1]}, ["query_head_stride = -256"]),
