@@ -129,6 +129,8 @@ type Stats struct {
 	Events        []Event     `json:"events,omitempty"`
 	Trace         *Trace      `json:"trace,omitempty"` // LESSISMORE_TRACE
 
+	HugePageBytes uint64 `json:"huge_page_bytes"` // of K/V on the CPU (LESSISMORE_HUGE_PAGES)
+
 	Declined map[string]uint64 `json:"declined"`
 
 	Left      [Reasons]uint64 `json:"-"` // to the host, by reason
