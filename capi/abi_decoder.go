@@ -132,7 +132,7 @@ func limgo_decoder_token_set(function *C.char, handle C.uint64_t, row C.int32_t,
 		if int(capacity) < len(set) {
 			return fault(statusSize, "capacity = %d is less than the %d tokens of the set", capacity, len(set))
 		}
-		copy(unsafe.Slice((*int32)(unsafe.Pointer(tokens)), capacity), set)
+		copy(unsafe.Slice((*int32)(unsafe.Pointer(tokens)), len(set)), set)
 		return nil
 	})
 }

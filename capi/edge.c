@@ -209,11 +209,13 @@ static lim_status stats_out(const char *function, lim_stats *stats, uint64_t han
                             int32_t (*get)(char *, uint64_t, lim_stats *)) {
     CHECK(check_process(function));
     CHECK(check_pointer(function, "stats", stats));
-    CHECK(check_size(function, "stats", stats->struct_size, OLDEST_STATS));
+    size_t size; /* read once: what is checked is what is written */
+    memcpy(&size, stats, sizeof size);
+    CHECK(check_size(function, "stats", size, OLDEST_STATS));
     lim_stats copy;
     memset(&copy, 0, sizeof copy);
     CHECK((lim_status)get((char *)function, handle, &copy));
-    copy_out(stats, stats->struct_size, &copy, sizeof copy);
+    copy_out(stats, size, &copy, sizeof copy);
     return LIM_OK;
 }
 

@@ -406,7 +406,7 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  * single head, row or slot) is ignored. The elements of a row are contiguous. Addresses and strides are multiples of the
  * element's size (of 2 for the quantised types). On a GPU query and output and their strides are multiples of 4 bytes, key and value and
  * theirs of 16; with Q8_0 and Q4_0 of head_dim / 16 (with a head_dim of 96: of 4, head strides of 2), and token strides are at most 16 MiB.
- * Output may not overlap query, key or value, and its rows may not overlap each other. */
+ * Output may not overlap anything else that the call states, and its rows may not overlap each other. */
 typedef struct lim_attention {
     size_t struct_size;
 

@@ -151,7 +151,7 @@ func (h *fakeHost) store(layer int) kvindex.Store {
 	}
 }
 
-// run plans a compute call and computes it: the keys are written, then the hook takes the prints.
+// run plans a compute call and computes it: the keys are written and sets chosen, then the hook takes the prints.
 func (h *fakeHost) run(g *graph.Graph) {
 	h.session.Plan(g)
 	for i := range g.Writes {
@@ -173,6 +173,7 @@ func (h *fakeHost) run(g *graph.Graph) {
 			}
 		}
 	}
+	h.choose(g.Nodes)
 	for _, n := range g.Notes {
 		n.Prints.Note(unsafe.Slice((*int64)(n.Slots), n.N))
 	}

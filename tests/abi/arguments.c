@@ -118,6 +118,17 @@ SPOIL(output_stride, a->output_head_stride = -256)
 SPOIL(overlap_query, a->output = (void *)a->query)
 SPOIL(overlap_key, a->output = (char *)a->key + 4096)
 SPOIL(overlap_value, a->output = (char *)a->value + 256)
+/* Output on what is read while it is written, or later. */
+static _Alignas(8) char room[8192];
+static void *in_room(const void *array, size_t size) { return memcpy(room + 512, array, size); }
+SPOIL(overlap_lengths, in_pages(a); a->lengths = in_room(numbers_of, sizeof numbers_of); a->output = room)
+SPOIL(overlap_query_positions, numbers_of[0] = SMALL_SLOTS - 1; a->query_positions = in_room(numbers_of, sizeof numbers_of); a->output = room)
+SPOIL(overlap_positions, a->positions = in_room(positions, sizeof positions); a->output = room + 512 + sizeof positions - 4)
+SPOIL(overlap_mask, a->mask = in_room(s.mask, sizeof s.mask); a->output = room + 512 + sizeof s.mask - 4)
+SPOIL(overlap_table, in_pages(a); a->table = in_room(pages, sizeof pages); a->output = room + 512 + 12)
+SPOIL(overlap_slopes, a->mask = s.mask; a->alibi_slopes = in_room(s.slopes, sizeof s.slopes); a->output = room + 512 + 12)
+SPOIL(overlap_sinks, a->sinks = in_room(s.sinks, sizeof s.sinks); a->output = room + 512 + 12)
+SPOIL(overlap_sequences, static const uint64_t text = 5; a->sequences = in_room(&text, sizeof text); a->output = room + 512 + 4)
 SPOIL(positions_twice, positions[9] = 3; a->positions = positions)
 SPOIL(positions_far_twice, positions[9] = 7; positions[11] = 7; positions[0] = 100000; numbers_of[0] = 1000000; a->query_positions = numbers_of; a->positions = positions)
 SPOIL(positions_low, positions[20] = -2; a->positions = positions)
@@ -224,6 +235,14 @@ static const attention_case attention_cases[] = {
     CASE(LIM_ERROR_ARGUMENT, "output", "overlaps query = 0x", overlap_query),
     CASE(LIM_ERROR_ARGUMENT, "output", "overlaps key = 0x", overlap_key),
     CASE(LIM_ERROR_ARGUMENT, "output", "overlaps value = 0x", overlap_value),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps lengths = 0x", overlap_lengths),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps query_positions = 0x", overlap_query_positions),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps positions = 0x", overlap_positions),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps mask = 0x", overlap_mask),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps table = 0x", overlap_table),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps alibi_slopes = 0x", overlap_slopes),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps sinks = 0x", overlap_sinks),
+    CASE(LIM_ERROR_ARGUMENT, "output", "overlaps sequences = 0x", overlap_sequences),
     CASE(LIM_ERROR_ARGUMENT, "positions[9]", "= 3 is also positions[3]", positions_twice),
     CASE(LIM_ERROR_ARGUMENT, "positions[9]", "= 7 is also positions[7]", positions_far_twice),
     CASE(LIM_ERROR_ARGUMENT, "positions[20]", "= -2", positions_low),
@@ -448,6 +467,8 @@ static void the_rest(void) {
     expect(lim_decoder_token_set(decoder, 0, set, -4, &count), LIM_ERROR_ARGUMENT, "capacity", "= -4");
     expect(lim_decoder_token_set(decoder, 1, set, 4, &count), LIM_ERROR_ARGUMENT, "row", "= 1 is not in 0 .. 0");
     expect(lim_decoder_token_set(decoder, -1, set, 4, &count), LIM_ERROR_ARGUMENT, "row", "= -1");
+    int32_t whole[SMALL_SLOTS]; /* more than there is to be written */
+    OK(lim_decoder_token_set(decoder, 0, whole, INT64_MAX, &count));
     expect(lim_decoder_token_set(NULL, 0, set, 4, &count), LIM_ERROR_HANDLE, "decoder", "NULL");
     static const struct {
         int32_t     select, sparse;

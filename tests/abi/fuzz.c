@@ -8,8 +8,7 @@
 #include <math.h>
 #include <sys/mman.h>
 
-#include "check.h"
-#include "lessismore.h"
+#include "small.h"
 
 enum { LAYERS = 4,
        ROWS = 4 };
@@ -186,6 +185,10 @@ static void attend(lim_decoder *decoder, bytes *b) {
             memcpy((char *)&a + at, &x, at % 8 == 0 && one(b) % 2 ? 8 : 4);
         }
     }
+    /* An output that lies on something else that is stated. */
+    const void *stated_arrays[] = {a.lengths, a.query_positions, a.positions, a.table, a.mask, a.alibi_slopes, a.sinks, a.sequences};
+    const void *under = one(b) % 16 == 0 ? stated_arrays[one(b) % 8] : NULL;
+    if (under) a.output = (char *)(uintptr_t)under - one(b) % 4 * 4;
     for (int wrong = one(b) % 8 == 0; wrong > 0; wrong--) {
         int32_t *arrays[] = {lengths, query_positions, positions, table};
         arrays[one(b) % 4][one(b) % 8] = (int32_t)number(b);
@@ -206,6 +209,7 @@ static void attend(lim_decoder *decoder, bytes *b) {
     require(lim_decoder_stats(decoder, &was) == LIM_OK, "stats");
     memcpy(before, room[OUTPUT], sizeof before);
     if (answered(lim_decoder_attend(decoder, stated)) == LIM_OK) {
+        require(!under || (under == a.sequences && stated->struct_size <= offsetof(lim_attention, sequences)), "an output on what is read is accepted");
         accepted++;
         return;
     }
@@ -237,6 +241,69 @@ static lim_engine *engine_of(bytes *b) {
     return engine;
 }
 
+static void sets(lim_decoder *decoder, bytes *b) {
+    static int32_t set[1 << 15]; /* more than any row here sees */
+    uint64_t       capacity = number(b);
+    int64_t        count = -1;
+    int32_t        row = (int32_t)number(b);
+    set[0] = -7;
+    lim_status status = answered(lim_decoder_token_set(decoder, row, capacity ? set : NULL, (int64_t)capacity, &count));
+    if (status != LIM_OK) {
+        require(set[0] == -7, "a refused call has written a set");
+        return;
+    }
+    require(count >= 0 && count < 1 << 15 && (!capacity || (uint64_t)count <= capacity), "a set's size");
+    for (int64_t i = 0; capacity && i < count; i++) require(set[i] >= 0 && set[i] < 1 << 14 && (i == 0 || set[i] > set[i - 1]), "a set that does not ascend");
+}
+
+/* A text that is delivered: whole, or not at all. */
+static void texts(lim_engine *engine, bytes *b) {
+    static char buffer[1 << 16];
+    size_t      size = (size_t)number(b), needed = 0;
+    int         asks = one(b) % 4 != 0;
+    if (size > sizeof buffer) size = sizeof buffer;
+    memset(buffer, 'x', sizeof buffer);
+    if (one(b) % 2) {
+        lim_status status = answered(lim_engine_stats_json(engine, size ? buffer : NULL, size, asks ? &needed : NULL));
+        if (status == LIM_OK && size) require(buffer[0] == '{' && strlen(buffer) < size && (!asks || strlen(buffer) + 1 == needed), "a report");
+        if (status == LIM_ERROR_SIZE) require(buffer[0] == 'x' && (!asks || needed > size), "a report that does not fit");
+        return;
+    }
+    /* A profile, and what was made of it, with numbers that are others. */
+    char profile[1 << 14];
+    strcpy(profile, SMALL_PROFILE);
+    for (int round = 0; round < 2; round++) {
+        for (int wrong = one(b) % 4; wrong > 0; wrong--) {
+            size_t at = word(b, 2) % strlen(profile);
+            while (profile[at] && (profile[at] < '0' || profile[at] > '9')) at++; /* mostly a number's */
+            if (profile[at]) profile[at] = "0123456789-.e,]}"[one(b) % 16];
+        }
+        if (answered(lim_profile_for_quality(profile, one(b) % 8 ? 0.01 : (double)(int64_t)number(b), buffer, sizeof buffer, &needed)) != LIM_OK) return;
+        require(strlen(buffer) + 1 == needed, "a profile");
+        if (needed > sizeof profile) return;
+        memcpy(profile, buffer, needed);
+    }
+}
+
+static void trials(lim_engine *engine, bytes *b) {
+    static int32_t layers[LIM_MAX_SELECTION_LAYERS + 1];
+    int64_t        count = one(b) % 4 ? one(b) % 4 : (int64_t)number(b);
+    for (int i = 0; i < 4; i++) layers[i] = one(b) % 4 ? i + one(b) % 2 : (int32_t)number(b);
+    char *at = (char *)layers + (one(b) % 8 == 0);
+    answered(lim_engine_try(engine, one(b) % 8 ? (const int32_t *)(const void *)at : NULL, count));
+}
+
+static void asks(lim_engine *engine, lim_decoder *decoder, bytes *b) {
+    uint64_t generation;
+    int32_t  eager = -1;
+    require(answered(lim_decoder_poll(decoder, &generation, &eager)) == LIM_OK && eager == 0, "a poll");
+    require(*lim_status_name((lim_status)number(b)) == 'L', "a status's name");
+    const lim_api *api = lim_get_api((uint32_t)number(b));
+    require(!api || api->struct_size == sizeof *api, "a table");
+    lim_engine *host = engine;
+    require(lim_ggml_engine(&host) == LIM_ERROR_UNSUPPORTED && host == engine, "a host's engine");
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     set_up();
@@ -256,18 +323,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     answered(lim_decoder_work_size(engine, at_edge(&shape, sizeof shape, &b), &work));
     if (answered(lim_decoder_create(engine, at_edge(&shape, sizeof shape, &b), &decoder)) == LIM_OK) {
         while (b.at < b.end) {
-            int32_t set[64];
-            int64_t count = -1;
-            switch (one(&b) % 16) {
+            switch (one(&b) % 32) {
             case 0: answered(lim_decoder_reset(decoder)); break;
             case 1:
-                if (answered(lim_decoder_token_set(decoder, (int32_t)number(&b), set, one(&b) % 65, &count)) == LIM_OK) require(count >= 0 && count <= 64, "a set's size");
-                break;
+            case 4:
+            case 5: sets(decoder, &b); break;
+            case 6: texts(engine, &b); break;
+            case 7: trials(engine, &b); break;
+            case 8: asks(engine, decoder, &b); break;
+            case 9: answered(lim_engine_ablate(engine, -1, -1)); break;
             case 2: answered(lim_engine_ablate(engine, (int32_t)number(&b), (int32_t)number(&b))); break;
             case 3: {
                 lim_stats stats = {.struct_size = sizeof stats};
-                memcpy(set, &stats, 8);
-                char *at = at_edge(&stats, sizeof stats, &b);
+                char     *at = at_edge(&stats, sizeof stats, &b);
                 answered(one(&b) % 2 ? lim_engine_stats(engine, (void *)at) : lim_decoder_stats(decoder, (void *)at));
                 break;
             }

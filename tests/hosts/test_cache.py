@@ -1,7 +1,12 @@
 """What a host does to its cache between two tokens must not confuse the library."""
 
+import random
+
+import hostlib
 import pytest
 from checks import BUDGET, SPARSE, active, saved, solved_all, sparse_only
+from conftest import SEEDS
+from hostlib import Problem
 
 BY_CELL = {"LESSISMORE_TEST_ORDER": "cell"}
 
@@ -67,3 +72,23 @@ def test_restored_beside_one_that_ends(fresh, native, problems):
     total = active(result)
     assert total["cell_order"] == (BUDGET // 4 - 5 if fresh else 0)
     assert total["position_order"] == total["rows_sparse"] == total["rows"] - total["cell_order"]
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_texts_stay_whatever_is_done_to_their_cells(kv, library, request):
+    """Operations of chance that a server does not have. With --long ten times as many."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    some = [Problem.make(k, steps=25) for k in SEEDS]
+    result = hostlib.run(
+        "llama-cpp-python", library=library, settings=SPARSE, scenario="chaos", kv=kv, threads=2, seed=seed, timeout=900,
+        prompts=[p.prompt for p in some], solutions=[p.solution for p in some],
+        operations=600 if request.config.getoption("--long") else 60,
+    )  # fmt: skip
+    wrong = [line for line in result.lines if line["wrong"]]
+    assert not wrong, f"seed {seed}: {wrong}"
+    total = active(result)
+    print(
+        f"seed {seed}: {sum(line['tokens'] for line in result.lines)} tokens",
+        {k: total[k] for k in ("rows_sparse", "rows_full", "cell_order")},
+    )
+    assert total["rows_sparse"] > 4 * total["rows_full"], total

@@ -1,7 +1,9 @@
 """Whatever a caller gets wrong is an exception with a text that names it, and the process lives on."""
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import threading
 
@@ -152,6 +154,13 @@ def test_output_may_not_overlap(decoder):
     args = good()
     with pytest.raises(lessismore.ArgumentError, match="output = 0x.* overlaps query"):
         decoder.attend(**args, out=args["query"])
+    room = np.zeros(HEADS * DIM + SLOTS, np.float32)
+    for name, array in (("mask", room.view(np.float16)[:SLOTS]), ("positions", room.view(np.int32)[:SLOTS]), ("sinks", room[:HEADS])):
+        more = {"query_positions": SLOTS - 1} if name == "positions" else {}
+        if more:
+            array[:] = range(SLOTS)
+        with pytest.raises(lessismore.ArgumentError, match=f"output = 0x.* overlaps {name}"):
+            decoder.attend(**args, **more, **{name: array}, out=room[: HEADS * DIM].reshape(HEADS, DIM))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +218,16 @@ def test_stale_handles_are_refused(engine):
         with pytest.raises(lessismore.HandleError, match="decoder = 0x"):
             decoder.attend(**good())
     decoder._handle = None
+
+
+def test_handles_stay_where_they_are(engine, decoder):
+    """A copy would close the original; what is pickled would be a number that is another handle's elsewhere."""
+    for what in (engine, decoder):
+        for travel in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="(Engine|Decoder) cannot be copied or pickled"):
+                travel(what)
+    gc.collect()
+    decoder.attend(**good())
 
 
 def test_garbage_collection_ends_what_was_left_open():

@@ -366,6 +366,44 @@ def test_threads_share_a_model(attempt):
     assert stats["rows"] == 12 * 22 and stats["no_set_calls"] == 0
 
 
+def lasting(model, tokens, caches):
+    """Decodes a token of each cache in turn: the logits, and how many steps went on with older sets."""
+    before = lessismore.transformers.stats(model)["reused_steps"]
+    with torch.inference_mode():
+        found = [model(ids, past_key_values=cache).logits for ids, cache in zip(tokens, caches)]
+    return found, lessismore.transformers.stats(model)["reused_steps"] - before
+
+
+def test_sets_that_last_are_of_their_text():
+    """An interval's sets serve the next token of their own text, in their own row."""
+    lessismore.transformers.register("lessismore-lasts", budget=BUDGET, layers=LAYERS, interval=4, guard=0)
+    model, fresh = build(MODELS["llama"](), "lessismore-lasts"), build(MODELS["llama"](), "lessismore")
+    ids, _ = batch(2, 90)
+    ids[1, :7] = 5
+
+    def prompts(model, *lengths):
+        with torch.inference_mode():
+            return [model(ids[k : k + 1, :n], use_cache=True).past_key_values for k, n in enumerate(lengths)]
+
+    mine, theirs = prompts(model, 60, 61), prompts(fresh, 60, 61)
+    for i in range(8):  # each sees one token more than the other one did
+        tokens = [ids[k : k + 1, 60 + k + i : 61 + k + i] for k in range(2)]
+        found, reused = lasting(model, tokens, mine)
+        assert reused == 0
+        assert all(torch.equal(a, b) for a, b in zip(found, lasting(fresh, tokens, theirs)[0]))
+    (alone,) = prompts(model, 60)
+    assert [lasting(model, [ids[:1, i : i + 1]], [alone])[1] for i in range(60, 70)] == [0, 1, 1, 1, 0, 1, 1, 1, 0, 1]
+
+    with torch.inference_mode():
+        both = model(ids[:, :60], use_cache=True).past_key_values
+    reused = []
+    for i in range(60, 68):
+        reused.append(lasting(model, [ids[:, i : i + 1]], [both])[1])
+        if i == 65:  # as beams do
+            both.reorder_cache(torch.tensor([1, 0]))
+    assert reused == [0, 1, 1, 1, 0, 1, 0, 1]
+
+
 def test_nothing_outlives_the_model():
     model = build(MODELS["llama"](), "lessismore")
     logits(model)

@@ -156,7 +156,7 @@ def _dtype(name: str, array: Array, ndim: int, stated: Optional[str]) -> int:
         number = F32
     elif found == np.float16 and found.isnative:
         number = F16
-    elif found.name == "bfloat16" or (found == np.uint16 and found.isnative):
+    elif found.isnative and (found.name == "bfloat16" or found == np.uint16):
         number = BF16
     elif found == np.uint8 and name in ("key", "value"):
         number = -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Optional, Type, TypeVar
+from typing import NoReturn, Optional, Type, TypeVar
 
 from . import _library
 from ._errors import Error, HandleError
@@ -26,6 +26,10 @@ class Handle:
         if self._handle is None:
             raise HandleError(f"{self._kind} is closed")
         return self._handle
+
+    def __reduce__(self) -> NoReturn:
+        """A copy would close the original, and a number that is pickled may be another handle's where it is read."""
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: the library in this process knows it, by a number")
 
     def __enter__(self: Self) -> Self:
         self._use()

@@ -64,9 +64,9 @@ def see(mask: Optional[torch.Tensor], batch: int, slots: int) -> Seen:
 
 
 class CpuDecoder:
-    """One thread's decoder on an engine. Nothing outlives a step in it."""
+    """One thread's decoder on an engine. Nothing outlives a step in it, but token sets where they last (an interval)."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, lasts: bool = False) -> None:
         self._engine = engine
         self._decoder: Optional[Decoder] = None
         self._rows = 0
@@ -76,11 +76,25 @@ class CpuDecoder:
         self._seen = see(None, 0, 0)
         self._mask: Optional[torch.Tensor] = None  # what it was seen in, kept so that it stays the same object
         self._shape = (0, 0)
+        self._lasts = lasts
+        self._newest: dict[int, torch.Tensor] = {}  # where they do: each layer's keys of the rows' own tokens, of its last call
+        self._goes_on = False  # the step's rows are those of the one before, as far as it has come
 
     def forget(self) -> None:
         """No token set outlives this: the keys may be another text's from now on."""
         if self._decoder is not None:
             self._decoder.reset()
+
+    def _recognise(self, layer: int, key: torch.Tensor) -> None:
+        """Forgets token sets unless each row is the text that the row of its number was, a token on: texts may take turns, and beams
+        change places. The key before a row's own tells, in deep layers by the whole of its text."""
+        own = self._seen.lengths.long() - 1 + self._seen.start
+        rows = torch.arange(len(own))
+        before, newest = self._newest.get(layer), key[rows, :, own]  # a copy: caches write in place
+        self._newest[layer] = newest
+        if self._goes_on and (before is None or before.shape != newest.shape or not torch.equal(key[rows, :, (own - 1).clamp(0)], before)):
+            self._goes_on = False
+            self.forget()
 
     def _of(self, rows: int) -> Decoder:
         """A decoder that takes so many rows."""
@@ -121,11 +135,15 @@ class CpuDecoder:
             if tensor.stride(-1) != 1:
                 raise UnsupportedError(f"{name} has strides {tensor.stride()}: its last dimension is not contiguous")
         # The same mask object may hold something else in the next step, never within one.
-        if layer <= self._layer or mask is not self._mask or self._shape != (batch, slots):
+        fresh = layer <= self._layer
+        if fresh or mask is not self._mask or self._shape != (batch, slots):
             self._seen = see(mask, batch, slots)
             self._mask, self._shape = mask, (batch, slots)
         self._layer = layer
         start, lengths, hidden = self._seen
+        if self._lasts:
+            self._goes_on |= fresh
+            self._recognise(layer, key)
 
         output = query.new_empty((batch, 1, heads, value_dim))
         a = self._call

@@ -131,6 +131,8 @@ class HostEngine:
         self._handle = handle.value
         assert self._handle
 
+    __reduce__ = Handle.__reduce__
+
     def attempt(self, layers: Iterable[int] = ()) -> None:
         """See Engine.attempt()."""
         _attempt(self._handle, layers)

@@ -95,8 +95,8 @@ def register(
     Args:
         name: several configurations may have several names; the same name again replaces what it meant.
         settings: see lessismore.Settings; any field of it may be given by its name instead, such as budget=1024. Layers are
-            counted among the full-attention layers of the model. An interval is not for beams. A profile is in the user's
-            cache by default, by the model's configuration and samples of its weights.
+            counted among the full-attention layers of the model. An interval is not for beams on a GPU, nor for texts that take turns there.
+            A profile is in the user's cache by default, by the model's configuration and samples of its weights.
         n_threads: threads per layer; default: as many as torch uses when the model is first called.
 
     Raises:
@@ -229,7 +229,7 @@ class _Model:
                 with _lock:
                     self._on_gpus.add(mine)
             else:
-                mine = self._threads.decoder = CpuDecoder(self.engine)
+                mine = self._threads.decoder = CpuDecoder(self.engine, lasts=(self.configuration.settings.interval or 1) > 1)
         return mine
 
     def short(self, layer: _Layer) -> None:

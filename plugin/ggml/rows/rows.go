@@ -34,6 +34,7 @@ type Rows struct {
 	drafted bool       // the step has rows of drafts
 	slots   int64      // of a stream
 	newest  []int64    // the step's rows' own slots, where token sets last
+	changes uint64     // of the store, when these were written
 }
 
 // key tells the compute calls of one step from those of another.
@@ -150,21 +151,22 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 }
 
 // goOn drops the token sets of the step before unless each row is of the text that the row of its number was of, a token on:
-// slots are those of a row's stream, and another text may see as many.
+// slots are those of a row's stream, and another text may see as many, also in the same slots: a host may have put it there behind its graphs.
 func (r *Rows) goOn(n *graph.Node) {
 	if r.Step.Lasting.Interval <= 1 {
 		return
 	}
-	same := len(r.newest) == len(r.taken)
+	same, changes := len(r.newest) == len(r.taken), r.changes
 	for k, i := range r.taken {
 		row := &r.Step.Rows[k]
-		if same && row.SetLen > 0 && !r.ByCell {
+		if row.SetLen > 0 && !r.ByCell {
 			var slots []int32
 			if row.Slots != nil {
 				slots = unsafe.Slice((*int32)(row.Slots), row.Visible)
 			}
-			before := newest(slots, int(row.Visible))
-			same = int64(n.FirstStream+row.Stream)*n.Store.Slots+int64(before) == r.newest[k]
+			visible, own := int(row.Visible), r.Followed.slot(n, int(i))
+			r.changes = r.Followed.Index.Changes(int(n.FirstStream+row.Stream), slots, visible, own)
+			same = same && int64(n.FirstStream+row.Stream)*n.Store.Slots+int64(newest(slots, visible)) == r.newest[k]
 		}
 		if k == len(r.newest) {
 			r.newest = append(r.newest, 0)
@@ -172,7 +174,7 @@ func (r *Rows) goOn(n *graph.Node) {
 		r.newest[k] = r.Followed.last[i]
 	}
 	r.newest = r.newest[:len(r.taken)]
-	if !same {
+	if !same || changes != r.changes {
 		r.Step.Lasting.Drop()
 	}
 }

@@ -206,7 +206,33 @@ func (a *Attention) CheckViews() (v Views, err error) {
 		return v, fault.Bad("output_row_stride = %d and output_head_stride = %d: of %d rows of %d heads with %d bytes each, some overlap",
 			a.Output.RowStride, a.Output.HeadStride, rows, heads, size)
 	}
-	return v, nil
+	return v, a.checkArrays(v.Output)
+}
+
+// checkArrays names the first array that output overlaps: they are read while it is written, or by a later layer. Of the last row,
+// only what is read counts.
+func (a *Attention) checkArrays(output span) error {
+	rows, pages := int64(a.Rows), int64(0)
+	if a.Table != 0 {
+		pages = (a.Slots + int64(a.PageSize) - 1) / int64(a.PageSize)
+	}
+	for _, x := range [...]struct {
+		name                   string
+		data                   uintptr
+		rows, stride, of, size int64 // rows of elements, whose strides are in elements, too
+	}{
+		{"lengths", a.Lengths, 1, 0, rows, 4}, {"query_positions", a.QueryPositions, 1, 0, rows, 4},
+		{"positions", a.Positions, rows, a.PositionsStride, a.Slots, 4}, {"mask", a.Mask, rows, a.MaskStride, a.Slots, 2},
+		{"table", a.Table, rows, a.TableStride, pages, 4},
+		{"alibi_slopes", a.Slopes, 1, 0, int64(a.Heads), 4}, {"sinks", a.Sinks, 1, 0, int64(a.Heads), 4},
+		{"sequences", a.Sequences, 1, 0, rows, 8},
+	} {
+		size := ((x.rows-1)*x.stride + x.of) * x.size
+		if x.data != 0 && output.Overlaps(span{x.data, x.data + uintptr(size)}) {
+			return fault.Bad("output = %#x overlaps %s = %#x, of %d bytes", a.Output.Data, x.name, x.data, size)
+		}
+	}
+	return nil
 }
 
 // rowsMeet says whether two rows of so many bytes share memory, where neither stride is shorter than a row.

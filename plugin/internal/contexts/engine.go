@@ -1,11 +1,13 @@
 package contexts
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/selection"
@@ -64,8 +66,12 @@ func (e *Engine) Keep(profiles selection.Profiles) { e.Profiles = profiles }
 // Serve says what model the engine's decoders are of: any text that tells it from others of its shape, ""
 // where nothing does; and who is told what is learned of it. Before the first decoder.
 func (e *Engine) Serve(about string, log func(settings.LogLevel, string)) {
-	if about != "" {
+	switch {
+	case about == "":
+	case utf8.ValidString(about):
 		e.About = "model " + about
+	default: // bytes, of a hash: JSON would take several for the same
+		e.About = fmt.Sprintf("model %q", about)
 	}
 	e.Said.to = log
 }

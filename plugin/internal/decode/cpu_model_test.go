@@ -81,6 +81,23 @@ func TestCPUKeepProfiles(t *testing.T) {
 	}
 }
 
+// What tells models apart may be the bytes of a hash, which are no text: each has a profile of its own, and finds it.
+func TestCPUProfilesOfBytes(t *testing.T) {
+	dir, x := t.TempDir(), newTensors(t, rand.New(rand.NewSource(rand.Int63())), 500)
+	for _, about := range []string{"\xfe\x01", "\xff\x01"} {
+		var said []string
+		walk(t, decoderOf(t, auto(32), testLayers, selection.Profiles{Dir: dir}, about, &said), x, 300, 80)
+		require.Contains(t, strings.Join(said, "\n"), "measured in 56 steps")
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	require.NoError(t, err)
+	require.Len(t, files, 2)
+	for _, about := range []string{"\xfe\x01", "\xff\x01"} {
+		again := decoderOf(t, auto(32), testLayers, selection.Profiles{Dir: dir}, about, new([]string))
+		require.Contains(t, walk(t, again, x, 300, 1)[0], cpu.Sparse)
+	}
+}
+
 func tokenSet(t *testing.T, d *Decoder) []int32 {
 	set, err := d.TokenSet(0)
 	require.NoError(t, err)
@@ -131,6 +148,55 @@ func TestCPUIntervalReusesSets(t *testing.T) {
 				require.Equal(t, fresh, walk(t, s, x, 307, 1)[0])
 			}
 		})
+	}
+}
+
+// One token more, which is not the row's own: that one is in the set already, and counts once.
+func TestCPUIntervalTakesNoTokenTwice(t *testing.T) {
+	config := auto(32)
+	config.Layers, config.Interval, config.Guard = []int{1, 3}, 3, 0
+	x := newTensors(t, rand.New(rand.NewSource(rand.Int63())), 500)
+	x.args.Mask, x.mask[50] = address(x.mask), steps.MinusInfinity
+	s := decoderOf(t, config, testLayers, selection.Profiles{}, "", new([]string))
+	first := walk(t, s, x, 300, 1)
+	x.mask[50] = 0
+	require.Equal(t, first, walk(t, s, x, 300, 1), "chosen afresh")
+	requireAscending(t, tokenSet(t, s))
+	require.Zero(t, s.Stats().ReusedSteps)
+	walk(t, s, x, 301, 1)
+	require.EqualValues(t, 1, s.Stats().ReusedSteps)
+	requireAscending(t, tokenSet(t, s))
+}
+
+// What a caller is told of a set is what the layers attend to: where sets last, and where an ablation has one for all layers.
+func TestCPUTokenSets(t *testing.T) {
+	config := auto(32)
+	config.Layers, config.Interval, config.Guard = []int{1, 3}, 3, 0
+	x := newTensors(t, rand.New(rand.NewSource(rand.Int63())), 500)
+	for i := range x.positions { // the newest token has the lowest slot
+		x.positions[i] = int32(len(x.positions) - 1 - i)
+	}
+	x.args.Positions = address(x.positions)
+	s := decoderOf(t, config, testLayers, selection.Profiles{}, "", new([]string))
+	for p := 300; p < 303; p++ {
+		walk(t, s, x, p, 1)
+		set := tokenSet(t, s)
+		require.Len(t, set, 32+p-300)
+		requireAscending(t, set)
+		require.EqualValues(t, 499-p, set[0])
+	}
+	s.engine.Ablate(&selection.Ablation{Choice: []int{0, 2, 4}})
+	walk(t, s, x, 303, 1)
+	set := tokenSet(t, s)
+	require.Len(t, set, 32)
+	requireAscending(t, set)
+	require.EqualValues(t, 499-303, set[0])
+}
+
+func requireAscending(t *testing.T, set []int32) {
+	t.Helper()
+	for i := range set[1:] {
+		require.Less(t, set[i], set[i+1], "%v", set)
 	}
 }
 

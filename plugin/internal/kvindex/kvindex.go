@@ -48,7 +48,7 @@ type KVIndex struct {
 	writes    int32
 	Tied      bool // tokens may share a position: those of an image do
 
-	changes uint64 // of places in other ways than by a graph's writes
+	changes uint64 // of places and rows in other ways than by a graph's writes, as far as they were looked at
 	watched bool   // changes behind the graphs are told: what was written holds until then
 
 	prints cpu.Prints
@@ -324,6 +324,9 @@ func (x *KVIndex) renew(base int, list []int32, n, but int) {
 		if slot == but || x.fresh[slot] || x.noted[slot] == print {
 			continue
 		}
+		if x.noted[slot] != cpu.NoPrint {
+			x.changes++
+		}
 		position, prompt, ok := x.told.get(print)
 		if !ok || x.byWrites {
 			print, position = cpu.NoPrint, Unknown
@@ -499,6 +502,23 @@ func (x *KVIndex) Evaluated(slot int64) {
 func (x *KVIndex) Fresh(stream int, slot int32) bool {
 	i := stream*x.size + int(slot)
 	return !x.watched && i < len(x.fresh) && x.fresh[i]
+}
+
+// lookedAt is how many of a row's newest tokens tell whether it is the text that it was.
+const lookedAt = 16
+
+// Changes looks at the newest of the n slots that a row sees, in the order of tokens, its own last; slots nil: 0 .. n-1. What it returns has
+// grown where tokens, as far as they were looked at, have come to the store in other ways than by a graph's writes.
+func (x *KVIndex) Changes(stream int, slots []int32, n int, own int32) uint64 {
+	base, first := stream*x.size, max(n-lookedAt, 0)
+	switch {
+	case stream >= len(x.linear) || n > x.size || !x.proves():
+	case slots != nil:
+		x.renew(base, slots[first:n], n-first, base+int(own))
+	default:
+		x.renew(base+first, nil, n-first, base+int(own))
+	}
+	return x.changes
 }
 
 // Place is the place of a slot's token, or Unknown; changes grows where places change in other ways than by a graph's writes.

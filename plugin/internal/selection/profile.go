@@ -312,10 +312,18 @@ func parse(text []byte) (*Profile, error) {
 	return p, nil
 }
 
-// Save writes a profile, whole or not at all.
+// Save writes a profile, whole or not at all. A file that the user named may have become another model's since it was looked for.
 func (f *ProfileFile) Save(p *Profile, log func(settings.LogLevel, string)) {
 	if f.Path == "" || f.keep {
 		return
+	}
+	if f.Given {
+		if there, err := ReadProfile(f.Path, true); err == nil {
+			if err := there.fits(p.Model, p.Settings); err != nil {
+				log(settings.LogInfo, fmt.Sprintf("profile is not saved: %s is another one's: %v", f.Path, err))
+				return
+			}
+		}
 	}
 	text, err := json.Marshal(p)
 	if err == nil && !f.Given {

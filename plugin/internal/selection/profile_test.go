@@ -32,3 +32,27 @@ func TestProfileCutAtEveryByte(t *testing.T) {
 		}
 	}
 }
+
+// Two models that begin together are told one file: the first to be measured has it.
+func TestProfileOfTwoModels(t *testing.T) {
+	config, path := targeted(0), filepath.Join(t.TempDir(), "profile.json")
+	file := Profiles{Path: path}.File("")
+	first, _ := measured(t, config, file)
+	second, _ := measured(t, config, file)
+	second.About.Weights = "another one's"
+	var said []string
+	log := func(_ settings.LogLevel, text string) { said = append(said, text) }
+	save := func(m *Model) string {
+		m.File.Save(m.Learned(), log)
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		return string(text)
+	}
+	text := save(first)
+	require.Equal(t, text, save(second))
+	require.Contains(t, said[len(said)-1], "profile is not saved: "+path+" is another one's: it was made for weights w, here it is another one's")
+	first.measured.steps++
+	require.NotEqual(t, text, save(first), "its own is replaced")
+	require.NoError(t, os.Remove(path))
+	require.NotEqual(t, text, save(second), "what is gone is nobody's")
+}

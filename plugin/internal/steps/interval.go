@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"slices"
 	"unsafe"
 
 	"lessismore/plugin/internal/cpu"
@@ -54,8 +55,18 @@ func (l *lasting) after(s *RowSets) {
 	l.at, l.n, l.stride, l.groups = at, len(s.Rows), s.budget, s.Groups
 }
 
+// Unwritten marks the sets that a layer's rows are to choose. A layer that is planned may never be computed: the host gives up, or fails.
+func Unwritten(rows []cpu.Row) {
+	for i := range rows {
+		if r := &rows[i]; r.SetLen > 0 {
+			*(*int32)(r.Set) = -1
+		}
+	}
+}
+
 // Resume decides whether the step goes on with the sets of the one before: if each row sees one token more
-// than it did, its own, and all that its sets hold. sees tells of a slot, own is the row's.
+// than it did, its own, and all that its sets hold, which were chosen, and do not hold its own: a slot may have been another token's.
+// sees tells of a slot, own is the row's.
 func (l *lasting) Resume(s *RowSets, sees func(row int, slot int32) bool, own func(row int) int32) bool {
 	if l.Interval <= 1 {
 		return false
@@ -64,10 +75,13 @@ func (l *lasting) Resume(s *RowSets, sees func(row int, slot int32) bool, own fu
 	l.ready = false
 	for i := 0; ready && i < len(s.Rows); i++ {
 		r := &s.Rows[i]
-		ready = r.SetLen > 0 && l.length[i] > 0 && r.Visible == l.visible[i]+1
+		if ready = r.SetLen > 0 && l.length[i] > 0 && r.Visible == l.visible[i]+1; !ready {
+			break
+		}
+		mine := own(i)
 		for g := 0; ready && g < s.Groups; g++ {
-			for _, slot := range s.sets[(g*len(s.Rows)+i)*s.budget:][:l.length[i]] {
-				if !sees(i, slot) {
+			for _, slot := range s.setOf(g, i)[:l.length[i]] {
+				if slot < 0 || slot == mine || !sees(i, slot) {
 					ready = false
 					break
 				}
@@ -79,15 +93,22 @@ func (l *lasting) Resume(s *RowSets, sees func(row int, slot int32) bool, own fu
 		return false
 	}
 	for i := range s.Rows {
+		mine, n := own(i), l.length[i]
 		for g := range s.Groups {
-			s.sets[(g*len(s.Rows)+i)*s.budget+int(l.length[i])] = own(i)
+			set := s.setOf(g, i)[:n+1]
+			at, _ := slices.BinarySearch(set[:n], mine)
+			copy(set[at+1:], set[at:n])
+			set[at] = mine
 		}
-		s.Rows[i].SetLen = l.length[i] + 1
+		s.Rows[i].SetLen = n + 1
 	}
 	l.age++
 	l.ready, s.Resumed = true, true
 	return true
 }
+
+// setOf is the memory for row i's set of a group.
+func (s *RowSets) setOf(g, i int) []int32 { return s.sets[(g*len(s.Rows)+i)*s.budget:][:s.budget] }
 
 // Spread gives the later groups the rows of the first one, with sets of their own.
 func (s *RowSets) Spread() {

@@ -14,6 +14,7 @@ import threading
 import time
 
 import numpy as np
+from chaos import chaos  # noqa: F401 (a scenario)
 from engine import Context, timed_batches
 from protocol import emit
 

@@ -279,7 +279,7 @@ func (d *Decoder) TokenSet(row int) ([]int32, error) {
 	if !d.step.Chosen || row >= len(d.step.Rows) || d.step.Rows[row].SetLen == 0 {
 		return nil, nil
 	}
-	r := &d.step.Group(d.Cal.Roles.Group(d.step.Layer))[row]
+	r := &d.Cal.Rows(&d.step, d.step.Layer)[row]
 	return unsafe.Slice((*int32)(r.Set), r.SetLen), nil
 }
 

@@ -224,15 +224,21 @@ func (p *Probes) Place(positions []int32, set unsafe.Pointer, row *cpu.Row) bool
 	return true
 }
 
+// Rows are those of the step with the sets that a layer chooses or uses: where sets last, each selection layer has its own.
+func (p *Probes) Rows(st *steps.RowSets, layer int) []cpu.Row {
+	if p.Kind == calibrate.StepPlain || p.Kind == calibrate.StepAudit {
+		return st.Group(p.Roles.Group(layer))
+	}
+	return st.Rows
+}
+
 // Direct states how a layer attends: mode, rows and probe of its call.
 func (p *Probes) Direct(st *steps.RowSets, layer int, call *cpu.Call) {
 	mode := p.Mode(&st.Step, layer, st.Sparse())
-	rows := st.Rows
-	if p.Kind == calibrate.StepPlain || p.Kind == calibrate.StepAudit {
-		rows = st.Group(p.Roles.Group(layer))
-	}
+	rows := p.Rows(st, layer)
 	if mode == steps.Select {
 		st.Lasting.Chose++
+		steps.Unwritten(rows)
 	}
 	call.Mode, call.Rows, call.NRows, call.Probe = cpu.Mode(mode), unsafe.Pointer(&rows[0]), int32(len(rows)), nil
 	switch p.Kind {

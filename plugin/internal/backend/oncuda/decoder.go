@@ -304,7 +304,7 @@ func (d *Decoder) Check(a *backend.Attention) error {
 			return fault.NotSupported("%s = %#x: on a GPU, lengths and table say what the rows see", x.name, x.address)
 		}
 	}
-	a.Key.Type, a.Value.Type = d.params.KVType, d.params.KVType
+	a.Key.Type, a.Value.Type, a.Sequences = d.params.KVType, d.params.KVType, 0
 	return nil
 }
 
