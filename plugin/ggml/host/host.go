@@ -290,8 +290,7 @@ func (p *Process) writeStats(text []byte) (ok bool) {
 	return why == ""
 }
 
-// keepCurrent writes the statistics again and again, where they have changed, as long as that works. Not while a GPU
-// counts: it would be waited for.
+// keepCurrent writes the statistics again and again, as long as that works.
 func (p *Process) keepCurrent() {
 	defer p.Guard("statistics")
 	every := current
@@ -300,13 +299,19 @@ func (p *Process) keepCurrent() {
 	}
 	for ok := true; ok; {
 		time.Sleep(every)
-		if p.engine.Waits() {
-			continue
-		}
-		p.file.Lock()
-		if text := p.engine.Report().JSON(); !bytes.Equal(text, p.written) {
-			ok = p.writeStats(text)
-		}
-		p.file.Unlock()
+		ok = p.update()
 	}
+}
+
+// update writes the statistics where they have changed, but not while a GPU counts: it would be waited for. False: they
+// cannot be written.
+func (p *Process) update() (ok bool) {
+	p.file.Lock()
+	defer p.file.Unlock()
+	report, ok := p.engine.ReportAtOnce()
+	if !ok {
+		return true
+	}
+	text := report.JSON()
+	return bytes.Equal(text, p.written) || p.writeStats(text)
 }
