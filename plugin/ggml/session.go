@@ -129,6 +129,9 @@ func (s *Session) Plan(g *graph.Graph) {
 		s.rows.Drop()
 	} else {
 		s.rows.Follow(g, l.Ordinal == nil, l.Deaf())
+		if s.rows.Fresh() {
+			l.Withdraw()
+		}
 	}
 	defer func() { s.rows.Note(g, l.Idle()) }()
 	if len(g.Nodes) == 0 {

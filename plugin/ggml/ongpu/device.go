@@ -147,7 +147,7 @@ func (d *Device) Called(g *graph.Graph) {
 	if spread, news := d.layers.Engine.Lockstep.See(&d.stride, syscall.Gettid(), first, last); news {
 		d.layers.Refuse(why)
 	} else if spread {
-		d.layers.Counts.Inert = why
+		d.layers.Leave(why)
 	}
 }
 

@@ -61,6 +61,9 @@ func (r *Rows) Follow(g *graph.Graph, news, deaf bool) {
 	}
 }
 
+// Fresh tells whether a batch has been written since the last step began: what that one left is not of this batch.
+func (r *Rows) Fresh() bool { return r.Followed != nil && r.Followed.fresh }
+
 // Lasts says how many steps token sets serve, from now on.
 func (r *Rows) Lasts(interval int) { r.Step.Lasting.Interval = interval }
 
