@@ -24,10 +24,15 @@ using Met = void (*)(const Backend *from, const Backend *to);
 void watch_backend(Backend *backend, Met met);
 void forget_backend(Backend *backend);
 
-// The values of a tensor, where the host has put them there whole, and nothing has since; null: they are not known. They
-// stay until the calling thread's host moves something again. `serial` tells one upload from another; `before`, unless null,
-// is what the one before it brought, if that was of the same size, or null.
-const void *uploaded(const Tensor *t, uint64_t &serial, const void **before = nullptr);
+// The values of a tensor, where the host has put them there whole, and nothing has since. They stay until the calling thread's host
+// moves something again.
+struct Uploaded {
+    const void *data          = nullptr; // null: they are not known
+    uint64_t    serial        = 0;       // tells this upload from all others
+    const void *before        = nullptr; // what the one before it brought, if that was of the same size and name, or null …
+    uint64_t    serial_before = 0; // … and that one's number
+};
+Uploaded uploaded(const Tensor *t);
 
 // Whether all that is moved into a tensor is seen.
 bool is_watched(const Tensor *t);

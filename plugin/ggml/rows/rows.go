@@ -137,7 +137,7 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 		return stats.ReasonMemory
 	}
 	r.own = append(r.own[:0], t.last...)
-	r.seen.begin(len(r.taken))
+	r.seen.begin(n, len(r.taken))
 	r.front = front{}
 	for k, i := range r.taken {
 		r.see(n, k, int(i), t)
