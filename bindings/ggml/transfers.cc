@@ -59,7 +59,7 @@ struct Watched {
     const Layout                        *layout;
     const char                          *base;
     size_t                               size;
-    std::vector<std::unique_ptr<Upload>> uploads;
+    std::vector<std::shared_ptr<Upload>> uploads;
 };
 
 struct Moving { // a backend's own functions
@@ -142,7 +142,7 @@ Upload &upload_at(Watched &w, const void *data) {
         if (oldest == nullptr || u->serial < oldest->serial) oldest = u.get();
     }
     if (w.uploads.size() < kMostUploads) {
-        w.uploads.push_back(std::make_unique<Upload>());
+        w.uploads.push_back(std::make_shared<Upload>());
         oldest = w.uploads.back().get();
     }
     return *oldest;
@@ -556,7 +556,7 @@ Uploaded uploaded(const Tensor *t) {
     for (const auto &u : w->uploads) {
         if (u->whole && u->data == t->data && u->bytes.size() == bytes_of(t) && strncmp(u->name, t->name, sizeof u->name) == 0) {
             const bool follows = u->before.size() == u->bytes.size();
-            return {u->bytes.data(), u->serial, follows ? u->before.data() : nullptr, follows ? u->serial_before : 0};
+            return {u->bytes.data(), u->serial, follows ? u->before.data() : nullptr, follows ? u->serial_before : 0, u};
         }
     }
     return {};

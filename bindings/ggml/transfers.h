@@ -6,6 +6,7 @@
 // host does to a K store behind its graphs (a state that is restored, a stream that is copied) passes the same functions.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -24,13 +25,15 @@ using Met = void (*)(const Backend *from, const Backend *to);
 void watch_backend(Backend *backend, Met met);
 void forget_backend(Backend *backend);
 
-// The values of a tensor, where the host has put them there whole, and nothing has since. They stay until the calling thread's host
-// moves something again.
+// The values of a tensor, where the host has put them there whole, and nothing has since. They stay as they are until the calling
+// thread's host moves something again, and in memory as long as this is kept: other threads' hosts may have all of them forgotten.
 struct Uploaded {
     const void *data          = nullptr; // null: they are not known
     uint64_t    serial        = 0;       // tells this upload from all others
     const void *before        = nullptr; // what the one before it brought, if that was of the same size and name, or null …
     uint64_t    serial_before = 0; // … and that one's number
+
+    std::shared_ptr<const void> kept;
 };
 Uploaded uploaded(const Tensor *t);
 

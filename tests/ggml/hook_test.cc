@@ -233,7 +233,8 @@ TEST(Hook, WhatWasPutIntoBuffersThatEnd) {
     Tensor       there = in(lasting);
     shim_set(&there, positions, 0, sizeof positions);
     EXPECT_TRUE(is_known(there));
-    int again = 0; // in the same place
+    const lim::ggml::Uploaded read = lim::ggml::uploaded(&there); // as by a thread whose step is planned meanwhile
+    int                       again = 0;                          // in the same place
     for (int i = 0; i < 2000; i++) {
         void **const first = shim_buffer(kSize);
         Tensor       t = in(first);
@@ -248,6 +249,7 @@ TEST(Hook, WhatWasPutIntoBuffersThatEnd) {
     }
     EXPECT_GT(again, 0);
     EXPECT_FALSE(is_known(there));
+    EXPECT_EQ(memcmp(read.data, positions, sizeof positions), 0);
     shim_set(&there, positions, 0, sizeof positions);
     EXPECT_TRUE(is_known(there));
     shim_free_buffer(lasting);
