@@ -72,7 +72,7 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 		process.Hooked(loader)
 		n := C.int(0)
 		gpus := about(func(text *C.char, size C.size_t) {
-			n = C.lim_ggml_install_gpus(caller, number(process.WantsGPUs()), text, size)
+			n = C.lim_ggml_install_gpus(caller, number(process.WantsGPUs()), number(process.HandsOver()), text, size)
 		})
 		process.GPUs(int(n), gpus)
 	case registry == nil:
@@ -267,6 +267,7 @@ var (
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.NKV)-unsafe.Offsetof(C.lim_ggml_node{}.n_kv)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Scan)-unsafe.Offsetof(C.lim_ggml_node{}.scan)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Before)-unsafe.Offsetof(C.lim_ggml_node{}.before)]
+	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.UploadBefore)-unsafe.Offsetof(C.lim_ggml_node{}.upload_before)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Mask)-unsafe.Offsetof(C.lim_ggml_node{}.mask)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.MaxBias)-unsafe.Offsetof(C.lim_ggml_node{}.max_bias)]
 	_ = [1]int{}[unsafe.Offsetof(graph.Node{}.Reason)-unsafe.Offsetof(C.lim_ggml_node{}.reason)]

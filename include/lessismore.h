@@ -34,15 +34,15 @@
  *
  * Errors
  *   A function that returns anything but LIM_OK has changed nothing, and lim_last_error() names the
- *   argument and its value. Sizes, strides, types, order and alignment are checked; that a pointer leads
- *   to memory of the size that the arguments state is the caller's word. Handles are not addresses: one
- *   that was freed, or never was one, is refused (LIM_ERROR_HANDLE) and never followed.
+ *   argument and its value. Sizes, strides, types, order and alignment are checked; the library trusts the
+ *   caller that a pointer leads to memory of the size that the arguments state. Handles are not addresses: a
+ *   freed or invalid one is refused (LIM_ERROR_HANDLE) and never followed.
  *
  * Structures
  *   Each begins with struct_size, the caller's sizeof. Required fields come first, then common ones, then advanced
- *   ones; except in lim_engine_params, zero is the neutral value of every field that is not required. A structure that
- *   is larger than the library knows is accepted if the unknown rest is zero; one of an older version has the defaults
- *   in what it lacks; a smaller one than the oldest is refused.
+ *   ones. Except in lim_engine_params, zero is the neutral value of every field that is not required. A structure that
+ *   is larger than the library knows is accepted if the unknown rest is zero. In one of an older version the missing
+ *   fields have their defaults. One that is smaller than the oldest is refused.
  *
  * What may change
  *   A program that was compiled against this header works with every later library, without being compiled again; its source
@@ -58,12 +58,12 @@
  *   At any time:
  *   - functions join the end of the table, fields the end of structures, numbers the enumerations
  *   - what was refused is accepted: types, shapes, greater limits (LIM_MAX_*)
- *   - defaults become better ones: a program that needs a value sets it
+ *   - defaults improve: a program that needs a certain value sets it
  *   - results within rounding: the last bits of outputs, and with them which of two tokens that score the same is chosen
  *   - texts: of errors, log lines, and JSON, which gains keys
  *
- *   What cannot be done so gets a table of a new version, beside this one. A program that needs what a library may lack compares
- *   lim_version_number(), or struct_size of the table.
+ *   Any other change comes with a table of a new version, beside this one. A program that needs something which a library may
+ *   lack compares lim_version_number(), or struct_size of the table.
  */
 #ifndef LESSISMORE_H
 #define LESSISMORE_H
@@ -120,7 +120,7 @@ typedef struct lim_decoder lim_decoder;
 typedef enum lim_status {
     LIM_OK                = 0,
     LIM_ERROR_ARGUMENT    = 1, /* an argument has a value that is never right */
-    LIM_ERROR_UNSUPPORTED = 2, /* right, but not something that this version can do */
+    LIM_ERROR_UNSUPPORTED = 2, /* valid, but this version cannot do it */
     LIM_ERROR_HANDLE      = 3, /* a handle that was freed, is of another kind, or never was one */
     LIM_ERROR_BUSY        = 4, /* in use by another thread, or by decoders that are still alive */
     LIM_ERROR_SIZE        = 5, /* a caller's buffer is too small; the size needed is given */
@@ -181,14 +181,14 @@ LIM_EXPORT const char *lim_status_name(lim_status status);
 typedef struct lim_engine_params {
     size_t struct_size;
 
-    /* Selection layers, ascending and less than n_layers; read during lim_engine_create() only. NULL with a
-     * count of 0: found by measuring, or read from a profile. Then every layer attends to everything until a
+    /* Selection layers, ascending and less than n_layers; read during lim_engine_create() only. Layers below the
+     * first one attend to everything. Which layers are right depends on the model, and a wrong one costs more
+     * accuracy than a small budget.
+     * NULL with a count of 0: found by measuring, or read from a profile. Then every layer attends to everything until a
      * row sees twice the budget and some sixty of its steps have been measured; the decoders of an engine
-     * share what is found. A guard compares one sparse layer with full attention now and then, and has the model
-     * measured again if it loses more than was measured. In a model of fewer than 5 layers, or whose layers differ in
-     * heads: the third layer and the one a third of the way up. Layers below the first one attend to
-     * everything. Which layers are right depends on the model, and a wrong one costs more accuracy than a
-     * small budget. */
+     * share the result. A guard compares one sparse layer with full attention now and then, and has the model
+     * measured again if that layer loses more than was measured. A model of fewer than 5 layers, or whose layers
+     * differ in heads, is not measured: its third layer selects, and the one a third of the way up. */
     const int32_t *layers;
     int64_t        layers_count;
 
@@ -208,38 +208,39 @@ typedef struct lim_engine_params {
     int32_t selections; /* at most so many layers choose, up to LIM_MAX_SELECTION_LAYERS; 0 (default): one for six of n_layers, at least 2 */
     int32_t guard;      /* steps between two audits, about, up to LIM_MAX_GUARD; 0: none; default 16 */
 
-    /* Steps that a token set serves, 1 (default) to LIM_MAX_INTERVAL: new tokens join it, and the selection layers
-     * attend to their own last set in between. More reads less and loses more; the guard watches that too, also
-     * where layers are given (on a GPU only where they are measured). A step goes on with the sets of the one before if each
-     * row sees one token more and, on the CPU, all that they hold, in the same slots; lim_attention's `sequences`, or
-     * on a GPU lim_decoder_reset(), where the keys in these slots are another text's. On a GPU the device looks at the lengths: if they are
-     * others, the step attends to everything, up to the next one that chooses. A captured step always chooses. */
+    /* Steps that a token set serves, 1 (default) to LIM_MAX_INTERVAL. New tokens join it, and the selection layers
+     * attend to their own last set in between. More steps read less and lose more; the guard watches that too, also
+     * if layers are given (on a GPU only if they are measured).
+     * A step goes on with the sets of the step before if each row sees one token more and, on the CPU, still sees all
+     * tokens of its set in the same slots. If the keys in these slots are now another text's, the caller says so: by
+     * lim_attention's `sequences`, or on a GPU by lim_decoder_reset(). On a GPU the device compares the lengths: if they are
+     * not one more, the step attends to everything, up to the next step that chooses. A captured step always chooses. */
     int32_t interval;
 
-    /* Steps of a decoder on the CPU whose token sets (of its first row) lim_engine_stats_json() shows, at most, up to LIM_MAX_TRACE; 0
-     * (default): none. For a person to look at: it takes time and memory. On a GPU nothing is kept. */
+    /* The most steps of a decoder on the CPU whose token sets (of its first row) lim_engine_stats_json() shows, up to
+     * LIM_MAX_TRACE; 0 (default): none. For a person to look at: it takes time and memory. On a GPU nothing is kept. */
     int32_t trace;
 
     /* Text, read during lim_engine_create() only, up to LIM_MAX_TEXT bytes. NULL: none. What is learned about the
      * model is kept in the file `profile`, or in the directory `profile_dir` under a name that is made of the model
      * and of the settings that matter, and read there the next time. `profile_dir` needs `model`: any text that tells
      * the model from others of its shape, such as a hash of its weights. A profile of another model or of other
-     * settings is not used, and named to the logger; a file that the caller named is then left as it is. A folder
-     * as `profile` is an error; files that the library did not write are never replaced. */
+     * settings is not used, and the logger gets a line about it; a file named by `profile` is then left as it is. A folder
+     * as `profile` is an error. Files that the library did not write are never replaced. */
     const char *model;
     const char *profile;
     const char *profile_dir;
 
     /* Without layers: how far the next token's probabilities may be from those of full attention, in nats a token
-     * (Kullback-Leibler divergence, mean), above 0, up to 10. It chooses how many layers select, and which; `selections` has no
-     * say then. 0 (default): no target. What a choice loses cannot be seen from here, where no logits are: a profile has to
-     * hold it, measured by `lessismore calibrate --quality` or by a ggml host on CPUs, and a decoder without one is refused, never made without
-     * the target. Not with an interval. */
+     * (Kullback-Leibler divergence, mean), above 0, up to 10. 0 (default): no target. It chooses how many layers select, and
+     * which; `selections` is then ignored. An engine sees no logits, so a profile has to hold what each choice
+     * loses, measured by `lessismore calibrate --quality` or by a ggml host on CPUs. Without one, a decoder is refused. Not with
+     * an interval. */
     double quality;
 } lim_engine_params;
 
 /* Fills in the defaults and struct_size. `struct_size` is the caller's sizeof(lim_engine_params).
- * Environment variables have no say here: they are for hosts that cannot be changed.
+ * Environment variables are not read: they are for hosts that cannot be changed.
  * @return LIM_OK, LIM_ERROR_ARGUMENT, LIM_ERROR_FORKED */
 LIM_EXPORT lim_status lim_engine_default_params(lim_engine_params *params, size_t struct_size);
 
@@ -248,53 +249,53 @@ LIM_EXPORT lim_status lim_engine_default_params(lim_engine_params *params, size_
  * @return LIM_OK and *engine; else *engine is as it was */
 LIM_EXPORT lim_status lim_engine_create(const lim_engine_params *params, lim_engine **engine);
 
-/* Ablates one layer: every step that begins from now on, of all decoders of the engine, is dense but for one layer,
- * `sparse`, which attends to the token set that layer `select` chooses. What the model says then, compared with what it
- * says when all layers are dense, is what that layer loses: the truth about a choice of selection layers. Nothing is
- * measured or audited meanwhile. A captured step that is replayed stays what it was captured as. sparse = -1: all
+/* Ablates one layer. In every step that begins from now on, of all decoders of the engine, all layers are dense except
+ * layer `sparse`, which attends to the token set that layer `select` chooses. The difference between the model's output
+ * then and with all layers dense is what that layer loses: the truth about a choice of selection layers. Nothing is
+ * measured or audited meanwhile. A captured step that is replayed keeps the roles of its capture. sparse = -1: all
  * layers are dense (`select` still chooses a set). select = -1 and sparse = -1 end the ablation.
  * @return LIM_OK; LIM_ERROR_ARGUMENT for layers out of range or not ascending; LIM_ERROR_HANDLE */
 LIM_EXPORT lim_status lim_engine_ablate(lim_engine *engine, int32_t select, int32_t sparse);
 
-/* Tries a choice: every step that begins from now on, of all decoders of the engine, has `layers` for selection layers, ascending
- * and less than the engine's n_layers, as if they had been given, whatever is in force. What the model says then, compared with what it says
- * when all layers are dense, is what that choice loses. Read during the call. Nothing is measured or audited meanwhile; a captured step that is
- * replayed stays what it was captured as. NULL with a count of 0 ends it, as an ablation does: the last of the two counts.
+/* Tries a choice. Every step that begins from now on, of all decoders of the engine, has the selection layers `layers` (ascending,
+ * less than the engine's n_layers, read during the call), as if they had been given. The difference between the model's output then and
+ * with all layers dense is what that choice loses. Nothing is measured or audited meanwhile. A captured step that is replayed keeps the
+ * roles of its capture. A trial and an ablation replace each other: the later call counts. NULL with a count of 0 ends both.
  * @return LIM_OK; LIM_ERROR_ARGUMENT for layers out of range or not ascending; LIM_ERROR_HANDLE */
 LIM_EXPORT lim_status lim_engine_try(lim_engine *engine, const int32_t *layers, int64_t layers_count);
 
-/* Makes of a profile that of the same model for a quality target (`quality` in lim_engine_params): for a caller that has the
- * model compute steps both ways, where no ggml host on CPUs does. `profile` is the text of a profile as the library writes it
- * without a target, to a file or in lim_engine_stats_json() (`models`), or as this function gave it; zero-terminated, up to
- * LIM_MAX_PROFILE bytes, read during the call. What is given is JSON as well, zero-terminated: the profile under the name that
- * hosts look for in `profile_dir` (its `fingerprint`, and .json), and in `tried`
+/* Turns a profile into one of the same model for a quality target (`quality` in lim_engine_params). It is for a caller that has the
+ * model compute steps both ways by itself, as a ggml host on CPUs does. `profile` is the text of a profile that the library wrote
+ * without a target, to a file or in lim_engine_stats_json() (`models`), or that this function gave; zero-terminated, up to
+ * LIM_MAX_PROFILE bytes, read during the call. The result is zero-terminated JSON, too: a profile that hosts find in `profile_dir`
+ * under the name of its `fingerprint` and .json. Its part `tried` has
  *
  *     least_trials   steps that a choice has to be tried in before it can be taken
  *     candidates     the choices to try, those that read fewest bytes first, each with
  *         budget     tokens that a sparse layer attends to: the profile's
  *         layers     selection layers, ascending: for lim_engine_try()
  *         trials     steps that it was tried in; 0 at first
- *         nats       sum over these of how far the next token's probabilities are from those of the step with all layers dense
- *                    (lim_engine_ablate(engine, 0, -1)): Kullback-Leibler divergences in nats, none below 0
- *         squares    sum of their squares
+ *         nats       sum over these steps of the Kullback-Leibler divergence, in nats and not below 0, of the next token's probabilities
+ *                    from those of the step with all layers dense (lim_engine_ablate(engine, 0, -1))
+ *         squares    sum of the divergences' squares
  *
- * The caller adds its trials to the last three, and calls again with the whole text: the first candidate whose mean and standard
- * error are together at most `quality` is then in `choice`. With none, `choice` is empty: hosts attend to everything.
+ * The caller adds its trials to the last three, and calls again with the whole text. `choice` then has the first candidate whose mean
+ * plus standard error is at most `quality`. If there is none, `choice` is empty, and hosts attend to everything.
  *
  *     lim_profile_for_quality(text, 0.005, buffer, size, NULL);     candidates
  *     at 64 or more places of a text: ablate, compute; for each candidate: try, compute, add its divergence;
  *     lim_profile_for_quality(buffer, 0.005, other, size, NULL);    the choice, to be written to a file
  *
- * *needed is the size with that zero. buffer may be NULL with a size of 0, to ask for *needed; needed may be NULL; profile and
- * buffer do not overlap. From any thread, also from several at once.
- * @return LIM_OK; LIM_ERROR_ARGUMENT for a quality that is not above 0, up to 10, and for a text that is no profile, whose
- * fingerprint is not that of its model and settings, or of a model of fewer than 5 layers or that was not measured;
+ * *needed is the size with the terminating zero. buffer may be NULL with a size of 0, to ask for *needed; needed may be NULL; profile and
+ * buffer must not overlap. From any thread, also from several at once.
+ * @return LIM_OK; LIM_ERROR_ARGUMENT for a quality that is not above 0 and at most 10, for a text that is no profile or whose
+ * fingerprint is not that of its model and settings, and for a model of fewer than 5 layers or one that was not measured;
  * LIM_ERROR_SIZE if size < *needed, buffer is then as it was; LIM_ERROR_FORKED */
 LIM_EXPORT lim_status lim_profile_for_quality(const char *profile, double quality, char *buffer, size_t size, size_t *needed);
 
 /* The engine that serves the ggml hosts of this process, by the settings of the environment, for
  * lim_engine_ablate(), lim_engine_stats() and lim_engine_stats_json(). Its layers are counted among those that can
- * take part. It has no decoders of its own, and is not to be freed: these are refused (LIM_ERROR_UNSUPPORTED).
+ * take part. Making decoders of it, and freeing it, is refused (LIM_ERROR_UNSUPPORTED).
  * @return LIM_OK and *engine; LIM_ERROR_UNSUPPORTED where no host has loaded the library */
 LIM_EXPORT lim_status lim_ggml_engine(lim_engine **engine);
 
@@ -318,7 +319,7 @@ typedef struct lim_decoder_params {
     int32_t device;   /* LIM_DEVICE_CPU, or a GPU's number */
     int32_t max_rows; /* rows of a call, 1 to LIM_MAX_ROWS */
 
-    /* Required on a GPU. On the CPU each may be 0: what each call states. */
+    /* Required on a GPU. On the CPU each may be 0: then each call states it. */
     int32_t capacity;  /* tokens that a row may see, 1 to LIM_MAX_SLOTS; on a GPU, above the budget, at most 1048576 */
     int32_t heads;     /* query heads, a multiple of kv_heads; on a GPU up to 16 for each KV head */
     int32_t kv_heads;
@@ -327,15 +328,15 @@ typedef struct lim_decoder_params {
     int32_t value_dim; /* of a value's; 0: head_dim, as on a GPU it has to be */
     int32_t kv_dtype;  /* lim_dtype of key and value on a GPU: F16, BF16, FP8, Q8_0 or Q4_0; on the CPU not read */
 
-    /* Advanced, and zero on the CPU. Device memory for the library's work, lim_decoder_work_size() bytes or more at a multiple of
-     * 256, all of it zero before the first lim_decoder_attend(), the decoder's alone until lim_decoder_free(). 0: the
+    /* Advanced, and zero on the CPU. Device memory for the library's work: lim_decoder_work_size() bytes or more at a multiple of
+     * 256. It must be all zero before the first lim_decoder_attend(), and is the decoder's alone until lim_decoder_free(). 0: the
      * library allocates it, which waits for the device. */
     uint64_t work;
     uint64_t work_size;
 
-    /* Tokens that all rows above the budget will see together, at most: what a K/V store of pages holds, and what it holds
-     * several times where rows share pages. The work memory then grows with it rather than with max_rows * capacity. A step of
-     * rows that see more is dense, and counted in no_set_calls. Only where the engine's layers are given. 0: no such bound. */
+    /* The most tokens that all rows above the budget will see together: what a K/V store of pages holds; pages that rows
+     * share count once for each row. The work memory then grows with it rather than with max_rows * capacity. A step whose
+     * rows see more is dense, and counted in no_set_calls. Only if the engine's layers are given. 0: no such bound. */
     int64_t kv_tokens;
 
     uint64_t reserved; /* 0 */
@@ -358,9 +359,9 @@ LIM_EXPORT lim_status lim_decoder_create(lim_engine *engine, const lim_decoder_p
  * @return LIM_OK; LIM_ERROR_BUSY while another thread uses it; LIM_ERROR_HANDLE */
 LIM_EXPORT lim_status lim_decoder_free(lim_decoder *decoder);
 
-/* Forgets the current step: the next lim_decoder_attend() starts a new one. Never needed for a roll-back, which
- * starts a step by its layer or position; needed when other tokens come under an unfinished step's position,
- * and with an interval where the keys of earlier tokens have changed. What was counted stays. */
+/* Forgets the current step: the next lim_decoder_attend() starts a new one. A roll-back does not need it, because its
+ * layer or position starts a step. It is needed when other tokens take the position of an unfinished step,
+ * and with an interval when the keys of earlier tokens have changed. Counts are kept. */
 LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
 
 /* The attention of one layer for some rows, each of which is one query token:
@@ -369,18 +370,18 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  *     logit = softcap(scale * query . key) + slope * mask.
  *
  * Steps. The layers of one decode step come in ascending order; a layer that is not above the one before it starts a new
- * step. On the CPU other query positions (or lengths) do, too. Layers may be left out. Token sets are chosen in each step
- * afresh, one for each row, and used by the layers after the one that chose them. A layer whose rows see other tokens
+ * step. On the CPU other query positions (or lengths) start one, too. Layers may be left out. Token sets are chosen in each step
+ * afresh, one for each row, and used by the layers after the one that chose them. If a layer's rows see other tokens
  * than those of the layer that chose (other positions, mask, n_slots; on a GPU other n_rows, lengths, table, table_stride
- * or page_size) attends to everything, and so do the ones after it up to the next selection layer; stats count them as
- * no_set_calls. What lengths and table point to must not change within a step; on the CPU, where a set is one of slots, each
+ * or page_size), it attends to everything, and so do the layers after it up to the next selection layer; stats count them as
+ * no_set_calls. The contents of lengths and table must not change within a step. On the CPU, where a set names slots, each
  * layer may have a table of its own.
  *
  * Addresses are in the decoder's memory: the CPU's or its GPU's. On the CPU everything is read, and the output is
  * complete on return. On a GPU the call queues kernels on the caller's stream and returns: it allocates nothing, waits
- * for nothing and copies nothing, and may be captured into a CUDA graph. What differs from step to step is read by the
- * kernels from device memory, so that a captured step can be replayed as the rows grow, up to the capacity. A layer whose
- * arguments are those of its last call costs a comparison and the launches; one whose arguments have changed is checked
+ * for nothing and copies nothing, and may be captured into a CUDA graph. The kernels read from device memory whatever differs
+ * from step to step, so that a captured step can be replayed as the rows grow, up to the capacity. A layer with the
+ * arguments of its last call costs a comparison and the launches; with other arguments it is checked
  * and planned again, which takes some microseconds. Two steps of one decoder must not be under way at the same time: keep
  * them on one stream, or order the streams.
  *
@@ -393,19 +394,19 @@ LIM_EXPORT lim_status lim_decoder_reset(lim_decoder *decoder);
  * or BF16. For a key of Q8_0 or Q4_0 the query is rounded to 16 bits, which costs about a hundredth of what storing keys
  * so has cost. NaN in a query makes its head's output NaN. Results are the same bits for any number of threads.
  *
- * Sequences. The library keeps no keys, values or pages, so what a host does to its sequences is said by the next step:
+ * Sequences. The library keeps no keys, values or pages. The next step tells it what a host did to its sequences:
  *     append           a longer length, or a later query position
  *     truncate         a shorter length, or an earlier query position
- *     fork             two rows whose tables begin with the same pages, of two numbers in `sequences`
+ *     fork             two rows whose tables begin with the same pages, with two numbers in `sequences`
  *     free             the row is left out
  *     reuse of a slot  the row's number in `sequences` is another one; on a GPU, with an interval: lim_decoder_reset()
  *     move, defragment another table, or other positions
  *
- * Strides are in bytes, not negative, and at least as large as what they step over; one that would never be taken (a
+ * Strides are in bytes, not negative, and at least as large as what they step over; a stride that is never taken (a
  * single head, row or slot) is ignored. The elements of a row are contiguous. Addresses and strides are multiples of the
- * element's size (of 2 for the quantised types); on a GPU key and value and their strides are multiples of 16 bytes (Q8_0 and
- * Q4_0: of head_dim / 16, and token strides up to 16 MiB; with a head_dim of 96 of 4, head strides of 2), query and output of 4.
- * Output may not overlap anything else that a call states, nor rows of it each other. */
+ * element's size (of 2 for the quantised types). On a GPU query and output and their strides are multiples of 4 bytes, key and value and
+ * theirs of 16; with Q8_0 and Q4_0 of head_dim / 16 (with a head_dim of 96: of 4, head strides of 2), and token strides are at most 16 MiB.
+ * Output may not overlap anything else that the call states, and its rows may not overlap each other. */
 typedef struct lim_attention {
     size_t struct_size;
 
@@ -481,9 +482,9 @@ typedef struct lim_attention {
 
     /* What follows is on the CPU; on a GPU it is not read. */
 
-    /* [n_rows] which text each row is of: any number that stays with a text, and that no other text gets. NULL: a row of
-     * one step is of the text that the row of that number was of in the step before. A step whose texts are others, or in
-     * other rows, has nothing from the step before: so a host with an interval that gives a slot or a row to another text
+    /* [n_rows] which text each row belongs to: any number that stays with a text, and that no other text gets. NULL: each row
+     * belongs to the text of the row of the same number in the step before. If a step has other texts, or in other
+     * rows, it uses nothing of the step before. So a host with an interval that gives a slot or a row to another text
      * need not call lim_decoder_reset(). */
     const uint64_t *sequences;
 
@@ -505,9 +506,9 @@ LIM_EXPORT lim_status lim_decoder_token_set(lim_decoder *decoder, int32_t row, i
                                             int64_t *count);
 
 /* For hosts that capture steps on a GPU, on an engine whose selection layers are found by measuring. There
- * lim_decoder_attend() queues small copies to the host besides, and asks in later steps whether they have come: it still
- * waits for nothing. It finds out by itself whether the stream is being captured. A captured step is what the layers'
- * roles at that time make it, is neither measured nor audited, and stays so however often it is replayed. So call this
+ * lim_decoder_attend() also queues small copies to the host, and asks in later steps whether they have come: it still
+ * waits for nothing. It finds out by itself whether the stream is being captured. A captured step keeps the layers'
+ * roles at that time, however often it is replayed, and is neither measured nor audited. So call this
  * before each step, replayed or not:
  *
  *     lim_decoder_poll(decoder, &generation, &eager);
@@ -515,10 +516,10 @@ LIM_EXPORT lim_status lim_decoder_token_set(lim_decoder *decoder, int32_t row, i
  *     else if (generation != captured)   capture the step again, captured = generation;
  *     else                               replay;
  *
- * *generation changes when the roles do. A graph of an older one still computes what it was captured for.
- * *eager is 1 if something is to be found out in the coming step: about 60 steps in a row while the model is measured,
- * otherwise about every 16th. A host that never grants one is never told of selection layers: its steps stay dense.
- * Hosts that capture nothing need not call it, nor those whose engine has its layers given: *eager is 0 there and
+ * *generation changes when the roles do. A graph of an older generation still computes what it was captured for.
+ * *eager is 1 if the coming step should be measured or audited: about 60 steps in a row while the model is measured,
+ * otherwise about every 16th. If a host never runs such a step without capture, no selection layers are found, and its steps stay
+ * dense. Hosts that capture nothing need not call this, nor those whose engine has its layers given: *eager is 0 there and
  * *generation stays the same, unless lim_engine_ablate() is in force, which makes *eager 1. On the CPU *eager is 0. Waits
  * for nothing. Not to be called while this thread captures.
  * @return LIM_OK; LIM_ERROR_DEVICE if the driver reports an error of earlier work */
@@ -554,15 +555,15 @@ typedef struct lim_stats {
     uint64_t alarms;         /* of the guard: more was lost than expected */
 } lim_stats;
 
-/* The counts of one decoder, or of all of an engine's, ended ones included.
- * A decoder on a GPU counts on the device, as its steps finish (their last layer, n_layers - 1): replayed steps are in it,
- * unfinished ones and times are not. measured_steps and dense_steps are those that were queued without capture,
- * and audits are of such. lim_decoder_stats() waits for the device and reads, and must not be called
- * while a stream is being captured; lim_engine_stats() has what was last read so. */
+/* The counts of one decoder, or of all decoders of an engine, ended ones included.
+ * A decoder on a GPU counts on the device, as its steps finish (their last layer, n_layers - 1): it counts replayed steps, but
+ * no unfinished ones and no times. measured_steps, dense_steps and audits are of steps that were queued without capture.
+ * lim_decoder_stats() waits for the device and reads, and must not be called
+ * while a stream is being captured; lim_engine_stats() has what was last read in that way. */
 LIM_EXPORT lim_status lim_decoder_stats(lim_decoder *decoder, lim_stats *stats);
 LIM_EXPORT lim_status lim_engine_stats(lim_engine *engine, lim_stats *stats);
 
-/* The engine's configuration and statistics as JSON, zero-terminated. *needed is the size with that zero;
+/* The engine's configuration and statistics as JSON, zero-terminated. *needed is the size with the terminating zero;
  * it may grow from call to call. buffer may be NULL with a size of 0, to ask for *needed; needed may be
  * NULL.
  * @return LIM_OK; LIM_ERROR_SIZE if size < *needed, buffer is then as it was */

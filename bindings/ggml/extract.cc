@@ -69,14 +69,21 @@ const void *Extract::input(const Host &host, const Tensor *t) {
     return memory == Memory::kHost ? t->data : given(t).data;
 }
 
-const Extract::Given &Extract::given(const Tensor *t) {
+const Uploaded &Extract::given(const Tensor *t) {
     for (const Given &g : inputs) {
-        if (g.of == t) return g;
+        if (g.of == t) return g.is;
     }
-    Given g = {t, nullptr, nullptr, 0};
-    g.data  = uploaded(t, g.serial, &g.before);
-    inputs.push_back(g);
-    return inputs.back();
+    inputs.push_back({t, uploaded(t)});
+    return inputs.back().is;
+}
+
+// A mask's values, as they were put on the device.
+void Extract::describe_scan(const Tensor *scan, lim_ggml_node &n) {
+    const Uploaded &is = given(scan);
+    n.scan             = is.data;
+    n.upload           = is.serial;
+    n.before           = is.before;
+    n.upload_before    = is.serial_before;
 }
 
 // Describes what a node sees of its store: the layers of a model are told apart by that, also those that the kernels do
@@ -108,10 +115,7 @@ int Extract::describe_mask(const Host &host, const Tensor *t, lim_ggml_node &n) 
     n.scan_type = kernel_type(scan->type);
     n.scan      = scan->data;
     scanned     = scan;
-    if (memory == Memory::kDevice) {
-        const Given &g = given(scan);
-        n.scan = g.data, n.before = g.before;
-    }
+    if (memory == Memory::kDevice) describe_scan(scan, n);
     n.scan_token_stride  = static_cast<int64_t>(scan->nb[1]);
     n.scan_stream_stride = scan->ne[3] == 1 ? 0 : static_cast<int64_t>(scan->nb[3]);
     return LIM_GGML_OFFLOADED;
@@ -430,15 +434,12 @@ bool Extract::read_inputs() {
     graph = graph_read;
     nodes = nodes_read;
     for (size_t i = 0; i < nodes.size(); i++) {
-        if (masks[i] == nullptr) continue;
-        const Given &g  = given(masks[i]);
-        nodes[i].scan   = g.data;
-        nodes[i].before = g.before;
+        if (masks[i] != nullptr) describe_scan(masks[i], nodes[i]);
     }
     for (size_t i = 0; i < writes.size(); i++) {
-        const Given &g                  = given(slots[i]);
-        writes[i].slots                 = g.data;
-        *last_slots(writes[i].store.id) = g.serial;
+        const Uploaded &is              = given(slots[i]);
+        writes[i].slots                 = is.data;
+        *last_slots(writes[i].store.id) = is.serial;
     }
     if (positions != nullptr) positions_data = given(positions).data;
     if (outputs != nullptr && outputs->ne[0] > 0) outputs_data = given(outputs).data;

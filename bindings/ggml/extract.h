@@ -6,6 +6,7 @@
 #include "graph.h"
 #include "host.h"
 #include "stores.h"
+#include "transfers.h"
 
 namespace lim::ggml {
 
@@ -79,10 +80,10 @@ struct Extract {
     // The same of a graph on a GPU, looked up once.
     struct Given {
         const Tensor *of;
-        const void   *data, *before;
-        uint64_t      serial;
+        Uploaded      is;
     };
-    const Given       &given(const Tensor *t);
+    const Uploaded    &given(const Tensor *t);
+    void               describe_scan(const Tensor *scan, lim_ggml_node &n);
     std::vector<Given> inputs;
     // What was read of the last graph, before the plan, and the inputs that it is to be completed by.
     std::vector<lim_ggml_node>  nodes_read;

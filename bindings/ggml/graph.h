@@ -50,7 +50,8 @@ typedef struct lim_ggml_node {
     int32_t        n_kv;         /* slots per stream that the node sees */
     int32_t        scan_type;    /* LIM_CPU_F16 or LIM_CPU_F32 */
     const void    *scan;         /* mask values that are there before the graph runs */
-    const void    *before;       /* the same of the host's mask before this one, laid out in the same way; NULL: not known */
+    const void    *before;       /* the same of the host's upload before this one, laid out in the same way; NULL: not known */
+    uint64_t       upload, upload_before; /* numbers of these two uploads, on a GPU */
     int64_t        scan_token_stride, scan_stream_stride;
     const void    *mask;         /* the f16 mask that the node reads when it runs */
     int64_t        mask_token_stride, mask_stream_stride;

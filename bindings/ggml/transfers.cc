@@ -50,7 +50,8 @@ struct Upload {
     bool                 whole; // nothing else has been put there since
     bool                 large; // of more rows than kMostRows
     std::vector<uint8_t> bytes;
-    std::vector<uint8_t> before; // what the upload before this one brought
+    std::vector<uint8_t> before; // what the upload before this one brought …
+    uint64_t             serial_before; // … and its number
 };
 
 // A buffer, or one that was: that it is freed is not seen, for hosts tell their buffers by that function (see watched).
@@ -58,7 +59,7 @@ struct Watched {
     const Layout                        *layout;
     const char                          *base;
     size_t                               size;
-    std::vector<std::unique_ptr<Upload>> uploads;
+    std::vector<std::shared_ptr<Upload>> uploads;
 };
 
 struct Moving { // a backend's own functions
@@ -141,7 +142,7 @@ Upload &upload_at(Watched &w, const void *data) {
         if (oldest == nullptr || u->serial < oldest->serial) oldest = u.get();
     }
     if (w.uploads.size() < kMostUploads) {
-        w.uploads.push_back(std::make_unique<Upload>());
+        w.uploads.push_back(std::make_shared<Upload>());
         oldest = w.uploads.back().get();
     }
     return *oldest;
@@ -246,6 +247,7 @@ void moved_in(const Tensor *t, size_t offset, size_t n, const void *data) {
         std::vector<uint8_t>().swap(u.bytes);
     } else {
         std::swap(u.bytes, u.before);
+        u.serial_before = u.serial;
     }
     if (!same) u.before.clear();
     u.large  = large;
@@ -375,7 +377,7 @@ bool on_copy_async(Backend *from_backend, Backend *backend, const Tensor *from, 
     const Moving moving = moving_of(backend);
     const bool   done   = moving.copy(from_backend, backend, from, to);
     if (done) note([&] { copied(from, to); });
-    moving.met(from_backend, backend); // also where the host has to go through its own memory, as from the CPU
+    if (moving.met != nullptr) moving.met(from_backend, backend); // also where the host has to go through its own memory, as from the CPU
     return done;
 }
 
@@ -547,18 +549,17 @@ void forget_backend(Backend *backend) {
     state().backends.erase(it);
 }
 
-const void *uploaded(const Tensor *t, uint64_t &serial, const void **before) {
+Uploaded uploaded(const Tensor *t) {
     const std::lock_guard lock(state().mutex);
     const Watched        *w = t->view_src == nullptr ? watched(t) : nullptr;
-    if (w == nullptr) return nullptr;
+    if (w == nullptr) return {};
     for (const auto &u : w->uploads) {
         if (u->whole && u->data == t->data && u->bytes.size() == bytes_of(t) && strncmp(u->name, t->name, sizeof u->name) == 0) {
-            serial = u->serial;
-            if (before != nullptr) *before = u->before.size() == u->bytes.size() ? u->before.data() : nullptr;
-            return u->bytes.data();
+            const bool follows = u->before.size() == u->bytes.size();
+            return {u->bytes.data(), u->serial, follows ? u->before.data() : nullptr, follows ? u->serial_before : 0, u};
         }
     }
-    return nullptr;
+    return {};
 }
 
 bool is_watched(const Tensor *t) {

@@ -6,6 +6,7 @@
 // host does to a K store behind its graphs (a state that is restored, a stream that is copied) passes the same functions.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,16 +19,23 @@ namespace lim::ggml {
 // or what is not as it should be. A small buffer is made for it.
 std::string watch_transfers(void *handle, Device *device);
 
-// Sees what a backend moves on its stream, too. For a backend whose layout is proven. `met` is told between which backends something was to be
-// copied: a host does so between those of one of its contexts.
+// Sees what a backend moves on its stream, too. For a backend whose layout is proven. `met`, unless null, is told between which backends something
+// was to be copied: a host does so between those of one of its contexts.
 using Met = void (*)(const Backend *from, const Backend *to);
 void watch_backend(Backend *backend, Met met);
 void forget_backend(Backend *backend);
 
-// The values of a tensor, where the host has put them there whole, and nothing has since; null: they are not known. They
-// stay until the calling thread's host moves something again. `serial` tells one upload from another; `before`, unless null,
-// is what the one before it brought, if that was of the same size, or null.
-const void *uploaded(const Tensor *t, uint64_t &serial, const void **before = nullptr);
+// The values of a tensor, where the host has put them there whole, and nothing has since. They stay as they are until the calling
+// thread's host moves something again, and in memory as long as this is kept: other threads' hosts may have all of them forgotten.
+struct Uploaded {
+    const void *data          = nullptr; // null: they are not known
+    uint64_t    serial        = 0;       // tells this upload from all others
+    const void *before        = nullptr; // what the one before it brought, if that was of the same size and name, or null …
+    uint64_t    serial_before = 0; // … and that one's number
+
+    std::shared_ptr<const void> kept;
+};
+Uploaded uploaded(const Tensor *t);
 
 // Whether all that is moved into a tensor is seen.
 bool is_watched(const Tensor *t);

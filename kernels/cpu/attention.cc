@@ -42,20 +42,26 @@ HWY_INLINE void Prefetch(const uint8_t *row, size_t bytes) {
 
 /* Walks the rows ahead in memory order, token by token and head by head, one head's row per call, whatever
  * order the arithmetic takes them in: memory likes it so. From memory they are asked into the second-level
- * cache, which has room for many more requests than the first; from there a second time, kAgain tokens before
- * their turn. */
-template <int kAgain>
+ * cache, which has room for many more requests than the first, but plain rows on processors that do better with
+ * the first (AsksFirst); from there a second time, kAgain tokens before their turn. */
+template <class Row, int kAgain>
 struct Prefetcher {
     const uint8_t *const *token;
     int64_t               head_stride;
     size_t                row_bytes;
     int                   kv_heads, head = 0;
+    bool                  first;
 
     Prefetcher(const Rows &rows, const lim_cpu_tensor &tensor, size_t bytes, int heads)
-        : token(rows.at), head_stride(tensor.head_stride), row_bytes(bytes), kv_heads(heads) {}
+        : token(rows.at), head_stride(tensor.head_stride), row_bytes(bytes), kv_heads(heads), first(!Row::kScaled && AsksFirst()) {}
 
     HWY_INLINE void Next() {
-        Prefetch<kSecond>(token[kAhead] + head * head_stride, row_bytes);
+        const uint8_t *row = token[kAhead] + head * head_stride;
+        if (first) {
+            Prefetch<kFirst>(row, row_bytes);
+        } else {
+            Prefetch<kSecond>(row, row_bytes);
+        }
         if (kAgain > 0) Prefetch<kFirst>(token[kAgain] + head * head_stride, row_bytes);
         if (++head == kv_heads) {
             head = 0;
@@ -65,8 +71,9 @@ struct Prefetcher {
 };
 /* Values are not taken in memory order, and quantised rows are bound by arithmetic: a second time gains nothing. */
 template <class Row>
-using KeyPrefetcher = Prefetcher<Row::kScaled ? 0 : 8>;
-using ValuePrefetcher = Prefetcher<0>;
+using KeyPrefetcher = Prefetcher<Row, Row::kScaled ? 0 : 8>;
+template <class Row>
+using ValuePrefetcher = Prefetcher<Row, 0>;
 
 /* The largest of no logits. Not -inf: the difference of two would be NaN. */
 constexpr float kLowest = -3.0e38f;
@@ -188,7 +195,7 @@ HWY_INLINE Weights<Row> WeightsOf(const Rows &rows, size_t offset, int heads, co
 /* value[head][...] += weight[head][t] * V row t, for kHeads heads and kVecs vectors of elements from `from` on. */
 template <class Row, int kHeads, int kVecs>
 HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, const Weights<Row> &weights, float *value,
-                         size_t dim, ValuePrefetcher *prefetcher) {
+                         size_t dim, ValuePrefetcher<Row> *prefetcher) {
     const F32        df;
     constexpr int    kScales = Row::kScaled && kVecs * kLanes > Row::kStep ? kVecs * kLanes / Row::kStep : 1;
     constexpr size_t kPerScale = kVecs / kScales;
@@ -227,7 +234,7 @@ HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, co
 /* All elements of kHeads heads: the widest blocks that the registers take, then smaller ones. */
 template <class Row, int kHeads>
 HWY_INLINE void AddHeads(const Rows &rows, size_t offset, int n, const float *weights, float *value, size_t dim,
-                         ValuePrefetcher *prefetcher) {
+                         ValuePrefetcher<Row> *prefetcher) {
     constexpr int      kSmall = 16 / kLanes; /* vectors in 16 elements, which divide every dim */
     constexpr int      kFit = kSums / kHeads;
     constexpr int      kMost = kFit < kSmall ? kSmall : kFit > 8 && kLanes >= 8 ? 8
@@ -249,15 +256,15 @@ HWY_INLINE void AddHeads(const Rows &rows, size_t offset, int n, const float *we
 
 template <class Row>
 void AddTile(const lim_cpu_call &call, const Rows &rows, int n, const float *weights, float *value) {
-    const size_t    dim = (size_t)call.dim_v;
-    const int       group = call.heads / call.kv_heads;
-    ValuePrefetcher ahead(rows, call.value, Row::Bytes(dim), call.kv_heads);
+    const size_t         dim = (size_t)call.dim_v;
+    const int            group = call.heads / call.kv_heads;
+    ValuePrefetcher<Row> ahead(rows, call.value, Row::Bytes(dim), call.kv_heads);
     for (int g = 0; g < call.kv_heads; g++) {
-        const size_t     offset = (size_t)(g * call.value.head_stride);
-        const float     *w = weights + (size_t)g * group * kTile;
-        float           *v = value + (size_t)g * group * dim;
-        int              left = group;
-        ValuePrefetcher *prefetcher = &ahead; /* once for each row, in the first of its heads */
+        const size_t          offset = (size_t)(g * call.value.head_stride);
+        const float          *w = weights + (size_t)g * group * kTile;
+        float                *v = value + (size_t)g * group * dim;
+        int                   left = group;
+        ValuePrefetcher<Row> *prefetcher = &ahead; /* once for each row, in the first of its heads */
         if (kSums >= 16) {
             for (; left >= 4; left -= 4, w += 4 * kTile, v += 4 * dim, prefetcher = nullptr) {
                 AddHeads<Row, kSums / 4>(rows, offset, n, w, v, dim, prefetcher);

@@ -77,6 +77,16 @@ int Best() {
     return i;
 }
 
+bool IsZen5OrLater() {
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx || d != signature_AMD_edx || c != signature_AMD_ecx) return false;
+    return __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) >= 0x1a; /* the family */
+#else
+    return false;
+#endif
+}
+
 std::atomic<int> chosen{-1}; /* index into kTargets */
 
 int Chosen() {
@@ -91,6 +101,16 @@ int Chosen() {
 }  // namespace
 
 int64_t CurrentTarget() { return kTargets[Chosen()].bit; }
+
+bool AsksFirst() {
+    static std::atomic<int> known{-1};
+    int                     asks = known.load(std::memory_order_relaxed);
+    if (asks < 0) {
+        asks = IsZen5OrLater();
+        known.store(asks, std::memory_order_relaxed);
+    }
+    return asks != 0;
+}
 
 }  // namespace lessismore
 

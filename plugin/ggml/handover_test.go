@@ -557,8 +557,9 @@ func TestSetsAreNotHandedOver(t *testing.T) {
 				return true
 			}
 		},
-		"the slots are others": second(func(_ *relayHost, l *leg, _ *graph.Graph) { l.slots[0], l.slots[1] = l.slots[1], l.slots[0] }),
-		"a slot less is seen":  second(func(_ *relayHost, l *leg, _ *graph.Graph) { l.mask[7] = negInf }),
+		"the first device fails behind its layers": second(func(h *relayHost, _ *leg, _ *graph.Graph) { h.legs[0].cpu.layers.Refuse("gone") }),
+		"the slots are others":                     second(func(_ *relayHost, l *leg, _ *graph.Graph) { l.slots[0], l.slots[1] = l.slots[1], l.slots[0] }),
+		"a slot less is seen":                      second(func(_ *relayHost, l *leg, _ *graph.Graph) { l.mask[7] = negInf }),
 		"another slot is seen": second(func(h *relayHost, l *leg, _ *graph.Graph) { // as many, one of them of another text
 			l.mask[7], l.mask[160] = negInf, 0
 		}),
@@ -590,6 +591,36 @@ func TestSetsAreNotHandedOver(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Sets that nobody took are of their own step alone: not of the next one, whose first device leaves it to the host, though its token has
+// taken the last one's place and sees the same.
+func TestSetsThatWereNotTaken(t *testing.T) {
+	if child, log := onDevices(t); !child {
+		require.NotEmpty(t, log)
+		return
+	}
+	for _, first := range []string{"gpu0", "cpu"} {
+		h := settled(t, []int{1}, []string{first + " 0-2", "gpu1 3-5"}, 150)
+		h.chosenBy(h.decode(nil), 1)
+		before := h.stats()[1]
+		refused := func(which int) func(l *leg, g *graph.Graph) bool {
+			return func(l *leg, g *graph.Graph) bool {
+				for i := range g.Nodes {
+					if l == h.legs[which] {
+						g.Nodes[i].Reason = stats.ReasonType
+					}
+				}
+				return true
+			}
+		}
+		slots := h.decode(refused(1))
+		h.compute(slots, refused(0))
+		h.chosenFrom(3)
+		after := h.stats()[1]
+		require.Equal(t, before.HandedSteps, after.HandedSteps)
+		require.Equal(t, before.UnhandedSteps+1, after.UnhandedSteps)
 	}
 }
 

@@ -32,6 +32,7 @@ type gpuBatches struct {
 	stores        [2][][]float16.Float16 // keys, values: per layer [slot][KV head][dim]
 	query, output []float32              // of the last layer that was planned, [row][head][dim]
 	apart         int                    // numbers between streams' rows, beside the rows
+	uploads       uint64                 // of masks
 }
 
 const batchHeads, batchKVHeads, batchDim, batchMost = 2, 1, 64, 1200
@@ -69,10 +70,12 @@ func (h *gpuBatches) graphOf(tokens []token) *graph.Graph {
 	const token, row = batchKVHeads * batchDim * 2, batchHeads * batchDim * 4
 	before := h.mask
 	g := h.graph(tokens, 0, h.layers)
+	h.uploads++
 	for i := range g.Nodes {
 		n := &g.Nodes[i]
+		n.Upload = h.uploads
 		if len(before) == len(h.mask) {
-			n.Before = unsafe.Pointer(&before[0])
+			n.Before, n.UploadBefore = unsafe.Pointer(&before[0]), h.uploads-1
 		}
 		rowsOf := func(of []float32) cpu.Tensor {
 			return cpu.Tensor{Data: unsafe.Pointer(&of[0]), TokenStride: row, HeadStride: batchDim * 4, StreamStride: int64(n.Tokens)*row + int64(4*h.apart), Type: cpu.F32}
@@ -435,6 +438,40 @@ func TestGPUListsOfOtherRows(t *testing.T) {
 	h.wants = []int32{0, 1, 2, 3}
 	require.Equal(t, stats.Offloaded, h.batch(at(3, 0), at(1, 43), at(0, 43), at(4, 0)).Nodes[2].Reason)
 	require.EqualValues(t, 8, h.gpu.Stats().RowsSparse)
+}
+
+// The mask before a step's is not always that of the step before: here a token of another text's prompt came in between, which is no step.
+// Its text is as long as the first one, so that the next token of it has the place behind the first one's. That token sees its own text.
+func TestGPUMaskOfABatchThatWasNoStep(t *testing.T) {
+	if !standin.Child() {
+		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+		return
+	}
+	h := newGPUBatches(t, gpuSettings(16), 256, 1, true)
+	h.begin()
+	free := h.rng.Perm(256)
+	batch := func(sequence int, from, to int32, wanted bool) stats.Reason {
+		var all []token
+		h.wants = nil
+		for p := from; p < to; p++ {
+			all, free = append(all, token{0, free[0], sequence, p}), free[1:]
+		}
+		if wanted {
+			h.wants = []int32{to - from - 1}
+		}
+		return h.batch(all...).Nodes[2].Reason
+	}
+	for sequence := range 2 {
+		require.Equal(t, stats.ReasonPrompt, batch(sequence, 0, 60, true))
+	}
+	require.Equal(t, stats.Offloaded, batch(0, 60, 61, true))
+	require.Equal(t, stats.Offloaded, batch(0, 61, 62, true), "by the mask of the step before")
+	require.Equal(t, stats.ReasonPrompt, batch(1, 60, 62, false))
+	require.Equal(t, stats.Offloaded, batch(0, 62, 63, true))
+	require.Equal(t, stats.ReasonPrompt, batch(1, 62, 63, false), "fed alone")
+	require.Equal(t, stats.ReasonDense, batch(1, 63, 64, true), "the last one of a prompt")
+	require.Equal(t, stats.Offloaded, batch(1, 64, 65, true))
+	require.EqualValues(t, 4, h.gpu.Stats().RowsSparse)
 }
 
 // Random batches of prompts, drafts and decode rows in one stream, in holes of the store: the rows that are taken are decode rows and

@@ -3,8 +3,10 @@
 package ggml
 
 import (
+	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -180,14 +182,99 @@ func TestGPUStatsWaitForTheirStream(t *testing.T) {
 	s := NewGPUSession(engine, nil, true)
 	h, g := newGPUHost(t, 1, 300), &graph.Graph{}
 	h.prompt(s)
-	require.False(t, engine.Waits())
 	for range 3 {
 		h.step(t, s, g)
 	}
-	require.True(t, engine.Waits())
 	require.EqualValues(t, 2, s.Stats().Steps)
 	s.Close()
-	require.False(t, engine.Waits())
+}
+
+// A report that is wanted at once is given while no device counts, and reads none: not even where contexts begin to count, and end,
+// as it is made.
+func TestGPUReportsAtOnceWaitForNothing(t *testing.T) {
+	const asks = "LIM_ASKS"
+	if !standin.Child() {
+		reads := map[string]int{}
+		for _, ask := range []string{"", "1"} {
+			for _, call := range standin.Again(t, asks+"="+ask) {
+				if strings.HasPrefix(call, "cuMemcpyDtoHAsync_v2 ") {
+					reads[ask]++
+				}
+			}
+		}
+		require.Positive(t, reads[""], "at the contexts' ends")
+		require.Equal(t, reads[""], reads["1"])
+		return
+	}
+	engine := standin.Engine(t, func(c *settings.Config) { c.Budget = 100 })
+	at := func() bool {
+		_, ok := engine.ReportAtOnce()
+		return ok
+	}
+	var given, refused, ended atomic.Int64
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		for os.Getenv(asks) != "" && ended.Load() == 0 {
+			if at() {
+				given.Add(1)
+			} else {
+				refused.Add(1)
+			}
+		}
+	}()
+	for range 100 {
+		s := NewGPUSession(engine, nil, true)
+		h, g := newGPUHost(t, 1, 300), &graph.Graph{}
+		h.prompt(s)
+		require.True(t, at())
+		for range 3 {
+			h.step(t, s, g)
+		}
+		require.False(t, at())
+		s.Close()
+		require.True(t, at())
+	}
+	ended.Store(1)
+	<-asked
+	if os.Getenv(asks) != "" {
+		require.Positive(t, given.Load())
+		require.Positive(t, refused.Load())
+	}
+}
+
+// Whoever asks for statistics while a step is recorded gets those that were last read: waiting for the stream would end the recording.
+func TestGPUStatsLeaveARecordingAlone(t *testing.T) {
+	if !standin.Child() {
+		begun, ended := -1, -1
+		for i, call := range standin.Again(t) {
+			switch {
+			case strings.HasPrefix(call, "cuStreamBeginCapture_v2 "):
+				begun = i
+			case strings.HasPrefix(call, "cuStreamEndCapture "):
+				ended = i
+			case begun >= 0 && ended < 0:
+				require.NotContains(t, call, "cuMemcpyDtoHAsync_v2")
+				require.NotContains(t, call, "cuStreamSynchronize")
+			}
+		}
+		require.Positive(t, ended)
+		return
+	}
+	engine := standin.Engine(t, func(c *settings.Config) { c.Budget = 100 })
+	s := NewGPUSession(engine, nil, true)
+	h, g := newGPUHost(t, 1, 300), &graph.Graph{Records: true}
+	h.prompt(s)
+	for range 3 {
+		h.step(t, s, g)
+	}
+	require.EqualValues(t, 2, engine.Total().Steps)
+	h.step(t, s, g)
+	require.NoError(t, s.Capture())
+	require.EqualValues(t, 2, engine.Total().Steps)
+	require.NoError(t, s.Captured(0, 0xe1))
+	require.EqualValues(t, 3, engine.Total().Steps)
+	s.Close()
 }
 
 func TestGPUAllocatesNothing(t *testing.T) {

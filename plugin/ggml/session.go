@@ -98,17 +98,23 @@ func (s *Session) Close() {
 func (s *Session) Stats() stats.Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.counted()
+}
+
+// StatsAtOnce is Stats where nothing is waited for; false: a device would be, and with it a host that wants a plan meanwhile.
+func (s *Session) StatsAtOnce() (out stats.Stats, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if on, is := s.on.(interface{ Counts() bool }); is && on.Counts() {
+		return out, false
+	}
+	return s.counted(), true
+}
+
+func (s *Session) counted() stats.Stats {
 	out := s.layers.Counts
 	s.on.Report(&out)
 	return out
-}
-
-// Waits tells whether Stats would wait for a device.
-func (s *Session) Waits() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	on, ok := s.on.(interface{ Counts() bool })
-	return ok && on.Counts()
 }
 
 // Plan decides about each node of a compute call: Reason is Offloaded where the library computes it, with
@@ -123,6 +129,9 @@ func (s *Session) Plan(g *graph.Graph) {
 		s.rows.Drop()
 	} else {
 		s.rows.Follow(g, l.Ordinal == nil, l.Deaf())
+		if s.rows.Fresh() {
+			l.Withdraw()
+		}
 	}
 	defer func() { s.rows.Note(g, l.Idle()) }()
 	if len(g.Nodes) == 0 {

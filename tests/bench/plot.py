@@ -48,7 +48,7 @@ def cpu(ax, rows: list[dict]) -> None:
     ax.minorticks_off()
     ax.set_xlabel("tokens of context")
     ax.set_ylabel("ms per token")
-    ax.set_title("CPU, 2 threads of a Xeon; × against the best of the others\nQwen3-0.6B's shape, Q4_0, f16 K/V", fontsize=10)
+    ax.set_title("CPU, 2 threads of a Zen 5; × against the best of the others\nQwen3-0.6B's shape, Q4_0, f16 K/V", fontsize=10)
 
 
 def gpu(ax, rows: list[dict]) -> None:

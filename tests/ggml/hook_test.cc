@@ -228,15 +228,13 @@ TEST(Hook, WhatWasPutIntoBuffersThatEnd) {
         t.nb[0] = 4, t.nb[1] = t.nb[2] = t.nb[3] = sizeof positions;
         return t;
     };
-    const auto is_known = [](const Tensor &t) {
-        uint64_t serial;
-        return lim::ggml::uploaded(&t, serial) != nullptr;
-    };
+    const auto   is_known = [](const Tensor &t) { return lim::ggml::uploaded(&t).data != nullptr; };
     void **const lasting = shim_buffer(kSize);
     Tensor       there = in(lasting);
     shim_set(&there, positions, 0, sizeof positions);
     EXPECT_TRUE(is_known(there));
-    int again = 0; // in the same place
+    const lim::ggml::Uploaded read = lim::ggml::uploaded(&there); // as by a thread whose step is planned meanwhile
+    int                       again = 0;                          // in the same place
     for (int i = 0; i < 2000; i++) {
         void **const first = shim_buffer(kSize);
         Tensor       t = in(first);
@@ -251,9 +249,45 @@ TEST(Hook, WhatWasPutIntoBuffersThatEnd) {
     }
     EXPECT_GT(again, 0);
     EXPECT_FALSE(is_known(there));
+    EXPECT_EQ(memcmp(read.data, positions, sizeof positions), 0);
     shim_set(&there, positions, 0, sizeof positions);
     EXPECT_TRUE(is_known(there));
     shim_free_buffer(lasting);
+}
+
+// What came before an upload has that one's number: the last time that as much was put there under the same name, if nothing else was since.
+TEST(Hook, WhatWasPutThereBefore) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    void **const buffer = shim_buffer(4096);
+    int32_t      values[4] = {0, 1, 2, 3};
+    uint64_t     last = 0;
+    const auto   put = [&](const char *name, int n, bool follows) {
+        Tensor t = {};
+        t.type = lim::ggml::kI32, t.buffer = buffer, t.data = shim_base(buffer);
+        t.ne[0] = n, t.ne[1] = t.ne[2] = t.ne[3] = 1;
+        t.nb[0] = 4, t.nb[1] = t.nb[2] = t.nb[3] = 4 * static_cast<size_t>(n);
+        snprintf(t.name, sizeof t.name, "%s", name);
+        const int was = values[0]++;
+        shim_set(&t, values, 0, t.nb[1]);
+        const lim::ggml::Uploaded is = lim::ggml::uploaded(&t);
+        ASSERT_NE(is.data, nullptr);
+        EXPECT_EQ(*static_cast<const int32_t *>(is.data), was + 1);
+        EXPECT_GT(is.serial, last);
+        EXPECT_EQ(is.before != nullptr, follows);
+        EXPECT_EQ(is.serial_before, follows ? last : 0);
+        if (is.before != nullptr) EXPECT_EQ(*static_cast<const int32_t *>(is.before), was);
+        last = is.serial;
+    };
+    put("mask", 4, false);
+    put("mask", 4, true);
+    put("mask", 4, true);
+    put("mask", 2, false);
+    put("mask", 4, false);
+    put("mask", 4, true);
+    put("other", 4, false);
+    put("mask", 4, false);
+    put("mask", 4, true);
+    shim_free_buffer(buffer);
 }
 
 } // namespace

@@ -21,6 +21,7 @@ WRONG = [
     ("LESSISMORE_GUARD", "perhaps"),
     ("LESSISMORE_INTERVAL", "0"),
     ("LESSISMORE_INTERVAL", "65"),
+    ("LESSISMORE_HUGE_PAGES", "auto"),
     ("LESSISMORE_RECENCY", "1.5"),
     ("LESSISMORE_RECENCY", "-0.1"),
     ("LESSISMORE_RECENCY", "nan"),

@@ -49,7 +49,7 @@ def test_what_is_read_is_there(version):
     found = stand_in.recorded(version)
     modules, first = found["modules"], version == stand_in.FIRST
     assert set(layers.AGAINST) - layers.LATER <= set(found["arguments"]) and ("dcp_size" in found["arguments"]) != first
-    assert {"disable_cuda_graph", "tp_size", "dp_size", "base_gpu_id"} <= set(found["arguments"])
+    assert {"disable_cuda_graph", "tp_size", "dp_size"} <= set(found["arguments"])
     assert found["names"] == ["ATTENTION_BACKEND_CHOICES", "add_attention_backend_choices"] and found["launch"]
     assert modules["layers/attention/attention_registry.py"]["register_attention_backend"]["parameters"] == ["name"]
     assert modules["plugins/__init__.py"]["GENERAL_PLUGINS_GROUP"] == {}
@@ -64,6 +64,11 @@ def test_what_is_read_is_there(version):
     ]
     runner = modules["model_executor/model_runner.py"]["ModelRunner"]["sets"]
     assert {"server_args", "is_draft_worker", "use_mla_backend", "page_size", "model_config", "model"} <= set(runner)
+    held = set(modules["distributed/parallel_state_wrapper.py"]["ParallelState"]["fields"]) if "ps" in runner else set(runner)
+    if found["ranks"]["context"]:
+        assert not {"tp_rank", "ps"} & set(runner) and modules["runtime_context.py"]["get_parallel"] == {"parameters": []}
+    else:
+        assert "tp_rank" in held and ("dp_rank" in held or found["ranks"]["title"])
     assert found["pools"] == ["token_to_kv_pool", "req_to_token_pool"]
     flash = modules[FLASH]["FlashAttentionBackend"]
     assert {"is_encoder_decoder", "page_size", "forward_metadata", "max_context_len"} <= set(flash["sets"])
@@ -225,17 +230,48 @@ def test_a_runner_is_opened_by_what_its_model_and_store_are(backend, version, mo
 def test_each_process_of_several_has_its_own_statistics(backend, version, monkeypatch, cpu, tmp_path):
     monkeypatch.setenv("LESSISMORE_LAYERS", "1")
     monkeypatch.setenv("LESSISMORE_STATS", str(tmp_path / "stats"))
-    for tensor, data, base in ((1, 1, 0), (2, 1, 0), (1, 2, 0), (2, 2, 4)):
-        files = set()
-        for number in range(tensor * data):
-            monkeypatch.setattr(torch.cuda, "current_device", lambda: base + number)
-            runner = stand_in.runner(version, [stand_in.RadixAttention(i) for i in range(4)])
-            runner.server_args.__dict__.update(tp_size=tensor, dp_size=data, base_gpu_id=base)
-            shared = backend.Backend(runner).shared
-            assert shared.active and shared.reporter.rank == number
-            files.add(shared.reporter.stats)
-            shared.close()
-        assert files == ({str(tmp_path / "stats")} if tensor * data == 1 else {str(tmp_path / f"stats.{i}") for i in range(tensor * data)})
+    # GPUs: from a first one on, every second one, each process's the only one that it sees (SGLANG_ONE_VISIBLE_DEVICE_PER_PROCESS), of two machines.
+    gpus = {"all": lambda i: i, "base": lambda i: 4 + i, "step": lambda i: 2 * i, "one": lambda i: 0, "machines": lambda i: i % 2}
+    for tensor, data in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
+        for gpu in gpus.values():
+            files = set()
+            for number in range(tensor * data):
+                monkeypatch.setattr(torch.cuda, "current_device", lambda: gpu(number))
+                ranks = dict(tp_rank=number % tensor, dp_rank=None if data == 1 else number // tensor)
+                stand_in.rank_process(monkeypatch, version, **ranks)
+                shared = backend.Backend(runner_of(version, **ranks, tp_size=tensor, dp_size=data)).shared
+                assert shared.active and shared.reporter.rank == number
+                files.add(shared.reporter.stats)
+                shared.close()
+            names = [f"stats.{i}" for i in range(tensor * data)] if tensor * data > 1 else ["stats"]
+            assert files == {str(tmp_path / name) for name in names}
+
+
+def runner_of(version, **more):
+    return stand_in.runner(version, [stand_in.RadixAttention(i) for i in range(4)], **more)
+
+
+def test_a_server_of_several_that_each_think_they_are_alone_has_its_routers_number(backend, version, monkeypatch, cpu, tmp_path):
+    """SGLANG_DP_RANK, which SGLang takes for the replica's number."""
+    monkeypatch.setenv("LESSISMORE_LAYERS", "1")
+    monkeypatch.setenv("LESSISMORE_STATS", str(tmp_path / "stats"))
+    stand_in.rank_process(monkeypatch, version, 0, 3)
+    shared = backend.Backend(runner_of(version, dp_rank=3)).shared
+    assert (shared.reporter.rank, shared.reporter.stats) == (3, str(tmp_path / "stats.3"))
+
+
+def test_ranks_that_are_kept_elsewhere_have_numbers_of_their_own(backend, version, monkeypatch, cpu, tmp_path, caplog):
+    monkeypatch.setenv("LESSISMORE_LAYERS", "1")
+    monkeypatch.setenv("LESSISMORE_STATS", str(tmp_path / "stats"))
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", None)
+    for tensor in (1, 2):
+        runner = runner_of(version, tp_size=tensor)
+        for name in ("tp_rank", "dp_rank", "ps"):
+            runner.__dict__.pop(name, None)
+        shared = backend.Backend(runner).shared
+        assert shared.active and shared.reporter.rank == (0 if tensor == 1 else os.getpid())
+        assert shared.reporter.stats == str(tmp_path / ("stats" if tensor == 1 else f"stats.{os.getpid()}"))
+        assert ("which rank this is is not known" in caplog.text) == (tensor == 2)
 
 
 # ---- steps ----

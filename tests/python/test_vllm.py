@@ -11,6 +11,7 @@ import sys
 import types
 
 import numpy as np
+import prometheus_client.multiprocess
 import pytest
 import torch
 import vllm_interface as stand_in
@@ -896,14 +897,41 @@ def test_what_is_counted_is_read_only_when_someone_asked(monkeypatch, tmp_path):
 
 
 def test_the_page_of_metrics(monkeypatch, tmp_path):
-    client = pytest.importorskip("prometheus_client")
-    registry = client.CollectorRegistry()
+    registry = prometheus_client.CollectorRegistry()
     registry.register(metrics.Collector(str(tmp_path)))
     report = {"rank": 1, "reason": 'a "reason"', "work_bytes": 9, "counts": {"split_steps": 3}, "declined": {"prompts": 2}, "library": None}
     (tmp_path / "1.json").write_text(json.dumps(report))
-    page = client.generate_latest(registry).decode()
+    page = prometheus_client.generate_latest(registry).decode()
     assert 'lessismore_steps_total{kind="split",rank="1"} 3.0' in page and 'lessismore_active{rank="1",reason="a \\"reason\\""} 0.0' in page
     assert (tmp_path / metrics.ASKED).exists()
+
+
+SERVER = """
+import os, sys, types
+import prometheus_client
+from lessismore.vllm import metrics
+
+metrics.announce()
+folder = os.environ[metrics.VARIABLE]
+metrics.announce()  # as each of vLLM's processes does
+report = {"reason": None, "work_bytes": 9, "counts": {"decode_steps": 3}, "declined": {}, "library": None}
+context = types.SimpleNamespace(report=lambda: report)
+if os.fork() == 0:
+    metrics.Reporter(context, 1, 2, 1.0, None).write()
+    sys.exit()
+os.wait()
+print(folder)
+print(prometheus_client.generate_latest().decode())
+"""
+
+
+def test_vllms_own_page_shows_what_its_processes_counted_until_it_ends():
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+    environment.pop(metrics.VARIABLE, None)
+    said = subprocess.run([sys.executable, "-c", SERVER], env=environment, capture_output=True, text=True, check=True).stdout
+    folder, _, page = said.partition("\n")
+    assert page.count('lessismore_steps_total{kind="decode",rank="1"} 3.0') == 1 and 'lessismore_active{rank="1",reason=""} 1.0' in page
+    assert "python_info" in page and not os.path.exists(folder)  # beside what others registered
 
 
 def test_statistics_that_fail_end_nothing(monkeypatch, tmp_path, caplog):
@@ -961,9 +989,6 @@ def test_a_preempted_requests_context_is_put_in_place_again(monkeypatch):
 
 
 def test_several_processes_that_serve_metrics_show_each_rank(monkeypatch, tmp_path):
-    client = pytest.importorskip("prometheus_client")
-    from prometheus_client import multiprocess
-
     monkeypatch.setenv(metrics.SEVERAL, str(tmp_path))
     library = dict.fromkeys((key for *_, keys in metrics.LIBRARY for key in keys.values()), 0)
     reports = {
@@ -987,9 +1012,9 @@ def test_several_processes_that_serve_metrics_show_each_rank(monkeypatch, tmp_pa
     reports[0]["counts"]["decode_steps"] = 4
     for reporter in reporters:
         reporter.tick()
-    registry = client.CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
-    page = client.generate_latest(registry).decode().splitlines()
+    registry = prometheus_client.CollectorRegistry()
+    prometheus_client.multiprocess.MultiProcessCollector(registry)
+    page = prometheus_client.generate_latest(registry).decode().splitlines()
     for line in (
         'lessismore_active{rank="0",reason=""} 1.0', 'lessismore_active{rank="1",reason=""} 0.0', 'lessismore_work_bytes{rank="1"} 10.0',
         'lessismore_active{rank="1",reason="switched off"} 0.0', 'lessismore_steps_total{kind="decode",rank="0"} 4.0',

@@ -33,7 +33,9 @@ type Node struct {
 	NKV              int32 // slots per stream that the node sees
 	ScanType         cpu.Type
 	Scan             unsafe.Pointer // mask values that are there before the graph runs
-	Before           unsafe.Pointer // the same of the host's mask before this one, laid out in the same way; nil: not known
+	Before           unsafe.Pointer // the same of the host's upload before this one, laid out in the same way; nil: not known
+	Upload           uint64         // number of the upload that Scan is, on a GPU …
+	UploadBefore     uint64         // … and of the one that Before is
 	ScanTokenStride  int64
 	ScanStreamStride int64
 	Mask             unsafe.Pointer // the f16 mask that the node reads when it runs

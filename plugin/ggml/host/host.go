@@ -162,6 +162,9 @@ func (p *Process) NotHooked(about string, early bool) {
 // WantsGPUs tells whether the host's CUDA devices are to be hooked.
 func (p *Process) WantsGPUs() bool { return p.env.CUDA != settings.CUDAOff && p.env.NoCUDA == "" }
 
+// HandsOver tells whether token sets go from one of a context's devices to the next: only then it matters which ones are of one context.
+func (p *Process) HandsOver() bool { return p.engine.Relay.HandsOver }
+
 // GPUs says what becomes of the host's CUDA devices: n of them are served, or could be; below zero: none can.
 func (p *Process) GPUs(n int, about string) {
 	switch {
@@ -290,8 +293,7 @@ func (p *Process) writeStats(text []byte) (ok bool) {
 	return why == ""
 }
 
-// keepCurrent writes the statistics again and again, where they have changed, as long as that works. Not while a GPU
-// counts: it would be waited for.
+// keepCurrent writes the statistics again and again, as long as that works.
 func (p *Process) keepCurrent() {
 	defer p.Guard("statistics")
 	every := current
@@ -300,13 +302,19 @@ func (p *Process) keepCurrent() {
 	}
 	for ok := true; ok; {
 		time.Sleep(every)
-		if p.engine.Waits() {
-			continue
-		}
-		p.file.Lock()
-		if text := p.engine.Report().JSON(); !bytes.Equal(text, p.written) {
-			ok = p.writeStats(text)
-		}
-		p.file.Unlock()
+		ok = p.update()
 	}
+}
+
+// update writes the statistics where they have changed, but not while a GPU counts: it would be waited for. False: they
+// cannot be written.
+func (p *Process) update() (ok bool) {
+	p.file.Lock()
+	defer p.file.Unlock()
+	report, ok := p.engine.ReportAtOnce()
+	if !ok {
+		return true
+	}
+	text := report.JSON()
+	return bytes.Equal(text, p.written) || p.writeStats(text)
 }

@@ -117,9 +117,15 @@ func (c *Context) Place(n *graph.Node) (int, stats.Reason) {
 	return layer, stats.Offloaded
 }
 
-// Refuse keeps the library out of this context.
-func (c *Context) Refuse(why string) {
+// Leave keeps the library out of this context. Nor does the device behind this one get anything from it any more.
+func (c *Context) Leave(why string) {
 	c.Counts.Inert = why
+	c.Withdraw()
+}
+
+// Refuse is Leave, and says why.
+func (c *Context) Refuse(why string) {
+	c.Leave(why)
 	c.Log(settings.LogInfo, "inert in this context: "+why)
 }
 

@@ -15,6 +15,7 @@ import (
 	"lessismore/plugin/internal/calibrate"
 	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
+	"lessismore/plugin/internal/hugepages"
 	"lessismore/plugin/internal/selection"
 	"lessismore/plugin/internal/settings"
 	"lessismore/plugin/internal/stats"
@@ -41,7 +42,8 @@ type Device struct {
 		bias  float32
 	}
 	timings steps.Timings
-	graph   *graph.Graph // of the compute call that is planned
+	pages   *hugepages.Mover // of K and V of each layer; nil: stays where it is
+	graph   *graph.Graph     // of the compute call that is planned
 }
 
 // New is the CPU for a context's layers and rows.
@@ -51,6 +53,9 @@ func (c *Device) Groups() int { return c.Probes.Groups() }
 
 func (c *Device) Assigned(*graph.Node) error {
 	c.Probes = oncpu.NewProbes(c.layers.Model)
+	if c.pages == nil && c.layers.Engine.Settings.HugePages {
+		c.pages = hugepages.Start(2 * c.layers.Model.Layers)
+	}
 	return nil
 }
 
@@ -85,6 +90,7 @@ func (c *Device) Direct(n *graph.Node, layer int) stats.Reason {
 	c.Probes.Direct(&c.rows.Step, layer, call)
 	call.Policy = cpu.Policy(c.layers.Engine.Settings.Policy)
 	call.Timing = unsafe.Pointer(c.timings.Of(call.Mode))
+	c.read(n, layer)
 	if n.MaxBias > 0 {
 		if call.Slopes = c.alibi(call.Heads, n.MaxBias); call.Slopes == nil {
 			c.rows.Unchosen()
@@ -98,6 +104,18 @@ func (c *Device) Direct(n *graph.Node, layer int) stats.Reason {
 			c.rows.Step.Rows[row].SetLen, c.rows.Step.Rows[row].Visible, c.Probes.Roles.Selections()))
 	}
 	return stats.Offloaded
+}
+
+// read says which memory of K and V the node reads, and so the later steps.
+func (c *Device) read(n *graph.Node, layer int) {
+	if c.pages == nil {
+		return
+	}
+	for i, t := range [...]*cpu.Tensor{&n.Call.Key, &n.Call.Value} {
+		begin := uintptr(t.Data) - uintptr(int64(n.FirstStream)*t.StreamStride)
+		bytes := int64(n.FirstStream+n.Streams-1)*t.StreamStride + int64(n.NKV)*t.TokenStride
+		c.pages.Ranges[2*layer+i].Use(begin, begin+uintptr(bytes))
+	}
 }
 
 // Planned gives the calls their common work memory.
@@ -154,6 +172,7 @@ func (c *Device) share(nodes []graph.Node) {
 }
 
 func (c *Device) Unlearn() {
+	c.leave()
 	if c.Probes != nil {
 		c.Probes.Settle()
 		c.Probes.Free()
@@ -166,9 +185,22 @@ func (c *Device) Report(to *stats.Stats) {
 		c.Probes.Report(to)
 	}
 	c.timings.Read(to)
+	if c.pages != nil {
+		to.HugePageBytes = c.pages.Bytes()
+	}
+}
+
+// leave stops the mover: other layers, other memory.
+func (c *Device) leave() {
+	if c.pages != nil {
+		c.pages.Stop()
+		c.layers.Counts.HugePageBytes = c.pages.Bytes()
+		c.pages = nil
+	}
 }
 
 func (c *Device) Close() {
+	c.leave()
 	if c.Probes != nil {
 		c.Probes.Settle()
 		c.Probes.Remember()

@@ -109,14 +109,22 @@ func (d *Device) counted(to *stats.Stats) {
 	if d.decoder == nil {
 		return
 	}
-	c, err := d.decoder.Read()
-	if err != nil { // the process ends, or the device is lost
-		c = d.decoder.Stats()
-	}
+	c := d.read()
 	c.PositionOrder = 0
 	to.Add(&c)
 	to.Device, to.Layers, to.SelectionLayers, to.LayersFrom = c.Device, c.Layers, c.SelectionLayers, c.LayersFrom
 	to.Audited, to.Events = c.Audited, c.Events
+}
+
+// read is what the decoder has counted. A recording that is under way would be lost with a wait for the device: then it is what
+// was last read, as where the process ends or the device is lost.
+func (d *Device) read() stats.Stats {
+	if !d.capturing {
+		if c, err := d.decoder.Read(); err == nil {
+			return c
+		}
+	}
+	return d.decoder.Stats()
 }
 
 // Called looks, in the first pass, for other devices that compute a share of the same layers.
@@ -139,7 +147,7 @@ func (d *Device) Called(g *graph.Graph) {
 	if spread, news := d.layers.Engine.Lockstep.See(&d.stride, syscall.Gettid(), first, last); news {
 		d.layers.Refuse(why)
 	} else if spread {
-		d.layers.Counts.Inert = why
+		d.layers.Leave(why)
 	}
 }
 

@@ -62,6 +62,9 @@ func (r *Rows) Follow(g *graph.Graph, news, deaf bool) {
 	}
 }
 
+// Fresh tells whether a batch has been written since the last step began: what that one left is not of this batch.
+func (r *Rows) Fresh() bool { return r.Followed != nil && r.Followed.fresh }
+
 // Lasts says how many steps token sets serve, from now on.
 func (r *Rows) Lasts(interval int) { r.Step.Lasting.Interval = interval }
 
@@ -135,7 +138,7 @@ func (r *Rows) Begin(n *graph.Node, groups int) stats.Reason {
 		return stats.ReasonMemory
 	}
 	r.own = append(r.own[:0], t.last...)
-	r.seen.begin(len(r.taken))
+	r.seen.begin(n, len(r.taken))
 	r.front = front{}
 	for k, i := range r.taken {
 		r.see(n, k, int(i), t)

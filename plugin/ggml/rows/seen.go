@@ -9,11 +9,14 @@ import (
 )
 
 // seen is what the rows of the step before saw. A decode step adds one token to each row: where a row's mask differs from
-// the one before in that token alone, its order is the old one with that token behind. On a GPU, where the masks before are
-// kept and changes of the store are told, that is proof; many rows in a long store then cost next to nothing.
+// that step's in that token alone, its order is the old one with that token behind. On a GPU, where the last upload of a mask is
+// kept and changes of the store are told, that is proof; many rows in a long store then cost next to nothing. That upload is not
+// the step's where a batch came in between that was none, such as a prompt's: uploads have numbers.
 type seen struct {
 	rows    []seenRow
 	step    uint64 // number of the one that is looked at
+	upload  uint64 // number of its mask's upload …
+	before  uint64 // … and of that of the step before
 	nkv     int32  // of all rows
 	tokens  int32
 	streams int32
@@ -35,8 +38,9 @@ type seenRow struct {
 }
 
 // begin begins a step of so many rows.
-func (s *seen) begin(rows int) {
+func (s *seen) begin(n *graph.Node, rows int) {
 	s.step++
+	s.before, s.upload = s.upload, n.Upload
 	if s.taken != rows {
 		s.taken = rows
 		clear(s.rows)
@@ -68,7 +72,7 @@ func (s *seen) note(n *graph.Node, k, i int, t *Track, visible int, slots []int3
 
 // goesOn fills row k of the step, row i of the batch, if it is the one of the step before with one token more.
 func (s *seen) goesOn(of *Rows, n *graph.Node, k, i int, t *Track) bool {
-	if n.Before == nil || n.ScanType != cpu.F16 || s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || i >= len(s.rows) {
+	if n.Before == nil || n.UploadBefore != s.before || n.ScanType != cpu.F16 || s.nkv != n.NKV || s.tokens != n.Tokens || s.streams != n.Streams || i >= len(s.rows) {
 		return false
 	}
 	r := &s.rows[i]

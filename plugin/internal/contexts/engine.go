@@ -41,8 +41,10 @@ type Engine struct {
 // statser is a session or a decoder: something that counts.
 type statser interface{ Stats() stats.Stats }
 
-// waiter is one whose counts are on a device, and waited for.
-type waiter interface{ Waits() bool }
+// waiter is one whose Stats may wait for a device. StatsAtOnce is the same where it does not; false: it would.
+type waiter interface {
+	StatsAtOnce() (s stats.Stats, ok bool)
+}
 
 // MaxEnded bounds what is remembered of contexts that have been freed; older ones are summed up. Of models that only one
 // context knows as many are remembered.
@@ -183,17 +185,6 @@ func (e *Engine) Started(s statser) {
 	e.live = append(e.live, s)
 }
 
-// Waits tells whether a report would wait for a device now.
-func (e *Engine) Waits() bool {
-	e.mu.Lock()
-	live := slices.Clone(e.live)
-	e.mu.Unlock()
-	return slices.ContainsFunc(live, func(s statser) bool {
-		w, ok := s.(waiter)
-		return ok && w.Waits()
-	})
-}
-
 func (e *Engine) Finished(s statser) {
 	final := s.Stats()
 	e.mu.Lock()
@@ -210,14 +201,33 @@ func (e *Engine) Finished(s statser) {
 	}
 }
 
-// Report is what all sessions and decoders of the engine have counted, ended ones first.
+// Report is what all sessions and decoders of the engine have counted, ended ones first. It may wait for a device.
 func (e *Engine) Report() *stats.Report {
+	r, _ := e.report(func(s statser) (stats.Stats, bool) { return s.Stats(), true })
+	return r
+}
+
+// ReportAtOnce is Report where nothing has to be waited for; false: a device would be.
+func (e *Engine) ReportAtOnce() (*stats.Report, bool) {
+	return e.report(func(s statser) (stats.Stats, bool) {
+		if w, ok := s.(waiter); ok {
+			return w.StatsAtOnce()
+		}
+		return s.Stats(), true
+	})
+}
+
+func (e *Engine) report(read func(statser) (stats.Stats, bool)) (*stats.Report, bool) {
 	e.mu.Lock()
 	contexts := append(make([]stats.Stats, 0, len(e.ended)+len(e.live)), e.ended...)
 	live, models, used := slices.Clone(e.live), slices.Collect(maps.Values(e.Models)), e.used
 	e.mu.Unlock()
 	for _, s := range live {
-		contexts = append(contexts, s.Stats())
+		counted, ok := read(s)
+		if !ok {
+			return nil, false
+		}
+		contexts = append(contexts, counted)
 	}
 	for i := range contexts {
 		used = used.with(&contexts[i])
@@ -236,7 +246,7 @@ func (e *Engine) Report() *stats.Report {
 			r.Models = append(r.Models, p)
 		}
 	}
-	return r
+	return r, true
 }
 
 // engines are those that have computed something.

@@ -73,6 +73,7 @@ type Config struct {
 	Interval int `json:"interval"` // steps that a token set serves; 1: it is chosen afresh in each
 	Trace    int `json:"trace"`    // steps of a context whose token sets the statistics keep, at most; 0: none
 
+	HugePages   bool `json:"huge_pages"`  // in a ggml host, on CPUs: K/V are moved to huge pages
 	Speculation bool `json:"speculation"` // in a ggml host: the tokens of a draft are decode rows; callers of the C ABI say what their rows are
 }
 
@@ -124,7 +125,7 @@ func (c *Config) Budgets() []int {
 
 // DefaultConfig is the paper's setting, with layers found by measuring.
 func DefaultConfig() Config {
-	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1}
+	return Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1, HugePages: true}
 }
 
 // Validate returns an error that names the first field with a bad value.
@@ -252,6 +253,10 @@ var variables = append(numbers(), []variable{
 	}},
 	{"LESSISMORE_CUDA", func(env *Environment, s string) (err error) {
 		env.CUDA, err = choice(s, map[string]CUDAUse{"auto": CUDAAuto, "on": CUDAOn, "1": CUDAOn, "off": CUDAOff, "0": CUDAOff}, "auto, on or off")
+		return err
+	}},
+	{"LESSISMORE_HUGE_PAGES", func(env *Environment, s string) (err error) {
+		env.HugePages, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
 		return err
 	}},
 	{"LESSISMORE_SPECULATION", func(env *Environment, s string) (err error) {

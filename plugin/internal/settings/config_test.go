@@ -31,7 +31,7 @@ func TestEnvironmentDefaults(t *testing.T) {
 	} {
 		env, err := FromEnvironment(lookup, cuda.Built)
 		require.NoError(t, err)
-		want := Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1},
+		want := Environment{Config: Config{Budget: 2048, Recency: 0.25, SinkTokens: 4, Policy: Union, Guard: DefaultGuard, Interval: 1, HugePages: true},
 			Enabled: true, Log: LogInfo, Profiles: true, CUDA: CUDAAuto}
 		if !cuda.Built {
 			want.NoCUDA = "this build of the library has no CUDA engine"
@@ -68,6 +68,8 @@ func TestEnvironmentValues(t *testing.T) {
 		{"LESSISMORE_TRACE", "0", func(e *Environment) {}},
 		{"LESSISMORE_TRACE", "on", func(e *Environment) { e.Trace = DefaultTrace }},
 		{"LESSISMORE_GUARD", "64", func(e *Environment) { e.Guard = 64 }},
+		{"LESSISMORE_HUGE_PAGES", "off", func(e *Environment) { e.HugePages = false }},
+		{"LESSISMORE_HUGE_PAGES", "on", func(e *Environment) {}},
 		{"LESSISMORE_INTERVAL", "4", func(e *Environment) { e.Interval = 4 }},
 		{"LESSISMORE_PROFILE", "/tmp/p.json", func(e *Environment) { e.Profile = "/tmp/p.json" }},
 		{"LESSISMORE_PROFILE", "Off", func(e *Environment) { e.Profiles = false }},
@@ -144,6 +146,7 @@ func TestEnvironmentErrorsNameVariableAndValue(t *testing.T) {
 		"LESSISMORE_SELECTIONS":  {"-1", "65", "two", "auto"},
 		"LESSISMORE_QUALITY":     {"0", "-0.1", "10.1", "NaN", "inf", "1%", "high"},
 		"LESSISMORE_GUARD":       {"-1", "1.5", "maybe", "1048577"},
+		"LESSISMORE_HUGE_PAGES":  {"yes", "2", "auto"},
 		"LESSISMORE_INTERVAL":    {"0", "-1", "65", "off"},
 		"LESSISMORE_PROFILE":     {strings.Repeat("x", 4001), "a\x00b", "/", "."},
 		"LESSISMORE_STATS":       {strings.Repeat("x", 4001), "a\x00b", "/", "."},

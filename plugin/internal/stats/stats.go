@@ -59,7 +59,7 @@ func (r Reason) String() string {
 var Meanings = [Reasons]string{
 	ReasonPrompt:     "several query tokens of one sequence: a prompt",
 	ReasonMixed:      "prompt and decode rows in one batch, which could not be taken apart",
-	ReasonDraft:      "a few tokens of one sequence whose logits are all wanted, as of a draft: LESSISMORE_SPECULATION=on decodes them sparsely on a CPU",
+	ReasonDraft:      "a few tokens of one sequence whose logits are all wanted, as of a draft: LESSISMORE_SPECULATION=on decodes them sparsely",
 	ReasonDiscovery:  "the model's layers were being counted",
 	ReasonNoCache:    "keys are not read from a K/V cache (an encoder), or the host converts the cache first (f32; f16, bf16, q8_0 and q4_0 are supported)",
 	ReasonSliding:    "a sliding-window layer",
@@ -128,6 +128,8 @@ type Stats struct {
 	Audited       []LayerLoss `json:"audited,omitempty"`
 	Events        []Event     `json:"events,omitempty"`
 	Trace         *Trace      `json:"trace,omitempty"` // LESSISMORE_TRACE
+
+	HugePageBytes uint64 `json:"huge_page_bytes"` // of K/V on the CPU (LESSISMORE_HUGE_PAGES)
 
 	Declined map[string]uint64 `json:"declined"`
 

@@ -118,19 +118,32 @@ class FlashAttentionBackend:
         return torch.stack(rows).to(q.dtype).flatten(1)
 
 
-def runner(version, layers, page_size=1, slots=2048, **arguments):
-    """A ModelRunner as lessismore.sglang reads it."""
+def runner(version, layers, page_size=1, slots=2048, tp_rank=0, dp_rank=None, **arguments):
+    """A ModelRunner as lessismore.sglang reads it. Its ranks are where this version keeps them; of the process, see rank_process."""
     given = dict(speculative_algorithm=None, pp_size=1, attn_cp_size=1, enable_dp_attention=False, enable_two_batch_overlap=False, tp_size=1,
                  enable_deterministic_inference=False, enable_pdmux=False, dllm_algorithm=None, disable_cuda_graph=False)  # fmt: skip
     if version != FIRST:
         given["dcp_size"] = 1
+    sets, ranks = (
+        recorded(version)["modules"]["model_executor/model_runner.py"]["ModelRunner"]["sets"],
+        dict(tp_rank=tp_rank, dp_rank=dp_rank),
+    )
+    kept = {name: rank for name, rank in ranks.items() if name in sets} | ({"ps": Object(**ranks)} if "ps" in sets else {})
     hf = Object(to_dict=lambda: {"model_type": "qwen3", "num_hidden_layers": len(layers)})
     return Object(
         version=version, server_args=Object(**{**given, **arguments}), page_size=page_size, model=torch.nn.ModuleList(layers), is_draft_worker=False,
-        use_mla_backend=False, kv_cache_dtype=torch.float16, tp_rank=0, token_to_kv_pool=Pool(slots, len(layers)),
+        use_mla_backend=False, kv_cache_dtype=torch.float16, **kept, token_to_kv_pool=Pool(slots, len(layers)),
         req_to_token_pool=Object(req_to_token=torch.zeros(8, CONTEXT + 4, dtype=torch.int32), size=8),  # SGLang has some to spare
         model_config=Object(context_len=CONTEXT, hf_config=hf, model_path="some/model", revision=None, quantization=None),
     )  # fmt: skip
+
+
+def rank_process(monkeypatch, version, tp_rank, dp_rank):
+    """What a process itself tells of its ranks: its title and, later, its context."""
+    title = "sglang::scheduler" + ("" if dp_rank is None else f"_DP{dp_rank}") + f"_TP{tp_rank}"
+    monkeypatch.setitem(sys.modules, "setproctitle", Object(getproctitle=lambda: title))
+    context = Object(tp_rank=tp_rank, dp_rank=dp_rank) if recorded(version)["ranks"]["context"] else Object()
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", Object(get_parallel=lambda: context))
 
 
 def install(monkeypatch, version):

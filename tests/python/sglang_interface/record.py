@@ -27,6 +27,8 @@ MODULES = {  # file of the wheel: the names that are recorded
     "model_executor/model_runner.py": ["ModelRunner"],
     "configs/model_config.py": ["ModelConfig"],
     "plugins/__init__.py": ["GENERAL_PLUGINS_GROUP", "load_plugins"],
+    "distributed/parallel_state_wrapper.py": ["ParallelState"],
+    "runtime_context.py": ["get_parallel"],
 }
 
 
@@ -36,7 +38,8 @@ def record(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())
         for path, wanted in MODULES.items():
-            found["modules"][path] = vllm.named(z.read(SRT + path), wanted)
+            if SRT + path in names:  # the last two came and went
+                found["modules"][path] = vllm.named(z.read(SRT + path), wanted)
         for path in sorted(names):  # ServerArgs, which later versions spread over files
             if path == SRT + "server_args.py" or re.fullmatch(SRT + r"arg_groups/fields/\w+\.py", path):
                 for node in ast.parse(z.read(path)).body:
@@ -64,6 +67,12 @@ def record(wheel):
         ) and "cache_seqlens = metadata.cache_seqlens_int32" in ast.unparse(decode)
         text = "".join(z.read(p).decode() for p in names if p.startswith(SRT + "model_executor/") and p.endswith(".py"))
         found["pools"] = [n for n in ("token_to_kv_pool", "req_to_token_pool") if f"self.{n} = " in text]  # in a mixin, at first
+        runner, scheduler = z.read(SRT + "model_executor/model_runner.py").decode(), z.read(SRT + "managers/scheduler.py").decode()
+        context = z.read(SRT + "runtime_context.py").decode() if SRT + "runtime_context.py" in names else ""
+        found["ranks"] = {  # of a process: in the process's context, and in its title
+            "context": "get_parallel().tp_rank" in runner and 'placement["dp_rank"] = ranks.dp_rank' in context,
+            "title": 'prefix += f" DP{dp_rank}"' in scheduler and "f\"sglang::scheduler{prefix.replace(' ', '_')}\"" in scheduler,
+        }
         found["launch"] = "load_plugins()" in z.read("sglang/launch_server.py").decode()
     found["arguments"] = sorted(set(found["arguments"]))
     return found

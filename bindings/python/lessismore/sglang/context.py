@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import re
 import types
 from typing import Any, Optional
 
@@ -68,10 +70,7 @@ class Context(serving.Serving):
             "lessismore %s: %d layers take part, selection layers %s; budget %d; query heads %d of %d; up to %d rows in a step, work memory %.0f MB",
             __version__, len(self.numbers), self.chosen(), force["budget"], first.tp_q_head_num, first.tp_q_head_num * arguments.tp_size, self.max_rows, self.work_bytes / 1e6,
         )  # fmt: skip
-        # Where SGLang keeps a process's ranks differs from version to version; its GPU it has to itself.
-        rank = shape["device"] - int(getattr(arguments, "base_gpu_id", 0) or 0)
-        ranks = int(arguments.tp_size) * int(getattr(arguments, "dp_size", 1) or 1)
-        self.report_by(metrics.Reporter(self, rank, ranks, own.stats_interval, own.stats, "sglang"))
+        self.report_by(metrics.Reporter(self, *_rank(runner), own.stats_interval, own.stats, "sglang"))
 
     def tick(self) -> None:
         self.widened = (None, None)  # a table is one step's, whoever gives the same tensor again
@@ -153,3 +152,33 @@ def _described(runner: Any) -> Any:
     model = runner.model_config
     more = {name: getattr(model, name, None) for name in ("revision", "quantization")}
     return types.SimpleNamespace(model_config=types.SimpleNamespace(hf_config=model.hf_config, model=model.model_path, **more))
+
+
+def _rank(runner: Any) -> tuple[int, int]:
+    """This process's number among all that compute, and how many there are, as far as it knows: replica by replica, and in each by the
+    tensor-parallel rank. SGLang keeps both with its model runner, later in an object of the runner's (0.5.19), and then in the process
+    (0.5.23). Where it keeps them elsewhere, the number is one that no other process has."""
+    tensor, replicas = int(runner.server_args.tp_size), int(getattr(runner.server_args, "dp_size", 1) or 1)
+    try:
+        of = runner if hasattr(runner, "tp_rank") else getattr(runner, "ps", None) or _parallel()
+        replica = int((of.dp_rank if hasattr(of, "dp_rank") else _titled()) or 0)
+        return replica * tensor + int(of.tp_rank), tensor * max(replicas, replica + 1)
+    except Exception as e:  # statistics are no reason not to start
+        if tensor * replicas == 1:
+            return 0, 1
+        logger.warning("lessismore: which rank this is is not known, statistics go by the process's number: %s", e)
+        return os.getpid(), tensor * replicas
+
+
+def _parallel() -> Any:
+    from sglang.srt.runtime_context import get_parallel
+
+    return get_parallel()
+
+
+def _titled() -> int:
+    """The replica, where SGLang says it in the process's title alone (0.5.11)."""
+    import setproctitle
+
+    found = re.match(r"sglang::scheduler_DP(\d+)", setproctitle.getproctitle())
+    return int(found[1]) if found else 0
