@@ -146,7 +146,12 @@ class Chaos:
 
     def op_move(self):
         """All of a sequence's positions are others. Not where cells are another one's, too."""
-        alone = [s for s in self.decoding() for q in [self.live[s]] if all(o is q or (o.number, o.base) != (q.number, q.base) for o in self.live.values())]
+        alone = [
+            s
+            for s in self.decoding()
+            for q in [self.live[s]]
+            if all(o is q or (o.number, o.base) != (q.number, q.base) for o in self.live.values())
+        ]
         if alone:
             s = self.rng.choice(alone)
             delta = self.rng.choice([1, 40, 200, -7])
