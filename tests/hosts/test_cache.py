@@ -74,13 +74,13 @@ def test_restored_beside_one_that_ends(fresh, native, problems):
     assert total["position_order"] == total["rows_sparse"] == total["rows"] - total["cell_order"]
 
 
-@pytest.mark.parametrize("kv", ["f16", "q8_0"])
-def test_texts_stay_whatever_is_done_to_their_cells(kv, library, request):
+@pytest.mark.parametrize("kv, unified", [("f16", True), ("q8_0", True), ("f16", False)])
+def test_texts_stay_whatever_is_done_to_their_cells(kv, unified, library, request):
     """Operations of chance that a server does not have; what the host alone gets wrong is not ours. With --long ten times as many."""
     seed = random.SystemRandom().randrange(1 << 32)
     some = [Problem.make(k, steps=25) for k in SEEDS]
     job = {
-        "scenario": "chaos", "kv": kv, "threads": 2, "seed": seed, "timeout": 900,
+        "scenario": "chaos", "kv": kv, "unified": unified, "context": 9216, "threads": 2, "seed": seed, "timeout": 900,
         "prompts": [p.prompt for p in some], "solutions": [p.solution for p in some],
         "operations": 600 if request.config.getoption("--long") else 60,
     }  # fmt: skip

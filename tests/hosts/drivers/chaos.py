@@ -36,7 +36,8 @@ class Sequence:
 
 
 class Chaos:
-    def __init__(self, ctx, prompts, solutions, seed):
+    def __init__(self, ctx, prompts, solutions, seed, without):
+        self.weights = {name: weight for name, weight in WEIGHTS.items() if name not in without}
         self.ctx, self.rng, self.texts = ctx, random.Random(seed), list(zip(prompts, solutions))
         self.live: dict[int, Sequence] = {}
         self.aborts, self.wrong, self.looked_at = -1, [], 0
@@ -50,7 +51,7 @@ class Chaos:
 
     def run(self, operations):
         for _ in range(operations):
-            what = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            what = self.rng.choices(list(self.weights), list(self.weights.values()))[0]
             if not self.live:
                 what = "begin"
             self.wrong, self.looked_at = [], 0
@@ -226,12 +227,13 @@ class Chaos:
             self.decode(q.rows([a, b], 1, 1), [(q, q.at - 1)])
 
 
-def chaos(model, prompts, solutions, seed, operations, contexts=1, context=6144, **options):
-    """In several contexts of one model at once, if that is wanted, each on a thread of its own."""
+def chaos(model, prompts, solutions, seed, operations, contexts=1, context=6144, unified=True, **options):
+    """In several contexts of one model at once, if that is wanted, each on a thread of its own. Streams are copied whole, and have no
+    token together."""
 
     def work(number):
-        ctx = Context(model, context, n_seq=SEQUENCES, unified=True, **options)
-        Chaos(ctx, prompts, solutions, f"{seed} {number}").run(operations)
+        ctx = Context(model, context, n_seq=SEQUENCES, unified=unified, **options)
+        Chaos(ctx, prompts, solutions, f"{seed} {number}", () if unified else ("patch", "both")).run(operations)
         ctx.free()
 
     with concurrent.futures.ThreadPoolExecutor(contexts) as pool:
