@@ -285,7 +285,7 @@ int           ggml_backend_buffer_get_usage(void **b) { return b == weights; }
 static void *arg(const char *function, int i, const void *value) {
     char name[32];
     snprintf(name, sizeof name, "odd-%s", function);
-    return (char *)(uintptr_t)value + (!proven && is_nth(name, i) ? 8 : 0);
+    return (void *)((uintptr_t)value + (!proven && is_nth(name, i) ? 8 : 0)); /* an offset to NULL is none of C's */
 }
 static void *word_for(const char *function, void **b, int word) {
     char name[32];
