@@ -13,7 +13,7 @@ namespace lessismore {
 int64_t CurrentTarget();
 
 /* Whether rows are better asked for into the first-level cache than into the second: on AMD's cores from Zen 5 on
- * attention over f16 takes 9 % less time so with one thread, and lists 4 to 8 %; Intel's take longer. */
+ * attention over f16 takes 9 % less time so with one thread, and lists 4 to 8 %; on Zen 4 it took twice as long. */
 bool AsksFirst();
 
 }  // namespace lessismore
