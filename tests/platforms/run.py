@@ -219,7 +219,7 @@ def put(system: System, wheel: pathlib.Path, trial: pathlib.Path) -> None:
         run([*pip, "download", *tags, "--python-version=3.13", "--no-deps", "--dest", trial, f"xllamacpp=={install.XLLAMACPP}"])
         with zipfile.ZipFile(next(trial.glob("xllamacpp-*.whl"))) as module:
             (trial / "llama.so").write_bytes(module.read("xllamacpp/xllamacpp.abi3.so"))
-        for name in ("native", "capi", "engine", "protocol", "scenarios"):
+        for name in ("native", "capi", "engine", "protocol", "scenarios", "chaos"):
             shutil.copy(hostlib.DRIVERS / f"{name}.py", trial)
 
 
