@@ -1,19 +1,26 @@
 """K and V in huge pages: a host's texts stay what they are while its memory is moved."""
 
-import platform
+import mmap
 from pathlib import Path
 
 import pytest
 from checks import SPARSE, solved_all, sparse_only
 
 SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
+COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1
 
 
 def moves() -> bool:
-    """Whether this system has huge pages of 2 MB and moves memory to them: since Linux 6.1."""
-    version = tuple(int(x) for x in platform.release().split("-")[0].split(".")[:2])
-    return version >= (6, 1) and SYSTEM.exists() and "[never]" not in (SYSTEM / "enabled").read_text() \
-        and int((SYSTEM / "hpage_pmd_size").read_text()) == 2 << 20  # fmt: skip
+    """Whether this system has huge pages of 2 MB, lets them be used, and moves memory to them."""
+    if not SYSTEM.exists() or "[never]" in (SYSTEM / "enabled").read_text() or int((SYSTEM / "hpage_pmd_size").read_text()) != 2 << 20:
+        return False
+    memory = mmap.mmap(-1, 6 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(b"x" * len(memory))
+    try:
+        memory.madvise(COLLAPSE)
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("setting", ["on", "off"])
