@@ -275,7 +275,7 @@ TEST(Hook, WhatWasPutThereBefore) {
         EXPECT_GT(is.serial, last);
         EXPECT_EQ(is.before != nullptr, follows);
         EXPECT_EQ(is.serial_before, follows ? last : 0);
-        if (is.before != nullptr) EXPECT_EQ(*static_cast<const int32_t *>(is.before), was);
+        if (is.before != nullptr) { EXPECT_EQ(*static_cast<const int32_t *>(is.before), was); }
         last = is.serial;
     };
     put("mask", 4, false);
