@@ -5,7 +5,7 @@
  * its values. While one tile is computed the next one's rows are prefetched, which hides memory latency also
  * where the hardware prefetcher cannot guess the address, as with a token list. The query heads of a KV head
  * share the conversion of its rows; four tokens are scored together so that the sums across a vector
- * cost a quarter. Where rows lie in one piece, Zen 5 does better two tokens at a time (OnZen5). */
+ * cost a quarter. */
 #include "targets.h"
 
 #include <math.h>
@@ -40,33 +40,29 @@ HWY_INLINE void Prefetch(const uint8_t *row, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, kInto);
 }
 
-/* Tokens before a row's turn at which it is asked for, and where tokens are taken by two. */
-constexpr int kAgain = 8;
-
 /* Walks the rows ahead in memory order, token by token and head by head, one head's row per call, whatever
  * order the arithmetic takes them in: memory likes it so. From memory they are asked into the second-level
  * cache, which has room for many more requests than the first, but plain rows on processors that do better with
- * the first (OnZen5); from there a second time, kAgain tokens before their turn. Tokens that are taken by two
- * follow memory themselves: once is enough, and near. */
+ * the first (AsksFirst); from there a second time, kAgain tokens before their turn. */
+template <class Row, int kAgain>
 struct Prefetcher {
     const uint8_t *const *token;
     int64_t               head_stride;
     size_t                row_bytes;
-    int                   kv_heads, ahead, head = 0;
-    bool                  first, again;
+    int                   kv_heads, head = 0;
+    bool                  first;
 
-    Prefetcher(const Rows &rows, const lim_cpu_tensor &tensor, size_t bytes, int heads, bool plain, bool by_two, bool twice)
-        : token(rows.at), head_stride(tensor.head_stride), row_bytes(bytes), kv_heads(heads), ahead(by_two ? kAgain : kAhead),
-          first(plain && OnZen5()), again(twice && !by_two) {}
+    Prefetcher(const Rows &rows, const lim_cpu_tensor &tensor, size_t bytes, int heads)
+        : token(rows.at), head_stride(tensor.head_stride), row_bytes(bytes), kv_heads(heads), first(!Row::kScaled && AsksFirst()) {}
 
     HWY_INLINE void Next() {
-        const uint8_t *row = token[ahead] + head * head_stride;
+        const uint8_t *row = token[kAhead] + head * head_stride;
         if (first) {
             Prefetch<kFirst>(row, row_bytes);
         } else {
             Prefetch<kSecond>(row, row_bytes);
         }
-        if (again) Prefetch<kFirst>(token[kAgain] + head * head_stride, row_bytes);
+        if (kAgain > 0) Prefetch<kFirst>(token[kAgain] + head * head_stride, row_bytes);
         if (++head == kv_heads) {
             head = 0;
             token++;
@@ -75,13 +71,9 @@ struct Prefetcher {
 };
 /* Values are not taken in memory order, and quantised rows are bound by arithmetic: a second time gains nothing. */
 template <class Row>
-HWY_INLINE Prefetcher KeysAhead(const lim_cpu_call &call, const Rows &rows, bool by_two) {
-    return Prefetcher(rows, call.key, Row::Bytes((size_t)call.dim_k), call.kv_heads, !Row::kScaled, by_two, !Row::kScaled);
-}
+using KeyPrefetcher = Prefetcher<Row, Row::kScaled ? 0 : 8>;
 template <class Row>
-HWY_INLINE Prefetcher ValuesAhead(const lim_cpu_call &call, const Rows &rows, bool by_two) {
-    return Prefetcher(rows, call.value, Row::Bytes((size_t)call.dim_v), call.kv_heads, !Row::kScaled, by_two, false);
-}
+using ValuePrefetcher = Prefetcher<Row, 0>;
 
 /* The largest of no logits. Not -inf: the difference of two would be NaN. */
 constexpr float kLowest = -3.0e38f;
@@ -145,64 +137,13 @@ HWY_INLINE void ScoreFour(const uint8_t *const *rows, size_t offset, const Query
     }
 }
 
-/* Two tokens by kHeads query heads of one KV head; plain rows. */
-template <class Row, int kHeads>
-HWY_INLINE void ScoreTwo(const uint8_t *const *rows, size_t offset, const float *query, size_t dim, float *logits) {
-    const F32      df;
-    const uint8_t *row[2] = {rows[0] + offset, rows[1] + offset};
-    Vec            sum[kHeads + 1][2]; /* an odd number of heads is made even by one without products */
-#pragma GCC unroll 8
-    for (int h = 0; h <= kHeads; h++) sum[h][0] = sum[h][1] = hn::Zero(df);
-    for (size_t i = 0; i < dim; i += kLanes) {
-        const Vec k0 = Row::Whole(row[0], i), k1 = Row::Whole(row[1], i);
-#pragma GCC unroll 4
-        for (int h = 0; h < kHeads; h++) {
-            const Vec q = hn::LoadU(df, query + h * dim + i);
-            sum[h][0] = hn::MulAdd(q, k0, sum[h][0]);
-            sum[h][1] = hn::MulAdd(q, k1, sum[h][1]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; h += 2) {
-        float four[4];
-        StoreFourSums(sum[h][0], sum[h][1], sum[h + 1][0], sum[h + 1][1], hn::Set(df, 1.0f), four);
-        memcpy(logits + h * kTile, four, 2 * sizeof(float));
-        if (h + 1 < kHeads) memcpy(logits + (h + 1) * kTile, four + 2, 2 * sizeof(float));
-    }
-}
-
-/* ScoreTile() by two, of plain rows. */
-template <class Row>
-void ScoreByTwo(const lim_cpu_call &call, const Rows &rows, int n, const float *query, float *logits) {
-    const size_t dim = (size_t)call.dim_k;
-    const int    group = call.heads / call.kv_heads;
-    Prefetcher   prefetcher = KeysAhead<Row>(call, rows, true);
-    for (int t = 0; t < n; t += 2) {
-        for (int g = 0; g < call.kv_heads; g++) {
-            const size_t offset = (size_t)(g * call.key.head_stride);
-            for (int i = 0; i < 2; i++) prefetcher.Next();
-            const float *q = query + (size_t)g * group * dim;
-            float       *to = logits + (size_t)g * group * kTile + t;
-            int          left = group;
-            if (kSums >= 16) {
-                for (; left >= 4; left -= 4, q += 4 * dim, to += 4 * kTile) ScoreTwo<Row, kSums / 4>(rows.at + t, offset, q, dim, to);
-            }
-            for (; left >= 2; left -= 2, q += 2 * dim, to += 2 * kTile) ScoreTwo<Row, 2>(rows.at + t, offset, q, dim, to);
-            if (left > 0) ScoreTwo<Row, 1>(rows.at + t, offset, q, dim, to);
-        }
-    }
-}
-
 /* logits[head][kTile] for n tokens, a multiple of four. */
 template <class Row>
-void ScoreTile(const lim_cpu_call &call, const Rows &rows, int n, bool by_two, const float *query, float *logits) {
-    if constexpr (!Row::kScaled) {
-        if (by_two) return ScoreByTwo<Row>(call, rows, n, query, logits);
-    }
+void ScoreTile(const lim_cpu_call &call, const Rows &rows, int n, const float *query, float *logits) {
     const size_t       dim = (size_t)call.dim_k;
     const int          group = call.heads / call.kv_heads;
     const QueryOf<Row> all(query, (size_t)call.heads, dim);
-    Prefetcher         prefetcher = KeysAhead<Row>(call, rows, false);
+    KeyPrefetcher<Row> prefetcher(rows, call.key, Row::Bytes(dim), call.kv_heads);
     for (int t = 0; t < n; t += 4) {
         for (int g = 0; g < call.kv_heads; g++) {
             const size_t offset = (size_t)(g * call.key.head_stride);
@@ -232,13 +173,13 @@ struct Weights {
 };
 
 template <class Row>
-HWY_INLINE Weights<Row> WeightsOf(const uint8_t *const *rows, size_t offset, int heads, const float *weights, size_t dim, float *scaled) {
+HWY_INLINE Weights<Row> WeightsOf(const Rows &rows, size_t offset, int heads, const float *weights, size_t dim, float *scaled) {
     if (!Row::kScaled) return {weights, kTile};
     const F32            df;
     const size_t         blocks = dim / Row::kStep;
     alignas(64) uint16_t bits[LIM_CPU_MAX_DIM / 32][kTile];
     for (int t = 0; t < kTile; t++) {
-        for (size_t b = 0; b < blocks; b++) memcpy(&bits[b][t], rows[t] + offset + Row::Bytes(b * Row::kStep), 2);
+        for (size_t b = 0; b < blocks; b++) memcpy(&bits[b][t], rows.at[t] + offset + Row::Bytes(b * Row::kStep), 2);
     }
     for (size_t b = 0; b < blocks; b++) {
         for (int t = 0; t < kTile; t += kLanes) {
@@ -253,8 +194,8 @@ HWY_INLINE Weights<Row> WeightsOf(const uint8_t *const *rows, size_t offset, int
 
 /* value[head][...] += weight[head][t] * V row t, for kHeads heads and kVecs vectors of elements from `from` on. */
 template <class Row, int kHeads, int kVecs>
-HWY_INLINE void AddBlock(const uint8_t *const *rows, size_t offset, size_t from, int n, const Weights<Row> &weights, float *value,
-                         size_t dim, Prefetcher *prefetcher) {
+HWY_INLINE void AddBlock(const Rows &rows, size_t offset, size_t from, int n, const Weights<Row> &weights, float *value,
+                         size_t dim, ValuePrefetcher<Row> *prefetcher) {
     const F32        df;
     constexpr int    kScales = Row::kScaled && kVecs * kLanes > Row::kStep ? kVecs * kLanes / Row::kStep : 1;
     constexpr size_t kPerScale = kVecs / kScales;
@@ -268,7 +209,7 @@ HWY_INLINE void AddBlock(const uint8_t *const *rows, size_t offset, size_t from,
         for (int c = 0; c < kVecs; c++) sum[h][c] = hn::LoadU(df, value + h * dim + from + c * kLanes);
     }
     for (int t = 0; t < n; t++) {
-        const uint8_t *row = Opaque(rows[t] + begin);
+        const uint8_t *row = Opaque(rows.at[t] + begin);
         if (prefetcher != nullptr) prefetcher->Next();
 #pragma GCC unroll 8
         for (int s = 0; s < kScales; s++) {
@@ -292,8 +233,8 @@ HWY_INLINE void AddBlock(const uint8_t *const *rows, size_t offset, size_t from,
 
 /* All elements of kHeads heads: the widest blocks that the registers take, then smaller ones. */
 template <class Row, int kHeads>
-HWY_INLINE void AddHeads(const uint8_t *const *rows, size_t offset, int n, const float *weights, float *value, size_t dim,
-                         Prefetcher *prefetcher) {
+HWY_INLINE void AddHeads(const Rows &rows, size_t offset, int n, const float *weights, float *value, size_t dim,
+                         ValuePrefetcher<Row> *prefetcher) {
     constexpr int      kSmall = 16 / kLanes; /* vectors in 16 elements, which divide every dim */
     constexpr int      kFit = kSums / kHeads;
     constexpr int      kMost = kFit < kSmall ? kSmall : kFit > 8 && kLanes >= 8 ? 8
@@ -313,31 +254,26 @@ HWY_INLINE void AddHeads(const uint8_t *const *rows, size_t offset, int n, const
     }
 }
 
-/* value[head][...] += the tile's weights times its V rows, so many tokens at a time: all heads of these, then the next. */
 template <class Row>
-void AddTile(const lim_cpu_call &call, const Rows &rows, int n, bool by_two, const float *weights, float *value) {
-    const size_t dim = (size_t)call.dim_v;
-    const int    group = call.heads / call.kv_heads, step = by_two && !Row::kScaled ? 2 : kTile;
-    Prefetcher   ahead = ValuesAhead<Row>(call, rows, by_two && !Row::kScaled);
-    for (int t = 0; t < n; t += step) {
-        const uint8_t *const *tokens = rows.at + t;
-        const int             now = HWY_MIN(step, n - t);
-        for (int g = 0; g < call.kv_heads; g++) {
-            const size_t offset = (size_t)(g * call.value.head_stride);
-            const float *w = weights + (size_t)g * group * kTile + t;
-            float       *v = value + (size_t)g * group * dim;
-            int          left = group;
-            Prefetcher  *prefetcher = &ahead; /* once for each row, in the first of its heads */
-            if (kSums >= 16) {
-                for (; left >= 4; left -= 4, w += 4 * kTile, v += 4 * dim, prefetcher = nullptr) {
-                    AddHeads<Row, kSums / 4>(tokens, offset, now, w, v, dim, prefetcher);
-                }
+void AddTile(const lim_cpu_call &call, const Rows &rows, int n, const float *weights, float *value) {
+    const size_t         dim = (size_t)call.dim_v;
+    const int            group = call.heads / call.kv_heads;
+    ValuePrefetcher<Row> ahead(rows, call.value, Row::Bytes(dim), call.kv_heads);
+    for (int g = 0; g < call.kv_heads; g++) {
+        const size_t          offset = (size_t)(g * call.value.head_stride);
+        const float          *w = weights + (size_t)g * group * kTile;
+        float                *v = value + (size_t)g * group * dim;
+        int                   left = group;
+        ValuePrefetcher<Row> *prefetcher = &ahead; /* once for each row, in the first of its heads */
+        if (kSums >= 16) {
+            for (; left >= 4; left -= 4, w += 4 * kTile, v += 4 * dim, prefetcher = nullptr) {
+                AddHeads<Row, kSums / 4>(rows, offset, n, w, v, dim, prefetcher);
             }
-            for (; left >= 2; left -= 2, w += 2 * kTile, v += 2 * dim, prefetcher = nullptr) {
-                AddHeads<Row, 2>(tokens, offset, now, w, v, dim, prefetcher);
-            }
-            if (left > 0) AddHeads<Row, 1>(tokens, offset, now, w, v, dim, prefetcher);
         }
+        for (; left >= 2; left -= 2, w += 2 * kTile, v += 2 * dim, prefetcher = nullptr) {
+            AddHeads<Row, 2>(rows, offset, n, w, v, dim, prefetcher);
+        }
+        if (left > 0) AddHeads<Row, 1>(rows, offset, n, w, v, dim, prefetcher);
     }
 }
 
@@ -397,8 +333,8 @@ HWY_INLINE void Softmax(float *x, float *row_max, float *row_sums, float *value,
 
 /* ---- a KV chunk ---- */
 
-typedef void (*ScoreFn)(const lim_cpu_call &, const Rows &, int, bool, const float *, float *);
-typedef void (*AddFn)(const lim_cpu_call &, const Rows &, int, bool, const float *, float *);
+typedef void (*ScoreFn)(const lim_cpu_call &, const Rows &, int, const float *, float *);
+typedef void (*AddFn)(const lim_cpu_call &, const Rows &, int, const float *, float *);
 
 ScoreFn ScoreOf(int32_t type) {
     switch (type) {
@@ -452,7 +388,6 @@ void Attend(const KvChunk &chunk, const float *query, float *scratch, const Part
     const size_t        heads = (size_t)call.heads, dim_v = (size_t)call.dim_v;
     const ScoreFn       score = ScoreOf(call.key.type);
     const AddFn         add = AddOf(call.value.type);
-    const bool          by_two = chunk.slots == nullptr && call.table == nullptr && OnZen5();
     float              *logits = scratch;
     float              *sums = logits + heads * kTile; /* [heads][16], by lane */
     float              *mask = sums + heads * 16;
@@ -465,7 +400,7 @@ void Attend(const KvChunk &chunk, const float *query, float *scratch, const Part
     for (int32_t begin = chunk.begin; begin < chunk.end; begin += kTile) {
         const int now = HWY_MIN(kTile, chunk.end - begin);
         FindRows(call, chunk, begin, &keys, &values);
-        score(call, keys, (now + 3) & ~3, by_two, query, logits);
+        score(call, keys, (now + 3) & ~3, query, logits);
         if (row.mask != nullptr) {
             uint16_t bits[kTile];
             for (int t = 0; t < kTile; t++) {
@@ -480,7 +415,7 @@ void Attend(const KvChunk &chunk, const float *query, float *scratch, const Part
             if (chunk.logits != nullptr) memcpy(chunk.logits + h * chunk.logit_stride + begin, x, kTile * sizeof(float));
             Softmax(x, part.row_max + h, sums + h * 16, part.value + h * dim_v, dim_v);
         }
-        add(call, values, now, by_two, logits, part.value);
+        add(call, values, now, logits, part.value);
     }
     for (size_t h = 0; h < heads; h++) part.row_sum[h] = Sum(hn::LoadU(df, sums + h * 16));
 }

@@ -88,7 +88,6 @@ bool IsZen5OrLater() {
 }
 
 std::atomic<int> chosen{-1}; /* index into kTargets */
-std::atomic<int> zen5{-1};
 
 int Chosen() {
     int i = chosen.load(std::memory_order_relaxed);
@@ -103,13 +102,14 @@ int Chosen() {
 
 int64_t CurrentTarget() { return kTargets[Chosen()].bit; }
 
-bool OnZen5() {
-    int is = zen5.load(std::memory_order_relaxed);
-    if (is < 0) {
-        is = IsZen5OrLater();
-        zen5.store(is, std::memory_order_relaxed);
+bool AsksFirst() {
+    static std::atomic<int> known{-1};
+    int                     asks = known.load(std::memory_order_relaxed);
+    if (asks < 0) {
+        asks = IsZen5OrLater();
+        known.store(asks, std::memory_order_relaxed);
     }
-    return is != 0;
+    return asks != 0;
 }
 
 }  // namespace lessismore
@@ -131,8 +131,6 @@ extern "C" int lim_cpu_force_target(const char *name) {
     }
     return 0;
 }
-
-extern "C" void lim_cpu_force_zen5(int is) { zen5.store(is, std::memory_order_relaxed); }
 
 extern "C" const char *lim_cpu_target_at(int i) {
     for (int k = 0; k < kCount; k++) {
