@@ -248,7 +248,7 @@ var variables = append(numbers(), []variable{
 		return usable(env.StatsPath)
 	}},
 	{"LESSISMORE", func(env *Environment, s string) (err error) {
-		env.Enabled, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
+		env.Enabled, err = onOrOff(s)
 		return err
 	}},
 	{"LESSISMORE_CUDA", func(env *Environment, s string) (err error) {
@@ -256,11 +256,11 @@ var variables = append(numbers(), []variable{
 		return err
 	}},
 	{"LESSISMORE_HUGE_PAGES", func(env *Environment, s string) (err error) {
-		env.HugePages, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
+		env.HugePages, err = onOrOff(s)
 		return err
 	}},
 	{"LESSISMORE_SPECULATION", func(env *Environment, s string) (err error) {
-		env.Speculation, err = choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
+		env.Speculation, err = onOrOff(s)
 		return err
 	}},
 	{"LESSISMORE_LAYERS", func(env *Environment, s string) (err error) {
@@ -314,6 +314,10 @@ func choice[T any](s string, values map[string]T, want string) (T, error) {
 		return v, fmt.Errorf("must be %s", want)
 	}
 	return v, nil
+}
+
+func onOrOff(s string) (bool, error) {
+	return choice(s, map[string]bool{"on": true, "1": true, "off": false, "0": false}, "on or off")
 }
 
 func integer(s string, low, high int) (int, error) {
