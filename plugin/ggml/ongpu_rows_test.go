@@ -40,6 +40,15 @@ const batchHeads, batchKVHeads, batchDim, batchMost = 2, 1, 64, 1200
 // untouched is what the host computes.
 const untouched = float32(-7)
 
+// attends has the test run in a process of its own, with a stand-in driver whose kernels attend; false: this one has only started it.
+func attends(t *testing.T) bool {
+	if !standin.Child() {
+		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+		return false
+	}
+	return true
+}
+
 func newGPUBatches(t *testing.T, config settings.Config, slots, streams int, always bool) *gpuBatches {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
@@ -223,8 +232,7 @@ func (h *gpuBatches) remove(sequence int, from int32) {
 // Drafts are decode rows: each sees what it sees, also where the draft before was taken back. Layers that only attend to
 // everything are the host's, which reads a text once for all of its rows.
 func TestGPUSpeculation(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	h := newGPUBatches(t, gpuSettings(16), 512, 1, true)
@@ -257,8 +265,7 @@ func TestGPUSpeculation(t *testing.T) {
 
 // Without the setting a draft is the host's; so is a text that is evaluated.
 func TestGPULeavesDrafts(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	config := gpuSettings(16)
@@ -276,8 +283,7 @@ func TestGPULeavesDrafts(t *testing.T) {
 
 // Drafts of several streams, each of as many tokens. Where streams' rows lie elsewhere than behind one another, the batch is the host's.
 func TestGPUSpeculationInStreams(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	h := newGPUBatches(t, gpuSettings(16), 256, 3, true)
@@ -317,8 +323,7 @@ func TestGPUSpeculationInStreams(t *testing.T) {
 
 // A token of a prompt, in a stream of its own, attends to everything, and so is the host's; the longer run of others is not.
 func TestGPULeavesDenseRows(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	h := newGPUBatches(t, gpuSettings(16), 256, 4, true)
@@ -353,8 +358,7 @@ func TestGPULeavesDenseRows(t *testing.T) {
 
 // Drafts of several streams in cells of chance: each row's order is put on the device, by its own stream's slots.
 func TestGPUOrderInStreams(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	h := newGPUBatches(t, gpuSettings(16), 256, 3, true)
@@ -393,8 +397,7 @@ func (h *gpuBatches) position() (next int32) {
 
 // A draft behind a text in the order of slots, whose own tokens are not: they lie before it, or change places when the draft is taken back.
 func TestGPUOrderOfDrafts(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	h := newGPUBatches(t, gpuSettings(16), 256, 1, true)
@@ -411,8 +414,7 @@ func TestGPUOrderOfDrafts(t *testing.T) {
 
 // Where a row of the step before has another number in this one, its list is another row's.
 func TestGPUListsOfOtherRows(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	h := newGPUBatches(t, gpuSettings(16), 256, 1, true)
@@ -443,8 +445,7 @@ func TestGPUListsOfOtherRows(t *testing.T) {
 // The mask before a step's is not always that of the step before: here a token of another text's prompt came in between, which is no step.
 // Its text is as long as the first one, so that the next token of it has the place behind the first one's. That token sees its own text.
 func TestGPUMaskOfABatchThatWasNoStep(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	h := newGPUBatches(t, gpuSettings(16), 256, 1, true)
@@ -477,8 +478,7 @@ func TestGPUMaskOfABatchThatWasNoStep(t *testing.T) {
 // Random batches of prompts, drafts and decode rows in one stream, in holes of the store: the rows that are taken are decode rows and
 // drafts, as many as lie one behind the other, each with what it sees; the others are not written.
 func TestGPUBatchesOfAllKinds(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	mixed, drafts := uint64(0), uint64(0)
@@ -588,8 +588,7 @@ func TestGPUBatchesAllocateNothing(t *testing.T) {
 
 // Rows of drafts are not got memory for without end.
 func TestGPUDraftsMemory(t *testing.T) {
-	if !standin.Child() {
-		standin.Again(t, "LIM_STANDIN_ATTEND=1", "LIM_STANDIN_LOG=")
+	if !attends(t) {
 		return
 	}
 	h := newGPUBatches(t, gpuSettings(16), 512, 1, true)
