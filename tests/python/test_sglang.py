@@ -227,6 +227,20 @@ def test_a_runner_is_opened_by_what_its_model_and_store_are(backend, version, mo
     assert not shared.active
 
 
+def test_a_profile_of_other_heads_is_refused_by_name(backend, version, monkeypatch, cpu, tmp_path):
+    profile = {"format": 1, "settings": context.serving.in_force(context.settings.Settings(), 4), "choice": [1]}
+    (tmp_path / "p.json").write_text(
+        json.dumps({**profile, "model": {"layers": 4, "heads": 2 * HEADS, "key_dim": DIM, "weights": "a ggml host's"}})
+    )
+    monkeypatch.setenv("LESSISMORE_PROFILE", str(tmp_path / "p.json"))
+    shared = backend.Backend(runner_of(version)).shared
+    assert not shared.active and f"heads {2 * HEADS}, here it is {HEADS}" in shared.reason
+    stand_in.rank_process(monkeypatch, version, 0, None)
+    shared = backend.Backend(runner_of(version, tp_size=2)).shared  # each rank has half of them
+    assert shared.active and shared.choice.layers == (1,)
+    shared.close()
+
+
 def test_each_process_of_several_has_its_own_statistics(backend, version, monkeypatch, cpu, tmp_path):
     monkeypatch.setenv("LESSISMORE_LAYERS", "1")
     monkeypatch.setenv("LESSISMORE_STATS", str(tmp_path / "stats"))

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import lessismore
 import lessismore.vllm
 from lessismore._errors import ArgumentError, DeviceError
-from lessismore.vllm import context, layers, memory, metrics, profile, ranks, rows, serving, settings
+from lessismore.vllm import context, identity, layers, memory, metrics, profile, ranks, rows, serving, settings
 
 VERSIONS = stand_in.VERSIONS
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
@@ -789,6 +789,65 @@ def test_where_selection_layers_come_from(monkeypatch, tmp_path):
         found = choose(measures, profile=other)
         assert found.layers == (1, 3) and not found.measure and "another host" in found.source
     assert choose(True, profile=str(tmp_path / "new.json")).measure and choose(False, profile=str(tmp_path / "new.json")).reason
+
+
+def test_a_model_is_told_by_its_weights_wherever_they_lie(tmp_path):
+    def text(model, **more):
+        c = stand_in.config()
+        c.model_config.__dict__.update(model=str(model), **more)
+        return identity.about(c)
+
+    weights, rng = tmp_path / "a", np.random.default_rng()
+    weights.mkdir()
+    content = rng.bytes(3 << 20)
+    (weights / "model.safetensors").write_bytes(content)
+    (weights / "config.json").write_text("{}")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "model.safetensors").write_bytes(content)
+    (tmp_path / "current").symlink_to(weights)
+    first = text(weights)
+    assert first.startswith("served files ") and first == text(tmp_path / "b") == text(tmp_path / "current", revision="main")
+    assert text(weights / "model.safetensors").startswith("served files ")  # one file, as of GGUF
+    (weights / "model.safetensors").write_bytes(rng.bytes(3 << 20))  # another checkpoint in its place
+    assert identity.another(first, text(weights)) and text(tmp_path / "current") == text(weights) != first
+    quantized = text(tmp_path / "b", quantization="fp8")
+    assert first != quantized and not identity.another(first, quantized) and "configuration" in identity.difference(first, quantized)
+    drawn = tmp_path / "drawn", tmp_path / "drawn2"
+    for folder in drawn:  # of a model whose weights are drawn
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    assert text(drawn[0]) == text(drawn[1]) and text(drawn[0]).startswith("served none ")
+    named = text("some/model"), text("some/model", revision="v2"), text("other/model")
+    assert len(set(named)) == 3 and all(name.startswith("served name ") for name in named) and identity.another(named[0], named[2])
+    assert not identity.another(first, named[0]) and identity.difference(named[0], first) == "of another host"
+    assert text("temporary", model_weights="s3://models/x") == text("elsewhere", model_weights="s3://models/x")
+
+
+def test_a_profile_of_another_model_is_an_error_where_that_can_be_told(tmp_path):
+    def choose(weights, measures=False, shape=None, **changed):
+        path = kept(tmp_path / "p.json", weights=weights, **changed)
+        return profile.choose(settings.Settings(profile=path), IN_FORCE, 4, "served files aa cc", measures, shape)
+
+    for measures in (False, True):
+        with pytest.raises(ArgumentError, match="another model was served"):
+            choose("model served files bb cc", measures)
+        for weights, told in (
+            ("model served files aa dd", "of another configuration of the model"), ("model served files aa cc one-of-2", "by the heads of one rank"),
+            ("model served name bb cc", "of another host"), ("model 0123456789abcdef", "of another host"), ("0123456789abcdef", "of another host"),
+        ):  # fmt: skip
+            found = choose(weights, measures)
+            assert found.layers == (1, 3) and not found.measure and told in found.source
+    own = choose("model served files aa cc")
+    assert own.layers == (1, 3) and own.source == f"profile {tmp_path / 'p.json'}"
+    assert choose("model served files aa cc", True).measure
+    for model, text in (
+        (dict(heads=16, key_dim=128), "heads 16, here it is 32"),
+        (dict(heads=32, key_dim=64), "key_dim 64, here it is 128"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", **model})
+    assert choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", "heads": 32, "key_dim": 128}).layers
+    assert choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", "heads": 0, "key_dim": 0}).layers
 
 
 def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):

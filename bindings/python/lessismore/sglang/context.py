@@ -15,7 +15,7 @@ from .. import _library
 from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from ..vllm import metrics, profile, serving, settings
+from ..vllm import identity, metrics, profile, serving, settings
 from ..vllm.layers import DTYPES
 from . import layers
 
@@ -51,8 +51,10 @@ class Context(serving.Serving):
             logger.info("lessismore: %d layers are SGLang's: %s", n, reason)
         if not census.numbers:
             return self.refuse("no layer takes part")
+        heads = census.first.tp_q_head_num * arguments.tp_size, census.first.head_dim
         force, measures = serving.in_force(own, len(census.numbers)), layers.without_graphs(arguments) and arguments.tp_size == 1
-        self.choice = choice = profile.choose(own, force, len(census.numbers), profile.about(_described(runner)), measures)
+        model = "" if own.layers is not None else identity.about(_described(runner))
+        self.choice = choice = profile.choose(own, force, len(census.numbers), model, measures, heads)
         if choice.reason is not None:
             return self.refuse(f"the selection layers are not known: {HOW}", logging.WARNING)
         self.make_engine(len(census.numbers))
@@ -148,7 +150,7 @@ class Call:
 
 
 def _described(runner: Any) -> Any:
-    """The model, as profile.about() reads vLLM's configuration: the same model has the same profile there and here."""
+    """The model, as identity.about() reads vLLM's configuration: the same model has the same profile there and here."""
     model = runner.model_config
     more = {name: getattr(model, name, None) for name in ("revision", "quantization")}
     return types.SimpleNamespace(model_config=types.SimpleNamespace(hf_config=model.hf_config, model=model.model_path, **more))

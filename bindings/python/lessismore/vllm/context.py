@@ -14,7 +14,7 @@ from .. import _library
 from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from . import layers, memory, metrics, profile, ranks, rows, serving, settings
+from . import identity, layers, memory, metrics, profile, ranks, rows, serving, settings
 
 logger = logging.getLogger("vllm.lessismore")
 
@@ -118,13 +118,17 @@ class Context(serving.Serving):
         Args:
             tensor: ranks, all of them with every layer; 0: each has some of the layers.
         """
-        own, model = self.settings, profile.about(self.config)
+        own, first = self.settings, self.census.first
+        shape = first.num_heads * max(self.config.parallel_config.tensor_parallel_size, 1), first.head_size
 
         def here() -> tuple[dict[str, Any], profile.Choice]:
-            force = serving.in_force(own, n_layers)
-            found = profile.choose(own, force, n_layers, model, measures and tensor == 1)
-            if found.reason is not None and measures and together:
-                found = profile.choose(own, force, n_layers, model, True)
+            force, model = serving.in_force(own, n_layers), "" if own.layers is not None else identity.about(self.config)
+            found = profile.choose(own, force, n_layers, model, measures and tensor == 1, shape)
+            if found.reason is not None and measures and together:  # what one rank measures is of its heads only: not the model's profile
+                of_one = identity.of_ranks(model, tensor)
+                for measuring in (False, True):  # what was kept goes into full graphs
+                    if found.reason is not None:
+                        found = profile.choose(own, force, n_layers, of_one, measuring, shape)
             return force, found
 
         together = own.layers is None and ranks.together(tensor)
