@@ -677,6 +677,7 @@ def test_the_first_rank_says_what_all_of_them_do(monkeypatch, tmp_path):
         return said[0]
 
     monkeypatch.setattr(ranks, "first", first)
+    monkeypatch.setattr(ranks, "every", lambda own: [own, own])
     monkeypatch.setattr(ranks, "together", lambda n: n == 2)
     for start in ("measured", "kept"):
         opened = []
@@ -695,6 +696,52 @@ def test_the_first_rank_says_what_all_of_them_do(monkeypatch, tmp_path):
             assert [made for _, made in opened] == [[(4, (1, 3))]] * 2 and not any(d.measures for d, _ in opened)
     given = engines(monkeypatch, stand_in.config({"layers": [0]}, tensor_parallel_size=2), range(4))
     assert given[1] == [(4, (0,))] and not given[0].measures
+    # What one rank has measured is of its heads: a start on one GPU measures all of them, and two ranks take that from then on.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    alone, _ = engines(monkeypatch, stand_in.config({}), range(4))
+    assert alone.measures and alone.choice.profile != choices[0].profile and "measured" in alone.choice.source
+    kept(type(tmp_path)(alone.choice.profile), weights=f"model {alone.choice.model}", choice=(2,), settings=force)
+    said.clear()
+    assert engines(monkeypatch, stand_in.config({}, tensor_parallel_size=2), range(4))[1] == [(4, (2,))]
+
+
+@pytest.mark.parametrize(("others", "text"), [
+    ({"budget": 128}, "the ranks' settings differ: budget is None on rank 0 and 128 on rank 1"), ({"layers": None}, "layers is"), ("switched off", "rank 1: switched off"),
+    ({"stats": "elsewhere", "profile": "other"}, None),
+])  # fmt: skip
+def test_ranks_of_other_settings_are_dense_and_none_waits_for_another(monkeypatch, others, text):
+    """A variable that is set on one machine only. Who has layers asks the first rank nothing, who has none would wait for its answer."""
+    own = settings.of_all(settings.Settings(layers=(0,)))
+    their = (others, own) if isinstance(others, str) else (None, {**own, **{k: v for k, v in others.items() if k in own}})
+    seen = []
+
+    def every(value):
+        seen.append(value)
+        return [value, their]
+
+    monkeypatch.setattr(ranks, "every", every)
+    monkeypatch.setattr(ranks, "together", lambda n: n == 2)
+    monkeypatch.setenv("LESSISMORE_LAYERS", "0")
+    d, made = engines(monkeypatch, stand_in.config(tensor_parallel_size=2), range(4))
+    assert seen[0] == (None, own)
+    assert (d.reason is None and made == [(4, (0,))] and len(seen) == 2) if text is None else (text in d.reason and not made)
+
+
+def test_a_rank_that_fails_makes_all_of_them_dense(monkeypatch):
+    said = []
+
+    def every(value):
+        said.append(value)
+        return [value, (None if len(said) == 1 else "out of memory", value[1])]
+
+    monkeypatch.setattr(ranks, "every", every)
+    monkeypatch.setattr(ranks, "together", lambda n: n == 2)
+    d, made = engines(monkeypatch, stand_in.config({"layers": [0]}, tensor_parallel_size=2), range(4))
+    assert made and d.engine is None and d.reason == "rank 1: out of memory"
+    said.clear()
+    monkeypatch.setenv("LESSISMORE", "off")  # on this one only: it says so to those that wait for it
+    d, made = engines(monkeypatch, stand_in.config(tensor_parallel_size=2), range(4))
+    assert not made and d.reason == "switched off" and said[0][0] == "switched off"
 
 
 RANK = """
@@ -717,6 +764,7 @@ except ArgumentError as e:
     assert str(e) == "profile x: it is none"
 def fail():
     raise OSError(5, "a disk's fault")
+assert ranks.every((None, rank)) == [(None, 0), (None, 1)]
 try:
     ranks.first(fail)
 except OSError as e:

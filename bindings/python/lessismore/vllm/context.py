@@ -49,10 +49,25 @@ class Context(serving.Serving):
 
     def open(self, ours: type, device: torch.device) -> None:
         """Makes the library's engine and decoder, once all layers are there. Raises ArgumentError for a setting of additional_config
-        that is wrong for this model; whatever else goes wrong leaves everything to vLLM."""
-        if self.opened or self.reason is not None:
+        that is wrong for this model; whatever else goes wrong leaves everything to vLLM, on all ranks."""
+        if self.opened:
             return
         self.opened = True
+        if self._agreed():
+            self._open(ours, device)
+            self._agreed()
+
+    def _agreed(self) -> bool:
+        """Whether nothing speaks against it on this rank or another one: graphs of one have to be graphs of all."""
+        parallel = self.config.parallel_config
+        if parallel.pipeline_parallel_size == 1 and ranks.together(parallel.tensor_parallel_size):
+            against = ranks.against(ranks.every((self.reason, settings.of_all(self.settings))))
+            if against is not None and self.reason is None:
+                self.close()
+                self.refuse(against, logging.WARNING)
+        return self.reason is None
+
+    def _open(self, ours: type, device: torch.device) -> None:
         most = layers.total(self.config)
         self.census = census = layers.Census(self.config.compilation_config.static_forward_context, ours, most)
         for reason, n in self.others().items():
@@ -131,7 +146,7 @@ class Context(serving.Serving):
                         found = profile.choose(own, force, n_layers, of_one, measuring, shape)
             return force, found
 
-        together = own.layers is None and ranks.together(tensor)
+        together = own.layers is None and ranks.together(tensor)  # the same on each: _agreed()
         if not together:
             return here()
         force, found = ranks.first(here)

@@ -124,6 +124,11 @@ def from_config(additional: Any) -> dict[str, Any]:
     return {key: None if value is None else _check(key, f"lessismore.{key}", value) for key, value in given.items()}
 
 
+def of_all(found: Settings) -> dict[str, Any]:
+    """What has to be the same on each rank: all but files, which are one rank's or each one's own."""
+    return {name: value for name, value in dataclasses.asdict(found).items() if name not in ("profile", "stats", "stats_interval")}
+
+
 def read(additional: Any, environment: Optional[Mapping[str, str]] = None) -> tuple[Settings, Optional[str]]:
     """The settings in force, and why the environment's are wrong, or cannot be told: then nothing is sparse, as with every other host.
 
