@@ -166,6 +166,20 @@ def test_a_wrong_setting_is_named(given, text):
     assert text in str(e.value)
 
 
+@pytest.mark.parametrize("given", [
+    {"Lessismore": {"budget": 128}}, {"lessimore": {"layers": [2, 9]}}, {"less_is_more": {}}, {"budget": 128, "layers": [2, 9]}, {"other": 1, "recency": 0.5},
+])  # fmt: skip
+def test_settings_that_stand_elsewhere_are_an_error_not_the_defaults(given):
+    with pytest.raises(ArgumentError, match='"lessismore"'):
+        settings.read(given, {})
+
+
+def test_another_plug_ins_configuration_is_none_of_ours():
+    for other in ({"ascend_scheduler_config": {"budget": 1}, "layers": 3, "profile": "x", "enabled": True}, {1: 2}, {}):
+        assert settings.read(other, {}) == (settings.Settings(), None)
+        assert settings.read({**other, "lessismore": {"budget": 128}}, {})[0].budget == 128
+
+
 @pytest.mark.parametrize(("name", "value"), [
     ("LESSISMORE", "maybe"), ("LESSISMORE_BUDGET", "many"), ("LESSISMORE_BUDGET", "0"), ("LESSISMORE_LAYERS", "2,x"), ("LESSISMORE_LAYERS", "9,2"),
     ("LESSISMORE_RECENCY", "2"), ("LESSISMORE_POLICY", "best"), ("LESSISMORE_GUARD", "often"), ("LESSISMORE_INTERVAL", "4"),
