@@ -127,12 +127,25 @@ def test_the_entry_point_registers(monkeypatch):
     group = (PACKAGE / "pyproject.toml").read_text().split('[project.entry-points."vllm.general_plugins"]')[1].split("[")[0]
     assert group.split() == ["lessismore", "=", '"lessismore.vllm:register"']
     monkeypatch.setattr(metrics, "announce", lambda: None)
+    monkeypatch.setenv(lessismore.vllm.PREFIXES, "")  # which it changes
     for names in (False, True):
         registry = stand_in.install(monkeypatch, [None], names)
         lessismore.vllm.register()
         lessismore.vllm.register()
         known = ["CUSTOM", "LESSISMORE"] if names else ["CUSTOM"]
         assert registry.chosen == dict.fromkeys(known, "lessismore.vllm.backend.Backend")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "LESSISMORE"), ("A_, B_", "A_, B_,LESSISMORE"), ("LESSISMORE,A_", "LESSISMORE,A_")])
+def test_workers_that_ray_starts_are_handed_our_variables(monkeypatch, given, wanted):
+    """vLLM hands on variables whose names begin in one of these ways; what Ray starts inherits Ray's environment."""
+    name = lessismore.vllm.PREFIXES
+    monkeypatch.setenv(name, "") if given is None else monkeypatch.setenv(name, given)
+    monkeypatch.setattr(metrics, "announce", lambda: None)
+    stand_in.install(monkeypatch, [None])
+    for _ in range(2):
+        lessismore.vllm.register()
+        assert os.environ[name] == wanted
 
 
 def test_importing_the_package_imports_neither_vllm_nor_torch():
