@@ -176,6 +176,17 @@ def test_without_layers_or_a_gpu_nothing_is_sparse_and_the_log_says_why(backend,
             assert text in backend.Backend(runner).shared.reason
 
 
+def test_a_version_of_sglang_with_other_interfaces_is_left_to_itself(backend, version, monkeypatch):
+    monkeypatch.setenv("LESSISMORE_LAYERS", "0")
+    for break_it in (lambda r: delattr(r.server_args, "enable_pdmux"), lambda r: delattr(r, "req_to_token_pool")):
+        runner = stand_in.runner(version, [stand_in.RadixAttention(i) for i in range(2)])
+        break_it(runner)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "current_device", lambda: 0)
+            shared = backend.Backend(runner).shared
+        assert not shared.active and "this version of SGLang is not known" in shared.reason and "attribute" in shared.reason
+
+
 class Decoder:
     """The library's on a GPU, as far as it is made with what suits it."""
 

@@ -300,6 +300,14 @@ def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
     assert backend.Builder.get_cudagraph_support(c, None) is stand_in.AttentionCGSupport.ALWAYS  # vLLM's own
 
 
+def test_a_version_of_vllm_with_other_interfaces_is_left_to_itself(backend, monkeypatch):
+    c = stand_in.config({"layers": [0]})
+    del c.model_config.dtype
+    assert "this version of vLLM is not known" in context.of(c).reason and "dtype" in context.of(c).reason
+    d = opened({"layers": [0]}, monkeypatch, AttributeError("no max_num_seqs"))
+    assert not d.active and d.reason == "this version of vLLM is not known: no max_num_seqs"
+
+
 # ---- steps ----
 
 
@@ -461,6 +469,17 @@ def test_a_replayed_graphs_padding_sees_nothing_and_memory_keeps_its_place(specu
         plan.lengths.data_ptr() == captured.lessismore.lengths.data_ptr() and plan.table.data_ptr() == captured.lessismore.table.data_ptr()
     )
     assert plan.table.stride() == captured.lessismore.table.stride() and plan.table[:4].equal(replayed.block_table[[0] * 4])
+
+
+def test_a_server_that_has_slept_speculates_as_before(speculating):
+    """vLLM makes builders in the memory of its K/V store, which comes back with other contents; a step's is made elsewhere."""
+    builder = speculating.builder
+    for owner in (builder, builder.tokens):
+        for value in vars(owner).values() if owner is not None else ():
+            if isinstance(value, torch.Tensor):
+                value.fill_(-7)
+    close(*speculating.attend(speculating.step([4, 1, 3], [50, 200, 17])))
+    assert speculating.library.rows == [8, 8]
 
 
 def test_speculation_wants_graphs_of_several_tokens_and_rows_for_them(speculating):
@@ -660,6 +679,53 @@ def engines(monkeypatch, c, names):
     d = context.Context(c)
     d.open(stand_in.FlashAttentionImpl, torch.device("cuda", 0))
     return d, made
+
+
+class Decoder:
+    """The library's on a GPU, as far as it is made with what suits it."""
+
+    made: list = []
+    open = 0
+
+    def __init__(self, engine, max_rows, **given):
+        self.made.append((max_rows, given))
+        Decoder.open += 1
+
+    @staticmethod
+    def work_size(engine, max_rows, **shape):
+        return 100 * max_rows
+
+    def stats(self):
+        return {}
+
+    def close(self):
+        Decoder.open -= 1
+
+
+def test_a_context_length_that_vllm_finds_is_the_decoders(backend, monkeypatch):
+    """--max-model-len auto: block tables are as wide as the context that fits, which vLLM knows only after it has measured its memory."""
+    monkeypatch.setattr(serving, "Decoder", Decoder)
+    Decoder.made.clear()
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **more: zeros(*shape, **more))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: stand_in.Object(total_memory=1 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda number: 0)
+    c = backend.current[0] = stand_in.config({"layers": [0]})
+    c.cache_config = stand_in.Object(gpu_memory_utilization=0.5, block_size=16)
+    names = [f"model.layers.{i}.attn" for i in range(2)]
+    c.compilation_config.static_forward_context.update({name: stand_in.Attention(name, impl()) for name in names})
+    d = context.of(c)
+    d.open(stand_in.FlashAttentionImpl, torch.device("cuda", 0))
+    ((rows_, first),) = Decoder.made
+    assert d.active and first["capacity"] == d.capacity == 512
+    c.model_config.max_model_len = 160
+    for _ in range(2):  # a builder for each group of layers
+        backend.Builder(None, names, c, torch.device("cpu"))
+    (_, (again, second)) = Decoder.made
+    assert d.active and again == rows_ == d.max_rows and Decoder.open == 1 and second["work"] is first["work"] is d.work
+    assert second == {**first, "capacity": 160, "kv_tokens": min(first["kv_tokens"], rows_ * 160)} and d.capacity == 160
+    d.close()
+    assert Decoder.open == 0
 
 
 @pytest.mark.parametrize(("layers_", "names", "want", "reason"), [

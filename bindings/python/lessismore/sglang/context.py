@@ -35,14 +35,17 @@ class Context(serving.Serving):
             return self.refuse(wrong, logging.ERROR)
         if not self.settings.enabled:
             return self.refuse("switched off")
-        against = layers.whole(runner, backend)
-        if against is not None:
-            return self.refuse(against)
         try:
+            against = layers.whole(runner, backend)
+            if against is not None:
+                return self.refuse(against)
             self._open(runner, backend)
         except (Error, torch.OutOfMemoryError) as e:
             self.close()
             self.refuse(str(e), logging.ERROR)
+        except serving.UNKNOWN as e:
+            self.close()
+            self.refuse(f"this version of SGLang is not known: {e}", logging.ERROR)
 
     def _open(self, runner: Any, backend: Any) -> None:
         own, arguments = self.settings, runner.server_args

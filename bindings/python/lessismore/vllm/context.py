@@ -17,6 +17,7 @@ from .._version import __version__
 from . import identity, layers, memory, metrics, profile, ranks, rows, serving, settings
 
 logger = logging.getLogger("vllm.lessismore")
+OTHER = "this version of vLLM is not known"
 
 
 class Context(serving.Serving):
@@ -33,7 +34,7 @@ class Context(serving.Serving):
             self.refuse(wrong, logging.ERROR)
         elif not own.enabled:
             self.refuse("switched off")
-        elif (against := layers.whole(config)) is not None:
+        elif (against := self._against()) is not None:
             self.refuse(against)
         self.opened = False
         self.most_tokens = 1  # of a request that decodes, in a step
@@ -80,6 +81,26 @@ class Context(serving.Serving):
             self.close()
             if isinstance(e, ArgumentError) and settings.from_config(self.config.additional_config):
                 raise
+            self.refuse(str(e), logging.ERROR)
+        except serving.UNKNOWN as e:
+            self.close()
+            self.refuse(f"{OTHER}: {e}", logging.ERROR)
+
+    def _against(self) -> Optional[str]:
+        """Why nothing of this engine can be sparse, whatever its layers are."""
+        try:
+            return layers.whole(self.config)
+        except serving.UNKNOWN as e:
+            return f"{OTHER}: {e}"
+
+    def fit(self, longest: int) -> None:
+        """No context is longer than that, as vLLM has found since: its block tables may be too narrow for what was announced."""
+        if not self.active or longest >= self.capacity:
+            return
+        try:
+            self.narrow(longest)
+        except Error as e:
+            self.close()
             self.refuse(str(e), logging.ERROR)
 
     def _make(self, census: layers.Census, device: torch.device) -> None:
