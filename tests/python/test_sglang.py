@@ -143,7 +143,7 @@ def test_layers_are_numbered_by_their_id_and_others_are_left():
 
 @pytest.mark.parametrize("change", [
     dict(speculative_algorithm="EAGLE"), dict(pp_size=2), dict(enable_dp_attention=True), dict(enable_two_batch_overlap=True),
-    dict(enable_deterministic_inference=True), dict(attn_cp_size=2),
+    dict(enable_deterministic_inference=True), dict(attn_cp_size=2), dict(enable_hisparse=True),
 ])  # fmt: skip
 def test_a_server_that_would_go_wrong_is_left_to_sglang(backend, version, monkeypatch, change):
     monkeypatch.setenv("LESSISMORE_LAYERS", "0")
