@@ -863,6 +863,7 @@ try:
 except OSError as e:
     assert e.errno == 5
     print("refused")
+d.destroy_process_group()  # else torch now and then aborts at the process's end
 """
 
 
@@ -1082,6 +1083,39 @@ def test_a_file_of_statistics_is_one_process_s_and_replaces_nobody_else_s(monkey
 )
 def test_no_two_processes_have_the_same_number(parallel, ranks):
     assert context._rank(stand_in.Object(**parallel)) == ranks
+
+
+def active(folder):
+    """The metric of that name, by rank and reason."""
+    found = {family.name: dict(family.values) for family in metrics.families(metrics.reports(str(folder)))}
+    return found.get("lessismore_active")
+
+
+def test_metrics_and_statistics_say_why_nothing_is_sparse_from_the_start(monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    mode = stand_in.Object(has_full_cudagraphs=lambda: True, has_piecewise_cudagraphs=lambda: False)
+    stats = tmp_path / "stats"
+    stats.write_text('{"version":"0.0.1","config":{}}')  # a run's before
+    d = opened({"stats": str(stats)}, monkeypatch, mode=mode)
+    assert "not known" in d.reason and active(tmp_path) == {("0", d.reason): 0.0}
+    assert json.loads(stats.read_text())["vllm"]["reason"] == d.reason
+    opened({"layers": [0]}, monkeypatch, DeviceError("no CUDA driver"))
+    assert active(tmp_path) == {("0", "no CUDA driver"): 0.0}
+
+
+def test_metrics_say_that_the_library_refused_a_step(model, monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    library = dict.fromkeys((key for *_, keys in metrics.LIBRARY for key in keys.values()), 0)
+    model.context.decoder.stats = lambda: library
+    model.context.reporter = metrics.Reporter(model.context, 0, 1, 1e-9, str(tmp_path / "stats"))
+    model.context.engine = stand_in.Object(report=lambda: {"version": "1"}, close=lambda: None)
+    model.attend(model.step([1, 1], [5, 9]))
+    model.step([1, 1], [5, 9])
+    assert json.loads((tmp_path / "stats").read_text())["vllm"]["reason"] is None
+    model.context.fail(ArgumentError("too narrow"))
+    model.step([1, 1], [5, 9])
+    assert json.loads((tmp_path / "stats").read_text())["vllm"]["reason"] == "too narrow"
 
 
 def test_what_is_counted_is_read_only_when_someone_asked(monkeypatch, tmp_path):
