@@ -759,10 +759,17 @@ func TestPartsThatJoinLater(t *testing.T) {
 		require.NotEmpty(t, log)
 		return
 	}
-	for _, devices := range [][]string{{"cpu 0-2", "gpu0 3-5"}, {"cpu 0-1", "gpu0 2-3", "gpu1 4-5"}} {
-		h := newRelayHost(t, []int{1}, devices...)
+	for _, c := range []struct {
+		devices []string
+		lengths []int
+	}{
+		{[]string{"cpu 0-2", "gpu0 3-5"}, []int{150, 90}},
+		{[]string{"cpu 0-2", "gpu0 3-5"}, []int{150}}, // a row that needs no list
+		{[]string{"cpu 0-1", "gpu0 2-3", "gpu1 4-5"}, []int{150, 90}},
+	} {
+		h := newRelayHost(t, []int{1}, c.devices...)
 		h.change = func(l *leg, _ *graph.Graph) bool { return l.gpu != nil }
-		h.text(150, 90)
+		h.text(c.lengths...)
 		h.change = nil
 		for range 24 { // until the CPU knows the order of the newest tokens
 			h.decode(nil)

@@ -44,10 +44,28 @@ func (r *Rows) Same(n *graph.Node, left *contexts.Left) bool {
 	return true
 }
 
-// sameList tells whether two rows that see as many tokens have them in the same order.
+// sameList tells whether two rows that see as many tokens have them in the same order. A device may keep a list where another one needs none.
 func sameList(a, b *cpu.Row) bool {
-	if a.Slots == nil || b.Slots == nil {
-		return a.Slots == b.Slots
+	switch {
+	case a.Slots == nil && b.Slots == nil:
+		return true
+	case a.Slots == nil:
+		return ascendsFromZero(b)
+	case b.Slots == nil:
+		return ascendsFromZero(a)
 	}
-	return slices.Equal(unsafe.Slice((*int32)(a.Slots), a.Visible), unsafe.Slice((*int32)(b.Slots), b.Visible))
+	return slices.Equal(list(a), list(b))
+}
+
+// list is the slots of a row that has a list.
+func list(r *cpu.Row) []int32 { return unsafe.Slice((*int32)(r.Slots), r.Visible) }
+
+// ascendsFromZero tells whether a row's list says 0 .. visible-1.
+func ascendsFromZero(r *cpu.Row) bool {
+	for i, slot := range list(r) {
+		if int(slot) != i {
+			return false
+		}
+	}
+	return true
 }

@@ -43,7 +43,7 @@ type KVIndex struct {
 	positions []int32
 	prompt    []bool // no logits were wanted of the slot's token
 	size      int    // slots per stream
-	linear    []int  // per stream: that many leading slots hold consecutive, ascending positions
+	linear    []int  // per stream: that many leading slots are a run: unknown ones, and behind them consecutive, ascending positions
 	byWrites  bool   // places are numbers of writes
 	writes    int32
 	Tied      bool // tokens may share a position: those of an image do
@@ -92,10 +92,18 @@ func NewWatched(store Store) *KVIndex {
 func newIndex(store Store) *KVIndex {
 	n := int(store.Slots) * int(store.Streams)
 	x := &KVIndex{positions: make([]int32, n), prompt: make([]bool, n), size: int(store.Slots), linear: make([]int, store.Streams)}
+	x.blank()
+	return x
+}
+
+// blank makes all slots' places unknown.
+func (x *KVIndex) blank() {
 	for i := range x.positions {
 		x.positions[i] = Unknown
 	}
-	return x
+	for i := range x.linear {
+		x.linear[i] = x.size
+	}
 }
 
 // proves tells whether there is anything that places are proven by.
@@ -178,20 +186,28 @@ func (x *KVIndex) place(slot int, position int32) {
 	x.extend(slot/x.size, slot%x.size)
 }
 
-// extend brings a stream's linear prefix up to date after slot i of it changed.
+// follows tells whether a place in a run may be the one behind another.
+func follows(place, before int32) bool {
+	return before == Unknown || place != Unknown && place == before+1
+}
+
+// extend brings a stream's run up to date after slot i of it changed.
 func (x *KVIndex) extend(stream, i int) {
 	cells := x.positions[stream*x.size : (stream+1)*x.size]
 	n := &x.linear[stream]
 	switch {
-	case i == 0:
-		*n = 0 // the base of the whole run changed
-	case i < *n && cells[i] != cells[i-1]+1:
+	case i > *n:
+		return
+	case i > 0 && !follows(cells[i], cells[i-1]):
 		*n = i
 		return
-	case i != *n:
+	case i+1 < *n:
+		if !follows(cells[i+1], cells[i]) {
+			*n = i + 1
+		}
 		return
 	}
-	for *n < len(cells) && cells[*n] != Unknown && (*n == 0 || cells[*n] == cells[*n-1]+1) {
+	for *n = max(*n, i+1); *n < len(cells) && follows(cells[*n], cells[*n-1]); {
 		*n++
 	}
 }
@@ -293,6 +309,7 @@ func (x *KVIndex) Shift(delta []int32) {
 		}
 	}
 	for s := range x.linear {
+		x.linear[s] = 0
 		x.extend(s, 0)
 	}
 }
@@ -300,10 +317,7 @@ func (x *KVIndex) Shift(delta []int32) {
 // Forget drops what is known of the slots.
 func (x *KVIndex) Forget() {
 	x.changes++
-	for i := range x.positions {
-		x.positions[i] = Unknown
-	}
-	clear(x.linear)
+	x.blank()
 	clear(x.fresh)
 	x.nDue, x.writes, x.byWrites, x.Tied = 0, 0, false, false
 }
@@ -344,9 +358,14 @@ type Window struct {
 	SinkTokens, Recent int
 }
 
-// Prefix tells whether slots 0 .. n-1 of a stream are in the order of their tokens as they are, the row's own last.
+// Prefix tells whether slots 0 .. n-1 of a stream are in the order of their tokens as they are, the row's own last, the newest known: Order would
+// then leave them as they are.
 func (x *KVIndex) Prefix(stream, n int, w Window) bool {
 	if stream >= len(x.linear) || n == 0 || n > x.linear[stream] || int(w.Own) != n-1 || !x.proves() {
+		return false
+	}
+	cells := x.positions[stream*x.size:][:n]
+	if cells[n-max(min(w.Recent, n), 1)] == Unknown || x.byWrites && cells[0] == Unknown {
 		return false
 	}
 	if x.byWrites { // nothing tells that no other token is among the newest, but that all are known
@@ -354,8 +373,11 @@ func (x *KVIndex) Prefix(stream, n int, w Window) bool {
 		return x.hold(stream*x.size, nil, n) == n
 	}
 	base, first := stream*x.size, n-1-max(min(w.Recent, n)-1, 0)
-	before, sinks := x.old(base+first, nil, n-1-first), x.old(base, nil, min(w.SinkTokens, n-1))
-	return x.hold(base+first, nil, before) == before && x.hold(base, nil, sinks) == sinks
+	before, sinks, unknown := x.old(base+first, nil, n-1-first), x.old(base, nil, min(w.SinkTokens, n-1)), 0
+	for unknown < sinks && cells[unknown] == Unknown {
+		unknown++
+	}
+	return x.hold(base+first, nil, before) == before && x.hold(base+unknown, nil, sinks-unknown) == sinks-unknown
 }
 
 // Order writes the slots that a row sees, given ascending, to out in the order of their tokens: those of unknown

@@ -79,21 +79,29 @@ func TestKVIndexFollowsAHost(t *testing.T) {
 			require.Equal(t, truth, x.positions)
 			s := rng.Intn(streams)
 			cells := truth[s*size : (s+1)*size]
-			n := 0
-			for n < size && cells[n] != Unknown && (n == 0 || cells[n] == cells[n-1]+1) {
-				n++
-			}
+			n, unknown := runOf(cells)
 			require.Equal(t, n, x.linear[s])
 			w := func(n int) Window {
 				return Window{Own: int32(n - 1), Recent: 1 + rng.Intn(size), SinkTokens: rng.Intn(5)}
 			}
-			if n > 0 {
-				require.True(t, x.Prefix(s, n, w(n)))
-				require.False(t, n > 1 && x.Prefix(s, n, w(n-1)), "another own token")
-				require.False(t, n < size && x.Prefix(s, n+1, w(n+1)))
-			}
+			of := w(n)
+			require.Equal(t, max(min(of.Recent, n), 1) <= n-unknown, x.Prefix(s, n, of))
+			require.False(t, n > 1 && x.Prefix(s, n, w(n-1)), "another own token")
+			require.False(t, n < size && x.Prefix(s, n+1, w(n+1)))
 		}
 	}
+}
+
+// runOf is how many leading places are a run, and how many of these are unknown.
+func runOf(cells []int32) (n, unknown int) {
+	for unknown < len(cells) && cells[unknown] == Unknown {
+		unknown++
+	}
+	n = min(unknown+1, len(cells))
+	for n < len(cells) && cells[n] != Unknown && cells[n] == cells[n-1]+1 {
+		n++
+	}
+	return n, unknown
 }
 
 func TestKVIndexOrdersByPosition(t *testing.T) {
@@ -158,6 +166,97 @@ func TestKVIndexWantsTheNewestWithoutGaps(t *testing.T) {
 	require.Equal(t, gap, out[:11])
 	x.rows[5] = 99
 	require.False(t, x.Order(0, gap, w, out[:11]), "one of them is not: it may be in the gap")
+}
+
+// Tokens that nobody knows count as older than all others: where they lie in front, and the others behind them in order, no list is needed, and
+// none is sorted. The newest have to be known, and still to be what was written.
+func TestKVIndexKnowsAPrefixBehindUnknownTokens(t *testing.T) {
+	for _, watched := range []bool{false, true} {
+		var f *fakeStore
+		x := NewWatched(Store{ID: 4096, Slots: 64, Streams: 2, Stride: 8, Row: 8})
+		if !watched {
+			f = newFakeStore(t, 64, 2)
+			x = f.KVIndex
+		}
+		write := func(slot int64, position int32) {
+			if watched {
+				x.Write(slot, position, false)
+				return
+			}
+			f.token(slot, position, 1)
+		}
+		const first = 64 // of the second stream
+		for i := range int64(20) {
+			write(first+i, Unknown)
+		}
+		for i := range int64(10) {
+			write(first+20+i, int32(20+i))
+		}
+		ascending, out := make([]int32, 30), make([]int32, 30)
+		for i := range ascending {
+			ascending[i] = int32(i)
+		}
+		for n := 21; n <= 30; n++ {
+			for recent := range n + 1 {
+				w := Window{Own: int32(n - 1), SinkTokens: 4, Recent: recent}
+				require.Equal(t, recent <= n-20, x.Prefix(1, n, w), "%d tokens, the newest %d", n, recent)
+				require.Equal(t, recent <= n-20, x.Order(1, ascending[:n], w, out))
+				if recent <= n-20 {
+					require.Equal(t, ascending[:n], out[:n])
+				}
+			}
+		}
+		w := Window{Own: 29, SinkTokens: 4, Recent: 5}
+		require.False(t, x.Prefix(1, 20, Window{Own: 19, SinkTokens: 4}), "the row's own is not known")
+		require.False(t, x.Prefix(0, 30, w), "in the other stream none is")
+		write(first+3, 3) // known among those that are not: Order puts it behind them
+		require.False(t, x.Prefix(1, 30, w))
+		write(first+3, Unknown)
+		require.True(t, x.Order(1, ascending, w, out))
+		x.Forget()
+		for i := range int64(30) {
+			write(first+i, map[bool]int32{true: Unknown, false: int32(i)}[i < 20])
+		}
+		require.True(t, x.Prefix(1, 30, w))
+		if !watched {
+			f.rows[first+27] = 99
+			require.False(t, x.Prefix(1, 30, w), "one of the newest holds something else")
+		}
+	}
+	x := NewWatched(Store{ID: 4096, Slots: 64, Streams: 1, Stride: 8, Row: 8})
+	for i := range int64(10) {
+		x.WriteNext(10+i, false)
+	}
+	require.False(t, x.Prefix(0, 20, Window{Own: 19, Recent: 5}), "numbers of writes tell nothing of a text whose beginning is not known")
+}
+
+// The leading run of each stream is what it is, whatever slots change.
+func TestKVIndexKeepsRuns(t *testing.T) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewSource(seed))
+	for range 200 {
+		size, streams := 1+rng.Intn(8), 1+rng.Intn(2)
+		x := NewWatched(Store{ID: 4096, Slots: int64(size), Streams: int32(streams), Stride: 8, Row: 8})
+		for range 200 {
+			slot := rng.Intn(size * streams)
+			switch what := rng.Intn(20); {
+			case what == 0:
+				x.Forget()
+			case what == 1:
+				x.Shift(make([]int32, size*streams))
+			case what < 8:
+				x.place(slot, Unknown)
+			default:
+				x.place(slot, int32(slot%size+rng.Intn(2)*rng.Intn(3)))
+			}
+			for s := range streams {
+				cells := x.positions[s*size:][:size]
+				n, _ := runOf(cells)
+				require.Equal(t, n, x.linear[s], "%v", cells)
+			}
+		}
+	}
 }
 
 // Several tokens of one graph: what it writes is not there yet, and is known all the same, while the rest has to hold; the same

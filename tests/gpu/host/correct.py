@@ -212,11 +212,19 @@ def visible() -> list[str]:
 
 
 def handed(contexts: list[dict]) -> bool:
-    """Whether each later device got most of its token sets from the one before, and chose none by itself where it did."""
+    """Whether each later device got most of its token sets from the one before, and chose none by itself where it did.
+
+    Until the parts of a model have found each other a device is by itself, with layers numbered from its first: that one chooses, and each that
+    is given. These steps are neither handed over nor unhanded.
+    """
     later = [c for c in contexts if c["handed_steps"] + c["unhanded_steps"]]
     for c in later:
-        taken, own = c["handed_steps"] + c["unhanded_steps"], len(set(c["selection_layers"] or ()) & set(c["layers_offloaded"]))
-        if c["handed_steps"] < 0.8 * taken or c["select_calls"] > own * taken + c["unhanded_steps"]:
+        taken = c["handed_steps"] + c["unhanded_steps"]
+        alone = c["steps"] - taken
+        before = {n for other in contexts if other.get("device", "") < c.get("device", "") for n in other["layers_offloaded"]}
+        own = len(set(c["selection_layers"] or ()) & (set(c["layers_offloaded"]) - before))
+        most = own * taken + c["unhanded_steps"] + (own + 1) * alone
+        if taken < 0.8 * c["steps"] or c["handed_steps"] < 0.8 * taken or c["select_calls"] > most:
             return False
     return bool(later) and len({tuple(c["selection_layers"] or ()) for c in contexts}) == 1
 
