@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib
 import inspect
 import json
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import prometheus_client.multiprocess
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 import lessismore
 import lessismore.vllm
 from lessismore._errors import ArgumentError, DeviceError
-from lessismore.vllm import context, identity, layers, memory, metrics, profile, ranks, rows, serving, settings
+from lessismore.vllm import context, identity, layers, memory, metrics, options, profile, ranks, rows, serving, settings
 
 VERSIONS = stand_in.VERSIONS
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
@@ -121,6 +123,15 @@ def test_every_field_of_a_step_is_known(version):
     fields = stand_in.recorded(version)["vllm/v1/attention/backend.py"]["CommonAttentionMetadata"]["fields"]
     assert set(fields) <= rows.KNOWN
     assert set(rows.PER_ROW) & set(fields) and set(rows.OWN) <= set(fields)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_options_of_parallel_ranks_and_drafts_are_known(version):
+    """A new one is for whoever records a version to look at: it may change what a rank's attention has to compute."""
+    modules = stand_in.recorded(version)
+    for path, name, known in (("parallel", "ParallelConfig", options.PARALLEL), ("speculative", "SpeculativeConfig", options.SPECULATIVE)):
+        fields = {field for field in modules[f"vllm/config/{path}.py"][name]["fields"] if not field.startswith("_")}
+        assert fields <= known, fields - known
 
 
 def test_the_entry_point_registers(monkeypatch):
@@ -298,6 +309,36 @@ def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
     reason = layers.whole(c)
     assert reason and context.of(c).reason == reason
     assert backend.Builder.get_cudagraph_support(c, None) is stand_in.AttentionCGSupport.ALWAYS  # vLLM's own
+
+
+class Later:
+    """A default as pydantic keeps it."""
+
+    def __init__(self, default=None, default_factory=None):
+        self.default, self.default_factory = default, default_factory
+
+
+@dataclasses.dataclass
+class LaterParallelConfig:
+    tensor_parallel_size: int = 2  # known, whatever it is
+    spread_heads: bool = False
+    shards: Any = Later(1)
+    plan: Any = Later(default_factory=lambda: ["plain"])
+    names: list = dataclasses.field(default_factory=list)
+    _private: int = 3
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({}, None), (dict(spread_heads=None), None), (dict(_private=4), None), (dict(spread_heads=True), "spread_heads = True: an option that is not known"),
+    (dict(shards=2), "shards = 2"), (dict(plan=["other"]), "plan = ['other']"), (dict(names=["a"]), "names = ['a']"),
+])  # fmt: skip
+def test_an_engine_with_an_option_that_came_later_is_left_to_vllm(change, reason):
+    later = LaterParallelConfig(shards=1, plan=["plain"])
+    later.__dict__.update(stand_in.config().parallel_config.__dict__, **change)
+    c = stand_in.config({"layers": [1]})
+    c.parallel_config = later
+    found = layers.whole(c)
+    assert found is None if reason is None else reason in found
 
 
 def test_a_version_of_vllm_with_other_interfaces_is_left_to_itself(backend, monkeypatch):
