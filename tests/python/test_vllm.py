@@ -93,6 +93,7 @@ def test_what_is_read_is_there(version):
     assert "_init_reorder_batch_threshold" in backends["AttentionMetadataBuilder"]["methods"]
     assert backends["AttentionType"]["texts"]["DECODER"] == layers.DECODER
     assert layers.PLAIN in modules["vllm/model_executor/layers/attention/attention.py"]
+    assert {"is_overridden", "get_path"} <= set(modules["vllm/v1/attention/backends/registry.py"]["AttentionBackendEnum"]["methods"])
     assert "get_current_vllm_config" in config["vllm.py"]
     for name in ("additional_config", "speculative_config", "model_config", "parallel_config", "scheduler_config", "compilation_config"):
         assert name in config["vllm.py"]["VllmConfig"]["fields"], name
@@ -145,6 +146,37 @@ def test_the_entry_point_registers(monkeypatch):
         lessismore.vllm.register()
         known = ["CUSTOM", "LESSISMORE"] if names else ["CUSTOM"]
         assert registry.chosen == dict.fromkeys(known, "lessismore.vllm.backend.Backend")
+
+
+def test_another_plug_ins_backend_stays_its_own(monkeypatch, caplog):
+    monkeypatch.setattr(metrics, "announce", lambda: None)
+    monkeypatch.setenv(lessismore.vllm.PREFIXES, "")
+    for names in (False, True):
+        registry = stand_in.install(monkeypatch, [None], names)
+        registry.chosen["CUSTOM"] = "theirs.Backend"
+        caplog.clear()
+        lessismore.vllm.register()
+        ours = {"LESSISMORE": "lessismore.vllm.backend.Backend"} if names else {}
+        assert registry.chosen == {"CUSTOM": "theirs.Backend", **ours}
+        assert "CUSTOM is theirs.Backend" in caplog.text and ("LESSISMORE is lessismore's" in caplog.text) == names
+
+
+def test_a_vllm_that_takes_no_plug_in_like_this_starts_all_the_same(monkeypatch, caplog):
+    """It is called for each server of the machine, those of another attention backend, too."""
+    monkeypatch.setenv(lessismore.vllm.PREFIXES, "")
+    stand_in.install(monkeypatch, [None])
+    monkeypatch.setitem(sys.modules, "vllm.v1.attention.backends.registry", None)
+
+    def full():
+        raise OSError("no space left")
+
+    monkeypatch.setattr(metrics, "announce", full)
+    lessismore.vllm.register()
+    assert (
+        "no attention backend in this vLLM" in caplog.text
+        and "no metrics in this vLLM: no space left" in caplog.text
+        and os.environ[lessismore.vllm.PREFIXES]
+    )
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(None, "LESSISMORE"), ("A_, B_", "A_, B_,LESSISMORE"), ("LESSISMORE,A_", "LESSISMORE,A_")])
@@ -1031,6 +1063,22 @@ def test_a_profile_of_another_model_is_an_error_where_that_can_be_told(tmp_path)
             choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", **model})
     assert choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", "heads": 32, "key_dim": 128}).layers
     assert choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", "heads": 0, "key_dim": 0}).layers
+
+
+def test_the_librarys_own_profile_is_known_again(tmp_path):
+    """It is the library that writes which model a profile is of."""
+    rng, path, model = np.random.default_rng(), str(tmp_path / "p.json"), "served files aa cc"
+    asked = settings.Settings(budget=16, profile=path)
+    with lessismore.Engine(6, asked, model=model, n_threads=1) as engine, engine.decoder() as decoder:
+        key = rng.standard_normal((1, 400, 2, 64), dtype=np.float32)
+        for step in range(100):
+            for layer in range(6):
+                decoder.attend(layer, rng.standard_normal((1, 4, 64), dtype=np.float32), key, key, lengths=np.array([200 + step], np.int32))
+    force = serving.in_force(asked, 6)
+    found = profile.choose(asked, force, 6, model, False)
+    assert found.layers and found.source == f"profile {path}" and profile.choose(asked, force, 6, model, True).measure
+    with pytest.raises(ArgumentError, match="another model was served"):
+        profile.choose(asked, force, 6, "served files bb cc", False)
 
 
 def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
