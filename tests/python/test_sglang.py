@@ -170,6 +170,7 @@ def test_without_layers_or_a_gpu_nothing_is_sparse_and_the_log_says_why(backend,
         ("LESSISMORE", "off", "switched off"),
         ("LESSISMORE_BUDGET", "0", "LESSISMORE_BUDGET"),
         ("LESSISMORE_LAYERS", "7", "layer"),
+        ("LESSISMORE_QUALITY", "0.005", "quality = 0.005: it needs a profile"),
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)

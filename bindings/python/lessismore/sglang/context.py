@@ -64,7 +64,7 @@ class Context(serving.Serving):
         model = "" if own.layers is not None else identity.about(_described(runner))
         self.choice = choice = profile.choose(own, force, len(census.numbers), model, measures, heads)
         if choice.reason is not None:
-            return self.refuse(f"the selection layers are not known: {HOW}", logging.WARNING)
+            return self.refuse(choice.reason if own.quality else f"the selection layers are not known: {HOW}", logging.WARNING)
         self.make_engine(len(census.numbers))
         first, capacity = census.first, int(backend.max_context_len)  # as wide as the page tables of graphs are; the pool's rows are wider
         shape: dict[str, Any] = dict(
