@@ -377,7 +377,7 @@ bool on_copy_async(Backend *from_backend, Backend *backend, const Tensor *from, 
     const Moving moving = moving_of(backend);
     const bool   done   = moving.copy(from_backend, backend, from, to);
     if (done) note([&] { copied(from, to); });
-    if (moving.met != nullptr) moving.met(from_backend, backend); // also where the host has to go through its own memory, as from the CPU
+    moving.met(from_backend, backend); // also where the host has to go through its own memory, as from the CPU
     return done;
 }
 
