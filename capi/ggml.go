@@ -72,7 +72,7 @@ func lim_go_ggml_init(caller unsafe.Pointer) (registry unsafe.Pointer) {
 		process.Hooked(loader)
 		n := C.int(0)
 		gpus := about(func(text *C.char, size C.size_t) {
-			n = C.lim_ggml_install_gpus(caller, number(process.WantsGPUs()), number(process.HandsOver()), text, size)
+			n = C.lim_ggml_install_gpus(caller, number(process.WantsGPUs()), text, size)
 		})
 		process.GPUs(int(n), gpus)
 	case registry == nil:

@@ -365,7 +365,7 @@ bool join(const Host &host, const Gpus *gpus, Backend *backend, int word, Event 
         c->host_context = ++state().made;
     }
     try {
-        if (gpus != nullptr) watch_backend(backend, gpus->meets ? met : nullptr);
+        if (gpus != nullptr) watch_backend(backend, met);
         c->session = lim_go_ggml_open(gpus != nullptr ? LIM_GGML_GPU : LIM_GGML_CPU);
     } catch (const std::bad_alloc &) { // of the transfers
         lim_go_ggml_left_alone(kNoMemory);
@@ -547,7 +547,7 @@ Registry *install(void *caller, bool hook, lim_ggml_found *found, char *text, si
     return &installed->registry;
 }
 
-int install_gpus(void *caller, bool hook, bool meet, char *text, size_t size) {
+int install_gpus(void *caller, bool hook, char *text, size_t size) {
     void      *handle    = find_host(caller);
     Installed *installed = handle != nullptr ? find_installed(cpu_device(handle)) : nullptr;
     if (installed == nullptr) return 0;
@@ -559,8 +559,7 @@ int install_gpus(void *caller, bool hook, bool meet, char *text, size_t size) {
             return -1;
         }
         std::lock_guard lock(state().mutex);
-        installed->gpus       = std::move(gpus);
-        installed->gpus.meets = meet;
+        installed->gpus = std::move(gpus);
     }
     snprintf(text, size, "%s", installed->gpus.names.c_str());
     if (hook && !installed->gpus_hooked && !installed->gpus.list.empty()) {
@@ -583,9 +582,9 @@ extern "C" void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found,
     }
 }
 
-extern "C" int lim_ggml_install_gpus(void *caller, int hook, int meet, char *text, size_t size) {
+extern "C" int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size) {
     try {
-        return install_gpus(caller, hook != 0, meet != 0, text, size);
+        return install_gpus(caller, hook != 0, text, size);
     } catch (const std::bad_alloc &) {
         snprintf(text, size, "%s", kNoMemory);
         return -1;

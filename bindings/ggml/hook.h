@@ -26,9 +26,9 @@ typedef enum lim_ggml_found {
 void *lim_ggml_install(void *caller, int hook, lim_ggml_found *found, char *text, size_t size);
 
 /* The CUDA devices of an installed host: how many, with their names in `text`. With `hook`, every backend that
- * the host makes on them from now on is hooked; with `meet`, copies between backends show which ones are of one context, too.
- * -1: they have to be left alone, `text` says why. */
-int lim_ggml_install_gpus(void *caller, int hook, int meet, char *text, size_t size);
+ * the host makes on them from now on is hooked; copies between backends show which ones are of one context. -1: they have to be
+ * left alone, `text` says why. */
+int lim_ggml_install_gpus(void *caller, int hook, char *text, size_t size);
 
 /* Calls lim_go_ggml_exit when the process ends, unless it is a forked child. */
 void lim_ggml_at_exit(void);

@@ -53,8 +53,7 @@ struct Gpus {
     void (*event_record)(Event *, Backend *);
     void (*event_wait)(Backend *, Event *);
     std::vector<Gpu> list;
-    std::string      names;         // "CUDA0, CUDA1"
-    bool             meets = false; // copies between backends are looked at, see met
+    std::string      names; // "CUDA0, CUDA1"
 };
 
 // What ggml_backend_init answers with.

@@ -228,6 +228,10 @@ bool has_few_rows(const Tensor *t, int64_t most) {
     return rows <= most;
 }
 
+// Whether a tensor is what a host's scheduler makes for weights that lie on another device: of a long prompt it copies those of the CPU's
+// layers, layer after layer. That is no input, and would take the place of these.
+bool is_of_weights(const Tensor *t) { return strstr(t->name, ".weight#") != nullptr || strstr(t->name, ".bias#") != nullptr; }
+
 // Something was put into n bytes from `offset` of a tensor.
 void moved_in(const Tensor *t, size_t offset, size_t n, const void *data) {
     Watched *w = watched(t);
@@ -236,7 +240,7 @@ void moved_in(const Tensor *t, size_t offset, size_t n, const void *data) {
     log_rows(LIM_GGML_WRITTEN, t, offset, n, data);
     const bool integers = t->type == kI32 || t->type == kI64, large = !integers && !has_few_rows(t, kMostRows);
     if (data == nullptr || offset != 0 || n != bytes_of(t) || n > kMostBytes || t->view_src != nullptr || w->layout->usage(buffer_of(t)) == kWeights ||
-        (!integers && t->type != kF16 && t->type != kF32) || (large && (!wants_mixed() || !has_few_rows(t, kMostMixed)))) {
+        (!integers && t->type != kF16 && t->type != kF32) || (large && (!wants_mixed() || !has_few_rows(t, kMostMixed))) || is_of_weights(t)) {
         return;
     }
     Upload    &u    = upload_at(*w, t->data);
@@ -377,7 +381,7 @@ bool on_copy_async(Backend *from_backend, Backend *backend, const Tensor *from, 
     const Moving moving = moving_of(backend);
     const bool   done   = moving.copy(from_backend, backend, from, to);
     if (done) note([&] { copied(from, to); });
-    if (moving.met != nullptr) moving.met(from_backend, backend); // also where the host has to go through its own memory, as from the CPU
+    moving.met(from_backend, backend); // also where the host has to go through its own memory, as from the CPU
     return done;
 }
 

@@ -19,8 +19,8 @@ namespace lim::ggml {
 // or what is not as it should be. A small buffer is made for it.
 std::string watch_transfers(void *handle, Device *device);
 
-// Sees what a backend moves on its stream, too. For a backend whose layout is proven. `met`, unless null, is told between which backends something
-// was to be copied: a host does so between those of one of its contexts.
+// Sees what a backend moves on its stream, too. For a backend whose layout is proven. `met` is told between which backends something was
+// to be copied: a host does so between those of one of its contexts.
 using Met = void (*)(const Backend *from, const Backend *to);
 void watch_backend(Backend *backend, Met met);
 void forget_backend(Backend *backend);

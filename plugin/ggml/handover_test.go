@@ -37,6 +37,8 @@ type relayHost struct {
 	pool   *cpu.Pool
 	legs   []*leg
 	apart  bool // each sequence has a stream of its own
+	wants  bool // logits of a prompt's last token are wanted
+	loads  bool // a GPU computes the CPU's layers of a prompt, all but what lies in the CPU's stores
 
 	sequences [][]int // slots of each one's tokens, in the order of their positions
 	cells     []relayCell
@@ -189,6 +191,9 @@ func (h *relayHost) leg(l *leg, slots []int, change func(l *leg, g *graph.Graph)
 	g := &graph.Graph{Positions: h.positions, Rotations: 1, Weights: uint64(1 + l.from), FirstBlock: int32(l.from), LastBlock: int32(l.to), Host: h.host}
 	if l.ends {
 		g.Ends, g.Batch, g.Outputs = 1, n, []int32{}
+		if h.wants {
+			g.Outputs = []int32{int32(n - 1)}
+		}
 		if n < 16 {
 			g.Outputs = []int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}[:n]
 		}
@@ -201,6 +206,10 @@ func (h *relayHost) leg(l *leg, slots []int, change func(l *leg, g *graph.Graph)
 		change = h.change
 	}
 	if change != nil && !change(l, g) {
+		return
+	}
+	if h.loads && l.gpu == nil && n >= 32 {
+		h.offload(l, g)
 		return
 	}
 	l.cpu.Plan(g)
@@ -224,6 +233,21 @@ func (h *relayHost) leg(l *leg, slots []int, change func(l *leg, g *graph.Graph)
 	}
 	for _, n := range g.Notes {
 		n.Prints.Note(unsafe.Slice((*int64)(n.Slots), n.N))
+	}
+}
+
+// offload has the first GPU compute a prompt's graph of the CPU's, layer by layer: it rotates, the CPU keeps the keys, it attends to a copy of them.
+func (h *relayHost) offload(l *leg, g *graph.Graph) {
+	gpu := h.legs[slices.IndexFunc(h.legs, func(l *leg) bool { return l.gpu != nil })]
+	for i := range g.Nodes {
+		gpu.cpu.Plan(&graph.Graph{Positions: g.Positions, Rotations: 2, Host: h.host, FirstBlock: -1})
+		write := &graph.Graph{Writes: g.Writes[i : i+1], Host: h.host, FirstBlock: -1}
+		l.cpu.Plan(write)
+		for _, n := range write.Notes {
+			n.Prints.Note(unsafe.Slice((*int64)(n.Slots), n.N))
+		}
+		attends := graph.Node{Layer: -1, Tokens: g.Nodes[i].Tokens, Reason: stats.ReasonNoCache, What: unsafe.Pointer(unsafe.StringData("elsewhere\x00"))}
+		gpu.cpu.Plan(&graph.Graph{Nodes: []graph.Node{attends}, Host: h.host, FirstBlock: -1})
 	}
 }
 
@@ -786,6 +810,61 @@ func TestPartsThatJoinLater(t *testing.T) {
 	}
 }
 
+// So it is with each prompt: the CPU knows where its tokens are all the same, for the GPU that rotates their keys tells. Sets are chosen and handed
+// over from the first step on whose layers have roles.
+func TestPromptsThatAGPUComputes(t *testing.T) {
+	if child, log := onDevices(t); !child {
+		require.NotEmpty(t, log)
+		return
+	}
+	for _, c := range []struct {
+		devices []string
+		lengths []int
+	}{
+		{[]string{"cpu 0-2", "gpu0 3-5"}, []int{150}},
+		{[]string{"cpu 0-2", "gpu0 3-5"}, []int{150, 90}},
+		{[]string{"cpu 0-2", "gpu1 3-5"}, []int{-150, -90}},
+		{[]string{"cpu 0-1", "gpu0 2-3", "gpu1 4-5"}, []int{120, 40}},
+	} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			h := newRelayHost(t, []int{1}, c.devices...)
+			h.loads, h.wants = true, true
+			for i, n := range c.lengths {
+				h.apart = n < 0
+				c.lengths[i] = max(n, -n)
+			}
+			h.text(c.lengths...)
+			for range 2 { // the CPU's first pass, and what is known of the whole then
+				h.decode(nil)
+			}
+			require.NotContains(t, strings.Join(h.lines, "\n"), "nothing is offloaded in this context")
+			before := h.stats()
+			require.Zero(t, before[0].CellOrder)
+			for range 4 {
+				h.chosenBy(h.decode(nil), 1)
+			}
+			if !h.apart { // another text, in cells of one that has ended
+				h.end(0)
+				h.begin(100)
+				h.sequences = h.sequences[1:]
+				for i := range h.cells {
+					h.cells[i].sequence = max(h.cells[i].sequence-1, -1)
+				}
+				for range 4 {
+					h.chosenBy(h.decode(nil), 1)
+				}
+			}
+			for i, s := range h.stats() {
+				require.Zero(t, s.CellOrder, "device %d", i)
+				require.Zero(t, s.UnhandedSteps-before[i].UnhandedSteps, "device %d", i)
+				if i > 0 {
+					require.EqualValues(t, map[bool]int{true: 4, false: 8}[h.apart], s.HandedSteps-before[i].HandedSteps, "device %d", i)
+				}
+			}
+		})
+	}
+}
+
 // Two contexts of one model, with texts of equal lengths in equal slots, take turns on one thread, also in the middle of a step: each has its
 // own sets.
 func TestSetsOfTwoContexts(t *testing.T) {
@@ -826,6 +905,7 @@ func TestHandingOverByChance(t *testing.T) {
 	for _, devices := range [][]string{{"gpu0 0-2", "gpu1 3-5"}, {"cpu 0-2", "gpu0 3-5"}, {"cpu 0-1", "gpu1 2-3", "gpu0 4-5"}} {
 		t.Run(strings.Join(devices, ", "), func(t *testing.T) {
 			h := settled(t, []int{1}, devices, 100, 70)
+			h.wants = true
 			handed, steps := h.handed(), 0
 			for range 60 {
 				switch what := h.random.Intn(12); {

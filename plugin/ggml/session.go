@@ -125,13 +125,13 @@ func (s *Session) Plan(g *graph.Graph) {
 	defer s.mu.Unlock()
 	l := &s.layers
 	l.Asks(g)
-	if l.Idle() {
+	idle := l.Idle()
+	if idle {
 		s.rows.Drop()
-	} else {
-		s.rows.Follow(g, l.Ordinal == nil, l.Deaf())
-		if s.rows.Fresh() {
-			l.Withdraw()
-		}
+	}
+	s.rows.Follow(g, l.Batch(g), l.Ordinal == nil && !idle, l.Deaf() || idle)
+	if s.rows.Fresh() {
+		l.Withdraw()
 	}
 	defer func() { s.rows.Note(g, l.Idle()) }()
 	if len(g.Nodes) == 0 {

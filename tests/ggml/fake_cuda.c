@@ -49,8 +49,9 @@ struct model {
     struct cell    cells[STREAMS][SLOTS];
 };
 
-static struct tensor *put(void **buffer, struct tensor *t, size_t at) {
-    ggml_backend_tensor_alloc(buffer, t, (char *)ggml_backend_buffer_get_base(buffer) + at);
+static struct tensor *put(void **buffer, struct tensor *t, size_t at) { /* without a buffer: on the heap, for the CPU */
+    if (buffer == NULL) t->data = calloc(2, t->nb[3] * (size_t)t->ne[3]); /* numbers turn out to be larger */
+    else ggml_backend_tensor_alloc(buffer, t, (char *)ggml_backend_buffer_get_base(buffer) + at);
     return t;
 }
 
@@ -62,15 +63,17 @@ static void *room(struct model *m, size_t n) {
     return (char *)ggml_backend_buffer_get_base(m->rows) + m->used - n;
 }
 
+/* On a GPU, or, with -1, on the CPU. */
 static void make_model_on(struct model *m, int streams, int device) {
     *m = (struct model){.streams = streams, .device = device, .dim = is("dim-96") ? 96 : DIM, .type = is("q4_0") ? 2 : is("bf16") ? 30
                                                                                                                                   : 1,
                         .first = is("spread") || is("hybrid") ? 5 : 0};
     const size_t size = (size_t)m->dim * KV_HEADS * SLOTS * 2 * (size_t)streams;
-    void       **type = buffer_types[device], **stores = ggml_backend_buft_alloc_buffer(type, 2 * LAYERS * size);
+    void       **type = device >= 0 ? buffer_types[device] : NULL, **stores = NULL;
+    if (device >= 0) stores = ggml_backend_buft_alloc_buffer(type, 2 * LAYERS * size);
     if (hands_over()) m->rows = ggml_backend_buft_alloc_buffer(type, 16 << 20);
     if (is("unseen-again")) ggml_backend_buffer_free(ggml_backend_buft_alloc_buffer(buffer_types[0], 8 << 20)); /* one that was seen lay in its place */
-    m->inputs = is("unseen") || is("unseen-again") ? new_buffer(type, 8 << 20) : ggml_backend_buft_alloc_buffer(type, 8 << 20);
+    if (device >= 0) m->inputs = is("unseen") || is("unseen-again") ? new_buffer(type, 8 << 20) : ggml_backend_buft_alloc_buffer(type, 8 << 20);
     for (int l = 0; l < LAYERS; l++) {
         m->key[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), 2 * (size_t)l * size);
         m->value[l] = put(stores, ggml_new_tensor_4d(NULL, m->type, m->dim * KV_HEADS, SLOTS, streams, 1), (2 * (size_t)l + 1) * size);
@@ -183,7 +186,9 @@ static struct batch make_text(struct model *m, int from, int to, int n_kv) {
 
 static void upload(const struct batch *b) {
     for (int i = 0; i < INPUTS && b->inputs[i] != NULL; i++) {
-        ggml_backend_tensor_set(b->inputs[i], b->values[i], 0, b->inputs[i]->nb[3] * (size_t)b->inputs[i]->ne[3]);
+        const size_t n = b->inputs[i]->nb[3] * (size_t)b->inputs[i]->ne[3];
+        if (b->inputs[i]->buffer == NULL) memcpy(b->inputs[i]->data, b->values[i], n);
+        else ggml_backend_tensor_set(b->inputs[i], b->values[i], 0, n);
     }
 }
 
@@ -238,6 +243,62 @@ static int handed(void ***backends, int (*compute)(void **, struct graph *)) {
     }
     note("end");
     for (int d = 0; d < GPUS; d++) ggml_backend_free(backends[d]);
+    return 0;
+}
+
+/* What is computed on the CPU has values: different ones for each. */
+static void fill(struct graph *g) {
+    static uint32_t state = 17;
+    for (int i = 0; i < g->n; i++) {
+        for (int k = 0; k < 3; k++) {
+            struct tensor *t = g->nodes[i]->src[k];
+            if (t == NULL || t->view_src != NULL || t->type != 0) continue;
+            if (t->data == NULL) t->data = aligned_alloc(256, (t->nb[3] + 255) / 256 * 256);
+            for (size_t j = 0; j < t->nb[3] / 4; j++) ((float *)t->data)[j] = (float)((int)((state = state * 1664525 + 1013904223) >> 20) - 2048) / 1024;
+        }
+    }
+}
+
+/* The first layers are the CPU's. Their part of a prompt the host computes on a GPU, all but what lies in the CPU's stores: rotated keys are
+ * copied there, and attention reads a copy of the store. "elsewhere-unseen": on a device that the library does not know. */
+static int elsewhere(void **gpu, int (*on_gpu)(void **, struct graph *)) {
+    enum { HALF = LAYERS / 2,
+           N_KV = 512 };
+    void **(*make)(void *, const char *);
+    memcpy(&make, &cpu_words[5], sizeof make);
+    void **cpu = make(cpu_words, NULL);
+    int (*on_cpu)(void **, struct graph *);
+    memcpy(&on_cpu, &cpu[13], sizeof on_cpu);
+    bool (*copy)(void **, void **, const struct tensor *, struct tensor *);
+    memcpy(&copy, &gpu[7], sizeof copy);
+    struct model m[2]; /* the GPU's, and the CPU's */
+    make_model_on(&m[0], 1, 0);
+    make_model_on(&m[1], 1, -1);
+    struct tensor *from = put(NULL, ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1), 0), *to = put(m[0].inputs, ggml_new_tensor_4d(NULL, 0, DIM, 1, 1, 1), 5 << 20);
+    const int      ends[] = {150, 199, 200, 201, 202, 203, 280, 281, 282}; /* prompts of more than one token, and steps */
+    for (int i = 0, begin = 0; i < (int)(sizeof ends / sizeof *ends); begin = ends[i++]) {
+        const int n = ends[i] - begin;
+        note(n > 1 ? "prompt" : "step %d", begin);
+        struct batch b[2] = {make_text(&m[0], begin, ends[i], N_KV), make_text(&m[1], begin, ends[i], N_KV)};
+        fill(&b[1].graph);
+        upload(&b[0]), upload(&b[1]);
+        copy(cpu, gpu, from, to);
+        for (int l = 0; n > 1 && l < HALF; l++) {
+            struct tensor **nodes = b[0].graph.nodes + PER_LAYER * l, *attention = nodes[3];
+            struct graph    rotates = {2, nodes, {0}}, keeps = {1, b[1].graph.nodes + PER_LAYER * l + 2, {0}}, attends = {2, nodes + 3, {0}};
+            attention->src[1] = put(m[0].inputs, ggml_new_tensor_4d(NULL, 1, DIM, N_KV, KV_HEADS, 1), 4 << 20);
+            snprintf(attention->src[1]->name, 64, "CUDA0#cache_k_l%d (view)#0", l);
+            if (is("elsewhere")) CHECK(on_gpu(gpu, &rotates) == 0);
+            CHECK(on_cpu(cpu, &keeps) == 0);
+            CHECK(on_gpu(gpu, &attends) == 0);
+        }
+        struct graph first = {PER_LAYER * HALF, b[1].graph.nodes, {0}}, rest = {b[0].graph.n - PER_LAYER * HALF, b[0].graph.nodes + PER_LAYER * HALF, {0}};
+        if (n == 1) CHECK(on_cpu(cpu, &first) == 0);
+        CHECK(on_gpu(gpu, &rest) == 0);
+    }
+    note("end");
+    ggml_backend_free(gpu);
+    ggml_backend_free(cpu);
     return 0;
 }
 
@@ -546,6 +607,7 @@ int main(int argc, char **argv) {
     }
     memcpy(&compute, &backend[13], sizeof compute);
     if (hands_over()) return handed(backends, compute);
+    if (is("elsewhere") || is("elsewhere-unseen")) return elsewhere(backend, compute);
     if (gpus() > 1) return spread(backends, compute);
     if (is("forked")) { /* a worker's backend is its own */
         const pid_t child = fork();

@@ -231,7 +231,7 @@ static bool   proven; /* the host has its backends */
 static void  *data_of(void **b) { return b[word_of(11) + 1]; }
 static void   buffer_free(void **b) { note("host frees a buffer"), owned((uint64_t)(uintptr_t)data_of(b), 0), free(data_of(b)); }
 static void **buffer_of(const struct tensor *t) { return t->view_src != NULL ? t->view_src->buffer : t->buffer; }
-static bool   is_own(const struct tensor *t) { return buffer_of(t)[0] == (void *)buffer_free; } /* CUDA's backend tells its buffers so */
+static bool   is_own(const struct tensor *t) { return buffer_of(t) != NULL && buffer_of(t)[0] == (void *)buffer_free; } /* CUDA's backend tells its buffers so */
 static void  *buffer_base(void **b) { return data_of(b); }
 static int    buffer_init(void **b, struct tensor *t) { return (void)b, (void)t, 0; }
 static void   buffer_memset(void **b, struct tensor *t, uint8_t value, size_t offset, size_t n) { (void)b, memset((char *)t->data + offset, value, n); }

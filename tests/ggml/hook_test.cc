@@ -255,6 +255,38 @@ TEST(Hook, WhatWasPutIntoBuffersThatEnd) {
     shim_free_buffer(lasting);
 }
 
+// Weights that a host copies for layers of another device are no inputs: they take no input's place, however many they are, but where they
+// lie in it.
+TEST(Hook, WhatIsCopiedOfWeights) {
+    ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();
+    constexpr int kWeights = 200;
+    void **const  buffer = shim_buffer(256 * (kWeights + 1));
+    const float   values[4] = {1, 2, 3, 4};
+    const auto    at = [&](int place, int type, const char *name) {
+        Tensor t = {};
+        t.type = type, t.buffer = buffer, t.data = static_cast<char *>(shim_base(buffer)) + 256 * place;
+        t.ne[0] = 4, t.ne[1] = t.ne[2] = t.ne[3] = 1;
+        t.nb[0] = 4, t.nb[1] = t.nb[2] = t.nb[3] = sizeof values;
+        snprintf(t.name, sizeof t.name, "%s", name);
+        return t;
+    };
+    const auto is_known = [](const Tensor &t) { return lim::ggml::uploaded(&t).data != nullptr; };
+    Tensor     positions = at(0, lim::ggml::kI32, "CUDA0#inp_pos#0");
+    shim_set(&positions, values, 0, sizeof values);
+    for (int i = 1; i <= kWeights; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "CUDA0#blk.%d.attn_%s#0", i, i % 2 ? "norm.weight" : "q.bias");
+        Tensor weights = at(i, lim::ggml::kF32, name);
+        shim_set(&weights, values, 0, sizeof values);
+        EXPECT_FALSE(is_known(weights));
+    }
+    EXPECT_TRUE(is_known(positions));
+    Tensor over = at(0, lim::ggml::kF32, "CUDA0#blk.0.attn_norm.weight#0");
+    shim_set(&over, values, 0, sizeof values);
+    EXPECT_FALSE(is_known(positions));
+    shim_free_buffer(buffer);
+}
+
 // What came before an upload has that one's number: the last time that as much was put there under the same name, if nothing else was since.
 TEST(Hook, WhatWasPutThereBefore) {
     ASSERT_NE(ggml_backend_init(), nullptr) << shim_said();

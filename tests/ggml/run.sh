@@ -664,6 +664,18 @@ for call in cuEventCreate:2:10 cuEventCreate:2:11 cuEventCreate:2:8 cuMemHostAll
     two handed "inert in this context: .*CUDA_ERROR_OUT_OF_MEMORY" LIM_STANDIN_FAIL=$call
     counted "$call: none" '"handed_steps": 0,'
 done
+# Layers on the CPU whose part of a prompt the host computes on the GPU: the CPU's part knows the positions of the keys that it keeps from there,
+# also where each device chooses for itself. Of 6 steps the first one is the first pass of the CPU's layers, which the GPU is in by itself.
+for cuda in on auto; do
+    launches=no # where it pays, which it does not here
+    [ $cuda = auto ] || launches=yes
+    gpu elsewhere "engaged: 64 tokens of 201 attended outside layers \[0\]" $launches LESSISMORE_LAYERS=0 LESSISMORE_CUDA=$cuda
+    counted "elsewhere: the rows of all steps are in position order" '"cell_order": 0,'
+done
+gpu elsewhere "layers 2 to 3 of the model, the others are on another device: layers \[0\] of all 4 choose token sets, which go from device to device" yes LESSISMORE_LAYERS=0
+counted "elsewhere: handed over as soon as both parts are known" '"handed_steps": 5,'
+gpu elsewhere-unseen "engaged on stand-in" yes LESSISMORE_LAYERS=0
+counted "elsewhere, unseen: the CPU's rows attend to everything" '"cell_order": 5,'
 gpu dim-96 "engaged on stand-in" yes
 gpu q4_0 "engaged on stand-in" yes
 gpu alibi "layer 0 is left to the host: a bias by distance" no

@@ -79,7 +79,7 @@ void *lim_go_ggml_init(void *caller) {
     void          *registry = lim_ggml_install(caller, 1, &found, text, sizeof text);
     if (registry != nullptr) {
         lim_ggml_at_exit();
-        if (lim_ggml_install_gpus(caller, 1, 1, text, sizeof text) < 0) registry = nullptr;
+        if (lim_ggml_install_gpus(caller, 1, text, sizeof text) < 0) registry = nullptr;
     }
     if (registry == nullptr) snprintf(said, sizeof said, "%s", text);
     return registry;

@@ -162,9 +162,6 @@ func (p *Process) NotHooked(about string, early bool) {
 // WantsGPUs tells whether the host's CUDA devices are to be hooked.
 func (p *Process) WantsGPUs() bool { return p.env.CUDA != settings.CUDAOff && p.env.NoCUDA == "" }
 
-// HandsOver tells whether token sets go from one of a context's devices to the next: only then it matters which ones are of one context.
-func (p *Process) HandsOver() bool { return p.engine.Relay.HandsOver }
-
 // GPUs says what becomes of the host's CUDA devices: n of them are served, or could be; below zero: none can.
 func (p *Process) GPUs(n int, about string) {
 	switch {

@@ -37,6 +37,9 @@ func (c *Context) Untakable(g *graph.Graph) {
 		n := &g.Nodes[i]
 		switch n.Reason {
 		case stats.ReasonNoCache, stats.ReasonMLA, stats.ReasonType, stats.ReasonShape, stats.ReasonSparseHint:
+			if n.Reason == stats.ReasonNoCache && n.What != nil && n.Tokens > 1 {
+				settled = false // a host computes layers of a long prompt elsewhere than those of its steps
+			}
 			if refused == nil {
 				refused = n
 			}

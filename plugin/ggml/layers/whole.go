@@ -78,6 +78,9 @@ func (c *Context) where(layers []int32) string {
 	return b.elsewhere()
 }
 
+// Batch is where this device and the others of the host's context tell each other of their batch, whether the model is known to be spread or not.
+func (c *Context) Batch(g *graph.Graph) *contexts.Batch { return c.leg.Batch(g.Host) }
+
 // Spread tells whether other devices have parts of the same model, whose layers are numbered and have roles together with these.
 func (c *Context) Spread() bool { return c.whole != nil }
 

@@ -51,9 +51,10 @@ func seconds(t *testing.T, texts, n, tokens int) float64 {
 			Positions: positions[part], Rotations: 1, Outputs: outputs, Batch: len(slots[part]),
 		}
 	}
-	r.Follow(write(0, []int32{int32(len(slots[0]) - 1)}), true, false)
+	batch := new(contexts.Relay).Join().Batch(0)
+	r.Follow(write(0, []int32{int32(len(slots[0]) - 1)}), batch, true, false)
 	r.Keep(store.ID)
-	r.Follow(write(1, outputs), false, false)
+	r.Follow(write(1, outputs), batch, false, false)
 	mask := make([]float16.Float16, len(outputs)*texts*n)
 	for i := range mask {
 		row, slot := i/(texts*n), i%(texts*n)

@@ -39,7 +39,7 @@ func (r *Rows) Decode(n *graph.Node) stats.Reason {
 			r.kinds = append(r.kinds, k)
 			counts[k]++
 			if k == evaluated && r.Speculates {
-				t.Index.Evaluated(t.last[stream*int(n.Tokens)+i])
+				t.Index.OfPrompt(t.last[stream*int(n.Tokens)+i])
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"unsafe"
 
 	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 	"lessismore/plugin/internal/settings"
@@ -56,8 +57,8 @@ func (r *Rows) Init(config *settings.Config, counts *stats.Stats, index func(sto
 }
 
 // Follow keeps the stores up to date, see there.
-func (r *Rows) Follow(g *graph.Graph, news, deaf bool) {
-	if r.Stores.Follow(g, news, deaf) {
+func (r *Rows) Follow(g *graph.Graph, of *contexts.Batch, news, deaf bool) {
+	if r.Stores.Follow(g, of, news, deaf) {
 		r.Step.Lasting.Drop()
 	}
 }

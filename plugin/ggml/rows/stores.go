@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"lessismore/plugin/ggml/graph"
+	"lessismore/plugin/internal/contexts"
 	"lessismore/plugin/internal/cpu"
 	"lessismore/plugin/internal/kvindex"
 )
@@ -20,9 +21,9 @@ type Stores struct {
 
 	index     func(store kvindex.Store) *kvindex.KVIndex
 	tracks    map[uint64]*Track
-	positions []int32 // of the batch
-	batch     int     // number of the batch that they are of
-	rotates   bool    // the model's graphs have positions
+	positions contexts.Told // of the tokens whose keys are kept
+	wanted    contexts.Told // whose logits were wanted of the batch before, where that was told behind it
+	rotates   bool          // the model's graphs have positions
 
 	Speculates bool // a draft's tokens are decode rows
 	Mixes      bool // decode rows are taken out of a device's batches with a prompt's, which gains nothing there: the host computes them in any case
@@ -34,12 +35,13 @@ type Track struct {
 	Index *kvindex.KVIndex
 	last  []int64 // global slots of the last batch that was written; none if there were more than mostFollowed
 
-	id     uint64 // the store's
-	prompt []bool // of the last batch's tokens: no logits are wanted
-	told   bool   // prompt is known
-	count  int    // tokens of that batch
-	batch  int    // the last one whose positions went to the index
-	fresh  bool   // no step has begun since that batch was written
+	id        uint64 // the store's
+	prompt    []bool // of the last batch's tokens: no logits are wanted
+	told      bool   // prompt is known
+	count     int    // tokens of that batch
+	positions uint64 // number of those that went to the index last
+	wanted    uint64 // number of what was told of logits before that batch
+	fresh     bool   // no step has begun since that batch was written
 }
 
 // slot is where the token of a row of the batch is, in its stream.
@@ -50,10 +52,10 @@ func (t *Track) slot(n *graph.Node, i int) int32 {
 // Len is the number of stores that are followed.
 func (s *Stores) Len() int { return len(s.tracks) }
 
-// Follow keeps the K/V index up to date: what the last graph wrote, then this one's shifts, positions and writes. Stores
-// that are not followed so far are where they are new; deaf: nothing will ask what is written. moved: tokens have changed
-// their places.
-func (s *Stores) Follow(g *graph.Graph, news, deaf bool) (moved bool) {
+// Follow keeps the K/V index up to date: what the last graph wrote, then this one's shifts, positions and writes, and has the context's other
+// devices know what is theirs of it. Stores that are not followed so far are where they are new; deaf: nothing will ask what is written.
+// moved: tokens have changed their places.
+func (s *Stores) Follow(g *graph.Graph, of *contexts.Batch, news, deaf bool) (moved bool) {
 	for _, t := range s.tracks {
 		t.Index.Learn()
 		if g.Lost {
@@ -73,20 +75,22 @@ func (s *Stores) Follow(g *graph.Graph, news, deaf bool) (moved bool) {
 			t.Index.Shift(unsafe.Slice((*int32)(g.Shifts[i].Delta), g.Shifts[i].N))
 		}
 	}
+	moved = len(g.Shifts)+len(g.Rewritten) > 0
 	if g.Rotations > 0 {
-		s.rotates = true
-		s.positions = append(s.positions[:0], g.Positions...)
-		s.batch++
+		of.Rotate(g.Positions)
+	}
+	if len(g.Writes) > 0 || moved {
+		s.rotates = of.Keep(&s.positions)
 	}
 	for i := range g.Writes {
 		if !deaf {
-			s.wrote(&g.Writes[i], g, news)
+			s.wrote(&g.Writes[i], g, of, news)
 		}
 	}
-	if len(g.Writes) > 0 { // a later call's writes may be of the next batch
-		s.positions = s.positions[:0]
+	if g.Batch > 0 {
+		of.Want(g.Batch, g.Outputs)
 	}
-	return len(g.Shifts)+len(g.Rewritten) > 0
+	return moved
 }
 
 // changed follows what the host did behind its graphs.
@@ -174,7 +178,22 @@ func (s *Stores) drop(but *Track) {
 	}
 }
 
-func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
+// hear marks the tokens of a store's last batch that no logits were wanted of, where a later graph told that: the one that computes the last
+// layer, on another device or in a later call.
+func (s *Stores) hear(t *Track, of *contexts.Batch) {
+	if !of.Wanted(t.wanted, &s.wanted) {
+		return
+	}
+	t.wanted = s.wanted.Number
+	if t.told || s.wanted.Tokens != len(t.last) {
+		return
+	}
+	for i := range s.wanted.Unwanted {
+		t.Index.OfPrompt(t.last[i])
+	}
+}
+
+func (s *Stores) wrote(w *graph.Write, g *graph.Graph, of *contexts.Batch, news bool) {
 	t := s.tracks[w.Store.ID]
 	if t == nil || !t.Index.Fits(w.Store) {
 		if !news {
@@ -186,11 +205,13 @@ func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
 		t = &Track{id: w.Store.ID, Index: s.index(w.Store), last: make([]int64, 0, mostTaken), prompt: make([]bool, 0, mostTaken)}
 		s.tracks[w.Store.ID] = t
 	}
+	s.hear(t, of)
 	n := int(w.N)
 	t.count, t.last, t.prompt, t.told, t.fresh = n, t.last[:0], t.prompt[:0], g.Batch == n, true
 	// M-RoPE has four positions per token; the first one is its place in the text.
-	known := t.batch != s.batch && (len(s.positions) == n || len(s.positions) == 4*n)
-	t.batch = s.batch
+	positions := s.positions.Of
+	known := t.positions != s.positions.Number && (len(positions) == n || len(positions) == 4*n)
+	t.positions = s.positions.Number
 	for range n {
 		t.prompt = append(t.prompt, t.told)
 	}
@@ -201,14 +222,14 @@ func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
 			}
 		}
 		if s.Speculates && known && news {
-			presume(t.prompt, s.positions)
+			presume(t.prompt, positions)
 		}
 	}
 	for i := range n {
 		slot, prompt := w.Slot(i), t.prompt[i]
 		switch {
 		case known:
-			t.Index.Write(slot, s.positions[i], prompt)
+			t.Index.Write(slot, positions[i], prompt)
 		case s.rotates:
 			t.Index.Write(slot, kvindex.Unknown, prompt)
 		default:
@@ -218,5 +239,5 @@ func (s *Stores) wrote(w *graph.Write, g *graph.Graph, news bool) {
 			t.last = append(t.last, slot)
 		}
 	}
-	t.Index.Tied = t.Index.Tied || known && len(s.positions) > n
+	t.Index.Tied = t.Index.Tied || known && len(positions) > n
 }

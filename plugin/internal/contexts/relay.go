@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"lessismore/plugin/internal/cpu"
@@ -16,8 +17,10 @@ import (
 type Relay struct {
 	HandsOver bool // set before the first device joins; false: each device chooses for itself
 
-	mu   sync.Mutex
-	legs []*Leg
+	mu      sync.Mutex
+	legs    []*Leg
+	batches map[uint64]*Batch // by the number of the host's context
+	told    atomic.Uint64     // times that devices told something of a batch
 }
 
 // Leg is one device's part of such a model.
@@ -25,6 +28,7 @@ type Leg struct {
 	relay *Relay
 	shown Shown
 	whole *Whole
+	batch *Batch
 
 	mu   sync.Mutex // of what the last step leaves
 	left Left
@@ -88,6 +92,7 @@ func (l *Leg) Part() {
 	r := l.relay
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	l.leaveBatch()
 	r.legs = slices.DeleteFunc(r.legs, func(o *Leg) bool { return o == l })
 }
 

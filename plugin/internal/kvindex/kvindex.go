@@ -513,10 +513,15 @@ func (x *KVIndex) Prompt(stream int, slot int32) bool {
 	return i < len(x.prompt) && x.prompt[i] && x.proves() && (x.Fresh(stream, slot) || x.hold(i, nil, 1) == 1)
 }
 
-// Evaluated notes that a slot's token belongs to a text whose logits are all wanted: what follows may be the rest of it.
-func (x *KVIndex) Evaluated(slot int64) {
-	if slot >= 0 && slot < int64(len(x.prompt)) {
-		x.prompt[slot] = true
+// OfPrompt notes that a slot's token is of a prompt, though a graph that wrote it did not tell, or of a text that is evaluated as one: what follows
+// may be the rest of it.
+func (x *KVIndex) OfPrompt(slot int64) {
+	if slot < 0 || slot >= int64(len(x.prompt)) {
+		return
+	}
+	x.prompt[slot] = true
+	if x.noted != nil {
+		x.remember(int(slot))
 	}
 }
 

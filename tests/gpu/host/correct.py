@@ -54,7 +54,7 @@ def server(*arguments: str, **job) -> dict:
 
 # Name, host, settings (None: the host alone), the job, what is wanted: "exact", "wrong". "sparse": and every decode row
 # beyond the budget that the host shows is sparse; "whole": none is; "any": some may be or not; "measured", "profile": where the layers come from; "replayed":
-# most steps are replays of a recording; "handed": token sets go from device to device, and only the layers that are given choose.
+# most steps are replays of a recording; "known": no row's order was unknown; "handed": token sets go from device to device, and only the layers that are given choose.
 # "mixed": batches of decode rows and a prompt's were taken apart, every one; "drafts": rows of drafts are
 # sparse, each one.
 RUNS = [
@@ -110,7 +110,7 @@ RUNS = [
             "cuda",
             HAND,
             {"scenario": "solve", "times": 1, "gpu_layers": n},
-            "exact" + " handed" * (1 < n < 11 and n != 4),
+            "exact known" + " handed" * (1 < n < 11 and n != 4),
         )
         for n in range(1, 13)
     ),
@@ -279,6 +279,8 @@ def run(name: str, host: str, settings: dict | None, job: dict, wanted: str, pro
         out["ok"] &= (total.get("rows_sparse", 0) > 0) == ("whole" not in wanted)
     if "replayed" in wanted:
         out["ok"] &= total.get("replayed_steps", 0) > total["steps"] / 2
+    if "known" in wanted:
+        out["ok"] &= total.get("cell_order", 1) == 0
     if "mixed" in wanted:
         out["ok"] &= total.get("mixed_steps", 0) > 0 and "mixed" not in total["declined"] and "unknown_rows" not in total["declined"]
     if "drafts" in wanted:

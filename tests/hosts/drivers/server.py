@@ -2,7 +2,7 @@
 many tokens), stops it.
 
 Job: {"server": path, "model", "prompts", "lengths", "slots", "context", "threads",
-      "flash": "on" | "off" | "auto", "unified", "arguments": [...], "stream", "after": [...]}
+      "flash": "on" | "off" | "auto", "unified", "arguments": [...], "stream", "after": [...], "folder": where it is started}
 "defaults": nothing is said to the server about slots, the cache and attention.
 The library comes in through the environment alone: GGML_BACKEND_PATH.
 """
@@ -59,7 +59,7 @@ def start(job) -> tuple[subprocess.Popen, int]:
             "-kvu" if job.get("unified", True) else "-no-kvu",
         ]
     cmd += job.get("arguments", [])
-    server = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    server = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd=job.get("folder"))
     deadline = time.time() + 120
     while time.time() < deadline:
         if server.poll() is not None:
