@@ -143,7 +143,7 @@ def test_layers_are_numbered_by_their_id_and_others_are_left():
 
 @pytest.mark.parametrize("change", [
     dict(speculative_algorithm="EAGLE"), dict(pp_size=2), dict(enable_dp_attention=True), dict(enable_two_batch_overlap=True),
-    dict(enable_deterministic_inference=True), dict(attn_cp_size=2),
+    dict(enable_deterministic_inference=True), dict(attn_cp_size=2), dict(enable_hisparse=True),
 ])  # fmt: skip
 def test_a_server_that_would_go_wrong_is_left_to_sglang(backend, version, monkeypatch, change):
     monkeypatch.setenv("LESSISMORE_LAYERS", "0")
@@ -174,6 +174,17 @@ def test_without_layers_or_a_gpu_nothing_is_sparse_and_the_log_says_why(backend,
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert text in backend.Backend(runner).shared.reason
+
+
+def test_a_version_of_sglang_with_other_interfaces_is_left_to_itself(backend, version, monkeypatch):
+    monkeypatch.setenv("LESSISMORE_LAYERS", "0")
+    for break_it in (lambda r: delattr(r.server_args, "enable_pdmux"), lambda r: delattr(r, "req_to_token_pool")):
+        runner = stand_in.runner(version, [stand_in.RadixAttention(i) for i in range(2)])
+        break_it(runner)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "current_device", lambda: 0)
+            shared = backend.Backend(runner).shared
+        assert not shared.active and "this version of SGLang is not known" in shared.reason and "attribute" in shared.reason
 
 
 class Decoder:
@@ -225,6 +236,20 @@ def test_a_runner_is_opened_by_what_its_model_and_store_are(backend, version, mo
     assert report["layers"] == [1] and report["others"] == {"sliding-window layers": 1} and report["reason"] is None
     shared.close()
     assert not shared.active
+
+
+def test_a_profile_of_other_heads_is_refused_by_name(backend, version, monkeypatch, cpu, tmp_path):
+    profile = {"format": 1, "settings": context.serving.in_force(context.settings.Settings(), 4), "choice": [1]}
+    (tmp_path / "p.json").write_text(
+        json.dumps({**profile, "model": {"layers": 4, "heads": 2 * HEADS, "key_dim": DIM, "weights": "a ggml host's"}})
+    )
+    monkeypatch.setenv("LESSISMORE_PROFILE", str(tmp_path / "p.json"))
+    shared = backend.Backend(runner_of(version)).shared
+    assert not shared.active and f"heads {2 * HEADS}, here it is {HEADS}" in shared.reason
+    stand_in.rank_process(monkeypatch, version, 0, None)
+    shared = backend.Backend(runner_of(version, tp_size=2)).shared  # each rank has half of them
+    assert shared.active and shared.choice.layers == (1,)
+    shared.close()
 
 
 def test_each_process_of_several_has_its_own_statistics(backend, version, monkeypatch, cpu, tmp_path):

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import lessismore
 import lessismore.vllm
 from lessismore._errors import ArgumentError, DeviceError
-from lessismore.vllm import context, layers, memory, metrics, profile, ranks, rows, serving, settings
+from lessismore.vllm import context, identity, layers, memory, metrics, profile, ranks, rows, serving, settings
 
 VERSIONS = stand_in.VERSIONS
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
@@ -127,12 +127,25 @@ def test_the_entry_point_registers(monkeypatch):
     group = (PACKAGE / "pyproject.toml").read_text().split('[project.entry-points."vllm.general_plugins"]')[1].split("[")[0]
     assert group.split() == ["lessismore", "=", '"lessismore.vllm:register"']
     monkeypatch.setattr(metrics, "announce", lambda: None)
+    monkeypatch.setenv(lessismore.vllm.PREFIXES, "")  # which it changes
     for names in (False, True):
         registry = stand_in.install(monkeypatch, [None], names)
         lessismore.vllm.register()
         lessismore.vllm.register()
         known = ["CUSTOM", "LESSISMORE"] if names else ["CUSTOM"]
         assert registry.chosen == dict.fromkeys(known, "lessismore.vllm.backend.Backend")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "LESSISMORE"), ("A_, B_", "A_, B_,LESSISMORE"), ("LESSISMORE,A_", "LESSISMORE,A_")])
+def test_workers_that_ray_starts_are_handed_our_variables(monkeypatch, given, wanted):
+    """vLLM hands on variables whose names begin in one of these ways; what Ray starts inherits Ray's environment."""
+    name = lessismore.vllm.PREFIXES
+    monkeypatch.setenv(name, "") if given is None else monkeypatch.setenv(name, given)
+    monkeypatch.setattr(metrics, "announce", lambda: None)
+    stand_in.install(monkeypatch, [None])
+    for _ in range(2):
+        lessismore.vllm.register()
+        assert os.environ[name] == wanted
 
 
 def test_importing_the_package_imports_neither_vllm_nor_torch():
@@ -164,6 +177,20 @@ def test_a_wrong_setting_is_named(given, text):
     with pytest.raises(ArgumentError, match="lessismore") as e:
         settings.read({"lessismore": given}, {})
     assert text in str(e.value)
+
+
+@pytest.mark.parametrize("given", [
+    {"Lessismore": {"budget": 128}}, {"lessimore": {"layers": [2, 9]}}, {"less_is_more": {}}, {"budget": 128, "layers": [2, 9]}, {"other": 1, "recency": 0.5},
+])  # fmt: skip
+def test_settings_that_stand_elsewhere_are_an_error_not_the_defaults(given):
+    with pytest.raises(ArgumentError, match='"lessismore"'):
+        settings.read(given, {})
+
+
+def test_another_plug_ins_configuration_is_none_of_ours():
+    for other in ({"ascend_scheduler_config": {"budget": 1}, "layers": 3, "profile": "x", "enabled": True}, {1: 2}, {}):
+        assert settings.read(other, {}) == (settings.Settings(), None)
+        assert settings.read({**other, "lessismore": {"budget": 128}}, {})[0].budget == 128
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -271,6 +298,14 @@ def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
     reason = layers.whole(c)
     assert reason and context.of(c).reason == reason
     assert backend.Builder.get_cudagraph_support(c, None) is stand_in.AttentionCGSupport.ALWAYS  # vLLM's own
+
+
+def test_a_version_of_vllm_with_other_interfaces_is_left_to_itself(backend, monkeypatch):
+    c = stand_in.config({"layers": [0]})
+    del c.model_config.dtype
+    assert "this version of vLLM is not known" in context.of(c).reason and "dtype" in context.of(c).reason
+    d = opened({"layers": [0]}, monkeypatch, AttributeError("no max_num_seqs"))
+    assert not d.active and d.reason == "this version of vLLM is not known: no max_num_seqs"
 
 
 # ---- steps ----
@@ -434,6 +469,17 @@ def test_a_replayed_graphs_padding_sees_nothing_and_memory_keeps_its_place(specu
         plan.lengths.data_ptr() == captured.lessismore.lengths.data_ptr() and plan.table.data_ptr() == captured.lessismore.table.data_ptr()
     )
     assert plan.table.stride() == captured.lessismore.table.stride() and plan.table[:4].equal(replayed.block_table[[0] * 4])
+
+
+def test_a_server_that_has_slept_speculates_as_before(speculating):
+    """vLLM makes builders in the memory of its K/V store, which comes back with other contents; a step's is made elsewhere."""
+    builder = speculating.builder
+    for owner in (builder, builder.tokens):
+        for value in vars(owner).values() if owner is not None else ():
+            if isinstance(value, torch.Tensor):
+                value.fill_(-7)
+    close(*speculating.attend(speculating.step([4, 1, 3], [50, 200, 17])))
+    assert speculating.library.rows == [8, 8]
 
 
 def test_speculation_wants_graphs_of_several_tokens_and_rows_for_them(speculating):
@@ -635,6 +681,53 @@ def engines(monkeypatch, c, names):
     return d, made
 
 
+class Decoder:
+    """The library's on a GPU, as far as it is made with what suits it."""
+
+    made: list = []
+    open = 0
+
+    def __init__(self, engine, max_rows, **given):
+        self.made.append((max_rows, given))
+        Decoder.open += 1
+
+    @staticmethod
+    def work_size(engine, max_rows, **shape):
+        return 100 * max_rows
+
+    def stats(self):
+        return {}
+
+    def close(self):
+        Decoder.open -= 1
+
+
+def test_a_context_length_that_vllm_finds_is_the_decoders(backend, monkeypatch):
+    """--max-model-len auto: block tables are as wide as the context that fits, which vLLM knows only after it has measured its memory."""
+    monkeypatch.setattr(serving, "Decoder", Decoder)
+    Decoder.made.clear()
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **more: zeros(*shape, **more))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: stand_in.Object(total_memory=1 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda number: 0)
+    c = backend.current[0] = stand_in.config({"layers": [0]})
+    c.cache_config = stand_in.Object(gpu_memory_utilization=0.5, block_size=16)
+    names = [f"model.layers.{i}.attn" for i in range(2)]
+    c.compilation_config.static_forward_context.update({name: stand_in.Attention(name, impl()) for name in names})
+    d = context.of(c)
+    d.open(stand_in.FlashAttentionImpl, torch.device("cuda", 0))
+    ((rows_, first),) = Decoder.made
+    assert d.active and first["capacity"] == d.capacity == 512
+    c.model_config.max_model_len = 160
+    for _ in range(2):  # a builder for each group of layers
+        backend.Builder(None, names, c, torch.device("cpu"))
+    (_, (again, second)) = Decoder.made
+    assert d.active and again == rows_ == d.max_rows and Decoder.open == 1 and second["work"] is first["work"] is d.work
+    assert second == {**first, "capacity": 160, "kv_tokens": min(first["kv_tokens"], rows_ * 160)} and d.capacity == 160
+    d.close()
+    assert Decoder.open == 0
+
+
 @pytest.mark.parametrize(("layers_", "names", "want", "reason"), [
     ([0, 3], (2, 3), (0, 1), None),  # the stage's first layer would be sparse: it selects, too
     ([0, 3], (0, 1), (0,), None), ([2], (0, 1), None, "before the first selection layer"), ([2], (2, 3), (0,), None),
@@ -677,6 +770,7 @@ def test_the_first_rank_says_what_all_of_them_do(monkeypatch, tmp_path):
         return said[0]
 
     monkeypatch.setattr(ranks, "first", first)
+    monkeypatch.setattr(ranks, "every", lambda own: [own, own])
     monkeypatch.setattr(ranks, "together", lambda n: n == 2)
     for start in ("measured", "kept"):
         opened = []
@@ -695,6 +789,52 @@ def test_the_first_rank_says_what_all_of_them_do(monkeypatch, tmp_path):
             assert [made for _, made in opened] == [[(4, (1, 3))]] * 2 and not any(d.measures for d, _ in opened)
     given = engines(monkeypatch, stand_in.config({"layers": [0]}, tensor_parallel_size=2), range(4))
     assert given[1] == [(4, (0,))] and not given[0].measures
+    # What one rank has measured is of its heads: a start on one GPU measures all of them, and two ranks take that from then on.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    alone, _ = engines(monkeypatch, stand_in.config({}), range(4))
+    assert alone.measures and alone.choice.profile != choices[0].profile and "measured" in alone.choice.source
+    kept(type(tmp_path)(alone.choice.profile), weights=f"model {alone.choice.model}", choice=(2,), settings=force)
+    said.clear()
+    assert engines(monkeypatch, stand_in.config({}, tensor_parallel_size=2), range(4))[1] == [(4, (2,))]
+
+
+@pytest.mark.parametrize(("others", "text"), [
+    ({"budget": 128}, "the ranks' settings differ: budget is None on rank 0 and 128 on rank 1"), ({"layers": None}, "layers is"), ("switched off", "rank 1: switched off"),
+    ({"stats": "elsewhere", "profile": "other"}, None),
+])  # fmt: skip
+def test_ranks_of_other_settings_are_dense_and_none_waits_for_another(monkeypatch, others, text):
+    """A variable that is set on one machine only. Who has layers asks the first rank nothing, who has none would wait for its answer."""
+    own = settings.of_all(settings.Settings(layers=(0,)))
+    their = (others, own) if isinstance(others, str) else (None, {**own, **{k: v for k, v in others.items() if k in own}})
+    seen = []
+
+    def every(value):
+        seen.append(value)
+        return [value, their]
+
+    monkeypatch.setattr(ranks, "every", every)
+    monkeypatch.setattr(ranks, "together", lambda n: n == 2)
+    monkeypatch.setenv("LESSISMORE_LAYERS", "0")
+    d, made = engines(monkeypatch, stand_in.config(tensor_parallel_size=2), range(4))
+    assert seen[0] == (None, own)
+    assert (d.reason is None and made == [(4, (0,))] and len(seen) == 2) if text is None else (text in d.reason and not made)
+
+
+def test_a_rank_that_fails_makes_all_of_them_dense(monkeypatch):
+    said = []
+
+    def every(value):
+        said.append(value)
+        return [value, (None if len(said) == 1 else "out of memory", value[1])]
+
+    monkeypatch.setattr(ranks, "every", every)
+    monkeypatch.setattr(ranks, "together", lambda n: n == 2)
+    d, made = engines(monkeypatch, stand_in.config({"layers": [0]}, tensor_parallel_size=2), range(4))
+    assert made and d.engine is None and d.reason == "rank 1: out of memory"
+    said.clear()
+    monkeypatch.setenv("LESSISMORE", "off")  # on this one only: it says so to those that wait for it
+    d, made = engines(monkeypatch, stand_in.config(tensor_parallel_size=2), range(4))
+    assert not made and d.reason == "switched off" and said[0][0] == "switched off"
 
 
 RANK = """
@@ -717,6 +857,7 @@ except ArgumentError as e:
     assert str(e) == "profile x: it is none"
 def fail():
     raise OSError(5, "a disk's fault")
+assert ranks.every((None, rank)) == [(None, 0), (None, 1)]
 try:
     ranks.first(fail)
 except OSError as e:
@@ -789,6 +930,65 @@ def test_where_selection_layers_come_from(monkeypatch, tmp_path):
         found = choose(measures, profile=other)
         assert found.layers == (1, 3) and not found.measure and "another host" in found.source
     assert choose(True, profile=str(tmp_path / "new.json")).measure and choose(False, profile=str(tmp_path / "new.json")).reason
+
+
+def test_a_model_is_told_by_its_weights_wherever_they_lie(tmp_path):
+    def text(model, **more):
+        c = stand_in.config()
+        c.model_config.__dict__.update(model=str(model), **more)
+        return identity.about(c)
+
+    weights, rng = tmp_path / "a", np.random.default_rng()
+    weights.mkdir()
+    content = rng.bytes(3 << 20)
+    (weights / "model.safetensors").write_bytes(content)
+    (weights / "config.json").write_text("{}")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "model.safetensors").write_bytes(content)
+    (tmp_path / "current").symlink_to(weights)
+    first = text(weights)
+    assert first.startswith("served files ") and first == text(tmp_path / "b") == text(tmp_path / "current", revision="main")
+    assert text(weights / "model.safetensors").startswith("served files ")  # one file, as of GGUF
+    (weights / "model.safetensors").write_bytes(rng.bytes(3 << 20))  # another checkpoint in its place
+    assert identity.another(first, text(weights)) and text(tmp_path / "current") == text(weights) != first
+    quantized = text(tmp_path / "b", quantization="fp8")
+    assert first != quantized and not identity.another(first, quantized) and "configuration" in identity.difference(first, quantized)
+    drawn = tmp_path / "drawn", tmp_path / "drawn2"
+    for folder in drawn:  # of a model whose weights are drawn
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    assert text(drawn[0]) == text(drawn[1]) and text(drawn[0]).startswith("served none ")
+    named = text("some/model"), text("some/model", revision="v2"), text("other/model")
+    assert len(set(named)) == 3 and all(name.startswith("served name ") for name in named) and identity.another(named[0], named[2])
+    assert not identity.another(first, named[0]) and identity.difference(named[0], first) == "of another host"
+    assert text("temporary", model_weights="s3://models/x") == text("elsewhere", model_weights="s3://models/x")
+
+
+def test_a_profile_of_another_model_is_an_error_where_that_can_be_told(tmp_path):
+    def choose(weights, measures=False, shape=None, **changed):
+        path = kept(tmp_path / "p.json", weights=weights, **changed)
+        return profile.choose(settings.Settings(profile=path), IN_FORCE, 4, "served files aa cc", measures, shape)
+
+    for measures in (False, True):
+        with pytest.raises(ArgumentError, match="another model was served"):
+            choose("model served files bb cc", measures)
+        for weights, told in (
+            ("model served files aa dd", "of another configuration of the model"), ("model served files aa cc one-of-2", "by the heads of one rank"),
+            ("model served name bb cc", "of another host"), ("model 0123456789abcdef", "of another host"), ("0123456789abcdef", "of another host"),
+        ):  # fmt: skip
+            found = choose(weights, measures)
+            assert found.layers == (1, 3) and not found.measure and told in found.source
+    own = choose("model served files aa cc")
+    assert own.layers == (1, 3) and own.source == f"profile {tmp_path / 'p.json'}"
+    assert choose("model served files aa cc", True).measure
+    for model, text in (
+        (dict(heads=16, key_dim=128), "heads 16, here it is 32"),
+        (dict(heads=32, key_dim=64), "key_dim 64, here it is 128"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", **model})
+    assert choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", "heads": 32, "key_dim": 128}).layers
+    assert choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", "heads": 0, "key_dim": 0}).layers
 
 
 def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):

@@ -121,7 +121,7 @@ class FlashAttentionBackend:
 def runner(version, layers, page_size=1, slots=2048, tp_rank=0, dp_rank=None, **arguments):
     """A ModelRunner as lessismore.sglang reads it. Its ranks are where this version keeps them; of the process, see rank_process."""
     given = dict(speculative_algorithm=None, pp_size=1, attn_cp_size=1, enable_dp_attention=False, enable_two_batch_overlap=False, tp_size=1,
-                 enable_deterministic_inference=False, enable_pdmux=False, dllm_algorithm=None, disable_cuda_graph=False)  # fmt: skip
+                 enable_deterministic_inference=False, enable_pdmux=False, enable_hisparse=False, dllm_algorithm=None, disable_cuda_graph=False)  # fmt: skip
     if version != FIRST:
         given["dcp_size"] = 1
     sets, ranks = (

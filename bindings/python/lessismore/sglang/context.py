@@ -15,7 +15,7 @@ from .. import _library
 from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from ..vllm import metrics, profile, serving, settings
+from ..vllm import identity, metrics, profile, serving, settings
 from ..vllm.layers import DTYPES
 from . import layers
 
@@ -35,14 +35,17 @@ class Context(serving.Serving):
             return self.refuse(wrong, logging.ERROR)
         if not self.settings.enabled:
             return self.refuse("switched off")
-        against = layers.whole(runner, backend)
-        if against is not None:
-            return self.refuse(against)
         try:
+            against = layers.whole(runner, backend)
+            if against is not None:
+                return self.refuse(against)
             self._open(runner, backend)
         except (Error, torch.OutOfMemoryError) as e:
             self.close()
             self.refuse(str(e), logging.ERROR)
+        except serving.UNKNOWN as e:
+            self.close()
+            self.refuse(f"this version of SGLang is not known: {e}", logging.ERROR)
 
     def _open(self, runner: Any, backend: Any) -> None:
         own, arguments = self.settings, runner.server_args
@@ -51,8 +54,10 @@ class Context(serving.Serving):
             logger.info("lessismore: %d layers are SGLang's: %s", n, reason)
         if not census.numbers:
             return self.refuse("no layer takes part")
+        heads = census.first.tp_q_head_num * arguments.tp_size, census.first.head_dim
         force, measures = serving.in_force(own, len(census.numbers)), layers.without_graphs(arguments) and arguments.tp_size == 1
-        self.choice = choice = profile.choose(own, force, len(census.numbers), profile.about(_described(runner)), measures)
+        model = "" if own.layers is not None else identity.about(_described(runner))
+        self.choice = choice = profile.choose(own, force, len(census.numbers), model, measures, heads)
         if choice.reason is not None:
             return self.refuse(f"the selection layers are not known: {HOW}", logging.WARNING)
         self.make_engine(len(census.numbers))
@@ -148,7 +153,7 @@ class Call:
 
 
 def _described(runner: Any) -> Any:
-    """The model, as profile.about() reads vLLM's configuration: the same model has the same profile there and here."""
+    """The model, as identity.about() reads vLLM's configuration: the same model has the same profile there and here."""
     model = runner.model_config
     more = {name: getattr(model, name, None) for name in ("revision", "quantization")}
     return types.SimpleNamespace(model_config=types.SimpleNamespace(hf_config=model.hf_config, model=model.model_path, **more))

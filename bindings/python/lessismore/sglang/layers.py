@@ -14,6 +14,7 @@ AGAINST: dict[str, tuple[Any, ...]] = {
     "dcp_size": (1,),
     "enable_dp_attention": (False,),
     "enable_two_batch_overlap": (False,),
+    "enable_hisparse": (False,),
     "enable_deterministic_inference": (False,),
     "enable_pdmux": (False,),
     "dllm_algorithm": (None,),

@@ -8,20 +8,31 @@ imports vllm or torch before vLLM asks for the backend. docs/vllm.md says what i
 
 from __future__ import annotations
 
+import os
+
 from . import metrics
 
 __all__ = ["NAME", "register"]
 
 NAME = "LESSISMORE"  # of the backend, where vLLM takes new names
 BACKEND = "lessismore.vllm.backend.Backend"
+PREFIXES = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY"  # of the variables that vLLM hands to the workers that Ray starts
 
 
 def register() -> None:
     """Announces the attention backend to vLLM, as CUSTOM and, where vLLM takes new names, as LESSISMORE; and the
-    metrics to the process that serves /metrics. Does nothing the second time."""
+    metrics to the process that serves /metrics. Has vLLM hand our variables to workers that Ray starts, which inherit Ray's. Does
+    nothing the second time."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     register_backend(AttentionBackendEnum.CUSTOM, BACKEND)
     if hasattr(AttentionBackendEnum, "register") and NAME not in AttentionBackendEnum.__members__:
         register_backend(NAME, BACKEND)
     metrics.announce()
+    _carry()
+
+
+def _carry() -> None:
+    ours, given = "LESSISMORE", [prefix for prefix in os.environ.get(PREFIXES, "").split(",") if prefix.strip()]
+    if ours not in (prefix.strip() for prefix in given):
+        os.environ[PREFIXES] = ",".join([*given, ours])

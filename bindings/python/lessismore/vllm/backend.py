@@ -26,12 +26,11 @@ class Builder(FlashAttentionMetadataBuilder):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.shared = context.of(vllm_config)
         self.shared.open(Impl, device)  # where no run has measured memory
+        self.shared.fit(vllm_config.model_config.max_model_len)
+        # Made by the first step: vLLM makes builders in the memory of its K/V store, which loses its contents when the server sleeps.
         self.tokens: Optional[tokens.Tokens] = None
-        if self.shared.active:
-            if self.reorder_batch_threshold is None:  # requests that decode come first
-                self._init_reorder_batch_threshold(1, supports_spec_as_decode=self.shared.most_tokens > 1)
-            if self.shared.most_tokens > 1:
-                self.tokens = tokens.Tokens(self.shared.max_rows, device)
+        if self.shared.active and self.reorder_batch_threshold is None:  # requests that decode come first
+            self._init_reorder_batch_threshold(1, supports_spec_as_decode=self.shared.most_tokens > 1)
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
@@ -77,7 +76,8 @@ class Builder(FlashAttentionMetadataBuilder):
         metadata = super().build(common_prefix_len, common, fast_build)
         metadata.lessismore = plan = rows.Plan(found.rows, rest, common.num_actual_tokens, found.requests)
         if found.rows and not found.single:
-            assert self.tokens is not None
+            if self.tokens is None:
+                self.tokens = tokens.Tokens(shared.max_rows, self.device)
             plan.lengths, plan.owner = self.tokens.lengths(common, found.requests, found.rows)
             plan.table = self.tokens.table(plan.owner, common.block_table_tensor)
         return metadata

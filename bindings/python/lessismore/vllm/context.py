@@ -14,9 +14,10 @@ from .. import _library
 from .._device import DTYPES as NUMBERS
 from .._errors import ArgumentError, Error
 from .._version import __version__
-from . import layers, memory, metrics, profile, ranks, rows, serving, settings
+from . import identity, layers, memory, metrics, profile, ranks, rows, serving, settings
 
 logger = logging.getLogger("vllm.lessismore")
+OTHER = "this version of vLLM is not known"
 
 
 class Context(serving.Serving):
@@ -33,7 +34,7 @@ class Context(serving.Serving):
             self.refuse(wrong, logging.ERROR)
         elif not own.enabled:
             self.refuse("switched off")
-        elif (against := layers.whole(config)) is not None:
+        elif (against := self._against()) is not None:
             self.refuse(against)
         self.opened = False
         self.most_tokens = 1  # of a request that decodes, in a step
@@ -49,10 +50,25 @@ class Context(serving.Serving):
 
     def open(self, ours: type, device: torch.device) -> None:
         """Makes the library's engine and decoder, once all layers are there. Raises ArgumentError for a setting of additional_config
-        that is wrong for this model; whatever else goes wrong leaves everything to vLLM."""
-        if self.opened or self.reason is not None:
+        that is wrong for this model; whatever else goes wrong leaves everything to vLLM, on all ranks."""
+        if self.opened:
             return
         self.opened = True
+        if self._agreed():
+            self._open(ours, device)
+            self._agreed()
+
+    def _agreed(self) -> bool:
+        """Whether nothing speaks against it on this rank or another one: graphs of one have to be graphs of all."""
+        parallel = self.config.parallel_config
+        if parallel.pipeline_parallel_size == 1 and ranks.together(parallel.tensor_parallel_size):
+            against = ranks.against(ranks.every((self.reason, settings.of_all(self.settings))))
+            if against is not None and self.reason is None:
+                self.close()
+                self.refuse(against, logging.WARNING)
+        return self.reason is None
+
+    def _open(self, ours: type, device: torch.device) -> None:
         most = layers.total(self.config)
         self.census = census = layers.Census(self.config.compilation_config.static_forward_context, ours, most)
         for reason, n in self.others().items():
@@ -65,6 +81,26 @@ class Context(serving.Serving):
             self.close()
             if isinstance(e, ArgumentError) and settings.from_config(self.config.additional_config):
                 raise
+            self.refuse(str(e), logging.ERROR)
+        except serving.UNKNOWN as e:
+            self.close()
+            self.refuse(f"{OTHER}: {e}", logging.ERROR)
+
+    def _against(self) -> Optional[str]:
+        """Why nothing of this engine can be sparse, whatever its layers are."""
+        try:
+            return layers.whole(self.config)
+        except serving.UNKNOWN as e:
+            return f"{OTHER}: {e}"
+
+    def fit(self, longest: int) -> None:
+        """No context is longer than that, as vLLM has found since: its block tables may be too narrow for what was announced."""
+        if not self.active or longest >= self.capacity:
+            return
+        try:
+            self.narrow(longest)
+        except Error as e:
+            self.close()
             self.refuse(str(e), logging.ERROR)
 
     def _make(self, census: layers.Census, device: torch.device) -> None:
@@ -118,16 +154,20 @@ class Context(serving.Serving):
         Args:
             tensor: ranks, all of them with every layer; 0: each has some of the layers.
         """
-        own, model = self.settings, profile.about(self.config)
+        own, first = self.settings, self.census.first
+        shape = first.num_heads * max(self.config.parallel_config.tensor_parallel_size, 1), first.head_size
 
         def here() -> tuple[dict[str, Any], profile.Choice]:
-            force = serving.in_force(own, n_layers)
-            found = profile.choose(own, force, n_layers, model, measures and tensor == 1)
-            if found.reason is not None and measures and together:
-                found = profile.choose(own, force, n_layers, model, True)
+            force, model = serving.in_force(own, n_layers), "" if own.layers is not None else identity.about(self.config)
+            found = profile.choose(own, force, n_layers, model, measures and tensor == 1, shape)
+            if found.reason is not None and measures and together:  # what one rank measures is of its heads only: not the model's profile
+                of_one = identity.of_ranks(model, tensor)
+                for measuring in (False, True):  # what was kept goes into full graphs
+                    if found.reason is not None:
+                        found = profile.choose(own, force, n_layers, of_one, measuring, shape)
             return force, found
 
-        together = own.layers is None and ranks.together(tensor)
+        together = own.layers is None and ranks.together(tensor)  # the same on each: _agreed()
         if not together:
             return here()
         force, found = ranks.first(here)

@@ -11,11 +11,13 @@ from typing import Any, Optional
 
 from .._errors import ArgumentError
 from .._profiles import profile_dir
+from . import identity
 from .settings import Settings
 
 FORMAT = 1
+TOLD = "model "  # what the library writes before the text that a caller tells it of a model
+Shape = Optional[tuple[int, int]]
 MOST_BYTES = 8 << 20
-PASSING = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")  # say nothing about the weights
 HOW = (
     'name them ("layers": [2, 12]), give a profile ("profile": FILE, which `lessismore calibrate` makes), or start once on one GPU, '
     "without speculation and with cudagraph_mode FULL_AND_PIECEWISE (vLLM's default) or PIECEWISE, which measures them and keeps them for "
@@ -27,15 +29,6 @@ TARGETED = (
     "it needs a profile that was measured in nats for a target of at most that: `lessismore calibrate --quality` makes one of the model's folder "
     '("profile": FILE), since a server\'s steps are not computed twice'
 )
-
-
-def about(config: Any) -> str:
-    """What tells an engine's model from others of its shape, as far as its configuration says."""
-    model = config.model_config
-    text = {k: v for k, v in model.hf_config.to_dict().items() if not k.startswith("_") and k not in PASSING}
-    more = [str(getattr(model, name, None)) for name in ("model", "revision", "quantization")]
-    more.append(str(getattr(model.hf_config, "_commit_hash", None)))
-    return hashlib.sha256(json.dumps([text, *more], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +43,13 @@ class Choice:
     reason: Optional[str] = None
 
 
-def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: str, may_measure: bool) -> Choice:
+def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: str, may_measure: bool, shape: Shape = None) -> Choice:
     """Given layers, else a profile's, else measured ones.
 
     Args:
         in_force: budget, recency, sink_tokens, policy, and selections or that there is a quality target.
+        model: what identity.about() says of it.
+        shape: query heads of a layer, on all ranks, and their size. None: a profile's are not compared with them.
         may_measure: attention may run outside of graphs, on one rank. Then the library reads the profile itself, audits and goes on
             measuring; else a profile's layers are taken as if they were given, since graphs would keep them anyway.
 
@@ -66,7 +61,7 @@ def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: s
         return Choice(layers=tuple(settings.layers), source="given")
     named = settings.file is not None
     path = os.fspath(settings.file) if settings.file is not None else None if settings.profile else _default(in_force, n_layers, model)
-    found, problem = _read(path, in_force, n_layers) if path is not None else (None, None)
+    found, problem = _read(path, in_force, n_layers, model, shape) if path is not None else (None, None)
     if named and problem is not None:
         raise ArgumentError(f"profile {path}: {problem}")
     if settings.quality:
@@ -75,16 +70,17 @@ def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: s
         target = found["tried"]["target"]
         if not target <= settings.quality or not found["choice"]:
             return Choice(reason=f"quality = {settings.quality}: the choice of profile {path} is for {target}; {TARGETED}")
-    own = found is not None and found["model"].get("weights") == f"model {model}"  # as the library writes it
-    if found is not None and not (may_measure and own):
-        return Choice(layers=tuple(found["choice"]), source=f"profile {path}" + ("" if own else ", of another host"))
+    made = None if found is None else _made(found)
+    if found is not None and not (may_measure and made == model):
+        from_where = identity.difference(made, model)
+        return Choice(layers=tuple(found["choice"]), source=f"profile {path}" + (f", {from_where}" if from_where else ""))
     if may_measure:
         if path is not None and not named:
             try:
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             except OSError:
                 path = None
-        return Choice(measure=True, profile=path, model=model, source=f"profile {path}" if own else "measured")
+        return Choice(measure=True, profile=path, model=model, source=f"profile {path}" if found is not None else "measured")
     return Choice(reason=f"the selection layers are not known: {HOW}")
 
 
@@ -94,7 +90,13 @@ def _default(in_force: dict[str, Any], n_layers: int, model: str) -> Optional[st
     return None if folder is None else os.path.join(folder, f"vllm-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json")
 
 
-def _read(path: str, in_force: dict[str, Any], n_layers: int) -> tuple[Optional[dict[str, Any]], Optional[str]]:
+def _made(found: dict[str, Any]) -> str:
+    """The model that a profile is of, as who measured it told the library; "": that was a ggml host, which tells it otherwise."""
+    weights = str(found["model"].get("weights"))
+    return weights[len(TOLD) :] if weights.startswith(TOLD) else ""
+
+
+def _read(path: str, in_force: dict[str, Any], n_layers: int, model: str, shape: Shape) -> tuple[Optional[dict[str, Any]], Optional[str]]:
     """A profile, and why it is none that fits; neither where there is no file."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
@@ -107,7 +109,7 @@ def _read(path: str, in_force: dict[str, Any], n_layers: int) -> tuple[Optional[
     except (OSError, ValueError) as e:
         return None, str(e)
     try:
-        problem = _problem(found, in_force, n_layers)
+        problem = _problem(found, in_force, n_layers) or _another(found, model, shape)
     except (AttributeError, KeyError, TypeError) as e:
         problem = f"it is no profile: {e!r}"
     return (found, None) if problem is None else (None, problem)
@@ -127,4 +129,15 @@ def _problem(found: Any, in_force: dict[str, Any], n_layers: int) -> Optional[st
     ascending = choice and all(type(x) is int for x in choice) and list(choice) == sorted(set(choice))
     if not ascending or choice[0] < 0 or choice[-1] >= n_layers:
         return f"choice = {choice!r} is not ascending layers in 0 .. {n_layers - 1}"
+    return None
+
+
+def _another(found: Any, model: str, shape: Shape) -> Optional[str]:
+    """Why a profile is of another model, where that can be told."""
+    if identity.another(_made(found), model):
+        return "it was measured while another model was served"
+    for name, here in zip(("heads", "key_dim"), shape or ()):
+        there = found["model"].get(name, 0)  # 0: of one that was not measured in a ggml host
+        if there and there != here:
+            return f"it was made for {name} {there}, here it is {here}"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, TypeVar
+from typing import Any, Callable, Optional, Sequence, TypeVar
 
 import torch
 
@@ -13,6 +13,30 @@ def together(ranks: int) -> bool:
     """Whether this process and the others of its torch.distributed world are the ranks of one engine, and no one else."""
     distributed = torch.distributed
     return ranks > 1 and distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() == ranks
+
+
+def every(own: T) -> list[T]:
+    """What each rank has of it, in their order, on each of them: all call this at the same point."""
+    distributed = torch.distributed
+    group = distributed.new_group(backend="gloo")  # the world's own is of GPUs
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, own, group=group)
+    distributed.destroy_process_group(group)
+    return found
+
+
+def against(found: Sequence[tuple[Optional[str], dict[str, Any]]]) -> Optional[str]:
+    """Why no rank may be sparse: one of them is not, or has other settings, as where a variable is not set on each machine. found: what
+    speaks against each, and its settings."""
+    for rank, (reason, _) in enumerate(found):
+        if reason is not None:
+            return f"rank {rank}: {reason}"
+    settings = [own for _, own in found]
+    for rank, own in enumerate(settings):
+        for name, value in own.items():
+            if value != settings[0][name]:
+                return f"the ranks' settings differ: {name} is {settings[0][name]} on rank 0 and {value} on rank {rank}"
+    return None
 
 
 def first(make: Callable[[], T]) -> T:

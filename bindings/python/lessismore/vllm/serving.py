@@ -17,6 +17,7 @@ from ..engine import Engine
 from . import memory, metrics, profile, settings
 
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+UNKNOWN = (AttributeError, KeyError, TypeError)  # what a host's version of other interfaces raises
 
 
 class Serving:
@@ -31,6 +32,7 @@ class Serving:
         self.engine: Optional[Engine] = None
         self.decoder: Optional[Decoder] = None
         self.work: Optional[torch.Tensor] = None
+        self.shape: dict[str, Any] = {}  # the decoder's arguments
         self.numbers: dict[Any, int] = {}
         self.choice = profile.Choice()
         self.max_rows = self.capacity = self.kv_tokens = 0
@@ -95,8 +97,19 @@ class Serving:
             return False
         self.kv_tokens = min(tokens, self.max_rows * capacity)
         self.work = torch.zeros(size(self.max_rows), dtype=torch.uint8, device=f"cuda:{number}")
+        self.shape = shape
         self.decoder = Decoder(engine, self.max_rows, **shape, kv_tokens=self.kv_tokens, work=self.work)
         return True
+
+    def narrow(self, capacity: int) -> None:
+        """Makes the decoder anew, for rows of fewer tokens, in the same work memory. Before its first step. Raises Error."""
+        engine, decoder = self.engine, self.decoder
+        assert engine is not None and decoder is not None
+        decoder.close()
+        self.decoder = None
+        self.capacity = self.shape["capacity"] = capacity
+        self.kv_tokens = min(self.kv_tokens, self.max_rows * capacity)
+        self.decoder = Decoder(engine, self.max_rows, **self.shape, kv_tokens=self.kv_tokens, work=self.work)
 
     def chosen(self) -> str:
         """The selection layers and where they are from, for the log."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
+import re
 from typing import Any, Callable, Mapping, Optional
 
 from .. import engine
@@ -14,6 +16,8 @@ from .._values import integer, real
 MOST_ROWS = 4096  # LIM_MAX_ROWS
 INTERVAL = 10.0  # seconds
 SWITCH = {"on": True, "1": True, "off": False, "0": False}
+KEY = "lessismore"  # of additional_config
+OWN_NAMES = ("budget", "recency", "sink_tokens", "selections", "kv_tokens", "work_bytes")  # settings that nobody else's could be
 NOT_HERE = ("interval", "trace")  # a row is another sequence's from step to step, and what is attended to on a GPU is not kept
 
 
@@ -111,10 +115,20 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def _misplaced(additional: Mapping[Any, Any]) -> None:
+    """Raises ArgumentError where settings seem to be meant, but stand under another name or under none."""
+    for key in map(str, additional):
+        if key != KEY and difflib.SequenceMatcher(None, re.sub("[^a-z]", "", key.lower()), KEY).ratio() > 0.8:
+            raise ArgumentError(f'additional_config has {key!r}: lessismore\'s settings stand under "{KEY}"')
+        if key in OWN_NAMES:
+            raise ArgumentError(f'additional_config has {key!r} outside of "{KEY}": {{"{KEY}": {{"{key}": …}}}}')
+
+
 def from_config(additional: Any) -> dict[str, Any]:
     """What vLLM's additional_config sets under "lessismore". Raises ArgumentError, which names the key."""
-    given = additional.get("lessismore") if isinstance(additional, Mapping) else None
+    given = additional.get(KEY) if isinstance(additional, Mapping) else None
     if given is None:
+        _misplaced(additional if isinstance(additional, Mapping) else {})
         return {}
     if not isinstance(given, Mapping):
         raise ArgumentError(f"additional_config: lessismore = {given!r} is not an object of settings")
@@ -122,6 +136,11 @@ def from_config(additional: Any) -> dict[str, Any]:
     if unknown:
         raise ArgumentError(f"additional_config: lessismore has no {', '.join(unknown)}; there are {', '.join(CHECKS)}")
     return {key: None if value is None else _check(key, f"lessismore.{key}", value) for key, value in given.items()}
+
+
+def of_all(found: Settings) -> dict[str, Any]:
+    """What has to be the same on each rank: all but files, which are one rank's or each one's own."""
+    return {name: value for name, value in dataclasses.asdict(found).items() if name not in ("profile", "stats", "stats_interval")}
 
 
 def read(additional: Any, environment: Optional[Mapping[str, str]] = None) -> tuple[Settings, Optional[str]]:
