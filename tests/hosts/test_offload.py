@@ -80,7 +80,7 @@ def test_prompts_of_the_cpus_layers(card, some, cuda):
     r = run(card, some, cuda, "-ngl", "7")
     exact(r, some)
     cpu = of(r, False)
-    assert cpu["layers_offloaded"] == [0, 1, 2, 3, 4, 5]
+    assert cpu["layers_offloaded"] == [0, 1, 2, 3, 4, 5] and cpu["layers"] == 12, "one set of roles"
     assert cpu["cell_order"] == 0 and cpu["rows_sparse"] > len(some) * (TOKENS - 8), cpu
     assert sum(c["declined"].get("no_cache", 0) for c in r.stats["contexts"]) > 0, "the CPU's layers of the prompts were not the GPU's"
     if cuda == "on":
