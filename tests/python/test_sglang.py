@@ -170,10 +170,20 @@ def test_without_layers_or_a_gpu_nothing_is_sparse_and_the_log_says_why(backend,
         ("LESSISMORE", "off", "switched off"),
         ("LESSISMORE_BUDGET", "0", "LESSISMORE_BUDGET"),
         ("LESSISMORE_LAYERS", "7", "layer"),
+        ("LESSISMORE_QUALITY", "0.005", "quality = 0.005: it needs a profile"),
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert text in backend.Backend(runner).shared.reason
+
+
+def test_statistics_say_why_nothing_is_sparse(backend, version, monkeypatch, tmp_path):
+    monkeypatch.setenv("LESSISMORE_STATS", str(tmp_path / "stats"))
+    monkeypatch.setenv("LESSISMORE_LAYERS", "0")
+    stand_in.rank_process(monkeypatch, version, 0, None)
+    for change, text in ((dict(pp_size=2), "pp_size = 2"), (dict(enable_hisparse=True), "enable_hisparse = True")):
+        backend.Backend(stand_in.runner(version, [stand_in.RadixAttention(0)], **change))
+        assert json.loads((tmp_path / "stats").read_text())["sglang"]["reason"] == text
 
 
 def test_a_version_of_sglang_with_other_interfaces_is_left_to_itself(backend, version, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib
 import inspect
 import json
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import prometheus_client.multiprocess
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 import lessismore
 import lessismore.vllm
 from lessismore._errors import ArgumentError, DeviceError
-from lessismore.vllm import context, identity, layers, memory, metrics, profile, ranks, rows, serving, settings
+from lessismore.vllm import context, identity, layers, memory, metrics, options, profile, ranks, rows, serving, settings
 
 VERSIONS = stand_in.VERSIONS
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 4, 2, 64, 16, 64
@@ -91,6 +93,7 @@ def test_what_is_read_is_there(version):
     assert "_init_reorder_batch_threshold" in backends["AttentionMetadataBuilder"]["methods"]
     assert backends["AttentionType"]["texts"]["DECODER"] == layers.DECODER
     assert layers.PLAIN in modules["vllm/model_executor/layers/attention/attention.py"]
+    assert {"is_overridden", "get_path"} <= set(modules["vllm/v1/attention/backends/registry.py"]["AttentionBackendEnum"]["methods"])
     assert "get_current_vllm_config" in config["vllm.py"]
     for name in ("additional_config", "speculative_config", "model_config", "parallel_config", "scheduler_config", "compilation_config"):
         assert name in config["vllm.py"]["VllmConfig"]["fields"], name
@@ -123,6 +126,15 @@ def test_every_field_of_a_step_is_known(version):
     assert set(rows.PER_ROW) & set(fields) and set(rows.OWN) <= set(fields)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_options_of_parallel_ranks_and_drafts_are_known(version):
+    """A new one is for whoever records a version to look at: it may change what a rank's attention has to compute."""
+    modules = stand_in.recorded(version)
+    for path, name, known in (("parallel", "ParallelConfig", options.PARALLEL), ("speculative", "SpeculativeConfig", options.SPECULATIVE)):
+        fields = {field for field in modules[f"vllm/config/{path}.py"][name]["fields"] if not field.startswith("_")}
+        assert fields <= known, fields - known
+
+
 def test_the_entry_point_registers(monkeypatch):
     group = (PACKAGE / "pyproject.toml").read_text().split('[project.entry-points."vllm.general_plugins"]')[1].split("[")[0]
     assert group.split() == ["lessismore", "=", '"lessismore.vllm:register"']
@@ -134,6 +146,37 @@ def test_the_entry_point_registers(monkeypatch):
         lessismore.vllm.register()
         known = ["CUSTOM", "LESSISMORE"] if names else ["CUSTOM"]
         assert registry.chosen == dict.fromkeys(known, "lessismore.vllm.backend.Backend")
+
+
+def test_another_plug_ins_backend_stays_its_own(monkeypatch, caplog):
+    monkeypatch.setattr(metrics, "announce", lambda: None)
+    monkeypatch.setenv(lessismore.vllm.PREFIXES, "")
+    for names in (False, True):
+        registry = stand_in.install(monkeypatch, [None], names)
+        registry.chosen["CUSTOM"] = "theirs.Backend"
+        caplog.clear()
+        lessismore.vllm.register()
+        ours = {"LESSISMORE": "lessismore.vllm.backend.Backend"} if names else {}
+        assert registry.chosen == {"CUSTOM": "theirs.Backend", **ours}
+        assert "CUSTOM is theirs.Backend" in caplog.text and ("LESSISMORE is lessismore's" in caplog.text) == names
+
+
+def test_a_vllm_that_takes_no_plug_in_like_this_starts_all_the_same(monkeypatch, caplog):
+    """It is called for each server of the machine, those of another attention backend, too."""
+    monkeypatch.setenv(lessismore.vllm.PREFIXES, "")
+    stand_in.install(monkeypatch, [None])
+    monkeypatch.setitem(sys.modules, "vllm.v1.attention.backends.registry", None)
+
+    def full():
+        raise OSError("no space left")
+
+    monkeypatch.setattr(metrics, "announce", full)
+    lessismore.vllm.register()
+    assert (
+        "no attention backend in this vLLM" in caplog.text
+        and "no metrics in this vLLM: no space left" in caplog.text
+        and os.environ[lessismore.vllm.PREFIXES]
+    )
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(None, "LESSISMORE"), ("A_, B_", "A_, B_,LESSISMORE"), ("LESSISMORE,A_", "LESSISMORE,A_")])
@@ -298,6 +341,36 @@ def test_an_engine_that_would_go_wrong_is_left_to_vllm(backend, change):
     reason = layers.whole(c)
     assert reason and context.of(c).reason == reason
     assert backend.Builder.get_cudagraph_support(c, None) is stand_in.AttentionCGSupport.ALWAYS  # vLLM's own
+
+
+class Later:
+    """A default as pydantic keeps it."""
+
+    def __init__(self, default=None, default_factory=None):
+        self.default, self.default_factory = default, default_factory
+
+
+@dataclasses.dataclass
+class LaterParallelConfig:
+    tensor_parallel_size: int = 2  # known, whatever it is
+    spread_heads: bool = False
+    shards: Any = Later(1)
+    plan: Any = Later(default_factory=lambda: ["plain"])
+    names: list = dataclasses.field(default_factory=list)
+    _private: int = 3
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({}, None), (dict(spread_heads=None), None), (dict(_private=4), None), (dict(spread_heads=True), "spread_heads = True: an option that is not known"),
+    (dict(shards=2), "shards = 2"), (dict(plan=["other"]), "plan = ['other']"), (dict(names=["a"]), "names = ['a']"),
+])  # fmt: skip
+def test_an_engine_with_an_option_that_came_later_is_left_to_vllm(change, reason):
+    later = LaterParallelConfig(shards=1, plan=["plain"])
+    later.__dict__.update(stand_in.config().parallel_config.__dict__, **change)
+    c = stand_in.config({"layers": [1]})
+    c.parallel_config = later
+    found = layers.whole(c)
+    assert found is None if reason is None else reason in found
 
 
 def test_a_version_of_vllm_with_other_interfaces_is_left_to_itself(backend, monkeypatch):
@@ -863,6 +936,7 @@ try:
 except OSError as e:
     assert e.errno == 5
     print("refused")
+d.destroy_process_group()  # else torch now and then aborts at the process's end
 """
 
 
@@ -991,6 +1065,22 @@ def test_a_profile_of_another_model_is_an_error_where_that_can_be_told(tmp_path)
     assert choose("x", shape=(32, 128), model={"layers": 4, "weights": "x", "heads": 0, "key_dim": 0}).layers
 
 
+def test_the_librarys_own_profile_is_known_again(tmp_path):
+    """It is the library that writes which model a profile is of."""
+    rng, path, model = np.random.default_rng(), str(tmp_path / "p.json"), "served files aa cc"
+    asked = settings.Settings(budget=16, profile=path)
+    with lessismore.Engine(6, asked, model=model, n_threads=1) as engine, engine.decoder() as decoder:
+        key = rng.standard_normal((1, 400, 2, 64), dtype=np.float32)
+        for step in range(100):
+            for layer in range(6):
+                decoder.attend(layer, rng.standard_normal((1, 4, 64), dtype=np.float32), key, key, lengths=np.array([200 + step], np.int32))
+    force = serving.in_force(asked, 6)
+    found = profile.choose(asked, force, 6, model, False)
+    assert found.layers and found.source == f"profile {path}" and profile.choose(asked, force, 6, model, True).measure
+    with pytest.raises(ArgumentError, match="another model was served"):
+        profile.choose(asked, force, 6, "served files bb cc", False)
+
+
 def test_a_target_needs_a_profile_that_was_measured_for_it(tmp_path):
     force = {**{k: v for k, v in IN_FORCE.items() if k != "selections"}, "quality": True}
     assert serving.in_force(settings.Settings(quality=0.01, layers=(0, 2)), 4) == force
@@ -1082,6 +1172,39 @@ def test_a_file_of_statistics_is_one_process_s_and_replaces_nobody_else_s(monkey
 )
 def test_no_two_processes_have_the_same_number(parallel, ranks):
     assert context._rank(stand_in.Object(**parallel)) == ranks
+
+
+def active(folder):
+    """The metric of that name, by rank and reason."""
+    found = {family.name: dict(family.values) for family in metrics.families(metrics.reports(str(folder)))}
+    return found.get("lessismore_active")
+
+
+def test_metrics_and_statistics_say_why_nothing_is_sparse_from_the_start(monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    mode = stand_in.Object(has_full_cudagraphs=lambda: True, has_piecewise_cudagraphs=lambda: False)
+    stats = tmp_path / "stats"
+    stats.write_text('{"version":"0.0.1","config":{}}')  # a run's before
+    d = opened({"stats": str(stats)}, monkeypatch, mode=mode)
+    assert "not known" in d.reason and active(tmp_path) == {("0", d.reason): 0.0}
+    assert json.loads(stats.read_text())["vllm"]["reason"] == d.reason
+    opened({"layers": [0]}, monkeypatch, DeviceError("no CUDA driver"))
+    assert active(tmp_path) == {("0", "no CUDA driver"): 0.0}
+
+
+def test_metrics_say_that_the_library_refused_a_step(model, monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    library = dict.fromkeys((key for *_, keys in metrics.LIBRARY for key in keys.values()), 0)
+    model.context.decoder.stats = lambda: library
+    model.context.reporter = metrics.Reporter(model.context, 0, 1, 1e-9, str(tmp_path / "stats"))
+    model.context.engine = stand_in.Object(report=lambda: {"version": "1"}, close=lambda: None)
+    model.attend(model.step([1, 1], [5, 9]))
+    model.step([1, 1], [5, 9])
+    assert json.loads((tmp_path / "stats").read_text())["vllm"]["reason"] is None
+    model.context.fail(ArgumentError("too narrow"))
+    model.step([1, 1], [5, 9])
+    assert json.loads((tmp_path / "stats").read_text())["vllm"]["reason"] == "too narrow"
 
 
 def test_what_is_counted_is_read_only_when_someone_asked(monkeypatch, tmp_path):

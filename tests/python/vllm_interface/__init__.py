@@ -176,9 +176,17 @@ class Registry:
     def __init__(self, names):
         self.chosen = {}
         members = {"FLASH_ATTN": "vllm", "CUSTOM": None}
+        chosen = self.chosen
+
+        class Custom(str):
+            def is_overridden(self):
+                return self in chosen
+
+            def get_path(self):
+                return chosen[self]
 
         class AttentionBackendEnum:
-            CUSTOM = "CUSTOM"
+            CUSTOM = Custom("CUSTOM")
             __members__ = members
 
         if names:

@@ -31,6 +31,11 @@ class Context(serving.Serving):
         own, wrong = settings.read(None)
         super().__init__(own)
         self.widened: tuple[Any, Any] = (None, None)  # a step's page table, and the same as wide as the library wants it
+        self._try(runner, backend, wrong)
+        self.report_by(metrics.Reporter(self, *_rank(runner), own.stats_interval, own.stats, "sglang"))
+
+    def _try(self, runner: Any, backend: Any, wrong: Optional[str]) -> None:
+        """wrong: what is wrong with the settings."""
         if wrong is not None:
             return self.refuse(wrong, logging.ERROR)
         if not self.settings.enabled:
@@ -59,7 +64,7 @@ class Context(serving.Serving):
         model = "" if own.layers is not None else identity.about(_described(runner))
         self.choice = choice = profile.choose(own, force, len(census.numbers), model, measures, heads)
         if choice.reason is not None:
-            return self.refuse(f"the selection layers are not known: {HOW}", logging.WARNING)
+            return self.refuse(choice.reason if own.quality else f"the selection layers are not known: {HOW}", logging.WARNING)
         self.make_engine(len(census.numbers))
         first, capacity = census.first, int(backend.max_context_len)  # as wide as the page tables of graphs are; the pool's rows are wider
         shape: dict[str, Any] = dict(
@@ -75,7 +80,6 @@ class Context(serving.Serving):
             "lessismore %s: %d layers take part, selection layers %s; budget %d; query heads %d of %d; up to %d rows in a step, work memory %.0f MB",
             __version__, len(self.numbers), self.chosen(), force["budget"], first.tp_q_head_num, first.tp_q_head_num * arguments.tp_size, self.max_rows, self.work_bytes / 1e6,
         )  # fmt: skip
-        self.report_by(metrics.Reporter(self, *_rank(runner), own.stats_interval, own.stats, "sglang"))
 
     def tick(self) -> None:
         self.widened = (None, None)  # a table is one step's, whoever gives the same tensor again

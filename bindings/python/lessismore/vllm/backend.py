@@ -58,6 +58,8 @@ class Builder(FlashAttentionMetadataBuilder):
     def _build(self, common_prefix_len: int, common: Any, fast_build: bool, counts: bool) -> Any:
         shared = self.shared
         if not shared.active or not any(name in shared.numbers for name in self.layer_names):
+            if counts and not shared.active:
+                shared.tick()  # /metrics go on to say why
             metadata = super().build(common_prefix_len, common, fast_build)
             metadata.lessismore = NOTHING
             return metadata

@@ -57,6 +57,8 @@ class Context(serving.Serving):
         if self._agreed():
             self._open(ours, device)
             self._agreed()
+        own = self.settings
+        self.report_by(metrics.Reporter(self, *_rank(self.config.parallel_config), own.stats_interval, own.stats))
 
     def _agreed(self) -> bool:
         """Whether nothing speaks against it on this rank or another one: graphs of one have to be graphs of all."""
@@ -104,7 +106,7 @@ class Context(serving.Serving):
             self.refuse(str(e), logging.ERROR)
 
     def _make(self, census: layers.Census, device: torch.device) -> None:
-        config, own = self.config, self.settings
+        config = self.config
         graphs, parallel = config.compilation_config.cudagraph_mode, config.parallel_config
         tensor, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
         # A graph keeps the layers' roles: where layers are measured, vLLM is told to leave attention out of its graphs.
@@ -144,7 +146,6 @@ class Context(serving.Serving):
             logger.info(
                 "lessismore: vLLM's graphs leave attention out, since layers are measured and audited while serving; where layers are given, graphs have everything"
             )
-        self.report_by(metrics.Reporter(self, *_rank(config.parallel_config), own.stats_interval, own.stats))
 
     def _choose(self, n_layers: int, measures: bool, tensor: int) -> tuple[dict[str, Any], profile.Choice]:
         """The settings in force, and where the selection layers come from. Of several ranks the first one says so, since a graph of one

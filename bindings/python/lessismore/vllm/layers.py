@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Optional
 
+from . import options
+
 HEAD_DIMS = (64, 128, 256)
 MOST_GROUP = 16  # query heads for each KV head
 DTYPES = {"torch.float16": "f16", "torch.bfloat16": "bf16"}
@@ -33,6 +35,10 @@ def whole(config: Any) -> Optional[str]:
         return f"dtype = {config.model_config.dtype}"
     if getattr(config.model_config, "rswa_window", None) is not None:
         return "the model's attention has a reference window"
+    for given, known in ((parallel, options.PARALLEL), (speculative, options.SPECULATIVE)):
+        option = options.unknown(given, known)
+        if option is not None:
+            return f"{option}: an option that is not known"
     return None
 
 

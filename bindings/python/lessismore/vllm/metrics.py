@@ -20,6 +20,7 @@ import time
 from typing import Any, Iterable, Iterator, NamedTuple, Optional
 
 from .. import _files
+from .._version import __version__
 
 logger = logging.getLogger("vllm.lessismore")
 VARIABLE = "LESSISMORE_VLLM_METRICS"
@@ -219,7 +220,9 @@ class Reporter:
         if self.stats is None:
             return
         try:
-            _files.write(self.stats, json.dumps({**self.context.engine.report(), self.host: report}).encode())
+            engine = self.context.engine
+            library = {"version": __version__} if engine is None else engine.report()  # both begin alike: a file of ours
+            _files.write(self.stats, json.dumps({**library, self.host: report}).encode())
         except Exception as e:
             logger.warning("lessismore: no statistics in a file: %s", e)
             self.stats = None

@@ -19,8 +19,8 @@ TOLD = "model "  # what the library writes before the text that a caller tells i
 Shape = Optional[tuple[int, int]]
 MOST_BYTES = 8 << 20
 HOW = (
-    'name them ("layers": [2, 12]), give a profile ("profile": FILE, which `lessismore calibrate` makes), or start once on one GPU, '
-    "without speculation and with cudagraph_mode FULL_AND_PIECEWISE (vLLM's default) or PIECEWISE, which measures them and keeps them for "
+    'name them ("layers": [2, 12]), give a profile ("profile": FILE, which `lessismore calibrate` makes), or start once without '
+    "pipeline parallelism or speculation and with cudagraph_mode FULL_AND_PIECEWISE (vLLM's default) or PIECEWISE, which measures them and keeps them for "
     "the next start"
 )
 

@@ -117,9 +117,11 @@ class Serving:
         return f"{list(choice.layers)} ({choice.source})" if choice.layers else choice.source
 
     def report_by(self, reporter: metrics.Reporter) -> None:
-        """Statistics from now on, and at the process's end."""
+        """Statistics from now on, and at the process's end; at once, if all there will be to say is why nothing is sparse."""
         self.reporter = reporter
         atexit.register(_at_exit, weakref.ref(self))
+        if self.reason is not None:
+            reporter.write()
 
     def close(self) -> None:
         """Gives the library's memory back."""
@@ -130,7 +132,7 @@ class Serving:
         self.numbers = {}
 
     def tick(self) -> None:
-        """Once a step or more often, replayed ones included."""
+        """Once a step or more often, replayed ones included, and after a failure, too."""
         if self.reporter is not None:
             self.reporter.tick()
 
