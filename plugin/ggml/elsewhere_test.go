@@ -153,8 +153,8 @@ func spare(n int) (out []token) {
 // Positions are those of the keys that are kept next, once: not of a later batch's, which as many tokens of another text are.
 func TestPositionsAreToldOnce(t *testing.T) {
 	h := newShared(t, 3, 128, 1)
-	h.prompt(nil, text(0, 0, 0, 0, 20)...)
 	h.discover()
+	h.prompt(nil, text(0, 0, 0, 0, 20)...)
 	h.prompt(func(layer int, _ *graph.Graph) bool { return layer > 0 }, text(0, 20, 1, 0, 20)...)
 	require.EqualValues(t, 0, h.step(token{0, 40, 1, 20}).SetLen)
 	require.EqualValues(t, 8, h.step(token{0, 41, 0, 20}).SetLen)

@@ -87,7 +87,7 @@ func relayOf[T any](h *relayHost, on *cuda.Device, n int) []T {
 	return unsafe.Slice(*(**T)(unsafe.Pointer(&at)), n)
 }
 
-// newRelayHost makes one with a device for each text: "cpu 0-2", "gpu0 3-5".
+// newRelayHost makes one with a device for each text: "cpu 0-2", "gpu0 3-5"; "auto0 3-5": which takes steps only where it pays.
 func newRelayHost(t *testing.T, layers []int, devices ...string) *relayHost {
 	seed := rand.Int63()
 	t.Logf("seed %d", seed)
@@ -114,9 +114,9 @@ func newRelayHostOn(t *testing.T, engine *contexts.Engine, number uint64, seed i
 		if kind == "cpu" {
 			l.cpu = NewSession(engine, log)
 		} else {
-			on, err = cuda.Open(int(kind[3] - '0'))
+			on, err = cuda.Open(int(kind[len(kind)-1] - '0'))
 			require.NoError(t, err)
-			l.gpu = NewGPUSession(engine, log, true)
+			l.gpu = NewGPUSession(engine, log, strings.HasPrefix(kind, "gpu"))
 			l.cpu = &l.gpu.Session
 		}
 		for k := l.from; k <= l.to; k++ {
@@ -518,6 +518,32 @@ func TestSetsAreHandedOver(t *testing.T) {
 			require.Contains(t, strings.Join(h.lines, "\n"), fmt.Sprintf("layers %v of all 6 choose token sets, which go from device to device", c.layers))
 		})
 	}
+}
+
+// So they are where each device takes the steps that pay, as far as the one before took them, too.
+func TestSetsAreHandedOverWhereItPays(t *testing.T) {
+	if child, log := onDevices(t, "LIM_STANDIN_CLOCK=1"); !child { // a slow memory: it always pays
+		require.NotEmpty(t, log)
+		return
+	}
+	for _, first := range []string{"auto0", "cpu"} {
+		h := settled(t, []int{1}, []string{first + " 0-2", "auto1 3-5"}, 150, 90)
+		before := h.stats()[1]
+		for range 4 {
+			h.chosenBy(h.decode(nil), 1)
+		}
+		after := h.stats()[1]
+		require.EqualValues(t, 4, after.HandedSteps-before.HandedSteps, first)
+		require.Zero(t, after.UnhandedSteps)
+	}
+	h := settled(t, []int{1}, []string{"auto0 0-2", "auto1 3-5"}, 150, 90)
+	h.decode(func(l *leg, g *graph.Graph) bool { // the first one leaves a step
+		g.Computed = l == h.legs[0]
+		return true
+	})
+	h.chosenFrom(3)
+	require.EqualValues(t, 1, h.stats()[1].UnhandedSteps)
+	h.chosenBy(h.decode(nil), 1)
 }
 
 // Slots are filled again, so that tokens do not lie in the order of their slots: sets are handed over all the same.

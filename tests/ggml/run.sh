@@ -649,6 +649,10 @@ host's mlp3 to logits0 run
 cuEventRecord 0xe8 stream 0x54
 host waits for 0xe8
 EOF
+two handed "layers 2 to 3 of the model, the others are on another device: layers \[0\] of all 4 choose" LESSISMORE_CUDA=auto LIM_STANDIN_CLOCK=1
+counted "each step is handed over where each device takes what pays, as in a slow memory all does" '"handed_steps": 9,'
+gpu handed "hooked where it pays" no LIM_STANDIN_DEVICES=2 LESSISMORE_CUDA=auto LIM_STANDIN_CLOCK=1 LESSISMORE_LAYERS=auto
+counted "none where layers are measured" '"handed_steps": 0,'
 # A call of the driver's that this takes fails, in step 5: the later device's layers are the host's from there on.
 for call in cuMemcpyPeerAsync:700:4 cuEventRecord:700:30 cuEventRecord:700:31 cuStreamWaitEvent:700:30 cuStreamWaitEvent:700:31; do
     two handed "inert in this context: handing token sets over: CUDA_ERROR (700)" LIM_STANDIN_FAIL=$call

@@ -80,8 +80,6 @@ func (p *Process) configure(lookup func(name string) (string, bool)) {
 	}
 	p.env = env
 	p.engine, _ = contexts.NewEngine(env.Config)
-	// On two H200s it has been right, but not shown to pay: see RATIONALE.md.
-	p.engine.Relay.HandsOver = env.CUDA == settings.CUDAOn
 	if env.Profiles {
 		p.engine.Keep(selection.Profiles{Dir: profileDir(lookup), Path: env.Profile})
 	}
@@ -164,6 +162,9 @@ func (p *Process) WantsGPUs() bool { return p.env.CUDA != settings.CUDAOff && p.
 
 // GPUs says what becomes of the host's CUDA devices: n of them are served, or could be; below zero: none can.
 func (p *Process) GPUs(n int, about string) {
+	if n > 0 && p.WantsGPUs() && p.env.Layers != nil && !p.engine.Relay.HandsOver {
+		p.engine.Relay.HandsOver = true // where layers are measured, each device does so by itself
+	}
 	switch {
 	case n > 0 && p.env.NoCUDA != "":
 		p.log(settings.LogInfo, about+": left alone, what is computed there stays as it is: "+p.env.NoCUDA)
