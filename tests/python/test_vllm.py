@@ -66,7 +66,7 @@ def test_overridden_methods_take_what_vllm_gives(backend, version):
     for ours, theirs, abstract in pairs:
         methods = {**abstract["methods"], **theirs["methods"]}
         own = {name: f for name, f in vars(ours).items() if isinstance(f, (classmethod, staticmethod)) or inspect.isfunction(f)}
-        for name in set(own) - {"_build", "_decode"}:
+        for name in set(own) - {"_build", "_decode", "_tokens"}:
             assert name in methods, f"vLLM {version} has no {name}"
             given = [p for p in methods[name] if p not in ("self", "cls")]
             taken = inspect.signature(getattr(ours, name)).parameters
@@ -533,6 +533,18 @@ def test_drafts_beside_prompts(speculating):
     close(*speculating.attend(other))
 
 
+def test_a_group_that_only_takes_another_ones_metadata_over(speculating):
+    """vLLM builds a step's metadata for one of the groups of layers that are alike; the others' builders get that, and their own block table."""
+    metadata, m = speculating.step([4, 1, 30], [50, 200, 60]), speculating
+    second = m.backend.Builder(None, m.builder.layer_names, m.config, torch.device("cpu"))
+    other = second.update_block_table(metadata, metadata.block_table.flip(1).contiguous(), metadata.slot_mapping)
+    assert other.lessismore.table.equal(other.block_table[[0, 0, 0, 0, 1]]) and metadata.lessismore.table.equal(
+        metadata.block_table[[0, 0, 0, 0, 1]]
+    )
+    close(*m.attend(other))
+    close(*m.attend(metadata))
+
+
 def test_a_replayed_graphs_padding_sees_nothing_and_memory_keeps_its_place(speculating):
     captured = speculating.step([4, 4, 4], [9, 9, 9], capture=True)
     replayed = speculating.step([4, 0, 0], [50, 0, 0], padding=8)
@@ -792,10 +804,12 @@ def test_a_context_length_that_vllm_finds_is_the_decoders(backend, monkeypatch):
     ((rows_, first),) = Decoder.made
     assert d.active and first["capacity"] == d.capacity == 512
     c.model_config.max_model_len = 160
+    d.work.fill_(7)  # steps that measured what graphs take
     for _ in range(2):  # a builder for each group of layers
         backend.Builder(None, names, c, torch.device("cpu"))
     (_, (again, second)) = Decoder.made
     assert d.active and again == rows_ == d.max_rows and Decoder.open == 1 and second["work"] is first["work"] is d.work
+    assert not d.work.any()  # as a decoder needs it
     assert second == {**first, "capacity": 160, "kv_tokens": min(first["kv_tokens"], rows_ * 160)} and d.capacity == 160
     d.close()
     assert Decoder.open == 0
@@ -908,6 +922,23 @@ def test_a_rank_that_fails_makes_all_of_them_dense(monkeypatch):
     monkeypatch.setenv("LESSISMORE", "off")  # on this one only: it says so to those that wait for it
     d, made = engines(monkeypatch, stand_in.config(tensor_parallel_size=2), range(4))
     assert not made and d.reason == "switched off" and said[0][0] == "switched off"
+
+
+def test_a_rank_whose_error_ends_it_says_so_to_those_that_wait(monkeypatch):
+    """vLLM waits for each rank's answer, first rank first: one that waited for a rank that is gone would not say so for half an hour."""
+    for error in (ArgumentError("head_dim = 1"), RuntimeError("a driver's fault")):
+        said = []
+        monkeypatch.setattr(ranks, "every", lambda value: said.append(value[0]) or [value, value])
+        monkeypatch.setattr(ranks, "together", lambda n: n == 2)
+        with monkeypatch.context() as patch:
+
+            def make(self, found, device):
+                raise error
+
+            patch.setattr(context.Context, "_make", make)
+            with pytest.raises(type(error), match=str(error)):
+                engines(patch, stand_in.config({"layers": [0]}, tensor_parallel_size=2), range(4))
+        assert said == [None, str(error)]
 
 
 RANK = """

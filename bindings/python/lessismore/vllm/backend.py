@@ -78,11 +78,15 @@ class Builder(FlashAttentionMetadataBuilder):
         metadata = super().build(common_prefix_len, common, fast_build)
         metadata.lessismore = plan = rows.Plan(found.rows, rest, common.num_actual_tokens, found.requests)
         if found.rows and not found.single:
-            if self.tokens is None:
-                self.tokens = tokens.Tokens(shared.max_rows, self.device)
-            plan.lengths, plan.owner = self.tokens.lengths(common, found.requests, found.rows)
-            plan.table = self.tokens.table(plan.owner, common.block_table_tensor)
+            plan.lengths, plan.owner = self._tokens().lengths(common, found.requests, found.rows)
+            plan.table = self._tokens().table(plan.owner, common.block_table_tensor)
         return metadata
+
+    def _tokens(self) -> tokens.Tokens:
+        """Those of this group of layers, also where its first step is one that another group's builder has built."""
+        if self.tokens is None:
+            self.tokens = tokens.Tokens(self.shared.max_rows, self.device)
+        return self.tokens
 
     def update_block_table(self, metadata: Any, blk_table: Any, slot_mapping: Any) -> Any:
         changed = super().update_block_table(metadata, blk_table, slot_mapping)
@@ -91,8 +95,7 @@ class Builder(FlashAttentionMetadataBuilder):
             rest = super().update_block_table(plan.rest, blk_table[plan.requests :], slot_mapping[plan.rows :])
             changed.lessismore = plan = dataclasses.replace(plan, rest=rest)
         if plan.owner is not None:
-            assert self.tokens is not None
-            changed.lessismore = dataclasses.replace(plan, table=self.tokens.table(plan.owner, blk_table))
+            changed.lessismore = dataclasses.replace(plan, table=self._tokens().table(plan.owner, blk_table))
         return changed
 
 

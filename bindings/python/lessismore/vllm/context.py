@@ -55,7 +55,12 @@ class Context(serving.Serving):
             return
         self.opened = True
         if self._agreed():
-            self._open(ours, device)
+            try:
+                self._open(ours, device)
+            except Exception as e:
+                self.reason = str(e) or repr(e)  # for the other ranks, which wait for it
+                self._agreed()
+                raise
             self._agreed()
         own = self.settings
         self.report_by(metrics.Reporter(self, *_rank(self.config.parallel_config), own.stats_interval, own.stats))

@@ -103,13 +103,14 @@ class Serving:
 
     def narrow(self, capacity: int) -> None:
         """Makes the decoder anew, for rows of fewer tokens, in the same work memory. Before its first step. Raises Error."""
-        engine, decoder = self.engine, self.decoder
-        assert engine is not None and decoder is not None
+        engine, decoder, work = self.engine, self.decoder, self.work
+        assert engine is not None and decoder is not None and work is not None
         decoder.close()
         self.decoder = None
         self.capacity = self.shape["capacity"] = capacity
         self.kv_tokens = min(self.kv_tokens, self.max_rows * capacity)
-        self.decoder = Decoder(engine, self.max_rows, **self.shape, kv_tokens=self.kv_tokens, work=self.work)
+        work.zero_()  # steps that measured what graphs take have used it
+        self.decoder = Decoder(engine, self.max_rows, **self.shape, kv_tokens=self.kv_tokens, work=work)
 
     def chosen(self) -> str:
         """The selection layers and where they are from, for the log."""
