@@ -95,7 +95,7 @@ func newRelayHost(t *testing.T, layers []int, devices ...string) *relayHost {
 	config.Layers, config.Budget = layers, relayBudget
 	engine, err := contexts.NewEngine(config)
 	require.NoError(t, err)
-	engine.Relay.HandsOver = true
+	engine.Relay.HandsOver.Store(true)
 	return newRelayHostOn(t, engine, 7, seed, devices)
 }
 

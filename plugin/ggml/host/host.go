@@ -162,8 +162,8 @@ func (p *Process) WantsGPUs() bool { return p.env.CUDA != settings.CUDAOff && p.
 
 // GPUs says what becomes of the host's CUDA devices: n of them are served, or could be; below zero: none can.
 func (p *Process) GPUs(n int, about string) {
-	if n > 0 && p.WantsGPUs() && p.env.Layers != nil && !p.engine.Relay.HandsOver {
-		p.engine.Relay.HandsOver = true // where layers are measured, each device does so by itself
+	if n > 0 && p.WantsGPUs() && p.env.Layers != nil {
+		p.engine.Relay.HandsOver.Store(true) // where layers are measured, each device does so by itself
 	}
 	switch {
 	case n > 0 && p.env.NoCUDA != "":

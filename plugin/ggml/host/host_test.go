@@ -60,3 +60,27 @@ func TestStatisticsAreKeptCurrent(t *testing.T) {
 	p.WriteStats()
 	require.Equal(t, 1, c.waited, "at an end they are read")
 }
+
+// A second host's GPUs may be found while the first one's contexts compute (with -race); who has none, or measures layers, hands nothing over.
+func TestGPUsAreFoundWhileContextsCompute(t *testing.T) {
+	for layers, n := range map[string][2]int{"0": {1, 1}, "auto": {1, 0}, "1": {0, 0}, "2": {-1, 0}} {
+		p := &Process{}
+		settings := map[string]string{"LESSISMORE_LAYERS": layers, "LESSISMORE_PROFILE": "off", "LESSISMORE_LOG": "off"}
+		p.Configure(func(name string) (string, bool) {
+			value, ok := settings[name]
+			return value, ok
+		})
+		p.env.NoCUDA = ""
+		leg, done := p.engine.Relay.Join(), make(chan bool)
+		go func() {
+			defer close(done)
+			for range 1000 {
+				leg.Joined()
+			}
+		}()
+		p.GPUs(n[0], "GPUs")
+		<-done
+		require.Equal(t, n[1] == 1, p.engine.Relay.HandsOver.Load(), "layers %s, %d GPUs", layers, n[0])
+		leg.Part()
+	}
+}

@@ -15,7 +15,7 @@ import (
 // Relay is where the devices that a host's model is spread over by layers find each other: several GPUs (llama.cpp's -sm layer),
 // or the CPU and GPUs (a part of the layers off-loaded).
 type Relay struct {
-	HandsOver bool // set before the first device joins; false: each device chooses for itself
+	HandsOver atomic.Bool // false: each device chooses for itself. A host may find its GPUs while others compute already
 
 	mu      sync.Mutex
 	legs    []*Leg
@@ -118,7 +118,7 @@ func (l *Leg) Whole(layers []int32, host uint64, model func(layers []int32, weig
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l.shown.Host = host
-	if l.whole == nil && r.HandsOver {
+	if l.whole == nil && r.HandsOver.Load() {
 		r.complete(l, model)
 	}
 	if l.whole != nil && !slices.Equal(l.shown.Layers, layers) {
@@ -130,7 +130,7 @@ func (l *Leg) Whole(layers []int32, host uint64, model func(layers []int32, weig
 // Joined tells whether a device that has been by itself is part of a whole now: in a long prompt a host computes the CPU's layers on a
 // GPU, so that the CPU's part shows itself only later.
 func (l *Leg) Joined() bool {
-	if !l.relay.HandsOver { // asked at every call: contexts that have nothing in common need not meet at one lock
+	if !l.relay.HandsOver.Load() { // asked at every call: contexts that have nothing in common need not meet at one lock
 		return false
 	}
 	l.relay.mu.Lock()
