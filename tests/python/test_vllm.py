@@ -362,7 +362,7 @@ class LaterParallelConfig:
 
 @pytest.mark.parametrize(("change", "reason"), [
     ({}, None), (dict(spread_heads=None), None), (dict(_private=4), None), (dict(spread_heads=True), "spread_heads = True: an option that is not known"),
-    (dict(shards=2), "shards = 2"), (dict(plan=["other"]), "plan = ['other']"), (dict(names=["a"]), "names = ['a']"),
+    (dict(shards=2), "shards = 2"), (dict(shards=0), "shards = 0"), (dict(plan=["other"]), "plan = ['other']"), (dict(names=["a"]), "names = ['a']"),
 ])  # fmt: skip
 def test_an_engine_with_an_option_that_came_later_is_left_to_vllm(change, reason):
     later = LaterParallelConfig(shards=1, plan=["plain"])
@@ -1054,6 +1054,9 @@ def test_a_model_is_told_by_its_weights_wherever_they_lie(tmp_path):
     first = text(weights)
     assert first.startswith("served files ") and first == text(tmp_path / "b") == text(tmp_path / "current", revision="main")
     assert text(weights / "model.safetensors").startswith("served files ")  # one file, as of GGUF
+    for name in ("tokenizer.json", "tokenizer.model", "Figure.PNG"):  # large, but no weights: another tokenizer is no other model
+        (weights / name).write_bytes(rng.bytes(2 << 20))
+        assert text(weights) == first
     (weights / "model.safetensors").write_bytes(rng.bytes(3 << 20))  # another checkpoint in its place
     assert identity.another(first, text(weights)) and text(tmp_path / "current") == text(weights) != first
     quantized = text(tmp_path / "b", quantization="fp8")

@@ -14,7 +14,8 @@ from typing import Any, Optional
 
 PASSING = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")  # say nothing about the weights
 SERVED = "served"
-LEAST_FILE = 1 << 20  # bytes; smaller ones are not weights
+LEAST_FILE = 1 << 20  # bytes; smaller ones are not weights, nor are
+NO_WEIGHTS = (".json", ".jsonl", ".txt", ".md", ".model", ".tiktoken", ".jinja", ".py", ".png", ".jpg", ".jpeg", ".gif", ".pdf")
 PIECES, LEAST_PIECES, PIECE = 256, 4, 256  # of all files together, of one, and bytes of each
 
 
@@ -68,7 +69,7 @@ def _weights(path: str) -> tuple[str, str]:
     name has to do; "none" of a folder without any, as of a model whose weights are drawn."""
     try:
         if os.path.isdir(path):
-            files = sorted(os.path.join(path, name) for name in os.listdir(path))
+            files = sorted(os.path.join(path, name) for name in os.listdir(path) if not name.lower().endswith(NO_WEIGHTS))
         else:
             files = [path] if os.path.exists(path) else []
             if not files:

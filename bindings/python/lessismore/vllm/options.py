@@ -43,7 +43,7 @@ def unknown(given: Any, known: frozenset[str]) -> Optional[str]:
         if field.name in known or field.name.startswith("_"):
             continue
         value = getattr(given, field.name, None)
-        if value not in (None, False) and value != _default(field):
+        if value is not None and value is not False and value != _default(field):
             return f"{field.name} = {value}"
     return None
 
