@@ -907,6 +907,16 @@ def test_ranks_of_other_settings_are_dense_and_none_waits_for_another(monkeypatc
     assert (d.reason is None and made == [(4, (0,))] and len(seen) == 2) if text is None else (text in d.reason and not made)
 
 
+def test_ranks_of_other_versions_have_other_settings():
+    older, newer = (None, {"budget": 1}), (None, {"budget": 1, "later": 2})
+    for found, text in (
+        ((older, newer), "later is not known on rank 0 and 2 on rank 1"),
+        ((newer, older), "later is 2 on rank 0 and not known on rank 1"),
+    ):
+        assert text in (ranks.against(found) or "")
+    assert ranks.against((newer, newer)) is None
+
+
 def test_a_rank_that_fails_makes_all_of_them_dense(monkeypatch):
     said = []
 

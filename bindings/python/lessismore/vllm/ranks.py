@@ -33,9 +33,10 @@ def against(found: Sequence[tuple[Optional[str], dict[str, Any]]]) -> Optional[s
             return f"rank {rank}: {reason}"
     settings = [own for _, own in found]
     for rank, own in enumerate(settings):
-        for name, value in own.items():
-            if value != settings[0][name]:
-                return f"the ranks' settings differ: {name} is {settings[0][name]} on rank 0 and {value} on rank {rank}"
+        for name in sorted({*own, *settings[0]}):  # machines may have other versions of this
+            one, other = settings[0].get(name, "not known"), own.get(name, "not known")
+            if one != other:
+                return f"the ranks' settings differ: {name} is {one} on rank 0 and {other} on rank {rank}"
     return None
 
 
