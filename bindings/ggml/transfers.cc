@@ -1,7 +1,9 @@
 #include "transfers.h"
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -230,7 +232,10 @@ bool has_few_rows(const Tensor *t, int64_t most) {
 
 // Whether a tensor is what a host's scheduler makes for weights that lie on another device: of a long prompt it copies those of the CPU's
 // layers, layer after layer. That is no input, and would take the place of these.
-bool is_of_weights(const Tensor *t) { return strstr(t->name, ".weight#") != nullptr || strstr(t->name, ".bias#") != nullptr; }
+bool is_of_weights(const Tensor *t) {
+    constexpr const char *ends[] = {".weight#", ".bias#", ".lora_a#", ".lora_b#"};
+    return std::any_of(std::begin(ends), std::end(ends), [&](const char *end) { return strstr(t->name, end) != nullptr; });
+}
 
 // Something was put into n bytes from `offset` of a tensor.
 void moved_in(const Tensor *t, size_t offset, size_t n, const void *data) {

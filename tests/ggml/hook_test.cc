@@ -274,8 +274,9 @@ TEST(Hook, WhatIsCopiedOfWeights) {
     Tensor     positions = at(0, lim::ggml::kI32, "CUDA0#inp_pos#0");
     shim_set(&positions, values, 0, sizeof values);
     for (int i = 1; i <= kWeights; i++) {
-        char name[64];
-        snprintf(name, sizeof name, "CUDA0#blk.%d.attn_%s#0", i, i % 2 ? "norm.weight" : "q.bias");
+        char                  name[64];
+        constexpr const char *of[] = {"norm.weight", "q.bias", "q.weight.lora_a"};
+        snprintf(name, sizeof name, "CUDA0#blk.%d.attn_%s#0", i, of[i % 3]);
         Tensor weights = at(i, lim::ggml::kF32, name);
         shim_set(&weights, values, 0, sizeof values);
         EXPECT_FALSE(is_known(weights));
