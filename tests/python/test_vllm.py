@@ -1078,6 +1078,7 @@ def test_a_model_is_told_by_its_weights_wherever_they_lie(tmp_path):
     assert text(drawn[0]) == text(drawn[1]) and text(drawn[0]).startswith("served none ")
     named = text("some/model"), text("some/model", revision="v2"), text("other/model")
     assert len(set(named)) == 3 and all(name.startswith("served name ") for name in named) and identity.another(named[0], named[2])
+    assert not identity.another(named[0], named[1]) and identity.difference(named[0], named[1]) == "of another revision of the model"
     assert not identity.another(first, named[0]) and identity.difference(named[0], first) == "of another host"
     assert text("temporary", model_weights="s3://models/x") == text("elsewhere", model_weights="s3://models/x")
 

@@ -28,7 +28,7 @@ def about(config: Any) -> str:
     kind, weights = _weights(os.fspath(name))
     if kind == "name":
         commit = getattr(model.hf_config, "_commit_hash", None)
-        weights = _digest(json.dumps([str(name), str(model.revision), str(commit)]).encode())
+        weights = f"{_digest(str(name).encode())}.{_digest(json.dumps([str(model.revision), str(commit)]).encode())}"
     return f"{SERVED} {kind} {weights} {configuration}"
 
 
@@ -38,9 +38,9 @@ def of_ranks(model: str, ranks: int) -> str:
 
 
 def another(made: str, model: str) -> bool:
-    """Whether two texts are of different weights for certain."""
+    """Whether two texts are of different weights for certain: another commit of the same name may have changed a document only."""
     one, two = _parts(made), _parts(model)
-    return one is not None and two is not None and one[1] == two[1] and one[2] != two[2]
+    return one is not None and two is not None and one[1] == two[1] and _name(one) != _name(two)
 
 
 def difference(made: Optional[str], model: str) -> str:
@@ -48,8 +48,10 @@ def difference(made: Optional[str], model: str) -> str:
     if made == model:
         return ""
     one, two = _parts(made or ""), _parts(model)
-    if one is None or two is None or one[1:3] != two[1:3]:
+    if one is None or two is None or one[1] != two[1] or _name(one) != _name(two):
         return "of another host"
+    if one[2] != two[2]:
+        return "of another revision of the model"
     if one[3] != two[3]:
         return "of another configuration of the model"
     return "measured by the heads of one rank"
@@ -58,6 +60,10 @@ def difference(made: Optional[str], model: str) -> str:
 def _parts(text: str) -> Optional[list[str]]:
     parts = text.split(" ")
     return parts if len(parts) >= 4 and parts[0] == SERVED else None
+
+
+def _name(parts: list[str]) -> str:
+    return parts[2].split(".")[0]
 
 
 def _digest(content: bytes) -> str:
