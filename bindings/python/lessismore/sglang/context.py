@@ -46,11 +46,9 @@ class Context(serving.Serving):
                 return self.refuse(against)
             self._open(runner, backend)
         except (Error, torch.OutOfMemoryError) as e:
-            self.close()
-            self.refuse(str(e), logging.ERROR)
+            self.give_up(str(e))
         except serving.UNKNOWN as e:
-            self.close()
-            self.refuse(f"this version of SGLang is not known: {e}", logging.ERROR)
+            self.give_up(f"this version of SGLang is not known: {e}")
 
     def _open(self, runner: Any, backend: Any) -> None:
         own, arguments = self.settings, runner.server_args

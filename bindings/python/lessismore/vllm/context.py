@@ -71,8 +71,7 @@ class Context(serving.Serving):
         if parallel.pipeline_parallel_size == 1 and ranks.together(parallel.tensor_parallel_size):
             against = ranks.against(ranks.every((self.reason, settings.of_all(self.settings))))
             if against is not None and self.reason is None:
-                self.close()
-                self.refuse(against, logging.WARNING)
+                self.give_up(against, logging.WARNING)
         return self.reason is None
 
     def _open(self, ours: type, device: torch.device) -> None:
@@ -85,13 +84,12 @@ class Context(serving.Serving):
         try:
             self._make(census, device)
         except (Error, torch.OutOfMemoryError) as e:
-            self.close()
             if isinstance(e, ArgumentError) and settings.from_config(self.config.additional_config):
+                self.close()
                 raise
-            self.refuse(str(e), logging.ERROR)
+            self.give_up(str(e))
         except serving.UNKNOWN as e:
-            self.close()
-            self.refuse(f"{OTHER}: {e}", logging.ERROR)
+            self.give_up(f"{OTHER}: {e}")
 
     def _against(self) -> Optional[str]:
         """Why nothing of this engine can be sparse, whatever its layers are."""
@@ -107,8 +105,7 @@ class Context(serving.Serving):
         try:
             self.narrow(longest)
         except Error as e:
-            self.close()
-            self.refuse(str(e), logging.ERROR)
+            self.give_up(str(e))
 
     def _make(self, census: layers.Census, device: torch.device) -> None:
         config = self.config

@@ -23,12 +23,12 @@ def about(config: Any) -> str:
     """The text of an engine's model. config: vLLM's VllmConfig, or what has the same fields."""
     model = config.model_config
     text = {k: v for k, v in model.hf_config.to_dict().items() if not k.startswith("_") and k not in PASSING}
-    configuration = _digest(json.dumps([text, str(model.quantization)], sort_keys=True, default=str).encode())
+    configuration = digest(json.dumps([text, str(model.quantization)], sort_keys=True, default=str).encode())
     name = getattr(model, "model_weights", "") or model.model  # of a model in an object store, vLLM keeps the first
     kind, weights = _weights(os.fspath(name))
     if kind == "name":
         commit = getattr(model.hf_config, "_commit_hash", None)
-        weights = f"{_digest(str(name).encode())}.{_digest(json.dumps([str(model.revision), str(commit)]).encode())}"
+        weights = f"{digest(str(name).encode())}.{digest(json.dumps([str(model.revision), str(commit)]).encode())}"
     return f"{SERVED} {kind} {weights} {configuration}"
 
 
@@ -66,7 +66,8 @@ def _name(parts: list[str]) -> str:
     return parts[2].split(".")[0]
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """Of what is to be told from others, 16 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -84,13 +85,13 @@ def _weights(path: str) -> tuple[str, str]:
         files = [file for file in files if stat.S_ISREG(sizes[file].st_mode) and sizes[file].st_size >= LEAST_FILE]
         if not files:
             return "none", "-"
-        digest, pieces = hashlib.sha256(), max(LEAST_PIECES, PIECES // len(files))
+        samples, pieces = hashlib.sha256(), max(LEAST_PIECES, PIECES // len(files))
         for file in files:
             size = sizes[file].st_size
-            digest.update(f"{os.path.basename(file)} {size}\n".encode())
+            samples.update(f"{os.path.basename(file)} {size}\n".encode())
             with open(file, "rb", buffering=0) as f:
                 for i in range(pieces):
-                    digest.update(os.pread(f.fileno(), PIECE, (size - PIECE) * i // (pieces - 1)))
-        return "files", digest.hexdigest()[:16]
+                    samples.update(os.pread(f.fileno(), PIECE, (size - PIECE) * i // (pieces - 1)))
+        return "files", samples.hexdigest()[:16]
     except OSError:
         return "name", ""

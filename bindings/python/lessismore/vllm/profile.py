@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import stat
@@ -87,7 +86,7 @@ def choose(settings: Settings, in_force: dict[str, Any], n_layers: int, model: s
 def _default(in_force: dict[str, Any], n_layers: int, model: str) -> Optional[str]:
     folder = profile_dir()
     text = json.dumps([model, n_layers, in_force], sort_keys=True)
-    return None if folder is None else os.path.join(folder, f"vllm-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json")
+    return None if folder is None else os.path.join(folder, f"vllm-{identity.digest(text.encode())}.json")
 
 
 def _made(found: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Sequence, TypeVar
+import contextlib
+from typing import Any, Callable, Iterator, Optional, Sequence, TypeVar
 
 import torch
 
@@ -15,13 +16,19 @@ def together(ranks: int) -> bool:
     return ranks > 1 and distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() == ranks
 
 
+@contextlib.contextmanager
+def _processes() -> Iterator[Any]:
+    """A group of all ranks for what is in their processes' memory: the world's own is of GPUs. All enter at the same point."""
+    group = torch.distributed.new_group(backend="gloo")
+    yield group
+    torch.distributed.destroy_process_group(group)
+
+
 def every(own: T) -> list[T]:
     """What each rank has of it, in their order, on each of them: all call this at the same point."""
-    distributed = torch.distributed
-    group = distributed.new_group(backend="gloo")  # the world's own is of GPUs
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, own, group=group)
-    distributed.destroy_process_group(group)
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    with _processes() as group:
+        torch.distributed.all_gather_object(found, own, group=group)
     return found
 
 
@@ -43,15 +50,14 @@ def against(found: Sequence[tuple[Optional[str], dict[str, Any]]]) -> Optional[s
 def first(make: Callable[[], T]) -> T:
     """What make() gives on the first rank, on each of them: all call this at the same point. What it raises there is raised everywhere."""
     distributed = torch.distributed
-    group = distributed.new_group(backend="gloo")  # the world's own is of GPUs
     said: list[object] = [None]
-    if distributed.get_rank() == 0:
-        try:
-            said = [make()]
-        except Exception as e:  # whatever it is, the others wait for an answer
-            said = [e]
-    distributed.broadcast_object_list(said, src=0, group=group)
-    distributed.destroy_process_group(group)
+    with _processes() as group:
+        if distributed.get_rank() == 0:
+            try:
+                said = [make()]
+            except Exception as e:  # whatever it is, the others wait for an answer
+                said = [e]
+        distributed.broadcast_object_list(said, src=0, group=group)
     found = said[0]
     if isinstance(found, Exception):
         raise found

@@ -54,6 +54,11 @@ class Serving:
         self.reason = reason
         self.logger.log(level, "lessismore: nothing is sparse: %s", reason)
 
+    def give_up(self, reason: str, level: int = logging.ERROR) -> None:
+        """refuse, and the library's memory back."""
+        self.close()
+        self.refuse(reason, level)
+
     def fail(self, error: Error) -> None:
         """A layer was refused in the middle of a step: the host computes it, and everything from the next step on."""
         self.declined["refused by the library"] += 1
