@@ -410,16 +410,16 @@ func (h *relayHost) chosenBy(slots []int, layers ...int) {
 	}
 }
 
-// text begins sequences of so many tokens each, in a prompt, and computes a first pass and the step after it.
+// text begins sequences of so many tokens each, in prompts. Of two lengths below zero they have streams of their own.
 func (h *relayHost) text(lengths ...int) {
 	slot := 0
 	for s, n := range lengths {
-		if h.apart {
+		if h.apart = n < 0; h.apart {
 			slot = s * h.slotsOf()
 		}
 		first := slot
 		var prompt []int
-		for range n {
+		for range max(n, -n) {
 			h.write(s, slot)
 			prompt = append(prompt, slot)
 			slot++
@@ -460,14 +460,9 @@ func onDevices(t *testing.T, env ...string) (child bool, log []string) {
 	return false, standin.Again(t, append([]string{"LIM_STANDIN_DEVICES=3", "LIM_STANDIN_ATTEND=sets"}, env...)...)
 }
 
-// settled has the first passes behind it: from the next step on, the layers have their roles. Of two lengths below zero the sequences have
-// streams of their own.
+// settled has the first passes behind it: from the next step on, the layers have their roles. lengths: see text.
 func settled(t *testing.T, layers []int, devices []string, lengths ...int) *relayHost {
 	h := newRelayHost(t, layers, devices...)
-	for i, n := range lengths {
-		h.apart = n < 0
-		lengths[i] = max(n, -n)
-	}
 	h.text(lengths...)
 	h.decode(nil)
 	return h
@@ -855,10 +850,6 @@ func TestPromptsThatAGPUComputes(t *testing.T) {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			h := newRelayHost(t, []int{1}, c.devices...)
 			h.loads, h.wants = true, true
-			for i, n := range c.lengths {
-				h.apart = n < 0
-				c.lengths[i] = max(n, -n)
-			}
 			h.text(c.lengths...)
 			for range 2 { // the CPU's first pass, and what is known of the whole then
 				h.decode(nil)
